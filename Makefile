@@ -1,0 +1,89 @@
+# Tokenize once, train many times. `make help` lists what there is.
+
+CORPUS ?= data/sample/wikipedia-zh-sample.json
+SHARDS ?= data/shards/$(basename $(basename $(notdir $(CORPUS))))
+CONFIG ?= configs/sample.yaml
+RUN    ?= $(basename $(notdir $(CONFIG)))
+PROMPT ?=
+ARGS   ?=
+
+SAMPLE_CORPUS    := data/sample/wikipedia-zh-sample.json
+SAMPLE_TOKENIZER := data/tokenizers/wikipedia-zh-sample
+SAMPLE_VOCAB_SIZE   := 4096
+SAMPLE_BLOCK_TOKENS := 256
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+VENV   := .venv
+RUN_PYTHON := $(VENV)/bin/python
+
+ifeq ($(CORPUS),$(SAMPLE_CORPUS))
+BUILD_ARGS := --tokenizer $(SAMPLE_TOKENIZER) --block-tokens $(SAMPLE_BLOCK_TOKENS)
+BUILD_NEEDS := $(SAMPLE_TOKENIZER)/tokenizer.json
+endif
+
+# Training needs shards built first where this Makefile knows from what: for the sample, and where CORPUS is given.
+ifneq ($(filter command line environment,$(origin CORPUS)),)
+TRAIN_NEEDS := shards
+TRAIN_SHARDS := --shards "$(SHARDS)"
+else ifeq ($(CONFIG),configs/sample.yaml)
+TRAIN_NEEDS := shards
+endif
+ifneq ($(filter command line environment,$(origin SHARDS)),)
+TRAIN_SHARDS := --shards "$(SHARDS)"
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup shards train generate report test test-all check bench clean
+
+help:  ## list the targets and variables
+	@echo "Targets"
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | awk -F'|' '{printf "  %-10s %s\n", $$1, $$2}'
+	@echo
+	@echo "Variables"
+	@echo "  CORPUS     source file                    ($(CORPUS))"
+	@echo "  SHARDS     shard set to build or read     ($(SHARDS))"
+	@echo "  CONFIG     training settings              ($(CONFIG))"
+	@echo "  RUN        name of the run, in runs/      ($(RUN))"
+	@echo "  PROMPT     text to continue               (the prompts of the config)"
+	@echo "  ARGS       further options of the command, e.g. ARGS=\"--learning_rate 1e-3\""
+
+setup: $(VENV)/.ready  ## make the environment .venv from requirements.lock
+
+$(VENV)/.ready: requirements.lock
+	@"$(PYTHON)" -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
+	"$(PYTHON)" -m venv $(VENV)
+	$(VENV)/bin/pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	@touch $@
+
+shards: $(VENV)/.ready $(BUILD_NEEDS)  ## build the shard set of CORPUS, once
+	@$(RUN_PYTHON) -m pipeline build "$(CORPUS)" --out "$(SHARDS)" $(BUILD_ARGS) $(if $(filter shards,$(MAKECMDGOALS)),$(ARGS))
+
+$(SAMPLE_TOKENIZER)/tokenizer.json: $(SAMPLE_CORPUS) | $(VENV)/.ready
+	@$(RUN_PYTHON) -m pipeline tokenizer "$<" --vocab-size $(SAMPLE_VOCAB_SIZE) --out "$(@D)" --force
+
+train: $(VENV)/.ready $(TRAIN_NEEDS)  ## train the model of CONFIG, then generate from its prompts
+	@$(RUN_PYTHON) -m train --config "$(CONFIG)" --output_dir "runs/$(RUN)" $(TRAIN_SHARDS) $(ARGS)
+
+generate: $(VENV)/.ready  ## continue PROMPT with the model of RUN
+	@$(RUN_PYTHON) -m train.generate "runs/$(RUN)" $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)
+
+report: $(VENV)/.ready  ## show what the shard set SHARDS holds
+	@$(RUN_PYTHON) -m shards info "$(SHARDS)" $(ARGS)
+
+test: $(VENV)/.ready  ## run the tests, offline, in a few minutes
+	HF_HUB_OFFLINE=1 $(RUN_PYTHON) -m pytest -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.ready  ## run all tests, the long ones too
+	HF_HUB_OFFLINE=1 $(RUN_PYTHON) -m pytest $(ARGS)
+
+check: $(VENV)/.ready  ## lint, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/.ready  ## measure the pipeline against its parts (see bench/RESULTS.md)
+	$(RUN_PYTHON) bench/pipeline.py $(ARGS)
+
+clean:  ## remove built shards, tokenizers and caches; keeps runs/, data/*.json and .venv
+	rm -rf data/shards data/tokenizers .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +

@@ -1,0 +1,94 @@
+"""`python -m shards info|verify|cat`: look at a shard set, and check it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from shards.command_line import Parser, run_command
+from shards.errors import InputError
+from shards.manifest import SPLITS, read_manifest
+from shards.reader import open_shard_set
+from shards.show import describe, describe_json, show_block
+from shards.verify import verify
+from shards.writer import bin_bytes
+
+
+def main(arguments: list[str]) -> int:
+    options = make_parser().parse_args(arguments)
+    status: int = options.run(options)
+    return status
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="python -m shards", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    info = commands.add_parser("info", help="what a shard set holds")
+    info.add_argument("directory", type=Path, metavar="DIR", help="the shard set")
+    info.add_argument("--json", action="store_true", help="for programs")
+    info.set_defaults(run=run_info)
+
+    check = commands.add_parser("verify", help="check every byte; exit status 2 if anything is wrong")
+    check.add_argument("directory", type=Path, metavar="DIR", help="the shard set")
+    check.add_argument("--quick", action="store_true", help="look at sizes and structure alone")
+    check.set_defaults(run=run_verify)
+
+    cat = commands.add_parser("cat", help="show a block as text")
+    cat.add_argument("directory", type=Path, metavar="DIR", help="the shard set")
+    cat.add_argument("--split", default="train", metavar="NAME", help=f"{' or '.join(SPLITS)} (default train)")
+    cat.add_argument("--block", type=int, default=0, metavar="N", help="block number, from 0 (default 0)")
+    cat.add_argument("--tokens", action="store_true", help="show ids beside the pieces")
+    cat.set_defaults(run=run_cat)
+    return parser
+
+
+def run_info(options: argparse.Namespace) -> int:
+    shard_set = open_shard_set(options.directory)
+    print(describe_json(shard_set) if options.json else describe(shard_set))
+    return 0
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    manifest = read_manifest(options.directory)
+    num_bytes = sum(bin_bytes(shard.num_blocks, manifest.block_tokens) for shard in manifest.shards)
+    with _ProgressLine(num_bytes, show=sys.stderr.isatty() and not options.quick) as progress:
+        faults = verify(options.directory, quick=options.quick, progress=progress.advance)
+    for fault in faults[1:]:
+        print(f"error: {fault}", file=sys.stderr)
+    if faults:
+        raise InputError(faults[0])
+    extent = "sizes and structure" if options.quick else f"{num_bytes:,} bytes"
+    print(f"{options.directory}: good ({len(manifest.shards):,} shards, {extent} verified)")
+    return 0
+
+
+def run_cat(options: argparse.Namespace) -> int:
+    shard_set = open_shard_set(options.directory)
+    print(show_block(shard_set, options.split, options.block, with_ids=options.tokens))
+    return 0
+
+
+class _ProgressLine:
+    """Percent done on one line of a terminal."""
+
+    def __init__(self, total_bytes: int, *, show: bool) -> None:
+        self._total, self._done, self._shown = total_bytes, 0, show
+
+    def advance(self, num_bytes: int) -> None:
+        self._done += num_bytes
+        if self._shown:
+            percent = 100 * self._done // max(1, self._total)
+            print(f"\rverified {percent:3}% of {self._total:,} bytes", end="", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> _ProgressLine:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

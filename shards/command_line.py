@@ -1,0 +1,82 @@
+"""What every command line of this project does the same way: errors, exit statuses, Ctrl-C.
+
+0 success, 2 bad usage or bad input (one `error: …` line, no traceback), 1 an internal fault (with its
+traceback), 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+from shards.errors import InputError, nearest, printable
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised in the main thread so that it unwinds like Ctrl-C does."""
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse.ArgumentParser` whose errors are an `InputError` that names the nearest right option."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        values, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            options = [option for action in self._all_actions() for option in action.option_strings]
+            hint = nearest(unknown[0].split("=")[0], options)
+            self.error(f"unrecognized argument {printable(unknown[0])!r}{hint}")
+        return values
+
+    def _all_actions(self) -> list[argparse.Action]:
+        actions = list(self._actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for sub_parser in action.choices.values():
+                    actions += sub_parser._actions
+        return actions
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see `{self.prog} --help`)")
+
+
+def _raise_terminated(_signal_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Run `main(arguments)` and end the process with the exit status described above."""
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        status = main(list(sys.argv[1:] if argv is None else argv)) or 0
+        sys.stdout.flush()
+    except InputError as error:
+        status = _fail(str(error))
+    except Terminated as stop:
+        status = _fail(": ".join(("terminated", *stop.args)), status=143, prefix="")
+    except KeyboardInterrupt as stop:
+        status = _fail(": ".join(("interrupted", *stop.args)), status=130, prefix="")
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        status = _fail(f"{where}{error.strerror}")
+    sys.exit(status)
+
+
+def _fail(message: str, *, status: int = 2, prefix: str = "error: ") -> int:
+    print(f"{prefix}{' '.join(printable(line) for line in message.splitlines())}", file=sys.stderr)
+    return status

@@ -1,0 +1,28 @@
+"""The one exception that means "the input is wrong", as opposed to "we are wrong".
+
+A command line turns an `InputError` into one `error: …` line on stderr and exit status 2. Every other
+exception is a fault of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave (a file, an option, a setting) can't be used.
+
+    The message is one line: where, what was expected, what was found, what to do.
+    """
+
+
+def printable(text: str) -> str:
+    """`text` on one line with control characters (terminal escapes included) written as `\\x1b`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'text'?"` for the known word closest to `word`, or an empty string."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,50 @@
+"""Files that are either whole or absent, also after a power failure.
+
+A file is written under a temporary name in its own directory, flushed to the disk, renamed, and then the
+directory is flushed. Whoever sees the final name sees the whole content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def flush_directory(directory: Path) -> None:
+    """Make renames and new names in `directory` survive a power failure."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path, *, flush_parent: bool = True) -> Iterator[BinaryIO]:
+    """Open `path` for writing; it appears under its name only if the block ends without an exception.
+
+    `flush_parent=False` leaves the directory's flush to the caller, who has several files to rename.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    if flush_parent:
+        flush_directory(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    with atomic_writer(path) as file:
+        file.write(content)

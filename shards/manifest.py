@@ -1,0 +1,248 @@
+"""The manifest of a shard set: what was built, from what and how. Its presence says that the set is complete.
+
+`manifest.json` is UTF-8 JSON. Everything in it follows from the corpus and the settings: it holds no time, no
+machine, no number of workers, so two builds of one corpus have the same manifest byte for byte. The
+fingerprint is the BLAKE3 digest of the canonical JSON (sorted keys, no white space, UTF-8) of everything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from blake3 import blake3
+
+from shards.errors import InputError, printable
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+TOKENIZER_DIRECTORY = "tokenizer"
+# Not a part of the format and never needed: where the sources lay, so that a rebuild sees at once that none changed.
+STAMPS_NAME = ".sources.json"
+SPLITS = ("train", "val")
+SplitName = Literal["train", "val"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerEntry:
+    """The tokenizer whose ids the shards hold; its own files lie in `tokenizer/`."""
+
+    name: str
+    vocab_size: int  # ids are below this
+    eos_id: int
+    eos_token: str
+    sha256: str  # of tokenizer/tokenizer.json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceEntry:
+    """One file of the corpus."""
+
+    path: str  # as a person would name it: relative to the directory given, or the file's name
+    format: str
+    num_bytes: int
+    digest: str  # BLAKE3 over the digests of its units, in order
+    num_units: int
+    num_records: int  # documents + empty + rejected
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitEntry:
+    """What a split holds, all shards together."""
+
+    num_documents: int
+    num_tokens: int  # EOS of each document included, filling excluded
+    num_blocks: int
+    num_fill_tokens: int  # EOS tokens that fill up the very last block
+    num_text_bytes: int  # UTF-8
+    num_text_chars: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardEntry:
+    """One `.bin` with its `.idx`."""
+
+    name: str  # file name without suffix
+    split: SplitName
+    num_blocks: int
+    num_tokens: int  # filling excluded
+    num_pieces: int
+    num_documents: int  # pieces that end with EOS here
+    digest: str  # BLAKE3 of the .bin
+    index_digest: str  # BLAKE3 of the .idx
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TailEntry:
+    """What was left over in one unit, in the last shard of its split."""
+
+    unit: int
+    split: SplitName
+    num_pieces: int
+    continues: bool  # its first piece continues the document that the unit's shard ends in
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RejectedEntry:
+    """Records that were read and are in no shard."""
+
+    reason: str
+    num_records: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """All of `manifest.json`."""
+
+    format_version: int
+    generator: str
+    block_tokens: int
+    dtype: str
+    tokenizer: TokenizerEntry
+    settings: dict[str, Any]
+    sources: list[SourceEntry]
+    splits: dict[str, SplitEntry]
+    shards: list[ShardEntry]
+    tails: list[TailEntry]
+    num_records: int
+    num_empty: int
+    rejected: list[RejectedEntry]
+    fingerprint: str = ""
+
+    def with_fingerprint(self) -> Manifest:
+        return dataclasses.replace(self, fingerprint=fingerprint(self))
+
+
+def canonical_json(value: Any) -> bytes:
+    """One spelling for one value: sorted keys, no white space, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def fingerprint(manifest: Manifest) -> str:
+    """BLAKE3 (64 hexadecimal digits) of the manifest without its fingerprint."""
+    content = dataclasses.asdict(manifest)
+    del content["fingerprint"]
+    return blake3(canonical_json(content)).hexdigest()
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The bytes of `manifest.json`: indented for people, one shard a line."""
+    lines = []
+    for key, value in dataclasses.asdict(manifest).items():
+        if isinstance(value, list) and value:
+            rows = ",\n    ".join(json.dumps(row, ensure_ascii=False) for row in value)
+            lines.append(f"  {json.dumps(key)}: [\n    {rows}\n  ]")
+        else:
+            text = json.dumps(value, ensure_ascii=False, indent=2).replace("\n", "\n  ")
+            lines.append(f"  {json.dumps(key)}: {text}")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check the manifest of the shard set in `directory`. Raises `InputError`."""
+    path = directory / MANIFEST_NAME
+    if not directory.exists():
+        raise InputError(f"{directory}: no such shard set; build it with `python -m pipeline build`")
+    if not path.is_file():
+        raise InputError(
+            f"{directory}: no {MANIFEST_NAME}, so this is no complete shard set; finish it with the same build command"
+        )
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); the file is damaged, build the set again") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path}: expected format version {FORMAT_VERSION}, found {version!r}")
+    manifest = typing.cast(Manifest, _decode(Manifest, content, str(path)))
+    if fingerprint(manifest) != manifest.fingerprint:
+        raise InputError(f"{path}: the fingerprint doesn't match the content; the manifest was changed or damaged")
+    _check(manifest, path)
+    return manifest
+
+
+def _check(manifest: Manifest, path: Path) -> None:
+    """What every manifest must hold beyond its types."""
+    if manifest.block_tokens < 1:
+        raise InputError(f"{path}: block_tokens: expected at least 1, found {manifest.block_tokens}")
+    if manifest.dtype != "uint32":
+        raise InputError(f"{path}: dtype: expected 'uint32', found {manifest.dtype!r}")
+    if not 0 <= manifest.tokenizer.eos_id < manifest.tokenizer.vocab_size <= 2**31:
+        raise InputError(f"{path}: tokenizer: eos_id must be below vocab_size, and that at most 2**31")
+    if set(manifest.splits) != set(SPLITS):
+        raise InputError(f"{path}: splits: expected {', '.join(SPLITS)}, found {', '.join(manifest.splits)}")
+    names = set()
+    for shard in manifest.shards:
+        where = f"{path}: shard {printable(shard.name)!r}"
+        suffix = shard.name.removeprefix(f"{shard.split}-")
+        if shard.split not in SPLITS or not suffix.isascii() or not suffix.isdigit():
+            raise InputError(f"{where}: expected a name such as {SPLITS[0]}-00000")
+        if shard.name in names:
+            raise InputError(f"{where}: listed twice")
+        names.add(shard.name)
+        room = shard.num_blocks * manifest.block_tokens
+        if shard.num_blocks < 1 or not room - manifest.block_tokens < shard.num_tokens <= room:
+            raise InputError(f"{where}: {shard.num_tokens:,} tokens don't fit {shard.num_blocks:,} blocks")
+    for name, split in manifest.splits.items():
+        members = [shard for shard in manifest.shards if shard.split == name]
+        for field in ("num_blocks", "num_tokens", "num_documents"):
+            total = sum(getattr(shard, field) for shard in members)
+            if total != getattr(split, field):
+                raise InputError(
+                    f"{path}: split {name}: {field} is {getattr(split, field):,}, its shards hold {total:,}"
+                )
+
+
+def _decode(expected: Any, value: Any, where: str) -> Any:
+    """`value` (from JSON) as the type `expected`. Raises `InputError` naming the field."""
+    if dataclasses.is_dataclass(expected):
+        return _decode_record(typing.cast(type, expected), value, where)
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin is list:
+        if not isinstance(value, list):
+            raise InputError(f"{where}: expected a list, found {_kind(value)}")
+        return [_decode(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: expected an object, found {_kind(value)}")
+        return {key: _decode(arguments[1], item, f"{where}.{printable(key)}") for key, item in value.items()}
+    if origin is Literal:
+        if value not in arguments:
+            raise InputError(f"{where}: expected one of {', '.join(arguments)}, found {printable(repr(value))}")
+        return value
+    if expected is Any:
+        return value
+    if type(value) is not expected or (expected is int and value < 0):
+        raise InputError(f"{where}: expected {_kind(expected())}, found {printable(repr(value))[:80]}")
+    return value
+
+
+def _decode_record(expected: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected an object, found {_kind(value)}")
+    hints = typing.get_type_hints(expected)
+    for name in hints:
+        if name not in value:
+            raise InputError(f"{where}: no field {name!r}")
+    for name in value:
+        if name not in hints:
+            raise InputError(f"{where}: unknown field {printable(name)!r}")
+    return expected(**{name: _decode(hint, value[name], f"{where}: {name}") for name, hint in hints.items()})
+
+
+def _kind(value: object) -> str:
+    names: dict[type, str] = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        types.NoneType: "null",
+    }
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,241 @@
+"""Reading a shard set: blocks by number, documents one after another, without copying where possible.
+
+import shards
+shard_set = shards.open("data/shards/sample")
+train = shard_set["train"]
+len(train)                 # number of blocks
+train[0]                   # the first block: uint32, shape (block_tokens,), a read-only view of the file
+train[np.array([7, 3])]    # uint32, shape (2, block_tokens), one copy
+for document in train.documents(): ...   # uint32 arrays, EOS left off, in the corpus's order
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.errors import InputError, nearest
+from shards.index import HEADER, check_index_header, index_bytes, read_index
+from shards.manifest import MANIFEST_NAME, TOKENIZER_DIRECTORY, Manifest, ShardEntry, SplitName, read_manifest
+from shards.order import epoch_order
+from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
+
+Tokens = npt.NDArray[np.uint32]
+
+
+def open_shard_set(directory: str | os.PathLike[str]) -> ShardSet:
+    """Open the shard set in `directory` after a check of its manifest, its files' sizes and index headers.
+
+    Raises `InputError` with one line about the first fault. Reads no token; `shards.verify` reads them all.
+    """
+    path = Path(directory)
+    manifest = read_manifest(path)
+    for shard in manifest.shards:
+        check_shard_files(path, shard, manifest.block_tokens)
+    return ShardSet(path, manifest)
+
+
+def check_shard_files(directory: Path, shard: ShardEntry, block_tokens: int) -> None:
+    """Raise `InputError` unless both files of `shard` are there, regular, of the right size and header."""
+    path = directory / (shard.name + BIN_SUFFIX)
+    found, expected = regular_file_bytes(path), bin_bytes(shard.num_blocks, block_tokens)
+    if found != expected:
+        kind = "truncated" if found < expected else "too long"
+        raise InputError(
+            f"{path}: {kind}: the manifest says {expected:,} bytes, the file has {found:,}; build the set again"
+        )
+    index_path = path.with_suffix(INDEX_SUFFIX)
+    found = regular_file_bytes(index_path)
+    if found != index_bytes(shard.num_pieces):
+        raise InputError(
+            f"{index_path}: the manifest says {index_bytes(shard.num_pieces):,} bytes, the file has {found:,}; "
+            "build the set again"
+        )
+    with open(index_path, "rb", buffering=0) as file:
+        check_index_header(index_path, file.read(HEADER.size), num_bytes=found, num_pieces=shard.num_pieces)
+
+
+def regular_file_bytes(path: Path) -> int:
+    """Size of `path` in bytes. Raises `InputError` if it is missing, a link, or no regular file."""
+    try:
+        status = os.lstat(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; the set is incomplete, build it again") from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
+        raise InputError(f"{path}: expected a regular file, found {kind}")
+    return status.st_size
+
+
+class ShardSet:
+    """A complete shard set. `shard_set["train"]` and `shard_set["val"]` are its splits."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._splits: dict[str, Split] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    @property
+    def block_tokens(self) -> int:
+        return self.manifest.block_tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """Every id in the set is below this."""
+        return self.manifest.tokenizer.vocab_size
+
+    @property
+    def eos_id(self) -> int:
+        return self.manifest.tokenizer.eos_id
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The directory with the tokenizer's own files."""
+        return self.path / TOKENIZER_DIRECTORY
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / MANIFEST_NAME
+
+    def __getitem__(self, name: str) -> Split:
+        if name not in self.manifest.splits:
+            known = ", ".join(self.manifest.splits)
+            raise KeyError(f"no split {name!r}: this set has {known}{nearest(name, self.manifest.splits)}")
+        if name not in self._splits:
+            self._splits[name] = Split(self, "train" if name == "train" else "val")
+        return self._splits[name]
+
+
+class Split:
+    """The blocks of one split, numbered from 0 through its shards. Shards are mapped when first touched."""
+
+    def __init__(self, shard_set: ShardSet, name: SplitName) -> None:
+        entry = shard_set.manifest.splits[name]
+        self.name = name
+        self.block_tokens = shard_set.block_tokens
+        self.num_documents = entry.num_documents
+        self.num_tokens = entry.num_tokens
+        self.num_fill_tokens = entry.num_fill_tokens
+        self.num_text_bytes = entry.num_text_bytes
+        self.num_text_chars = entry.num_text_chars
+        self.shards = [shard for shard in shard_set.manifest.shards if shard.split == name]
+        self._tails = [tail for tail in shard_set.manifest.tails if tail.split == name]
+        self._directory = shard_set.path
+        self._first_blocks = np.cumsum([0] + [shard.num_blocks for shard in self.shards])
+        self._maps: list[Tokens | None] = [None] * len(self.shards)
+
+    def __len__(self) -> int:
+        """Number of blocks."""
+        return int(self._first_blocks[-1])
+
+    def shard_blocks(self, number: int) -> Tokens:
+        """All blocks of the split's shard `number`, shape `(num_blocks, block_tokens)`, a read-only view."""
+        blocks = self._maps[number]
+        if blocks is None:
+            path = self._directory / (self.shards[number].name + BIN_SUFFIX)
+            with open(path, "rb") as file:
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            blocks = np.frombuffer(content, "<u4").reshape(-1, self.block_tokens)
+            if len(blocks) != self.shards[number].num_blocks:
+                raise InputError(f"{path}: the file has changed since the set was opened")
+            self._maps[number] = blocks
+        return blocks
+
+    @overload
+    def __getitem__(self, key: int) -> Tokens: ...
+    @overload
+    def __getitem__(self, key: slice | npt.NDArray[np.integer] | list[int]) -> Tokens: ...
+    def __getitem__(self, key: int | slice | npt.NDArray[np.integer] | list[int]) -> Tokens:
+        """Block `key` as a view, shape `(block_tokens,)`; a slice or an index array: `(n, block_tokens)`.
+
+        A slice within one shard is a view too. Negative numbers count from the end. Raises `IndexError`.
+        """
+        if isinstance(key, slice):
+            return self._slice(key)
+        if isinstance(key, (int, np.integer)):
+            number = int(key) + len(self) if key < 0 else int(key)
+            if not 0 <= number < len(self):
+                raise IndexError(f"block {int(key):,}: split {self.name!r} has {len(self):,} blocks")
+            shard = int(np.searchsorted(self._first_blocks, number, side="right")) - 1
+            block: Tokens = self.shard_blocks(shard)[number - self._first_blocks[shard]]
+            return block
+        return self._gather(np.asarray(key))
+
+    def _slice(self, key: slice) -> Tokens:
+        start, stop, step = key.indices(len(self))
+        if step == 1 and start < stop:
+            shard = int(np.searchsorted(self._first_blocks, start, side="right")) - 1
+            if stop <= self._first_blocks[shard + 1]:
+                first = self._first_blocks[shard]
+                return self.shard_blocks(shard)[start - first : stop - first]
+        return self._gather(np.arange(start, stop, step))
+
+    def _gather(self, numbers: npt.NDArray[np.integer]) -> Tokens:
+        if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+            raise IndexError(f"expected a 1-D array of block numbers, found {numbers.dtype} {numbers.shape}")
+        numbers = numbers.astype(np.int64)
+        numbers[numbers < 0] += len(self)
+        if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
+            raise IndexError(f"block numbers must lie in 0 … {len(self) - 1:,} (split {self.name!r})")
+        blocks = np.empty((len(numbers), self.block_tokens), dtype=np.uint32)
+        shards = np.searchsorted(self._first_blocks, numbers, side="right") - 1
+        offsets = numbers - self._first_blocks[shards]
+        for place, (shard, offset) in enumerate(zip(shards.tolist(), offsets.tolist(), strict=True)):
+            blocks[place] = self.shard_blocks(shard)[offset]
+        return blocks
+
+    def epoch(self, seed: int, epoch: int, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
+        """The block numbers at positions `start` … `stop` of the epoch's order (`shards.epoch_order`)."""
+        stop = len(self) if stop is None else stop
+        return epoch_order(len(self), seed, epoch, np.arange(start, stop))
+
+    def pieces(self, number: int) -> Iterator[Tokens]:
+        """The document pieces in the split's shard `number`, as views, EOS included."""
+        shard = self.shards[number]
+        index_path = self._directory / (shard.name + INDEX_SUFFIX)
+        lengths = read_index(index_path, num_pieces=shard.num_pieces, num_tokens=shard.num_tokens)
+        tokens = self.shard_blocks(number).reshape(-1)
+        ends = np.cumsum(lengths)
+        for start, end in zip((ends - lengths).tolist(), ends.tolist(), strict=True):
+            yield tokens[start:end]
+
+    def documents(self) -> Iterator[Tokens]:
+        """Each document's ids without its EOS, in the corpus's order.
+
+        A document cut at the end of its unit's shard is put together again with its rest in the last shard.
+        """
+        number_of_unit = {int(shard.name.rpartition("-")[2]): n for n, shard in enumerate(self.shards)}
+        tails = {tail.unit: tail for tail in self._tails}
+        last_pieces = self.pieces(len(self.shards) - 1) if self._tails else iter(())
+        units = sorted(set(tails) | set(number_of_unit))
+        for unit in units[:-1] if self._tails else units:
+            pieces: Iterator[Tokens] = iter(())
+            if unit in number_of_unit:
+                pieces = self.pieces(number_of_unit[unit])
+            if unit in tails:
+                rest = itertools.islice(last_pieces, tails[unit].num_pieces)
+                pieces = _joined(pieces, rest) if tails[unit].continues else itertools.chain(pieces, rest)
+            for piece in pieces:
+                yield piece[:-1]
+
+
+def _joined(pieces: Iterator[Tokens], rest: Iterator[Tokens]) -> Iterator[Tokens]:
+    """All of `pieces` and then of `rest`, the last of the former and the first of the latter as one."""
+    previous = next(pieces)
+    for piece in pieces:
+        yield previous
+        previous = piece
+    yield np.concatenate([previous, next(rest)])
+    yield from rest

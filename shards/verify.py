@@ -1,0 +1,157 @@
+"""Verifying a shard set: everything that can be wrong with it, a line for each fault.
+
+A set that passes holds exactly the bytes that were built: digests of every file, the index structure, ids below
+the vocabulary, EOS exactly at the ends of documents, totals as in the manifest, no file that doesn't belong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from shards.errors import InputError
+from shards.index import read_index
+from shards.manifest import (
+    MANIFEST_NAME,
+    SPLITS,
+    STAMPS_NAME,
+    TOKENIZER_DIRECTORY,
+    Manifest,
+    ShardEntry,
+    read_manifest,
+)
+from shards.reader import check_shard_files, regular_file_bytes
+from shards.writer import BIN_SUFFIX, INDEX_SUFFIX
+
+_CHUNK_TOKENS = 1 << 20
+
+
+def verify(directory: Path, *, quick: bool = False, progress: Callable[[int], None] = lambda _: None) -> list[str]:
+    """The faults found in the shard set, one line each; an empty list means that it is whole.
+
+    `quick` looks at sizes and structure alone. `progress` is called with the number of bytes just verified.
+    """
+    try:
+        manifest = read_manifest(directory)
+    except InputError as error:
+        return [str(error)]
+    faults = [*_strange_files(directory, manifest), *_tokenizer_faults(directory, manifest)]
+    if not faults:
+        faults += _tail_faults(directory / MANIFEST_NAME, manifest)
+    for shard in manifest.shards:
+        try:
+            check_shard_files(directory, shard, manifest.block_tokens)
+            if not quick:
+                faults += _shard_faults(directory, manifest, shard, progress)
+        except InputError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _strange_files(directory: Path, manifest: Manifest) -> Iterator[str]:
+    known = {MANIFEST_NAME, TOKENIZER_DIRECTORY, STAMPS_NAME}
+    known |= {shard.name + suffix for shard in manifest.shards for suffix in (BIN_SUFFIX, INDEX_SUFFIX)}
+    for entry in sorted(directory.iterdir()):
+        if entry.name not in known:
+            yield f"{entry}: not a part of this set (the manifest doesn't list it); move it elsewhere"
+
+
+def _tokenizer_faults(directory: Path, manifest: Manifest) -> Iterator[str]:
+    path = directory / TOKENIZER_DIRECTORY / "tokenizer.json"
+    try:
+        regular_file_bytes(path)
+    except InputError as error:
+        yield str(error)
+        return
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != manifest.tokenizer.sha256:
+        yield f"{path}: expected sha256 {manifest.tokenizer.sha256}, found {digest}; the tokenizer was changed"
+
+
+def _last_shards(manifest: Manifest) -> dict[str, ShardEntry]:
+    """The shard of each split that holds what was left over in the units."""
+    with_tails = {tail.split for tail in manifest.tails}
+    return {shard.split: shard for shard in manifest.shards if shard.split in with_tails}
+
+
+def _tail_faults(path: Path, manifest: Manifest) -> Iterator[str]:
+    for split in SPLITS:
+        last = _last_shards(manifest).get(split)
+        num_pieces = sum(tail.num_pieces for tail in manifest.tails if tail.split == split)
+        if num_pieces != (last.num_pieces if last else 0):
+            yield f"{path}: {split}: the tails list {num_pieces:,} pieces, the last shard has another number"
+        num_fill = sum(
+            shard.num_blocks * manifest.block_tokens - shard.num_tokens
+            for shard in manifest.shards
+            if shard.split == split
+        )
+        if num_fill != manifest.splits[split].num_fill_tokens:
+            found = manifest.splits[split].num_fill_tokens
+            yield f"{path}: {split}: num_fill_tokens is {found:,}, the shards have {num_fill:,}"
+
+
+def _shard_faults(
+    directory: Path, manifest: Manifest, shard: ShardEntry, progress: Callable[[int], None]
+) -> Iterator[str]:
+    path = directory / (shard.name + BIN_SUFFIX)
+    index_path = path.with_suffix(INDEX_SUFFIX)
+    index_digest = blake3(index_path.read_bytes()).hexdigest()
+    if index_digest != shard.index_digest:
+        yield f"{index_path}: expected digest {shard.index_digest}, found {index_digest}; the file was changed"
+    try:
+        lengths = read_index(index_path, num_pieces=shard.num_pieces, num_tokens=shard.num_tokens)
+    except InputError as error:
+        yield str(error)
+        return
+    eos_id, vocab_size = manifest.tokenizer.eos_id, manifest.tokenizer.vocab_size
+    open_at_end = shard.num_pieces - shard.num_documents
+    if open_at_end not in (0, 1):
+        yield f"{index_path}: {shard.num_pieces:,} pieces, {shard.num_documents:,} documents: at most one can be cut"
+        return
+    # Where EOS must stand: behind each document that ends here, and in all of the filling.
+    ends = np.cumsum(lengths) - 1
+    expected_eos = np.concatenate(
+        [
+            ends[: shard.num_documents],
+            np.arange(shard.num_tokens, shard.num_blocks * manifest.block_tokens),
+        ]
+    )
+    digest, start = blake3(), 0
+    with open(path, "rb", buffering=0) as file:
+        buffer = bytearray(_CHUNK_TOKENS * 4)
+        while num_bytes := file.readinto(buffer):
+            content = memoryview(buffer)[:num_bytes]
+            digest.update(content)
+            tokens = np.frombuffer(content[: num_bytes // 4 * 4], "<u4")
+            yield from _token_faults(path, tokens, start, expected_eos, eos_id=eos_id, vocab_size=vocab_size)
+            start += len(tokens)
+            progress(num_bytes)
+    if digest.hexdigest() != shard.digest:
+        yield f"{path}: expected digest {shard.digest}, found {digest.hexdigest()}; the file was changed"
+
+
+def _token_faults(
+    path: Path,
+    tokens: npt.NDArray[np.uint32],
+    start: int,
+    expected_eos: npt.NDArray[np.int64],
+    *,
+    eos_id: int,
+    vocab_size: int,
+) -> Iterator[str]:
+    """Faults of `tokens`, which begin at token `start` of the shard: the first of each kind."""
+    if len(tokens) and tokens.max() >= vocab_size:
+        place = int(np.argmax(tokens >= vocab_size))
+        yield (f"{path}: offset {(start + place) * 4:,}: expected ids below {vocab_size:,}, found {tokens[place]:,}")
+    found = np.flatnonzero(tokens == eos_id) + start
+    first, last = np.searchsorted(expected_eos, [start, start + len(tokens)])
+    expected = expected_eos[first:last]
+    if not np.array_equal(found, expected):
+        place = int(np.setxor1d(found, expected)[0])
+        kind = "EOS inside a document" if place in found else "no EOS at a document's end"
+        yield f"{path}: offset {place * 4:,}: {kind}; expected EOS exactly where the index says"

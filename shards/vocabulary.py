@@ -1,0 +1,54 @@
+"""From ids back to text with the tokenizer's own `tokenizer.json`, for looking at shards.
+
+Only what looking needs, so that `shards` depends on no tokenizer library: byte-level BPE (GPT-2's table of bytes
+as visible characters) and, for other kinds, the vocabulary's own strings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from shards.errors import InputError
+
+
+def bytes_of_characters() -> dict[str, int]:
+    """GPT-2's table (openai/gpt-2, encoder.py, `bytes_to_unicode`), from character to byte."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+
+
+class Vocabulary:
+    """The pieces of text behind the ids."""
+
+    def __init__(self, tokenizer_path: Path) -> None:
+        path = tokenizer_path / "tokenizer.json"
+        try:
+            content = json.loads(path.read_bytes())
+            vocabulary = content["model"]["vocab"]
+            added = content.get("added_tokens") or []
+            is_byte_level = "ByteLevel" in json.dumps(content.get("decoder"))
+            if isinstance(vocabulary, list):  # Unigram: [piece, score] by id
+                vocabulary = {piece: number for number, (piece, _score) in enumerate(vocabulary)}
+            byte_of = bytes_of_characters() if is_byte_level else {}
+            self._pieces = {
+                number: bytes(byte_of[c] for c in piece)
+                if all(c in byte_of for c in piece)
+                else piece.replace("▁", " ").encode()
+                for piece, number in vocabulary.items()
+            }
+            self._pieces |= {token["id"]: token["content"].encode() for token in added}
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: not a tokenizer.json that can be read ({error!r})") from None
+
+    def piece(self, token: int) -> bytes:
+        """The bytes behind one id; a token may hold a part of a character."""
+        return self._pieces.get(token, f"<{token}>".encode())
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """The text of `tokens`; a character cut in two at either end shows as U+FFFD."""
+        return b"".join(self.piece(int(token)) for token in tokens).decode("utf-8", "replace")
