@@ -1,0 +1,61 @@
+"""Training a tokenizer: a byte-level BPE with Qwen2's normalization and pre-tokenization."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.qwen2 import EOS_TOKEN, SPLIT_PATTERN, TOKENIZER_CONFIG, tokenizer_json
+from pipeline.readers import open_unit
+from pipeline.records import BadRecord, locate, texts_of
+from pipeline.sources import Source, Unit, find_sources
+from pipeline.tokenizers import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON
+from shards.errors import InputError
+from shards.files import write_atomically
+
+SMALLEST_VOCABULARY = 256 + 1  # every byte, and EOS
+
+
+def train_tokenizer(source_names: Sequence[str], out: Path, *, vocab_size: int, text_field: str = "text") -> int:
+    """Train on all texts of the sources, write `tokenizer.json` and its config into `out`; the number of entries.
+
+    The result has fewer entries than `vocab_size` if the corpus has too few pairs to merge. Raises `InputError`.
+    """
+    if not SMALLEST_VOCABULARY <= vocab_size <= 2**24:
+        raise InputError(f"--vocab-size: expected {SMALLEST_VOCABULARY} to {2**24:,} entries, found {vocab_size:,}")
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    sources = find_sources(source_names)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        special_tokens=[],
+    )
+    tokenizer.train_from_iterator(_texts(sources, text_field), trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    content = tokenizer_json(vocabulary=model["vocab"], merges=merges, special_tokens=(EOS_TOKEN,))
+    config = TOKENIZER_CONFIG | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / TOKENIZER_CONFIG_JSON, json.dumps(config, indent=2).encode())
+    write_atomically(out / TOKENIZER_JSON, json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode())
+    return len(model["vocab"]) + 1
+
+
+def _texts(sources: Sequence[Source], text_field: str) -> Iterator[list[str]]:
+    for number, source in enumerate(sources):
+        try:
+            for batch in open_unit(source, Unit(number=0, source=number, start=0, stop=source.num_bytes)):
+                yield texts_of(batch, text_field)
+        except BadRecord as error:
+            raise locate(source, error) from None

@@ -1,0 +1,140 @@
+"""The place of a build: the finished set, the directory in which it grows, and the lock on both.
+
+NAME/           the finished shard set
+NAME.partial/   the build in progress: plan.json, receipts/, the shards so far
+NAME.lock       held while a build runs; its content is the process's number
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.settings import BuildSettings
+from pipeline.sources import Source
+from pipeline.tokenizers import TokenizerFiles
+from pipeline.work import RECEIPTS_DIRECTORY
+from shards.errors import InputError
+from shards.files import TEMPORARY_SUFFIX, flush_directory, write_atomically
+from shards.manifest import MANIFEST_NAME
+
+PLAN_NAME = "plan.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a shard set is built."""
+
+    final: Path
+
+    @property
+    def partial(self) -> Path:
+        return self.final.with_name(self.final.name + ".partial")
+
+    @property
+    def lock_path(self) -> Path:
+        return self.final.with_name(self.final.name + ".lock")
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the lock, or raise `InputError` naming the process that holds it. A dead process holds nothing."""
+        self.final.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(descriptor, 100).decode("utf-8", "replace").strip() or "unknown"
+                os.close(descriptor)
+                raise InputError(
+                    f"{self.final}: another build (process {holder}) is writing here; wait for it, or stop it"
+                ) from None
+            if self._is_locked_file(descriptor):
+                break
+            os.close(descriptor)  # its holder has just removed it: take the new one
+        try:
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.lock_path)
+            os.close(descriptor)
+
+    def _is_locked_file(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self.lock_path))
+        except FileNotFoundError:
+            return False
+
+    def prepare(self, plan: dict[str, Any]) -> None:
+        """Make the partial directory for `plan`, or find it there. Raises `InputError` if it is for another plan."""
+        path = self.partial / PLAN_NAME
+        if path.exists():
+            differences = _differences(json.loads(path.read_bytes()), plan)
+            if differences:
+                raise InputError(
+                    f"{self.partial}: an unfinished build with other inputs ({'; '.join(differences)}); "
+                    "repeat the command it was begun with, or begin anew with --force"
+                )
+        elif self.partial.exists() and any(self.partial.iterdir()):
+            raise InputError(f"{self.partial}: not an unfinished build (no {PLAN_NAME}); move it elsewhere")
+        (self.partial / RECEIPTS_DIRECTORY).mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_atomically(path, json.dumps(plan, indent=2, ensure_ascii=False).encode())
+        for left_over in self.partial.glob(f"*{TEMPORARY_SUFFIX}"):
+            left_over.unlink()
+
+    def discard(self) -> None:
+        """Remove an unfinished build and a finished set that was made by this program, nothing else."""
+        if (self.partial / PLAN_NAME).exists():
+            shutil.rmtree(self.partial)
+        if (self.final / MANIFEST_NAME).exists():
+            shutil.rmtree(self.final)
+
+    def publish(self) -> None:
+        """Turn the partial directory, which is complete, into the finished set."""
+        shutil.rmtree(self.partial / RECEIPTS_DIRECTORY, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.partial / PLAN_NAME)
+        flush_directory(self.partial)
+        os.rename(self.partial, self.final)
+        flush_directory(self.final.parent)
+
+
+def make_plan(settings: BuildSettings, sources: Sequence[Source], tokenizer: TokenizerFiles) -> dict[str, Any]:
+    """All that decides the bytes of a set, and the sources' times."""
+    return {
+        "settings": settings.as_dict(),
+        "tokenizer": dataclasses.asdict(tokenizer.entry),
+        "sources": [dataclasses.asdict(source) for source in sources],
+    }
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs, in words: `seed was 2333, now 7`."""
+    differences = [
+        f"--{name.replace('_', '-')} was {before['settings'].get(name)}, now {value}"
+        for name, value in now["settings"].items()
+        if before["settings"].get(name) != value
+    ]
+    if before["tokenizer"] != now["tokenizer"]:
+        differences.append(f"the tokenizer was {before['tokenizer']['name']}, now {now['tokenizer']['name']}")
+    if [source["path"] for source in before["sources"]] != [source["path"] for source in now["sources"]]:
+        differences.append("the list of sources differs")
+    else:
+        changed = [new["path"] for old, new in zip(before["sources"], now["sources"], strict=True) if old != new]
+        differences += [f"{path} has changed" for path in changed]
+    return differences
+
+
+def settings_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """As `_differences`, for two plans without their sources."""
+    return _differences({**before, "sources": []}, {**now, "sources": []})

@@ -1,0 +1,145 @@
+"""The exact Qwen2 tokenizer without a network.
+
+The PyPI package `dashscope` ships Qwen's byte-level BPE as ranks (`resources/qwen.tiktoken`: one token and its rank
+a line). Each rank in order is a vocabulary entry. The merge that makes a token is found by splitting the token
+with the merges of lower rank alone: two parts are left, and those are the merge. Around that stand Qwen2's
+published NFC normalizer, split pattern, byte-level alphabet and three special tokens.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from shards.errors import InputError
+from shards.files import write_atomically
+from shards.vocabulary import bytes_of_characters
+
+RANKS_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
+EOS_TOKEN = "<|endoftext|>"
+SPECIAL_TOKENS = (EOS_TOKEN, "<|im_start|>", "<|im_end|>")
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TOKENIZER_CONFIG: dict[str, Any] = {
+    "add_prefix_space": False,
+    "bos_token": None,
+    "clean_up_tokenization_spaces": False,
+    "eos_token": EOS_TOKEN,
+    "errors": "replace",
+    "model_max_length": 32768,
+    "pad_token": EOS_TOKEN,
+    "split_special_tokens": False,
+    "tokenizer_class": "Qwen2Tokenizer",
+    "unk_token": None,
+}
+
+
+def qwen2_tokenizer_directory() -> Path:
+    """The directory with Qwen2's `tokenizer.json`, built on first use (a few seconds) and kept in the user's cache.
+
+    Raises `InputError` if `dashscope` isn't installed or its ranks aren't the ones expected.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = cache / "tokenize-once" / f"qwen2-{RANKS_SHA256[:16]}-1"
+    if not (directory / "tokenizer.json").is_file():
+        content = build_tokenizer_json(read_ranks())
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / "tokenizer_config.json", json.dumps(TOKENIZER_CONFIG).encode())
+        write_atomically(directory / "tokenizer.json", content)
+    return directory
+
+
+def read_ranks() -> list[bytes]:
+    """The tokens in the order of their ranks."""
+    package = importlib.util.find_spec("dashscope")  # found, never imported
+    if package is None or package.origin is None:
+        raise InputError("tokenizer qwen2: the package dashscope is missing; install it with `pip install dashscope`")
+    path = Path(package.origin).parent / "resources" / "qwen.tiktoken"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"tokenizer qwen2: {path}: {error.strerror}; install dashscope again") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != RANKS_SHA256:
+        raise InputError(
+            f"tokenizer qwen2: {path}: expected sha256 {RANKS_SHA256}, found {digest}; install dashscope 2.0.2"
+        )
+    return [base64.b64decode(line.split()[0]) for line in content.splitlines()]
+
+
+def build_tokenizer_json(tokens: list[bytes]) -> bytes:
+    """Qwen2's `tokenizer.json` (compact JSON) from its tokens in the order of their ranks."""
+    character_of = {byte: character for character, byte in bytes_of_characters().items()}
+
+    def spelled(token: bytes) -> str:
+        return "".join(character_of[byte] for byte in token)
+
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    merges = [_parts(token, ranks) for token in tokens if len(token) > 1]
+    content = tokenizer_json(
+        vocabulary={spelled(token): rank for rank, token in enumerate(tokens)},
+        merges=[f"{spelled(left)} {spelled(right)}" for left, right in merges],
+        special_tokens=SPECIAL_TOKENS,
+    )
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def tokenizer_json(*, vocabulary: dict[str, int], merges: list[str], special_tokens: tuple[str, ...]) -> dict[str, Any]:
+    """A `tokenizer.json` with Qwen2's normalizer, pre-tokenization and decoder around a byte-level BPE."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": len(vocabulary) + number,
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for number, token in enumerate(special_tokens)
+        ],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": vocabulary,
+            "merges": merges,
+        },
+    }
+
+
+def _parts(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two parts whose merge makes `token`: what BPE leaves when only lower ranks than its own may merge.
+
+    b"ing" of rank 287 with b"in" = 258: i n g → in g; no lower rank merges those, so the merge is (in, g).
+    """
+    limit = ranks[token]
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        pairs = [ranks.get(parts[i] + parts[i + 1], limit) for i in range(len(parts) - 1)]
+        lowest = min(pairs)
+        assert lowest < limit, f"rank {limit} can't be made from lower ranks"
+        place = pairs.index(lowest)
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+    return parts[0], parts[1]

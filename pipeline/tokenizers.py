@@ -1,0 +1,206 @@
+"""Tokenizers: found by name or path, and the two encoders that turn texts into ids.
+
+`FastEncoder` (the package fastokens) does the work; `ReferenceEncoder` (the package tokenizers) defines what is
+right, and does the work for a tokenizer that fastokens doesn't take. Special-token strings in a text are
+ordinary text to both: no text can forge the end of a document.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.qwen2 import qwen2_tokenizer_directory
+from shards.errors import InputError, printable
+from shards.manifest import TokenizerEntry
+
+Ids = npt.NDArray[np.uint32]
+Offsets = npt.NDArray[np.uint64]
+
+TOKENIZER_JSON = "tokenizer.json"
+TOKENIZER_CONFIG_JSON = "tokenizer_config.json"
+KNOWN_EOS_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|im_end|>")
+
+# Strings on which encoders tend to disagree: normalization, white space, digits, special tokens, rare scripts.
+PROBE_TEXTS = (
+    "",
+    " ",
+    "人工智能是研究如何使机器具有智能的学科。",
+    "牛顿（1643年1月4日—1727年3月31日）\n\n英国物理学家\r\n",
+    "A\u0301 \ufb01 \u2126 \uac00 \u1100\u1161 e\u0301",
+    "I'll don't WE'RE 3.14159 12345 \u0663\u0664",
+    "  leading\ttabs \n \n trailing   ",
+    "<|endoftext|> <|im_start|>user<|im_end|></s><s>[CLS]",
+    "👩‍👩‍👧‍👦🇨🇳 \U00020000 \u200b\ufeff\u00a0\u3000",
+    "\x00\x01\x7f\u2028\u2029",
+    "日本語テキスト 한국어 ไทย العربية עברית हिन्दी",
+    "def f(x):\n    return x ** 2  # 平方\n",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerFiles:
+    """A tokenizer's own files, with what the manifest records of them."""
+
+    tokenizer_json: bytes
+    tokenizer_config: bytes
+    entry: TokenizerEntry
+
+    @property
+    def eos_id(self) -> int:
+        return self.entry.eos_id
+
+
+def load_tokenizer_files(name: str) -> TokenizerFiles:
+    """The tokenizer called `name`: `qwen2`, a directory with a `tokenizer.json`, or such a file.
+
+    Raises `InputError` if there is none, or it can't be read, or it doesn't say which token ends a document.
+    """
+    if name == "qwen2" and not Path(name).exists():
+        return _read_files("qwen2", qwen2_tokenizer_directory() / TOKENIZER_JSON)
+    path = Path(name)
+    if path.is_dir():
+        path = path / TOKENIZER_JSON
+    if not path.is_file():
+        raise InputError(
+            f"tokenizer {printable(name)!r}: expected qwen2, a directory with a {TOKENIZER_JSON}, or such a file; "
+            f"{'no such file or directory' if not Path(name).exists() else f'no {TOKENIZER_JSON} in it'}"
+        )
+    directory = path.resolve().parent
+    return _read_files(directory.name, path)
+
+
+def _read_files(name: str, path: Path) -> TokenizerFiles:
+    try:
+        content = json.loads(path.read_bytes())
+        added = {token["content"]: int(token["id"]) for token in content.get("added_tokens") or []}
+        vocabulary = content["model"]["vocab"]
+        largest = len(vocabulary) - 1 if isinstance(vocabulary, list) else max(vocabulary.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"tokenizer: {path}: not a tokenizer.json that can be read ({error!r})") from None
+    config_path = path.with_name(TOKENIZER_CONFIG_JSON)
+    config: dict[str, Any] = {}
+    if config_path.is_file():
+        try:
+            config = json.loads(config_path.read_bytes())
+        except ValueError as error:
+            raise InputError(f"tokenizer: {config_path}: not valid JSON ({error})") from None
+    eos_token = _eos_token(config, list(added), path)
+    eos_id = added.get(eos_token)
+    if eos_id is None and isinstance(vocabulary, dict):
+        eos_id = vocabulary.get(eos_token)
+    if eos_id is None:
+        raise InputError(f"tokenizer: {path}: the EOS token {eos_token!r} is not in the vocabulary")
+    config.setdefault("eos_token", eos_token)
+    config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+    compact = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return TokenizerFiles(
+        tokenizer_json=compact,
+        tokenizer_config=json.dumps(config, ensure_ascii=False, indent=2).encode(),
+        entry=TokenizerEntry(
+            name=name,
+            vocab_size=max([largest, *added.values()]) + 1,
+            eos_id=eos_id,
+            eos_token=eos_token,
+            sha256=hashlib.sha256(compact).hexdigest(),
+        ),
+    )
+
+
+def _eos_token(config: dict[str, Any], added: list[str], path: Path) -> str:
+    named = config.get("eos_token")
+    if isinstance(named, dict):
+        named = named.get("content")
+    if isinstance(named, str):
+        return named
+    for token in KNOWN_EOS_TOKENS:
+        if token in added:
+            return token
+    raise InputError(
+        f"tokenizer: {path}: nothing says which token ends a document; "
+        f'add {{"eos_token": "…"}} to {TOKENIZER_CONFIG_JSON} beside it'
+    )
+
+
+class Encoder(Protocol):
+    """Turns texts into ids."""
+
+    name: str
+
+    def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
+        """All ids, shape `(n,)`, and offsets, shape `(len(texts) + 1,)`: text i has ids[offsets[i]:offsets[i+1]]."""
+        ...
+
+
+class FastEncoder:
+    """fastokens, on the calling thread alone: its parallelism is our worker processes."""
+
+    name = "fastokens"
+
+    def __init__(self, tokenizer_json: bytes) -> None:
+        os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
+        from fastokens import _native
+
+        self._tokenizer = _native.Tokenizer.from_json_str(tokenizer_json.decode())
+
+    def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
+        ids, offsets = self._tokenizer.encode_batch_flat(texts, add_special_tokens=False, split_special_tokens=True)
+        return np.frombuffer(ids, "<u4"), np.frombuffer(offsets, "<u8")
+
+
+class ReferenceEncoder:
+    """Hugging Face tokenizers: the definition of what is right."""
+
+    name = "tokenizers"
+
+    def __init__(self, tokenizer_json: bytes) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json.decode())
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        lists = [encoding.ids for encoding in encodings]
+        offsets = np.zeros(len(lists) + 1, dtype=np.uint64)
+        np.cumsum([len(ids) for ids in lists], out=offsets[1:])
+        ids = np.fromiter((token for ids in lists for token in ids), dtype=np.uint32, count=int(offsets[-1]))
+        return ids, offsets
+
+
+def load_encoder(name: str, tokenizer_json: bytes) -> Encoder:
+    """The encoder called `fastokens` or `tokenizers`."""
+    return FastEncoder(tokenizer_json) if name == FastEncoder.name else ReferenceEncoder(tokenizer_json)
+
+
+def choose_encoder(files: TokenizerFiles) -> str:
+    """The name of the encoder for this tokenizer: fastokens if it loads and agrees on `PROBE_TEXTS`.
+
+    Raises `InputError` if the reference itself can't load the tokenizer.
+    """
+    try:
+        reference = ReferenceEncoder(files.tokenizer_json)
+    except Exception as error:
+        raise InputError(f"tokenizer {files.entry.name!r}: tokenizers can't load it: {error}") from None
+    try:
+        fast = FastEncoder(files.tokenizer_json)
+        agree = same_ids(fast, reference, list(PROBE_TEXTS))
+    except Exception:
+        return ReferenceEncoder.name
+    return FastEncoder.name if agree else ReferenceEncoder.name
+
+
+def same_ids(left: Encoder, right: Encoder, texts: list[str]) -> bool:
+    left_ids, left_offsets = left.encode(texts)
+    right_ids, right_offsets = right.encode(texts)
+    return bool(np.array_equal(left_ids, right_ids) and np.array_equal(left_offsets, right_offsets))

@@ -1,0 +1,112 @@
+"""Corpora, a small tokenizer and shard sets for the tests. Nothing here needs a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import engine
+from pipeline.work import UnitError, process_unit
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+REPOSITORY = Path(__file__).resolve().parent.parent
+SAMPLE = REPOSITORY / "data" / "sample" / "wikipedia-zh-sample.json"
+
+
+def sample_records() -> list[dict[str, str]]:
+    records: list[dict[str, str]] = json.loads(SAMPLE.read_text(encoding="utf-8"))
+    return records
+
+
+def write_corpus(path: Path, records: Sequence[Any], layout: str = "array") -> Path:
+    """Write `records` as JSON Lines (`lines`) or as an array: one a line, `pretty`, `compact` or `escaped`."""
+    dumped = [json.dumps(record, ensure_ascii=layout == "escaped") for record in records]
+    contents = {
+        "lines": "".join(line + "\n" for line in dumped),
+        "array": "[\n" + ",\n".join(dumped) + "\n]\n",
+        "pretty": json.dumps(list(records), ensure_ascii=False, indent=2),
+        "compact": "[" + ", ".join(dumped) + "]",
+        "escaped": "[" + ",".join(dumped) + "]",
+    }
+    path.write_text(contents[layout], encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE of 600 entries, trained on the sample corpus."""
+    from pipeline.bpe import train_tokenizer
+
+    directory = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer([str(SAMPLE)], directory, vocab_size=600)
+    return directory
+
+
+@pytest.fixture
+def inline_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units are done in the test's own process, in reverse order: fast, and no order is relied upon."""
+    from pipeline import build
+    from pipeline.tokenizers import load_encoder
+
+    def run_inline(
+        job: engine.Job, tasks: Sequence[engine.Task], num_workers: int, progress: Callable[[int, int], None]
+    ) -> Iterator[tuple[int, UnitError | None]]:
+        encoder = load_encoder(job.encoder, job.tokenizer_json)
+        for task in reversed(tasks):
+            source = job.sources[task.unit.source]
+            error = None
+            try:
+                process_unit(
+                    task.unit,
+                    source,
+                    job.settings,
+                    encoder,
+                    job.eos_id,
+                    job.directory,
+                    first=task.first,
+                    progress=progress,
+                )
+            except UnitError as uncertain:
+                if uncertain.certain:
+                    raise
+                error = uncertain
+            yield task.unit.number, error
+
+    monkeypatch.setattr(build, "run_tasks", run_inline)
+
+
+def run_module(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`python -m …` in a process of its own, output captured."""
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=options.pop("cwd", REPOSITORY),
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **options.pop("env", {})},
+        **options,
+    )
+
+
+def assert_one_error_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Exit status 2, and one line on stderr that begins with `error: ` and holds all `parts`."""
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == 2, result.stderr
+    assert len(errors) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for part in parts:
+        assert part in errors[0]
+
+
+def directory_bytes(directory: Path) -> dict[str, bytes]:
+    """Every file below `directory` with its content."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
+    }

@@ -1,0 +1,114 @@
+"""The Qwen2 tokenizer is exact, and both encoders give the same ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import qwen2
+from pipeline.bpe import train_tokenizer
+from pipeline.tokenizers import (
+    PROBE_TEXTS,
+    FastEncoder,
+    ReferenceEncoder,
+    choose_encoder,
+    load_tokenizer_files,
+    same_ids,
+)
+from shards.errors import InputError
+from tests.conftest import REPOSITORY, SAMPLE, sample_records
+
+SHARED_QWEN2 = REPOSITORY.parent / "shared" / "qwen2" / "tokenizer.json"
+
+
+@pytest.fixture(scope="module")
+def qwen2_files():  # type: ignore[no-untyped-def]
+    return load_tokenizer_files("qwen2")
+
+
+def test_qwen2_has_the_published_size_and_special_tokens(qwen2_files) -> None:  # type: ignore[no-untyped-def]
+    content = json.loads(qwen2_files.tokenizer_json)
+    assert len(content["model"]["vocab"]) == 151_643
+    assert len(content["model"]["merges"]) == 151_387
+    assert qwen2_files.entry.vocab_size == 151_646
+    assert qwen2_files.eos_id == 151_643
+    assert content["model"]["merges"][:3] == ["Ġ Ġ", "ĠĠ ĠĠ", "i n"]
+
+
+def test_qwen2_gives_the_published_ids(qwen2_files) -> None:  # type: ignore[no-untyped-def]
+    """Ids as the model's authors publish them: `tokenizer("Hello world!")` and the first words of the model card."""
+    ids, _ = ReferenceEncoder(qwen2_files.tokenizer_json).encode(["Hello world!", "人工智能"])
+    assert ids.tolist() == [9707, 1879, 0, 104455]
+
+
+@pytest.mark.skipif(not SHARED_QWEN2.exists(), reason="no reference copy of the tokenizer here")
+def test_qwen2_is_the_reference_copy(qwen2_files) -> None:  # type: ignore[no-untyped-def]
+    assert json.loads(qwen2_files.tokenizer_json) == json.loads(SHARED_QWEN2.read_bytes())
+
+
+def test_changed_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qwen2, "RANKS_SHA256", hashlib.sha256(b"other").hexdigest())
+    with pytest.raises(InputError, match=r"expected sha256 .*, found "):
+        qwen2.read_ranks()
+
+
+def test_both_encoders_agree_on_the_sample_and_the_probes(qwen2_files, tokenizer_dir: Path) -> None:  # type: ignore[no-untyped-def]
+    texts = [record["text"] for record in sample_records()] + list(PROBE_TEXTS)
+    for files in (qwen2_files, load_tokenizer_files(str(tokenizer_dir))):
+        assert choose_encoder(files) == "fastokens"
+        assert same_ids(FastEncoder(files.tokenizer_json), ReferenceEncoder(files.tokenizer_json), texts)
+
+
+@given(texts=st.lists(st.text(max_size=40), max_size=6))
+def test_both_encoders_agree_on_any_text(tokenizer_dir: Path, texts: list[str]) -> None:
+    files = load_tokenizer_files(str(tokenizer_dir))
+    texts = [text.encode("utf-8", "replace").decode() for text in texts]
+    assert same_ids(FastEncoder(files.tokenizer_json), ReferenceEncoder(files.tokenizer_json), texts)
+
+
+def test_special_token_strings_are_ordinary_text(tokenizer_dir: Path) -> None:
+    files = load_tokenizer_files(str(tokenizer_dir))
+    for encoder in (FastEncoder(files.tokenizer_json), ReferenceEncoder(files.tokenizer_json)):
+        ids, offsets = encoder.encode(["<|endoftext|>", ""])
+        assert files.eos_id not in ids.tolist() and len(ids) > 1
+        assert offsets.tolist() == [0, len(ids), len(ids)]
+        assert ids.dtype == np.uint32
+
+
+def test_a_tokenizer_that_fastokens_does_not_take_falls_back(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    files = load_tokenizer_files(str(tmp_path))
+    assert files.entry.eos_token == "</s>" and files.eos_id == 2
+    assert choose_encoder(files) == "tokenizers"
+
+
+def test_training_gives_the_same_tokenizer_every_time(tmp_path: Path) -> None:
+    contents = []
+    for name in ("a", "b"):
+        assert train_tokenizer([str(SAMPLE)], tmp_path / name, vocab_size=700) == 700
+        contents.append((tmp_path / name / "tokenizer.json").read_bytes())
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("vocab_size", [0, 256, 2**25])
+def test_impossible_vocabulary_sizes_are_refused(tmp_path: Path, vocab_size: int) -> None:
+    with pytest.raises(InputError, match="--vocab-size: expected 257 to"):
+        train_tokenizer([str(SAMPLE)], tmp_path, vocab_size=vocab_size)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"model": {"vocab": {}}}', "[1]"])
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match=r"tokenizer\.json"):
+        load_tokenizer_files(str(tmp_path))
