@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
-import sys
 from pathlib import Path
+from typing import Any
 
-from pipeline.settings import DEFAULT_UNIT_BYTES, BuildSettings
+from pipeline.settings import DEFAULT_CHECK_EVERY, DEFAULT_MAX_RECORD_BYTES, DEFAULT_UNIT_BYTES, BuildSettings
 from shards.command_line import Parser, run_command
-from shards.errors import InputError
+from shards.errors import InputError, nearest
 
 
 def main(arguments: list[str]) -> int:
@@ -21,77 +22,129 @@ def main(arguments: list[str]) -> int:
 def make_parser() -> Parser:
     parser = Parser(prog="python -m pipeline", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_build(commands)
+    add_tokenizer(commands)
+    return parser
 
+
+SOURCE_HELP = (
+    "a file (JSON array, JSON Lines, Parquet, Arrow, .txt; also .gz, .zst, .bz2, .xz), a directory, a pattern, "
+    "or hf:NAME[:SPLIT]"
+)
+
+
+def add_build(commands: Any) -> None:
     build = commands.add_parser(
         "build",
         help="build a shard set from a corpus",
         epilog="example: python -m pipeline build wikipedia.json --out data/shards/wikipedia-zh",
     )
-    build.add_argument("sources", nargs="+", metavar="SOURCE", help="JSON Lines, or a JSON array of records")
+    build.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
     build.add_argument("--out", type=Path, required=True, metavar="DIR", help="the shard set to make")
-    build.add_argument(
-        "--tokenizer",
-        default="qwen2",
-        metavar="NAME",
-        help="qwen2, a directory with a tokenizer.json, or such a file (default qwen2)",
+
+    text = build.add_argument_group("what the documents are")
+    text.add_argument(
+        "--text-field", default="text", metavar="NAME", help="field with the text, or a path such as page.body (text)"
     )
-    build.add_argument("--text-field", default="text", metavar="NAME", help="field with the text (default text)")
-    build.add_argument("--block-tokens", type=int, default=512, metavar="N", help="block size in tokens (default 512)")
-    build.add_argument(
-        "--val-fraction", type=float, default=0.1, metavar="F", help="share of documents held out (default 0.1)"
+    text.add_argument(
+        "--template", default="", metavar="TEXT", help=r"text made of several fields, e.g. '{title}\n{text}'"
     )
-    build.add_argument("--seed", type=int, default=2333, metavar="N", help="of the train/val split (default 2333)")
-    build.add_argument(
+    text.add_argument(
+        "--document-separator",
+        default="",
+        metavar="LINE",
+        help="the line between documents in .txt files (a file is one document)",
+    )
+    text.add_argument("--dedup", default="off", metavar="off|exact", help="drop documents that occurred before (off)")
+    text.add_argument(
+        "--on-bad-record", default="fail", metavar="fail|skip", help="what a record that can't be read does (fail)"
+    )
+    text.add_argument(
+        "--max-record-bytes",
+        type=int,
+        default=DEFAULT_MAX_RECORD_BYTES,
+        metavar="N",
+        help=f"a larger record is a bad one ({DEFAULT_MAX_RECORD_BYTES:,})",
+    )
+
+    tokens = build.add_argument_group("tokenizing and packing")
+    tokens.add_argument(
+        "--tokenizer", default="qwen2", metavar="NAME", help="qwen2, or a directory with a tokenizer.json (qwen2)"
+    )
+    tokens.add_argument("--block-tokens", type=int, default=512, metavar="N", help="block size in tokens (512)")
+    tokens.add_argument(
+        "--packing",
+        default="concat",
+        metavar="concat|best-fit|tutorial",
+        help="concat loses nothing; best-fit cuts no document that fits a block; tutorial drops tails (concat)",
+    )
+    tokens.add_argument(
+        "--special-tokens",
+        default="text",
+        metavar="text|parse",
+        help="what <|endoftext|> and the like in a text are: ordinary text, or special tokens (text)",
+    )
+    tokens.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="share of texts held out (0.1)")
+    tokens.add_argument("--seed", type=int, default=2333, metavar="N", help="of the train/val split (2333)")
+    tokens.add_argument(
+        "--check-tokenizer",
+        default=str(DEFAULT_CHECK_EVERY),
+        metavar="all|N|off",
+        help=f"encode one document in N by the reference tokenizer too ({DEFAULT_CHECK_EVERY})",
+    )
+    tokens.add_argument(
+        "--encoder", default="auto", metavar="auto|fastokens|tokenizers", help="fastokens where it is exact (auto)"
+    )
+
+    run = build.add_argument_group("running")
+    run.add_argument(
+        "--workers", type=int, default=num_cores(), metavar="N", help="tokenizer worker processes (one a core)"
+    )
+    run.add_argument(
         "--unit-bytes",
         type=int,
         default=DEFAULT_UNIT_BYTES,
         metavar="N",
-        help=f"bytes of a source in one unit of work (default {DEFAULT_UNIT_BYTES:,})",
+        help=f"bytes of source in a unit of work; changes the shards' sizes ({DEFAULT_UNIT_BYTES:,})",
     )
-    build.add_argument(
-        "--workers",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        metavar="N",
-        help="tokenizer worker processes (default: one a core)",
-    )
-    build.add_argument("--force", action="store_true", help="build anew what is there already")
-    build.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    run.add_argument("--force", action="store_true", help="build anew what is there already")
+    run.add_argument("--quiet", action="store_true", help="no progress and no summary")
     build.set_defaults(run=run_build)
 
+
+def add_tokenizer(commands: Any) -> None:
     tokenizer = commands.add_parser(
         "tokenizer",
         help="train a byte-level BPE on a corpus",
         epilog="example: python -m pipeline tokenizer corpus.json --vocab-size 4096 --out data/tokenizers/mine",
     )
-    tokenizer.add_argument("sources", nargs="+", metavar="SOURCE", help="JSON Lines, or a JSON array of records")
-    tokenizer.add_argument(
-        "--vocab-size", type=int, required=True, metavar="N", help="entries, special tokens included"
-    )
+    tokenizer.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
+    tokenizer.add_argument("--vocab-size", type=int, required=True, metavar="N", help="entries, the EOS token included")
     tokenizer.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for tokenizer.json")
-    tokenizer.add_argument("--text-field", default="text", metavar="NAME", help="field with the text (default text)")
+    tokenizer.add_argument("--text-field", default="text", metavar="NAME", help="field with the text (text)")
     tokenizer.add_argument("--force", action="store_true", help="replace a tokenizer that is there already")
     tokenizer.set_defaults(run=run_tokenizer)
-    return parser
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_build(options: argparse.Namespace) -> int:
     from pipeline.build import Reporter, build
     from pipeline.progress import BarReporter, summary
 
-    settings = BuildSettings(
-        text_field=options.text_field,
-        block_tokens=options.block_tokens,
-        val_fraction=options.val_fraction,
-        seed=options.seed,
-        unit_bytes=options.unit_bytes,
-    )
+    fields = [field.name for field in dataclasses.fields(BuildSettings)]
+    settings = BuildSettings(**{name: getattr(options, name) for name in fields})
     result = build(
         options.sources,
         options.out,
         tokenizer_name=options.tokenizer,
         settings=settings,
         num_workers=options.workers,
+        check_every=check_every(options.check_tokenizer),
+        encoder=choice("--encoder", options.encoder, ("auto", "fastokens", "tokenizers")),
         force=options.force,
         reporter=Reporter() if options.quiet else BarReporter(),
     )
@@ -100,6 +153,22 @@ def run_build(options: argparse.Namespace) -> int:
     elif not options.quiet:
         print(summary(result))
     return 0
+
+
+def check_every(value: str) -> int:
+    """`all` is every document, `off` none, N one in so many."""
+    named = {"all": 1, "off": 0}
+    if value in named:
+        return named[value]
+    if not value.isascii() or not value.isdigit() or not int(value):
+        raise InputError(f"--check-tokenizer: expected all, off or a number of at least 1, found {value!r}")
+    return int(value)
+
+
+def choice(option: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise InputError(f"{option}: expected {' or '.join(allowed)}, found {value!r}{nearest(value, allowed)}")
+    return value
 
 
 def run_tokenizer(options: argparse.Namespace) -> int:
@@ -111,7 +180,7 @@ def run_tokenizer(options: argparse.Namespace) -> int:
     num_entries = train_tokenizer(
         options.sources, options.out, vocab_size=options.vocab_size, text_field=options.text_field
     )
-    print(f"{path}: {num_entries:,} entries", file=sys.stdout)
+    print(f"{path}: {num_entries:,} entries")
     return 0
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pipeline.fields import TextOf
 from pipeline.qwen2 import EOS_TOKEN, SPLIT_PATTERN, TOKENIZER_CONFIG, tokenizer_json
-from pipeline.readers import open_unit
-from pipeline.records import BadRecord, locate, texts_of
-from pipeline.sources import Source, Unit, find_sources
+from pipeline.readers import open_stretch
+from pipeline.records import BadRecord, ReadOptions, locate, raise_bad
+from pipeline.sources import Source, find_sources
 from pipeline.tokenizers import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON
+from pipeline.units import plan_units
 from shards.errors import InputError
 from shards.files import write_atomically
 
@@ -53,9 +56,13 @@ def train_tokenizer(source_names: Sequence[str], out: Path, *, vocab_size: int, 
 
 
 def _texts(sources: Sequence[Source], text_field: str) -> Iterator[list[str]]:
-    for number, source in enumerate(sources):
-        try:
-            for batch in open_unit(source, Unit(number=0, source=number, start=0, stop=source.num_bytes)):
-                yield texts_of(batch, text_field)
-        except BadRecord as error:
-            raise locate(source, error) from None
+    text_of = TextOf(text_field)
+    options = ReadOptions(on_bad=raise_bad, columns=text_of.columns)
+    for unit in plan_units(sources, sys.maxsize):
+        for stretch in unit.stretches:
+            source = sources[stretch.source]
+            try:
+                for batch in open_stretch(source, stretch, options):
+                    yield text_of.texts(batch, options)
+            except BadRecord as error:
+                raise locate(source, error) from None

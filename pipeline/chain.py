@@ -1,7 +1,7 @@
-"""The chain of units: each begins where the one before it ended.
+"""The chain of stretches: in a source that is read from the middle, each begins where the one before it ended.
 
-In an array, a unit's reader takes the first thing that looks like the beginning of a record (`pipeline.json_array`). A
-unit at a source's beginning is always right, and a unit that begins where a right one ended is right. So the chain,
+In an array, a stretch's reader takes the first thing that looks like the beginning of a record (`pipeline.json_array`). A
+stretch at a source's beginning is always right, and one that begins where a right one ended is right. So the chain,
 followed from the front, shows each false start, and whether a fault found in a unit is one of the corpus.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.sources import Source, Unit
-from pipeline.work import Receipt
+from pipeline.dedup import HashReceipt
+from pipeline.receipts import Receipt
+from pipeline.sources import Source
+from pipeline.units import Unit
 from shards.errors import InputError
 
 
@@ -28,31 +30,42 @@ class Chain:
         return self._units[self._front] if self._front < len(self._units) else None
 
     @property
-    def first(self) -> int | None:
-        """What `first` of the front unit must be, None if no record begins in it."""
-        front = self.front
-        assert front is not None
-        return self._expected if self._expected < front.stop else None
+    def offset(self) -> int | None:
+        """The offset of the first record in the front unit or behind it; None if the unit begins a source."""
+        unit = self.front
+        assert unit is not None
+        return self._expected if self._may_start_falsely(unit) else None
 
-    @property
-    def offset(self) -> int:
-        """The offset of the first record that begins in the front unit or behind it."""
-        return self._expected
+    def is_right(self, firsts: Sequence[int | None]) -> bool:
+        """Whether the front unit, whose stretches began at `firsts`, made no false start."""
+        unit = self.front
+        assert unit is not None
+        if not self._may_start_falsely(unit):
+            return True
+        return bool(firsts) and firsts[0] == (self._expected if self._expected < unit.stretches[0].stop else None)
 
-    def advance(self, receipts: Mapping[int, Receipt | None]) -> None:
+    def _may_start_falsely(self, unit: Unit) -> bool:
+        """Only a unit that begins inside a source may; then it has that one stretch."""
+        stretch = unit.stretches[0]
+        return self._sources[stretch.source].is_splittable and not stretch.is_first
+
+    def advance(self, receipts: Mapping[int, Receipt | HashReceipt | None]) -> None:
         """Go past each unit whose receipt is there and right. Raises `InputError` for a source not read to its end."""
         while (unit := self.front) is not None:
             receipt = receipts[unit.number]
-            if receipt is None or (unit.start > 0 and receipt.first != self.first):
+            if receipt is None or not self.is_right([done.first for done in receipt.stretches]):
                 return
-            if receipt.last is not None and (receipt.first is not None or unit.start == 0):
-                self._expected = receipt.last
-            source = self._sources[unit.source]
-            if unit.stop == source.num_bytes:
-                if self._expected != source.num_bytes:
-                    raise InputError(
-                        f"{source.path}: byte {self._expected:,}: expected a record, found the end of the array; "
-                        "what follows it was not read"
-                    )
-                self._expected = 0
+            for stretch, done in zip(unit.stretches, receipt.stretches, strict=True):
+                source = self._sources[stretch.source]
+                if not source.is_splittable:
+                    continue
+                if done.last is not None and (done.first is not None or stretch.is_first):
+                    self._expected = done.last
+                if stretch.stop == source.num_bytes:
+                    if self._expected != source.num_bytes:
+                        raise InputError(
+                            f"{source.path}: byte {self._expected:,}: expected a record, found the end of the array; "
+                            "what follows it was not read"
+                        )
+                    self._expected = 0
             self._front += 1

@@ -1,42 +1,36 @@
 """The local engine: worker processes that each do one unit at a time.
 
-No text passes between processes: a worker gets a unit's number and answers with counts. A worker that dies doesn't
-hang the build: its unit is tried once more in a new process, then the build fails naming the unit.
+No text passes between processes: a worker gets a unit and answers with counts. A worker that dies doesn't hang the build:
+its unit is tried once more in a new process, then the build fails naming the unit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import functools
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
+import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
-from pathlib import Path
+from multiprocessing.process import BaseProcess
+from typing import Any, Literal
 
-from pipeline.settings import BuildSettings
-from pipeline.sources import Source, Unit
-from pipeline.tokenizers import load_encoder
-from pipeline.work import UnitError, process_unit
+from pipeline.dedup import write_hashes
+from pipeline.tokenizers import ReferenceEncoder, load_encoder
+from pipeline.units import Unit
+from pipeline.work import Job, Progress, UnitError, UnitRecords, process_unit
 from shards.errors import InputError
 
+TaskKind = Literal["build", "hash"]
 MAX_TRIES = 2
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every worker of a build knows."""
-
-    sources: tuple[Source, ...]
-    settings: BuildSettings
-    encoder: str
-    tokenizer_json: bytes
-    eos_id: int
-    directory: Path
+_SECONDS_TO_END = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,45 +38,64 @@ class Task:
     """One unit to do; `first` is the offset of its first record where that is known."""
 
     unit: Unit
+    kind: TaskKind = "build"
     first: int | None = None
 
 
 @dataclasses.dataclass(kw_only=True)
 class _Worker:
-    process: SpawnProcess
+    process: BaseProcess
     pipe: Connection
     task: Task | None = None
 
 
+def run_task(job: Job, task: Task, progress: Progress) -> None:
+    """What a worker does for one task. Raises `UnitError`."""
+    parse_special = job.settings.special_tokens == "parse"
+    if task.kind == "hash":
+        records = UnitRecords(task.unit, job, task.first)
+        texts = (texts for texts, _batch in records.batches())
+        write_hashes(job.directory, task.unit.number, texts, records.stretches)
+        return
+    load = functools.partial(load_encoder, tokenizer_json=job.tokenizer_json, parse_special=parse_special)
+    process_unit(
+        task.unit,
+        job,
+        load(job.encoder),
+        functools.partial(load, ReferenceEncoder.name),
+        first=task.first,
+        progress=progress,
+    )
+
+
 def run_tasks(
-    job: Job, tasks: Sequence[Task], num_workers: int, progress: Callable[[int, int], None]
+    job: Job, tasks: Sequence[Task], num_workers: int, progress: Progress
 ) -> Generator[tuple[int, UnitError | None], None, None]:
     """Do all `tasks`; yields the number of each unit that has ended, and the error if it ended in an uncertain one.
 
-    `progress` gets source bytes and tokens just done. Raises `InputError` for bad input and `RuntimeError` with the
-    worker's traceback for a fault of ours.
+    Raises `InputError` for bad input and `RuntimeError` with the worker's traceback for a fault of ours.
     """
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context(_start_method(job))
     waiting = deque(tasks)
     num_tries: dict[int, int] = {}
     workers: list[_Worker] = []
 
-    def start_worker() -> None:
+    def start_worker() -> _Worker:
         ours, theirs = context.Pipe()
         process = context.Process(target=_worker_main, args=(theirs, job), daemon=True)
         process.start()
         theirs.close()
         workers.append(_Worker(process=process, pipe=ours))
+        return workers[-1]
 
     def hand_out(worker: _Worker) -> None:
         worker.task = waiting.popleft() if waiting else None
-        worker.pipe.send(worker.task)
+        with contextlib.suppress(BrokenPipeError):  # it has died: its pipe will say so
+            worker.pipe.send(worker.task)
 
     try:
         for _ in range(min(num_workers, len(tasks))):
-            start_worker()
-        for worker in workers:
-            hand_out(worker)
+            hand_out(start_worker())
         while any(worker.task for worker in workers):
             ready = multiprocessing.connection.wait([worker.pipe for worker in workers if worker.task])
             for worker in [worker for worker in workers if worker.pipe in ready]:
@@ -96,8 +109,7 @@ def run_tasks(
                     _check_tries(job, worker.task, num_tries[number], worker.process.exitcode)
                     waiting.appendleft(worker.task)
                     workers.remove(worker)
-                    start_worker()
-                    hand_out(workers[-1])
+                    hand_out(start_worker())
                     continue
                 if kind == "progress":
                     progress(*values)
@@ -106,7 +118,7 @@ def run_tasks(
                     yield number, None
                 elif kind == "uncertain":
                     hand_out(worker)
-                    yield number, UnitError(values[0], first=values[1], certain=False)
+                    yield number, UnitError(values[0], firsts=values[1], certain=False)
                 elif kind == "input":
                     raise InputError(values[0])
                 else:
@@ -117,44 +129,47 @@ def run_tasks(
                 worker.process.terminate()
             worker.pipe.close()
         for worker in workers:
-            worker.process.join(timeout=2)
+            worker.process.join(timeout=_SECONDS_TO_END)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
 
 
+def _start_method(job: Job) -> str:
+    """Forked workers share the loaded tokenizers. Where a library may have started threads, new ones are spawned."""
+    only_streams = all(source.format in ("json-lines", "json-array", "text") for source in job.sources)
+    return "fork" if sys.platform == "linux" and only_streams else "spawn"
+
+
 def _check_tries(job: Job, task: Task, num_tries: int, exit_code: int | None) -> None:
     if num_tries < MAX_TRIES:
         return
-    source = job.sources[task.unit.source]
+    stretch = task.unit.stretches[0]
     raise InputError(
-        f"{source.path}: bytes {task.unit.start:,} to {task.unit.stop:,} (unit {task.unit.number}): the tokenizer "
-        f"worker died {num_tries} times (exit code {exit_code}); if memory ran out, use fewer --workers; "
-        "the same command goes on"
+        f"{job.sources[stretch.source].path}: unit {task.unit.number} (from {stretch.start:,} on): the tokenizer worker "
+        f"died {num_tries} times (exit code {exit_code}); if memory ran out, use fewer --workers; the same command goes on"
     )
 
 
 def _worker_main(pipe: Connection, job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = os.getppid()
+
+    def progress(*counts: int) -> None:
+        if os.getppid() != parent:
+            os._exit(1)  # nobody waits for the result
+        pipe.send(("progress", *counts))
+
     try:
-        encoder = load_encoder(job.encoder, job.tokenizer_json)
         while (task := pipe.recv()) is not None:
             try:
-                process_unit(
-                    task.unit,
-                    job.sources[task.unit.source],
-                    job.settings,
-                    encoder,
-                    job.eos_id,
-                    job.directory,
-                    first=task.first,
-                    progress=lambda num_bytes, num_tokens: pipe.send(("progress", num_bytes, num_tokens)),
-                )
+                run_task(job, task, progress)
                 pipe.send(("done",))
             except UnitError as error:
                 if error.certain:
                     raise
-                pipe.send(("uncertain", str(error), error.first))
+                pipe.send(("uncertain", str(error), error.firsts))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone
     except InputError as error:
@@ -165,5 +180,7 @@ def _worker_main(pipe: Connection, job: Job) -> None:
             pipe.send(("input", f"{where}: {error.strerror}; make room, then the same command goes on"))
         else:
             pipe.send(("fault", traceback.format_exc()))
+    except MemoryError:
+        pipe.send(("input", "a tokenizer worker ran out of memory; use fewer --workers, then the same command goes on"))
     except BaseException:
         pipe.send(("fault", traceback.format_exc()))

@@ -2,8 +2,8 @@
 
 `}`, white space, `,`, white space, `{` is a *candidate* for the end of a record; it may also stand inside a string, or
 in an array within a record. From a record's true start, a stretch that parses as `[` stretch `]` ends at a true end.
-So each batch is checked by parsing it, and only a unit's first record rests on a candidate: `first` of each unit must
-equal `last` of the unit before, which the build checks for all of them.
+So each batch is checked by parsing it, and only a stretch's first record rests on a candidate: `first` of each stretch
+must equal `last` of the one before, which the build checks for all of them (`pipeline.chain`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import orjson
 
-from pipeline.json_errors import broken_off, diagnose, is_unfinished, refuse_constant
-from pipeline.records import BadRecord, Batch, UnitReader
+from pipeline.json_errors import diagnose, is_unfinished, refuse_constant
+from pipeline.records import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader
 from pipeline.sources import BYTE_ORDER_MARK
 
 LOOK_BACK_BYTES = 4096
+_LOOK_AHEAD_BYTES = 1 << 16
 _MAX_TRIES = 4
 _CANDIDATE = re.compile(rb"\}[ \t\r\n]*,[ \t\r\n]*\{")
 _OPENING = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[[ \t\r\n]*(?=\{)")
@@ -27,81 +28,112 @@ _SEPARATOR = re.compile(r"[ \t\r\n]*(?:,[ \t\r\n]*(?=[^ \t\r\n])|(?P<end>\]))")
 _WHITE_SPACE = b" \t\r\n"
 
 
-class JsonArrayReader(UnitReader):
-    """The records that begin in the unit."""
+class _Parsed(NamedTuple):
+    """What was parsed: a batch if there was a whole record, the bytes that took, and the bad record that ended it."""
 
-    def _batches(self, file: BinaryIO) -> Iterator[Batch]:
-        stop, num_bytes = self._unit.stop, self._source.num_bytes
-        content, offset = self._array_start(file)  # `content` begins at a record, or is empty
-        if content and offset < stop:
+    batch: Batch | None
+    num_bytes: int
+    error: BadRecord | None = None
+
+
+class JsonArrayReader(StreamReader):
+    """The records that begin in the stretch."""
+
+    def _batches(self) -> Iterator[Batch]:
+        content, offset = self._first_record()  # `content` begins at a record, or is empty
+        if content and offset < self._stop:
             self.first = offset
-        if self._unit.start == 0:
+        if self._start == 0:
             self.last = offset
-        while content and offset < stop:
-            inside = self._position <= stop and self._position < num_bytes
-            if inside:
-                batch, consumed = _parse_to_last(content, offset)
-            else:
-                at_end = self._position >= num_bytes
-                batch, consumed = _parse_past(content, offset, stop, at_end=at_end)
-            if batch is not None:
-                yield batch
-            content, offset = content[consumed:], offset + consumed
+        while content and offset < self._stop:
+            parsed = self._parse(content, offset)
+            if parsed.batch is not None:
+                yield parsed.batch
+            content, offset = content[parsed.num_bytes :], offset + parsed.num_bytes
+            error = parsed.error
+            if error is None and not self._check_size(len(content)) and not parsed.num_bytes:
+                error = self._too_large(offset, content)
+            if error is not None:
+                self._options.on_bad(error)
+                content, offset = self._next_plausible(content, offset, skip=1)
             self.last = offset
-            if offset < stop:
-                room = max(self.chunk_bytes, len(content))
-                content += self._read(file, min(room, stop - self._position) if self._position < stop else room)
-        while self._position < stop:  # the digest is of all bytes of the unit
-            self._read(file, self.chunk_bytes)
+            if offset < self._stop and error is None and not self._at_end:
+                content += self._read_next(len(content))
+        while self._position < self._stop and self._read_next(0):
+            pass  # the digest is of all bytes of the stretch
 
-    def _array_start(self, file: BinaryIO) -> tuple[bytes, int]:
-        """What has been read from the unit's first record on, and that record's offset."""
-        start, stop = self._unit.start, self._unit.stop
-        if start == 0:
-            self._seek(file, 0)
-            content = self._read(file, min(self.chunk_bytes, stop))
-            while True:
-                stripped = content.removeprefix(BYTE_ORDER_MARK).lstrip(_WHITE_SPACE).removeprefix(b"[")
-                stripped = stripped.lstrip(_WHITE_SPACE)
-                if stripped or not (more := self._read(file, self.chunk_bytes)):
-                    break
-                content += more
-            if stripped.startswith(b"]"):  # an empty array
-                return b"", self._source.num_bytes
-            return stripped, len(content) - len(stripped)
-        look_back = min(start, LOOK_BACK_BYTES)
-        file.seek(start - look_back)
-        content = _read_exactly(file, look_back)
-        self._position = start
-        origin = start - look_back
-        content += self._read(file, min(self.chunk_bytes, stop - start))
+    def _parse(self, content: bytes, offset: int) -> _Parsed:
+        limit = self._options.max_record_bytes
+        if len(content) > limit:
+            return parse_one_by_one(content, offset, stop=self._stop, at_end=self._at_end, max_bytes=limit)
+        if self._position <= self._stop and not self._at_end:
+            return _parse_to_last(content, offset)
+        return _parse_past(content, offset, self._stop, at_end=self._at_end)
+
+    def _first_record(self) -> tuple[bytes, int]:
+        """What has been read from the stretch's first record on, and that record's offset."""
+        if self._start == 0:
+            return self._opening()
+        look_back = min(self._start, LOOK_BACK_BYTES)
+        origin = self._start - look_back
+        self._file.seek(origin)
+        content = b""
+        while len(content) < look_back and (more := self._file.read(look_back - len(content))):
+            content += more
+        content += self._read_next(0)
         if self._known_first is not None:
-            while len(content) <= self._known_first - origin and (more := self._read(file, self.chunk_bytes)):
+            while len(content) <= self._known_first - origin and (more := self._read_next(0)):
                 content += more
             return content[self._known_first - origin :], self._known_first
-        if look_back == start and (opening := _OPENING.match(content)) and start <= opening.end() < stop:
+        if look_back == self._start and (opening := _OPENING.match(content)) and opening.end() >= self._start:
             return content[opening.end() :], opening.end()
+        return self._next_plausible(content, origin, skip=look_back, limit=self._stop)
+
+    def _opening(self) -> tuple[bytes, int]:
+        """What follows the array's opening bracket; `content` is empty where the array is."""
+        content = self._read_next(0)
+        while True:
+            rest = content.removeprefix(BYTE_ORDER_MARK).lstrip(_WHITE_SPACE).removeprefix(b"[").lstrip(_WHITE_SPACE)
+            if rest or not (more := self._read_next(0)):
+                break
+            content += more
+        offset = len(content) - len(rest)
+        if rest.startswith(b"]") and not rest[1:].strip(_WHITE_SPACE):
+            while more := self._read_next(0):
+                rest += more
+            if not rest[1:].strip(_WHITE_SPACE):
+                return b"", offset + len(rest)
+        if not rest:
+            raise Incomplete(offset, self._position)
+        return rest, offset
+
+    def _next_plausible(self, content: bytes, offset: int, *, skip: int, limit: int | None = None) -> tuple[bytes, int]:
+        """The next place in `content` (which begins at `offset`) where a record seems to begin, `skip` bytes on at least.
+
+        Returns what has been read from there, or nothing at the array's end or if there is no such place before
+        `limit`. Raises `Incomplete` if the source ends with neither.
+        """
         searched = 0
         while True:
             for match in _CANDIDATE.finditer(content, searched):
-                record = match.end() - 1
-                if origin + record < start:
+                place = match.end() - 1
+                if place < skip:
                     continue
-                if origin + record >= stop:
-                    return b"", origin + record
-                if _could_be_record(content[record:]):
-                    return content[record:], origin + record
-            if self._position >= self._source.num_bytes:
-                return b"", self._source.num_bytes
-            searched = max(0, len(content) - LOOK_BACK_BYTES)
-            content += self._read(file, max(self.chunk_bytes, len(content)))
-
-
-def _read_exactly(file: BinaryIO, num_bytes: int) -> bytes:
-    content = b""
-    while len(content) < num_bytes and (more := file.read(num_bytes - len(content))):
-        content += more
-    return content
+                if limit is not None and offset + place >= limit:
+                    return b"", offset + place
+                while len(content) - place < _LOOK_AHEAD_BYTES and not self._at_end and (more := self._read_next(0)):
+                    content += more
+                if _could_be_record(content[place : place + _LOOK_AHEAD_BYTES]):
+                    return content[place:], offset + place
+            if self._at_end:
+                if not content.rstrip(_WHITE_SPACE).endswith(b"]"):
+                    raise Incomplete(offset, offset + len(content))
+                return b"", offset + len(content)
+            if limit is not None and offset + len(content) >= limit:
+                return b"", offset + len(content)
+            kept = max(0, len(content) - LOOK_BACK_BYTES)
+            content, offset, skip = content[kept:], offset + kept, max(0, skip - kept)
+            content += self._read_next(0)
 
 
 def _could_be_record(content: bytes) -> bool:
@@ -116,45 +148,46 @@ def _could_be_record(content: bytes) -> bool:
     return isinstance(value, dict)
 
 
-def _parse_to_last(content: bytes, offset: int) -> tuple[Batch | None, int]:
-    """Parse all whole records of `content` that are followed by another one; how many bytes that took."""
+def _load(records: bytes, offset: int) -> Batch:
+    """A stretch of whole records. Raises `orjson.JSONDecodeError` if it is none."""
+    values = orjson.loads(b"[%b]" % records)
+    return Batch(values, len(records), _Places(records, offset).place)
+
+
+def _parse_to_last(content: bytes, offset: int) -> _Parsed:
+    """Parse all whole records of `content` that are followed by another one."""
     end = len(content)
     for _ in range(_MAX_TRIES):
         match = _last_candidate(content, end)
         if match is None:
             break
         end = match.start()
-        records = content[: end + 1]
         try:
-            return Batch(orjson.loads(b"[%b]" % records), records, offset), match.end() - 1
+            return _Parsed(_load(content[: end + 1], offset), match.end() - 1)
         except orjson.JSONDecodeError:
             continue
-    return _parse_one_by_one(content, offset)
+    return parse_one_by_one(content, offset)
 
 
-def _parse_past(content: bytes, offset: int, stop: int, *, at_end: bool) -> tuple[Batch | None, int]:
+def _parse_past(content: bytes, offset: int, stop: int, *, at_end: bool) -> _Parsed:
     """Parse the records of `content` that begin before `stop`, the last of which ends behind it."""
-    place = max(0, stop - offset - LOOK_BACK_BYTES)
     tries = 0
-    for match in _CANDIDATE.finditer(content, place):
+    for match in _CANDIDATE.finditer(content, max(0, stop - offset - LOOK_BACK_BYTES)):
         if offset + match.end() - 1 < stop:
             continue
-        records = content[: match.start() + 1]
         try:
-            return Batch(orjson.loads(b"[%b]" % records), records, offset), match.end() - 1
+            return _Parsed(_load(content[: match.start() + 1], offset), match.end() - 1)
         except orjson.JSONDecodeError:
             tries += 1
             if tries == _MAX_TRIES:
                 break
-    if at_end:
-        stripped = content.rstrip(_WHITE_SPACE)
-        if stripped.endswith(b"]"):
-            records = stripped[:-1].rstrip(_WHITE_SPACE)
-            try:
-                return Batch(orjson.loads(b"[%b]" % records), records, offset), len(content)
-            except orjson.JSONDecodeError:
-                pass
-    return _parse_one_by_one(content, offset, stop=stop, at_end=at_end)
+    stripped = content.rstrip(_WHITE_SPACE)
+    if at_end and stripped.endswith(b"]"):
+        try:
+            return _Parsed(_load(stripped[:-1].rstrip(_WHITE_SPACE), offset), len(content))
+        except orjson.JSONDecodeError:
+            pass
+    return parse_one_by_one(content, offset, stop=stop, at_end=at_end)
 
 
 def _last_candidate(content: bytes, end: int) -> re.Match[bytes] | None:
@@ -166,57 +199,105 @@ def _last_candidate(content: bytes, end: int) -> re.Match[bytes] | None:
     return None
 
 
-def _parse_one_by_one(
-    content: bytes, offset: int, *, stop: int | None = None, at_end: bool = False
-) -> tuple[Batch | None, int]:
+def parse_one_by_one(
+    content: bytes, offset: int, *, stop: int | None = None, at_end: bool = False, max_bytes: int | None = None
+) -> _Parsed:
     """The exact way: one record after another with Python's parser, up to the first that begins at `stop`.
 
-    Returns what was read and where the next record begins in `content`: its length at the array's end, less where
-    more must be read first. Raises `BadRecord`.
+    `num_bytes` is where the next record begins in `content`: its length at the array's end, less where more must be
+    read first, the bad record's place if there is one. Raises `Incomplete`.
     """
     text = content.decode("utf-8", "surrogateescape")
     decoder = json.JSONDecoder(parse_constant=refuse_constant)
     values: list[Any] = []
-    place = consumed = records_end = 0  # the next record in characters and in bytes; the end of the last in bytes
+    spans: list[tuple[int, int]] = []
+    place = consumed = 0  # the next record in characters and in bytes
+    error: BadRecord | None = None
     while stop is None or offset + consumed < stop:
         where = offset + consumed
         try:
             _value, end = decoder.raw_decode(text, place)
-        except json.JSONDecodeError as error:
-            if not is_unfinished(error, text):
-                distance = _num_bytes(text[place : error.pos])
-                raise BadRecord(where, f"not valid JSON: {error.msg} at byte {distance:,} of the record") from None
-            if at_end:
-                raise BadRecord(where, broken_off(offset + len(content))) from None
+        except json.JSONDecodeError as fault:
+            if not is_unfinished(fault, text):
+                distance = _num_bytes(text[place : fault.pos])
+                reason = f"not valid JSON: {fault.msg} at byte {distance:,} of the record"
+                error = BadRecord(where, NOT_JSON, reason)
+            elif at_end:
+                raise Incomplete(where, offset + len(content)) from None
             break
-        except (ValueError, RecursionError) as error:
-            raise BadRecord(where, f"not valid JSON: {error}") from None
+        except (ValueError, RecursionError) as fault:
+            reason = "nested too deeply" if isinstance(fault, RecursionError) else str(fault)
+            error = BadRecord(where, NOT_JSON, f"not valid JSON: {reason}")
+            break
         separator = _SEPARATOR.match(text, end)
         if separator is None:
             rest = text[end:].strip(" \t\r\n")
             if rest not in ("", ","):
-                raise BadRecord(where, f"expected ',' or ']' after the record, found {rest[0]!r}")
-            if at_end:
-                raise BadRecord(where, broken_off(offset + len(content)))
+                error = BadRecord(where, NOT_JSON, f"expected ',' or ']' after the record, found {rest[0]!r}")
+            elif at_end:
+                raise Incomplete(where, offset + len(content))
             break
         if separator["end"] is not None:
             if text[separator.end() :].strip(" \t\r\n"):
-                raise BadRecord(where, "the array ends behind this record, but the file goes on")
+                error = BadRecord(where, NOT_JSON, "the array ends behind this record, but the file goes on")
+                break
             if not at_end:
                 break
         record = text[place:end].encode("utf-8", "surrogateescape")
         try:
             values.append(orjson.loads(record))
         except orjson.JSONDecodeError:
-            raise BadRecord(where, diagnose(record)) from None
-        records_end = consumed + len(record)
+            error = BadRecord(where, *diagnose(record))
+        if max_bytes is not None and len(record) > max_bytes:
+            error = BadRecord(where, TOO_LARGE, f"the record is larger than --max-record-bytes ({max_bytes:,} bytes)")
+            del values[len(spans) :]
+        if error is not None:
+            break
+        spans.append((consumed, consumed + len(record)))
         consumed += _num_bytes(text[place : separator.end()])
         place = separator.end()
         if separator["end"] is not None:
             consumed = len(content)
             break
-    batch = Batch(values, content[:records_end], offset) if values else None
-    return batch, consumed
+    if error is not None:
+        error.content = content[consumed : consumed + (1 << 16)]
+    if not values:
+        return _Parsed(None, consumed, error)
+    return _Parsed(
+        Batch(
+            values,
+            spans[-1][1],
+            lambda number: (offset + spans[number][0], content[spans[number][0] : spans[number][1]]),
+        ),
+        consumed,
+        error,
+    )
+
+
+class _Places:
+    """The place of each record among whole `records`, which begin at `offset`; found when first asked for."""
+
+    def __init__(self, records: bytes, offset: int) -> None:
+        self._records, self._offset = records, offset
+        self._spans: list[tuple[int, int]] = []
+
+    def place(self, number: int) -> tuple[int, bytes]:
+        if not self._spans:
+            self._find_spans()
+        begin, end = self._spans[number]
+        return self._offset + begin, self._records[begin:end]
+
+    def _find_spans(self) -> None:
+        text = self._records.decode("utf-8")
+        decoder = json.JSONDecoder()
+        place = begin = 0  # in characters, in bytes
+        while place < len(text):
+            _value, end = decoder.raw_decode(text, place)
+            num_bytes = _num_bytes(text[place:end])
+            self._spans.append((begin, begin + num_bytes))
+            separator = _SEPARATOR.match(text, end)
+            place = separator.end() if separator else len(text)
+            begin += num_bytes + place - end  # separators are ASCII
 
 
 def _num_bytes(text: str) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from pipeline.records import INVALID_UTF8, LONE_SURROGATE, NOT_JSON
+
 # What Python's parser says of a text that might go on.
 _UNFINISHED = "Unterminated string"
 _LONGEST_ESCAPE = len("\\ud83d\\ude00")
@@ -27,26 +29,24 @@ def breaks_off(line: bytes) -> bool:
     return False
 
 
-def broken_off(num_bytes: int) -> str:
-    return f"the file ends inside a record (at byte {num_bytes:,}): the download is incomplete"
-
-
 def refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
 
 
-def diagnose(record: bytes) -> str:
-    """Why the fast parser refuses `record`, in words."""
+def diagnose(record: bytes) -> tuple[str, str]:
+    """The kind of fault, and the fault in words, for which the fast parser refuses `record`."""
     try:
         text = record.decode("utf-8")
     except UnicodeDecodeError as error:
-        return f"invalid UTF-8 at byte {error.start:,} of the record"
+        return INVALID_UTF8, f"invalid UTF-8 at byte {error.start:,} of the record"
     try:
         json.loads(text, parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
-        return f"not valid JSON: {error.msg} at character {error.pos:,} of the record"
-    except (ValueError, RecursionError) as error:
-        return f"not valid JSON: {error}"
+        return NOT_JSON, f"not valid JSON: {error.msg} at character {error.pos:,} of the record"
+    except RecursionError:
+        return NOT_JSON, "not valid JSON: nested too deeply"
+    except ValueError as error:
+        return NOT_JSON, f"not valid JSON: {error}"
     if re.search(r"\\u[dD][89a-fA-F]", text):
-        return "a lone surrogate (half of a \\uXXXX pair) is no text"
-    return "not valid JSON"
+        return LONE_SURROGATE, "a lone surrogate (half of a \\uXXXX pair) is no text"
+    return NOT_JSON, "not valid JSON, or nested too deeply"

@@ -3,43 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any
 
 import orjson
 
-from pipeline.json_errors import breaks_off, broken_off, diagnose
-from pipeline.records import BadRecord, Batch, UnitReader
+from pipeline.json_errors import breaks_off, diagnose
+from pipeline.records import BadRecord, Batch, Incomplete, StreamReader
 from pipeline.sources import BYTE_ORDER_MARK
 
 
-class JsonLinesReader(UnitReader):
-    """The lines that begin in the unit; blank ones are no records."""
+class JsonLinesReader(StreamReader):
+    """The lines that begin in the stretch; blank ones are no records."""
 
-    def _batches(self, file: BinaryIO) -> Iterator[Batch]:
-        for content, offset in self._whole_lines(file):
+    def _batches(self) -> Iterator[Batch]:
+        for content, offset in self._whole_lines():
             lines = content.split(b"\n")
-            try:
-                values = [orjson.loads(line) for line in lines if line and not line.isspace()]
-            except orjson.JSONDecodeError:
-                raise _bad_line(lines, offset, at_end=offset + len(content) >= self._source.num_bytes) from None
-            yield Batch(values, content, offset)
+            if len(content) <= self._options.max_record_bytes:
+                try:
+                    values = [orjson.loads(line) for line in lines if line and not line.isspace()]
+                    yield Batch(values, len(content), _Places(lines, offset).place)
+                    continue
+                except orjson.JSONDecodeError:
+                    pass
+            yield self._one_by_one(lines, offset, len(content))
 
-    def _whole_lines(self, file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-        """Chunks of whole lines that begin in the unit, each with its offset."""
-        start, stop = self._unit.start, self._unit.stop
+    def _one_by_one(self, lines: list[bytes], offset: int, num_bytes: int) -> Batch:
+        """The good ones among `lines`, the first of which begins at `offset`; the bad ones are reported."""
+        values: list[Any] = []
+        good: list[bytes] = []
+        places: list[int] = []
+        last = len(lines) - 1
+        for number, line in enumerate(lines):
+            if line and not line.isspace():
+                try:
+                    if len(line) > self._options.max_record_bytes:
+                        raise self._too_large(offset, line)
+                    values.append(orjson.loads(line))
+                    good.append(line)
+                    places.append(offset)
+                except orjson.JSONDecodeError:
+                    if number == last and self._at_end and breaks_off(line):
+                        raise Incomplete(offset, offset + len(line)) from None
+                    self._options.on_bad(BadRecord(offset, *diagnose(line), line))
+                except BadRecord as error:
+                    self._options.on_bad(error)
+            offset += len(line) + 1
+        return Batch(values, num_bytes, lambda number: (places[number], good[number]))
+
+    def _whole_lines(self) -> Iterator[tuple[bytes, int]]:
+        """Chunks of whole lines that begin in the stretch, each with its offset."""
+        start, stop = self._start, self._stop
         if start == 0:
             self.first = 0
         else:
-            file.seek(start - 1)
-            self.first = start if file.read(1) == b"\n" else None
-        self._seek(file, start)
+            self._file.seek(start - 1)
+            self.first = start if self._file.read(1) == b"\n" else None
         pending, offset = b"", start  # an unfinished line and its offset
         while True:
-            room = max(self.chunk_bytes, len(pending))
-            chunk = self._read(file, min(room, stop - self._position) if self._position < stop else room)
+            chunk = self._read_next(len(pending))
             if not chunk:
                 break
-            if self.first is None:  # still in a line that began before the unit
+            if self.first is None:  # still in a line that began before the stretch
                 skipped = chunk.find(b"\n") + 1 or len(chunk)
                 ends_line = chunk[skipped - 1 : skipped] == b"\n"
                 offset, chunk = offset + skipped, chunk[skipped:]
@@ -54,18 +78,33 @@ class JsonLinesReader(UnitReader):
                 pending += chunk[: end or len(chunk)]
                 if end:
                     break
-                continue
-            pending += chunk
-            end = pending.rfind(b"\n") + 1
-            if end:
-                yield self._without_mark(pending[:end], offset)
-                offset += end
-                pending = pending[end:]
-            if self._position == stop and not pending:
-                break
+            else:
+                pending += chunk
+                end = pending.rfind(b"\n") + 1
+                if end:
+                    yield self._without_mark(pending[:end], offset)
+                    offset += end
+                    pending = pending[end:]
+                if self._position == stop and not pending:
+                    break
+            if not self._check_size(len(pending)):
+                self._options.on_bad(self._too_large(offset, pending))
+                offset, pending = self._skip_line(offset + len(pending)), b""
+                if offset >= stop:
+                    break
         self.last = offset + len(pending)
         if pending:
             yield self._without_mark(pending, offset)
+
+    def _skip_line(self, offset: int) -> int:
+        """Read on from `offset`, inside a line, to the line's end; the offset of the next line."""
+        while chunk := self._read_next(0):
+            end = chunk.find(b"\n") + 1
+            offset += end or len(chunk)
+            if end:
+                self._push_back(chunk[end:])
+                break
+        return offset
 
     def _without_mark(self, content: bytes, offset: int) -> tuple[bytes, int]:
         if offset == 0 and content.startswith(BYTE_ORDER_MARK):
@@ -73,15 +112,18 @@ class JsonLinesReader(UnitReader):
         return content, offset
 
 
-def _bad_line(lines: list[bytes], offset: int, *, at_end: bool) -> BadRecord:
-    """Which of `lines`, the first of which begins at `offset`, can't be parsed."""
-    for number, line in enumerate(lines):
-        if line and not line.isspace():
-            try:
-                orjson.loads(line)
-            except orjson.JSONDecodeError:
-                if at_end and number == len(lines) - 1 and breaks_off(line):
-                    return BadRecord(offset, broken_off(offset + len(line)))
-                return BadRecord(offset, diagnose(line))
-        offset += len(line) + 1
-    raise AssertionError("one of the lines must fail again")
+class _Places:
+    """The place of each record among lines."""
+
+    def __init__(self, lines: list[bytes], offset: int) -> None:
+        self._lines, self._offset = lines, offset
+
+    def place(self, number: int) -> tuple[int, bytes]:
+        offset = self._offset
+        for line in self._lines:
+            if line and not line.isspace():
+                if number == 0:
+                    return offset, line
+                number -= 1
+            offset += len(line) + 1
+        raise IndexError(number)

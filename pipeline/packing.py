@@ -1,16 +1,19 @@
-"""Packing: documents, each closed by EOS, joined and cut into blocks; nothing lost.
+"""Packing: how the documents of one split of one unit become blocks.
 
-One packer serves one split of one unit. Whole blocks go to the unit's shard as they fill up; what is left over
-(less than a block) is the unit's tail, which joins the other units' tails in the last shard of the split.
+`concat`, here: documents, each closed by EOS, joined and cut into blocks; nothing lost. Whole blocks go to the unit's
+shard as they fill up; what is left over (less than a block) is the unit's tail, which joins the other units' tails in the
+last shard of the split. With blocks of 4 tokens and the documents `a b c EOS`, `d e EOS`, `f EOS`:
 
-With blocks of 4 tokens and the documents `a b c EOS`, `d e EOS`, `f EOS`:
-
-    shard   a b c EOS | d e EOS f      pieces of 4, 3 and 1 tokens; the last one is cut
+    shard   a b c EOS | d e EOS f      documents of 4, 3 and 1 tokens; the last one is cut
     tail    EOS                        one piece of 1 token, which continues the shard's last
+
+`best-fit` (`pipeline.best_fit`) cuts no document that fits a block. `tutorial`, here too, keeps what the original script
+keeps: of each document its whole blocks, without EOS.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +22,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from shards.index import contiguous_index
 from shards.manifest import ShardEntry, SplitName
 from shards.writer import ShardWriter, shard_name
 
@@ -36,6 +40,15 @@ class Tail:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Packed:
+    """What became of a unit's documents."""
+
+    shard: ShardEntry | None  # none if not one block was filled
+    tail: Tail
+    num_dropped_tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Cut:
     """How the documents' lengths divide at the end of the last whole block."""
 
@@ -43,6 +56,10 @@ class Cut:
     num_documents: int  # pieces of the shard that end with EOS
     tail_pieces: Lengths
     continues: bool
+
+
+def no_tail() -> Tail:
+    return Tail(tokens=np.empty(0, dtype=np.uint32), piece_tokens=np.empty(0, dtype=np.int64), continues=False)
 
 
 def cut_lengths(document_tokens: Lengths, num_shard_tokens: int) -> Cut:
@@ -72,19 +89,48 @@ def cut_lengths(document_tokens: Lengths, num_shard_tokens: int) -> Cut:
     )
 
 
-class Packer:
-    """Packs one split of one unit. Memory: a batch, and 8 bytes a document."""
+class Packer(abc.ABC):
+    """Packs one split of one unit into its shard. A context manager: without `finish`, nothing is left behind."""
 
-    def __init__(self, directory: Path, number: int, *, split: SplitName, block_tokens: int) -> None:
+    def __init__(self, directory: Path, number: int, *, split: SplitName, block_tokens: int, eos_id: int) -> None:
         self._directory, self._name = directory, shard_name(split, number)
-        self._split, self._block_tokens = split, block_tokens
+        self._split, self._block_tokens, self._eos_id = split, block_tokens, eos_id
         self._writer: ShardWriter | None = None
-        self._rest = np.empty(0, dtype=np.uint32)
-        self._lengths: list[Lengths] = []
         self._num_shard_tokens = 0
 
+    @abc.abstractmethod
     def add(self, tokens: Ids, document_tokens: Lengths) -> None:
-        """Append documents: all their tokens, EOS included, and the tokens in each."""
+        """Append documents: all their tokens (EOS included, but for `tutorial`), and the tokens in each."""
+
+    @abc.abstractmethod
+    def finish(self) -> Packed:
+        """Complete the shard."""
+
+    def _write(self, tokens: Ids) -> None:
+        if self._writer is None:
+            self._writer = ShardWriter(self._directory, self._name, split=self._split, block_tokens=self._block_tokens)
+        self._writer.write(tokens)
+        self._num_shard_tokens += len(tokens)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.__exit__(kind, error, traceback)
+
+
+class ConcatPacker(Packer):
+    """Joins documents and cuts blocks. Memory: a batch, and 8 bytes a document."""
+
+    def __init__(self, directory: Path, number: int, *, split: SplitName, block_tokens: int, eos_id: int) -> None:
+        super().__init__(directory, number, split=split, block_tokens=block_tokens, eos_id=eos_id)
+        self._rest = np.empty(0, dtype=np.uint32)
+        self._lengths: list[Lengths] = []
+
+    def add(self, tokens: Ids, document_tokens: Lengths) -> None:
         self._lengths.append(document_tokens)
         if len(self._rest):
             missing = self._block_tokens - len(self._rest)
@@ -98,26 +144,40 @@ class Packer:
             self._write(tokens[:num_whole])
         self._rest = tokens[num_whole:].copy()
 
-    def _write(self, tokens: Ids) -> None:
-        if self._writer is None:
-            self._writer = ShardWriter(self._directory, self._name, split=self._split, block_tokens=self._block_tokens)
-        self._writer.write(tokens)
-        self._num_shard_tokens += len(tokens)
-
-    def finish(self) -> tuple[ShardEntry | None, Tail]:
-        """Complete the shard (there is none if not one block was filled) and return its entry and the tail."""
+    def finish(self) -> Packed:
         lengths = np.concatenate([np.empty(0, dtype=np.int64), *self._lengths])
         cut = cut_lengths(lengths, self._num_shard_tokens)
-        entry = None
+        shard = None
         if self._writer is not None:
-            entry = self._writer.finish(cut.shard_pieces, num_documents=cut.num_documents)
-        return entry, Tail(tokens=self._rest, piece_tokens=cut.tail_pieces, continues=cut.continues)
+            shard = self._writer.finish(contiguous_index(cut.shard_pieces), num_documents=cut.num_documents)
+        tail = Tail(tokens=self._rest, piece_tokens=cut.tail_pieces, continues=cut.continues)
+        return Packed(shard=shard, tail=tail)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+class TutorialPacker(Packer):
+    """Of each document the whole blocks, and nothing of it if it is shorter than one: as the original script does."""
+
+    def __init__(self, directory: Path, number: int, *, split: SplitName, block_tokens: int, eos_id: int) -> None:
+        super().__init__(directory, number, split=split, block_tokens=block_tokens, eos_id=eos_id)
+        self._lengths: list[Lengths] = []
+        self._num_dropped = 0
+
+    def add(self, tokens: Ids, document_tokens: Lengths) -> None:
+        kept = document_tokens // self._block_tokens * self._block_tokens
+        starts = np.cumsum(document_tokens) - document_tokens
+        parts = [
+            tokens[start : start + length]
+            for start, length in zip(starts.tolist(), kept.tolist(), strict=True)
+            if length
+        ]
+        if parts:
+            self._write(np.concatenate(parts))
+        self._lengths.append(kept[kept > 0])
+        self._num_dropped += int((document_tokens - kept).sum())
+
+    def finish(self) -> Packed:
+        shard = None
         if self._writer is not None:
-            self._writer.__exit__(kind, error, traceback)
+            lengths = np.concatenate(self._lengths)
+            shard = self._writer.finish(contiguous_index(lengths), num_documents=len(lengths))
+        return Packed(shard=shard, tail=no_tail(), num_dropped_tokens=self._num_dropped)

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.receipts import RECEIPTS_DIRECTORY
 from pipeline.settings import BuildSettings
 from pipeline.sources import Source
 from pipeline.tokenizers import TokenizerFiles
-from pipeline.work import RECEIPTS_DIRECTORY
 from shards.errors import InputError
 from shards.files import TEMPORARY_SUFFIX, flush_directory, write_atomically
 from shards.manifest import MANIFEST_NAME

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.build import BuildResult, Reporter
+from shards.show import size_text
 
 _SECONDS_BETWEEN_LINES = 10.0
+# The default config's global batch: 32 blocks × 8 accumulation steps.
+_BLOCKS_PER_STEP = 256
 
 
 class BarReporter(Reporter):
@@ -18,57 +22,93 @@ class BarReporter(Reporter):
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._num_tokens = self._num_bytes = self._total = 0
+        self._num_tokens = self._num_rejected = self._num_bytes = self._num_bytes_before = self._total = 0
         self._begin = self._last_line = time.monotonic()
 
     def started(self, num_bytes: int, num_bytes_done: int, num_workers: int) -> None:
         self._begin = self._last_line = time.monotonic()
-        self._total = num_bytes
-        print(f"tokenizing {num_bytes / 1e6:,.1f} MB with {num_workers} workers", file=sys.stderr)
-        if num_bytes_done:
-            print(f"{num_bytes_done / 1e6:,.1f} MB were done by an earlier run", file=sys.stderr)
+        self._total, self._num_bytes, self._num_bytes_before = num_bytes, num_bytes_done, num_bytes_done
+        plural = "" if num_workers == 1 else "s"
+        kept = f", {size_text(num_bytes_done)} of it done by an earlier run" if num_bytes_done else ""
+        _say(f"reading {size_text(num_bytes)} with {num_workers} worker{plural}{kept}")
         if sys.stderr.isatty():
+            tqdm.monitor_interval = 0  # no thread beside us: workers are forked
             self._bar = tqdm(
                 total=num_bytes, initial=num_bytes_done, unit="B", unit_scale=True, dynamic_ncols=True, mininterval=0.2
             )
-        self._num_bytes = num_bytes_done
 
-    def progress(self, num_bytes: int, num_tokens: int) -> None:
+    def phase(self, name: str) -> None:
+        if self._bar is not None:
+            self._bar.set_description(name)
+        else:
+            _say(name)
+
+    def progress(self, num_bytes: int, num_tokens: int, num_rejected: int) -> None:
         self._num_tokens += num_tokens
+        self._num_rejected += num_rejected
         self._num_bytes += num_bytes
         now = time.monotonic()
         rate = self._num_tokens / max(now - self._begin, 1e-9)
+        tokens = f"{rate / 1e6:.2f}M tokens/s" + (f", {self._num_rejected:,} rejected" if self._num_rejected else "")
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{rate / 1e6:.2f}M tokens/s", refresh=False)
+            self._bar.set_postfix_str(tokens, refresh=False)
             self._bar.update(num_bytes)
         elif now - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            percent = 100 * self._num_bytes / max(1, self._total)
-            print(f"{percent:.0f} %, {rate / 1e6:.2f}M tokens/s", file=sys.stderr)
+            speed = (self._num_bytes - self._num_bytes_before) / (now - self._begin)
+            left = max(0, self._total - self._num_bytes) / max(speed, 1)
+            percent = min(100, 100 * self._num_bytes / max(1, self._total))
+            _say(f"{percent:3.0f} %  {speed / 1e6:.1f} MB/s  {tokens}  {left:.0f} s left")
 
     def finished(self) -> None:
         if self._bar is not None:
             self._bar.close()
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def summary(result: BuildResult) -> str:
-    """A table of what the build made."""
-    manifest = result.manifest
+    """A table of what the build made, and what to do next."""
+    manifest, statistics = result.manifest, result.statistics
     splits = manifest.splits.values()
     num_bytes = sum(source.num_bytes for source in manifest.sources)
     num_tokens = sum(split.num_tokens for split in splits)
+    num_dropped = sum(split.num_dropped_tokens for split in splits)
     num_chars = sum(split.num_text_chars for split in splits)
-    lines = [
-        f"shard set    {result.path}",
-        f"documents    {sum(split.num_documents for split in splits):,}"
-        + (f" ({manifest.num_empty:,} empty texts left out)" if manifest.num_empty else ""),
-        f"characters   {num_chars:,}",
-        f"tokens       {num_tokens:,} ({num_tokens / max(1, num_chars):.3f} a character)",
-        "blocks       "
-        + ", ".join(f"{name} {split.num_blocks:,}" for name, split in manifest.splits.items())
-        + f", of {manifest.block_tokens} tokens",
-        f"time         {result.seconds:.1f} s, {num_bytes / 1e6 / max(result.seconds, 1e-9):,.1f} MB/s"
-        + (f", {result.num_units_reused:,} units from an earlier run" if result.num_units_reused else ""),
-        f"fingerprint  {manifest.fingerprint}",
+    left_out = [
+        f"{number:,} {what}"
+        for number, what in (
+            (manifest.num_empty, "empty"),
+            (manifest.num_duplicates, "duplicate"),
+            (sum(entry.num_records for entry in manifest.rejected), "rejected (see rejected.jsonl)"),
+        )
+        if number
     ]
-    return "\n".join(lines)
+    rows = {
+        "shard set": str(result.path),
+        "documents": f"{sum(split.num_documents for split in splits):,}"
+        + (f"; left out: {', '.join(left_out)}" if left_out else ""),
+        "characters": f"{num_chars:,}",
+        "tokens": f"{num_tokens:,} ({num_tokens / max(1, num_chars):.3f} a character)",
+        "blocks": ", ".join(f"{name} {split.num_blocks:,}" for name, split in manifest.splits.items())
+        + f", of {manifest.block_tokens} tokens; {sum(split.num_fill_tokens for split in splits):,} tokens of filling",
+        "short": f"{statistics.num_short_documents:,} documents are shorter than a block",
+        "tails": _loss(statistics.num_tail_tokens, num_tokens + num_dropped, dropped=num_dropped > 0),
+        "checked": f"{statistics.num_checked:,} documents against the reference tokenizer"
+        if statistics.encoder != "tokenizers"
+        else "not needed: the reference tokenizer did the work",
+        "time": f"{result.seconds:.1f} s, {num_bytes / 1e6 / max(result.seconds, 1e-9):,.1f} MB/s"
+        + (f"; {statistics.num_units_reused:,} units from an earlier run" if statistics.num_units_reused else ""),
+        "fingerprint": manifest.fingerprint,
+        "an epoch": f"{-(-manifest.splits['train'].num_blocks // _BLOCKS_PER_STEP):,} steps of {_BLOCKS_PER_STEP} blocks",
+        "next": f"python -m train --config FILE.yaml --shards {shlex.quote(str(result.path))}",
+    }
+    return "\n".join(f"{name:12} {text}" for name, text in rows.items())
+
+
+def _loss(num_tail_tokens: int, num_tokens: int, *, dropped: bool) -> str:
+    share = 100 * num_tail_tokens / max(1, num_tokens)
+    what = "this packing drops" if dropped else "cutting each document by itself would drop"
+    return f"{what} {num_tail_tokens:,} tokens ({share:.1f} %)"

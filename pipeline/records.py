@@ -1,130 +1,212 @@
-"""What a unit is read as: batches of parsed records, each record at a known place.
+"""What a stretch is read as: batches of parsed records, each record at a known place.
 
-The readers are in `pipeline.json_lines` and `pipeline.json_array`; `pipeline.readers.open_unit` takes the right one.
-A unit `[start, stop)` owns the records whose first byte lies in it: its reader finds the first by looking from `start`
-on, and reads past `stop` to the end of the last.
+The readers of the formats are in modules of their own; `pipeline.readers.open_stretch` takes the right one. In a source
+that can be read from the middle, a stretch `[start, stop)` owns the records whose first byte lies in it: its reader finds
+the first by looking from `start` on, and reads past `stop` to the end of the last.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+import abc
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from blake3 import blake3
 
-from pipeline.sources import Source, Unit
-from shards.errors import InputError, nearest, printable
+from pipeline.sources import Source
+from pipeline.streams import STREAM_ERRORS, HashedFile, open_stream
+from pipeline.units import Stretch
+from shards.errors import InputError
+
+# The kinds of bad records, as the manifest counts them.
+NOT_JSON = "not valid JSON"
+INVALID_UTF8 = "invalid UTF-8"
+LONE_SURROGATE = "lone surrogate"
+TOO_LARGE = "record too large"
+NOT_AN_OBJECT = "not an object"
+NO_FIELD = "no text field"
+NOT_A_STRING = "text is not a string"
 
 
 class BadRecord(Exception):
-    """A record that can't be read: `offset` in bytes of its source, and why."""
+    """A record that can't be used: where it is, what kind of fault it has, and what exactly.
 
-    def __init__(self, offset: int, reason: str) -> None:
+    `offset` is in bytes of the (unpacked) source, or the row's number where a source has rows. `content` is the record
+    as it stands, maybe cut short.
+    """
+
+    def __init__(self, offset: int, kind: str, reason: str, content: bytes = b"") -> None:
         super().__init__(reason)
-        self.offset, self.reason = offset, reason
-
-    def __reduce__(self) -> tuple[type[BadRecord], tuple[int, str]]:
-        return BadRecord, (self.offset, self.reason)
+        self.offset, self.kind, self.reason, self.content = offset, kind, reason, content
 
 
+def raise_bad(error: BadRecord) -> None:
+    """For `ReadOptions.on_bad`: the first bad record ends the reading."""
+    raise error
+
+
+class Incomplete(BadRecord):
+    """The source ends inside a record. Never skipped: the file is not what it should be."""
+
+    def __init__(self, offset: int, num_bytes: int) -> None:
+        reason = f"the file ends inside a record (at byte {num_bytes:,}): the download is incomplete"
+        super().__init__(offset, NOT_JSON, reason)
+
+
+@dataclasses.dataclass
 class Batch:
-    """Parsed records that lie together in `content`, which begins at byte `offset` of the source."""
+    """Parsed records that lie together.
 
-    def __init__(self, values: list[Any], content: bytes, offset: int) -> None:
-        self.values, self.content, self.offset = values, content, offset
+    `place(number)` is the offset of record `number` of the batch and its content.
+    """
+
+    values: list[Any]
+    num_bytes: int
+    place: Callable[[int], tuple[int, bytes]]
 
 
-class UnitReader:
-    """The records of one unit, in order: what the readers of all formats have in common.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How to read: `on_bad` is called with each bad record and raises it, or notes it so that reading goes on."""
 
-    Iterate once; then `digest`, `first` and `last` are known.
+    on_bad: Callable[[BadRecord], None]
+    max_record_bytes: int = 256 * 2**20
+    document_separator: str = ""
+    columns: tuple[str, ...] | None = None  # the top-level fields that are needed, None for all
 
-    `first` is the offset of the unit's first record, `last` the offset behind its last one, where the next unit's
-    first begins. `first` is None if no record begins in the unit.
+
+class StretchReader(abc.ABC):
+    """The records of one stretch, in order: what the readers of all formats have in common.
+
+    Iterate once; then `digest`, `first` and `last` are known. `first` is the offset of the stretch's first record, `last`
+    the offset behind its last one, where the next stretch's first begins; `first` is None if no record begins in it.
     """
 
     chunk_bytes = 1 << 20
 
-    def __init__(self, source: Source, unit: Unit, *, first: int | None = None) -> None:
-        """`first` is the offset of the unit's first record where it is known already."""
-        self._source, self._unit = source, unit
-        self._hash = blake3()
-        self._position = 0
+    def __init__(self, source: Source, stretch: Stretch, options: ReadOptions, *, first: int | None = None) -> None:
+        """`first` is the offset of the stretch's first record where it is known already."""
+        self._source, self._stretch, self._options = source, stretch, options
         self._known_first = first
         self.first: int | None = None
         self.last: int | None = None
 
     @property
+    @abc.abstractmethod
     def digest(self) -> str:
-        """BLAKE3 of the bytes `[start, stop)`."""
-        return self._hash.hexdigest()
+        """BLAKE3 of the bytes of the stretch; empty if the first stretch's digest is of the whole source."""
+
+    @abc.abstractmethod
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class StreamReader(StretchReader):
+    """A stretch of a stream of bytes, packed or not."""
+
+    def __init__(self, source: Source, stretch: Stretch, options: ReadOptions, *, first: int | None = None) -> None:
+        super().__init__(source, stretch, options, first=first)
+        self._start, self._stop = stretch.start, stretch.stop
+        if not source.is_splittable:
+            self._start, self._stop = 0, sys.maxsize
+        self._hash = blake3()
+        self._hashed: HashedFile | None = None
+        self._packed_digest = ""
+        self._position = self._start
+        self._at_end = False
+        self._pushed_back = b""
+
+    @property
+    def digest(self) -> str:
+        return self._packed_digest or self._hash.hexdigest()
 
     def __iter__(self) -> Iterator[Batch]:
-        with open(self._source.path, "rb", buffering=0) as file:
-            yield from self._batches(file)
+        if self._source.is_splittable:
+            with open_stream(self._source.path, "") as self._file:
+                yield from self._batches()
+            return
+        self._hashed = HashedFile(self._source.path)
+        try:
+            with open_stream(self._source.path, self._source.compression, hashed=self._hashed) as self._file:
+                yield from self._batches()
+                self._packed_digest = self._hashed.hexdigest()
+        finally:
+            self._hashed.close()
 
-    def _batches(self, file: BinaryIO) -> Iterator[Batch]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _batches(self) -> Iterator[Batch]: ...
 
-    def _read(self, file: BinaryIO, num_bytes: int) -> bytes:
-        """The next bytes; those inside the unit go into the digest."""
-        content = file.read(num_bytes)
+    def _read(self, num_bytes: int) -> bytes:
+        """The next bytes; those inside the stretch go into the digest. Notes whether the stream has ended."""
+        if self._pushed_back:
+            content, self._pushed_back = self._pushed_back[:num_bytes], self._pushed_back[num_bytes:]
+            self._position += len(content)
+            return content
+        if self._hashed is not None:
+            return self._read_packed(num_bytes)
+        content = self._file.read(num_bytes)
         if not content and self._position < self._source.num_bytes:
             raise InputError(f"{self._source.path}: the file became shorter while it was read; build again")
-        inside = max(0, min(len(content), self._unit.stop - self._position))
+        inside = max(0, min(len(content), self._stop - self._position))
         self._hash.update(content if inside == len(content) else content[:inside])
         self._position += len(content)
+        self._at_end = self._position >= self._source.num_bytes
         return content
 
-    def _seek(self, file: BinaryIO, offset: int) -> None:
-        file.seek(offset)
-        self._position = offset
+    def _read_packed(self, num_bytes: int) -> bytes:
+        try:
+            content = self._file.read(num_bytes)
+        except STREAM_ERRORS as error:
+            raise InputError(
+                f"{self._source.path}: {self._source.compression}: {error} (after {self._position:,} unpacked bytes); "
+                "the download is incomplete or damaged"
+            ) from None
+        self._position += len(content)
+        self._at_end = not content
+        return content
 
+    def _read_next(self, num_pending: int) -> bytes:
+        """The next chunk: up to the stretch's end, and beyond it as much again as is pending."""
+        room = max(self.chunk_bytes, num_pending)
+        return self._read(min(room, self._stop - self._position) if self._position < self._stop else room)
 
-def texts_of(batch: Batch, field: str) -> list[str]:
-    """The text of each record of `batch`. Raises `BadRecord`."""
-    try:
-        texts: list[Any] = [value[field] for value in batch.values]
-        if set(map(type, texts)) <= {str}:
-            return texts
-    except (KeyError, TypeError, IndexError):
-        pass
-    for number, value in enumerate(batch.values):
-        if reason := _why_no_text(value, field):
-            raise BadRecord(_record_offset(batch, number), reason)
-    raise AssertionError("one of the records must have no text")
+    def _push_back(self, content: bytes) -> None:
+        """Let the next reads begin with `content`, which was just read."""
+        self._pushed_back = content + self._pushed_back
+        self._position -= len(content)
+        self._at_end = False
 
+    def _check_size(self, num_pending: int) -> bool:
+        """Whether a record that has `num_pending` bytes and no end yet is still allowed to go on."""
+        return num_pending <= self._options.max_record_bytes
 
-def _why_no_text(value: Any, field: str) -> str | None:
-    kinds = {dict: "an object", list: "an array", str: "a string", type(None): "null", bool: "true or false"}
-    if not isinstance(value, dict):
-        return f"expected an object, found {kinds.get(type(value), 'a number')}"
-    if field not in value:
-        names = printable(", ".join(list(value)[:12])) or "no fields at all"
-        return f"no field {field!r}; this record has {names}{nearest(field, value)} (choose with --text-field)"
-    if not isinstance(value[field], str):
-        return f"field {field!r}: expected a string, found {kinds.get(type(value[field]), 'a number')}"
-    return None
-
-
-def _record_offset(batch: Batch, number: int) -> int:
-    """The offset in the source of the batch's record `number`."""
-    text = batch.content.decode("utf-8")
-    decoder = json.JSONDecoder()
-    place = 0
-    for _ in range(number + 1):
-        place += len(text[place:]) - len(text[place:].lstrip(" \t\r\n,"))
-        begin = place
-        _value, place = decoder.raw_decode(text, place)
-    return batch.offset + len(text[:begin].encode("utf-8"))
+    def _too_large(self, offset: int, content: bytes) -> BadRecord:
+        limit = self._options.max_record_bytes
+        return BadRecord(
+            offset, TOO_LARGE, f"the record is larger than --max-record-bytes ({limit:,} bytes)", content[:1000]
+        )
 
 
 def locate(source: Source, error: BadRecord) -> InputError:
-    """`error` with its source, line (counted from 1) and byte offset."""
-    line, left = 1, error.offset
-    with open(source.path, "rb") as file:
-        while left and (chunk := file.read(min(left, UnitReader.chunk_bytes))):
-            line += chunk.count(b"\n")
-            left -= len(chunk)
+    """`error` with its source, line (counted from 1) and byte offset, or its row."""
+    if source.format not in ("json-lines", "json-array", "text"):
+        return InputError(f"{source.path}: row {error.offset:,}: {error.reason}")
+    line = LineCounter(source).line(error.offset)
     return InputError(f"{source.path}: line {line:,}, byte {error.offset:,}: {error.reason}")
+
+
+class LineCounter:
+    """Lines of offsets in a source, counted from 1. Asked in ascending order it reads the source once."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._line, self._position = 1, 0
+        self._file = open_stream(source.path, source.compression)
+
+    def line(self, offset: int) -> int:
+        assert offset >= self._position
+        while self._position < offset and (chunk := self._file.read(min(offset - self._position, 1 << 20))):
+            self._line += chunk.count(b"\n")
+            self._position += len(chunk)
+        return self._line

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import typing
+from typing import Any, Literal
 
-from shards.errors import InputError
+from shards.errors import InputError, nearest
 
 DEFAULT_UNIT_BYTES = 64 * 2**20
+DEFAULT_MAX_RECORD_BYTES = 256 * 2**20
+DEFAULT_CHECK_EVERY = 1000
+Packing = Literal["concat", "best-fit", "tutorial"]
+OnBadRecord = Literal["fail", "skip"]
+SpecialTokens = Literal["text", "parse"]
+Dedup = Literal["off", "exact"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,9 +22,16 @@ class BuildSettings:
     """Validated once, recorded in the manifest. The number of workers is no setting: it changes no byte."""
 
     text_field: str = "text"
+    template: str = ""
+    document_separator: str = ""
     block_tokens: int = 512
+    packing: Packing = "concat"
+    special_tokens: SpecialTokens = "text"
     val_fraction: float = 0.1
     seed: int = 2333
+    dedup: Dedup = "off"
+    on_bad_record: OnBadRecord = "fail"
+    max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES
     unit_bytes: int = DEFAULT_UNIT_BYTES
 
     def __post_init__(self) -> None:
@@ -31,6 +45,23 @@ class BuildSettings:
             raise InputError(f"--seed: expected 0 to 2**64 - 1, found {self.seed}")
         if not self.unit_bytes >= 1:
             raise InputError(f"--unit-bytes: expected at least 1 byte, found {self.unit_bytes:,}")
+        if not 1 <= self.max_record_bytes < 2**31:
+            raise InputError(f"--max-record-bytes: expected 1 to {2**31 - 1:,}, found {self.max_record_bytes:,}")
+        for name, kind in (
+            ("packing", Packing),
+            ("on_bad_record", OnBadRecord),
+            ("special_tokens", SpecialTokens),
+            ("dedup", Dedup),
+        ):
+            value, allowed = getattr(self, name), typing.get_args(kind)
+            if value not in allowed:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option}: expected {' or '.join(allowed)}, found {value!r}{nearest(value, allowed)}")
+
+    @property
+    def closes_documents(self) -> bool:
+        """Whether an EOS stands behind each document."""
+        return self.packing != "tutorial"
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

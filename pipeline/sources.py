@@ -1,110 +1,155 @@
-"""The corpus: which files, in what format, cut into which units.
+"""The corpus: which files, in what format.
 
-A unit is a stretch of a source: `[start, stop)` in bytes, cut every `unit_bytes` by the source's size alone. The
-unit owns the records whose first byte lies in that stretch (`pipeline.records` finds them).
+Files are looked at, not their names: a JSON array, JSON Lines, Parquet and Arrow are told apart by their content, as
+is compression. Only plain text (`.txt`) goes by its name, since any content is plain text.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from shards.errors import InputError, nearest
+from pipeline.streams import COMPRESSIONS, compression_of, open_stream
+from shards.errors import InputError, nearest, printable
 
-Format = Literal["json-lines", "json-array"]
+Format = Literal["json-lines", "json-array", "text", "parquet", "arrow", "arrow-stream", "hub"]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+HUB_PREFIX = "hf:"
 _HEAD_BYTES = 1 << 16
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+_KNOWN_SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """One file of the corpus."""
+    """One file of the corpus, or a data set on the hub (then `path` is its `hf:NAME[:SPLIT]`)."""
 
     path: str  # absolute
-    name: str  # as recorded in the manifest: the file's name
+    name: str  # as recorded in the manifest: relative to the directory or pattern that was given
     format: Format
+    compression: str = ""  # gzip, zstd, bzip2 or xz
     num_bytes: int
     modified_ns: int
 
-    def __post_init__(self) -> None:
-        assert os.path.isabs(self.path)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Unit:
-    """The stretch `[start, stop)` of a source, in bytes."""
-
-    number: int
-    source: int
-    start: int
-    stop: int
+    @property
+    def is_splittable(self) -> bool:
+        """Whether reading can begin in the middle."""
+        return self.format in ("json-lines", "json-array") and not self.compression
 
 
 def find_sources(names: Sequence[str]) -> list[Source]:
-    """The files called `names`, each looked at: it exists, isn't empty, holds JSON Lines or a JSON array, is whole.
+    """All files meant by `names` (files, directories, patterns, `hf:NAME`), in a fixed order, each looked at.
 
-    Raises `InputError` naming the first that isn't so.
+    Raises `InputError` for the first that is missing, empty, of an unknown kind, or visibly incomplete.
     """
-    return [_look_at(name) for name in names]
+    sources = [source for name in names for source in _find(name)]
+    seen: set[str] = set()
+    for source in sources:
+        if source.path in seen:
+            raise InputError(f"{source.path}: given twice; its documents would be in the set twice")
+        seen.add(source.path)
+    return sources
 
 
-def plan_units(sources: Sequence[Source], unit_bytes: int) -> list[Unit]:
-    """All units in the corpus's order. 130 bytes in units of 64 are [0, 64), [64, 128), [128, 130)."""
-    units: list[Unit] = []
-    for number, source in enumerate(sources):
-        for start in range(0, source.num_bytes, unit_bytes):
-            stop = min(start + unit_bytes, source.num_bytes)
-            units.append(Unit(number=len(units), source=number, start=start, stop=stop))
-    return units
-
-
-def _look_at(name: str) -> Source:
+def _find(name: str) -> list[Source]:
+    if name.startswith(HUB_PREFIX):
+        return [Source(path=name, name=name, format="hub", num_bytes=0, modified_ns=0)]
     path = Path(name)
+    if path.is_dir():
+        return _find_in_directory(path)
+    if not path.exists() and glob.has_magic(name):
+        matches = sorted(match for match in glob.glob(name, recursive=True) if Path(match).is_file())
+        if not matches:
+            raise InputError(f"{name}: no file matches this pattern")
+        base = os.path.commonpath([os.path.dirname(match) for match in matches])
+        return [look_at(match, os.path.relpath(match, base or ".")) for match in matches]
+    return [look_at(name, path.name)]
+
+
+def _find_in_directory(directory: Path) -> list[Source]:
+    if (directory / "state.json").is_file() and (directory / "dataset_info.json").is_file():  # datasets' save_to_disk
+        paths = sorted(directory.glob("*.arrow"))
+    elif (directory / "dataset_dict.json").is_file():
+        splits = sorted(path.name for path in directory.iterdir() if path.is_dir())
+        raise InputError(
+            f"{directory}: a data set with the splits {', '.join(splits)}; name one: {directory}/{splits[0]}"
+        )
+    else:
+        paths = sorted(
+            path
+            for path in directory.rglob("*")
+            if path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(directory).parts)
+            and _without_compression(path.name).endswith(_KNOWN_SUFFIXES)
+        )
+    if not paths:
+        raise InputError(
+            f"{directory}: no file in this directory is called {', '.join('*' + s for s in _KNOWN_SUFFIXES)}"
+        )
+    return [look_at(str(path), path.relative_to(directory).as_posix()) for path in paths]
+
+
+def _without_compression(name: str) -> str:
+    for suffix in COMPRESSIONS.values():
+        name = name.removesuffix(suffix)
+    return name
+
+
+def look_at(path_name: str, name: str) -> Source:
+    """The file `path_name` as a source called `name`."""
+    path = Path(path_name)
     try:
         status = path.stat()
-        if path.is_dir():
-            raise InputError(f"{name}: expected a file with JSON Lines or a JSON array, found a directory")
-        with open(path, "rb") as file:
-            head = file.read(_HEAD_BYTES)
+        with path.open("rb") as file:
+            magic = file.read(8)
             file.seek(max(0, status.st_size - _HEAD_BYTES))
             foot = file.read()
+        compression = compression_of(magic)
+        with open_stream(path, compression) as stream:
+            head = stream.read(_HEAD_BYTES)
     except FileNotFoundError:
         siblings = os.listdir(path.parent) if path.parent.is_dir() else []
-        raise InputError(f"{name}: no such file{nearest(path.name, siblings)}") from None
+        raise InputError(f"{path_name}: no such file{nearest(path.name, siblings)}") from None
     except OSError as error:
-        raise InputError(f"{name}: {error.strerror}") from None
-    if not head:
-        raise InputError(f"{name}: the file is empty; expected JSON Lines or a JSON array of records")
-    file_format = _detect_format(name, head)
-    if file_format == "json-array" and not foot.rstrip().endswith(b"]"):
+        raise InputError(f"{path_name}: {error.strerror or error}") from None
+    if not head and not path_name.endswith(".txt"):
+        raise InputError(f"{path_name}: the file is empty; expected records")
+    file_format = _detect_format(path_name, head)
+    if file_format == "json-array" and not compression and not foot.rstrip().endswith(b"]"):
         raise InputError(
-            f"{name}: truncated: the array that begins the file is not closed by ']' at its end (byte "
+            f"{path_name}: truncated: the array that begins the file is not closed by ']' at its end (byte "
             f"{status.st_size:,}); the download is incomplete, fetch the file again"
         )
     return Source(
-        path=os.path.abspath(name),
-        name=path.name,
+        path=os.path.abspath(path_name),
+        name=name,
         format=file_format,
+        compression=compression,
         num_bytes=status.st_size,
         modified_ns=status.st_mtime_ns,
     )
 
 
 def _detect_format(name: str, head: bytes) -> Format:
-    for magic, kind in _COMPRESSED.items():
-        if head.startswith(magic):
-            raise InputError(f"{name}: compressed with {kind}; unpack it first")
+    if _without_compression(name).endswith(".txt"):
+        return "text"
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith(b"ARROW1"):
+        return "arrow"
+    if head.startswith(b"\xff\xff\xff\xff"):
+        return "arrow-stream"
     first = head.removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
     if first == b"[":
         return "json-array"
     if first == b"{":
         return "json-lines"
     if not first:
-        raise InputError(f"{name}: expected JSON Lines or a JSON array, found only white space")
+        raise InputError(f"{name}: expected records, found only white space")
     raise InputError(
-        f"{name}: expected JSON Lines (first character '{{') or a JSON array ('['), found {first.decode('latin-1')!r}"
+        f"{name}: expected JSON Lines (first character '{{'), a JSON array ('['), Parquet, Arrow or a .txt file, "
+        f"found {printable(first.decode('latin-1'))!r}"
     )

@@ -8,6 +8,7 @@ ordinary text to both: no text can forge the end of a document.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -132,7 +133,7 @@ def _eos_token(config: dict[str, Any], added: list[str], path: Path) -> str:
 class Encoder(Protocol):
     """Turns texts into ids."""
 
-    name: str
+    is_reference: bool
 
     def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
         """All ids, shape `(n,)`, and offsets, shape `(len(texts) + 1,)`: text i has ids[offsets[i]:offsets[i+1]]."""
@@ -143,15 +144,19 @@ class FastEncoder:
     """fastokens, on the calling thread alone: its parallelism is our worker processes."""
 
     name = "fastokens"
+    is_reference = False
 
-    def __init__(self, tokenizer_json: bytes) -> None:
+    def __init__(self, tokenizer_json: bytes, *, parse_special: bool = False) -> None:
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         from fastokens import _native
 
         self._tokenizer = _native.Tokenizer.from_json_str(tokenizer_json.decode())
+        self._split_special = not parse_special
 
     def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
-        ids, offsets = self._tokenizer.encode_batch_flat(texts, add_special_tokens=False, split_special_tokens=True)
+        ids, offsets = self._tokenizer.encode_batch_flat(
+            texts, add_special_tokens=False, split_special_tokens=self._split_special
+        )
         return np.frombuffer(ids, "<u4"), np.frombuffer(offsets, "<u8")
 
 
@@ -159,13 +164,14 @@ class ReferenceEncoder:
     """Hugging Face tokenizers: the definition of what is right."""
 
     name = "tokenizers"
+    is_reference = True
 
-    def __init__(self, tokenizer_json: bytes) -> None:
+    def __init__(self, tokenizer_json: bytes, *, parse_special: bool = False) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import tokenizers
 
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json.decode())
-        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.encode_special_tokens = not parse_special
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
@@ -178,22 +184,24 @@ class ReferenceEncoder:
         return ids, offsets
 
 
-def load_encoder(name: str, tokenizer_json: bytes) -> Encoder:
-    """The encoder called `fastokens` or `tokenizers`."""
-    return FastEncoder(tokenizer_json) if name == FastEncoder.name else ReferenceEncoder(tokenizer_json)
+@functools.lru_cache(maxsize=4)
+def load_encoder(name: str, tokenizer_json: bytes, *, parse_special: bool = False) -> Encoder:
+    """The encoder called `fastokens` or `tokenizers`. Kept: a forked worker has its parent's at once."""
+    encoder: type[FastEncoder | ReferenceEncoder] = FastEncoder if name == FastEncoder.name else ReferenceEncoder
+    return encoder(tokenizer_json, parse_special=parse_special)
 
 
-def choose_encoder(files: TokenizerFiles) -> str:
+def choose_encoder(files: TokenizerFiles, *, parse_special: bool = False) -> str:
     """The name of the encoder for this tokenizer: fastokens if it loads and agrees on `PROBE_TEXTS`.
 
     Raises `InputError` if the reference itself can't load the tokenizer.
     """
     try:
-        reference = ReferenceEncoder(files.tokenizer_json)
+        reference = load_encoder(ReferenceEncoder.name, files.tokenizer_json, parse_special=parse_special)
     except Exception as error:
         raise InputError(f"tokenizer {files.entry.name!r}: tokenizers can't load it: {error}") from None
     try:
-        fast = FastEncoder(files.tokenizer_json)
+        fast = load_encoder(FastEncoder.name, files.tokenizer_json, parse_special=parse_special)
         agree = same_ids(fast, reference, list(PROBE_TEXTS))
     except Exception:
         return ReferenceEncoder.name

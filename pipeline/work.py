@@ -1,156 +1,282 @@
-"""One unit of work: a stretch of a source becomes shard files and a receipt.
+"""One unit of work: stretches of the corpus become shard files and a receipt.
 
-Everything that a worker does is here, and nothing in it knows of other workers. Receipts are written last, so a
-receipt means that the unit's files are on the disk, whole.
+Everything that a worker does is here, and nothing in it knows of other workers.
 """
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from pipeline.packing import Packer, Tail
-from pipeline.readers import open_unit
-from pipeline.records import BadRecord, locate, texts_of
+from pipeline.best_fit import BestFitPacker
+from pipeline.dedup import DropList
+from pipeline.fields import TextOf
+from pipeline.packing import ConcatPacker, Packer, TutorialPacker
+from pipeline.readers import open_stretch
+from pipeline.receipts import (
+    Receipt,
+    SplitReceipt,
+    StretchReceipt,
+    encode_receipt,
+    receipt_path,
+    rejected_path,
+)
+from pipeline.records import BadRecord, Batch, Incomplete, LineCounter, ReadOptions, locate, raise_bad
 from pipeline.settings import BuildSettings
-from pipeline.sources import Source, Unit
+from pipeline.sources import Source
 from pipeline.tokenizers import Encoder
+from pipeline.units import Unit
 from shards.errors import InputError
 from shards.files import flush_directory, write_atomically
-from shards.manifest import SPLITS, ShardEntry, SplitName
-from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
+from shards.manifest import SplitName
 
-RECEIPTS_DIRECTORY = "receipts"
+# Called with the source bytes and the tokens that were just done, and the records rejected.
+Progress = Callable[[int, int, int], None]
 
-# Called with the source bytes and the tokens that were just done.
-Progress = Callable[[int, int], None]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SplitReceipt:
-    """What a unit adds to one split."""
-
-    num_documents: int
-    num_tokens: int
-    num_text_bytes: int
-    num_text_chars: int
-    shard: ShardEntry | None
-    tail: Tail
+_PACKERS: dict[str, type[Packer]] = {"concat": ConcatPacker, "best-fit": BestFitPacker, "tutorial": TutorialPacker}
+_REJECTED_CONTENT_BYTES = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Receipt:
-    """What a finished unit leaves behind."""
+class Job:
+    """What every worker of a build knows."""
 
-    unit: int
-    first: int | None  # see `pipeline.records.UnitReader`
-    last: int | None
-    digest: str  # of the unit's stretch of the source
-    num_records: int
-    num_empty: int
-    splits: dict[str, SplitReceipt]
+    sources: tuple[Source, ...]
+    settings: BuildSettings
+    encoder: str
+    tokenizer_json: bytes
+    eos_id: int
+    directory: Path
+    check_every: int  # one document in so many is also encoded by the reference; 0 for none
+    num_units: int
 
 
 class UnitError(InputError):
-    """Bad input in a unit. `first` is where its reader began; is `certain` unless that may be a false start."""
+    """Bad input in a unit. `firsts` is where its readers began; is `certain` unless one may be a false start."""
 
-    def __init__(self, message: str, *, first: int | None, certain: bool) -> None:
+    def __init__(self, message: str, *, firsts: Sequence[int | None], certain: bool) -> None:
         super().__init__(message)
-        self.first, self.certain = first, certain
+        self.firsts, self.certain = list(firsts), certain
+
+
+class UnitRecords:
+    """The texts of a unit's records, stretch after stretch; then what was read of each, and what was rejected."""
+
+    def __init__(self, unit: Unit, job: Job, first: int | None) -> None:
+        self._unit, self._job, self._first = unit, job, first
+        self._text_of = TextOf(job.settings.text_field, job.settings.template)
+        self._rejected: list[bytes] = []
+        self._lines: LineCounter | None = None
+        self._source = job.sources[unit.stretches[0].source]
+        self.rejected: Counter[str] = Counter()
+        self.stretches: list[StretchReceipt] = []
+
+    def batches(self) -> Iterator[tuple[list[str], Batch]]:
+        """The texts of a batch of records, bad ones left out. Raises `UnitError`."""
+        settings = self._job.settings
+        options = ReadOptions(
+            on_bad=self._note if settings.on_bad_record == "skip" else raise_bad,
+            max_record_bytes=settings.max_record_bytes,
+            document_separator=settings.document_separator,
+            columns=self._text_of.columns,
+        )
+        for stretch in self._unit.stretches:
+            self._source, self._lines = self._job.sources[stretch.source], None
+            reader = open_stretch(self._source, stretch, options, first=self._first)
+            num_rejected, num_good = self.rejected.total(), 0
+            try:
+                for batch in reader:
+                    texts = self._text_of.texts(batch, options)
+                    num_good += len(texts)
+                    yield texts, batch
+            except BadRecord as error:
+                certain = stretch.is_first or self._first is not None or self._source.format != "json-array"
+                firsts = [*(done.first for done in self.stretches), reader.first]
+                raise UnitError(str(locate(self._source, error)), firsts=firsts, certain=certain) from None
+            self.stretches.append(
+                StretchReceipt(
+                    first=reader.first,
+                    last=reader.last,
+                    digest=reader.digest,
+                    num_records=num_good + self.rejected.total() - num_rejected,
+                )
+            )
+
+    def _note(self, error: BadRecord) -> None:
+        """Write down a rejected record and go on."""
+        if isinstance(error, Incomplete):
+            raise error
+        self.rejected[error.kind] += 1
+        entry: dict[str, Any] = {"source": self._source.name, "reason": error.reason}
+        if self._source.format in ("json-lines", "json-array", "text"):
+            self._lines = self._lines or LineCounter(self._source)
+            entry |= {"line": self._lines.line(error.offset), "byte": error.offset}
+        else:
+            entry |= {"row": error.offset}
+        entry["record"] = error.content[:_REJECTED_CONTENT_BYTES].decode("utf-8", "backslashreplace")
+        self._rejected.append(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+
+    def write_rejected(self) -> None:
+        if self._rejected:
+            write_atomically(rejected_path(self._job.directory, self._unit.number), b"".join(self._rejected))
 
 
 def process_unit(
     unit: Unit,
-    source: Source,
-    settings: BuildSettings,
+    job: Job,
     encoder: Encoder,
-    eos_id: int,
-    directory: Path,
+    reference: Callable[[], Encoder],
     *,
     first: int | None = None,
-    progress: Progress = lambda _bytes, _tokens: None,
-) -> Receipt:
-    """Read, tokenize, pack and write one unit into `directory`, and its receipt. Raises `UnitError`."""
-    reader = open_unit(source, unit, first=first)
-    num_records = num_empty = 0
-    with (
-        _SplitBuilder("train", unit, settings, directory) as train,
-        _SplitBuilder("val", unit, settings, directory) as val,
-    ):
-        try:
-            for batch in reader:
-                texts = texts_of(batch, settings.text_field)
-                num_records += len(texts)
-                if not all(texts):
-                    texts = [text for text in texts if text]
-                    num_empty += len(batch.values) - len(texts)
-                num_tokens = _add_documents(texts, encoder, eos_id, settings, train, val)
-                progress(len(batch.content), num_tokens)
-        except BadRecord as error:
-            certain = unit.start == 0 or first is not None or source.format == "json-lines"
-            raise UnitError(str(locate(source, error)), first=reader.first, certain=certain) from None
-        splits = {"train": train.receipt(), "val": val.receipt()}
+    progress: Progress = lambda _bytes, _tokens, _rejected: None,
+) -> None:
+    """Read, tokenize, pack and write one unit and its receipt. Raises `UnitError` for bad input."""
+    records = UnitRecords(unit, job, first)
+    drops = DropList(job.directory, unit.number) if job.settings.dedup == "exact" else None
+    num_empty = num_duplicates = 0
+    check = _Check(job, unit, encoder, reference)
+    with contextlib.ExitStack() as stack:
+        splits = {name: stack.enter_context(_SplitBuilder(name, unit, job)) for name in ("train", "val")}
+        for texts, batch in records.batches():
+            num_rejected = records.rejected.total()
+            if not all(texts):
+                documents = [text for text in texts if text]
+                num_empty += len(texts) - len(documents)
+                texts = documents
+            if drops is not None:
+                kept = drops.keep(texts)
+                num_duplicates += len(texts) - len(kept)
+                texts = kept
+            num_tokens = _add_documents(texts, encoder, job, splits, check) if texts else 0
+            progress(batch.num_bytes, num_tokens, num_rejected)
+        receipts = {name: builder.receipt() for name, builder in splits.items()}
+    records.write_rejected()
     receipt = Receipt(
         unit=unit.number,
-        first=reader.first,
-        last=reader.last,
-        digest=reader.digest,
-        num_records=num_records,
+        stretches=records.stretches,
         num_empty=num_empty,
-        splits=splits,
+        num_duplicates=num_duplicates,
+        num_checked=check.num_checked,
+        rejected=dict(sorted(records.rejected.items())),
+        splits=receipts,
     )
-    flush_directory(directory)
-    write_atomically(receipt_path(directory, unit.number), encode_receipt(receipt))
-    return receipt
+    flush_directory(job.directory)
+    write_atomically(receipt_path(job.directory, unit.number), encode_receipt(receipt))
 
 
-class _SplitBuilder(Packer):
-    """A packer with the counts of its documents."""
+class _Check:
+    """Encodes a sample of the documents by the reference tokenizer too; one difference ends the build."""
 
-    def __init__(self, split: SplitName, unit: Unit, settings: BuildSettings, directory: Path) -> None:
-        super().__init__(directory, unit.number, split=split, block_tokens=settings.block_tokens)
+    def __init__(self, job: Job, unit: Unit, encoder: Encoder, reference: Callable[[], Encoder]) -> None:
+        self._every, self._reference = job.check_every, reference
+        if encoder.is_reference:
+            self._every = 0
+        # The first documents of each unit, 100 in all (and 100 of the first unit alone), then one in so many.
+        self._num_first = 100 if unit.number == 0 else max(4, -(-100 // job.num_units))
+        self._seen = 0
+        self.num_checked = 0
+
+    def sample(self, texts: list[str], ids: Any, ends: list[int]) -> None:
+        """`ends` are byte offsets in `ids`: text i has the bytes ends[i] … ends[i + 1]."""
+        if not self._every:
+            return
+        numbers = [
+            number
+            for number, seen in enumerate(range(self._seen, self._seen + len(texts)))
+            if seen < self._num_first or seen % self._every == 0
+        ]
+        self._seen += len(texts)
+        if not numbers:
+            return
+        self.num_checked += len(numbers)
+        sample = [texts[number] for number in numbers]
+        expected, offsets = self._reference().encode(sample)
+        bounds = offsets.tolist()
+        for place, number in enumerate(numbers):
+            found = np.frombuffer(ids[ends[number] : ends[number + 1]], "<u4")
+            right = expected[bounds[place] : bounds[place + 1]]
+            if not np.array_equal(found, right):
+                raise InputError(_difference(texts[number], found, right))
+
+
+def _difference(text: str, found: Any, expected: Any) -> str:
+    length = min(len(found), len(expected))
+    same = found[:length] == expected[:length]
+    place = length if same.all() else int(np.argmin(same))
+    return (
+        f"the fast encoder differs from the reference tokenizer at token {place:,} of this text "
+        f"(found {found[place : place + 3].tolist()}, expected {expected[place : place + 3].tolist()}); "
+        f"please report it, and build with --encoder tokenizers: {text[:2000]!r}"
+    )
+
+
+class _SplitBuilder:
+    """The packer of one split with the counts of its documents."""
+
+    def __init__(self, split: SplitName, unit: Unit, job: Job) -> None:
+        settings = job.settings
+        self._block_tokens = settings.block_tokens
+        self._packer = _PACKERS[settings.packing](
+            job.directory, unit.number, split=split, block_tokens=settings.block_tokens, eos_id=job.eos_id
+        )
         self.num_documents = self.num_tokens = self.num_text_bytes = self.num_text_chars = 0
+        self._num_short = self._num_tail = 0
+
+    def add(self, tokens: Any, counts: Any) -> None:
+        self._packer.add(tokens, counts)
+        self.num_documents += len(counts)
+        self.num_tokens += len(tokens)
+        self._num_short += int((counts < self._block_tokens).sum())
+        self._num_tail += int((counts % self._block_tokens).sum())
 
     def receipt(self) -> SplitReceipt:
-        shard, tail = self.finish()
+        packed = self._packer.finish()
         return SplitReceipt(
             num_documents=self.num_documents,
-            num_tokens=self.num_tokens,
+            num_tokens=self.num_tokens - packed.num_dropped_tokens,
             num_text_bytes=self.num_text_bytes,
             num_text_chars=self.num_text_chars,
-            shard=shard,
-            tail=tail,
+            num_short_documents=self._num_short,
+            num_tail_tokens=self._num_tail,
+            num_dropped_tokens=packed.num_dropped_tokens,
+            shard=packed.shard,
+            tail=packed.tail,
         )
+
+    def __enter__(self) -> _SplitBuilder:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._packer.__exit__(*error)
 
 
 def _add_documents(
-    texts: list[str],
-    encoder: Encoder,
-    eos_id: int,
-    settings: BuildSettings,
-    train: _SplitBuilder,
-    val: _SplitBuilder,
+    texts: list[str], encoder: Encoder, job: Job, splits: dict[str, _SplitBuilder], check: _Check
 ) -> int:
     """Tokenize `texts`, close each with EOS and hand them to the split that each belongs to."""
+    settings = job.settings
     ids, offsets = encoder.encode(texts)
-    eos = np.array([eos_id], dtype="<u4").tobytes()
+    num_closing = 1 if settings.closes_documents else 0
+    eos = np.array([job.eos_id] * num_closing, dtype="<u4").tobytes()
     view = ids.view(np.uint8).data
     ends = (offsets * 4).tolist()
-    threshold = val_threshold(settings.val_fraction)
-    seed = settings.seed
+    check.sample(texts, view, ends)
+    threshold, seed = val_threshold(settings.val_fraction), settings.seed
     # Behind the encoder: each text carries its UTF-8 by now, so encode() is a copy.
     contents = [text.encode() for text in texts]
     hashes = [xxhash.xxh3_64_intdigest(content, seed) for content in contents]
-    for builder, chosen in (
-        (train, [number for number, value in enumerate(hashes) if value >= threshold]),
-        (val, [number for number, value in enumerate(hashes) if value < threshold]),
+    counts = (offsets[1:] - offsets[:-1]).astype(np.int64) + num_closing
+    for name, chosen in (
+        ("train", [number for number, value in enumerate(hashes) if value >= threshold]),
+        ("val", [number for number, value in enumerate(hashes) if value < threshold]),
     ):
         if not chosen:
             continue
@@ -158,55 +284,13 @@ def _add_documents(
         for number in chosen:
             parts.append(view[ends[number] : ends[number + 1]])
             parts.append(eos)
-        tokens = np.frombuffer(b"".join(parts), "<u4")
-        counts = (offsets[1:] - offsets[:-1]).astype(np.int64)[chosen] + 1
-        builder.add(tokens, counts)
-        builder.num_documents += len(chosen)
-        builder.num_tokens += len(tokens)
-        builder.num_text_bytes += sum(len(contents[number]) for number in chosen)
-        builder.num_text_chars += sum(len(texts[number]) for number in chosen)
-    return len(ids) + len(texts)
+        builder = splits[name]
+        builder.add(np.frombuffer(b"".join(parts), "<u4"), counts[chosen])
+        builder.num_text_bytes += sum([len(contents[number]) for number in chosen])
+        builder.num_text_chars += sum([len(texts[number]) for number in chosen])
+    return len(ids) + num_closing * len(texts)
 
 
 def val_threshold(val_fraction: float) -> int:
     """Texts whose 64-bit hash is below this are held out."""
     return int(val_fraction * 2.0**64)
-
-
-def receipt_path(directory: Path, unit: int) -> Path:
-    return directory / RECEIPTS_DIRECTORY / f"{unit:05}.json"
-
-
-def encode_receipt(receipt: Receipt) -> bytes:
-    content = dataclasses.asdict(receipt)
-    for split in content["splits"].values():
-        tail = split["tail"]
-        tail["tokens"] = base64.b64encode(tail["tokens"].astype("<u4").tobytes()).decode()
-        tail["piece_tokens"] = tail["piece_tokens"].tolist()
-    return json.dumps(content).encode()
-
-
-def read_receipt(directory: Path, unit: int, block_tokens: int) -> Receipt | None:
-    """The receipt of a finished unit, or None if the unit has to be done (again)."""
-    try:
-        content = json.loads(receipt_path(directory, unit).read_bytes())
-        for split in content["splits"].values():
-            tail = split["tail"]
-            split["tail"] = Tail(
-                tokens=np.frombuffer(base64.b64decode(tail["tokens"]), "<u4"),
-                piece_tokens=np.array(tail["piece_tokens"], dtype=np.int64),
-                continues=tail["continues"],
-            )
-            if split["shard"] is not None:
-                split["shard"] = ShardEntry(**split["shard"])
-        content["splits"] = {name: SplitReceipt(**content["splits"][name]) for name in SPLITS}
-        receipt = Receipt(**content)
-        shards = [split.shard for split in receipt.splits.values() if split.shard is not None]
-        whole = all(
-            (directory / (shard.name + BIN_SUFFIX)).stat().st_size == bin_bytes(shard.num_blocks, block_tokens)
-            and (directory / (shard.name + INDEX_SUFFIX)).exists()
-            for shard in shards
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return receipt if whole and receipt.unit == unit else None

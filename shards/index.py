@@ -12,12 +12,15 @@ Byte for byte the Megatron-Core index (megatron/core/datasets/indexed_dataset.py
     34 + 4 S          i64[S]       byte offset of each piece in the `.bin`
     34 + 12 S         i64[D + 1]   document boundaries as piece numbers: starts at 0, ends at S, no duplicates
 
-The file's size is exactly 34 + 12 S + 8 (D + 1). Here each document is one piece, so D = S and the boundaries
-are 0, 1, …, S, and the pieces lie one behind the other from byte 0: the lengths alone say everything.
+The file's size is exactly 34 + 12 S + 8 (D + 1). Pieces come in the corpus's order and never overlap. With the packings
+`concat` and `tutorial` each document is one piece, and the pieces lie one behind the other from byte 0. With `best-fit` a
+long document is two pieces (its full blocks, and the rest wherever there was room), and the tokens between the pieces are
+filling.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from pathlib import Path
 
@@ -32,67 +35,114 @@ DTYPE_CODE_INT32 = 4
 TOKEN_BYTES = 4
 HEADER = struct.Struct("<9sQBQQ")
 
+Int64s = npt.NDArray[np.int64]
+
 assert HEADER.size == 34
 
 
-def index_bytes(num_pieces: int) -> int:
-    """Size in bytes of the index of a shard with `num_pieces` pieces."""
-    return HEADER.size + 12 * num_pieces + 8 * (num_pieces + 1)
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """Where the pieces lie, in tokens, and which of them make a document."""
+
+    lengths: Int64s  # shape (S,): tokens in each piece
+    starts: Int64s  # shape (S,): the piece's first token in the shard
+    boundaries: Int64s  # shape (D + 1,): document d is the pieces boundaries[d] … boundaries[d + 1] - 1
+
+    @property
+    def ends(self) -> Int64s:
+        return self.starts + self.lengths
 
 
-def encode_index(piece_tokens: npt.NDArray[np.integer]) -> bytes:
-    """The index for pieces of `piece_tokens` tokens each (shape `(S,)`), lying one behind the other.
+def contiguous_index(lengths: npt.NDArray[np.integer]) -> Index:
+    """The index of documents of one piece each that lie one behind the other.
 
-    >>> len(encode_index(np.array([3, 5])))
+    >>> contiguous_index(np.array([3, 5])).starts.tolist()
+    [0, 3]
+    """
+    tokens: Int64s = np.asarray(lengths, dtype=np.int64)
+    return Index(tokens, np.cumsum(tokens) - tokens, np.arange(len(tokens) + 1))
+
+
+def index_bytes(num_pieces: int, num_documents: int) -> int:
+    """Size in bytes of an index."""
+    return HEADER.size + 12 * num_pieces + 8 * (num_documents + 1)
+
+
+def encode_index(index: Index) -> bytes:
+    """The bytes of an index file.
+
+    >>> len(encode_index(contiguous_index(np.array([3, 5]))))
     82
     """
-    num_pieces = len(piece_tokens)
-    lengths = np.asarray(piece_tokens, dtype=np.int64)
-    offsets = np.zeros(num_pieces, dtype="<i8")
-    np.cumsum(lengths[:-1] * TOKEN_BYTES, out=offsets[1:])
+    num_pieces = len(index.lengths)
     return b"".join(
         (
-            HEADER.pack(MAGIC, VERSION, DTYPE_CODE_INT32, num_pieces, num_pieces + 1),
-            lengths.astype("<i4").tobytes(),
-            offsets.tobytes(),
-            np.arange(num_pieces + 1, dtype="<i8").tobytes(),
+            HEADER.pack(MAGIC, VERSION, DTYPE_CODE_INT32, num_pieces, len(index.boundaries)),
+            index.lengths.astype("<i4").tobytes(),
+            (index.starts * TOKEN_BYTES).astype("<i8").tobytes(),
+            index.boundaries.astype("<i8").tobytes(),
         )
     )
 
 
-def read_index(path: Path, *, num_pieces: int, num_tokens: int) -> npt.NDArray[np.int64]:
-    """The tokens in each piece, shape `(num_pieces,)`, read from the index file `path`.
+def read_index(path: Path, *, num_pieces: int, num_documents: int, num_tokens: int, room_tokens: int) -> Index:
+    """The index in the file `path`.
 
-    `num_pieces` and `num_tokens` are what the manifest says. Raises `InputError` for every index that
-    `encode_index` would not have written for these pieces.
+    The numbers are what the manifest says: pieces, documents, tokens in the pieces, and tokens in the `.bin`, filling
+    included. Raises `InputError` for every index that can't be that of such a shard.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: can't read the index: {error.strerror}") from None
-    check_index_header(path, content[: HEADER.size], num_bytes=len(content), num_pieces=num_pieces)
+    header = content[: HEADER.size]
+    check_index_header(path, header, num_bytes=len(content), num_pieces=num_pieces, num_documents=num_documents)
     lengths = np.frombuffer(content, "<i4", num_pieces, HEADER.size).astype(np.int64)
+    offsets = np.frombuffer(content, "<i8", num_pieces, HEADER.size + 4 * num_pieces)
+    boundaries = np.frombuffer(content, "<i8", num_documents + 1, HEADER.size + 12 * num_pieces)
+    index = Index(lengths, offsets // TOKEN_BYTES, boundaries.astype(np.int64))
     if num_pieces and lengths.min() < 1:
         number = int(np.argmax(lengths < 1))
         raise InputError(f"{path}: piece {number:,} has {lengths[number]:,} tokens, expected at least 1")
     if int(lengths.sum()) != num_tokens:
         raise InputError(f"{path}: the pieces hold {int(lengths.sum()):,} tokens, expected {num_tokens:,}")
-    if encode_index(lengths) != content:
-        raise InputError(f"{path}: offsets or document boundaries don't follow from the piece lengths")
-    return lengths
+    if boundaries[0] != 0 or boundaries[-1] != num_pieces or (boundaries[1:] <= boundaries[:-1]).any():
+        raise InputError(f"{path}: expected document boundaries that rise from 0 to {num_pieces:,}")
+    if num_pieces and (offsets % TOKEN_BYTES).any():
+        raise InputError(f"{path}: a piece's byte offset is no multiple of {TOKEN_BYTES}")
+    order = np.argsort(index.starts, kind="stable")
+    starts, ends = index.starts[order], index.ends[order]
+    if num_pieces and (starts[0] < 0 or ends[-1] > room_tokens or (starts[1:] < ends[:-1]).any()):
+        raise InputError(f"{path}: pieces overlap, or lie outside the {room_tokens:,} tokens of the shard")
+    return index
 
 
-def check_index_header(path: Path, header: bytes, *, num_bytes: int, num_pieces: int) -> None:
-    """Raise `InputError` unless an index of `num_bytes` that begins with `header` can hold `num_pieces`."""
-    if num_bytes != index_bytes(num_pieces):
+def check_index_header(path: Path, header: bytes, *, num_bytes: int, num_pieces: int, num_documents: int) -> None:
+    """Raise `InputError` unless an index of `num_bytes` that begins with `header` can be that of such a shard."""
+    expected_bytes = index_bytes(num_pieces, num_documents)
+    if num_bytes != expected_bytes:
         raise InputError(
-            f"{path}: an index of {num_pieces:,} pieces has {index_bytes(num_pieces):,} bytes, "
+            f"{path}: an index of {num_pieces:,} pieces and {num_documents:,} documents has {expected_bytes:,} bytes, "
             f"the file has {num_bytes:,}"
         )
-    magic, version, dtype_code, found_pieces, found_boundaries = HEADER.unpack(header)
-    expected = (MAGIC, VERSION, DTYPE_CODE_INT32, num_pieces, num_pieces + 1)
-    found = (magic, version, dtype_code, found_pieces, found_boundaries)
+    expected = (MAGIC, VERSION, DTYPE_CODE_INT32, num_pieces, num_documents + 1)
     names = ("magic", "version", "dtype code", "number of pieces", "number of boundaries")
-    for name, want, got in zip(names, expected, found, strict=True):
+    for name, want, got in zip(names, expected, HEADER.unpack(header), strict=True):
         if want != got:
             raise InputError(f"{path}: index header: expected {name} {want!r}, found {got!r}")
+
+
+def gaps(index: Index, room_tokens: int) -> Int64s:
+    """The tokens of a shard of `room_tokens` that lie in no piece, ascending.
+
+    >>> gaps(Index(np.array([2, 1]), np.array([3, 0]), np.array([0, 1, 2])), 6).tolist()
+    [1, 2, 5]
+    """
+    order = np.argsort(index.starts, kind="stable")
+    begins = np.concatenate([[0], index.ends[order]])
+    ends = np.concatenate([index.starts[order], [room_tokens]])
+    sizes = ends - begins
+    # Each gap counts up from its beginning: repeat the beginnings, add 0, 1, … within each.
+    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    result: Int64s = np.repeat(begins, sizes) + within
+    return result

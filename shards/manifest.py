@@ -22,6 +22,7 @@ from shards.errors import InputError, printable
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_DIRECTORY = "tokenizer"
+REJECTED_NAME = "rejected.jsonl"
 # Not a part of the format and never needed: where the sources lay, so that a rebuild sees at once that none changed.
 STAMPS_NAME = ".sources.json"
 SPLITS = ("train", "val")
@@ -41,14 +42,14 @@ class TokenizerEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceEntry:
-    """One file of the corpus."""
+    """One file of the corpus. Its digest is BLAKE3 over the (binary) digests of its stretches, in order."""
 
     path: str  # as a person would name it: relative to the directory given, or the file's name
     format: str
     num_bytes: int
-    digest: str  # BLAKE3 over the digests of its units, in order
-    num_units: int
-    num_records: int  # documents + empty + rejected
+    digest: str
+    num_stretches: int
+    num_records: int  # documents + empty + duplicates + rejected
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +59,8 @@ class SplitEntry:
     num_documents: int
     num_tokens: int  # EOS of each document included, filling excluded
     num_blocks: int
-    num_fill_tokens: int  # EOS tokens that fill up the very last block
+    num_fill_tokens: int  # EOS tokens that belong to no document
+    num_dropped_tokens: int  # tokens of documents that the packing leaves out (`tutorial` alone)
     num_text_bytes: int  # UTF-8
     num_text_chars: int
 
@@ -72,7 +74,8 @@ class ShardEntry:
     num_blocks: int
     num_tokens: int  # filling excluded
     num_pieces: int
-    num_documents: int  # pieces that end with EOS here
+    num_index_documents: int  # documents, or parts of one that is cut between two shards, in the index
+    num_documents: int  # those that end here
     digest: str  # BLAKE3 of the .bin
     index_digest: str  # BLAKE3 of the .idx
 
@@ -89,9 +92,9 @@ class TailEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RejectedEntry:
-    """Records that were read and are in no shard."""
+    """Records that were read and are in no shard; `rejected.jsonl` has them one by one."""
 
-    reason: str
+    kind: str
     num_records: int
 
 
@@ -103,6 +106,7 @@ class Manifest:
     generator: str
     block_tokens: int
     dtype: str
+    packing: Literal["concat", "best-fit", "tutorial"]
     tokenizer: TokenizerEntry
     settings: dict[str, Any]
     sources: list[SourceEntry]
@@ -111,7 +115,9 @@ class Manifest:
     tails: list[TailEntry]
     num_records: int
     num_empty: int
+    num_duplicates: int
     rejected: list[RejectedEntry]
+    rejected_digest: str  # BLAKE3 of rejected.jsonl, empty if there is none
     fingerprint: str = ""
 
     def with_fingerprint(self) -> Manifest:
@@ -186,7 +192,8 @@ def _check(manifest: Manifest, path: Path) -> None:
             raise InputError(f"{where}: listed twice")
         names.add(shard.name)
         room = shard.num_blocks * manifest.block_tokens
-        if shard.num_blocks < 1 or not room - manifest.block_tokens < shard.num_tokens <= room:
+        least = 1 if manifest.packing == "best-fit" else room - manifest.block_tokens + 1
+        if shard.num_blocks < 1 or not least <= shard.num_tokens <= room:
             raise InputError(f"{where}: {shard.num_tokens:,} tokens don't fit {shard.num_blocks:,} blocks")
     for name, split in manifest.splits.items():
         members = [shard for shard in manifest.shards if shard.split == name]

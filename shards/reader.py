@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.errors import InputError, nearest
-from shards.index import HEADER, check_index_header, index_bytes, read_index
+from shards.index import HEADER, Index, check_index_header, index_bytes, read_index
 from shards.manifest import MANIFEST_NAME, TOKENIZER_DIRECTORY, Manifest, ShardEntry, SplitName, read_manifest
 from shards.order import epoch_order
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
@@ -54,13 +54,30 @@ def check_shard_files(directory: Path, shard: ShardEntry, block_tokens: int) -> 
         )
     index_path = path.with_suffix(INDEX_SUFFIX)
     found = regular_file_bytes(index_path)
-    if found != index_bytes(shard.num_pieces):
+    expected = index_bytes(shard.num_pieces, shard.num_index_documents)
+    if found != expected:
         raise InputError(
-            f"{index_path}: the manifest says {index_bytes(shard.num_pieces):,} bytes, the file has {found:,}; "
-            "build the set again"
+            f"{index_path}: the manifest says {expected:,} bytes, the file has {found:,}; build the set again"
         )
     with open(index_path, "rb", buffering=0) as file:
-        check_index_header(index_path, file.read(HEADER.size), num_bytes=found, num_pieces=shard.num_pieces)
+        check_index_header(
+            index_path,
+            file.read(HEADER.size),
+            num_bytes=found,
+            num_pieces=shard.num_pieces,
+            num_documents=shard.num_index_documents,
+        )
+
+
+def read_shard_index(directory: Path, shard: ShardEntry, block_tokens: int) -> Index:
+    """The index of a shard, checked against its entry in the manifest. Raises `InputError`."""
+    return read_index(
+        directory / (shard.name + INDEX_SUFFIX),
+        num_pieces=shard.num_pieces,
+        num_documents=shard.num_index_documents,
+        num_tokens=shard.num_tokens,
+        room_tokens=shard.num_blocks * block_tokens,
+    )
 
 
 def regular_file_bytes(path: Path) -> int:
@@ -132,6 +149,7 @@ class Split:
         self.num_text_chars = entry.num_text_chars
         self.shards = [shard for shard in shard_set.manifest.shards if shard.split == name]
         self._tails = [tail for tail in shard_set.manifest.tails if tail.split == name]
+        self._num_closing_tokens = 0 if shard_set.manifest.packing == "tutorial" else 1
         self._directory = shard_set.path
         self._first_blocks = np.cumsum([0] + [shard.num_blocks for shard in self.shards])
         self._maps: list[Tokens | None] = [None] * len(self.shards)
@@ -201,15 +219,14 @@ class Split:
         stop = len(self) if stop is None else stop
         return epoch_order(len(self), seed, epoch, np.arange(start, stop))
 
-    def pieces(self, number: int) -> Iterator[Tokens]:
-        """The document pieces in the split's shard `number`, as views, EOS included."""
-        shard = self.shards[number]
-        index_path = self._directory / (shard.name + INDEX_SUFFIX)
-        lengths = read_index(index_path, num_pieces=shard.num_pieces, num_tokens=shard.num_tokens)
+    def shard_documents(self, number: int) -> Iterator[Tokens]:
+        """The documents in the split's shard `number`, EOS included; views, but for those in several pieces."""
+        index = read_shard_index(self._directory, self.shards[number], self.block_tokens)
         tokens = self.shard_blocks(number).reshape(-1)
-        ends = np.cumsum(lengths)
-        for start, end in zip((ends - lengths).tolist(), ends.tolist(), strict=True):
-            yield tokens[start:end]
+        starts, ends = index.starts.tolist(), index.ends.tolist()
+        for first, behind in itertools.pairwise(index.boundaries.tolist()):
+            pieces = [tokens[starts[piece] : ends[piece]] for piece in range(first, behind)]
+            yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def documents(self) -> Iterator[Tokens]:
         """Each document's ids without its EOS, in the corpus's order.
@@ -218,17 +235,17 @@ class Split:
         """
         number_of_unit = {int(shard.name.rpartition("-")[2]): n for n, shard in enumerate(self.shards)}
         tails = {tail.unit: tail for tail in self._tails}
-        last_pieces = self.pieces(len(self.shards) - 1) if self._tails else iter(())
+        last_pieces = self.shard_documents(len(self.shards) - 1) if self._tails else iter(())
         units = sorted(set(tails) | set(number_of_unit))
         for unit in units[:-1] if self._tails else units:
             pieces: Iterator[Tokens] = iter(())
             if unit in number_of_unit:
-                pieces = self.pieces(number_of_unit[unit])
+                pieces = self.shard_documents(number_of_unit[unit])
             if unit in tails:
                 rest = itertools.islice(last_pieces, tails[unit].num_pieces)
                 pieces = _joined(pieces, rest) if tails[unit].continues else itertools.chain(pieces, rest)
             for piece in pieces:
-                yield piece[:-1]
+                yield piece[: len(piece) - self._num_closing_tokens]
 
 
 def _joined(pieces: Iterator[Tokens], rest: Iterator[Tokens]) -> Iterator[Tokens]:

@@ -30,7 +30,7 @@ def describe(shard_set: ShardSet) -> str:
         f"shard set    {shard_set.path}",
         f"tokenizer    {tokenizer.name}, {tokenizer.vocab_size:,} entries, EOS {tokenizer.eos_id} "
         f"{printable(tokenizer.eos_token)}",
-        f"blocks       {manifest.block_tokens} tokens each; {len(manifest.shards):,} shards, {_size(num_bytes)}",
+        f"blocks       {manifest.block_tokens} tokens each; {len(manifest.shards):,} shards, {size_text(num_bytes)}",
         f"records      {manifest.num_records:,} read, {manifest.num_empty:,} empty, "
         f"{sum(entry.num_records for entry in manifest.rejected):,} rejected",
         f"fingerprint  {manifest.fingerprint}",
@@ -42,17 +42,17 @@ def describe(shard_set: ShardSet) -> str:
         ratio = f"{split.num_tokens / split.num_text_chars:.3f}" if split.num_text_chars else "–"
         lines.append(
             f"{name:8}{split.num_documents:14,}{split.num_tokens:18,}{split.num_blocks:14,}"
-            f"{split.num_fill_tokens:10,}{_size(split.num_text_bytes):>12}{ratio:>14}"
+            f"{split.num_fill_tokens:10,}{size_text(split.num_text_bytes):>12}{ratio:>14}"
         )
     lines += ["", "sources"]
     lines += [
-        f"  {printable(source.path)}  {source.format}, {_size(source.num_bytes)}, {source.num_records:,} records"
+        f"  {printable(source.path)}  {source.format}, {size_text(source.num_bytes)}, {source.num_records:,} records"
         for source in manifest.sources
     ]
     return "\n".join(lines)
 
 
-def _size(num_bytes: int) -> str:
+def size_text(num_bytes: int) -> str:
     """`1.99 GB`, in powers of 1000."""
     size = float(num_bytes)
     for unit in ("B", "kB", "MB", "GB"):

@@ -15,9 +15,10 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from shards.errors import InputError
-from shards.index import read_index
+from shards.index import gaps
 from shards.manifest import (
     MANIFEST_NAME,
+    REJECTED_NAME,
     SPLITS,
     STAMPS_NAME,
     TOKENIZER_DIRECTORY,
@@ -25,7 +26,7 @@ from shards.manifest import (
     ShardEntry,
     read_manifest,
 )
-from shards.reader import check_shard_files, regular_file_bytes
+from shards.reader import check_shard_files, read_shard_index, regular_file_bytes
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX
 
 _CHUNK_TOKENS = 1 << 20
@@ -41,6 +42,7 @@ def verify(directory: Path, *, quick: bool = False, progress: Callable[[int], No
     except InputError as error:
         return [str(error)]
     faults = [*_strange_files(directory, manifest), *_tokenizer_faults(directory, manifest)]
+    faults += _rejected_faults(directory, manifest)
     if not faults:
         faults += _tail_faults(directory / MANIFEST_NAME, manifest)
     for shard in manifest.shards:
@@ -55,6 +57,7 @@ def verify(directory: Path, *, quick: bool = False, progress: Callable[[int], No
 
 def _strange_files(directory: Path, manifest: Manifest) -> Iterator[str]:
     known = {MANIFEST_NAME, TOKENIZER_DIRECTORY, STAMPS_NAME}
+    known |= {REJECTED_NAME} if manifest.rejected else set()
     known |= {shard.name + suffix for shard in manifest.shards for suffix in (BIN_SUFFIX, INDEX_SUFFIX)}
     for entry in sorted(directory.iterdir()):
         if entry.name not in known:
@@ -71,6 +74,20 @@ def _tokenizer_faults(directory: Path, manifest: Manifest) -> Iterator[str]:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != manifest.tokenizer.sha256:
         yield f"{path}: expected sha256 {manifest.tokenizer.sha256}, found {digest}; the tokenizer was changed"
+
+
+def _rejected_faults(directory: Path, manifest: Manifest) -> Iterator[str]:
+    if not manifest.rejected:
+        return
+    path = directory / REJECTED_NAME
+    try:
+        regular_file_bytes(path)
+    except InputError as error:
+        yield str(error)
+        return
+    digest = blake3(path.read_bytes()).hexdigest()
+    if digest != manifest.rejected_digest:
+        yield f"{path}: expected digest {manifest.rejected_digest}, found {digest}; the file was changed"
 
 
 def _last_shards(manifest: Manifest) -> dict[str, ShardEntry]:
@@ -104,23 +121,21 @@ def _shard_faults(
     if index_digest != shard.index_digest:
         yield f"{index_path}: expected digest {shard.index_digest}, found {index_digest}; the file was changed"
     try:
-        lengths = read_index(index_path, num_pieces=shard.num_pieces, num_tokens=shard.num_tokens)
+        index = read_shard_index(directory, shard, manifest.block_tokens)
     except InputError as error:
         yield str(error)
         return
-    eos_id, vocab_size = manifest.tokenizer.eos_id, manifest.tokenizer.vocab_size
-    open_at_end = shard.num_pieces - shard.num_documents
-    if open_at_end not in (0, 1):
-        yield f"{index_path}: {shard.num_pieces:,} pieces, {shard.num_documents:,} documents: at most one can be cut"
+    num_open = shard.num_index_documents - shard.num_documents
+    if not 0 <= num_open <= (1 if manifest.packing == "concat" else 0):
+        yield f"{index_path}: {shard.num_index_documents:,} documents, of which {shard.num_documents:,} end here"
         return
-    # Where EOS must stand: behind each document that ends here, and in all of the filling.
-    ends = np.cumsum(lengths) - 1
-    expected_eos = np.concatenate(
-        [
-            ends[: shard.num_documents],
-            np.arange(shard.num_tokens, shard.num_blocks * manifest.block_tokens),
-        ]
-    )
+    eos_id, vocab_size = manifest.tokenizer.eos_id, manifest.tokenizer.vocab_size
+    # Where EOS must stand: at the end of each document that ends here, and in all of the filling.
+    expected_eos = gaps(index, shard.num_blocks * manifest.block_tokens)
+    if manifest.packing != "tutorial":
+        ends = index.ends[index.boundaries[1 : shard.num_documents + 1] - 1] - 1
+        expected_eos = np.sort(np.concatenate([ends, expected_eos]))
+    parsed = manifest.settings.get("special_tokens") == "parse"  # then a document may hold EOS
     digest, start = blake3(), 0
     with open(path, "rb", buffering=0) as file:
         buffer = bytearray(_CHUNK_TOKENS * 4)
@@ -128,7 +143,11 @@ def _shard_faults(
             content = memoryview(buffer)[:num_bytes]
             digest.update(content)
             tokens = np.frombuffer(content[: num_bytes // 4 * 4], "<u4")
-            yield from _token_faults(path, tokens, start, expected_eos, eos_id=eos_id, vocab_size=vocab_size)
+            first, behind = np.searchsorted(expected_eos, [start, start + len(tokens)])
+            expected = expected_eos[first:behind] - start
+            yield from _token_faults(
+                path, tokens, start, expected, eos_id=eos_id, vocab_size=vocab_size, only_there=not parsed
+            )
             start += len(tokens)
             progress(num_bytes)
     if digest.hexdigest() != shard.digest:
@@ -139,19 +158,21 @@ def _token_faults(
     path: Path,
     tokens: npt.NDArray[np.uint32],
     start: int,
-    expected_eos: npt.NDArray[np.int64],
+    expected: npt.NDArray[np.int64],
     *,
     eos_id: int,
     vocab_size: int,
+    only_there: bool,
 ) -> Iterator[str]:
-    """Faults of `tokens`, which begin at token `start` of the shard: the first of each kind."""
+    """Faults of `tokens`, which begin at token `start` of the shard: the first of each kind.
+
+    EOS must stand at the places `expected`, and nowhere else if `only_there`.
+    """
     if len(tokens) and tokens.max() >= vocab_size:
         place = int(np.argmax(tokens >= vocab_size))
         yield (f"{path}: offset {(start + place) * 4:,}: expected ids below {vocab_size:,}, found {tokens[place]:,}")
-    found = np.flatnonzero(tokens == eos_id) + start
-    first, last = np.searchsorted(expected_eos, [start, start + len(tokens)])
-    expected = expected_eos[first:last]
+    found = np.flatnonzero(tokens == eos_id) if only_there else expected[tokens[expected] == eos_id]
     if not np.array_equal(found, expected):
         place = int(np.setxor1d(found, expected)[0])
         kind = "EOS inside a document" if place in found else "no EOS at a document's end"
-        yield f"{path}: offset {place * 4:,}: {kind}; expected EOS exactly where the index says"
+        yield f"{path}: offset {(start + place) * 4:,}: {kind}; expected EOS exactly where the index says"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from shards.files import TEMPORARY_SUFFIX, atomic_writer
-from shards.index import TOKEN_BYTES, encode_index
+from shards.index import TOKEN_BYTES, Index, encode_index
 from shards.manifest import ShardEntry, SplitName
 
 BIN_SUFFIX = ".bin"
@@ -47,32 +47,31 @@ class ShardWriter:
             content = content[self._file.write(content) :]
         self._num_tokens += len(tokens)
 
-    def finish(
-        self, piece_tokens: npt.NDArray[np.integer], *, num_documents: int, num_fill_tokens: int = 0
-    ) -> ShardEntry:
+    def finish(self, index: Index, *, num_documents: int) -> ShardEntry:
         """Flush and rename the `.bin`, write its index and return its entry for the manifest.
 
-        `piece_tokens` are the tokens in each document piece, shape `(pieces,)`; `num_documents` of the pieces
-        end with EOS; the last `num_fill_tokens` tokens written belong to no document.
+        `num_documents` of the index's documents end here (the last may go on in another shard). Tokens that lie in
+        no piece of the index are filling.
         """
-        num_tokens = self._num_tokens - num_fill_tokens
+        num_tokens = int(index.lengths.sum())
         assert self._num_tokens % self._block_tokens == 0 and self._num_tokens > 0
-        assert int(piece_tokens.sum()) == num_tokens
+        assert num_tokens <= self._num_tokens
         os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self._temporary, self._path)
-        index = encode_index(piece_tokens)
+        content = encode_index(index)
         with atomic_writer(self._path.with_suffix(INDEX_SUFFIX), flush_parent=False) as file:
-            file.write(index)
+            file.write(content)
         return ShardEntry(
             name=self._name,
             split=self._split,
             num_blocks=self._num_tokens // self._block_tokens,
             num_tokens=num_tokens,
-            num_pieces=len(piece_tokens),
+            num_pieces=len(index.lengths),
+            num_index_documents=len(index.boundaries) - 1,
             num_documents=num_documents,
             digest=self._digest.hexdigest(),
-            index_digest=blake3(index).hexdigest(),
+            index_digest=blake3(content).hexdigest(),
         )
 
     def __enter__(self) -> ShardWriter:

@@ -6,14 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import engine
-from pipeline.work import UnitError, process_unit
+from pipeline import build, engine
+from pipeline.work import Job, Progress, UnitError
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -52,27 +52,14 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def inline_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units are done in the test's own process, in reverse order: fast, and no order is relied upon."""
-    from pipeline import build
-    from pipeline.tokenizers import load_encoder
 
     def run_inline(
-        job: engine.Job, tasks: Sequence[engine.Task], num_workers: int, progress: Callable[[int, int], None]
-    ) -> Iterator[tuple[int, UnitError | None]]:
-        encoder = load_encoder(job.encoder, job.tokenizer_json)
+        job: Job, tasks: Sequence[engine.Task], num_workers: int, progress: Progress
+    ) -> Generator[tuple[int, UnitError | None], None, None]:
         for task in reversed(tasks):
-            source = job.sources[task.unit.source]
             error = None
             try:
-                process_unit(
-                    task.unit,
-                    source,
-                    job.settings,
-                    encoder,
-                    job.eos_id,
-                    job.directory,
-                    first=task.first,
-                    progress=progress,
-                )
+                engine.run_task(job, task, progress)
             except UnitError as uncertain:
                 if uncertain.certain:
                     raise

@@ -151,7 +151,7 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
     assert kept == 6  # the sixth was finished, though not yet heard of
     monkeypatch.setattr(build_module, "run_tasks", run_tasks)
     result = build([str(SAMPLE)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=SETTINGS, num_workers=1)
-    assert result.num_units_reused == kept
+    assert result.statistics.num_units_reused == kept
     assert directory_bytes(tmp_path / "set") == directory_bytes(tmp_path / "whole")
     assert not (tmp_path / "set.partial").exists() and not (tmp_path / "set.lock").exists()
 

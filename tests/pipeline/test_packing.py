@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.packing import Packer, cut_lengths
+from pipeline.packing import ConcatPacker, cut_lengths
 from shards.index import read_index
 
 
@@ -23,12 +23,13 @@ def test_the_example_of_the_module() -> None:
 def test_shard_and_tail_together_are_the_documents(tmp_path: Path, batches: list[list[int]], block_tokens: int) -> None:
     lengths = np.array([length for batch in batches for length in batch], dtype=np.int64)
     tokens = np.arange(lengths.sum(), dtype=np.uint32)
-    with Packer(tmp_path, 7, split="train", block_tokens=block_tokens) as packer:
+    with ConcatPacker(tmp_path, 7, split="train", block_tokens=block_tokens, eos_id=0) as packer:
         start = 0
         for batch in batches:
             packer.add(tokens[start : start + sum(batch)], np.array(batch, dtype=np.int64))
             start += sum(batch)
-        entry, tail = packer.finish()
+        packed = packer.finish()
+        entry, tail = packed.shard, packed.tail
     num_kept = len(tokens) // block_tokens * block_tokens
     assert np.array_equal(tail.tokens, tokens[num_kept:])
     assert (entry is None) == (num_kept == 0)
@@ -36,7 +37,13 @@ def test_shard_and_tail_together_are_the_documents(tmp_path: Path, batches: list
     if entry is not None:
         path = tmp_path / "train-00007.bin"
         assert np.array_equal(np.fromfile(path, "<u4"), tokens[:num_kept])
-        pieces = read_index(path.with_suffix(".idx"), num_pieces=entry.num_pieces, num_tokens=num_kept)
+        pieces = read_index(
+            path.with_suffix(".idx"),
+            num_pieces=entry.num_pieces,
+            num_documents=entry.num_index_documents,
+            num_tokens=num_kept,
+            room_tokens=num_kept,
+        ).lengths
         path.unlink()
     joined = [*pieces.tolist(), *tail.piece_tokens.tolist()]
     if tail.continues:

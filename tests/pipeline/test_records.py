@@ -10,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.readers import open_unit
-from pipeline.records import BadRecord, UnitReader, texts_of
-from pipeline.sources import find_sources, plan_units
+from pipeline.fields import TextOf
+from pipeline.readers import open_stretch
+from pipeline.records import BadRecord, ReadOptions, StretchReader, raise_bad
+from pipeline.sources import find_sources
+from pipeline.units import plan_units
 from shards.errors import InputError
 from tests.conftest import write_corpus
 
@@ -28,26 +30,30 @@ json_value = st.recursive(
 record = st.builds(lambda text, extra: {"refs": extra, "text": text}, tricky_text, json_value)
 
 
-def read_all(path: Path, unit_bytes: int) -> list[Any]:
-    """All records, unit by unit, with false starts mended as the build does it."""
+OPTIONS = ReadOptions(on_bad=raise_bad)
+
+
+def read_all(path: Path, unit_bytes: int, options: ReadOptions = OPTIONS) -> list[Any]:
+    """All records, stretch by stretch, with false starts mended as the build does it."""
     (source,) = find_sources([str(path)])
     values: list[Any] = []
     expected = 0
     for unit in plan_units([source], unit_bytes):
-        reader = open_unit(source, unit)
+        (stretch,) = unit.stretches
+        reader = open_stretch(source, stretch, options)
         try:
             own = [value for batch in reader for value in batch.values]
         except BadRecord:
-            if not unit.start or reader.first == expected:
+            if stretch.is_first or reader.first == expected:
                 raise
-        if unit.start and reader.first != (expected if expected < unit.stop else None):
-            reader = open_unit(source, unit, first=expected)
+        if not stretch.is_first and reader.first != (expected if expected < stretch.stop else None):
+            reader = open_stretch(source, stretch, options, first=expected)
             own = [value for batch in reader for value in batch.values]
-            assert reader.first == (expected if expected < unit.stop else None)
-        if reader.last is not None and (reader.first is not None or not unit.start):
+            assert reader.first == (expected if expected < stretch.stop else None)
+        if reader.last is not None and (reader.first is not None or stretch.is_first):
             expected = reader.last
         values += own
-    assert expected == source.num_bytes
+    assert not source.is_splittable or expected == source.num_bytes
     return values
 
 
@@ -58,12 +64,12 @@ def test_each_record_exactly_once_in_order(
     tmp_path: Path, layout: str, values: list[Any], unit_bytes: int, chunk_bytes: int
 ) -> None:
     path = write_corpus(tmp_path / "corpus", values or [{"text": "x"}], layout)
-    before = UnitReader.chunk_bytes
-    UnitReader.chunk_bytes = chunk_bytes
+    before = StretchReader.chunk_bytes
+    StretchReader.chunk_bytes = chunk_bytes
     try:
         assert read_all(path, unit_bytes) == (values or [{"text": "x"}])
     finally:
-        UnitReader.chunk_bytes = before
+        StretchReader.chunk_bytes = before
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -73,10 +79,11 @@ def test_a_unit_digest_covers_its_bytes_and_no_others(tmp_path: Path, layout: st
     path = write_corpus(tmp_path / "corpus", [{"text": "字" * number} for number in range(60)], layout)
     (source,) = find_sources([str(path)])
     for unit in plan_units([source], 700):
-        reader = open_unit(source, unit)
+        (stretch,) = unit.stretches
+        reader = open_stretch(source, stretch, OPTIONS)
         for _batch in reader:
             pass
-        assert reader.digest == blake3(path.read_bytes()[unit.start : unit.stop]).hexdigest()
+        assert reader.digest == blake3(path.read_bytes()[stretch.start : stretch.stop]).hexdigest()
 
 
 @pytest.mark.parametrize("layout", ["array", "lines"])
@@ -151,7 +158,7 @@ def test_a_record_without_text_is_found_where_it_stands(tmp_path: Path, layout: 
     (source,) = find_sources([str(path)])
     (unit,) = plan_units([source], 10**6)
     with pytest.raises(BadRecord) as caught:
-        for batch in open_unit(source, unit):
-            texts_of(batch, "text")
+        for batch in open_stretch(source, unit.stretches[0], OPTIONS):
+            TextOf("text").texts(batch, OPTIONS)
     assert reason in caught.value.reason
     assert caught.value.offset == path.read_bytes().index(json.dumps(value).encode())

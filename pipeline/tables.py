@@ -1,0 +1,87 @@
+"""Parquet and Arrow by pyarrow: a stretch is a row group or a record batch; of an Arrow stream it is all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from pipeline.records import Batch, StretchReader
+from pipeline.sources import Source
+from pipeline.streams import HashedFile
+from shards.errors import InputError
+
+ROWS_AT_A_TIME = 1024
+_ERRORS = (pa.ArrowException, OSError)
+
+
+def row_group_bytes(source: Source) -> list[int]:
+    """The size in bytes of each row group or record batch. Raises `InputError` if the file can't be read."""
+    try:
+        if source.format == "parquet":
+            metadata = pq.ParquetFile(source.path).metadata
+            return [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
+        with pa.memory_map(source.path) as file:
+            num_batches = pa.ipc.open_file(file).num_record_batches
+        return [source.num_bytes // max(1, num_batches)] * num_batches
+    except _ERRORS as error:
+        raise _unreadable(source, error) from None
+
+
+class TableReader(StretchReader):
+    """The rows of one stretch, as objects with the columns that are needed."""
+
+    @property
+    def digest(self) -> str:
+        if not self._stretch.is_first:
+            return ""
+        file = HashedFile(self._source.path)
+        try:
+            return file.hexdigest()
+        finally:
+            file.close()
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            row = self._first_row()
+            for table in self._tables():
+                for batch in pa.Table.from_batches([table]).to_batches(max_chunksize=ROWS_AT_A_TIME):
+                    yield self._batch(batch, row)
+                    row += batch.num_rows
+        except _ERRORS as error:
+            raise _unreadable(self._source, error) from None
+
+    def _batch(self, batch: pa.RecordBatch, row: int) -> Batch:
+        columns = self._options.columns
+        if columns is not None and (known := [name for name in batch.schema.names if name in columns]):
+            batch = batch.select(known)
+        values: list[Any] = batch.to_pylist()
+        return Batch(values, batch.nbytes, lambda number: (row + number, repr(values[number]).encode()))
+
+    def _first_row(self) -> int:
+        """The number of rows before the stretch."""
+        if self._source.format != "parquet":
+            return 0
+        metadata = pq.ParquetFile(self._source.path).metadata
+        return sum(metadata.row_group(number).num_rows for number in range(self._stretch.start))
+
+    def _tables(self) -> Iterator[pa.RecordBatch]:
+        if self._source.format == "parquet":
+            file = pq.ParquetFile(self._source.path)
+            columns = self._options.columns
+            known = [name for name in file.schema_arrow.names if columns is None or name in columns]
+            yield from file.iter_batches(ROWS_AT_A_TIME, row_groups=[self._stretch.start], columns=known or None)
+            return
+        with pa.memory_map(self._source.path) as mapped:
+            if self._source.format == "arrow":
+                yield pa.ipc.open_file(mapped).get_batch(self._stretch.start)
+            else:
+                yield from pa.ipc.open_stream(mapped)
+
+
+def _unreadable(source: Source, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())
+    return InputError(f"{source.path}: pyarrow can't read this {source.format} file: {reason}")
