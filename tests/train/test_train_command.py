@@ -1,0 +1,220 @@
+"""The command lines as a user meets them: what a finished run leaves, generation, Ctrl-C, torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from train.run_directory import read_lines, read_record
+
+WriteConfig = Callable[..., Path]
+CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
+EOS_ID, VOCAB_SIZE, PADDED_VOCAB_SIZE = 256, 257, 384
+
+
+def test_finished_run_holds_everything(trained: Any) -> None:
+    record = read_record(trained.run)
+    assert record["state"] == "finished"
+    assert record["settings"]["training"]["learning_rate"] == 0.01
+    assert record["shards"]["train_blocks"] == 22
+    assert record["sessions"][0]["command"][:3] == ["python", "-m", "train"]
+    results = record["results"]
+    assert (results["steps"], results["tokens"], results["epochs"]) == (44, 44 * 4 * 16, 8.0)
+    assert results["last_train_loss"] < results["first_train_loss"] - 1
+    assert sorted(path.name for path in trained.run.glob("checkpoint-*")) == ["checkpoint-42", "checkpoint-44"]
+    for part in ("training loss", "validation loss", "model            ", "【ab】"):
+        assert part in trained.output
+
+
+def test_metrics_have_true_epochs_and_tokens(trained: Any) -> None:
+    lines = read_lines(trained.run / "metrics.jsonl")
+    train_lines = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in train_lines] == list(range(1, 45))
+    for line in train_lines:
+        assert line["epoch"] == pytest.approx(line["step"] * 4 / 22)
+        assert line["tokens"] == line["step"] * 64
+        assert line["tokens_per_second"] > 0
+    evaluations = [line for line in lines if "eval_loss" in line]
+    assert [line["step"] for line in evaluations] == [10, 20, 30, 40, 44]
+    assert evaluations[-1]["eval_perplexity"] == pytest.approx(2.718281828 ** evaluations[-1]["eval_loss"], rel=1e-6)
+
+
+def test_saved_model_loads_without_this_project(trained: Any) -> None:
+    directory = trained.run / "model"
+    model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    config, generation = model.config, model.generation_config
+    assert config.use_cache is True
+    assert config.eos_token_id == generation.eos_token_id == generation.pad_token_id == EOS_ID
+    assert config.pad_token_id is None
+    assert config.vocab_size == PADDED_VOCAB_SIZE
+    assert config.layer_types == ["full_attention"] * 2
+    assert generation.suppress_tokens == list(range(VOCAB_SIZE, PADDED_VOCAB_SIZE))
+    assert (generation.do_sample, generation.max_new_tokens) == (True, 5)
+    assert tokenizer.decode(tokenizer("ab").input_ids) == "ab"
+    assert not list(directory.glob("*.bin"))
+
+
+def test_padded_ids_are_never_sampled(trained: Any) -> None:
+    """Even when nothing but a padded id is likely: their logits are the highest by far here."""
+    model = AutoModelForCausalLM.from_pretrained(trained.run / "model", local_files_only=True)
+    with torch.no_grad():
+        embedding = model.get_input_embeddings().weight
+        embedding[VOCAB_SIZE:] = 0
+        hidden = model.model(input_ids=torch.tensor([[97]])).last_hidden_state[0, -1]
+        embedding[VOCAB_SIZE:] = hidden * 100
+    assert model(input_ids=torch.tensor([[97]])).logits[0, -1].argmax() >= VOCAB_SIZE
+    torch.manual_seed(0)
+    output = model.generate(input_ids=torch.full((64, 1), 97), attention_mask=torch.ones(64, 1), max_new_tokens=4)
+    assert output.max() < VOCAB_SIZE
+
+
+def test_samples_are_written(trained: Any) -> None:
+    (line,) = read_lines(trained.run / "samples.jsonl")
+    assert (line["step"], line["prompt"], line["temperature"]) == (44, "ab", 1.0)
+    assert line["text"]
+
+
+def test_swanlab_keeps_metrics_and_texts_offline(trained: Any) -> None:
+    (run,) = (trained.run / "swanlab").glob("run-*")
+    files = [path for path in run.rglob("*") if path.is_file()]
+    content = b"".join(path.read_bytes() for path in files)
+    assert b"train/loss" in content
+    assert b"eval/loss" in content
+    assert b"samples" in content
+    text = read_lines(trained.run / "samples.jsonl")[0]["text"]
+    assert text.encode() in content
+
+
+def test_generate_continues_prompts(trained: Any, run_command_line: CommandLine, tmp_path: Path) -> None:
+    def generate(*arguments: str) -> str:
+        finished = run_command_line("train.generate", *arguments, cwd=tmp_path)
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stderr == ""
+        return finished.stdout
+
+    model = AutoModelForCausalLM.from_pretrained(trained.run / "model", local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(trained.run / "model", local_files_only=True)
+    ids = tokenizer("hij", return_tensors="pt").input_ids
+    output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+    expected = f"【hij】{tokenizer.decode(output[0, 3:], skip_special_tokens=True)}".rstrip() + "\n\n"
+    greedy = ("--max_new_tokens", "6", "--temperature", "0")
+    assert generate(str(trained.run / "model"), "--prompt", "hij", *greedy) == expected
+    both = generate(str(trained.run), "--prompt", "abc", "--prompt", "hij", *greedy)
+    assert both.startswith("【abc】")
+    assert both.endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nowhere", "--prompt", "a"], "error: nowhere: no such directory; expected a run's directory"),
+        ([".", "--prompt", "a"], "error: .: no model here: neither model/config.json nor config.json was found"),
+        (["."], "error: .: no model here"),
+        ([".", "--prompt", "a", "--temperatur", "1"], "did you mean '--temperature'?"),
+    ],
+)
+def test_generate_refuses_in_one_line(
+    run_command_line: CommandLine, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    finished = run_command_line("train.generate", *arguments, cwd=tmp_path)
+    assert finished.returncode == 2
+    assert expected in finished.stderr
+    assert finished.stderr.count("\n") == 1
+
+
+def test_generate_refuses_a_damaged_model(trained: Any, run_command_line: CommandLine, tmp_path: Path) -> None:
+    for path in (trained.run / "model").iterdir():
+        (tmp_path / path.name).write_bytes(
+            path.read_bytes()[:100] if path.suffix == ".safetensors" else path.read_bytes()
+        )
+    finished = run_command_line("train.generate", str(tmp_path), "--prompt", "a", cwd=tmp_path)
+    assert finished.returncode == 2
+    assert "the model can't be loaded" in finished.stderr
+    assert finished.stderr.count("\n") == 1
+
+
+def test_second_training_is_refused_in_one_line(trained: Any, run_command_line: CommandLine) -> None:
+    finished = run_command_line("train", "--config", "config.yaml", cwd=trained.run.parent)
+    assert finished.returncode == 2
+    assert finished.stderr.startswith(f"error: {trained.run}: holds a finished run; ")
+    assert finished.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_a_training_cleanly(write_config: WriteConfig, tmp_path: Path, number: int, status: int) -> None:
+    config = write_config(training={"max_steps": 100_000, "save_steps": 50, "save_total_limit": 2})
+    command = [sys.executable, "-m", "train", "--config", str(config)]
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(
+        command,
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run" / "checkpoint-50").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=30)
+    assert process.returncode == status, errors
+    assert "; the same command continues from" in output
+    assert errors.count("\n") == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "training"
+
+
+def test_no_validation_blocks_is_no_fault(
+    write_config: WriteConfig, tmp_path: Path, make_set: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from train.__main__ import main
+
+    shard_set = make_set(tmp_path / "set", val_blocks=0)
+    main(["--config", str(write_config()), "--shards", str(shard_set), "--eval_strategy", "steps", "--max_steps", "2"])
+    output = capsys.readouterr().out
+    assert "no validation blocks in the shard set: evaluation skipped" in output
+    assert read_record(tmp_path / "run")["state"] == "finished"
+
+
+def test_two_processes_train_on_the_same_batches_as_one(write_config: WriteConfig, tmp_path: Path) -> None:
+    """2 processes × 2 blocks are the 1 process × 2 blocks × 2 accumulation steps of one, also past a resume."""
+    from train.__main__ import main
+
+    main(["--config", str(write_config()), "--output_dir", str(tmp_path / "one")])
+    config = write_config("two.yaml", training={"gradient_accumulation_steps": 1})
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "train", "--config", str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *arguments], cwd=root, env=environment, capture_output=True, text=True, timeout=90, check=False
+        )
+
+    finished = run()
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("step  1/11") == 1
+    one, two = (
+        [line["loss"] for line in read_lines(tmp_path / name / "metrics.jsonl") if "loss" in line]
+        for name in ("one", "run")
+    )
+    assert two == pytest.approx(one, rel=1e-4)
+    refused = run()
+    assert refused.returncode != 0
+    assert [line for line in refused.stderr.splitlines() if line.startswith("error: ")] == [
+        f"error: {tmp_path / 'run'}: holds a finished run; choose another --output_dir (make: RUN=NAME), "
+        "or delete it to train again"
+    ]

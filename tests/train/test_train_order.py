@@ -1,0 +1,80 @@
+"""The order of blocks: every block once an epoch, and nothing but the position decides."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import shards
+from train.data import BlockDataset, PositionSampler, block_numbers, collate_blocks, steps_of_epochs
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 7, 64, 1000])
+def test_each_block_once_an_epoch(num_blocks: int) -> None:
+    order = block_numbers(num_blocks, 5, 0, 3 * num_blocks).reshape(3, num_blocks)
+    for epoch in order:
+        assert sorted(epoch.tolist()) == list(range(num_blocks))
+    if num_blocks >= 64:
+        assert not np.array_equal(order[0], order[1])
+        assert not np.array_equal(order[0], np.arange(num_blocks))
+
+
+def test_order_is_a_function_of_the_position_alone() -> None:
+    whole = block_numbers(37, 5, 0, 400)
+    for start in (0, 1, 36, 37, 38, 73, 74, 200, 399):
+        for stop in (start, start + 1, 400):
+            assert block_numbers(37, 5, start, stop).tolist() == whole[start:stop].tolist()
+    assert block_numbers(37, 6, 0, 400).tolist() != whole.tolist()
+
+
+def test_sampler_starts_where_it_is_told_at_each_iteration() -> None:
+    first = 0
+    sampler = PositionSampler(num_blocks=9, seed=1, num_positions=10_000, first_position=lambda: first)
+    whole = list(sampler)
+    assert len(sampler) == len(whole) == 10_000
+    first = 9_000
+    assert list(sampler) == whole[9_000:]
+    assert len(sampler) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("epochs", "num_blocks", "batch", "steps"),
+    [(1, 10, 5, 2), (1, 10, 4, 3), (2, 10, 4, 5), (0.5, 10, 4, 2), (0.01, 10, 8, 1)],
+)
+def test_steps_cover_the_epochs(epochs: float, num_blocks: int, batch: int, steps: int) -> None:
+    assert steps_of_epochs(epochs, num_blocks, batch) == steps
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_the_blocks_with_eos_as_a_label(shard_set_path: Path, num_workers: int) -> None:
+    shard_set = shards.open(shard_set_path)
+    dataset = BlockDataset(shard_set, "train")
+    sampler = PositionSampler(num_blocks=len(dataset), seed=3, num_positions=12, first_position=lambda: 4)
+    loader = DataLoader(dataset, batch_size=4, sampler=sampler, collate_fn=collate_blocks, num_workers=num_workers)
+    batches = list(loader)
+    expected = shard_set["train"][block_numbers(len(dataset), 3, 4, 12)]
+    assert set(batches[0]) == {"input_ids", "labels"}
+    found = torch.cat([batch["labels"] for batch in batches])
+    assert found.dtype == torch.int64
+    assert np.array_equal(found.numpy(), expected)
+    assert (found[:, -1] == shard_set.eos_id).all()
+
+
+def test_single_blocks_collate_like_a_gathered_batch(shard_set_path: Path) -> None:
+    dataset = BlockDataset(shards.open(shard_set_path), "val")
+    gathered = collate_blocks(dataset.__getitems__([3, 1]))
+    single = collate_blocks([dataset[3], dataset[1]])
+    assert torch.equal(gathered["input_ids"], single["input_ids"])
+
+
+def test_dataset_travels_to_a_spawned_worker_without_its_data(shard_set_path: Path) -> None:
+    dataset = BlockDataset(shards.open(shard_set_path), "train")
+    dataset[0]
+    content = pickle.dumps(dataset)
+    assert len(content) < 1000
+    assert torch.equal(pickle.loads(content)[5], dataset[5])

@@ -1,0 +1,247 @@
+"""Interrupted runs: the same command continues to the same bits; nothing finished or foreign is overwritten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shards.errors import InputError
+from train.__main__ import main, prepare
+from train.callbacks import MetricsFile
+from train.checkpoints import newest_complete_checkpoint, numbered_checkpoints, read_position
+from train.run_directory import read_lines, read_record
+
+WriteConfig = Callable[..., Path]
+NUM_STEPS = 11  # 2 epochs of 22 blocks, 4 blocks a step
+
+
+def train_to_the_end(config: Path, *arguments: str) -> None:
+    main(["--config", str(config), *arguments])
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, config: Path, *arguments: str) -> None:
+    """Train, and be interrupted as by Ctrl-C when `step` has been logged."""
+    on_log = MetricsFile.on_log
+
+    def interrupt(self: MetricsFile, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        on_log(self, args, state, control, **kwargs)
+        if state.global_step == step:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsFile, "on_log", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_to_the_end(config, *arguments)
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    """Step, loss and gradient norm of each step."""
+    return [
+        (line["step"], line["loss"], line["grad_norm"]) for line in read_lines(run / "metrics.jsonl") if "loss" in line
+    ]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def whole_run(
+    uninterrupted: dict[str, Path], write_config: WriteConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run that nothing interrupted, trained once for all tests here."""
+    if "run" not in uninterrupted:
+        run = tmp_path_factory.mktemp("whole") / "run"
+        train_to_the_end(write_config("whole.yaml"), "--output_dir", str(run))
+        uninterrupted["run"] = run
+    return uninterrupted["run"]
+
+
+@pytest.mark.parametrize(
+    ("step", "continues_at"), [(3, 2), (6, 4), (7, 6), (9, 8), (11, 10)], ids=lambda step: str(step)
+)
+def test_interrupted_run_continues_to_the_same_bits(
+    whole_run: Path,
+    write_config: WriteConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    step: int,
+    continues_at: int,
+) -> None:
+    """Epoch 0 ends within step 6: the steps are before it, at it and after it."""
+    config, run = write_config(), tmp_path / "run"
+    stop_after(step, monkeypatch, config)
+    assert (
+        f"stopped at step {step}; the same command continues from {run}/checkpoint-{continues_at}"
+        in capsys.readouterr().out
+    )
+    assert not (run / "model").exists()
+    train_to_the_end(config)
+    assert f"continuing from {run}/checkpoint-{continues_at}" in capsys.readouterr().out
+    assert [step for step, _, _ in losses(run)] == list(range(1, NUM_STEPS + 1))
+    assert losses(run) == losses(whole_run)
+    found, expected = weights(run), weights(whole_run)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    record = read_record(run)
+    assert record["state"] == "finished"
+    assert [session["first_step"] for session in record["sessions"]] == [0, continues_at]
+
+
+def test_interrupted_twice_with_loader_workers(
+    whole_run: Path, write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = write_config(training={"dataloader_num_workers": 1}), tmp_path / "run"
+    stop_after(3, monkeypatch, config)
+    stop_after(9, monkeypatch, config)
+    train_to_the_end(config)
+    assert losses(run) == losses(whole_run)
+
+
+def test_accumulation_changes_no_batch(whole_run: Path, write_config: WriteConfig, tmp_path: Path) -> None:
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    train_to_the_end(write_config(training=settings))
+    for (_, found, _), (_, expected, _) in zip(losses(tmp_path / "run"), losses(whole_run), strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_stopped_before_the_first_checkpoint_starts_again(
+    whole_run: Path,
+    write_config: WriteConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = write_config()
+    stop_after(1, monkeypatch, config)
+    assert "the same command starts again" in capsys.readouterr().out
+    train_to_the_end(config)
+    assert losses(tmp_path / "run") == losses(whole_run)
+
+
+def test_damaged_checkpoint_is_passed_over(
+    whole_run: Path,
+    write_config: WriteConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config, run = write_config(), tmp_path / "run"
+    stop_after(7, monkeypatch, config)
+    optimizer = run / "checkpoint-6" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-1])
+    train_to_the_end(config)
+    output = capsys.readouterr().out
+    assert "checkpoint-6/optimizer.pt: has " in output
+    assert f"continuing from {run}/checkpoint-4" in output
+    assert losses(run) == losses(whole_run)
+
+
+def test_checkpoint_is_absent_when_saving_is_cut_short(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.trainer.seal_checkpoint", fail)
+    with pytest.raises(KeyboardInterrupt):
+        train_to_the_end(write_config())
+    assert numbered_checkpoints(tmp_path / "run") == []
+
+
+@pytest.fixture
+def stopped_run(whole_run: Path, tmp_path: Path) -> Path:
+    """A copy of the whole run as if it had been stopped after its last checkpoint."""
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    shutil.rmtree(run / "model")
+    record = read_record(run)
+    (run / "run.json").write_text(json.dumps({**record, "state": "training"}))
+    return run
+
+
+def test_checkpoints_name_their_data(stopped_run: Path) -> None:
+    checkpoint, faults = newest_complete_checkpoint(stopped_run)
+    assert checkpoint == stopped_run / "checkpoint-11"
+    assert faults == []
+    position = read_position(checkpoint)
+    assert (position.step, position.global_batch_blocks, position.block_tokens, position.seed) == (11, 4, 16, 42)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--seed", "7"], "can't be continued with these settings: seed 42 before, 7 now"),
+        (["--per_device_train_batch_size", "3"], "blocks in a global batch 4 before, 6 now"),
+        (["--model.hidden_size", "32"], "model.hidden_size 16 before, 32 now"),
+        (["--max_steps", "5"], "checkpoint-11: has 11 steps already, the settings ask for 5"),
+    ],
+)
+def test_other_settings_are_refused(
+    stopped_run: Path, write_config: WriteConfig, arguments: list[str], expected: str
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        train_to_the_end(write_config(), *arguments)
+    assert read_record(stopped_run)["state"] == "training"
+
+
+def test_other_shard_set_is_refused(
+    stopped_run: Path, write_config: WriteConfig, tmp_path: Path, make_set: Callable[..., Path]
+) -> None:
+    other = make_set(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match="can't be continued with these settings: shard set "):
+        train_to_the_end(write_config(), "--shards", str(other))
+    assert stopped_run.exists()
+
+
+def test_training_can_be_lengthened(
+    stopped_run: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_to_the_end(write_config(), "--num_train_epochs", "3", "--resume_from_checkpoint")
+    assert "changed since then: num_train_epochs 2.0 before, 3.0 now" in capsys.readouterr().out
+    assert losses(stopped_run)[-1][0] == 17
+
+
+def test_finished_run_is_refused(whole_run: Path, write_config: WriteConfig) -> None:
+    with pytest.raises(InputError, match="holds a finished run; choose another --output_dir"):
+        prepare(["--config", str(write_config()), "--output_dir", str(whole_run)])
+
+
+def test_foreign_directory_is_refused(write_config: WriteConfig, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").touch()
+    with pytest.raises(InputError, match=r"run: holds something else \(thesis.txt, …\), not a run"):
+        prepare(["--config", str(write_config())])
+
+
+def test_file_in_the_way_is_refused(write_config: WriteConfig, tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(InputError, match="run: expected a directory for the run, found a file"):
+        prepare(["--config", str(write_config())])
+
+
+def test_run_in_use_is_refused(write_config: WriteConfig, tmp_path: Path) -> None:
+    from train.run_directory import lock_run
+
+    with lock_run(tmp_path / "run"), pytest.raises(InputError, match="another process is training there"):
+        train_to_the_end(write_config())
+
+
+def test_bad_values_that_transformers_finds_are_one_line(write_config: WriteConfig) -> None:
+    with pytest.raises(InputError, match=r"^training: .*sometimes") as caught:
+        train_to_the_end(write_config(), "--save_strategy", "sometimes")
+    assert "\n" not in str(caught.value)

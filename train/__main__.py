@@ -1,0 +1,91 @@
+"""`python -m train --config FILE.yaml`: train a model on a shard set.
+
+Everything that can be wrong with the settings, the shard set and the run's directory is found before torch is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import shards
+from shards.command_line import Parser, run_command
+from shards.errors import InputError
+from train.environment import prepare_environment
+from train.run_directory import plan_run, process_rank
+from train.settings import REFUSED_ARGUMENTS, SECTIONS, Settings, load_settings, section_types
+from train.tracking import check_tracking
+
+RANK_PATIENCE_SECONDS = 10
+
+EPILOG = """\
+Every field of transformers' TrainingArguments is an option (--learning_rate 1e-3, --max_steps 100), and so is every
+setting of the other sections, written with the section's name (--model.hidden_size 256, --tracking.mode offline,
+--generation.seed 1). Options win over the config file.
+
+The same command again continues an interrupted run from its newest complete checkpoint.
+"""
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="python -m train", description="Train a model on a shard set.", epilog=EPILOG)
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE.yaml", help="the settings of the run")
+    parser.add_argument("--shards", metavar="DIR", default=argparse.SUPPRESS, help="the shard set to train on")
+    parser.add_argument(
+        "--output_dir", metavar="DIR", default=argparse.SUPPRESS, help="the run's directory, made if it is not there"
+    )
+    parser.add_argument(
+        "--resume_from_checkpoint",
+        nargs="?",
+        const="latest",
+        metavar="PATH|latest",
+        help="the checkpoint to continue from (without a value: the newest complete one of the run)",
+    )
+    for section in SECTIONS:
+        prefix = "" if section == "training" else f"{section}."
+        for name, types in section_types(section).items():
+            if name in REFUSED_ARGUMENTS or (section, name) == ("training", "output_dir"):
+                continue
+            flag: dict[str, Any] = {"nargs": "?", "const": "true"} if "bool" in types else {}
+            parser.add_argument(f"--{prefix}{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **flag)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    try:
+        settings, shard_set, plan = prepare(argv)
+    except InputError:
+        if process_rank() != 0:  # the first process tells, and torchrun then ends this one
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(RANK_PATIENCE_SECONDS)
+        raise
+    prepare_environment()
+    from train.run import train
+
+    train(settings, shard_set, plan, ["python", "-m", "train", *argv])
+
+
+def prepare(argv: list[str]) -> tuple[Settings, shards.ShardSet, Any]:
+    """Settings, shard set and plan, all checked. Raises `InputError`. Imports no torch, writes nothing."""
+    options = vars(build_parser().parse_args(argv))
+    config_path, resume = options.pop("config"), options.pop("resume_from_checkpoint")
+    settings = load_settings(config_path, options)
+    shard_set = shards.open(settings.shards)
+    if len(shard_set["train"]) == 0:
+        raise InputError(f"{settings.shards}: has no training blocks: the corpus is smaller than a block")
+    limit = settings.model.max_position_embeddings
+    if limit is not None and limit < shard_set.block_tokens:
+        raise InputError(
+            f"{config_path}: model: max_position_embeddings: {limit:,} positions are too few for {settings.shards}, "
+            f"whose blocks have {shard_set.block_tokens:,} tokens"
+        )
+    check_tracking(settings.tracking)
+    return settings, shard_set, plan_run(settings.output_dir, resume)
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

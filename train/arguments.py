@@ -1,0 +1,138 @@
+"""The names and types of transformers' `TrainingArguments`, without importing it.
+
+Importing `TrainingArguments` takes seconds, because torch comes with it. Its source is on disk all the same, so the
+fields and their annotations are read from there: a misspelt setting is an error within milliseconds, and the fields
+are those of the version that is installed.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from shards.errors import InputError, printable
+
+FieldTypes = dict[str, frozenset[str]]
+
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+@functools.cache
+def training_argument_types() -> FieldTypes:
+    """For each field of `TrainingArguments`, the names of the types its annotation allows.
+
+    `eval_steps: float | None` gives `{"eval_steps": {"float", "None"}}`. Raises `InputError` without transformers.
+    """
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise InputError("transformers is not installed; `make setup` installs it")
+    tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments":
+            return {
+                statement.target.id: type_names(statement.annotation)
+                for statement in node.body
+                if isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and not statement.target.id.startswith("_")
+            }
+    raise AssertionError(f"{spec.origin}: no class TrainingArguments beside it")
+
+
+def type_names(annotation: ast.expr) -> frozenset[str]:
+    """The types in an annotation: `None | str | list[str]` gives `{"None", "str", "list"}`."""
+    match annotation:
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return type_names(left) | type_names(right)
+        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
+            return type_names(inner) | {"None"}
+        case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=members)):
+            return frozenset().union(*map(type_names, members))
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Constant(value=bool())):
+            return frozenset({"bool"})
+        case ast.Subscript(value=value):
+            return type_names(value)
+        case ast.Constant(value=None):
+            return frozenset({"None"})
+        case ast.Constant(value=str() as text):
+            return type_names(ast.parse(text, mode="eval").body)
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return frozenset({name.lower() if name in ("Dict", "List") else name})
+    return frozenset({"str"})
+
+
+def convert(value: Any, types: frozenset[str], where: str) -> Any:
+    """`value`, from YAML or (a string) from the command line, as one of `types`. Raises `InputError`.
+
+    YAML reads `5e-4` as a string, so strings that spell numbers are numbers where a number is wanted. A type that
+    isn't a plain one (an enumeration of transformers) is passed on as a string for transformers to check.
+    """
+    if isinstance(value, str):
+        return _convert_text(value, types, where)
+    if value is None and "None" in types:
+        return None
+    if isinstance(value, bool):
+        if "bool" in types:
+            return value
+    elif isinstance(value, int):
+        if "int" in types:
+            return value
+        if "float" in types:
+            return float(value)
+    elif isinstance(value, float):
+        if "float" in types:
+            return _finite(value, where)
+        if "int" in types and value.is_integer():
+            return int(value)
+    elif (isinstance(value, dict) and "dict" in types) or (isinstance(value, list) and "list" in types):
+        return value
+    raise InputError(f"{where}: expected {describe(types)}, found {printable(repr(value))[:80]}")
+
+
+def _convert_text(text: str, types: frozenset[str], where: str) -> Any:
+    word = text.strip().lower()
+    if "None" in types and word in ("none", "null"):
+        return None
+    if "bool" in types and word in _WORDS:
+        return _WORDS[word]
+    for name, number in (("int", int), ("float", float)):
+        if name in types:
+            try:
+                return _finite(number(word), where)
+            except (ValueError, OverflowError):
+                pass
+    if ("dict" in types and word.startswith("{")) or ("list" in types and word.startswith("[")):
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{where}: expected {describe(types)}, found bad JSON ({error})") from None
+    if types - {"None", "bool", "int", "float", "dict", "list"}:
+        return text
+    raise InputError(f"{where}: expected {describe(types)}, found {printable(repr(text))[:80]}")
+
+
+def _finite(number: float, where: str) -> float:
+    if not math.isfinite(number):
+        raise InputError(f"{where}: expected a finite number, found {number}")
+    return number
+
+
+def describe(types: frozenset[str]) -> str:
+    """`"a number or none"` for `{"float", "None"}`."""
+    kinds = {
+        "float": "a number",
+        "int": "a whole number",
+        "bool": "true or false",
+        "str": "text",
+        "dict": "a mapping",
+        "list": "a list",
+        "None": "none",
+    }
+    names = types - {"int"} if "float" in types else types
+    words = [kinds[name] for name in kinds if name in names]
+    return " or ".join(words) if words else "text"

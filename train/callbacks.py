@@ -1,0 +1,81 @@
+"""What a user sees of a running training: lines, a progress bar, and `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from train.run_directory import append_lines
+
+
+class MetricsFile(TrainerCallback):  # type: ignore[misc]
+    """Appends each log to a JSON Lines file: `step`, `epoch` and whatever was logged. For one process only."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        if logs:
+            append_lines(self._path, [{"step": state.global_step, **finite(logs)}])
+
+
+def finite(logs: dict[str, Any]) -> dict[str, Any]:
+    """`logs` with null for what JSON has no number for."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in logs.items()
+    }
+
+
+class ProgressLines(ProgressCallback):  # type: ignore[misc]
+    """The Trainer's bar on a terminal, and one readable line for each log."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        line = log_line(logs or {}, state.global_step, state.max_steps)
+        if not state.is_world_process_zero or line is None:
+            return
+        if self.training_bar is not None:
+            self.training_bar.write(line)
+        else:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+
+class PlainLines(TrainerCallback):  # type: ignore[misc]
+    """The same lines without a bar, for logs and pipes."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        line = log_line(logs or {}, state.global_step, state.max_steps)
+        if state.is_world_process_zero and line is not None:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+
+def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str | None:
+    """One line for a log of the Trainer; None for those that the summary at the end tells better."""
+    width = len(f"{max_steps:,}")
+    head = f"step {step:>{width},}/{max_steps:,}  epoch {logs.get('epoch', 0.0):.2f}"
+    if "loss" in logs:
+        line = f"{head}  loss {logs['loss']:.4f}  lr {logs.get('learning_rate', 0.0):.2e}"
+        if "grad_norm" in logs:
+            line += f"  grad {logs['grad_norm']:.2f}"
+        if "tokens_per_second" in logs:
+            line += f"  {logs['tokens_per_second']:,.0f} tokens/s"
+        return line
+    if "eval_loss" in logs:
+        return f"{head}  validation loss {logs['eval_loss']:.4f}  perplexity {logs['eval_perplexity']:,.1f}"
+    return None
+
+
+def wants_bar() -> bool:
+    """Whether standard error is a terminal, where a bar can be drawn."""
+    return sys.stderr.isatty()

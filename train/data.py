@@ -1,0 +1,97 @@
+"""Blocks for the Trainer: a Dataset that gathers a batch at once, and the order in which blocks are trained on.
+
+Position p = step × global batch + place in the global batch, counted over the whole run, over all ranks and
+accumulation steps. Position p trains on block `epoch_order(N, seed, p // N, p % N)` of the N blocks. That is all the
+state there is: a run that continues at step s starts at position s × global batch, without reading what came before,
+and on any number of processes, since accelerate deals the batches of one common order out to the ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset, Sampler
+
+import shards
+
+CHUNK_POSITIONS = 4096
+
+
+class BlockDataset(Dataset[torch.Tensor]):
+    """A split's blocks as int64 tensors. A loader worker that is spawned opens the shard set itself."""
+
+    def __init__(self, shard_set: shards.ShardSet, split: str) -> None:
+        self._shard_set, self._name = shard_set, split
+        self._split = shard_set[split]
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        """Shape `(block_tokens,)`."""
+        return torch.from_numpy(self._split[number].astype(np.int64))
+
+    def __getitems__(self, numbers: Sequence[int]) -> torch.Tensor:
+        """Shape `(n, block_tokens)`: what the DataLoader asks for instead of n single blocks."""
+        return torch.from_numpy(self._split[np.asarray(numbers, dtype=np.int64)].astype(np.int64))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (str(self._shard_set.path), self._name)
+
+
+def _reopen(path: str, split: str) -> BlockDataset:
+    return BlockDataset(shards.open(path), split)
+
+
+def collate_blocks(blocks: torch.Tensor | Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch for a causal language model; the model itself shifts the labels by one.
+
+    There is no attention mask, as nothing is padding, and the EOS that ends a document is a label like any other:
+    that is how a model learns to stop.
+    """
+    batch = blocks if isinstance(blocks, torch.Tensor) else torch.stack(list(blocks))
+    return {"input_ids": batch, "labels": batch}
+
+
+def block_numbers(num_blocks: int, seed: int, start: int, stop: int) -> npt.NDArray[np.int64]:
+    """The blocks at positions `start` … `stop` − 1 of the run.
+
+    With N = 10, positions 8 … 12 are places 8 and 9 of epoch 0 and places 0, 1 and 2 of epoch 1.
+    """
+    parts = []
+    while start < stop:
+        epoch, place = divmod(start, num_blocks)
+        end = min(stop - epoch * num_blocks, num_blocks)
+        parts.append(shards.epoch_order(num_blocks, seed, epoch, np.arange(place, end)))
+        start = epoch * num_blocks + end
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def steps_of_epochs(num_train_epochs: float, num_blocks: int, global_batch_blocks: int) -> int:
+    """Steps until each block has been trained on `num_train_epochs` times; the last may go a little beyond."""
+    return max(1, math.ceil(num_train_epochs * num_blocks / global_batch_blocks))
+
+
+class PositionSampler(Sampler[int]):
+    """Block numbers from a position of the run to its end.
+
+    `first_position` is asked at the start of each iteration, when the Trainer has restored its step. The length is
+    that of the whole run, since the Trainer counts its steps from it.
+    """
+
+    def __init__(self, *, num_blocks: int, seed: int, num_positions: int, first_position: Callable[[], int]) -> None:
+        self._num_blocks, self._seed = num_blocks, seed
+        self._num_positions, self._first_position = num_positions, first_position
+
+    def __len__(self) -> int:
+        return self._num_positions
+
+    def __iter__(self) -> Iterator[int]:
+        for start in range(self._first_position(), self._num_positions, CHUNK_POSITIONS):
+            stop = min(start + CHUNK_POSITIONS, self._num_positions)
+            yield from block_numbers(self._num_blocks, self._seed, start, stop).tolist()

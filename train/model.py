@@ -1,0 +1,99 @@
+"""The model that is trained: a fresh Qwen2 from the settings, and the device's precision."""
+
+from __future__ import annotations
+
+import torch
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, set_seed
+
+from shards.errors import InputError
+from train.settings import GenerationSettings, ModelSettings
+
+
+def padded_vocab_size(vocab_size: int, multiple: int) -> int:
+    """`vocab_size` rounded up: matrix units work on whole tiles. 151,646 becomes 151,680 with multiple 128."""
+    return -(-vocab_size // multiple) * multiple
+
+
+def build_config(settings: ModelSettings, *, vocab_size: int, eos_id: int, block_tokens: int) -> Qwen2Config:
+    """A configuration made afresh: none of it comes from a published model.
+
+    There is no `pad_token_id` in it on purpose: the embedding row of that id gets no gradient, and the only id it
+    could be, EOS, is one to be learnt. The generation config has one.
+    """
+    return Qwen2Config(
+        vocab_size=padded_vocab_size(vocab_size, settings.vocab_multiple),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.num_hidden_layers,
+        num_attention_heads=settings.num_attention_heads,
+        num_key_value_heads=settings.num_key_value_heads,
+        max_position_embeddings=settings.max_position_embeddings or block_tokens,
+        tie_word_embeddings=settings.tie_word_embeddings,
+        hidden_act=settings.hidden_act,
+        initializer_range=settings.initializer_range,
+        rms_norm_eps=settings.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
+        attention_dropout=settings.attention_dropout,
+        use_sliding_window=False,
+        layer_types=["full_attention"] * settings.num_hidden_layers,
+        bos_token_id=None,
+        eos_token_id=eos_id,
+        pad_token_id=None,
+    )
+
+
+def build_generation_config(
+    settings: GenerationSettings, *, vocab_size: int, eos_id: int, padded: int
+) -> GenerationConfig:
+    """The defaults that the saved model generates with, in any program.
+
+    Ids from `vocab_size` to `padded` − 1 exist only to round the matrix up; `suppress_tokens` keeps them from ever
+    being chosen, also after the model has been saved and loaded elsewhere.
+    """
+    sampling = settings.temperature > 0
+    return GenerationConfig(
+        eos_token_id=eos_id,
+        pad_token_id=eos_id,
+        do_sample=sampling,
+        temperature=settings.temperature if sampling else None,
+        top_p=settings.top_p if sampling else None,
+        top_k=settings.top_k if sampling else None,
+        repetition_penalty=settings.repetition_penalty,
+        max_new_tokens=settings.max_new_tokens,
+        suppress_tokens=list(range(vocab_size, padded)) or None,
+    )
+
+
+def build_model(
+    settings: ModelSettings,
+    generation: GenerationSettings,
+    *,
+    vocab_size: int,
+    eos_id: int,
+    block_tokens: int,
+    seed: int,
+) -> Qwen2ForCausalLM:
+    """A model with random weights, the same for the same settings and seed."""
+    config = build_config(settings, vocab_size=vocab_size, eos_id=eos_id, block_tokens=block_tokens)
+    set_seed(seed)
+    try:
+        model = Qwen2ForCausalLM(config)
+    except KeyError as error:  # an activation function that transformers doesn't know
+        raise InputError(f"model: hidden_act: {settings.hidden_act!r} is unknown to transformers ({error})") from None
+    model.generation_config = build_generation_config(
+        generation, vocab_size=vocab_size, eos_id=eos_id, padded=config.vocab_size
+    )
+    return model
+
+
+def must_use_cpu() -> bool:
+    """Whether torch finds no accelerator."""
+    return not torch.accelerator.is_available()
+
+
+def bf16_pays(*, on_cpu: bool) -> bool:
+    """Whether bf16 is faster than fp32 here: on GPUs that support it, on CPUs that have instructions for it."""
+    if on_cpu:
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(bool(getattr(torch.cpu, name)()) for name in checks if hasattr(torch.cpu, name))
+    return torch.cuda.is_available() and bool(torch.cuda.is_bf16_supported(including_emulation=False))

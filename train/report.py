@@ -1,0 +1,165 @@
+"""What a run tells: the record kept in `run.json`, and the lines at its start and end."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+import shards
+from train import run_directory
+from train.callbacks import finite
+from train.checkpoints import DataPosition
+from train.run_directory import Plan
+from train.sampling import printable_sample
+from train.settings import Settings
+from train.trainer import BlockTrainer
+
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy", "swanlab")
+
+
+def say(*lines: str) -> None:
+    """Write lines to standard output at once."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+
+
+class Record:
+    """The content of `run.json`, which is rewritten when the run's state changes. For the first process only.
+
+    A run that was interrupted has a session for each time it was started.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        shard_set: shards.ShardSet,
+        plan: Plan,
+        command: Sequence[str],
+        args: TrainingArguments,
+    ) -> None:
+        self._run, self._started = settings.output_dir, time.monotonic()
+        before = run_directory.read_record(self._run) if plan.checkpoint else {}
+        training_before = before.get("settings", {}).get("training", settings.training)
+        self.changes = run_directory.changed_settings(training_before, settings.training)
+        self.session: dict[str, Any] = {
+            "started_at": run_directory.now(),
+            "first_step": plan.position.step if plan.position else 0,
+            "checkpoint": str(plan.checkpoint) if plan.checkpoint else None,
+            "command": list(command),
+            "packages": package_versions(),
+            "python": platform.python_version(),
+            "device": device_name(args),
+            "processes": args.world_size,
+            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        }
+        self.content: dict[str, Any] = {
+            "state": "training",
+            "settings": settings.as_record(),
+            "training_arguments": args.to_sanitized_dict(),
+            "shards": {
+                "path": str(shard_set.path.resolve()),
+                "fingerprint": shard_set.fingerprint,
+                "block_tokens": shard_set.block_tokens,
+                "vocab_size": shard_set.vocab_size,
+                "train_blocks": len(shard_set["train"]),
+                "val_blocks": len(shard_set["val"]),
+            },
+            "sessions": [*before.get("sessions", []), self.session],
+        }
+
+    def write(self, state: str) -> None:
+        """Replace `run.json`."""
+        self.content["state"] = state
+        self.content["written_at"] = run_directory.now()
+        run_directory.write_record(self._run, self.content)
+
+    def add_results(self, trainer: BlockTrainer, metrics: dict[str, float], position: DataPosition) -> dict[str, Any]:
+        """Put what came out of the run into the record, and return it."""
+        steps = trainer.state.global_step
+        logs = run_directory.read_lines(self._run / run_directory.METRICS_NAME)
+        losses = [log["loss"] for log in logs if log.get("loss") is not None]
+        rates = sorted(log["tokens_per_second"] for log in logs if log.get("tokens_per_second"))
+        self.session["seconds"] = time.monotonic() - self._started
+        self.content["results"] = finite(
+            {
+                "steps": steps,
+                "epochs": trainer.true_epoch(steps),
+                "tokens": steps * position.global_batch_blocks * position.block_tokens,
+                "tokens_per_second": rates[len(rates) // 2] if rates else None,
+                "first_train_loss": losses[0] if losses else None,
+                "last_train_loss": losses[-1] if losses else None,
+                "eval_loss": metrics.get("eval_loss"),
+                "eval_perplexity": metrics.get("eval_perplexity"),
+            }
+        )
+        return dict(self.content["results"])
+
+
+def package_versions() -> dict[str, str]:
+    """The installed ones among the packages that a result may depend on."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def device_name(args: TrainingArguments) -> str:
+    """`"NVIDIA H100 80GB HBM3"`, or `"cpu, 2 threads"`."""
+    if args.device.type == "cuda":
+        return torch.cuda.get_device_name(args.device)
+    return f"{args.device.type}, {torch.get_num_threads()} threads"
+
+
+def start_lines(shard_set: shards.ShardSet, trainer: BlockTrainer, plan: Plan, record: Record) -> list[str]:
+    """What is about to be trained, on what, where."""
+    args, session = trainer.args, record.session
+    num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    vocab_size, padded = shard_set.vocab_size, trainer.model.config.vocab_size
+    vocabulary = f"{vocab_size:,}" + (f" padded to {padded:,}" if padded != vocab_size else "")
+    processes = f", {args.world_size} processes" if args.world_size > 1 else ""
+    batch_blocks = trainer.position.global_batch_blocks
+    lines = [
+        f"shards   {shard_set.path}: {len(shard_set['train']):,} training and {len(shard_set['val']):,} validation "
+        f"blocks of {shard_set.block_tokens:,} tokens",
+        f"model    {num_parameters / 1e6:,.2f} M parameters, vocabulary {vocabulary}",
+        f"device   {session['device']}, {session['precision']}{processes}",
+        f"steps    {args.max_steps:,} of {batch_blocks:,} blocks = {batch_blocks * shard_set.block_tokens:,} tokens: "
+        f"{trainer.true_epoch(args.max_steps):.2f} epochs",
+        f"run      {Path(args.output_dir)}",
+        *plan.notices,
+    ]
+    if plan.checkpoint is not None:
+        lines.append(f"continuing from {plan.checkpoint}")
+        lines += [f"changed since then: {change}" for change in record.changes]
+    return lines
+
+
+def end_lines(run: Path, results: dict[str, Any], seconds: float, samples: Sequence[tuple[str, str]]) -> list[str]:
+    """The samples and the summary."""
+
+    def number(value: float | None, spec: str) -> str:
+        return "-" if value is None else format(value, spec)
+
+    first, last = number(results["first_train_loss"], ".4f"), number(results["last_train_loss"], ".4f")
+    lines = ["", *(f"{printable_sample(*sample)}\n" for sample in samples)]
+    lines += [
+        f"steps            {results['steps']:,} ({results['epochs']:.2f} epochs, {results['tokens']:,} tokens)",
+        f"time             {seconds:,.0f} s, {number(results['tokens_per_second'], ',.0f')} tokens/s",
+        f"training loss    {first} → {last}",
+    ]
+    if results["eval_loss"] is not None:
+        perplexity = number(results["eval_perplexity"], ",.1f")
+        lines.append(f"validation loss  {results['eval_loss']:.4f}, perplexity {perplexity}")
+    lines.append(f"model            {run / run_directory.MODEL_NAME}")
+    return lines

@@ -1,0 +1,104 @@
+"""One run from its settings to its summary: build, train, save, evaluate, generate.
+
+The model is saved before the last evaluation and the samples, so nothing that happens after training can lose it.
+Under torchrun every process comes through here; only the first writes and prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+import shards
+from train import run_directory
+from train.checkpoints import SAVING_DIRECTORY, newest_complete_checkpoint
+from train.report import Record, end_lines, say, start_lines
+from train.run_directory import Plan
+from train.sampling import continue_prompts, load_model, sample_records
+from train.settings import Settings
+from train.setup import build_arguments, build_trainer, check_continuation, data_position
+from train.tracking import Tracking
+from train.trainer import BlockTrainer, wait_for_all_ranks
+
+
+def train(settings: Settings, shard_set: shards.ShardSet, plan: Plan, command: Sequence[str]) -> None:
+    """Train, save, evaluate and sample. Raises `InputError`, and `KeyboardInterrupt` when it is stopped."""
+    args = build_arguments(settings, num_blocks=len(shard_set["train"]))
+    with process_group():
+        position = data_position(settings, shard_set, args)
+        check_continuation(settings, plan, position, args)
+        wait_for_all_ranks()  # each has read the run's directory; from here on the first writes into it
+        if run_directory.process_rank() != 0:
+            trainer = build_trainer(settings, shard_set, args, position)
+            run_training(trainer, plan)
+            evaluate(trainer, shard_set)
+            return
+        run = settings.output_dir
+        with run_directory.lock_run(run), contextlib.ExitStack() as stack:
+            shutil.rmtree(run / SAVING_DIRECTORY, ignore_errors=True)
+            run_directory.rewind_metrics(run, plan.position.step if plan.position else 0)
+            record = Record(settings, shard_set, plan, command, args)
+            record.write("training")
+            trainer = build_trainer(settings, shard_set, args, position)
+            say(*start_lines(shard_set, trainer, plan, record))
+            tracking = Tracking(settings.tracking, run)
+            stack.push(tracking.finish)
+            say(*tracking.start(trainer, {"run": str(run), "shards": record.content["shards"]}))
+            run_training(trainer, plan)
+            record.write("trained")
+            metrics = evaluate(trainer, shard_set)
+            samples = sample(settings)
+            steps = trainer.state.global_step
+            records = sample_records(samples, steps, settings.generation)
+            run_directory.append_lines(run / run_directory.SAMPLES_NAME, records)
+            tracking.log_samples(samples, steps)
+            results = record.add_results(trainer, metrics, position)
+            record.write("finished")
+            say(*end_lines(run, results, record.session["seconds"], samples))
+
+
+def run_training(trainer: BlockTrainer, plan: Plan) -> None:
+    """Train to the last step and save the model. Raises `KeyboardInterrupt` if it was stopped before."""
+    run = Path(trainer.args.output_dir)
+    try:
+        trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
+        if trainer.state.global_step < trainer.args.max_steps:  # a stop that Trainer takes for an end
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        if trainer.is_world_process_zero():
+            checkpoint, _ = newest_complete_checkpoint(run)
+            start = f"continues from {checkpoint}" if checkpoint else "starts again: there is no checkpoint yet"
+            say("", f"stopped at step {trainer.state.global_step:,}; the same command {start}")
+        raise
+    trainer.save_final_model(run / run_directory.MODEL_NAME)
+
+
+def evaluate(trainer: BlockTrainer, shard_set: shards.ShardSet) -> dict[str, float]:
+    """Loss and perplexity on all validation blocks; empty if there are none."""
+    if len(shard_set["val"]) == 0:
+        if trainer.is_world_process_zero():
+            say("no validation blocks in the shard set: evaluation skipped")
+        return {}
+    return dict(trainer.evaluate())
+
+
+def sample(settings: Settings) -> list[tuple[str, str]]:
+    """Continue the prompts with the model as it was saved: what a user will load."""
+    if not settings.generation.prompts:
+        return []
+    model, tokenizer = load_model(settings.output_dir / run_directory.MODEL_NAME)
+    return list(continue_prompts(model, tokenizer, settings.generation))
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Leave torchrun's process group at the end, which it warns about otherwise."""
+    try:
+        yield
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

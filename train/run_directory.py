@@ -1,0 +1,167 @@
+"""A run's directory: what is in it, whether a command may use it, and its record.
+
+    RUN/
+      run.json            settings, command, packages, shard set, state; rewritten as the run goes on
+      metrics.jsonl       one line for each log and evaluation
+      checkpoint-STEP/    complete checkpoints
+      model/              the trained model with its tokenizer
+      samples.jsonl       prompts and what the model wrote
+      swanlab/            SwanLab's files
+
+The state in `run.json` is `training`, then `trained` (the model is saved), then `finished`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+from shards.errors import InputError, printable
+from shards.files import write_atomically
+from train.checkpoints import DataPosition, newest_complete_checkpoint, numbered_checkpoints, read_position
+
+RECORD_NAME = "run.json"
+METRICS_NAME = "metrics.jsonl"
+SAMPLES_NAME = "samples.jsonl"
+MODEL_NAME = "model"
+SWANLAB_NAME = "swanlab"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a command does with its run directory."""
+
+    checkpoint: Path | None  # continue from here; None: start at step 0
+    position: DataPosition | None  # of that checkpoint
+    notices: list[str]  # a line each, for the user
+
+
+def plan_run(run: Path, resume: str | None) -> Plan:
+    """Decide between starting and continuing, from what is in `run`. Writes nothing.
+
+    `resume` is None (continue an interrupted run, else start), "latest", or a checkpoint's path. Raises
+    `InputError` if `run` holds something that must not be overwritten, or no such checkpoint.
+    """
+    record = read_record(run)
+    state = record.get("state")
+    another = "choose another --output_dir (make: RUN=NAME), or delete it to train again"
+    if resume is not None and resume != "latest":
+        checkpoint = Path(resume).expanduser()
+        return Plan(checkpoint=checkpoint, position=read_position(checkpoint), notices=[])
+    if resume is None and state == "finished":
+        raise InputError(f"{run}: holds a finished run; {another}")
+    checkpoint_found, notices = newest_complete_checkpoint(run)
+    if checkpoint_found is not None and (record or resume):
+        return Plan(checkpoint=checkpoint_found, position=read_position(checkpoint_found), notices=notices)
+    if resume == "latest":
+        raise InputError(f"{run}: no complete checkpoint to continue from{''.join(f' ({line})' for line in notices)}")
+    if state == "trained":
+        raise InputError(f"{run}: holds a trained model and no checkpoint to continue from; {another}")
+    if not record and numbered_checkpoints(run):
+        raise InputError(
+            f"{run}: holds checkpoints but no {RECORD_NAME}, so it is not a run of this trainer; {another}"
+        )
+    if not record and run.exists():
+        if not run.is_dir():
+            raise InputError(f"{run}: expected a directory for the run, found a file")
+        foreign = sorted(path.name for path in run.iterdir() if not path.name.startswith("."))
+        if foreign:
+            raise InputError(f"{run}: holds something else ({printable(foreign[0])}, …), not a run; {another}")
+    if state == "training":
+        notices = [*notices, f"{run}: was interrupted before its first checkpoint; starting again"]
+    return Plan(checkpoint=None, position=None, notices=notices)
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """The content of `run.json`; empty if there is none. Raises `InputError` if it can't be read."""
+    path = run / RECORD_NAME
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: can't be read ({error}); delete it or choose another --output_dir") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected an object; delete it or choose another --output_dir")
+    return content
+
+
+def write_record(run: Path, record: dict[str, Any]) -> None:
+    """Replace `run.json`."""
+    text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
+    write_atomically(run / RECORD_NAME, (text + "\n").encode())
+
+
+def lock_run(run: Path) -> IO[bytes]:
+    """Make `run` and hold it until the returned file is closed. Raises `InputError` if another process does."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{run}: can't be made: a file is in the way") from None
+    file = open(run / ".lock", "ab")  # noqa: SIM115 (held open while the run lasts)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise InputError(
+            f"{run}: another process is training there; wait for it or choose another --output_dir"
+        ) from None
+    return file
+
+
+def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Append records as JSON Lines."""
+    with open(path, "a", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=True) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON Lines file; a torn last line is left out; none if there is no file."""
+    records = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def rewind_metrics(run: Path, step: int) -> None:
+    """Drop what `metrics.jsonl` says of steps after `step`: they are about to be trained again."""
+    path = run / METRICS_NAME
+    kept = [record for record in read_lines(path) if record.get("step", 0) <= step]
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+    write_atomically(path, text.encode())
+
+
+def changed_settings(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """`["training.learning_rate 0.001 before, 0.0005 now", …]` for two nested mappings."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        phrases = []
+        for key in sorted({*before, *after}):
+            phrases += changed_settings(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else str(key))
+        return phrases
+    return [] if before == after else [f"{prefix} {before!r} before, {after!r} now"]
+
+
+def now() -> str:
+    """The local time with its zone, to the second."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def process_rank() -> int:
+    """This process's number among those of torchrun; 0 when there is one process."""
+    return int(os.environ.get("RANK", "0"))

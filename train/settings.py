@@ -1,0 +1,300 @@
+"""The settings of a run: a YAML file, overridden by the command line, checked once, then frozen.
+
+    shards: data/shards/sample      # a shard set's directory
+    model: {…}                      # `ModelSettings`: the Qwen2 model that is built
+    training: {…}                   # any field of transformers' TrainingArguments
+    tracking: {…}                   # `TrackingSettings`: SwanLab
+    generation: {…}                 # `GenerationSettings`: what is sampled at the end
+
+On the command line a field of TrainingArguments is `--learning_rate 1e-3`; a field of another section is written
+with its section, `--model.hidden_size 256`. Every fault is an `InputError` that names the file, the key and the value.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from shards.errors import InputError, nearest, printable
+from train.arguments import FieldTypes, convert, training_argument_types, type_names
+
+Record = TypeVar("Record", "ModelSettings", "TrackingSettings", "GenerationSettings")
+
+SECTIONS = ("model", "training", "tracking", "generation")
+TRACKING_MODES = ("auto", "online", "offline", "local", "disabled")
+
+# Fields of TrainingArguments that would contradict how this trainer works.
+REFUSED_ARGUMENTS = {
+    "auto_find_batch_size": "the order of blocks is counted in global batches of one size",
+    "data_seed": "the order of blocks follows `seed`",
+    "dataloader_drop_last": "every global batch is full already",
+    "deepspeed": "it isn't supported; `fsdp` is",
+    "ignore_data_skip": "a resumed run always starts at its own position, without skipping",
+    "local_rank": "torchrun sets it",
+    "remove_unused_columns": "a batch has nothing but what the model needs",
+    "report_to": "see the section `tracking`",
+    "resume_from_checkpoint": "it is an option of the command line",
+    "run_name": "see `tracking: name`",
+    "train_sampling_strategy": "the order of blocks is that of the shard set",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """A Qwen2 model. Its vocabulary is the shard set's, rounded up to a multiple of `vocab_multiple`."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    tie_word_embeddings: bool = True
+    max_position_embeddings: int | None = None  # tokens; None: the shard set's block_tokens
+    vocab_multiple: int = 128
+    hidden_act: str = "silu"
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    attention_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
+            _require(getattr(self, name) >= 1, f"model: {name}", "at least 1", getattr(self, name))
+        for name in ("intermediate_size", "vocab_multiple"):
+            _require(getattr(self, name) >= 1, f"model: {name}", "at least 1", getattr(self, name))
+        _require(
+            self.hidden_size % (2 * self.num_attention_heads) == 0,
+            "model: hidden_size",
+            f"a multiple of 2 × num_attention_heads = {2 * self.num_attention_heads}",
+            self.hidden_size,
+        )
+        _require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            "model: num_key_value_heads",
+            f"a divisor of num_attention_heads = {self.num_attention_heads}",
+            self.num_key_value_heads,
+        )
+        _require(0 <= self.attention_dropout < 1, "model: attention_dropout", "0 to 1", self.attention_dropout)
+        _require(self.rms_norm_eps > 0, "model: rms_norm_eps", "above 0", self.rms_norm_eps)
+        _require(self.initializer_range > 0, "model: initializer_range", "above 0", self.initializer_range)
+        _require(self.rope_theta > 0, "model: rope_theta", "above 0", self.rope_theta)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrackingSettings:
+    """Where SwanLab keeps the run. `auto` is `online` when logged in and `offline` otherwise."""
+
+    mode: str = "auto"
+    project: str = "block-pretraining"
+    workspace: str | None = None
+    name: str | None = None  # of the run; None: the name of the output directory
+
+    def __post_init__(self) -> None:
+        if self.mode not in TRACKING_MODES:
+            hint = nearest(self.mode, TRACKING_MODES)
+            raise InputError(
+                f"tracking: mode: expected one of {', '.join(TRACKING_MODES)}, found {printable(self.mode)!r}{hint}"
+            )
+        _require(self.project != "", "tracking: project", "a name", self.project)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """How text is sampled. The values become the saved model's generation defaults too."""
+
+    prompts: list[str] = dataclasses.field(default_factory=list)
+    max_new_tokens: int = 128
+    temperature: float = 0.8  # 0: always the likeliest token
+    top_p: float = 0.95  # sample from the likeliest tokens that together have this probability
+    top_k: int = 50  # sample from this many likeliest tokens; 0: no such limit
+    repetition_penalty: float = 1.0  # 1: none
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for number, prompt in enumerate(self.prompts):
+            if not isinstance(prompt, str) or not prompt:
+                raise InputError(f"generation: prompts[{number}]: expected text, found {printable(repr(prompt))[:80]}")
+        _require(self.max_new_tokens >= 1, "generation: max_new_tokens", "at least 1", self.max_new_tokens)
+        _require(self.temperature >= 0, "generation: temperature", "0 or more", self.temperature)
+        _require(0 < self.top_p <= 1, "generation: top_p", "above 0, at most 1", self.top_p)
+        _require(self.top_k >= 0, "generation: top_k", "0 or more", self.top_k)
+        _require(self.repetition_penalty > 0, "generation: repetition_penalty", "above 0", self.repetition_penalty)
+        _require(0 <= self.seed < 2**32, "generation: seed", "0 to 2**32 - 1", self.seed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that a run depends on, besides the shard set's content."""
+
+    shards: Path
+    output_dir: Path
+    model: ModelSettings
+    training: dict[str, Any]  # fields of TrainingArguments, `output_dir` left out; `bf16` may be "auto"
+    tracking: TrackingSettings
+    generation: GenerationSettings
+
+    @property
+    def seed(self) -> int:
+        """Of the model's first weights and of the order of blocks."""
+        return int(self.training.get("seed", 42))
+
+    def as_record(self) -> dict[str, Any]:
+        """For `run.json`: plain values, the sections as in the YAML file."""
+        record = dataclasses.asdict(self)
+        record.update(shards=str(self.shards), output_dir=str(self.output_dir))
+        return record
+
+
+def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
+    """The settings in `config_path`, with `overrides` such as `{"learning_rate": "1e-3", "model.hidden_size": "64"}`.
+
+    Raises `InputError`.
+    """
+    content = read_yaml(config_path)
+    known = ("shards", *SECTIONS)
+    for key in content:
+        if key not in known:
+            hint = nearest(str(key), known)
+            if key in training_argument_types():
+                hint = "; it belongs into the section `training`"
+            raise InputError(f"{config_path}: unknown key {printable(str(key))!r}{hint}")
+    sections = {name: _section(content, name, config_path) for name in SECTIONS}
+    shards = content.get("shards")
+    origins: dict[tuple[str, str], str] = {}
+    for option, value in overrides.items():
+        section, _, key = option.rpartition(".")
+        if option == "shards":
+            shards = value
+            continue
+        sections[section or "training"][key] = value
+        origins[section or "training", key] = f"--{option}"
+    if not isinstance(shards, str) or not shards:
+        raise InputError(f"{config_path}: shards: expected a shard set's directory, found {printable(repr(shards))}")
+
+    def where(section: str, key: str) -> str:
+        return origins.get((section, key), f"{config_path}: {section}: {key}")
+
+    values = {}
+    for section, fields in sections.items():
+        types = section_types(section)
+        for key, value in fields.items():
+            if key not in types:
+                hint = nearest(str(key), types)
+                raise InputError(f"{config_path}: {section}: unknown key {printable(str(key))!r}{hint}")
+            if section == "training" and key in REFUSED_ARGUMENTS:
+                raise InputError(f"{where(section, key)}: can't be set: {REFUSED_ARGUMENTS[key]}")
+            fields[key] = convert(value, types[key], where(section, key))
+        values[section] = fields
+    training = values["training"]
+    _check_training(training, lambda key: where("training", key))
+    output_dir = training.pop("output_dir", None)
+    if not output_dir:
+        raise InputError(f"{config_path}: training: output_dir is missing (or give --output_dir DIR)")
+    return Settings(
+        shards=Path(shards).expanduser(),
+        output_dir=Path(output_dir).expanduser(),
+        model=_record(ModelSettings, values["model"], config_path),
+        training=training,
+        tracking=_record(TrackingSettings, values["tracking"], config_path),
+        generation=_record(GenerationSettings, values["generation"], config_path),
+    )
+
+
+@functools.cache
+def section_types(section: str) -> FieldTypes:
+    """The keys of a section and the types of each."""
+    if section == "training":
+        types = dict(training_argument_types())
+        types["bf16"] = frozenset({"bool", "str"})
+        return types
+    record = {"model": ModelSettings, "tracking": TrackingSettings, "generation": GenerationSettings}[section]
+    fields = dataclasses.fields(record)
+    return {field.name: type_names(ast.parse(str(field.type), mode="eval").body) for field in fields}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `InputError`: no file, bad YAML, a key given twice."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such config file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: expected a YAML file, found a directory") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start})") from None
+    try:
+        content = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise InputError(f"{path}: {place}{problem}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping with the keys shards, {', '.join(SECTIONS)}")
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, where the last would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"key {key_node.value!r} is given twice", problem_mark=key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _section(content: Mapping[str, Any], name: str, config_path: Path) -> dict[str, Any]:
+    section = content.get(name)
+    if section is None:
+        return {}
+    if not isinstance(section, dict):
+        raise InputError(f"{config_path}: {name}: expected a mapping, found {printable(repr(section))[:80]}")
+    return dict(section)
+
+
+def _record(kind: type[Record], fields: dict[str, Any], config_path: Path) -> Record:
+    for field in dataclasses.fields(kind):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in fields:
+            section = kind.__name__.removesuffix("Settings").lower()
+            raise InputError(f"{config_path}: {section}: {field.name} is missing")
+    try:
+        return kind(**fields)
+    except InputError as error:
+        raise InputError(f"{config_path}: {error}") from None
+
+
+def _check_training(training: dict[str, Any], where: Any) -> None:
+    """What transformers would notice late, or never."""
+    if training.get("bf16", "auto") not in (True, False, "auto"):
+        raise InputError(
+            f"{where('bf16')}: expected true, false or auto, found {printable(repr(training['bf16']))[:80]}"
+        )
+    for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        _require(training.get(key, 1) >= 1, where(key), "at least 1", training.get(key))
+    _require(
+        training.get("learning_rate", 1.0) >= 0, where("learning_rate"), "0 or more", training.get("learning_rate")
+    )
+    _require(0 <= training.get("seed", 42) < 2**32, where("seed"), "0 to 2**32 - 1", training.get("seed"))
+    if training.get("max_steps", -1) <= 0:
+        epochs = training.get("num_train_epochs", 3.0)
+        _require(epochs > 0, where("num_train_epochs"), "above 0", epochs)
+
+
+def _require(condition: bool, where: str, expected: str, found: object) -> None:
+    if not condition:
+        raise InputError(f"{where}: expected {expected}, found {printable(repr(found))[:80]}")

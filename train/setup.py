@@ -1,0 +1,122 @@
+"""From settings to a Trainer that is ready: arguments, the position in the data, the model, the datasets."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+import shards
+from shards.errors import InputError, printable
+from train import run_directory
+from train.callbacks import MetricsFile, PlainLines, ProgressLines, wants_bar
+from train.checkpoints import DataPosition, differences
+from train.data import BlockDataset, steps_of_epochs
+from train.model import bf16_pays, build_model, must_use_cpu
+from train.run_directory import Plan
+from train.settings import Settings
+from train.trainer import BlockTrainer
+
+
+def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments:
+    """The TrainingArguments: what the user set, and defaults that suit this machine and this trainer."""
+    on_cpu = bool(settings.training.get("use_cpu")) or must_use_cpu()
+    values: dict[str, Any] = {
+        "per_device_eval_batch_size": settings.training.get("per_device_train_batch_size", 8),
+        "dataloader_pin_memory": not on_cpu,
+        "disable_tqdm": not wants_bar(),
+        "save_total_limit": 10,
+        **settings.training,
+        "output_dir": str(settings.output_dir),
+        "use_cpu": on_cpu,
+        "report_to": [],
+        "remove_unused_columns": False,
+        "ignore_data_skip": True,
+    }
+    if values.get("bf16", "auto") == "auto":
+        values["bf16"] = bf16_pays(on_cpu=on_cpu) and not values.get("fp16", False)
+    if on_cpu and "LOCAL_RANK" in os.environ:
+        values.setdefault("ddp_backend", "gloo")
+    try:
+        args = TrainingArguments(**values)
+        if args.max_steps <= 0:
+            args.max_steps = steps_of_epochs(args.num_train_epochs, num_blocks, global_batch_blocks(args))
+    except (ValueError, TypeError, ImportError) as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise InputError(f"training: {printable(reason)}") from None
+    return args
+
+
+def global_batch_blocks(args: TrainingArguments) -> int:
+    """Blocks in one step, over all ranks and accumulation steps."""
+    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def data_position(settings: Settings, shard_set: shards.ShardSet, args: TrainingArguments) -> DataPosition:
+    """What a checkpoint of this run says about its data, at step 0."""
+    return DataPosition(
+        step=0,
+        global_batch_blocks=global_batch_blocks(args),
+        block_tokens=shard_set.block_tokens,
+        seed=settings.seed,
+        fingerprint=shard_set.fingerprint,
+    )
+
+
+def check_continuation(settings: Settings, plan: Plan, position: DataPosition, args: TrainingArguments) -> None:
+    """Raise `InputError` if the plan's checkpoint can't be continued with these settings."""
+    if plan.checkpoint is None or plan.position is None:
+        return
+    reasons = differences(plan.position, position)
+    before = run_directory.read_record(plan.checkpoint.parent).get("settings", {}).get("model")
+    if before is not None:
+        reasons += run_directory.changed_settings(before, dataclasses.asdict(settings.model), "model")
+    if reasons:
+        raise InputError(
+            f"{plan.checkpoint}: can't be continued with these settings: {'; '.join(reasons)}; "
+            "use the old ones, or another --output_dir"
+        )
+    if plan.position.step > args.max_steps:
+        raise InputError(
+            f"{plan.checkpoint}: has {plan.position.step:,} steps already, the settings ask for {args.max_steps:,}"
+        )
+
+
+def build_trainer(
+    settings: Settings, shard_set: shards.ShardSet, args: TrainingArguments, position: DataPosition
+) -> BlockTrainer:
+    """The Trainer with its model, datasets and, in the first process, the callbacks that print and write."""
+    model = build_model(
+        settings.model,
+        settings.generation,
+        vocab_size=shard_set.vocab_size,
+        eos_id=shard_set.eos_id,
+        block_tokens=shard_set.block_tokens,
+        seed=settings.seed,
+    )
+
+    def add_tokenizer(directory: Path) -> None:
+        shutil.copytree(shard_set.tokenizer_path, directory, dirs_exist_ok=True)
+
+    has_val_blocks = len(shard_set["val"]) > 0
+    if not has_val_blocks:
+        args.eval_strategy, args.do_eval = type(args.eval_strategy)("no"), False
+    trainer = BlockTrainer(
+        model=model,
+        args=args,
+        train_dataset=BlockDataset(shard_set, "train"),
+        eval_dataset=BlockDataset(shard_set, "val") if has_val_blocks else None,
+        position=position,
+        finish_checkpoint=add_tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if run_directory.process_rank() == 0:
+        trainer.add_callback(PlainLines if args.disable_tqdm else ProgressLines)
+        trainer.add_callback(MetricsFile(settings.output_dir / run_directory.METRICS_NAME))
+    return trainer

@@ -1,0 +1,138 @@
+"""SwanLab, so that it can neither ask, nor hang, nor stop a training.
+
+SwanLab's own callback for transformers does the tracking. It is `online` when an API key is found, else `offline`,
+and falls back to `offline` when the server can't be reached. Its files lie in `RUN/swanlab`; what was recorded offline
+is sent later by `swanlab sync RUN/swanlab/run-…`. Only the first process of a run tracks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import socket
+import urllib.parse
+import urllib.request
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shards.errors import InputError
+from train.run_directory import SWANLAB_NAME
+from train.settings import TrackingSettings
+
+CONNECT_SECONDS = 5
+
+
+def check_tracking(settings: TrackingSettings) -> None:
+    """Raise `InputError` for a mode that was asked for by name and can't be had. Imports nothing."""
+    if settings.mode == "disabled":
+        return
+    if settings.mode != "auto" and importlib.util.find_spec("swanlab") is None:
+        raise InputError(
+            f"tracking: mode: {settings.mode}: swanlab is not installed; install it (pip install swanlab) or set auto"
+        )
+    if settings.mode == "local" and importlib.util.find_spec("swanboard") is None:
+        raise InputError("tracking: mode: local: needs the dashboard: pip install 'swanlab[dashboard]'; or set offline")
+
+
+class Tracking:
+    """The tracking of one run: `start`, then the callback works by itself, `log_samples`, `finish`."""
+
+    def __init__(self, settings: TrackingSettings, run: Path) -> None:
+        self._settings, self._directory = settings, run / SWANLAB_NAME
+        self._name = settings.name or run.resolve().name
+        self._swanlab: Any = None
+        self.mode = "disabled"
+
+    def start(self, trainer: Any, config: dict[str, Any]) -> list[str]:
+        """Begin to track `trainer`; returns a line each that the user should see."""
+        if self._settings.mode == "disabled":
+            return []
+        if importlib.util.find_spec("swanlab") is None:
+            return ["SwanLab is not installed: this run is recorded in metrics.jsonl only"]
+        os.environ.setdefault("SWANLAB_INTERACTIVE", "false")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import swanlab
+        self._swanlab = swanlab
+        mode, notices = self._settings.mode, []
+        if mode in ("auto", "online"):
+            key, host = api_key_and_host()
+            if not key:
+                if mode == "online":
+                    notices.append("SwanLab: not logged in (`swanlab login` does that): going on offline")
+                mode = "offline"
+            elif not can_connect(host):
+                notices.append(f"SwanLab: {host} can't be reached: going on offline")
+                mode = "offline"
+            else:
+                mode = "online"
+        try:
+            callback = self._start(mode, trainer)
+        except Exception as error:  # whatever SwanLab raises must not stop a training
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            if mode == "offline":
+                self._swanlab = None
+                return [*notices, f"SwanLab can't be used ({reason}): this run is recorded in metrics.jsonl only"]
+            notices.append(f"SwanLab {mode} can't be used ({reason}): going on offline")
+            mode = "offline"
+            callback = self._start(mode, trainer)
+        self.mode = mode
+        trainer.add_callback(callback)
+        callback.update_config(config)
+        return notices
+
+    def _start(self, mode: str, trainer: Any) -> Any:
+        from swanlab.integration.transformers import SwanLabCallback
+
+        if self._swanlab.has_run():  # of an attempt that failed
+            self._swanlab.finish()
+        callback = SwanLabCallback(
+            project=self._settings.project,
+            workspace=self._settings.workspace,
+            experiment_name=self._name,
+            log_dir=str(self._directory),
+            mode=mode,
+        )
+        self._directory.mkdir(parents=True, exist_ok=True)
+        callback.setup(trainer.args, trainer.state, trainer.model)
+        return callback
+
+    def log_samples(self, texts: Sequence[tuple[str, str]], step: int) -> None:
+        """Log `(prompt, text)` pairs as text samples."""
+        if self._swanlab is not None and texts:
+            samples = [self._swanlab.Text(text, caption=prompt) for prompt, text in texts]
+            with contextlib.suppress(Exception):
+                self._swanlab.log({"samples": samples}, step=step)
+
+    def finish(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the tracking, after success or (given the exception's type) not."""
+        if self._swanlab is not None:
+            with contextlib.suppress(Exception):
+                self._swanlab.finish(state="success" if kind is None else "aborted")
+
+
+def api_key_and_host() -> tuple[str | None, str]:
+    """SwanLab's key and server, from the environment or an earlier `swanlab login`. Asks nobody."""
+    from swanlab import Settings
+
+    try:
+        settings = Settings()
+    except Exception:  # a damaged file of SwanLab's: as good as not logged in
+        return None, ""
+    return settings.api_key or None, settings.api_host
+
+
+def can_connect(host: str) -> bool:
+    """Whether the server at the URL `host` takes connections. With a proxy in between: yes, let SwanLab try."""
+    if urllib.request.getproxies():
+        return True
+    address = urllib.parse.urlsplit(host)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        with socket.create_connection((address.hostname, port), timeout=CONNECT_SECONDS):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,220 @@
+"""transformers' Trainer with three differences: the order of blocks, the epoch, and whole checkpoints.
+
+* One "epoch" of the Trainer is the whole run. The sampler is a pure function of the position in it (`train.data`), so
+  resuming never replays or skips data. The `epoch` that is logged and saved is the true one: positions / blocks.
+* A checkpoint appears under its name only when it is complete (`train.checkpoints`).
+* Logs carry tokens, tokens per second and perplexity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import TrainerCallback
+
+from train.checkpoints import (
+    SAVING_DIRECTORY,
+    DataPosition,
+    delete_old_checkpoints,
+    publish_checkpoint,
+    seal_checkpoint,
+)
+from train.data import BlockDataset, PositionSampler, collate_blocks
+
+STATE_NAME = "trainer_state.json"
+
+
+class BlockTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer over a `BlockDataset`. `args.max_steps` must be set.
+
+    `position` describes the run's data (its `step` is ignored); `finish_checkpoint` may add files to a checkpoint
+    before it is sealed.
+    """
+
+    def __init__(
+        self,
+        *,
+        args: TrainingArguments,
+        train_dataset: BlockDataset,
+        position: DataPosition,
+        finish_checkpoint: Callable[[Path], None],
+        **kwargs: Any,
+    ) -> None:
+        assert args.max_steps > 0
+        self.position, self._finish_checkpoint = position, finish_checkpoint
+        self._saving_directory: Path | None = None
+        self._num_blocks = len(train_dataset)
+        self._last_log_step, self._training_seconds, self._resumed_at = 0, 0.0, time.monotonic()
+        super().__init__(args=args, train_dataset=train_dataset, data_collator=collate_blocks, **kwargs)
+        self.add_callback(_TrueEpoch(self))
+
+    # ---- data ----
+
+    def true_epoch(self, step: int) -> float:
+        """Passes over all blocks that are complete after `step` steps."""
+        return step * self.position.global_batch_blocks / self._num_blocks
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> PositionSampler:
+        batch = self.position.global_batch_blocks
+        return PositionSampler(
+            num_blocks=self._num_blocks,
+            seed=self.position.seed,
+            num_positions=self.args.max_steps * batch,
+            first_position=lambda: self.state.global_step * batch,
+        )
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether `step` trained on an epoch's last block. With 10 blocks and batches of 4: steps 3, 5, 8, 10."""
+        batch = self.position.global_batch_blocks
+        return step * batch // self._num_blocks > (step - 1) * batch // self._num_blocks
+
+    # ---- logs ----
+
+    def start_clock(self) -> None:
+        """Count tokens per second from here on."""
+        self._last_log_step, self._training_seconds, self._resumed_at = self.state.global_step, 0.0, time.monotonic()
+
+    @contextlib.contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        """Time spent here is not training."""
+        self._training_seconds += time.monotonic() - self._resumed_at
+        try:
+            yield
+        finally:
+            self._resumed_at = time.monotonic()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        step = self.state.global_step
+        self.state.epoch = self.true_epoch(step)
+        if "eval_loss" in logs:
+            logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700.0))
+        if "loss" in logs:
+            step_tokens = self.position.global_batch_blocks * self.position.block_tokens
+            seconds = self._training_seconds + time.monotonic() - self._resumed_at
+            logs["tokens"] = step * step_tokens
+            logs["tokens_per_second"] = (step - self._last_log_step) * step_tokens / max(seconds, 1e-9)
+            self.start_clock()
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self._clock_stopped():
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        return metrics
+
+    # ---- checkpoints ----
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where `Trainer` makes its `checkpoint-STEP`; elsewhere while one is being saved."""
+        return str(self._saving_directory or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with self._clock_stopped():
+            self._save_whole_checkpoint(model, trial)
+
+    def _save_whole_checkpoint(self, model: Any, trial: Any) -> None:
+        run, saving = Path(self.args.output_dir), Path(self.args.output_dir, SAVING_DIRECTORY)
+        name = f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(saving, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        with self._saving_into(saving):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each rank has written its random state
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            if best is not None and Path(best).parent == saving:
+                self.state.best_model_checkpoint = str(run / Path(best).name)
+                self.state.save_to_json(str(saving / name / STATE_NAME))
+            self._finish_checkpoint(saving / name)
+            seal_checkpoint(saving / name, dataclasses.replace(self.position, step=self.state.global_step))
+            publish_checkpoint(saving / name, run / name)
+            shutil.rmtree(saving, ignore_errors=True)
+            delete_old_checkpoints(run, keep=self.args.save_total_limit, best=self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _saving_into(self, directory: Path) -> Iterator[None]:
+        """Let `Trainer` save into `directory` and leave the deletion of older checkpoints to us."""
+        self._saving_directory = directory
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            yield
+        finally:
+            self.args.save_total_limit = limit
+            self._saving_directory = None
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save the model with `use_cache` on: `Trainer` turns it off for training, generation needs it."""
+        config = self.accelerator.unwrap_model(self.model).config
+        before, config.use_cache = config.use_cache, True
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            config.use_cache = before
+
+    def save_final_model(self, directory: Path) -> None:
+        """Save the model to `directory`, which appears as a whole. Every rank calls this."""
+        partial = directory.with_name(directory.name + ".tmp")
+        if self.args.should_save:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.save_model(str(partial), _internal_call=True)
+        if self.args.should_save:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial / "training_args.bin")  # a pickle; the settings are in run.json
+            self._finish_checkpoint(partial)
+            publish_checkpoint(partial, directory)
+        self.accelerator.wait_for_everyone()
+
+
+class _TrueEpoch(TrainerCallback):  # type: ignore[misc]
+    """Sets the true epoch after each step, and does what the Trainer does at the end of its own, only, epoch.
+
+    The last step's evaluation is left to the caller, who saves the model first.
+    """
+
+    def __init__(self, trainer: BlockTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer.start_clock()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        step = state.global_step
+        state.epoch = self._trainer.true_epoch(step)
+        if step < state.max_steps:
+            if self._trainer.ends_epoch(step):
+                control.should_log |= args.logging_strategy == "epoch"
+                control.should_save |= args.save_strategy == "epoch"
+                control.should_evaluate |= args.eval_strategy == "epoch" and args.eval_delay <= state.epoch
+        elif not args.load_best_model_at_end:
+            control.should_evaluate = False
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        state.epoch = self._trainer.true_epoch(state.global_step)
+        if not args.load_best_model_at_end:
+            control.should_evaluate = False
+        return control
+
+
+def wait_for_all_ranks() -> None:
+    """Return when every process of the run has come here."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
