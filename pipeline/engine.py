@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -23,6 +24,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from pipeline.dedup import write_hashes
+from pipeline.documents import DocumentEncoder
 from pipeline.tokenizers import ReferenceEncoder, load_encoder
 from pipeline.units import Unit
 from pipeline.work import Job, Progress, UnitError, UnitRecords, process_unit
@@ -61,11 +63,24 @@ def run_task(job: Job, task: Task, progress: Progress) -> None:
     process_unit(
         task.unit,
         job,
-        load(job.encoder),
+        load_document_encoder(job),
         functools.partial(load, ReferenceEncoder.name),
         first=task.first,
         progress=progress,
     )
+
+
+@functools.lru_cache(maxsize=2)
+def _document_encoder(encoder: str, tokenizer_json: bytes, eos_id: int, parse: bool, closes: bool) -> DocumentEncoder:
+    loaded = load_encoder(encoder, tokenizer_json, parse_special=parse)
+    return DocumentEncoder(loaded, tokenizer_json, eos_id, closes=closes)
+
+
+def load_document_encoder(job: Job) -> DocumentEncoder:
+    """Loaded once: a forked worker has its parent's at once."""
+    settings = job.settings
+    parse = settings.special_tokens == "parse"
+    return _document_encoder(job.encoder, job.tokenizer_json, job.eos_id, parse, settings.closes_documents)
 
 
 def run_tasks(
@@ -93,6 +108,8 @@ def run_tasks(
         with contextlib.suppress(BrokenPipeError):  # it has died: its pipe will say so
             worker.pipe.send(worker.task)
 
+    if _start_method(job) == "fork":
+        load_document_encoder(job)
     try:
         for _ in range(min(num_workers, len(tasks))):
             hand_out(start_worker())
@@ -154,6 +171,7 @@ def _check_tries(job: Job, task: Task, num_tries: int, exit_code: int | None) ->
 def _worker_main(pipe: Connection, job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.disable()  # records hold no cycles, and there are many of them
     parent = os.getppid()
 
     def progress(*counts: int) -> None:

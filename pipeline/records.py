@@ -192,12 +192,14 @@ def locate(source: Source, error: BadRecord) -> InputError:
     """`error` with its source, line (counted from 1) and byte offset, or its row."""
     if source.format not in ("json-lines", "json-array", "text"):
         return InputError(f"{source.path}: row {error.offset:,}: {error.reason}")
-    line = LineCounter(source).line(error.offset)
+    lines = LineCounter(source)
+    line = lines.line(error.offset)
+    lines.close()
     return InputError(f"{source.path}: line {line:,}, byte {error.offset:,}: {error.reason}")
 
 
 class LineCounter:
-    """Lines of offsets in a source, counted from 1. Asked in ascending order it reads the source once."""
+    """Lines of offsets in a source, counted from 1. Asked in ascending order, so it reads the source once."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -205,8 +207,11 @@ class LineCounter:
         self._file = open_stream(source.path, source.compression)
 
     def line(self, offset: int) -> int:
-        assert offset >= self._position
+        assert offset >= self._position, "asked in descending order"
         while self._position < offset and (chunk := self._file.read(min(offset - self._position, 1 << 20))):
             self._line += chunk.count(b"\n")
             self._position += len(chunk)
         return self._line
+
+    def close(self) -> None:
+        self._file.close()

@@ -151,13 +151,18 @@ class FastEncoder:
         from fastokens import _native
 
         self._tokenizer = _native.Tokenizer.from_json_str(tokenizer_json.decode())
-        self._split_special = not parse_special
+        self.parse_special = parse_special
 
     def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
         ids, offsets = self._tokenizer.encode_batch_flat(
-            texts, add_special_tokens=False, split_special_tokens=self._split_special
+            texts, add_special_tokens=False, split_special_tokens=not self.parse_special
         )
         return np.frombuffer(ids, "<u4"), np.frombuffer(offsets, "<u8")
+
+    def encode_one_parsed(self, text: str) -> Ids:
+        """The ids of one text, special-token strings in it taken as special tokens."""
+        ids, _ = self._tokenizer.encode_batch_flat([text], add_special_tokens=False, split_special_tokens=False)
+        return np.frombuffer(ids, "<u4")
 
 
 class ReferenceEncoder:
@@ -184,9 +189,13 @@ class ReferenceEncoder:
         return ids, offsets
 
 
-@functools.lru_cache(maxsize=4)
 def load_encoder(name: str, tokenizer_json: bytes, *, parse_special: bool = False) -> Encoder:
-    """The encoder called `fastokens` or `tokenizers`. Kept: a forked worker has its parent's at once."""
+    """The encoder called `fastokens` or `tokenizers`. Loaded once: a forked worker has its parent's at once."""
+    return _load_encoder(name, tokenizer_json, parse_special)
+
+
+@functools.lru_cache(maxsize=4)
+def _load_encoder(name: str, tokenizer_json: bytes, parse_special: bool) -> Encoder:
     encoder: type[FastEncoder | ReferenceEncoder] = FastEncoder if name == FastEncoder.name else ReferenceEncoder
     return encoder(tokenizer_json, parse_special=parse_special)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from pipeline.best_fit import BestFitPacker
 from pipeline.dedup import DropList
+from pipeline.documents import DocumentEncoder
 from pipeline.fields import TextOf
-from pipeline.packing import ConcatPacker, Packer, TutorialPacker
+from pipeline.packing import ConcatPacker, Ids, Lengths, Packer, TutorialPacker
 from pipeline.readers import open_stretch
 from pipeline.receipts import (
     Receipt,
@@ -74,6 +77,7 @@ class UnitRecords:
         self._unit, self._job, self._first = unit, job, first
         self._text_of = TextOf(job.settings.text_field, job.settings.template)
         self._rejected: list[bytes] = []
+        self._pending: list[BadRecord] = []
         self._lines: LineCounter | None = None
         self._source = job.sources[unit.stretches[0].source]
         self.rejected: Counter[str] = Counter()
@@ -96,7 +100,9 @@ class UnitRecords:
                 for batch in reader:
                     texts = self._text_of.texts(batch, options)
                     num_good += len(texts)
+                    self._write_down()
                     yield texts, batch
+                self._write_down()
             except BadRecord as error:
                 certain = stretch.is_first or self._first is not None or self._source.format != "json-array"
                 firsts = [*(done.first for done in self.stretches), reader.first]
@@ -115,6 +121,15 @@ class UnitRecords:
         if isinstance(error, Incomplete):
             raise error
         self.rejected[error.kind] += 1
+        self._pending.append(error)
+
+    def _write_down(self) -> None:
+        """Put the bad records of a batch on record, in their order: lines are counted from front to back."""
+        for error in sorted(self._pending, key=lambda error: error.offset):
+            self._rejected.append(self._entry(error))
+        self._pending.clear()
+
+    def _entry(self, error: BadRecord) -> bytes:
         entry: dict[str, Any] = {"source": self._source.name, "reason": error.reason}
         if self._source.format in ("json-lines", "json-array", "text"):
             self._lines = self._lines or LineCounter(self._source)
@@ -122,7 +137,7 @@ class UnitRecords:
         else:
             entry |= {"row": error.offset}
         entry["record"] = error.content[:_REJECTED_CONTENT_BYTES].decode("utf-8", "backslashreplace")
-        self._rejected.append(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        return json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
     def write_rejected(self) -> None:
         if self._rejected:
@@ -132,7 +147,7 @@ class UnitRecords:
 def process_unit(
     unit: Unit,
     job: Job,
-    encoder: Encoder,
+    encoder: DocumentEncoder,
     reference: Callable[[], Encoder],
     *,
     first: int | None = None,
@@ -175,17 +190,18 @@ def process_unit(
 class _Check:
     """Encodes a sample of the documents by the reference tokenizer too; one difference ends the build."""
 
-    def __init__(self, job: Job, unit: Unit, encoder: Encoder, reference: Callable[[], Encoder]) -> None:
+    def __init__(self, job: Job, unit: Unit, encoder: DocumentEncoder, reference: Callable[[], Encoder]) -> None:
         self._every, self._reference = job.check_every, reference
-        if encoder.is_reference:
+        if encoder.encoder.is_reference:
             self._every = 0
         # The first documents of each unit, 100 in all (and 100 of the first unit alone), then one in so many.
         self._num_first = 100 if unit.number == 0 else max(4, -(-100 // job.num_units))
+        self._num_closing = int(job.settings.closes_documents)
         self._seen = 0
         self.num_checked = 0
 
-    def sample(self, texts: list[str], ids: Any, ends: list[int]) -> None:
-        """`ends` are byte offsets in `ids`: text i has the bytes ends[i] … ends[i + 1]."""
+    def sample(self, texts: list[str], ids: Ids, ends: Lengths) -> None:
+        """`ids` are the encoded texts, EOS included, the last token of each before its place in `ends`."""
         if not self._every:
             return
         numbers = [
@@ -197,11 +213,10 @@ class _Check:
         if not numbers:
             return
         self.num_checked += len(numbers)
-        sample = [texts[number] for number in numbers]
-        expected, offsets = self._reference().encode(sample)
+        expected, offsets = self._reference().encode([texts[number] for number in numbers])
         bounds = offsets.tolist()
         for place, number in enumerate(numbers):
-            found = np.frombuffer(ids[ends[number] : ends[number + 1]], "<u4")
+            found = ids[ends[number - 1] if number else 0 : ends[number] - self._num_closing]
             right = expected[bounds[place] : bounds[place + 1]]
             if not np.array_equal(found, right):
                 raise InputError(_difference(texts[number], found, right))
@@ -227,23 +242,25 @@ class _SplitBuilder:
         self._packer = _PACKERS[settings.packing](
             job.directory, unit.number, split=split, block_tokens=settings.block_tokens, eos_id=job.eos_id
         )
-        self.num_documents = self.num_tokens = self.num_text_bytes = self.num_text_chars = 0
+        self._num_documents = self._num_tokens = self._num_text_bytes = self._num_text_chars = 0
         self._num_short = self._num_tail = 0
 
-    def add(self, tokens: Any, counts: Any) -> None:
+    def add(self, tokens: Ids, counts: Lengths, *, num_text_bytes: int, num_text_chars: int) -> None:
         self._packer.add(tokens, counts)
-        self.num_documents += len(counts)
-        self.num_tokens += len(tokens)
+        self._num_text_bytes += num_text_bytes
+        self._num_text_chars += num_text_chars
+        self._num_documents += len(counts)
+        self._num_tokens += len(tokens)
         self._num_short += int((counts < self._block_tokens).sum())
         self._num_tail += int((counts % self._block_tokens).sum())
 
     def receipt(self) -> SplitReceipt:
         packed = self._packer.finish()
         return SplitReceipt(
-            num_documents=self.num_documents,
-            num_tokens=self.num_tokens - packed.num_dropped_tokens,
-            num_text_bytes=self.num_text_bytes,
-            num_text_chars=self.num_text_chars,
+            num_documents=self._num_documents,
+            num_tokens=self._num_tokens - packed.num_dropped_tokens,
+            num_text_bytes=self._num_text_bytes,
+            num_text_chars=self._num_text_chars,
             num_short_documents=self._num_short,
             num_tail_tokens=self._num_tail,
             num_dropped_tokens=packed.num_dropped_tokens,
@@ -259,36 +276,35 @@ class _SplitBuilder:
 
 
 def _add_documents(
-    texts: list[str], encoder: Encoder, job: Job, splits: dict[str, _SplitBuilder], check: _Check
+    texts: list[str], encoder: DocumentEncoder, job: Job, splits: dict[str, _SplitBuilder], check: _Check
 ) -> int:
     """Tokenize `texts`, close each with EOS and hand them to the split that each belongs to."""
     settings = job.settings
-    ids, offsets = encoder.encode(texts)
-    num_closing = 1 if settings.closes_documents else 0
-    eos = np.array([job.eos_id] * num_closing, dtype="<u4").tobytes()
-    view = ids.view(np.uint8).data
-    ends = (offsets * 4).tolist()
-    check.sample(texts, view, ends)
-    threshold, seed = val_threshold(settings.val_fraction), settings.seed
-    # Behind the encoder: each text carries its UTF-8 by now, so encode() is a copy.
-    contents = [text.encode() for text in texts]
-    hashes = [xxhash.xxh3_64_intdigest(content, seed) for content in contents]
-    counts = (offsets[1:] - offsets[:-1]).astype(np.int64) + num_closing
-    for name, chosen in (
-        ("train", [number for number, value in enumerate(hashes) if value >= threshold]),
-        ("val", [number for number, value in enumerate(hashes) if value < threshold]),
-    ):
-        if not chosen:
-            continue
-        parts: list[Any] = []
-        for number in chosen:
-            parts.append(view[ends[number] : ends[number + 1]])
-            parts.append(eos)
-        builder = splits[name]
-        builder.add(np.frombuffer(b"".join(parts), "<u4"), counts[chosen])
-        builder.num_text_bytes += sum([len(contents[number]) for number in chosen])
-        builder.num_text_chars += sum([len(texts[number]) for number in chosen])
-    return len(ids) + num_closing * len(texts)
+    ids, counts, contents = encoder.encode(texts)
+    ends = np.cumsum(counts)
+    check.sample(texts, ids, ends)
+    hashes = np.fromiter(
+        map(xxhash.xxh3_64_intdigest, contents, itertools.repeat(settings.seed)), np.uint64, len(texts)
+    )
+    is_val = hashes < np.uint64(val_threshold(settings.val_fraction))
+    num_bytes, num_chars = np.array(list(map(len, contents))), np.array(list(map(len, texts)))
+    for name, chosen in (("train", ~is_val), ("val", is_val)):
+        if chosen.any():
+            splits[name].add(
+                _chosen_tokens(ids, ends, chosen),
+                counts[chosen],
+                num_text_bytes=int(num_bytes[chosen].sum()),
+                num_text_chars=int(num_chars[chosen].sum()),
+            )
+    return len(ids)
+
+
+def _chosen_tokens(ids: Ids, ends: Lengths, chosen: npt.NDArray[np.bool_]) -> Ids:
+    """The tokens of the chosen documents, which end at `ends`. Documents that lie together are taken together."""
+    changes = np.flatnonzero(np.diff(chosen, prepend=False, append=False))  # first, behind the last, first, …
+    bounds = np.concatenate([[0], ends])[changes].tolist()
+    runs = list(map(ids.__getitem__, map(slice, bounds[::2], bounds[1::2])))
+    return runs[0] if len(runs) == 1 else np.concatenate(runs)
 
 
 def val_threshold(val_fraction: float) -> int:

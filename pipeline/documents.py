@@ -1,0 +1,113 @@
+"""From texts to documents: ids, each document closed by EOS.
+
+The fast way joins the texts of a batch with EOS as written (`<|endoftext|>`) and lets the tokenizer find it: one call with
+one string, and the ids come out closed. Since EOS is cut out before anything else happens to the text, each document's ids
+are what it has alone. A text that itself holds a special token's string shows as a special id too many: then, and for a
+tokenizer for which this doesn't hold, each text is encoded by itself, as ordinary text, and closed afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.tokenizers import PROBE_TEXTS, Encoder, FastEncoder
+
+Ids = npt.NDArray[np.uint32]
+Counts = npt.NDArray[np.int64]
+
+
+class Documents(NamedTuple):
+    """A batch of documents."""
+
+    ids: Ids  # all documents' tokens, one behind the other
+    counts: Counts  # shape (documents,): tokens in each, EOS included
+    contents: Sequence[bytes | memoryview]  # the texts in UTF-8
+
+
+class DocumentEncoder:
+    """Encodes batches of texts; `closes` says whether an EOS stands behind each."""
+
+    def __init__(self, encoder: Encoder, tokenizer_json: bytes, eos_id: int, *, closes: bool) -> None:
+        self.encoder = encoder
+        self._eos_id, self._num_closing = eos_id, int(closes)
+        self._closing = np.array([eos_id] * self._num_closing, dtype="<u4").tobytes()
+        self._eos_token, self._lowest_special = _plain_eos(tokenizer_json, eos_id)
+        self._eos_bytes = self._eos_token.encode()
+        # A byte that occurs once in EOS as it is written: `<` of `<|endoftext|>`.
+        once = [byte for byte in self._eos_bytes if self._eos_bytes.count(byte) == 1]
+        self._mark = once[0] if once else 0
+        self._mark_offset = self._eos_bytes.find(self._mark)
+        self._joins = closes and isinstance(encoder, FastEncoder) and not encoder.parse_special and self._can_join()
+
+    def _can_join(self) -> bool:
+        """Whether joining gives the right ids, on the probes."""
+        if not self._eos_token or not self._mark:
+            return False
+        texts = [text for text in PROBE_TEXTS if text and self._eos_token not in text and "<|" not in text]
+        joined, alone = self._encode_joined(texts), self._encode_each(texts)
+        return joined is not None and bool(
+            np.array_equal(joined.ids, alone.ids) and np.array_equal(joined.counts, alone.counts)
+        )
+
+    def encode(self, texts: list[str]) -> Documents:
+        """The documents of `texts`, none of which is empty."""
+        if self._joins and (documents := self._encode_joined(texts)) is not None:
+            return documents
+        return self._encode_each(texts)
+
+    def _encode_joined(self, texts: list[str]) -> Documents | None:
+        assert isinstance(self.encoder, FastEncoder)
+        joined = self._eos_token.join([*texts, ""])
+        ids = self.encoder.encode_one_parsed(joined)
+        ends = np.flatnonzero(ids >= self._lowest_special)
+        if len(ends) != len(texts) or (ids[ends] != self._eos_id).any():
+            return None
+        # The tokenizer has left the string's UTF-8 behind, so encode() is a copy.
+        content = joined.encode()
+        text_ends = self._text_ends(content, len(texts))
+        if text_ends is None:
+            return None
+        text_starts = np.concatenate([[0], text_ends[:-1] + len(self._eos_bytes)]).tolist()
+        contents = list(map(memoryview(content).__getitem__, map(slice, text_starts, text_ends.tolist())))
+        return Documents(ids, np.diff(ends, prepend=-1), contents)
+
+    def _text_ends(self, content: bytes, num_texts: int) -> npt.NDArray[np.int64] | None:
+        """Where EOS stands in the joined UTF-8, found by one of its bytes; None if it stands in a text too."""
+        bytes_ = np.frombuffer(content, np.uint8)
+        places = np.flatnonzero(bytes_ == self._mark) - self._mark_offset
+        if len(places) != num_texts:
+            places = places[(places >= 0) & (places <= len(content) - len(self._eos_bytes))]
+            found = bytes_[places[:, np.newaxis] + np.arange(len(self._eos_bytes))]
+            places = places[(found == np.frombuffer(self._eos_bytes, np.uint8)).all(axis=1)]
+        return places if len(places) == num_texts else None
+
+    def _encode_each(self, texts: list[str]) -> Documents:
+        ids, offsets = self.encoder.encode(texts)
+        counts = (offsets[1:] - offsets[:-1]).astype(np.int64) + self._num_closing
+        if self._num_closing:
+            view, ends = ids.view(np.uint8).data, (offsets * 4).tolist()
+            parts: list[Any] = [*map(view.__getitem__, map(slice, ends, ends[1:])), b""]
+            ids = np.frombuffer(self._closing.join(parts), "<u4")
+        return Documents(ids, counts, list(map(str.encode, texts)))
+
+
+def _plain_eos(tokenizer_json: bytes, eos_id: int) -> tuple[str, int]:
+    """EOS as it is written, and the lowest special id, if all ids from there on are special and EOS takes nothing else
+    with it; else an empty string."""
+    content = json.loads(tokenizer_json)
+    added = {token["id"]: token for token in content.get("added_tokens") or []}
+    eos = added.get(eos_id)
+    special = sorted(number for number, token in added.items() if token.get("special"))
+    vocabulary = content["model"]["vocab"]
+    if eos is None or eos_id not in special or not isinstance(vocabulary, dict):
+        return "", 0
+    is_plain = not any(eos.get(flag) for flag in ("lstrip", "rstrip", "single_word", "normalized"))
+    is_top = special == list(range(special[0], special[0] + len(special))) and special[0] > max(
+        number for piece, number in vocabulary.items() if number not in added
+    )
+    return (eos["content"], special[0]) if is_plain and is_top and not set(added) - set(special) else ("", 0)
