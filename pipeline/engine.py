@@ -90,14 +90,17 @@ def run_tasks(
 
     Raises `InputError` for bad input and `RuntimeError` with the worker's traceback for a fault of ours.
     """
-    context: Any = multiprocessing.get_context(_start_method(job))
+    method = _start_method(job)
+    context: Any = multiprocessing.get_context(method)
     waiting = deque(tasks)
     num_tries: dict[int, int] = {}
     workers: list[_Worker] = []
 
     def start_worker() -> _Worker:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_worker_main, args=(theirs, job), daemon=True)
+        # A forked worker inherits our ends of all pipes: it closes them, or no worker would see that we are gone.
+        inherited = [ours, *(worker.pipe for worker in workers)] if method == "fork" else []
+        process = context.Process(target=_worker_main, args=(theirs, job, inherited), daemon=True)
         process.start()
         theirs.close()
         workers.append(_Worker(process=process, pipe=ours))
@@ -108,7 +111,7 @@ def run_tasks(
         with contextlib.suppress(BrokenPipeError):  # it has died: its pipe will say so
             worker.pipe.send(worker.task)
 
-    if _start_method(job) == "fork":
+    if method == "fork":
         load_document_encoder(job)
     try:
         for _ in range(min(num_workers, len(tasks))):
@@ -168,7 +171,9 @@ def _check_tries(job: Job, task: Task, num_tries: int, exit_code: int | None) ->
     )
 
 
-def _worker_main(pipe: Connection, job: Job) -> None:
+def _worker_main(pipe: Connection, job: Job, inherited: list[Connection]) -> None:
+    for connection in inherited:
+        connection.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.disable()  # records hold no cycles, and there are many of them

@@ -50,6 +50,7 @@ class TextOf:
         if not isinstance(record, dict):
             return NOT_AN_OBJECT, f"expected an object, found {_kind(record)}"
         pieces: list[str] = []
+        has_text = False
         for literal, name in self._parts:
             pieces.append(literal)
             if name is None:
@@ -62,8 +63,9 @@ class TextOf:
             if not isinstance(value, str):
                 return NOT_A_STRING, f"field {name!r}: expected a string, found {_kind(value)}"
             pieces.append(value)
-        if self._template and not any(pieces[1::2]):
-            return ""  # all its fields are empty
+            has_text = has_text or value != ""
+        if not has_text:
+            return ""  # all fields of a template are empty
         text = "".join(pieces)
         try:
             text.encode()

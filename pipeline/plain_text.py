@@ -36,38 +36,34 @@ class PlainTextReader(StreamReader):
         self.last = self._position
 
     def _documents(self) -> Iterator[tuple[bytes, int]]:
-        separator = self._options.document_separator
-        pending, offset = self._read_next(0), 0
-        if pending.startswith(BYTE_ORDER_MARK):
-            pending, offset = pending[len(BYTE_ORDER_MARK) :], len(BYTE_ORDER_MARK)
-        if separator:
-            mark = b"\n" + separator.encode() + b"\n"
-            if pending.startswith(mark[1:]):
-                pending = b"\n" + pending  # a separator on the first line
-                offset -= 1
+        """Each document with its offset. `pending` begins with the line feed before a document; the first has a made-up
+        one, so that a separator on the first line is one like any other."""
+        mark = b"\n" + self._options.document_separator.encode() + b"\n"
+        is_cut = len(mark) > 2
+        pending, offset = b"\n" + self._read_next(0), -1
+        if pending.startswith(BYTE_ORDER_MARK, 1):
+            pending, offset = b"\n" + pending[1 + len(BYTE_ORDER_MARK) :], len(BYTE_ORDER_MARK) - 1
         too_large = False
         while True:
-            if separator and (end := pending.find(mark)) >= 0:
+            end = pending.find(mark) if is_cut else -1
+            if end >= 0:
                 if not too_large:
-                    yield pending[:end], offset
+                    yield pending[1:end], offset + 1
                 too_large = False
-                offset += end + len(mark) - 1  # the line feed behind a separator may be the one before the next
-                pending = pending[end + len(mark) - 1 :]
-                if not pending.startswith(mark):
-                    pending, offset = pending[1:], offset + 1
+                skipped = end + len(mark) - 1
+                offset, pending = offset + skipped, pending[skipped:]
                 continue
             more = self._read_next(len(pending))
             if not more:
                 break
             pending += more
-            if not self._check_size(len(pending)):
+            if not self._check_size(len(pending) - 1):
                 if not too_large:
-                    self._options.on_bad(self._too_large(offset, pending))
+                    self._options.on_bad(self._too_large(offset + 1, pending[1:]))
                     too_large = True
-                kept = len(separator.encode()) + 2
+                kept = len(mark)
                 offset, pending = offset + len(pending) - kept, pending[-kept:]
-        if too_large:
-            return
-        if separator and pending.endswith(mark[:-1]):
-            pending = pending[: -len(mark) + 1]
-        yield pending, offset
+        if is_cut and pending.endswith(mark[:-1]):
+            pending = pending[: 1 - len(mark)]
+        if pending and not too_large:
+            yield pending[1:], offset + 1

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pipeline.streams import COMPRESSIONS, compression_of, open_stream
+from pipeline.streams import COMPRESSIONS, STREAM_ERRORS, compression_of, open_stream
 from shards.errors import InputError, nearest, printable
 
 Format = Literal["json-lines", "json-array", "text", "parquet", "arrow", "arrow-stream", "hub"]
@@ -101,6 +101,7 @@ def _without_compression(name: str) -> str:
 def look_at(path_name: str, name: str) -> Source:
     """The file `path_name` as a source called `name`."""
     path = Path(path_name)
+    compression = ""
     try:
         status = path.stat()
         with path.open("rb") as file:
@@ -113,8 +114,10 @@ def look_at(path_name: str, name: str) -> Source:
     except FileNotFoundError:
         siblings = os.listdir(path.parent) if path.parent.is_dir() else []
         raise InputError(f"{path_name}: no such file{nearest(path.name, siblings)}") from None
-    except OSError as error:
-        raise InputError(f"{path_name}: {error.strerror or error}") from None
+    except STREAM_ERRORS as error:
+        if compression and not getattr(error, "errno", None):
+            raise InputError(f"{path_name}: {compression}: {error}; the download is incomplete or damaged") from None
+        raise InputError(f"{path_name}: {getattr(error, 'strerror', None) or error}") from None
     if not head and not path_name.endswith(".txt"):
         raise InputError(f"{path_name}: the file is empty; expected records")
     file_format = _detect_format(path_name, head)

@@ -33,7 +33,7 @@ def open_stream(path: str | Path, compression: str, *, hashed: HashedFile | None
     if compression == "gzip":
         return cast(BinaryIO, _Owning(igzip.GzipFile(fileobj=io.BufferedReader(_Raw(raw), 1 << 18)), raw))
     if compression == "zstd":
-        return cast(BinaryIO, _Owning(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True), raw))
+        return cast(BinaryIO, _Owning(cast(IO[bytes], _Zstd(raw)), raw))
     if compression == "bzip2":
         return cast(BinaryIO, _Owning(bz2.BZ2File(_Raw(raw)), raw))
     if compression == "xz":
@@ -63,6 +63,40 @@ class HashedFile:
 
     def close(self) -> None:
         self._file.close()
+
+    def __enter__(self) -> HashedFile:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+class _Zstd:
+    """Frames of zstd, one behind the other. Unlike zstandard's own reader, a frame that is cut short is an error."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._is_inside = False  # a frame has begun and not ended
+        self._packed = self._unpacked = b""
+
+    def read(self, num_bytes: int) -> bytes:
+        while not self._unpacked:
+            packed = self._packed or self._file.read(1 << 17)
+            if not packed:
+                if self._is_inside:
+                    raise EOFError("the compressed stream ends early")
+                return b""
+            self._unpacked = self._frame.decompress(packed)
+            self._is_inside, self._packed = not self._frame.eof, b""
+            if self._frame.eof:
+                self._packed = self._frame.unused_data
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+        content, self._unpacked = self._unpacked[:num_bytes], self._unpacked[num_bytes:]
+        return content
+
+    def close(self) -> None:
+        """Nothing to close: the file below belongs to the caller."""
 
 
 class _Raw(io.RawIOBase):

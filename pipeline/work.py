@@ -40,12 +40,14 @@ from pipeline.units import Unit
 from shards.errors import InputError
 from shards.files import flush_directory, write_atomically
 from shards.manifest import SplitName
+from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, shard_name
 
 # Called with the source bytes and the tokens that were just done, and the records rejected.
 Progress = Callable[[int, int, int], None]
 
 _PACKERS: dict[str, type[Packer]] = {"concat": ConcatPacker, "best-fit": BestFitPacker, "tutorial": TutorialPacker}
 _REJECTED_CONTENT_BYTES = 1 << 16
+_SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,8 @@ class UnitRecords:
                     self._write_down()
                     yield texts, batch
                 self._write_down()
+                if self._lines is not None:
+                    self._lines.close()
             except BadRecord as error:
                 certain = stretch.is_first or self._first is not None or self._source.format != "json-array"
                 firsts = [*(done.first for done in self.stretches), reader.first]
@@ -154,12 +158,13 @@ def process_unit(
     progress: Progress = lambda _bytes, _tokens, _rejected: None,
 ) -> None:
     """Read, tokenize, pack and write one unit and its receipt. Raises `UnitError` for bad input."""
+    _clear(job.directory, unit.number)
     records = UnitRecords(unit, job, first)
     drops = DropList(job.directory, unit.number) if job.settings.dedup == "exact" else None
     num_empty = num_duplicates = 0
     check = _Check(job, unit, encoder, reference)
     with contextlib.ExitStack() as stack:
-        splits = {name: stack.enter_context(_SplitBuilder(name, unit, job)) for name in ("train", "val")}
+        splits = {name: stack.enter_context(_SplitBuilder(name, unit, job)) for name in _SPLIT_NAMES}
         for texts, batch in records.batches():
             num_rejected = records.rejected.total()
             if not all(texts):
@@ -185,6 +190,13 @@ def process_unit(
     )
     flush_directory(job.directory)
     write_atomically(receipt_path(job.directory, unit.number), encode_receipt(receipt))
+
+
+def _clear(directory: Path, unit: int) -> None:
+    """Remove what an earlier attempt at the unit has left: it was killed, or took a false start."""
+    names = [shard_name(split, unit) + suffix for split in _SPLIT_NAMES for suffix in (BIN_SUFFIX, INDEX_SUFFIX)]
+    for path in (receipt_path(directory, unit), rejected_path(directory, unit), *(directory / name for name in names)):
+        path.unlink(missing_ok=True)
 
 
 class _Check:
