@@ -10,14 +10,15 @@ ARGS   ?=
 SAMPLE_CORPUS    := data/sample/wikipedia-zh-sample.json
 SAMPLE_TOKENIZER := data/tokenizers/wikipedia-zh-sample
 SAMPLE_VOCAB_SIZE   := 4096
-SAMPLE_BLOCK_TOKENS := 256
+# Few and short articles: none that fits a block is cut, so that most blocks begin with the beginning of an article.
+SAMPLE_BUILD_ARGS   := --block-tokens 128 --packing best-fit --val-fraction 0.05
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 VENV   := .venv
 RUN_PYTHON := $(VENV)/bin/python
 
 ifeq ($(CORPUS),$(SAMPLE_CORPUS))
-BUILD_ARGS := --tokenizer $(SAMPLE_TOKENIZER) --block-tokens $(SAMPLE_BLOCK_TOKENS)
+BUILD_ARGS := --tokenizer $(SAMPLE_TOKENIZER) $(SAMPLE_BUILD_ARGS)
 BUILD_NEEDS := $(SAMPLE_TOKENIZER)/tokenizer.json
 endif
 

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def process_unit(
                 texts = kept
             num_tokens = _add_documents(texts, encoder, job, splits, check) if texts else 0
             progress(batch.num_bytes, num_tokens, num_rejected)
-        receipts = {name: builder.receipt() for name, builder in splits.items()}
+        receipts: dict[str, SplitReceipt] = {name: builder.receipt() for name, builder in splits.items()}
     records.write_rejected()
     receipt = Receipt(
         unit=unit.number,
@@ -288,7 +288,7 @@ class _SplitBuilder:
 
 
 def _add_documents(
-    texts: list[str], encoder: DocumentEncoder, job: Job, splits: dict[str, _SplitBuilder], check: _Check
+    texts: list[str], encoder: DocumentEncoder, job: Job, splits: Mapping[SplitName, _SplitBuilder], check: _Check
 ) -> int:
     """Tokenize `texts`, close each with EOS and hand them to the split that each belongs to."""
     settings = job.settings
@@ -300,7 +300,8 @@ def _add_documents(
     )
     is_val = hashes < np.uint64(val_threshold(settings.val_fraction))
     num_bytes, num_chars = np.array(list(map(len, contents))), np.array(list(map(len, texts)))
-    for name, chosen in (("train", ~is_val), ("val", is_val)):
+    choices: tuple[tuple[SplitName, npt.NDArray[np.bool_]], ...] = (("train", ~is_val), ("val", is_val))
+    for name, chosen in choices:
         if chosen.any():
             splits[name].add(
                 _chosen_tokens(ids, ends, chosen),

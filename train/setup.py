@@ -30,6 +30,7 @@ def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments
         "per_device_eval_batch_size": settings.training.get("per_device_train_batch_size", 8),
         "dataloader_pin_memory": not on_cpu,
         "disable_tqdm": not wants_bar(),
+        "logging_first_step": True,
         "save_total_limit": 10,
         **settings.training,
         "output_dir": str(settings.output_dir),

@@ -8,10 +8,10 @@ is sent later by `swanlab sync RUN/swanlab/run-…`. Only the first process of a
 from __future__ import annotations
 
 import contextlib
+import http.client
 import importlib.util
 import os
-import socket
-import urllib.parse
+import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from shards.errors import InputError
 from train.run_directory import SWANLAB_NAME
 from train.settings import TrackingSettings
 
-CONNECT_SECONDS = 5
+ANSWER_SECONDS = 10
 
 
 def check_tracking(settings: TrackingSettings) -> None:
@@ -126,13 +126,11 @@ def api_key_and_host() -> tuple[str | None, str]:
 
 
 def can_connect(host: str) -> bool:
-    """Whether the server at the URL `host` takes connections. With a proxy in between: yes, let SwanLab try."""
-    if urllib.request.getproxies():
-        return True
-    address = urllib.parse.urlsplit(host)
-    port = address.port or (80 if address.scheme == "http" else 443)
+    """Whether the server at the URL `host` answers, whatever it answers. SwanLab itself would try for over a minute."""
     try:
-        with socket.create_connection((address.hostname, port), timeout=CONNECT_SECONDS):
-            return True
-    except OSError:
+        urllib.request.urlopen(urllib.request.Request(host, method="HEAD"), timeout=ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError, http.client.HTTPException):
         return False
+    return True

@@ -180,7 +180,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
 class _TrueEpoch(TrainerCallback):  # type: ignore[misc]
     """Sets the true epoch after each step, and does what the Trainer does at the end of its own, only, epoch.
 
-    The last step's evaluation is left to the caller, who saves the model first.
+    The last step is always logged. Its evaluation is left to the caller, who saves the model first.
     """
 
     def __init__(self, trainer: BlockTrainer) -> None:
@@ -201,7 +201,9 @@ class _TrueEpoch(TrainerCallback):  # type: ignore[misc]
                 control.should_log |= args.logging_strategy == "epoch"
                 control.should_save |= args.save_strategy == "epoch"
                 control.should_evaluate |= args.eval_strategy == "epoch" and args.eval_delay <= state.epoch
-        elif not args.load_best_model_at_end:
+            return control
+        control.should_log |= args.logging_strategy != "no"
+        if not args.load_best_model_at_end:
             control.should_evaluate = False
         return control
 

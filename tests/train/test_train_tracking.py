@@ -1,0 +1,133 @@
+"""SwanLab can neither ask nor hang nor stop a training, whatever the network and the login are."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shards.errors import InputError
+from train import tracking
+from train.settings import TrackingSettings
+from train.tracking import Tracking, can_connect, check_tracking
+
+CLOSED = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """Takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def answering_server() -> Iterator[str]:
+    """Answers 404 to everything."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        thread.join(timeout=5)
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def test_a_server_is_there_when_it_answers(
+    answering_server: str, silent_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.3)
+    assert can_connect(answering_server)
+    assert not can_connect(silent_server)
+    assert not can_connect(CLOSED)
+    assert not can_connect("no address")
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "reachable", "expected", "notice"),
+    [
+        ("auto", None, True, "offline", None),
+        ("auto", "key", True, "online", None),
+        ("auto", "key", False, "offline", "can't be reached: going on offline"),
+        ("online", None, True, "offline", "not logged in"),
+        ("online", "key", True, "online", None),
+        ("offline", "key", True, "offline", None),
+        ("disabled", "key", True, None, None),
+    ],
+)
+def test_mode_follows_login_and_network(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    key: str | None,
+    reachable: bool,
+    expected: str | None,
+    notice: str | None,
+) -> None:
+    started = []
+    callback = SimpleNamespace(update_config=lambda config: None)
+
+    def start(self: Tracking, mode: str, trainer: Any) -> Any:
+        started.append(mode)
+        return callback
+
+    monkeypatch.setattr(Tracking, "_start", start)
+    monkeypatch.setattr(tracking, "api_key_and_host", lambda: (key, "http://server"))
+    monkeypatch.setattr(tracking, "can_connect", lambda host: reachable)
+    added: list[Any] = []
+    notices = Tracking(TrackingSettings(mode=mode), tmp_path).start(SimpleNamespace(add_callback=added.append), {})
+    assert started == ([expected] if expected else [])
+    assert added == ([callback] if expected else [])
+    assert len(notices) == (notice is not None)
+    assert notice is None or notice in notices[0]
+
+
+def test_failure_online_goes_on_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: Tracking, mode: str, trainer: Any) -> Any:
+        if mode == "online":
+            raise RuntimeError("the key was revoked\nsecond line")
+        return SimpleNamespace(update_config=lambda config: None)
+
+    monkeypatch.setattr(Tracking, "_start", start)
+    monkeypatch.setattr(tracking, "api_key_and_host", lambda: ("key", "http://server"))
+    monkeypatch.setattr(tracking, "can_connect", lambda host: True)
+    run = Tracking(TrackingSettings(), tmp_path)
+    notices = run.start(SimpleNamespace(add_callback=lambda callback: None), {})
+    assert notices == ["SwanLab online can't be used (the key was revoked): going on offline"]
+    assert run.mode == "offline"
+
+
+def test_training_goes_on_without_swanlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    notices = Tracking(TrackingSettings(), tmp_path).start(SimpleNamespace(), {})
+    assert notices == ["SwanLab is not installed: this run is recorded in metrics.jsonl only"]
+    check_tracking(TrackingSettings())
+    with pytest.raises(InputError, match="tracking: mode: offline: swanlab is not installed"):
+        check_tracking(TrackingSettings(mode="offline"))
+
+
+def test_key_is_found_without_a_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SWANLAB_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SWANLAB_API_KEY", raising=False)
+    assert tracking.api_key_and_host()[0] is None
+    monkeypatch.setenv("SWANLAB_API_KEY", "made-up")
+    monkeypatch.setenv("SWANLAB_API_HOST", CLOSED)
+    assert tracking.api_key_and_host() == ("made-up", CLOSED)
