@@ -8,12 +8,12 @@ tokenizer for which this doesn't hold, each text is encoded by itself, as ordina
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from pipeline.tokenizers import PROBE_TEXTS, Encoder, FastEncoder
 
@@ -99,7 +99,7 @@ class DocumentEncoder:
 def _plain_eos(tokenizer_json: bytes, eos_id: int) -> tuple[str, int]:
     """EOS as it is written, and the lowest special id, if all ids from there on are special and EOS takes nothing else
     with it; else an empty string."""
-    content = json.loads(tokenizer_json)
+    content = orjson.loads(tokenizer_json)
     added = {token["id"]: token for token in content.get("added_tokens") or []}
     eos = added.get(eos_id)
     special = sorted(number for number, token in added.items() if token.get("special"))

@@ -148,10 +148,10 @@ def _could_be_record(content: bytes) -> bool:
     return isinstance(value, dict)
 
 
-def _load(records: bytes, offset: int) -> Batch:
-    """A stretch of whole records. Raises `orjson.JSONDecodeError` if it is none."""
-    values = orjson.loads(b"[%b]" % records)
-    return Batch(values, len(records), _Places(records, offset).place)
+def _load(content: bytes, num_bytes: int, offset: int) -> Batch:
+    """The whole records in the first `num_bytes` of `content`. Raises `orjson.JSONDecodeError` if those are none."""
+    values = orjson.loads(b"".join((b"[", memoryview(content)[:num_bytes], b"]")))
+    return Batch(values, num_bytes, _Places(content, num_bytes, offset).place)
 
 
 def _parse_to_last(content: bytes, offset: int) -> _Parsed:
@@ -163,7 +163,7 @@ def _parse_to_last(content: bytes, offset: int) -> _Parsed:
             break
         end = match.start()
         try:
-            return _Parsed(_load(content[: end + 1], offset), match.end() - 1)
+            return _Parsed(_load(content, end + 1, offset), match.end() - 1)
         except orjson.JSONDecodeError:
             continue
     return parse_one_by_one(content, offset)
@@ -176,7 +176,7 @@ def _parse_past(content: bytes, offset: int, stop: int, *, at_end: bool) -> _Par
         if offset + match.end() - 1 < stop:
             continue
         try:
-            return _Parsed(_load(content[: match.start() + 1], offset), match.end() - 1)
+            return _Parsed(_load(content, match.start() + 1, offset), match.end() - 1)
         except orjson.JSONDecodeError:
             tries += 1
             if tries == _MAX_TRIES:
@@ -184,7 +184,7 @@ def _parse_past(content: bytes, offset: int, stop: int, *, at_end: bool) -> _Par
     stripped = content.rstrip(_WHITE_SPACE)
     if at_end and stripped.endswith(b"]"):
         try:
-            return _Parsed(_load(stripped[:-1].rstrip(_WHITE_SPACE), offset), len(content))
+            return _Parsed(_load(content, len(stripped[:-1].rstrip(_WHITE_SPACE)), offset), len(content))
         except orjson.JSONDecodeError:
             pass
     return parse_one_by_one(content, offset, stop=stop, at_end=at_end)
@@ -275,20 +275,21 @@ def parse_one_by_one(
 
 
 class _Places:
-    """The place of each record among whole `records`, which begin at `offset`; found when first asked for."""
+    """The place of each whole record in the first `num_bytes` of `content`, which begins at `offset`; found when first
+    asked for."""
 
-    def __init__(self, records: bytes, offset: int) -> None:
-        self._records, self._offset = records, offset
+    def __init__(self, content: bytes, num_bytes: int, offset: int) -> None:
+        self._content, self._num_bytes, self._offset = content, num_bytes, offset
         self._spans: list[tuple[int, int]] = []
 
     def place(self, number: int) -> tuple[int, bytes]:
         if not self._spans:
             self._find_spans()
         begin, end = self._spans[number]
-        return self._offset + begin, self._records[begin:end]
+        return self._offset + begin, self._content[begin:end]
 
     def _find_spans(self) -> None:
-        text = self._records.decode("utf-8")
+        text = self._content[: self._num_bytes].decode("utf-8")
         decoder = json.JSONDecoder()
         place = begin = 0  # in characters, in bytes
         while place < len(text):

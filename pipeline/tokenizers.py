@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from pipeline.qwen2 import qwen2_tokenizer_directory
 from shards.errors import InputError, printable
@@ -80,7 +81,7 @@ def load_tokenizer_files(name: str) -> TokenizerFiles:
 
 def _read_files(name: str, path: Path) -> TokenizerFiles:
     try:
-        content = json.loads(path.read_bytes())
+        content = orjson.loads(path.read_bytes())
         added = {token["content"]: int(token["id"]) for token in content.get("added_tokens") or []}
         vocabulary = content["model"]["vocab"]
         largest = len(vocabulary) - 1 if isinstance(vocabulary, list) else max(vocabulary.values())
@@ -101,7 +102,7 @@ def _read_files(name: str, path: Path) -> TokenizerFiles:
         raise InputError(f"tokenizer: {path}: the EOS token {eos_token!r} is not in the vocabulary")
     config.setdefault("eos_token", eos_token)
     config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
-    compact = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    compact = orjson.dumps(content)
     return TokenizerFiles(
         tokenizer_json=compact,
         tokenizer_config=json.dumps(config, ensure_ascii=False, indent=2).encode(),

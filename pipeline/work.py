@@ -216,11 +216,9 @@ class _Check:
         """`ids` are the encoded texts, EOS included, the last token of each before its place in `ends`."""
         if not self._every:
             return
-        numbers = [
-            number
-            for number, seen in enumerate(range(self._seen, self._seen + len(texts)))
-            if seen < self._num_first or seen % self._every == 0
-        ]
+        num_first = max(0, min(len(texts), self._num_first - self._seen))
+        others = range(-self._seen % self._every, len(texts), self._every)
+        numbers = [*range(num_first), *(number for number in others if number >= num_first)]
         self._seen += len(texts)
         if not numbers:
             return
