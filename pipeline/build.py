@@ -99,8 +99,9 @@ def build(
     statistics = BuildStatistics()
     with place.lock():
         if force:
-            place.discard()
-        if up_to_date := out.exists() or out.is_symlink():
+            place.discard_partial()
+        is_there = out.exists() or out.is_symlink()
+        if up_to_date := is_there and not (force and place.holds_set):
             _check_existing(out, plan, sources, settings)
         else:
             place.prepare(plan)

@@ -92,21 +92,29 @@ class Place:
         for left_over in self.partial.glob(f"*{TEMPORARY_SUFFIX}"):
             left_over.unlink()
 
-    def discard(self) -> None:
-        """Remove an unfinished build and a finished set that was made by this program, nothing else."""
+    @property
+    def holds_set(self) -> bool:
+        """Whether a finished set is there, which a build may replace."""
+        return not self.final.is_symlink() and (self.final / MANIFEST_NAME).is_file()
+
+    def discard_partial(self) -> None:
+        """Remove an unfinished build, and nothing that is none."""
         if (self.partial / PLAN_NAME).exists():
             shutil.rmtree(self.partial)
-        if (self.final / MANIFEST_NAME).exists():
-            shutil.rmtree(self.final)
 
     def publish(self) -> None:
-        """Turn the partial directory, which is complete, into the finished set."""
+        """Turn the partial directory, which is complete, into the finished set; an older one goes only then."""
         shutil.rmtree(self.partial / RECEIPTS_DIRECTORY, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.partial / PLAN_NAME)
         flush_directory(self.partial)
+        replaced = self.final.with_name(self.final.name + ".replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if self.holds_set:
+            os.rename(self.final, replaced)
         os.rename(self.partial, self.final)
         flush_directory(self.final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def make_plan(settings: BuildSettings, sources: Sequence[Source], tokenizer: TokenizerFiles) -> dict[str, Any]:

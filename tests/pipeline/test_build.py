@@ -181,6 +181,18 @@ def test_changed_inputs_are_refused_and_force_builds_anew(tmp_path: Path, tokeni
     assert shards.open(tmp_path / "set").fingerprint == first.fingerprint
     second = build_sample(tmp_path / "set", tokenizer_dir, settings=other, force=True)
     assert second.fingerprint != first.fingerprint
+    corpus = write_corpus(tmp_path / SAMPLE.name, [{"title": "no text"}])
+    with pytest.raises(InputError, match="no field 'text'"):
+        build(
+            [str(corpus)],
+            tmp_path / "set",
+            tokenizer_name=str(tokenizer_dir),
+            settings=other,
+            num_workers=1,
+            force=True,
+        )
+    assert shards.open(tmp_path / "set").fingerprint == second.fingerprint  # the old set stays until a new one is whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "set.partial", SAMPLE.name]
     corpus = write_corpus(tmp_path / SAMPLE.name, sample_records()[:-1])
     with pytest.raises(InputError, match="the sources have changed"):
         build([str(corpus)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=other, num_workers=1)
