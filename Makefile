@@ -38,7 +38,7 @@ endif
 
 help:  ## list the targets and variables
 	@echo "Targets"
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | awk -F'|' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-10s %s\n", $$1, $$2}'
 	@echo
 	@echo "Variables"
 	@echo "  CORPUS     source file                    ($(CORPUS))"

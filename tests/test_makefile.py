@@ -1,0 +1,57 @@
+"""`make help` lists every target and variable, and each target does what is missing and no more."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+TARGETS = ["setup", "shards", "train", "generate", "report", "test", "test-all", "check", "bench", "clean"]
+VARIABLES = ["CORPUS", "SHARDS", "CONFIG", "RUN", "PROMPT", "ARGS"]
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def make(*arguments: str) -> str:
+    return subprocess.run(["make", *arguments], cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+
+
+def test_help_lists_every_target_and_variable_with_a_line() -> None:
+    lines = make("help").splitlines()
+    for name in [*TARGETS, *VARIABLES]:
+        assert any(re.fullmatch(rf"  {name} +\S.+", line) for line in lines), name
+
+
+def test_every_target_without_a_file_is_phony() -> None:
+    content = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", content, re.MULTILINE)
+    assert set(phony.split()) == {"help", *TARGETS}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "builds", "trains_on"),
+    [
+        (("train",), "wikipedia-zh-sample.json", None),
+        (("train", "CONFIG=configs/wikipedia-zh-120m.yaml"), None, None),
+        (
+            ("train", "CORPUS=data/mine.json", "CONFIG=configs/wikipedia-zh-120m.yaml"),
+            "data/mine.json",
+            "data/shards/mine",
+        ),
+        (("train", "SHARDS=data/shards/other", "CONFIG=configs/wikipedia-zh-120m.yaml"), None, "data/shards/other"),
+    ],
+)
+def test_train_builds_the_shards_where_it_knows_from_what(
+    arguments: tuple[str, ...], builds: str | None, trains_on: str | None
+) -> None:
+    commands = make("--dry-run", "--always-make", *arguments)
+    (training,) = [line for line in commands.splitlines() if "-m train " in line]
+    built = [line for line in commands.splitlines() if "-m pipeline build" in line]
+    assert (builds is not None) == bool(built)
+    assert builds is None or builds in built[0]
+    assert (trains_on is not None) == ("--shards" in training)
+    assert trains_on is None or f'--shards "{trains_on}"' in training
