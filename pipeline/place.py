@@ -45,9 +45,14 @@ class Place:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the lock, or raise `InputError` naming the process that holds it. A dead process holds nothing."""
-        self.final.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                self.final.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise InputError(
+                    f"{self.final.parent}: can't write here: {error.strerror}; choose another --out"
+                ) from None
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

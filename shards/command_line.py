@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -22,12 +23,20 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, raised in the main thread so that it unwinds like Ctrl-C does."""
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """At most 100 columns, the explanations side by side with all but the longest options."""
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        width = min(100, shutil.get_terminal_size().columns)
+        super().__init__(prog, **{"max_help_position": 32, **kwargs, "width": width})
+
+
 class Parser(argparse.ArgumentParser):
     """`argparse.ArgumentParser` whose errors are an `InputError` that names the nearest right option."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("formatter_class", _HelpFormatter)
         super().__init__(*args, **kwargs)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -281,6 +281,13 @@ def test_an_output_directory_that_is_something_else_is_left_alone(tmp_path: Path
     assert (tmp_path / "set" / "precious").read_text() == "keep me"
 
 
+@pytest.mark.parametrize("out", ["/proc/nowhere/set", "file/set"])
+def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path, tokenizer_dir: Path, out: str) -> None:
+    (tmp_path / "file").write_text("no directory")
+    result = run_module("pipeline", "build", SAMPLE, "--out", tmp_path / out, "--tokenizer", tokenizer_dir)
+    assert_one_error_line(result, "can't write here", "choose another --out")
+
+
 def test_what_was_done_before_a_mistake_is_kept(tmp_path: Path, tokenizer_dir: Path) -> None:
     """A bad record in the last unit: mended, the same command does the missing units alone."""
     corpus = tmp_path / "corpus.jsonl"
