@@ -10,7 +10,7 @@ from shards.command_line import Parser, run_command
 from shards.errors import InputError
 from shards.manifest import SPLITS, read_manifest
 from shards.reader import open_shard_set
-from shards.show import describe, describe_json, show_block
+from shards.show import describe, describe_json, differences, show_block, show_document
 from shards.verify import verify
 from shards.writer import bin_bytes
 
@@ -27,6 +27,7 @@ def make_parser() -> Parser:
 
     info = commands.add_parser("info", help="what a shard set holds")
     info.add_argument("directory", type=Path, metavar="DIR", help="the shard set")
+    info.add_argument("other", type=Path, nargs="?", metavar="OTHER", help="show what this set differs in")
     info.add_argument("--json", action="store_true", help="for programs")
     info.set_defaults(run=run_info)
 
@@ -35,10 +36,11 @@ def make_parser() -> Parser:
     check.add_argument("--quick", action="store_true", help="look at sizes and structure alone")
     check.set_defaults(run=run_verify)
 
-    cat = commands.add_parser("cat", help="show a block as text")
+    cat = commands.add_parser("cat", help="show a block or a document as text")
     cat.add_argument("directory", type=Path, metavar="DIR", help="the shard set")
     cat.add_argument("--split", default="train", metavar="NAME", help=f"{' or '.join(SPLITS)} (default train)")
     cat.add_argument("--block", type=int, default=0, metavar="N", help="block number, from 0 (default 0)")
+    cat.add_argument("--document", type=int, metavar="N", help="show document N, from 0, instead of a block")
     cat.add_argument("--tokens", action="store_true", help="show ids beside the pieces")
     cat.set_defaults(run=run_cat)
     return parser
@@ -46,6 +48,10 @@ def make_parser() -> Parser:
 
 def run_info(options: argparse.Namespace) -> int:
     shard_set = open_shard_set(options.directory)
+    if options.other is not None:
+        lines = differences(shard_set, open_shard_set(options.other))
+        print("\n".join(lines) or "no difference")
+        return 0
     print(describe_json(shard_set) if options.json else describe(shard_set))
     return 0
 
@@ -66,7 +72,10 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_cat(options: argparse.Namespace) -> int:
     shard_set = open_shard_set(options.directory)
-    print(show_block(shard_set, options.split, options.block, with_ids=options.tokens))
+    if options.document is not None:
+        print(show_document(shard_set, options.split, options.document, with_ids=options.tokens))
+    else:
+        print(show_block(shard_set, options.split, options.block, with_ids=options.tokens))
     return 0
 
 

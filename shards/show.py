@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from shards.errors import InputError, nearest, printable
 from shards.manifest import SPLITS
-from shards.reader import ShardSet
+from shards.reader import ShardSet, Split
 from shards.vocabulary import Vocabulary
 from shards.writer import bin_bytes
 
@@ -52,6 +54,47 @@ def describe(shard_set: ShardSet) -> str:
     return "\n".join(lines)
 
 
+def differences(left: ShardSet, right: ShardSet) -> list[str]:
+    """What two sets differ in, a line for each value: its name, left, right. Shards and tails are left out."""
+    flat = [dict(_flat(json.loads(describe_json(shard_set)))) for shard_set in (left, right)]
+    names = [*flat[0], *(name for name in flat[1] if name not in flat[0])]
+    rows = [(name, flat[0].get(name, "–"), flat[1].get(name, "–")) for name in names]
+    return [f"{name}: {_shown(before)} → {_shown(after)}" for name, before, after in rows if before != after]
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """`{"a": {"b": [1]}}` as `("a.b[0]", 1)`."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _flat(item, f"{name}[{number}]")
+    else:
+        yield name, value
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(str(value))
+
+
+def show_document(shard_set: ShardSet, split_name: str, number: int, *, with_ids: bool = False) -> str:
+    """Document `number` of a split, counted from 0 in the corpus's order, also where it is cut between shards."""
+    split = _split(shard_set, split_name)
+    if not 0 <= number < split.num_documents:
+        expected = f"expected 0 to {split.num_documents - 1:,}" if split.num_documents else "this split is empty"
+        raise InputError(f"no document {number:,} in split {split_name!r}: {expected}")
+    tokens = next(itertools.islice(split.documents(), number, None)).tolist()
+    head = f"document {number:,} of {split.num_documents:,}, split {split_name}, {len(tokens):,} tokens"
+    return "\n".join([head, *_document_lines(Vocabulary(shard_set.tokenizer_path), tokens, with_ids)])
+
+
+def _split(shard_set: ShardSet, name: str) -> Split:
+    if name not in SPLITS:
+        raise InputError(f"no split {name!r}: expected {' or '.join(SPLITS)}{nearest(name, SPLITS)}")
+    return shard_set[name]
+
+
 def size_text(num_bytes: int) -> str:
     """`1.99 GB`, in powers of 1000."""
     size = float(num_bytes)
@@ -64,9 +107,7 @@ def size_text(num_bytes: int) -> str:
 
 def show_block(shard_set: ShardSet, split_name: str, number: int, *, with_ids: bool = False) -> str:
     """Block `number` as text, a line `── end of document ──` at each EOS; `with_ids` shows ids and pieces."""
-    if split_name not in SPLITS:
-        raise InputError(f"no split {split_name!r}: expected {' or '.join(SPLITS)}{nearest(split_name, SPLITS)}")
-    split = shard_set[split_name]
+    split = _split(shard_set, split_name)
     if not 0 <= number < len(split):
         expected = f"expected 0 to {len(split) - 1:,}" if len(split) else "this split is empty"
         raise InputError(f"no block {number:,} in split {split_name!r}: {expected}")
