@@ -2,7 +2,8 @@
 
     PEERS_PYTHON bench/peers.py NAME DOCUMENTS TOKENIZER OUT NUM_WORKERS
 
-DOCUMENTS is a directory of `*.jsonl` with `id` and `text`, a file for each worker. Prints `{"wall_seconds", "num_tokens"}`:
+DOCUMENTS is a directory of `*.jsonl` with `id` and `text`, a file for each worker; what they write beside OUT lies in its
+parent directory. Prints `{"wall_seconds", "num_tokens"}`:
 the time of the work alone, imports left out, and the tokens that were written, EOS included.
 """
 
@@ -84,6 +85,9 @@ def _tokens_of_file(path: str) -> Iterator[Any]:
 
 
 def litdata(documents: Path, tokenizer: Path, out: Path, num_workers: int) -> tuple[float, int]:
+    # Without these it removes the directories `chunks` and `data` of the temporary directory, whosever they are.
+    os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = str(out.parent / "chunks")
+    os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = str(out.parent / "data")
     from litdata import TokensLoader, optimize
 
     os.environ["BENCH_TOKENIZER"] = str(tokenizer)
@@ -114,6 +118,7 @@ def dolma(documents: Path, tokenizer: Path, out: Path, num_workers: int) -> tupl
         tokenizer_name_or_path=str(tokenizer / "tokenizer.json"),
         eos_token_id=eos_id,
         pad_token_id=eos_id,
+        metadata_dir=str(out.parent / "dolma"),  # what it has done; by default kept in the temporary directory for good
         dtype="uint32",
         encode_special_tokens=True,
     )
