@@ -98,6 +98,7 @@ def build(
     place = Place(out)
     statistics = BuildStatistics()
     with place.lock():
+        place.finish_publishing()
         if force:
             place.discard_partial()
         is_there = out.exists() or out.is_symlink()
@@ -156,7 +157,6 @@ def _do_units(
         reporter.finished()
     _check_unchanged(job.sources)
     write_set(job.directory, job.sources, units, job.settings, tokenizer, whole)
-    shutil.rmtree(job.directory / DEDUP_DIRECTORY, ignore_errors=True)
     splits = [split for receipt in whole for split in receipt.splits.values()]
     return BuildStatistics(
         num_units_reused=len(units) - len(missing),

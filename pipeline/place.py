@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.dedup import DEDUP_DIRECTORY
 from pipeline.receipts import RECEIPTS_DIRECTORY
 from pipeline.settings import BuildSettings
 from pipeline.sources import Source
@@ -108,18 +109,33 @@ class Place:
             shutil.rmtree(self.partial)
 
     def publish(self) -> None:
-        """Turn the partial directory, which is complete, into the finished set; an older one goes only then."""
-        shutil.rmtree(self.partial / RECEIPTS_DIRECTORY, ignore_errors=True)
+        """Turn the partial directory, which is complete, into the finished set; an older one goes only then.
+
+        The plan goes last of what isn't the set's: a partial directory with a manifest and no plan is a set.
+        """
+        for name in (RECEIPTS_DIRECTORY, DEDUP_DIRECTORY):
+            shutil.rmtree(self.partial / name, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.partial / PLAN_NAME)
         flush_directory(self.partial)
-        replaced = self.final.with_name(self.final.name + ".replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(self._replaced, ignore_errors=True)
         if self.holds_set:
-            os.rename(self.final, replaced)
+            os.rename(self.final, self._replaced)
         os.rename(self.partial, self.final)
         flush_directory(self.final.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(self._replaced, ignore_errors=True)
+
+    def finish_publishing(self) -> None:
+        """Do what is left to do of a `publish` that was killed."""
+        if (self.partial / MANIFEST_NAME).exists() and not (self.partial / PLAN_NAME).exists():
+            self.publish()
+        elif self.holds_set:
+            shutil.rmtree(self._replaced, ignore_errors=True)
+
+    @property
+    def _replaced(self) -> Path:
+        """Where an older set waits to be removed, while the new one takes its place."""
+        return self.final.with_name(f".{self.final.name}.replaced")
 
 
 def make_plan(settings: BuildSettings, sources: Sequence[Source], tokenizer: TokenizerFiles) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from shards.files import flush_directory, write_atomically
 from shards.manifest import SplitName
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, shard_name
 
-# Called with the source bytes and the tokens that were just done, and the records rejected.
+# Called with the source bytes and the tokens that were just done, and the records that were just rejected.
 Progress = Callable[[int, int, int], None]
 
 _PACKERS: dict[str, type[Packer]] = {"concat": ConcatPacker, "best-fit": BestFitPacker, "tutorial": TutorialPacker}
@@ -165,8 +165,9 @@ def process_unit(
     check = _Check(job, unit, encoder, reference)
     with contextlib.ExitStack() as stack:
         splits = {name: stack.enter_context(_SplitBuilder(name, unit, job)) for name in _SPLIT_NAMES}
+        num_rejected = 0
         for texts, batch in records.batches():
-            num_rejected = records.rejected.total()
+            num_rejected, num_rejected_before = records.rejected.total(), num_rejected
             if not all(texts):
                 documents = [text for text in texts if text]
                 num_empty += len(texts) - len(documents)
@@ -176,7 +177,7 @@ def process_unit(
                 num_duplicates += len(texts) - len(kept)
                 texts = kept
             num_tokens = _add_documents(texts, encoder, job, splits, check) if texts else 0
-            progress(batch.num_bytes, num_tokens, num_rejected)
+            progress(batch.num_bytes, num_tokens, num_rejected - num_rejected_before)
         receipts: dict[str, SplitReceipt] = {name: builder.receipt() for name, builder in splits.items()}
     records.write_rejected()
     receipt = Receipt(

@@ -144,6 +144,31 @@ def test_bad_records_of_both_kinds_stand_in_their_order(tmp_path: Path, tokenize
     assert [entry["line"] for entry in rejected] == [1, 2, 3, 5, 6]
 
 
+def test_progress_counts_each_rejected_record_once(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.build import Reporter
+    from pipeline.records import StretchReader
+
+    monkeypatch.setattr(StretchReader, "chunk_bytes", 60)  # many batches behind the bad record
+    (tmp_path / "corpus").write_bytes(corpus_bytes([good(0), b"broken", *map(good, range(1, 40)), b"broken"], "lines"))
+    rejected: list[int] = []
+
+    class Heard(Reporter):
+        def progress(self, num_bytes: int, num_tokens: int, num_rejected: int) -> None:
+            rejected.append(num_rejected)
+
+    build(
+        [str(tmp_path / "corpus")],
+        tmp_path / "set",
+        tokenizer_name=str(tokenizer_dir),
+        settings=BuildSettings(**SETTINGS, on_bad_record="skip"),
+        num_workers=1,
+        reporter=Heard(),
+    )
+    assert len(rejected) > 10 and sum(rejected) == 2
+
+
 @hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_all_good_lines_survive_any_neighbours(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import random
@@ -18,6 +19,7 @@ import pytest
 from pipeline import build as build_module
 from pipeline import engine
 from pipeline.build import build
+from pipeline.place import Place
 from pipeline.settings import BuildSettings
 from shards.errors import InputError
 from shards.verify import verify
@@ -194,6 +196,85 @@ def test_a_source_that_changes_between_two_runs_is_refused(tmp_path: Path, token
         [*build_command(own, tmp_path / "set", tokenizer_dir), "--force"], capture_output=True, text=True
     )
     assert forced.returncode == 0, forced.stderr
+    assert verify(tmp_path / "set") == []
+
+
+@pytest.mark.usefixtures("inline_engine")
+@pytest.mark.parametrize("is_replacing", [False, True])
+@pytest.mark.parametrize("step", ["rmtree", "unlink", "rename"])
+def test_a_build_killed_while_it_publishes_is_published_by_the_next_run(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, step: str, is_replacing: bool
+) -> None:
+    """Stopped before each call of `step` in turn: the first, the second, … until a run comes through."""
+
+    class Killed(BaseException):
+        """Nothing cleans up after this."""
+
+    def run(out: Path, **options: Any) -> Any:
+        settings = dataclasses.replace(SETTINGS, dedup="exact", unit_bytes=200_000)
+        return build([str(SAMPLE)], out, tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=1, **options)
+
+    run(tmp_path / "whole")
+    whole = directory_bytes(tmp_path / "whole")
+    module = shutil if step == "rmtree" else os
+    original = getattr(module, step)
+    for number in range(100):
+        out = tmp_path / f"set{number}"
+        if is_replacing:
+            run(out)
+        calls: list[Path] = []
+
+        def stop(*arguments: Any, limit: int = number, calls: list[Path] = calls, **options: Any) -> Any:
+            calls.append(Path(arguments[0]))
+            if len(calls) > limit:
+                raise Killed
+            return original(*arguments, **options)
+
+        with monkeypatch.context() as patched:
+            publish = Place.publish
+
+            def publish_stopped(self: Place, publish: Any = publish, patched: Any = patched, stop: Any = stop) -> None:
+                patched.setattr(module, step, stop)
+                publish(self)
+
+            patched.setattr(Place, "publish", publish_stopped)
+            try:
+                run(out, force=is_replacing)
+                killed = False
+            except Killed:
+                killed = True
+        out.with_name(out.name + ".lock").unlink(missing_ok=True)
+        run(out, force=is_replacing)
+        assert directory_bytes(out) == whole
+        assert verify(out) == []
+        assert [path.name for path in tmp_path.iterdir() if out.name in path.name] == [out.name]
+        if not killed:
+            assert number > 0
+            return
+        shutil.rmtree(out)
+    raise AssertionError("no run came through")
+
+
+@pytest.mark.usefixtures("inline_engine")
+def test_nothing_of_dedup_is_left_in_a_set_whose_build_was_killed_behind_the_manifest(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Nothing cleans up after this."""
+
+    write_set = build_module.write_set
+
+    def killed_behind(*arguments: Any) -> None:
+        write_set(*arguments)
+        raise Killed
+
+    settings = dataclasses.replace(SETTINGS, dedup="exact")
+    arguments: dict[str, Any] = {"tokenizer_name": str(tokenizer_dir), "settings": settings, "num_workers": 1}
+    monkeypatch.setattr(build_module, "write_set", killed_behind)
+    with pytest.raises(Killed):
+        build([str(SAMPLE)], tmp_path / "set", **arguments)
+    monkeypatch.setattr(build_module, "write_set", write_set)
+    build([str(SAMPLE)], tmp_path / "set", **arguments)
     assert verify(tmp_path / "set") == []
 
 
