@@ -107,9 +107,8 @@ def build(
         else:
             place.prepare(plan)
             if not (place.partial / MANIFEST_NAME).exists():
-                parse_special = settings.special_tokens == "parse"
                 if encoder == "auto":
-                    encoder = choose_encoder(tokenizer, parse_special=parse_special)
+                    encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
                 units = plan_units(sources, settings.unit_bytes)
                 job = Job(
                     sources=tuple(sources),
@@ -137,7 +136,8 @@ def _do_units(
 ) -> BuildStatistics:
     """Do the units without a receipt, then write all else."""
     read = functools.partial(read_receipt, job.directory, block_tokens=job.settings.block_tokens)
-    missing = [unit for unit in units if read(unit.number) is None]
+    receipts = {unit.number: read(unit.number) for unit in units}
+    missing = [unit for unit in units if receipts[unit.number] is None]
     num_bytes = sum(unit.num_bytes for unit in units)
     num_missing_bytes = sum(unit.num_bytes for unit in missing)
     _check_room(job.directory, num_missing_bytes)
@@ -146,10 +146,12 @@ def _do_units(
         if job.settings.dedup == "exact":
             reporter.phase("looking for duplicates")
             (job.directory / DEDUP_DIRECTORY).mkdir(exist_ok=True)
-            _run_all(job, units, num_workers, kind="hash", read=functools.partial(read_hash_receipt, job.directory))
+            read_hashes = functools.partial(read_hash_receipt, job.directory)
+            hashed = {unit.number: read_hashes(unit.number) for unit in units}
+            _run_all(job, units, num_workers, hashed, kind="hash", read=read_hashes)
             find_duplicates(job.directory, len(units))
             reporter.phase("tokenizing")
-        whole = _run_all(job, units, num_workers, kind="build", read=read, progress=reporter.progress)
+        whole = _run_all(job, units, num_workers, receipts, kind="build", read=read, progress=reporter.progress)
     except KeyboardInterrupt as stop:
         num_done = sum(receipt_path(job.directory, unit.number).exists() for unit in units)
         raise type(stop)(f"{num_done:,} of {len(units):,} units are kept; the same command goes on") from None
@@ -171,16 +173,16 @@ def _run_all(
     job: Job,
     units: Sequence[Unit],
     num_workers: int,
+    receipts: dict[int, R | None],
     *,
     kind: TaskKind,
     read: Callable[[int], R | None],
     progress: Progress = lambda _bytes, _tokens, _rejected: None,
 ) -> list[R]:
-    """Do the units without a receipt, and again those that took a false start, until the chain holds; all receipts.
+    """Do the units without a receipt in `receipts`, and again those that took a false start, until the chain holds.
 
-    `read(number)` is the receipt of a unit that is done.
+    `read(number)` is the receipt of a unit that is done. Returns all receipts.
     """
-    receipts: dict[int, R | None] = {unit.number: read(unit.number) for unit in units}
     chain = Chain(units, job.sources)
     tasks = [Task(unit=unit, kind=kind) for unit in units if receipts[unit.number] is None]
     errors: dict[int, UnitError] = {}

@@ -53,21 +53,15 @@ class _Worker:
 
 def run_task(job: Job, task: Task, progress: Progress) -> None:
     """What a worker does for one task. Raises `UnitError`."""
-    parse_special = job.settings.special_tokens == "parse"
     if task.kind == "hash":
         records = UnitRecords(task.unit, job, task.first)
         texts = (texts for texts, _batch in records.batches())
         write_hashes(job.directory, task.unit.number, texts, records.stretches)
         return
-    load = functools.partial(load_encoder, tokenizer_json=job.tokenizer_json, parse_special=parse_special)
-    process_unit(
-        task.unit,
-        job,
-        load_document_encoder(job),
-        functools.partial(load, ReferenceEncoder.name),
-        first=task.first,
-        progress=progress,
+    reference = functools.partial(
+        load_encoder, ReferenceEncoder.name, job.tokenizer_json, parse_special=job.settings.parses_special_tokens
     )
+    process_unit(task.unit, job, load_document_encoder(job), reference, first=task.first, progress=progress)
 
 
 @functools.lru_cache(maxsize=2)
@@ -79,8 +73,9 @@ def _document_encoder(encoder: str, tokenizer_json: bytes, eos_id: int, parse: b
 def load_document_encoder(job: Job) -> DocumentEncoder:
     """Loaded once: a forked worker has its parent's at once."""
     settings = job.settings
-    parse = settings.special_tokens == "parse"
-    return _document_encoder(job.encoder, job.tokenizer_json, job.eos_id, parse, settings.closes_documents)
+    return _document_encoder(
+        job.encoder, job.tokenizer_json, job.eos_id, settings.parses_special_tokens, settings.closes_documents
+    )
 
 
 def run_tasks(
@@ -111,7 +106,7 @@ def run_tasks(
         with contextlib.suppress(BrokenPipeError):  # it has died: its pipe will say so
             worker.pipe.send(worker.task)
 
-    if method == "fork":
+    if method == "fork" and any(task.kind == "build" for task in tasks):
         load_document_encoder(job)
     try:
         for _ in range(min(num_workers, len(tasks))):
@@ -157,7 +152,7 @@ def run_tasks(
 
 def _start_method(job: Job) -> str:
     """Forked workers share the loaded tokenizers. Where a library may have started threads, new ones are spawned."""
-    only_streams = all(source.format in ("json-lines", "json-array", "text") for source in job.sources)
+    only_streams = all(source.is_stream for source in job.sources)
     return "fork" if sys.platform == "linux" and only_streams else "spawn"
 
 

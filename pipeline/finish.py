@@ -13,7 +13,7 @@ from blake3 import blake3
 from pipeline.receipts import Receipt, SplitReceipt, rejected_path
 from pipeline.settings import BuildSettings
 from pipeline.sources import Source
-from pipeline.streams import HashedFile
+from pipeline.streams import file_digest
 from pipeline.tokenizers import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON, TokenizerFiles
 from pipeline.units import Unit, plan_units
 from shards.errors import InputError
@@ -23,6 +23,7 @@ from shards.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     REJECTED_NAME,
+    SPLITS,
     STAMPS_NAME,
     TOKENIZER_DIRECTORY,
     Manifest,
@@ -37,7 +38,6 @@ from shards.manifest import (
 from shards.writer import ShardWriter, shard_name
 
 GENERATOR = "tokenize-once 1"
-_SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val")
 
 
 def write_set(
@@ -65,7 +65,7 @@ def write_set(
     splits: dict[str, SplitEntry] = {}
     shards: list[ShardEntry] = []
     tails: list[TailEntry] = []
-    for name in _SPLIT_NAMES:
+    for name in SPLITS:
         parts = [(receipt.unit, receipt.splits[name]) for receipt in receipts]
         members = [part.shard for _unit, part in parts if part.shard is not None]
         last = _write_last_shard(directory, name, len(units), settings, tokenizer.eos_id, parts)
@@ -191,11 +191,7 @@ def combined_digest(digests: Sequence[str]) -> str:
 def source_digest(source: Source, unit_bytes: int) -> str:
     """The digest of a file as its stretches' receipts would give it."""
     if not source.is_splittable:
-        file = HashedFile(source.path)
-        try:
-            return combined_digest([file.hexdigest()])
-        finally:
-            file.close()
+        return combined_digest([file_digest(source.path)])
     digests = []
     with Path(source.path).open("rb", buffering=0) as stream:
         for unit in plan_units([source], unit_bytes):

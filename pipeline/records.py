@@ -126,13 +126,12 @@ class StreamReader(StretchReader):
             with open_stream(self._source.path, "") as self._file:
                 yield from self._batches()
             return
-        self._hashed = HashedFile(self._source.path)
-        try:
-            with open_stream(self._source.path, self._source.compression, hashed=self._hashed) as self._file:
-                yield from self._batches()
-                self._packed_digest = self._hashed.hexdigest()
-        finally:
-            self._hashed.close()
+        with (
+            HashedFile(self._source.path) as self._hashed,
+            open_stream(self._source.path, self._source.compression, hashed=self._hashed) as self._file,
+        ):
+            yield from self._batches()
+            self._packed_digest = self._hashed.hexdigest()
 
     @abc.abstractmethod
     def _batches(self) -> Iterator[Batch]: ...
@@ -190,7 +189,7 @@ class StreamReader(StretchReader):
 
 def locate(source: Source, error: BadRecord) -> InputError:
     """`error` with its source, line (counted from 1) and byte offset, or its row."""
-    if source.format not in ("json-lines", "json-array", "text"):
+    if not source.is_stream:
         return InputError(f"{source.path}: row {error.offset:,}: {error.reason}")
     lines = LineCounter(source)
     line = lines.line(error.offset)

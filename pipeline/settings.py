@@ -63,5 +63,10 @@ class BuildSettings:
         """Whether an EOS stands behind each document."""
         return self.packing != "tutorial"
 
+    @property
+    def parses_special_tokens(self) -> bool:
+        """Whether special-token strings in a text become special tokens."""
+        return self.special_tokens == "parse"
+
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -35,6 +35,11 @@ class Source:
     modified_ns: int
 
     @property
+    def is_stream(self) -> bool:
+        """Whether it is read as bytes, whose places are offsets and lines; other sources have rows."""
+        return self.format in ("json-lines", "json-array", "text")
+
+    @property
     def is_splittable(self) -> bool:
         """Whether reading can begin in the middle."""
         return self.format in ("json-lines", "json-array") and not self.compression

@@ -71,6 +71,12 @@ class HashedFile:
         self.close()
 
 
+def file_digest(path: str | Path) -> str:
+    """BLAKE3 of a file's own bytes, packed as they are."""
+    with HashedFile(path) as file:
+        return file.hexdigest()
+
+
 class _Zstd:
     """Frames of zstd, one behind the other. Unlike zstandard's own reader, a frame that is cut short is an error."""
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.records import Batch, StretchReader
 from pipeline.sources import Source
-from pipeline.streams import HashedFile
+from pipeline.streams import file_digest
 from shards.errors import InputError
 
 ROWS_AT_A_TIME = 1024
@@ -36,13 +36,7 @@ class TableReader(StretchReader):
 
     @property
     def digest(self) -> str:
-        if not self._stretch.is_first:
-            return ""
-        file = HashedFile(self._source.path)
-        try:
-            return file.hexdigest()
-        finally:
-            file.close()
+        return file_digest(self._source.path) if self._stretch.is_first else ""
 
     def __iter__(self) -> Iterator[Batch]:
         try:

@@ -39,7 +39,7 @@ from pipeline.tokenizers import Encoder
 from pipeline.units import Unit
 from shards.errors import InputError
 from shards.files import flush_directory, write_atomically
-from shards.manifest import SplitName
+from shards.manifest import SPLITS, SplitName
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, shard_name
 
 # Called with the source bytes and the tokens that were just done, and the records that were just rejected.
@@ -47,7 +47,6 @@ Progress = Callable[[int, int, int], None]
 
 _PACKERS: dict[str, type[Packer]] = {"concat": ConcatPacker, "best-fit": BestFitPacker, "tutorial": TutorialPacker}
 _REJECTED_CONTENT_BYTES = 1 << 16
-_SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +134,7 @@ class UnitRecords:
 
     def _entry(self, error: BadRecord) -> bytes:
         entry: dict[str, Any] = {"source": self._source.name, "reason": error.reason}
-        if self._source.format in ("json-lines", "json-array", "text"):
+        if self._source.is_stream:
             self._lines = self._lines or LineCounter(self._source)
             entry |= {"line": self._lines.line(error.offset), "byte": error.offset}
         else:
@@ -164,7 +163,7 @@ def process_unit(
     num_empty = num_duplicates = 0
     check = _Check(job, unit, encoder, reference)
     with contextlib.ExitStack() as stack:
-        splits = {name: stack.enter_context(_SplitBuilder(name, unit, job)) for name in _SPLIT_NAMES}
+        splits = {name: stack.enter_context(_SplitBuilder(name, unit, job)) for name in SPLITS}
         num_rejected = 0
         for texts, batch in records.batches():
             num_rejected, num_rejected_before = records.rejected.total(), num_rejected
@@ -195,7 +194,7 @@ def process_unit(
 
 def _clear(directory: Path, unit: int) -> None:
     """Remove what an earlier attempt at the unit has left: it was killed, or took a false start."""
-    names = [shard_name(split, unit) + suffix for split in _SPLIT_NAMES for suffix in (BIN_SUFFIX, INDEX_SUFFIX)]
+    names = [shard_name(split, unit) + suffix for split in SPLITS for suffix in (BIN_SUFFIX, INDEX_SUFFIX)]
     for path in (receipt_path(directory, unit), rejected_path(directory, unit), *(directory / name for name in names)):
         path.unlink(missing_ok=True)
 

@@ -25,8 +25,8 @@ TOKENIZER_DIRECTORY = "tokenizer"
 REJECTED_NAME = "rejected.jsonl"
 # Not a part of the format and never needed: where the sources lay, so that a rebuild sees at once that none changed.
 STAMPS_NAME = ".sources.json"
-SPLITS = ("train", "val")
 SplitName = Literal["train", "val"]
+SPLITS: tuple[SplitName, ...] = ("train", "val")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
