@@ -26,7 +26,9 @@ class Documents(NamedTuple):
 
     ids: Ids  # all documents' tokens, one behind the other
     counts: Counts  # shape (documents,): tokens in each, EOS included
-    contents: Sequence[bytes | memoryview]  # the texts in UTF-8
+    contents: Sequence[bytes]  # the texts in UTF-8
+    num_bytes: Counts  # shape (documents,): bytes of UTF-8
+    num_chars: int  # of all texts together
 
 
 class DocumentEncoder:
@@ -63,18 +65,27 @@ class DocumentEncoder:
     def _encode_joined(self, texts: list[str]) -> Documents | None:
         assert isinstance(self.encoder, FastEncoder)
         joined = self._eos_token.join([*texts, ""])
+        changes = not self.encoder.is_normalized(joined)
+        if changes:
+            joined = self._eos_token.join([*self.encoder.normalized(texts), ""])
         ids = self.encoder.encode_one_parsed(joined)
         ends = np.flatnonzero(ids >= self._lowest_special)
         if len(ends) != len(texts) or (ids[ends] != self._eos_id).any():
             return None
+        counts = ends + 1
+        counts[1:] -= counts[:-1].copy()
+        num_chars = len(joined) - len(texts) * len(self._eos_token)
+        if changes:
+            return _documents(ids, counts, texts)
         # The tokenizer has left the string's UTF-8 behind, so encode() is a copy.
         content = joined.encode()
         text_ends = self._text_ends(content, len(texts))
         if text_ends is None:
             return None
-        text_starts = np.concatenate([[0], text_ends[:-1] + len(self._eos_bytes)]).tolist()
-        contents = list(map(memoryview(content).__getitem__, map(slice, text_starts, text_ends.tolist())))
-        return Documents(ids, np.diff(ends, prepend=-1), contents)
+        text_starts = np.zeros_like(text_ends)
+        np.add(text_ends[:-1], len(self._eos_bytes), out=text_starts[1:])
+        contents = list(map(content.__getitem__, map(slice, text_starts.tolist(), text_ends.tolist())))
+        return Documents(ids, counts, contents, text_ends - text_starts, num_chars)
 
     def _text_ends(self, content: bytes, num_texts: int) -> npt.NDArray[np.int64] | None:
         """Where EOS stands in the joined UTF-8, found by one of its bytes; None if it stands in a text too."""
@@ -93,7 +104,13 @@ class DocumentEncoder:
             view, ends = ids.view(np.uint8).data, (offsets * 4).tolist()
             parts: list[Any] = [*map(view.__getitem__, map(slice, ends, ends[1:])), b""]
             ids = np.frombuffer(self._closing.join(parts), "<u4")
-        return Documents(ids, counts, list(map(str.encode, texts)))
+        return _documents(ids, counts, texts)
+
+
+def _documents(ids: Ids, counts: Counts, texts: list[str]) -> Documents:
+    contents = list(map(str.encode, texts))
+    num_bytes = np.fromiter(map(len, contents), np.int64, len(texts))
+    return Documents(ids, counts, contents, num_bytes, sum(map(len, texts)))
 
 
 def _plain_eos(tokenizer_json: bytes, eos_id: int) -> tuple[str, int]:
@@ -110,4 +127,7 @@ def _plain_eos(tokenizer_json: bytes, eos_id: int) -> tuple[str, int]:
     is_top = special == list(range(special[0], special[0] + len(special))) and special[0] > max(
         number for piece, number in vocabulary.items() if number not in added
     )
-    return (eos["content"], special[0]) if is_plain and is_top and not set(added) - set(special) else ("", 0)
+    # Joined with texts, an EOS such as `<>x<>` could be found where it only seems to stand.
+    overlaps = any(eos["content"].endswith(eos["content"][:length]) for length in range(1, len(eos["content"])))
+    is_usable = is_plain and is_top and not overlaps and not set(added) - set(special)
+    return (eos["content"], special[0]) if is_usable else ("", 0)

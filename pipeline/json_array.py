@@ -45,6 +45,7 @@ class JsonArrayReader(StreamReader):
             self.first = offset
         if self._start == 0:
             self.last = offset
+        limit = self._options.max_record_bytes
         while content and offset < self._stop:
             parsed = self._parse(content, offset)
             if parsed.batch is not None:
@@ -57,8 +58,17 @@ class JsonArrayReader(StreamReader):
                 self._options.on_bad(error)
                 content, offset = self._next_plausible(content, offset, skip=1)
             self.last = offset
-            if offset < self._stop and error is None and not self._at_end:
-                content += self._read_next(len(content))
+            while offset < self._stop and error is None and not self._at_end:
+                chunk = self._read_next(len(content))
+                whole = None
+                if self._position <= self._stop and not self._at_end and len(content) + len(chunk) <= limit:
+                    whole = _load_joined(content, chunk, offset)
+                if whole is None:
+                    content += chunk
+                    break
+                batch, content, num_bytes = whole
+                yield batch
+                self.last = offset = offset + num_bytes
         while self._position < self._stop and self._read_next(0):
             pass  # the digest is of all bytes of the stretch
 
@@ -150,8 +160,23 @@ def _could_be_record(content: bytes) -> bool:
 
 def _load(content: bytes, num_bytes: int, offset: int) -> Batch:
     """The whole records in the first `num_bytes` of `content`. Raises `orjson.JSONDecodeError` if those are none."""
-    values = orjson.loads(b"".join((b"[", memoryview(content)[:num_bytes], b"]")))
-    return Batch(values, num_bytes, _Places(content, num_bytes, offset).place)
+    bracketed = b"".join((b"[", memoryview(content)[:num_bytes], b"]"))
+    return Batch(orjson.loads(bracketed), num_bytes, _Places(bracketed, offset).place)
+
+
+def _load_joined(pending: bytes, chunk: bytes, offset: int) -> tuple[Batch, bytes, int] | None:
+    """The whole records in `pending` with `chunk` behind it, followed by another one that begins in `chunk`; then what
+    is left, and the bytes that were taken. None if it isn't that simple. The usual way, with one copy of the bytes."""
+    match = _last_candidate(chunk, len(chunk))
+    if match is None:
+        return None
+    bracketed = b"".join((b"[", pending, memoryview(chunk)[: match.start() + 1], b"]"))
+    try:
+        values = orjson.loads(bracketed)
+    except orjson.JSONDecodeError:
+        return None
+    batch = Batch(values, len(bracketed) - 2, _Places(bracketed, offset).place)
+    return batch, chunk[match.end() - 1 :], len(pending) + match.end() - 1
 
 
 def _parse_to_last(content: bytes, offset: int) -> _Parsed:
@@ -275,21 +300,21 @@ def parse_one_by_one(
 
 
 class _Places:
-    """The place of each whole record in the first `num_bytes` of `content`, which begins at `offset`; found when first
-    asked for."""
+    """The place of each of the records between the brackets of `bracketed`, the first of which begins at `offset`; found
+    when first asked for."""
 
-    def __init__(self, content: bytes, num_bytes: int, offset: int) -> None:
-        self._content, self._num_bytes, self._offset = content, num_bytes, offset
+    def __init__(self, bracketed: bytes, offset: int) -> None:
+        self._bracketed, self._offset = bracketed, offset
         self._spans: list[tuple[int, int]] = []
 
     def place(self, number: int) -> tuple[int, bytes]:
         if not self._spans:
             self._find_spans()
         begin, end = self._spans[number]
-        return self._offset + begin, self._content[begin:end]
+        return self._offset + begin, self._bracketed[begin + 1 : end + 1]
 
     def _find_spans(self) -> None:
-        text = self._content[: self._num_bytes].decode("utf-8")
+        text = self._bracketed[1:-1].decode("utf-8")
         decoder = json.JSONDecoder()
         place = begin = 0  # in characters, in bytes
         while place < len(text):

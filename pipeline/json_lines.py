@@ -16,16 +16,15 @@ class JsonLinesReader(StreamReader):
     """The lines that begin in the stretch; blank ones are no records."""
 
     def _batches(self) -> Iterator[Batch]:
-        for content, offset in self._whole_lines():
-            lines = content.split(b"\n")
-            if len(content) <= self._options.max_record_bytes:
+        for lines, offset, num_bytes in self._whole_lines():
+            if num_bytes <= self._options.max_record_bytes:
                 try:
                     values = [orjson.loads(line) for line in lines if line and not line.isspace()]
-                    yield Batch(values, len(content), _Places(lines, offset).place)
+                    yield Batch(values, num_bytes, _Places(lines, offset).place)
                     continue
                 except orjson.JSONDecodeError:
                     pass
-            yield self._one_by_one(lines, offset, len(content))
+            yield self._one_by_one(lines, offset, num_bytes)
 
     def _one_by_one(self, lines: list[bytes], offset: int, num_bytes: int) -> Batch:
         """The good ones among `lines`, the first of which begins at `offset`; the bad ones are reported."""
@@ -50,8 +49,9 @@ class JsonLinesReader(StreamReader):
             offset += len(line) + 1
         return Batch(values, num_bytes, lambda number: (places[number], good[number]))
 
-    def _whole_lines(self) -> Iterator[tuple[bytes, int]]:
-        """Chunks of whole lines that begin in the stretch, each with its offset."""
+    def _whole_lines(self) -> Iterator[tuple[list[bytes], int, int]]:
+        """Stretches of whole lines, split at newlines; the first line's offset, and the bytes. A line that ends the source
+        without a newline is the last in its list."""
         start, stop = self._start, self._stop
         if start == 0:
             self.first = 0
@@ -79,12 +79,13 @@ class JsonLinesReader(StreamReader):
                 if end:
                     break
             else:
-                pending += chunk
-                end = pending.rfind(b"\n") + 1
-                if end:
-                    yield self._without_mark(pending[:end], offset)
-                    offset += end
-                    pending = pending[end:]
+                lines = chunk.split(b"\n")
+                lines[0] = pending + lines[0]
+                num_bytes = len(pending) + len(chunk) - len(lines[-1])
+                pending, lines[-1] = lines[-1], b""
+                if len(lines) > 1:
+                    yield self._without_mark(lines, offset, num_bytes)
+                    offset += num_bytes
                 if self._position == stop and not pending:
                     break
             if not self._check_size(len(pending)):
@@ -94,7 +95,7 @@ class JsonLinesReader(StreamReader):
                     break
         self.last = offset + len(pending)
         if pending:
-            yield self._without_mark(pending, offset)
+            yield self._without_mark(pending.split(b"\n"), offset, len(pending))
 
     def _skip_line(self, offset: int) -> int:
         """Read on from `offset`, inside a line, to the line's end; the offset of the next line."""
@@ -106,10 +107,11 @@ class JsonLinesReader(StreamReader):
                 break
         return offset
 
-    def _without_mark(self, content: bytes, offset: int) -> tuple[bytes, int]:
-        if offset == 0 and content.startswith(BYTE_ORDER_MARK):
-            return content[len(BYTE_ORDER_MARK) :], len(BYTE_ORDER_MARK)
-        return content, offset
+    def _without_mark(self, lines: list[bytes], offset: int, num_bytes: int) -> tuple[list[bytes], int, int]:
+        if offset == 0 and lines[0].startswith(BYTE_ORDER_MARK):
+            size = len(BYTE_ORDER_MARK)
+            return [lines[0][size:], *lines[1:]], size, num_bytes - size
+        return lines, offset, num_bytes
 
 
 class _Places:

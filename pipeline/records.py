@@ -84,7 +84,7 @@ class StretchReader(abc.ABC):
     the offset behind its last one, where the next stretch's first begins; `first` is None if no record begins in it.
     """
 
-    chunk_bytes = 1 << 20
+    chunk_bytes = 1 << 21
 
     def __init__(self, source: Source, stretch: Stretch, options: ReadOptions, *, first: int | None = None) -> None:
         """`first` is the offset of the stretch's first record where it is known already."""

@@ -290,22 +290,25 @@ def _add_documents(
 ) -> int:
     """Tokenize `texts`, close each with EOS and hand them to the split that each belongs to."""
     settings = job.settings
-    ids, counts, contents = encoder.encode(texts)
+    ids, counts, contents, num_bytes, num_chars = encoder.encode(texts)
     ends = np.cumsum(counts)
     check.sample(texts, ids, ends)
     hashes = np.fromiter(
         map(xxhash.xxh3_64_intdigest, contents, itertools.repeat(settings.seed)), np.uint64, len(texts)
     )
     is_val = hashes < np.uint64(val_threshold(settings.val_fraction))
-    num_bytes, num_chars = np.array(list(map(len, contents))), np.array(list(map(len, texts)))
-    choices: tuple[tuple[SplitName, npt.NDArray[np.bool_]], ...] = (("train", ~is_val), ("val", is_val))
-    for name, chosen in choices:
+    num_val_chars = sum(map(len, itertools.compress(texts, is_val.tolist())))
+    choices: tuple[tuple[SplitName, npt.NDArray[np.bool_], int], ...] = (
+        ("train", ~is_val, num_chars - num_val_chars),
+        ("val", is_val, num_val_chars),
+    )
+    for name, chosen, num_chosen_chars in choices:
         if chosen.any():
             splits[name].add(
                 _chosen_tokens(ids, ends, chosen),
                 counts[chosen],
                 num_text_bytes=int(num_bytes[chosen].sum()),
-                num_text_chars=int(num_chars[chosen].sum()),
+                num_text_chars=num_chosen_chars,
             )
     return len(ids)
 

@@ -178,12 +178,12 @@ def test_memory_for_a_unit_does_not_grow_with_the_corpus(tmp_path: Path) -> None
 
     path = tmp_path / "corpus"
     record = json.dumps({"text": "文" * 300}, ensure_ascii=False)
-    path.write_text("[" + ", ".join([record] * 60_000) + "]", encoding="utf-8")
+    path.write_text("[" + ", ".join([record] * 120_000) + "]", encoding="utf-8")
     (source,) = find_sources([str(path)])
     (unit,) = plan_units([source], 1 << 30)
     tracemalloc.start()
     count = sum(len(batch.values) for batch in open_stretch(source, unit.stretches[0], ReadOptions(on_bad=raise_bad)))
     _now, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert count == 60_000 and source.num_bytes > 50_000_000
-    assert peak < 25_000_000
+    assert count == 120_000 and source.num_bytes > 100_000_000
+    assert peak < 45_000_000

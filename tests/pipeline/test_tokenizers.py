@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from pipeline import qwen2
 from pipeline.bpe import train_tokenizer
+from pipeline.documents import DocumentEncoder
 from pipeline.tokenizers import (
     PROBE_TEXTS,
     FastEncoder,
     ReferenceEncoder,
     choose_encoder,
+    load_encoder,
     load_tokenizer_files,
     same_ids,
 )
@@ -70,6 +72,42 @@ def test_both_encoders_agree_on_any_text(tokenizer_dir: Path, texts: list[str]) 
     files = load_tokenizer_files(str(tokenizer_dir))
     texts = [text.encode("utf-8", "replace").decode() for text in texts]
     assert same_ids(FastEncoder(files.tokenizer_json), ReferenceEncoder(files.tokenizer_json), texts)
+
+
+# Starters, marks of different classes, singletons, jamo, kana marks: what normalization moves, joins and takes apart.
+_MARKED = st.text("ae<\u0301\u0323\u0338\u212a\u2126\uac00\u1100\u1161\u11a8か\u3099\uf900\ufb1d人。", max_size=12)
+
+
+@given(texts=st.lists(_MARKED.filter(bool), min_size=1, max_size=6))
+def test_documents_are_normalized_as_the_reference_does(qwen2_files, texts: list[str]) -> None:  # type: ignore[no-untyped-def]
+    content, eos_id = qwen2_files.tokenizer_json, qwen2_files.eos_id
+    fast = DocumentEncoder(load_encoder("fastokens", content), content, eos_id, closes=True).encode(texts)
+    slow = DocumentEncoder(load_encoder("tokenizers", content), content, eos_id, closes=True).encode(texts)
+    assert fast.ids.tolist() == slow.ids.tolist() and fast.counts.tolist() == slow.counts.tolist()
+    assert list(fast.contents) == list(slow.contents) == [text.encode() for text in texts]
+    assert fast.num_bytes.tolist() == [len(text.encode()) for text in texts]
+    assert fast.num_chars == slow.num_chars == sum(map(len, texts))
+
+
+def test_normalization_is_left_to_fastokens_where_something_is_cut_out_before_it(qwen2_files) -> None:  # type: ignore[no-untyped-def]
+    content: bytes = qwen2_files.tokenizer_json
+    decomposed = ["e\u0301"]
+    assert FastEncoder(content).normalized(decomposed) == ["\xe9"]
+    assert FastEncoder(content, parse_special=True).normalized(decomposed) == decomposed
+    tool = content.replace(b'"special":true', b'"special":false', 1)
+    assert tool != content and FastEncoder(tool).normalized(decomposed) == decomposed
+    text = ["<|im_end|>\u0338"]  # `>` and the mark are one character, unless the special token is cut out before
+    for parse in (False, True):
+        fast, slow = FastEncoder(content, parse_special=parse), ReferenceEncoder(content, parse_special=parse)
+        assert same_ids(fast, slow, text)
+
+
+def test_an_eos_that_overlaps_itself_is_not_looked_for_in_joined_texts(qwen2_files) -> None:  # type: ignore[no-untyped-def]
+    content: bytes = qwen2_files.tokenizer_json.replace(b'"<|endoftext|>"', b'"=<>="')
+    encoder = DocumentEncoder(load_encoder("fastokens", content), content, qwen2_files.eos_id, closes=True)
+    slow = DocumentEncoder(load_encoder("tokenizers", content), content, qwen2_files.eos_id, closes=True)
+    texts = ["a=<>", "b"]
+    assert encoder.encode(texts).ids.tolist() == slow.encode(texts).ids.tolist()
 
 
 def test_special_token_strings_are_ordinary_text(tokenizer_dir: Path) -> None:
