@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from blake3 import blake3
 
 from pipeline.receipts import Receipt, SplitReceipt, rejected_path
@@ -16,11 +15,12 @@ from pipeline.sources import Source
 from pipeline.streams import file_digest
 from pipeline.tokenizers import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON, TokenizerFiles
 from pipeline.units import Unit, plan_units
+from shards.assemble import UnitPart, assemble_split
 from shards.errors import InputError
 from shards.files import atomic_writer, flush_directory, write_atomically
-from shards.index import contiguous_index
 from shards.manifest import (
     FORMAT_VERSION,
+    GENERATOR,
     MANIFEST_NAME,
     REJECTED_NAME,
     SPLITS,
@@ -31,13 +31,9 @@ from shards.manifest import (
     ShardEntry,
     SourceEntry,
     SplitEntry,
-    SplitName,
     TailEntry,
     encode_manifest,
 )
-from shards.writer import ShardWriter, shard_name
-
-GENERATOR = "tokenize-once 1"
 
 
 def write_set(
@@ -66,17 +62,18 @@ def write_set(
     shards: list[ShardEntry] = []
     tails: list[TailEntry] = []
     for name in SPLITS:
-        parts = [(receipt.unit, receipt.splits[name]) for receipt in receipts]
-        members = [part.shard for _unit, part in parts if part.shard is not None]
-        last = _write_last_shard(directory, name, len(units), settings, tokenizer.eos_id, parts)
-        members += [last] if last is not None else []
-        tails += [
-            TailEntry(unit=unit, split=name, num_pieces=len(part.tail.piece_tokens), continues=part.tail.continues)
-            for unit, part in parts
-            if len(part.tail.piece_tokens)
-        ]
-        splits[name] = _split_entry([part for _unit, part in parts], members, settings)
-        shards += members
+        parts = [_unit_part(receipt.unit, receipt.splits[name]) for receipt in receipts]
+        assembled = assemble_split(
+            directory,
+            name,
+            parts,
+            last_number=len(units),
+            block_tokens=settings.block_tokens,
+            eos_id=tokenizer.eos_id,
+        )
+        splits[name] = assembled.entry
+        shards += assembled.shards
+        tails += assembled.tails
     if not any(split.num_blocks for split in splits.values()):
         raise InputError(
             f"--packing {settings.packing}: no document has a whole block of {settings.block_tokens:,} tokens"
@@ -108,41 +105,16 @@ def write_set(
     write_atomically(directory / MANIFEST_NAME, encode_manifest(manifest.with_fingerprint()))
 
 
-def _split_entry(parts: Sequence[SplitReceipt], members: Sequence[ShardEntry], settings: BuildSettings) -> SplitEntry:
-    num_blocks = sum(shard.num_blocks for shard in members)
-    num_tokens = sum(part.num_tokens for part in parts)
-    # What the packing leaves out is no document of the set: the numbers are of what the shards hold.
-    return SplitEntry(
-        num_documents=sum(shard.num_documents for shard in members),
-        num_tokens=num_tokens,
-        num_blocks=num_blocks,
-        num_fill_tokens=num_blocks * settings.block_tokens - num_tokens,
-        num_dropped_tokens=sum(part.num_dropped_tokens for part in parts),
-        num_text_bytes=sum(part.num_text_bytes for part in parts),
-        num_text_chars=sum(part.num_text_chars for part in parts),
+def _unit_part(unit: int, split: SplitReceipt) -> UnitPart:
+    return UnitPart(
+        unit=unit,
+        shard=split.shard,
+        tail=split.tail,
+        num_tokens=split.num_tokens,
+        num_dropped_tokens=split.num_dropped_tokens,
+        num_text_bytes=split.num_text_bytes,
+        num_text_chars=split.num_text_chars,
     )
-
-
-def _write_last_shard(
-    directory: Path,
-    split: SplitName,
-    number: int,
-    settings: BuildSettings,
-    eos_id: int,
-    parts: Sequence[tuple[int, SplitReceipt]],
-) -> ShardEntry | None:
-    """Join the units' tails and fill up the very last block with EOS."""
-    tails = [part.tail for _unit, part in parts]
-    num_tokens = sum(len(tail.tokens) for tail in tails)
-    if not num_tokens:
-        return None
-    pieces = np.concatenate([tail.piece_tokens for tail in tails])
-    num_fill = -num_tokens % settings.block_tokens
-    with ShardWriter(directory, shard_name(split, number), split=split, block_tokens=settings.block_tokens) as writer:
-        for tail in tails:
-            writer.write(tail.tokens)
-        writer.write(np.full(num_fill, eos_id, dtype=np.uint32))
-        return writer.finish(contiguous_index(pieces), num_documents=len(pieces))
 
 
 def _join_rejected(directory: Path, receipts: Sequence[Receipt]) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.packing import Tail
 from shards.manifest import SPLITS, ShardEntry
+from shards.packing import Tail
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
 
 RECEIPTS_DIRECTORY = "receipts"

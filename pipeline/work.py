@@ -18,11 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from pipeline.best_fit import BestFitPacker
 from pipeline.dedup import DropList
 from pipeline.documents import DocumentEncoder
 from pipeline.fields import TextOf
-from pipeline.packing import ConcatPacker, Ids, Lengths, Packer, TutorialPacker
 from pipeline.readers import open_stretch
 from pipeline.receipts import (
     Receipt,
@@ -37,15 +35,16 @@ from pipeline.settings import BuildSettings
 from pipeline.sources import Source
 from pipeline.tokenizers import Encoder
 from pipeline.units import Unit
+from shards.assemble import PACKERS
 from shards.errors import InputError
 from shards.files import flush_directory, write_atomically
 from shards.manifest import SPLITS, SplitName
+from shards.packing import Ids, Lengths
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, shard_name
 
 # Called with the source bytes and the tokens that were just done, and the records that were just rejected.
 Progress = Callable[[int, int, int], None]
 
-_PACKERS: dict[str, type[Packer]] = {"concat": ConcatPacker, "best-fit": BestFitPacker, "tutorial": TutorialPacker}
 _REJECTED_CONTENT_BYTES = 1 << 16
 
 
@@ -249,7 +248,7 @@ class _SplitBuilder:
     def __init__(self, split: SplitName, unit: Unit, job: Job) -> None:
         settings = job.settings
         self._block_tokens = settings.block_tokens
-        self._packer = _PACKERS[settings.packing](
+        self._packer = PACKERS[settings.packing](
             job.directory, unit.number, split=split, block_tokens=settings.block_tokens, eos_id=job.eos_id
         )
         self._num_documents = self._num_tokens = self._num_text_bytes = self._num_text_chars = 0

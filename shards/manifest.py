@@ -20,6 +20,7 @@ from blake3 import blake3
 from shards.errors import InputError, printable
 
 FORMAT_VERSION = 1
+GENERATOR = "tokenize-once 1"
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_DIRECTORY = "tokenizer"
 REJECTED_NAME = "rejected.jsonl"

@@ -10,6 +10,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from shards.errors import InputError
 
 
@@ -40,6 +43,8 @@ class Vocabulary:
                 for piece, number in vocabulary.items()
             }
             self._pieces |= {token["id"]: token["content"].encode() for token in added}
+            self._special = {token["id"] for token in added if token.get("special")}
+            self._sizes: npt.NDArray[np.int64] | None = None
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -48,6 +53,17 @@ class Vocabulary:
     def piece(self, token: int) -> bytes:
         """The bytes behind one id; a token may hold a part of a character."""
         return self._pieces.get(token, f"<{token}>".encode())
+
+    def text_sizes(self, tokens: npt.NDArray[np.uint32]) -> tuple[int, int]:
+        """Bytes and characters of UTF-8 that `tokens` spell; special tokens spell nothing."""
+        if self._sizes is None:
+            self._sizes = np.zeros((2, max(self._pieces, default=0) + 1), dtype=np.int64)
+            for number, piece in self._pieces.items():
+                if number not in self._special:
+                    # A byte 10xxxxxx goes on with a character.
+                    self._sizes[:, number] = len(piece), sum(byte & 0xC0 != 0x80 for byte in piece)
+        num_bytes, num_chars = (int(sizes.take(tokens, mode="clip").sum()) for sizes in self._sizes)
+        return num_bytes, num_chars
 
     def text(self, tokens: Iterable[int]) -> str:
         """The text of `tokens`; a character cut in two at either end shows as U+FFFD."""

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.packing import ConcatPacker, cut_lengths
 from shards.index import read_index
+from shards.packing import ConcatPacker, cut_lengths
 
 
 def test_the_example_of_the_module() -> None:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import shards
 from pipeline import dedup
-from pipeline.best_fit import BestFitPacker, best_fit_decreasing
 from pipeline.build import build
 from pipeline.settings import BuildSettings
 from pipeline.tokenizers import FastEncoder, ReferenceEncoder, load_tokenizer_files
+from shards.best_fit import BestFitPacker, best_fit_decreasing
 from shards.errors import InputError
 from shards.verify import verify
 from shards.vocabulary import Vocabulary

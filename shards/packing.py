@@ -7,7 +7,7 @@ last shard of the split. With blocks of 4 tokens and the documents `a b c EOS`, 
     shard   a b c EOS | d e EOS f      documents of 4, 3 and 1 tokens; the last one is cut
     tail    EOS                        one piece of 1 token, which continues the shard's last
 
-`best-fit` (`pipeline.best_fit`) cuts no document that fits a block. `tutorial`, here too, keeps what the original script
+`best-fit` (`shards.best_fit`) cuts no document that fits a block. `tutorial`, here too, keeps what the original script
 keeps: of each document its whole blocks, without EOS.
 """
 

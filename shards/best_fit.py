@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.packing import Ids, Lengths, Packed, Packer, no_tail
 from shards.index import Index
 from shards.manifest import SplitName
+from shards.packing import Ids, Lengths, Packed, Packer, no_tail
 
 WINDOW_TOKENS = 1 << 24
 

@@ -1,0 +1,199 @@
+"""New shard sets from documents that are tokenized already: what merging, cutting and importing have in common.
+
+A set is written to `NAME.partial/` and renamed when it is whole, so it is there whole or not at all. Nothing is resumed:
+this is copying, not tokenizing, and what an interrupted attempt has left is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from shards.assemble import PACKERS, UnitPart, assemble_split
+from shards.errors import InputError
+from shards.files import flush_directory, write_atomically
+from shards.manifest import (
+    FORMAT_VERSION,
+    GENERATOR,
+    MANIFEST_NAME,
+    SPLITS,
+    TOKENIZER_DIRECTORY,
+    Manifest,
+    RejectedEntry,
+    SourceEntry,
+    SplitName,
+    TokenizerEntry,
+    encode_manifest,
+)
+from shards.packing import Ids, Lengths, Packer
+from shards.vocabulary import Vocabulary
+
+# In a partial directory: it is ours, and may be removed.
+_MARK = ".new-set"
+
+# A batch of whole documents of one split: all their tokens (EOS included, but for the packing `tutorial`), and the
+# tokens in each.
+DocumentBatch = tuple[SplitName, Ids, Lengths]
+
+
+@contextlib.contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """A directory that becomes `out` if the block ends without an exception, and is removed otherwise.
+
+    Raises `InputError` if `out` is there already, or another process is writing it.
+    """
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out}: exists already; choose another --out, or move it elsewhere")
+    partial = out.with_name(out.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = os.path.samestat(os.fstat(descriptor), os.stat(partial))
+        except OSError:
+            is_ours = False
+        if not is_ours:
+            raise InputError(f"{out}: another process is writing it; wait for that, or stop it")
+        if any(partial.iterdir()) and not (partial / _MARK).exists():
+            raise InputError(f"{partial}: an unfinished build, or none of ours; finish it, or move it elsewhere")
+        _remove_content(partial)
+        (partial / _MARK).touch()
+        try:
+            yield partial
+            (partial / _MARK).unlink()
+            flush_directory(partial)
+            os.rename(partial, out)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        flush_directory(out.parent)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_content(directory: Path) -> None:
+    for entry in directory.iterdir():
+        if entry.name != _MARK:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+class NewSet:
+    """A set in the making, in `directory` (of `new_directory`): units one after another, then `finish`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        block_tokens: int,
+        packing: Literal["concat", "best-fit", "tutorial"],
+        tokenizer: TokenizerEntry,
+        tokenizer_path: Path,
+    ) -> None:
+        self._directory, self._block_tokens, self._packing = directory, block_tokens, packing
+        self._tokenizer, self._tokenizer_path = tokenizer, tokenizer_path
+        self._vocabulary = Vocabulary(tokenizer_path)
+        self._parts: dict[SplitName, list[UnitPart]] = {name: [] for name in SPLITS}
+        self.num_units = 0
+
+    def add_unit(self, batches: Iterable[DocumentBatch]) -> None:
+        """Pack the documents of one unit: some 16 million tokens are a good size."""
+        packers: dict[SplitName, Packer] = {}
+        sizes = {name: [0, 0, 0] for name in SPLITS}  # tokens, bytes, characters
+        with contextlib.ExitStack() as stack:
+            for name, tokens, lengths in batches:
+                if name not in packers:
+                    packers[name] = stack.enter_context(
+                        PACKERS[self._packing](
+                            self._directory,
+                            self.num_units,
+                            split=name,
+                            block_tokens=self._block_tokens,
+                            eos_id=self._tokenizer.eos_id,
+                        )
+                    )
+                packers[name].add(tokens, lengths)
+                num_bytes, num_chars = self._vocabulary.text_sizes(tokens)
+                for place, value in enumerate((len(tokens), num_bytes, num_chars)):
+                    sizes[name][place] += value
+            for name, packer in packers.items():
+                packed = packer.finish()
+                num_tokens, num_bytes, num_chars = sizes[name]
+                self._parts[name].append(
+                    UnitPart(
+                        unit=self.num_units,
+                        shard=packed.shard,
+                        tail=packed.tail,
+                        num_tokens=num_tokens - packed.num_dropped_tokens,
+                        num_dropped_tokens=packed.num_dropped_tokens,
+                        num_text_bytes=num_bytes,
+                        num_text_chars=num_chars,
+                    )
+                )
+        self.num_units += 1
+
+    def add_packed_unit(self, parts: dict[SplitName, UnitPart]) -> None:
+        """Take a unit that is packed: its shards lie in the directory already, under the next unit's number."""
+        for name, part in parts.items():
+            assert part.unit == self.num_units
+            self._parts[name].append(part)
+        self.num_units += 1
+
+    def finish(
+        self,
+        *,
+        sources: list[SourceEntry],
+        settings: dict[str, Any],
+        num_records: int | None = None,
+        num_empty: int = 0,
+        num_duplicates: int = 0,
+        rejected: list[RejectedEntry] | None = None,
+        rejected_digest: str = "",
+    ) -> Manifest:
+        """Write the last shards, the tokenizer's files and the manifest. `num_records` is by default that of the documents.
+
+        Raises `InputError` if there is not one block.
+        """
+        assembled = {
+            name: assemble_split(
+                self._directory,
+                name,
+                self._parts[name],
+                last_number=self.num_units,
+                block_tokens=self._block_tokens,
+                eos_id=self._tokenizer.eos_id,
+            )
+            for name in SPLITS
+        }
+        splits = {name: split.entry for name, split in assembled.items()}
+        if not any(split.num_blocks for split in splits.values()):
+            raise InputError("no document is left; nothing to write")
+        shutil.copytree(self._tokenizer_path, self._directory / TOKENIZER_DIRECTORY)
+        num_documents = sum(split.num_documents for split in splits.values())
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            generator=GENERATOR,
+            block_tokens=self._block_tokens,
+            dtype="uint32",
+            packing=self._packing,
+            tokenizer=self._tokenizer,
+            settings=settings,
+            sources=sources,
+            splits={str(name): entry for name, entry in splits.items()},
+            shards=[shard for name in SPLITS for shard in assembled[name].shards],
+            tails=[tail for name in SPLITS for tail in assembled[name].tails],
+            num_records=num_documents + num_empty + num_duplicates if num_records is None else num_records,
+            num_empty=num_empty,
+            num_duplicates=num_duplicates,
+            rejected=rejected or [],
+            rejected_digest=rejected_digest,
+        ).with_fingerprint()
+        flush_directory(self._directory / TOKENIZER_DIRECTORY)
+        flush_directory(self._directory)
+        write_atomically(self._directory / MANIFEST_NAME, encode_manifest(manifest))
+        return manifest
