@@ -8,8 +8,25 @@ headerless little-endian uint32, `num_blocks` × `block_tokens` × 4 bytes.
 """
 
 from shards.errors import InputError
-from shards.order import epoch_order
+from shards.mixture import Mixture, epoch_blocks, open_data, run_order
+from shards.order import epoch_order, window_order
 from shards.reader import ShardSet, Split
 from shards.reader import open_shard_set as open
+from shards.run_order import SHUFFLES, RunOrder, Shuffle, rank_positions
 
-__all__ = ["InputError", "ShardSet", "Split", "epoch_order", "open"]
+__all__ = [
+    "SHUFFLES",
+    "InputError",
+    "Mixture",
+    "RunOrder",
+    "ShardSet",
+    "Shuffle",
+    "Split",
+    "epoch_blocks",
+    "epoch_order",
+    "open",
+    "open_data",
+    "rank_positions",
+    "run_order",
+    "window_order",
+]

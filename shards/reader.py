@@ -11,7 +11,9 @@ for document in train.documents(): ...   # uint32 arrays, EOS left off, in the c
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 import mmap
 import os
 import stat
@@ -24,11 +26,14 @@ import numpy.typing as npt
 
 from shards.errors import InputError, nearest
 from shards.index import HEADER, Index, check_index_header, index_bytes, read_index
-from shards.manifest import MANIFEST_NAME, TOKENIZER_DIRECTORY, Manifest, ShardEntry, SplitName, read_manifest
+from shards.manifest import MANIFEST_NAME, TOKENIZER_DIRECTORY, Manifest, ShardEntry, SplitName, TailEntry, read_manifest
 from shards.order import epoch_order
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
 
 Tokens = npt.NDArray[np.uint32]
+
+# A split of more shards is mapped shard by shard, as they are touched: a process may have some 65,000 maps.
+_MAX_MAPPED_AT_ONCE = 4096
 
 
 def open_shard_set(directory: str | os.PathLike[str]) -> ShardSet:
@@ -101,6 +106,10 @@ class ShardSet:
         self._splits: dict[str, Split] = {}
 
     @property
+    def description(self) -> str:
+        return str(self.path)
+
+    @property
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
 
@@ -153,6 +162,7 @@ class Split:
         self._directory = shard_set.path
         self._first_blocks = np.cumsum([0] + [shard.num_blocks for shard in self.shards])
         self._maps: list[Tokens | None] = [None] * len(self.shards)
+        self._rows: _Rows | None = None
 
     def __len__(self) -> int:
         """Number of blocks."""
@@ -203,10 +213,19 @@ class Split:
     def _gather(self, numbers: npt.NDArray[np.integer]) -> Tokens:
         if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
             raise IndexError(f"expected a 1-D array of block numbers, found {numbers.dtype} {numbers.shape}")
+        if self._rows is None and len(self.shards) <= _MAX_MAPPED_AT_ONCE:
+            self._rows = _Rows([self.shard_blocks(shard) for shard in range(len(self.shards))], self._first_blocks)
+        if self._rows is not None:
+            try:
+                return self._rows[numbers]
+            except IndexError:
+                pass  # negative or too large
         numbers = numbers.astype(np.int64)
         numbers[numbers < 0] += len(self)
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
             raise IndexError(f"block numbers must lie in 0 … {len(self) - 1:,} (split {self.name!r})")
+        if self._rows is not None:
+            return self._rows[numbers]
         blocks = np.empty((len(numbers), self.block_tokens), dtype=np.uint32)
         shards = np.searchsorted(self._first_blocks, numbers, side="right") - 1
         offsets = numbers - self._first_blocks[shards]
@@ -228,24 +247,89 @@ class Split:
             pieces = [tokens[starts[piece] : ends[piece]] for piece in range(first, behind)]
             yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def documents(self) -> Iterator[Tokens]:
-        """Each document's ids without its EOS, in the corpus's order.
+    @functools.cached_property
+    def _shard_of_unit(self) -> dict[int, int]:
+        """The units with a shard of their own: the last shard isn't one if it holds what the units left over."""
+        own = self.shards[:-1] if self._tails else self.shards
+        return {int(shard.name.rpartition("-")[2]): number for number, shard in enumerate(own)}
+
+    @functools.cached_property
+    def _tail_of_unit(self) -> dict[int, tuple[TailEntry, int]]:
+        """Each unit's tail with the number of its first piece in the last shard."""
+        tails = sorted(self._tails, key=lambda tail: tail.unit)
+        first_pieces = itertools.accumulate((tail.num_pieces for tail in tails), initial=0)
+        return {tail.unit: (tail, first) for tail, first in zip(tails, first_pieces, strict=False)}
+
+    @functools.cached_property
+    def _tail_index(self) -> Index:
+        return read_shard_index(self._directory, self.shards[-1], self.block_tokens)
+
+    def _tail_pieces(self, first: int, num_pieces: int) -> Iterator[Tokens]:
+        tokens = self.shard_blocks(len(self.shards) - 1).reshape(-1)
+        own = slice(first, first + num_pieces)
+        for start, end in zip(self._tail_index.starts[own].tolist(), self._tail_index.ends[own].tolist(), strict=True):
+            yield tokens[start:end]
+
+    def units(self) -> dict[int, int]:
+        """How many documents each unit of the corpus has here, in the corpus's order; those without any are left out."""
+        sizes = {unit: self.shards[number].num_index_documents for unit, number in self._shard_of_unit.items()}
+        for unit, (tail, _first) in self._tail_of_unit.items():
+            sizes[unit] = sizes.get(unit, 0) + tail.num_pieces - tail.continues
+        return dict(sorted(sizes.items()))
+
+    def unit_documents(self, unit: int) -> Iterator[Tokens]:
+        """The documents of one unit of the corpus, in its order, EOS included (the packing `tutorial` has none).
 
         A document cut at the end of its unit's shard is put together again with its rest in the last shard.
         """
-        number_of_unit = {int(shard.name.rpartition("-")[2]): n for n, shard in enumerate(self.shards)}
-        tails = {tail.unit: tail for tail in self._tails}
-        last_pieces = self.shard_documents(len(self.shards) - 1) if self._tails else iter(())
-        units = sorted(set(tails) | set(number_of_unit))
-        for unit in units[:-1] if self._tails else units:
-            pieces: Iterator[Tokens] = iter(())
-            if unit in number_of_unit:
-                pieces = self.shard_documents(number_of_unit[unit])
-            if unit in tails:
-                rest = itertools.islice(last_pieces, tails[unit].num_pieces)
-                pieces = _joined(pieces, rest) if tails[unit].continues else itertools.chain(pieces, rest)
-            for piece in pieces:
-                yield piece[: len(piece) - self._num_closing_tokens]
+        number = self._shard_of_unit.get(unit)
+        pieces = iter(()) if number is None else self.shard_documents(number)
+        if unit not in self._tail_of_unit:
+            return pieces
+        tail, first = self._tail_of_unit[unit]
+        rest = self._tail_pieces(first, tail.num_pieces)
+        return _joined(pieces, rest) if tail.continues else itertools.chain(pieces, rest)
+
+    def documents(self) -> Iterator[Tokens]:
+        """Each document's ids without its EOS, in the corpus's order."""
+        for unit in self.units():
+            for document in self.unit_documents(unit):
+                yield document[: len(document) - self._num_closing_tokens]
+
+
+class _Rows:
+    """The blocks of several mapped shards as the rows of one array, so that a batch is one gather.
+
+    The array spans the addresses from the first map to the end of the last, in steps that divide both a page and a
+    block; only rows that lie in a map are ever touched. With pages of 4,096 bytes and blocks of 2,048, maps at 8,192 and
+    at 40,960 begin at the rows 0 and 16.
+    """
+
+    def __init__(self, maps: list[Tokens], first_blocks: npt.NDArray[np.int64]) -> None:
+        self._maps = maps  # keeps them mapped
+        addresses = [blocks.__array_interface__["data"][0] for blocks in maps]
+        lowest = min(addresses, default=0)
+        block_tokens = maps[0].shape[1] if maps else 1
+        step = math.gcd(mmap.PAGESIZE, block_tokens * 4)
+        self._rows_a_block = np.int64(block_tokens * 4 // step)
+        self._behind = first_blocks[1:].astype(np.uint64)
+        first_rows = (np.array(addresses, dtype=np.int64) - lowest) // step
+        self._shift = first_rows - first_blocks[:-1] * self._rows_a_block
+        if maps:
+            end = max(address + blocks.nbytes for address, blocks in zip(addresses, maps, strict=True))
+            num_rows = (end - lowest - block_tokens * 4) // step + 1
+            self._array: Tokens = np.lib.stride_tricks.as_strided(
+                maps[addresses.index(lowest)], (num_rows, block_tokens), (step, 4), writeable=False
+            )
+        else:
+            self._array = np.empty((0, block_tokens), dtype=np.uint32)
+
+    def __getitem__(self, numbers: npt.NDArray[np.integer]) -> Tokens:
+        """The blocks `numbers`. Raises `IndexError` where one is negative or too large: there is no shard for it."""
+        whole = numbers.astype(np.int64, copy=False)
+        shards = self._behind.searchsorted(whole.view(np.uint64), side="right")
+        rows: Tokens = self._array[whole * self._rows_a_block + self._shift[shards]]
+        return rows
 
 
 def _joined(pieces: Iterator[Tokens], rest: Iterator[Tokens]) -> Iterator[Tokens]:

@@ -34,7 +34,18 @@ The same command again continues an interrupted run from its newest complete che
 def build_parser() -> Parser:
     parser = Parser(prog="python -m train", description="Train a model on a shard set.", epilog=EPILOG)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE.yaml", help="the settings of the run")
-    parser.add_argument("--shards", metavar="DIR", default=argparse.SUPPRESS, help="the shard set to train on")
+    parser.add_argument(
+        "--shards",
+        metavar="DIR",
+        default=argparse.SUPPRESS,
+        help="the shard set to train on, or several: wiki:0.7,books:0.3 by shares, wiki:1epochs,books:4epochs by passes",
+    )
+    parser.add_argument(
+        "--shuffle",
+        metavar="global|window|none",
+        default=argparse.SUPPRESS,
+        help="how blocks are shuffled: all, within stretches for disks that hate random reads, or not (global)",
+    )
     parser.add_argument(
         "--output_dir", metavar="DIR", default=argparse.SUPPRESS, help="the run's directory, made if it is not there"
     )
@@ -57,7 +68,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str]) -> None:
     try:
-        settings, shard_set, plan = prepare(argv)
+        settings, data, plan = prepare(argv)
     except InputError:
         if process_rank() != 0:  # the first process tells, and torchrun then ends this one
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -66,25 +77,25 @@ def main(argv: list[str]) -> None:
     prepare_environment()
     from train.run import train
 
-    train(settings, shard_set, plan, ["python", "-m", "train", *argv])
+    train(settings, data, plan, ["python", "-m", "train", *argv])
 
 
-def prepare(argv: list[str]) -> tuple[Settings, shards.ShardSet, Any]:
+def prepare(argv: list[str]) -> tuple[Settings, shards.ShardSet | shards.Mixture, Any]:
     """Settings, shard set and plan, all checked. Raises `InputError`. Imports no torch, writes nothing."""
     options = vars(build_parser().parse_args(argv))
     config_path, resume = options.pop("config"), options.pop("resume_from_checkpoint")
     settings = load_settings(config_path, options)
-    shard_set = shards.open(settings.shards)
-    if len(shard_set["train"]) == 0:
+    data = shards.open_data(settings.shards)
+    if len(data["train"]) == 0:
         raise InputError(f"{settings.shards}: has no training blocks: the corpus is smaller than a block")
     limit = settings.model.max_position_embeddings
-    if limit is not None and limit < shard_set.block_tokens:
+    if limit is not None and limit < data.block_tokens:
         raise InputError(
             f"{config_path}: model: max_position_embeddings: {limit:,} positions are too few for {settings.shards}, "
-            f"whose blocks have {shard_set.block_tokens:,} tokens"
+            f"whose blocks have {data.block_tokens:,} tokens"
         )
     check_tracking(settings.tracking)
-    return settings, shard_set, plan_run(settings.output_dir, resume)
+    return settings, data, plan_run(settings.output_dir, resume)
 
 
 if __name__ == "__main__":

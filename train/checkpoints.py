@@ -31,7 +31,8 @@ class DataPosition:
     global_batch_blocks: int
     block_tokens: int
     seed: int
-    fingerprint: str  # of the shard set
+    fingerprint: str  # of the shard set, or of the mixture
+    shuffle: str = "global"
 
 
 def seal_checkpoint(directory: Path, position: DataPosition) -> None:
@@ -117,6 +118,7 @@ def differences(checkpoint: DataPosition, now: DataPosition) -> list[str]:
         "fingerprint": "shard set",
         "block_tokens": "tokens in a block",
         "seed": "seed",
+        "shuffle": "shuffle",
         "global_batch_blocks": "blocks in a global batch",
     }
     phrases = []

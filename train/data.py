@@ -1,9 +1,9 @@
 """Blocks for the Trainer: a Dataset that gathers a batch at once, and the order in which blocks are trained on.
 
 Position p = step × global batch + place in the global batch, counted over the whole run, over all ranks and
-accumulation steps. Position p trains on block `epoch_order(N, seed, p // N, p % N)` of the N blocks. That is all the
-state there is: a run that continues at step s starts at position s × global batch, without reading what came before,
-and on any number of processes, since accelerate deals the batches of one common order out to the ranks.
+accumulation steps; `shards.RunOrder` says which block stands there. That is all the state there is: a run that
+continues at step s starts at position s × global batch, without reading what came before, and on any number of
+processes, since accelerate deals the batches of one common order out to the ranks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, Sampler
 
@@ -23,29 +22,29 @@ CHUNK_POSITIONS = 4096
 
 
 class BlockDataset(Dataset[torch.Tensor]):
-    """A split's blocks as int64 tensors. A loader worker that is spawned opens the shard set itself."""
+    """A split's blocks as int64 tensors. A loader worker that is spawned opens the shard sets itself."""
 
-    def __init__(self, shard_set: shards.ShardSet, split: str) -> None:
-        self._shard_set, self._name = shard_set, split
-        self._split = shard_set[split]
+    def __init__(self, data: shards.ShardSet | shards.Mixture, split: str) -> None:
+        self._spec, self._name = data.description, split
+        self._split = data[split]
 
     def __len__(self) -> int:
         return len(self._split)
 
     def __getitem__(self, number: int) -> torch.Tensor:
         """Shape `(block_tokens,)`."""
-        return torch.from_numpy(self._split[number].astype(np.int64))
+        return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> torch.Tensor:
         """Shape `(n, block_tokens)`: what the DataLoader asks for instead of n single blocks."""
         return torch.from_numpy(self._split[np.asarray(numbers, dtype=np.int64)].astype(np.int64))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self._shard_set.path), self._name)
+        return _reopen, (self._spec, self._name)
 
 
-def _reopen(path: str, split: str) -> BlockDataset:
-    return BlockDataset(shards.open(path), split)
+def _reopen(spec: str, split: str) -> BlockDataset:
+    return BlockDataset(shards.open_data(spec), split)
 
 
 def collate_blocks(blocks: torch.Tensor | Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -56,20 +55,6 @@ def collate_blocks(blocks: torch.Tensor | Sequence[torch.Tensor]) -> dict[str, t
     """
     batch = blocks if isinstance(blocks, torch.Tensor) else torch.stack(list(blocks))
     return {"input_ids": batch, "labels": batch}
-
-
-def block_numbers(num_blocks: int, seed: int, start: int, stop: int) -> npt.NDArray[np.int64]:
-    """The blocks at positions `start` … `stop` − 1 of the run.
-
-    With N = 10, positions 8 … 12 are places 8 and 9 of epoch 0 and places 0, 1 and 2 of epoch 1.
-    """
-    parts = []
-    while start < stop:
-        epoch, place = divmod(start, num_blocks)
-        end = min(stop - epoch * num_blocks, num_blocks)
-        parts.append(shards.epoch_order(num_blocks, seed, epoch, np.arange(place, end)))
-        start = epoch * num_blocks + end
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
 def steps_of_epochs(num_train_epochs: float, num_blocks: int, global_batch_blocks: int) -> int:
@@ -84,14 +69,12 @@ class PositionSampler(Sampler[int]):
     that of the whole run, since the Trainer counts its steps from it.
     """
 
-    def __init__(self, *, num_blocks: int, seed: int, num_positions: int, first_position: Callable[[], int]) -> None:
-        self._num_blocks, self._seed = num_blocks, seed
-        self._num_positions, self._first_position = num_positions, first_position
+    def __init__(self, *, order: shards.RunOrder, num_positions: int, first_position: Callable[[], int]) -> None:
+        self._order, self._num_positions, self._first_position = order, num_positions, first_position
 
     def __len__(self) -> int:
         return self._num_positions
 
     def __iter__(self) -> Iterator[int]:
         for start in range(self._first_position(), self._num_positions, CHUNK_POSITIONS):
-            stop = min(start + CHUNK_POSITIONS, self._num_positions)
-            yield from block_numbers(self._num_blocks, self._seed, start, stop).tolist()
+            yield from self._order.blocks(start, min(start + CHUNK_POSITIONS, self._num_positions)).tolist()

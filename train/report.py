@@ -40,7 +40,7 @@ class Record:
     def __init__(
         self,
         settings: Settings,
-        shard_set: shards.ShardSet,
+        data: shards.ShardSet | shards.Mixture,
         plan: Plan,
         command: Sequence[str],
         args: TrainingArguments,
@@ -65,12 +65,12 @@ class Record:
             "settings": settings.as_record(),
             "training_arguments": args.to_sanitized_dict(),
             "shards": {
-                "path": str(shard_set.path.resolve()),
-                "fingerprint": shard_set.fingerprint,
-                "block_tokens": shard_set.block_tokens,
-                "vocab_size": shard_set.vocab_size,
-                "train_blocks": len(shard_set["train"]),
-                "val_blocks": len(shard_set["val"]),
+                "path": data.description,
+                "fingerprint": data.fingerprint,
+                "block_tokens": data.block_tokens,
+                "vocab_size": data.vocab_size,
+                "train_blocks": len(data["train"]),
+                "val_blocks": len(data["val"]),
             },
             "sessions": [*before.get("sessions", []), self.session],
         }
@@ -121,20 +121,20 @@ def device_name(args: TrainingArguments) -> str:
     return f"{args.device.type}, {torch.get_num_threads()} threads"
 
 
-def start_lines(shard_set: shards.ShardSet, trainer: BlockTrainer, plan: Plan, record: Record) -> list[str]:
+def start_lines(data: shards.ShardSet | shards.Mixture, trainer: BlockTrainer, plan: Plan, record: Record) -> list[str]:
     """What is about to be trained, on what, where."""
     args, session = trainer.args, record.session
     num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    vocab_size, padded = shard_set.vocab_size, trainer.model.config.vocab_size
+    vocab_size, padded = data.vocab_size, trainer.model.config.vocab_size
     vocabulary = f"{vocab_size:,}" + (f" padded to {padded:,}" if padded != vocab_size else "")
     processes = f", {args.world_size} processes" if args.world_size > 1 else ""
     batch_blocks = trainer.position.global_batch_blocks
     lines = [
-        f"shards   {shard_set.path}: {len(shard_set['train']):,} training and {len(shard_set['val']):,} validation "
-        f"blocks of {shard_set.block_tokens:,} tokens",
+        f"shards   {data.description}: {len(data['train']):,} training and {len(data['val']):,} validation "
+        f"blocks of {data.block_tokens:,} tokens",
         f"model    {num_parameters / 1e6:,.2f} M parameters, vocabulary {vocabulary}",
         f"device   {session['device']}, {session['precision']}{processes}",
-        f"steps    {args.max_steps:,} of {batch_blocks:,} blocks = {batch_blocks * shard_set.block_tokens:,} tokens: "
+        f"steps    {args.max_steps:,} of {batch_blocks:,} blocks = {batch_blocks * data.block_tokens:,} tokens: "
         f"{trainer.true_epoch(args.max_steps):.2f} epochs",
         f"run      {Path(args.output_dir)}",
         *plan.notices,

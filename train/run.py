@@ -25,32 +25,32 @@ from train.tracking import Tracking
 from train.trainer import BlockTrainer, wait_for_all_ranks
 
 
-def train(settings: Settings, shard_set: shards.ShardSet, plan: Plan, command: Sequence[str]) -> None:
+def train(settings: Settings, data: shards.ShardSet | shards.Mixture, plan: Plan, command: Sequence[str]) -> None:
     """Train, save, evaluate and sample. Raises `InputError`, and `KeyboardInterrupt` when it is stopped."""
-    args = build_arguments(settings, num_blocks=len(shard_set["train"]))
+    args = build_arguments(settings, num_blocks=shards.epoch_blocks(data))
     with process_group():
-        position = data_position(settings, shard_set, args)
+        position = data_position(settings, data, args)
         check_continuation(settings, plan, position, args)
         wait_for_all_ranks()  # each has read the run's directory; from here on the first writes into it
         if run_directory.process_rank() != 0:
-            trainer = build_trainer(settings, shard_set, args, position)
+            trainer = build_trainer(settings, data, args, position)
             run_training(trainer, plan)
-            evaluate(trainer, shard_set)
+            evaluate(trainer, data)
             return
         run = settings.output_dir
         with run_directory.lock_run(run), contextlib.ExitStack() as stack:
             shutil.rmtree(run / SAVING_DIRECTORY, ignore_errors=True)
             run_directory.rewind_metrics(run, plan.position.step if plan.position else 0)
-            record = Record(settings, shard_set, plan, command, args)
+            record = Record(settings, data, plan, command, args)
             record.write("training")
-            trainer = build_trainer(settings, shard_set, args, position)
-            say(*start_lines(shard_set, trainer, plan, record))
+            trainer = build_trainer(settings, data, args, position)
+            say(*start_lines(data, trainer, plan, record))
             tracking = Tracking(settings.tracking, run)
             stack.push(tracking.finish)
             say(*tracking.start(trainer, {"run": str(run), "shards": record.content["shards"]}))
             run_training(trainer, plan)
             record.write("trained")
-            metrics = evaluate(trainer, shard_set)
+            metrics = evaluate(trainer, data)
             samples = sample(settings)
             steps = trainer.state.global_step
             records = sample_records(samples, steps, settings.generation)
@@ -77,9 +77,9 @@ def run_training(trainer: BlockTrainer, plan: Plan) -> None:
     trainer.save_final_model(run / run_directory.MODEL_NAME)
 
 
-def evaluate(trainer: BlockTrainer, shard_set: shards.ShardSet) -> dict[str, float]:
+def evaluate(trainer: BlockTrainer, data: shards.ShardSet | shards.Mixture) -> dict[str, float]:
     """Loss and perplexity on all validation blocks; empty if there are none."""
-    if len(shard_set["val"]) == 0:
+    if len(data["val"]) == 0:
         if trainer.is_world_process_zero():
             say("no validation blocks in the shard set: evaluation skipped")
         return {}

@@ -1,6 +1,7 @@
 """The settings of a run: a YAML file, overridden by the command line, checked once, then frozen.
 
-    shards: data/shards/sample      # a shard set's directory
+    shards: data/shards/sample      # a shard set's directory, or several with shares: wiki:0.7,books:0.3
+    shuffle: global                 # or window, none: see `shards.order`
     model: {…}                      # `ModelSettings`: the Qwen2 model that is built
     training: {…}                   # any field of transformers' TrainingArguments
     tracking: {…}                   # `TrackingSettings`: SwanLab
@@ -22,10 +23,12 @@ from typing import Any, TypeVar
 import yaml
 
 from shards.errors import InputError, nearest, printable
+from shards.run_order import SHUFFLES, Shuffle
 from train.arguments import FieldTypes, convert, training_argument_types, type_names
 
 Record = TypeVar("Record", "ModelSettings", "TrackingSettings", "GenerationSettings")
 
+TOP_LEVEL = ("shards", "shuffle")
 SECTIONS = ("model", "training", "tracking", "generation")
 TRACKING_MODES = ("auto", "online", "offline", "local", "disabled")
 
@@ -132,8 +135,9 @@ class GenerationSettings:
 class Settings:
     """Everything that a run depends on, besides the shard set's content."""
 
-    shards: Path
+    shards: str  # a shard set's directory, or a mixture of several (`shards.mixture`)
     output_dir: Path
+    shuffle: Shuffle
     model: ModelSettings
     training: dict[str, Any]  # fields of TrainingArguments, `output_dir` left out; `bf16` may be "auto"
     tracking: TrackingSettings
@@ -147,7 +151,7 @@ class Settings:
     def as_record(self) -> dict[str, Any]:
         """For `run.json`: plain values, the sections as in the YAML file."""
         record = dataclasses.asdict(self)
-        record.update(shards=str(self.shards), output_dir=str(self.output_dir))
+        record.update(output_dir=str(self.output_dir))
         return record
 
 
@@ -157,7 +161,7 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
     Raises `InputError`.
     """
     content = read_yaml(config_path)
-    known = ("shards", *SECTIONS)
+    known = (*TOP_LEVEL, *SECTIONS)
     for key in content:
         if key not in known:
             hint = nearest(str(key), known)
@@ -165,17 +169,20 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
                 hint = "; it belongs into the section `training`"
             raise InputError(f"{config_path}: unknown key {printable(str(key))!r}{hint}")
     sections = {name: _section(content, name, config_path) for name in SECTIONS}
-    shards = content.get("shards")
+    top = {key: content.get(key) for key in TOP_LEVEL}
     origins: dict[tuple[str, str], str] = {}
     for option, value in overrides.items():
         section, _, key = option.rpartition(".")
-        if option == "shards":
-            shards = value
+        if option in TOP_LEVEL:
+            top[option] = value
             continue
         sections[section or "training"][key] = value
         origins[section or "training", key] = f"--{option}"
-    if not isinstance(shards, str) or not shards:
-        raise InputError(f"{config_path}: shards: expected a shard set's directory, found {printable(repr(shards))}")
+    shards = _shards(top["shards"], config_path)
+    shuffle = top["shuffle"] or "global"
+    if shuffle not in SHUFFLES:
+        expected = f"expected one of {', '.join(SHUFFLES)}, found {printable(repr(shuffle))}"
+        raise InputError(f"{config_path}: shuffle: {expected}{nearest(str(shuffle), SHUFFLES)}")
 
     def where(section: str, key: str) -> str:
         return origins.get((section, key), f"{config_path}: {section}: {key}")
@@ -197,13 +204,23 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
     if not output_dir:
         raise InputError(f"{config_path}: training: output_dir is missing (or give --output_dir DIR)")
     return Settings(
-        shards=Path(shards).expanduser(),
+        shards=shards,
+        shuffle=shuffle,
         output_dir=Path(output_dir).expanduser(),
         model=_record(ModelSettings, values["model"], config_path),
         training=training,
         tracking=_record(TrackingSettings, values["tracking"], config_path),
         generation=_record(GenerationSettings, values["generation"], config_path),
     )
+
+
+def _shards(value: Any, config_path: Path) -> str:
+    """The spec of the shard sets; in YAML it may be a list of its parts."""
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        value = ",".join(value)
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{config_path}: shards: expected a shard set's directory, found {printable(repr(value))}")
+    return value
 
 
 @functools.cache
@@ -238,7 +255,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise InputError(f"{path}: nested too deeply") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a mapping with the keys shards, {', '.join(SECTIONS)}")
+        raise InputError(f"{path}: expected a mapping with the keys {', '.join((*TOP_LEVEL, *SECTIONS))}")
     return content
 
 

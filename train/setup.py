@@ -58,14 +58,15 @@ def global_batch_blocks(args: TrainingArguments) -> int:
     return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
-def data_position(settings: Settings, shard_set: shards.ShardSet, args: TrainingArguments) -> DataPosition:
+def data_position(settings: Settings, data: shards.ShardSet | shards.Mixture, args: TrainingArguments) -> DataPosition:
     """What a checkpoint of this run says about its data, at step 0."""
     return DataPosition(
         step=0,
         global_batch_blocks=global_batch_blocks(args),
-        block_tokens=shard_set.block_tokens,
+        block_tokens=data.block_tokens,
         seed=settings.seed,
-        fingerprint=shard_set.fingerprint,
+        fingerprint=data.fingerprint,
+        shuffle=settings.shuffle,
     )
 
 
@@ -89,30 +90,32 @@ def check_continuation(settings: Settings, plan: Plan, position: DataPosition, a
 
 
 def build_trainer(
-    settings: Settings, shard_set: shards.ShardSet, args: TrainingArguments, position: DataPosition
+    settings: Settings, data: shards.ShardSet | shards.Mixture, args: TrainingArguments, position: DataPosition
 ) -> BlockTrainer:
     """The Trainer with its model, datasets and, in the first process, the callbacks that print and write."""
     model = build_model(
         settings.model,
         settings.generation,
-        vocab_size=shard_set.vocab_size,
-        eos_id=shard_set.eos_id,
-        block_tokens=shard_set.block_tokens,
+        vocab_size=data.vocab_size,
+        eos_id=data.eos_id,
+        block_tokens=data.block_tokens,
         seed=settings.seed,
     )
 
     def add_tokenizer(directory: Path) -> None:
-        shutil.copytree(shard_set.tokenizer_path, directory, dirs_exist_ok=True)
+        shutil.copytree(data.tokenizer_path, directory, dirs_exist_ok=True)
 
-    has_val_blocks = len(shard_set["val"]) > 0
+    has_val_blocks = len(data["val"]) > 0
     if not has_val_blocks:
         args.eval_strategy, args.do_eval = type(args.eval_strategy)("no"), False
     trainer = BlockTrainer(
         model=model,
         args=args,
-        train_dataset=BlockDataset(shard_set, "train"),
-        eval_dataset=BlockDataset(shard_set, "val") if has_val_blocks else None,
+        train_dataset=BlockDataset(data, "train"),
+        eval_dataset=BlockDataset(data, "val") if has_val_blocks else None,
         position=position,
+        order=shards.run_order(data, settings.seed, settings.shuffle),
+        epoch_blocks=shards.epoch_blocks(data),
         finish_checkpoint=add_tokenizer,
     )
     trainer.remove_callback(PrinterCallback)

@@ -22,6 +22,7 @@ import torch
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
+import shards
 from train.checkpoints import (
     SAVING_DIRECTORY,
     DataPosition,
@@ -37,7 +38,8 @@ STATE_NAME = "trainer_state.json"
 class BlockTrainer(Trainer):  # type: ignore[misc]
     """A Trainer over a `BlockDataset`. `args.max_steps` must be set.
 
-    `position` describes the run's data (its `step` is ignored); `finish_checkpoint` may add files to a checkpoint
+    `position` describes the run's data (its `step` is ignored), `order` which block stands at each position,
+    `epoch_blocks` how many make an epoch; `finish_checkpoint` may add files to a checkpoint
     before it is sealed.
     """
 
@@ -47,13 +49,15 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         args: TrainingArguments,
         train_dataset: BlockDataset,
         position: DataPosition,
+        order: shards.RunOrder,
+        epoch_blocks: int,
         finish_checkpoint: Callable[[Path], None],
         **kwargs: Any,
     ) -> None:
         assert args.max_steps > 0
         self.position, self._finish_checkpoint = position, finish_checkpoint
         self._saving_directory: Path | None = None
-        self._num_blocks = len(train_dataset)
+        self._order, self._epoch_blocks = order, epoch_blocks
         self._last_log_step, self._training_seconds, self._resumed_at = 0, 0.0, time.monotonic()
         super().__init__(args=args, train_dataset=train_dataset, data_collator=collate_blocks, **kwargs)
         self.add_callback(_TrueEpoch(self))
@@ -62,13 +66,12 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
 
     def true_epoch(self, step: int) -> float:
         """Passes over all blocks that are complete after `step` steps."""
-        return step * self.position.global_batch_blocks / self._num_blocks
+        return step * self.position.global_batch_blocks / self._epoch_blocks
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PositionSampler:
         batch = self.position.global_batch_blocks
         return PositionSampler(
-            num_blocks=self._num_blocks,
-            seed=self.position.seed,
+            order=self._order,
             num_positions=self.args.max_steps * batch,
             first_position=lambda: self.state.global_step * batch,
         )
@@ -76,7 +79,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
     def ends_epoch(self, step: int) -> bool:
         """Whether `step` trained on an epoch's last block. With 10 blocks and batches of 4: steps 3, 5, 8, 10."""
         batch = self.position.global_batch_blocks
-        return step * batch // self._num_blocks > (step - 1) * batch // self._num_blocks
+        return step * batch // self._epoch_blocks > (step - 1) * batch // self._epoch_blocks
 
     # ---- logs ----
 

@@ -11,7 +11,11 @@ import torch
 from torch.utils.data import DataLoader
 
 import shards
-from train.data import BlockDataset, PositionSampler, block_numbers, collate_blocks, steps_of_epochs
+from train.data import BlockDataset, PositionSampler, collate_blocks, steps_of_epochs
+
+
+def block_numbers(num_blocks: int, seed: int, start: int, stop: int) -> np.ndarray:
+    return shards.RunOrder((num_blocks,), seed).blocks(start, stop)
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 7, 64, 1000])
@@ -34,7 +38,7 @@ def test_order_is_a_function_of_the_position_alone() -> None:
 
 def test_sampler_starts_where_it_is_told_at_each_iteration() -> None:
     first = 0
-    sampler = PositionSampler(num_blocks=9, seed=1, num_positions=10_000, first_position=lambda: first)
+    sampler = PositionSampler(order=shards.RunOrder((9,), 1), num_positions=10_000, first_position=lambda: first)
     whole = list(sampler)
     assert len(sampler) == len(whole) == 10_000
     first = 9_000
@@ -54,7 +58,7 @@ def test_steps_cover_the_epochs(epochs: float, num_blocks: int, batch: int, step
 def test_batches_are_the_blocks_with_eos_as_a_label(shard_set_path: Path, num_workers: int) -> None:
     shard_set = shards.open(shard_set_path)
     dataset = BlockDataset(shard_set, "train")
-    sampler = PositionSampler(num_blocks=len(dataset), seed=3, num_positions=12, first_position=lambda: 4)
+    sampler = PositionSampler(order=shards.RunOrder((len(dataset),), 3), num_positions=12, first_position=lambda: 4)
     loader = DataLoader(dataset, batch_size=4, sampler=sampler, collate_fn=collate_blocks, num_workers=num_workers)
     batches = list(loader)
     expected = shard_set["train"][block_numbers(len(dataset), 3, 4, 12)]

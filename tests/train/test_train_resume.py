@@ -245,3 +245,26 @@ def test_bad_values_that_transformers_finds_are_one_line(write_config: WriteConf
     with pytest.raises(InputError, match=r"^training: .*sometimes") as caught:
         train_to_the_end(write_config(), "--save_strategy", "sometimes")
     assert "\n" not in str(caught.value)
+
+
+def test_a_mixture_in_windows_continues_to_the_same_bits(
+    write_config: WriteConfig,
+    shard_set_path: Path,
+    make_set: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = make_set(tmp_path / "other", train_blocks=6, val_blocks=3, seed=30)
+    config = write_config(shards=[f"{shard_set_path}:2epochs", f"{other}:3epochs"], shuffle="window")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options = ["--num_train_epochs", "1", "--save_steps", "5"]
+    train_to_the_end(config, *options, "--output_dir", str(whole))
+    record = read_record(whole)
+    assert len(losses(whole)) == (2 * 22 + 3 * 6 + 3) // 4
+    assert record["shards"]["val_blocks"] == 5 + 3
+    stop_after(7, monkeypatch, config, *options, "--output_dir", str(stopped))
+    with pytest.raises(InputError, match="shuffle window before, global now"):
+        train_to_the_end(config, *options, "--output_dir", str(stopped), "--shuffle", "global")
+    train_to_the_end(config, *options, "--output_dir", str(stopped))
+    assert losses(stopped) == losses(whole)
+    assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(stopped).items())

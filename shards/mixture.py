@@ -1,0 +1,175 @@
+"""Several shard sets trained on as one: `wiki:0.7,books:0.3` by shares, `wiki:1epochs,books:4epochs` by passes.
+
+Shares are of the blocks trained on, rounded to thousandths (`shards.run_order` deals them out). With passes, a set's share
+is its size times its passes; a plain list `wiki,books` means one pass over each. The sets must have the same tokenizer and
+block size. Validation is on all held-out blocks of all sets.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from shards.errors import InputError, printable
+from shards.manifest import canonical_json
+from shards.reader import ShardSet, Split, Tokens, open_shard_set
+from shards.run_order import PERIOD, RunOrder, Shuffle
+
+_WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>[0-9.]+(?:e-?[0-9]+)?)(?P<epochs>epochs?)?")
+
+
+def open_data(spec: str) -> ShardSet | Mixture:
+    """The set at the path `spec`, or the mixture that it describes. Raises `InputError`."""
+    if ("," not in spec and not _WEIGHTED.fullmatch(spec)) or Path(spec).exists():
+        return open_shard_set(Path(spec).expanduser())
+    paths, weights, are_epochs = _parse(spec)
+    return Mixture([open_shard_set(Path(path).expanduser()) for path in paths], weights, are_epochs=are_epochs)
+
+
+def run_order(data: ShardSet | Mixture, seed: int, shuffle: Shuffle = "global") -> RunOrder:
+    """The order in which a run visits the training blocks of `data`, as `data["train"]` numbers them."""
+    if isinstance(data, Mixture):
+        return RunOrder(tuple(len(part["train"]) for part in data.sets), seed, shuffle, data.per_mille)
+    return RunOrder((len(data["train"]),), seed, shuffle)
+
+
+def epoch_blocks(data: ShardSet | Mixture) -> int:
+    """Blocks that count as one epoch: all training blocks, in a mixture by passes each as often as asked."""
+    return data.epoch_blocks if isinstance(data, Mixture) else len(data["train"])
+
+
+class Mixture:
+    """Several sets with their shares, to be used like one `ShardSet`."""
+
+    def __init__(self, sets: Sequence[ShardSet], weights: Sequence[float], *, are_epochs: bool) -> None:
+        """Raises `InputError` if the sets don't go together, or a share is below a thousandth."""
+        self.sets = list(sets)
+        _check_same(self.sets)
+        sizes = [len(part["train"]) for part in self.sets]
+        for part, size in zip(self.sets, sizes, strict=True):
+            if not size:
+                raise InputError(f"{part.path}: has no training blocks, so it can't be mixed in")
+        amounts = [weight * size for weight, size in zip(weights, sizes, strict=True)] if are_epochs else list(weights)
+        self.per_mille = _per_mille(amounts)
+        if min(self.per_mille) < 1:
+            part = self.sets[self.per_mille.index(0)]
+            raise InputError(f"{part.path}: its share is below 1 in {PERIOD:,}; give it more weight, or leave it out")
+        self.epoch_blocks = round(sum(amounts)) if are_epochs else sum(sizes)
+        self._splits: dict[str, JoinedSplits] = {}
+
+    @property
+    def description(self) -> str:
+        """`data/shards/wiki:0.7,data/shards/books:0.3`"""
+        return ",".join(
+            f"{part.path}:{share / PERIOD:g}" for part, share in zip(self.sets, self.per_mille, strict=True)
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """BLAKE3 over the sets' fingerprints and shares, in their order."""
+        parts = [[part.fingerprint, share] for part, share in zip(self.sets, self.per_mille, strict=True)]
+        return blake3(canonical_json(parts)).hexdigest()
+
+    @property
+    def block_tokens(self) -> int:
+        return self.sets[0].block_tokens
+
+    @property
+    def vocab_size(self) -> int:
+        return self.sets[0].vocab_size
+
+    @property
+    def eos_id(self) -> int:
+        return self.sets[0].eos_id
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.sets[0].tokenizer_path
+
+    def __getitem__(self, name: str) -> JoinedSplits:
+        if name not in self._splits:
+            self._splits[name] = JoinedSplits([part[name] for part in self.sets])
+        return self._splits[name]
+
+
+class JoinedSplits:
+    """The blocks of one split of several sets, numbered through, one set behind the other."""
+
+    def __init__(self, splits: Sequence[Split]) -> None:
+        self._splits = list(splits)
+        self._first_blocks = np.array([0, *itertools.accumulate(map(len, splits))])
+        self.block_tokens = splits[0].block_tokens
+
+    def __len__(self) -> int:
+        return int(self._first_blocks[-1])
+
+    def __getitem__(self, numbers: npt.NDArray[np.integer] | list[int]) -> Tokens:
+        """The blocks `numbers`, shape `(n, block_tokens)`, one copy. Raises `IndexError`."""
+        wanted = np.asarray(numbers, dtype=np.int64)
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"block numbers must lie in 0 … {len(self) - 1:,}")
+        sets = np.searchsorted(self._first_blocks, wanted, side="right") - 1
+        blocks = np.empty((len(wanted), self.block_tokens), dtype=np.uint32)
+        for number in np.unique(sets).tolist():
+            own = sets == number
+            blocks[own] = self._splits[number][wanted[own] - self._first_blocks[number]]
+        return blocks
+
+
+def _parse(spec: str) -> tuple[list[str], list[float], bool]:
+    """Paths, weights, and whether these are passes. `a:0.7,b:0.3` or `a:1epochs,b:4epochs` or `a,b`."""
+    parts = [part.strip() for part in spec.split(",")]
+    matches = [_WEIGHTED.fullmatch(part) for part in parts]
+    if not any(matches) and all(parts):
+        return parts, [1.0] * len(parts), True
+    paths, weights = [], []
+    kinds = set()
+    for part, match in zip(parts, matches, strict=True):
+        if match is None:
+            raise InputError(
+                f"shards: expected PATH:WEIGHT for each set, found {printable(part)!r}; write wiki:0.7,books:0.3, or "
+                "wiki:1epochs,books:4epochs, or wiki,books"
+            )
+        try:
+            weights.append(float(match["weight"]))
+        except ValueError:
+            raise InputError(f"shards: {printable(part)!r}: expected a number behind the colon") from None
+        if not weights[-1] > 0:
+            raise InputError(f"shards: {printable(part)!r}: expected a weight above 0")
+        paths.append(match["path"])
+        kinds.add(bool(match["epochs"]))
+    if len(kinds) > 1:
+        raise InputError("shards: expected shares (wiki:0.7) or passes (wiki:2epochs) for all sets, found both")
+    return paths, weights, kinds.pop()
+
+
+def _per_mille(amounts: Sequence[float]) -> tuple[int, ...]:
+    """Thousandths in proportion to `amounts`, 1,000 together: rounded down, the largest remainders up.
+
+    >>> _per_mille([1, 1, 1])
+    (334, 333, 333)
+    """
+    exact = [PERIOD * amount / sum(amounts) for amount in amounts]
+    shares = [int(value) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda number: shares[number] - exact[number])
+    for number in by_remainder[: PERIOD - sum(shares)]:
+        shares[number] += 1
+    return tuple(shares)
+
+
+def _check_same(sets: Sequence[ShardSet]) -> None:
+    first = sets[0]
+    for part in sets[1:]:
+        if part.manifest.tokenizer.sha256 != first.manifest.tokenizer.sha256:
+            names = f"{first.manifest.tokenizer.name} and {part.manifest.tokenizer.name}"
+            raise InputError(f"{part.path}: has another tokenizer than {first.path} ({printable(names)})")
+        if part.block_tokens != first.block_tokens:
+            raise InputError(
+                f"{part.path}: has blocks of {part.block_tokens:,} tokens, {first.path} of {first.block_tokens:,}"
+            )
