@@ -17,16 +17,24 @@ import math
 import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import overload
+from typing import NoReturn, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from shards.errors import InputError, nearest
 from shards.index import HEADER, Index, check_index_header, index_bytes, read_index
-from shards.manifest import MANIFEST_NAME, TOKENIZER_DIRECTORY, Manifest, ShardEntry, SplitName, TailEntry, read_manifest
+from shards.manifest import (
+    MANIFEST_NAME,
+    TOKENIZER_DIRECTORY,
+    Manifest,
+    ShardEntry,
+    SplitName,
+    TailEntry,
+    read_manifest,
+)
 from shards.order import epoch_order
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
 
@@ -135,6 +143,10 @@ class ShardSet:
     def manifest_path(self) -> Path:
         return self.path / MANIFEST_NAME
 
+    def __reduce__(self) -> tuple[Callable[[str], ShardSet], tuple[str]]:
+        """Pickled and copied by its path: nothing that is mapped is copied."""
+        return open_shard_set, (str(self.path.absolute()),)
+
     def __getitem__(self, name: str) -> Split:
         if name not in self.manifest.splits:
             known = ", ".join(self.manifest.splits)
@@ -163,6 +175,9 @@ class Split:
         self._first_blocks = np.cumsum([0] + [shard.num_blocks for shard in self.shards])
         self._maps: list[Tokens | None] = [None] * len(self.shards)
         self._rows: _Rows | None = None
+
+    def __reduce__(self) -> tuple[Callable[[str, str], Split], tuple[str, str]]:
+        return _reopen_split, (str(self._directory.absolute()), self.name)
 
     def __len__(self) -> int:
         """Number of blocks."""
@@ -277,6 +292,12 @@ class Split:
             sizes[unit] = sizes.get(unit, 0) + tail.num_pieces - tail.continues
         return dict(sorted(sizes.items()))
 
+    def unit_shards(self, unit: int) -> list[ShardEntry]:
+        """The shards in which the documents of one unit of the corpus lie."""
+        numbers = [self._shard_of_unit[unit]] if unit in self._shard_of_unit else []
+        numbers += [-1] if unit in self._tail_of_unit else []
+        return [self.shards[number] for number in numbers]
+
     def unit_documents(self, unit: int) -> Iterator[Tokens]:
         """The documents of one unit of the corpus, in its order, EOS included (the packing `tutorial` has none).
 
@@ -295,6 +316,10 @@ class Split:
         for unit in self.units():
             for document in self.unit_documents(unit):
                 yield document[: len(document) - self._num_closing_tokens]
+
+
+def _reopen_split(path: str, name: str) -> Split:
+    return open_shard_set(path)[name]
 
 
 class _Rows:
@@ -323,6 +348,9 @@ class _Rows:
             )
         else:
             self._array = np.empty((0, block_tokens), dtype=np.uint32)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("not to be copied: between the maps there is nothing")
 
     def __getitem__(self, numbers: npt.NDArray[np.integer]) -> Tokens:
         """The blocks `numbers`. Raises `IndexError` where one is negative or too large: there is no shard for it."""

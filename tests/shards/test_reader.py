@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,26 @@ def test_blocks_are_what_a_bare_memory_map_sees(built_set: Path, name: str) -> N
     assert np.array_equal(split[-1], bare[-1]) and np.array_equal(split[numbers - len(split)], bare[numbers])
     assert np.array_equal(split[5:2:-1], bare[5:2:-1])
     assert split[np.array([], dtype=np.int64)].shape == (0, 64) and split[3:3].shape == (0, 64)
+
+
+def test_sets_and_splits_are_copied_and_pickled_by_their_path(built_set: Path) -> None:
+    opened = shards.open(built_set)
+    split = opened["train"]
+    blocks = split[np.array([3, 1])]  # maps all shards
+    for other in (pickle.loads(pickle.dumps(split)), copy.deepcopy(split), pickle.loads(pickle.dumps(opened))["train"]):
+        assert np.array_equal(other[np.array([3, 1])], blocks) and len(other) == len(split)
+    assert len(pickle.dumps(split)) < 1000
+    with pytest.raises(TypeError, match="not to be copied"):
+        pickle.dumps(split._rows)
+
+
+def test_gathering_is_the_same_where_shards_are_mapped_one_by_one(
+    built_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = np.random.default_rng(1).integers(-5, 90, 50)
+    expected = shards.open(built_set)["train"][numbers]
+    monkeypatch.setattr("shards.reader._MAX_MAPPED_AT_ONCE", 0)
+    assert np.array_equal(shards.open(built_set)["train"][numbers], expected)
 
 
 def test_single_blocks_are_read_only_views(built_set: Path) -> None:
