@@ -47,6 +47,12 @@ def build_parser() -> Parser:
         help="how blocks are shuffled: all, within stretches for disks that hate random reads, or not (global)",
     )
     parser.add_argument(
+        "--loss",
+        metavar="auto|plain|chunked|liger",
+        default=argparse.SUPPRESS,
+        help="all logits at once, or a chunk of tokens at a time, which saves memory (auto: by the vocabulary's size)",
+    )
+    parser.add_argument(
         "--output_dir", metavar="DIR", default=argparse.SUPPRESS, help="the run's directory, made if it is not there"
     )
     parser.add_argument(

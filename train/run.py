@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import shards
+from shards.command_line import Terminated
 from train import run_directory
 from train.checkpoints import SAVING_DIRECTORY, newest_complete_checkpoint
 from train.report import Record, end_lines, say, start_lines
@@ -21,6 +22,7 @@ from train.run_directory import Plan
 from train.sampling import continue_prompts, load_model, sample_records
 from train.settings import Settings
 from train.setup import build_arguments, build_trainer, check_continuation, data_position
+from train.stopping import StopOnSignal
 from train.tracking import Tracking
 from train.trainer import BlockTrainer, wait_for_all_ranks
 
@@ -64,10 +66,13 @@ def train(settings: Settings, data: shards.ShardSet | shards.Mixture, plan: Plan
 def run_training(trainer: BlockTrainer, plan: Plan) -> None:
     """Train to the last step and save the model. Raises `KeyboardInterrupt` if it was stopped before."""
     run = Path(trainer.args.output_dir)
+    stop = StopOnSignal()
+    trainer.add_callback(stop)
     try:
-        trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
+        with stop.listening():
+            trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
         if trainer.state.global_step < trainer.args.max_steps:  # a stop that Trainer takes for an end
-            raise KeyboardInterrupt
+            raise Terminated if stop.requested else KeyboardInterrupt
     except KeyboardInterrupt:
         if trainer.is_world_process_zero():
             checkpoint, _ = newest_complete_checkpoint(run)

@@ -2,6 +2,7 @@
 
     shards: data/shards/sample      # a shard set's directory, or several with shares: wiki:0.7,books:0.3
     shuffle: global                 # or window, none: see `shards.order`
+    loss: auto                      # or plain, chunked, liger: see `train.loss`
     model: {…}                      # `ModelSettings`: the Qwen2 model that is built
     training: {…}                   # any field of transformers' TrainingArguments
     tracking: {…}                   # `TrackingSettings`: SwanLab
@@ -18,7 +19,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -28,7 +29,9 @@ from train.arguments import FieldTypes, convert, training_argument_types, type_n
 
 Record = TypeVar("Record", "ModelSettings", "TrackingSettings", "GenerationSettings")
 
-TOP_LEVEL = ("shards", "shuffle")
+TOP_LEVEL = ("shards", "shuffle", "loss")
+LossName = Literal["auto", "plain", "chunked", "liger"]
+LOSSES: tuple[LossName, ...] = ("auto", "plain", "chunked", "liger")
 SECTIONS = ("model", "training", "tracking", "generation")
 TRACKING_MODES = ("auto", "online", "offline", "local", "disabled")
 
@@ -138,6 +141,7 @@ class Settings:
     shards: str  # a shard set's directory, or a mixture of several (`shards.mixture`)
     output_dir: Path
     shuffle: Shuffle
+    loss: LossName
     model: ModelSettings
     training: dict[str, Any]  # fields of TrainingArguments, `output_dir` left out; `bf16` may be "auto"
     tracking: TrackingSettings
@@ -169,7 +173,7 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
                 hint = "; it belongs into the section `training`"
             raise InputError(f"{config_path}: unknown key {printable(str(key))!r}{hint}")
     sections = {name: _section(content, name, config_path) for name in SECTIONS}
-    top = {key: content.get(key) for key in TOP_LEVEL}
+    top: dict[str, Any] = {key: content.get(key) for key in TOP_LEVEL}
     origins: dict[tuple[str, str], str] = {}
     for option, value in overrides.items():
         section, _, key = option.rpartition(".")
@@ -179,10 +183,12 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
         sections[section or "training"][key] = value
         origins[section or "training", key] = f"--{option}"
     shards = _shards(top["shards"], config_path)
-    shuffle = top["shuffle"] or "global"
-    if shuffle not in SHUFFLES:
-        expected = f"expected one of {', '.join(SHUFFLES)}, found {printable(repr(shuffle))}"
-        raise InputError(f"{config_path}: shuffle: {expected}{nearest(str(shuffle), SHUFFLES)}")
+    for key, choices in (("shuffle", SHUFFLES), ("loss", LOSSES)):
+        if top[key] is None:
+            top[key] = choices[0]
+        if top[key] not in choices:
+            expected = f"expected one of {', '.join(choices)}, found {printable(repr(top[key]))}"
+            raise InputError(f"{config_path}: {key}: {expected}{nearest(str(top[key]), choices)}")
 
     def where(section: str, key: str) -> str:
         return origins.get((section, key), f"{config_path}: {section}: {key}")
@@ -205,7 +211,8 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
         raise InputError(f"{config_path}: training: output_dir is missing (or give --output_dir DIR)")
     return Settings(
         shards=shards,
-        shuffle=shuffle,
+        shuffle=top["shuffle"],
+        loss=top["loss"],
         output_dir=Path(output_dir).expanduser(),
         model=_record(ModelSettings, values["model"], config_path),
         training=training,

@@ -17,6 +17,7 @@ from train import run_directory
 from train.callbacks import MetricsFile, PlainLines, ProgressLines, wants_bar
 from train.checkpoints import DataPosition, differences
 from train.data import BlockDataset, steps_of_epochs
+from train.loss import chosen_loss, install_loss
 from train.model import bf16_pays, build_model, must_use_cpu
 from train.run_directory import Plan
 from train.settings import Settings
@@ -101,6 +102,8 @@ def build_trainer(
         block_tokens=data.block_tokens,
         seed=settings.seed,
     )
+
+    install_loss(model, chosen_loss(settings.loss, model.config.vocab_size))
 
     def add_tokenizer(directory: Path) -> None:
         shutil.copytree(data.tokenizer_path, directory, dirs_exist_ok=True)

@@ -64,7 +64,7 @@ def test_batches_are_the_blocks_with_eos_as_a_label(shard_set_path: Path, num_wo
     expected = shard_set["train"][block_numbers(len(dataset), 3, 4, 12)]
     assert set(batches[0]) == {"input_ids", "labels"}
     found = torch.cat([batch["labels"] for batch in batches])
-    assert found.dtype == torch.int64
+    assert found.dtype == torch.int32
     assert np.array_equal(found.numpy(), expected)
     assert (found[:, -1] == shard_set.eos_id).all()
 

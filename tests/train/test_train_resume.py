@@ -13,11 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shards.command_line import Terminated
 from shards.errors import InputError
 from train.__main__ import main, prepare
 from train.callbacks import MetricsFile
 from train.checkpoints import newest_complete_checkpoint, numbered_checkpoints, read_position
 from train.run_directory import read_lines, read_record
+from train.stopping import StopOnSignal
 
 WriteConfig = Callable[..., Path]
 NUM_STEPS = 11  # 2 epochs of 22 blocks, 4 blocks a step
@@ -27,14 +29,20 @@ def train_to_the_end(config: Path, *arguments: str) -> None:
     main(["--config", str(config), *arguments])
 
 
-def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, config: Path, *arguments: str) -> None:
+def stop_after(
+    step: int,
+    monkeypatch: pytest.MonkeyPatch,
+    config: Path,
+    *arguments: str,
+    signal_number: signal.Signals = signal.SIGINT,
+) -> None:
     """Train, and be interrupted as by Ctrl-C when `step` has been logged."""
     on_log = MetricsFile.on_log
 
     def interrupt(self: MetricsFile, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         on_log(self, args, state, control, **kwargs)
         if state.global_step == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal_number)
 
     with monkeypatch.context() as patched:
         patched.setattr(MetricsFile, "on_log", interrupt)
@@ -131,6 +139,29 @@ def test_stopped_before_the_first_checkpoint_starts_again(
     assert "the same command starts again" in capsys.readouterr().out
     train_to_the_end(config)
     assert losses(tmp_path / "run") == losses(whole_run)
+
+
+def test_sigterm_saves_a_checkpoint_before_the_run_ends(
+    whole_run: Path, write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = write_config(training={"save_steps": 100}), tmp_path / "run"
+    before = signal.getsignal(signal.SIGTERM)
+    stop_after(3, monkeypatch, config, signal_number=signal.SIGTERM)
+    assert [path.name for path in numbered_checkpoints(run)] == ["checkpoint-4"]
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not (run / "model").exists()
+    train_to_the_end(config)
+    assert [step for step, _, _ in losses(run)] == list(range(1, NUM_STEPS + 1))
+    assert losses(run) == losses(whole_run)
+
+
+def test_a_second_sigterm_ends_the_run_at_once() -> None:
+    stop = StopOnSignal()
+    with stop.listening():
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_damaged_checkpoint_is_passed_over(

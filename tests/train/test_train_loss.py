@@ -1,0 +1,145 @@
+"""The chunked loss is the plain one, and the model that computes it is still the model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen2ForCausalLM
+
+from shards.errors import InputError
+from train.loss import chosen_loss, chunked_cross_entropy, install_loss, plain_cross_entropy
+from train.model import build_model
+from train.settings import GenerationSettings, ModelSettings
+
+VOCAB_SIZE, EOS_ID, BLOCK_TOKENS = 700, 600, 24
+
+
+def make_model(*, tied: bool = True) -> Qwen2ForCausalLM:
+    settings = ModelSettings(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+    )
+    return build_model(
+        settings, GenerationSettings(), vocab_size=VOCAB_SIZE, eos_id=EOS_ID, block_tokens=BLOCK_TOKENS, seed=1
+    )
+
+
+def make_batch(seed: int = 0) -> dict[str, torch.Tensor]:
+    ids = torch.randint(
+        0, VOCAB_SIZE, (3, BLOCK_TOKENS), generator=torch.Generator().manual_seed(seed), dtype=torch.int32
+    )
+    labels = ids.clone()
+    labels[:, ::5] = -100
+    return {"input_ids": ids, "labels": labels}
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 64, 1000])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_loss_and_gradients_are_those_of_the_plain_loss(chunk_rows: int, scale: float) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(90, 16, requires_grad=True), torch.randn(500, 16, requires_grad=True)
+    labels = torch.randint(0, 500, (90,))
+    labels[::7] = -100
+    found = chunked_cross_entropy(hidden, weight, labels, chunk_rows=chunk_rows)
+    (found * scale).backward()
+    assert hidden.grad is not None and weight.grad is not None
+    gradients = hidden.grad.clone(), weight.grad.clone()
+    hidden.grad = weight.grad = None
+    expected = plain_cross_entropy(hidden, weight, labels)
+    (expected * scale).backward()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients[0], hidden.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients[1], weight.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_no_gradient_is_computed_where_none_is_wanted() -> None:
+    hidden, weight = torch.randn(5, 4), torch.randn(9, 4, requires_grad=True)
+    labels = torch.tensor([0, 8, -100, 3, 3])
+    with torch.no_grad():
+        assert not chunked_cross_entropy(hidden, weight, labels).requires_grad
+    chunked_cross_entropy(hidden, weight, labels).backward()
+    assert hidden.grad is None and weight.grad is not None
+
+
+def test_all_labels_left_out_is_no_loss() -> None:
+    hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    total = chunked_cross_entropy(hidden, weight, torch.full((5,), -100))
+    total.backward()
+    assert total.item() == 0 and hidden.grad is not None and not hidden.grad.any()
+
+
+@pytest.mark.parametrize("name", ["plain", "chunked"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_has_the_loss_and_gradients_of_transformers(name: str, tied: bool) -> None:
+    model = make_model(tied=tied)
+    reference = copy.deepcopy(model)
+    install_loss(model, name)
+    for seed, count in ((0, None), (1, 100)):  # accumulated: two batches before anything is cleared
+        batch = make_batch(seed)
+        wide = {key: tensor.long() for key, tensor in batch.items()}
+        found = model(**batch, num_items_in_batch=count).loss
+        expected = reference(**wide, **({"num_items_in_batch": count} if count else {})).loss
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+        found.backward()
+        expected.backward()
+    for (key, left), (_, right) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        assert left.grad is not None, key
+        torch.testing.assert_close(left.grad, right.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_without_labels_the_model_gives_its_logits_and_generates() -> None:
+    model = make_model().eval()
+    reference = copy.deepcopy(model)
+    install_loss(model, "chunked")
+    ids = make_batch()["input_ids"].long()
+    assert torch.equal(model(ids).logits, reference(ids).logits)
+    prompt: Any = {"inputs": ids[:1, :4], "max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(model.generate(**prompt), reference.generate(**prompt))
+
+
+def test_compiled_model_has_the_same_loss() -> None:
+    model = make_model()
+    install_loss(model, "chunked")
+    batch = make_batch()
+    expected = model(**batch).loss
+    compiled = torch.compile(model, backend="aot_eager")
+    found = compiled(**batch).loss
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    found.backward()
+    gradient = model.model.embed_tokens.weight.grad.clone()
+    model.zero_grad()
+    expected.backward()
+    torch.testing.assert_close(gradient, model.model.embed_tokens.weight.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_autocast_multiplies_in_bf16_and_sums_in_fp32() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(40, 16, requires_grad=True), torch.randn(500, 16, requires_grad=True)
+    labels = torch.randint(0, 500, (40,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = chunked_cross_entropy(hidden, weight, labels)
+    assert narrow.dtype == torch.float32
+    narrow.backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.float32
+    exact = plain_cross_entropy(hidden, weight, labels)
+    assert not torch.equal(narrow, exact)
+    torch.testing.assert_close(narrow, exact, rtol=0.01, atol=0)
+
+
+def test_auto_is_chosen_by_the_vocabulary() -> None:
+    assert chosen_loss("auto", 4096) == "plain" and chosen_loss("auto", 151_680) == "chunked"
+    assert chosen_loss("plain", 151_680) == "plain"
+
+
+def test_liger_that_is_not_installed_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install liger-kernel"):
+        chosen_loss("liger", 10)
