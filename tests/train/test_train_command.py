@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,11 +189,9 @@ def test_no_validation_blocks_is_no_fault(
     assert read_record(tmp_path / "run")["state"] == "finished"
 
 
-def test_two_processes_train_on_the_same_batches_as_one(write_config: WriteConfig, tmp_path: Path) -> None:
-    """2 processes × 2 blocks are the 1 process × 2 blocks × 2 accumulation steps of one, also past a resume."""
-    from train.__main__ import main
-
-    main(["--config", str(write_config()), "--output_dir", str(tmp_path / "one")])
+@pytest.fixture
+def torchrun(write_config: WriteConfig) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Train with two processes of 2 blocks: the batches of one process with 2 blocks and 2 accumulation steps."""
     config = write_config("two.yaml", training={"gradient_accumulation_steps": 1})
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
@@ -204,17 +203,48 @@ def test_two_processes_train_on_the_same_batches_as_one(write_config: WriteConfi
             [*command, *arguments], cwd=root, env=environment, capture_output=True, text=True, timeout=90, check=False
         )
 
-    finished = run()
+    return run
+
+
+def train_losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_lines(run / "metrics.jsonl") if "loss" in line]
+
+
+def as_stopped_at(run: Path, step: int, stopped: Path) -> None:
+    """A copy of the finished `run` as if it had been stopped when checkpoint `step` was the newest."""
+    shutil.copytree(run, stopped)
+    shutil.rmtree(stopped / "model")
+    for checkpoint in stopped.glob("checkpoint-*"):
+        if int(checkpoint.name.split("-")[1]) > step:
+            shutil.rmtree(checkpoint)
+    record = json.loads((stopped / "run.json").read_text())
+    (stopped / "run.json").write_text(json.dumps({**record, "state": "training"}))
+
+
+def test_two_processes_train_on_the_same_batches_as_one(
+    write_config: WriteConfig, tmp_path: Path, torchrun: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """From the start, and a run of either continued by the other, in the middle of each epoch."""
+    from train.__main__ import main
+
+    one, two = tmp_path / "one", tmp_path / "run"
+    main(["--config", str(write_config()), "--output_dir", str(one)])
+    finished = torchrun()
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("step  1/11") == 1
-    one, two = (
-        [line["loss"] for line in read_lines(tmp_path / name / "metrics.jsonl") if "loss" in line]
-        for name in ("one", "run")
-    )
-    assert two == pytest.approx(one, rel=1e-4)
-    refused = run()
+    expected = train_losses(one)
+    assert train_losses(two) == pytest.approx(expected, rel=1e-5)
+    for step in (4, 8):
+        as_stopped_at(one, step, tmp_path / f"to-two-{step}")
+        continued = torchrun("--output_dir", str(tmp_path / f"to-two-{step}"))
+        assert continued.returncode == 0, continued.stderr
+        assert f"continuing from {tmp_path}/to-two-{step}/checkpoint-{step}" in continued.stdout
+        assert train_losses(tmp_path / f"to-two-{step}") == pytest.approx(expected, rel=1e-5)
+        as_stopped_at(two, step, tmp_path / f"to-one-{step}")
+        main(["--config", str(write_config()), "--output_dir", str(tmp_path / f"to-one-{step}")])
+        assert train_losses(tmp_path / f"to-one-{step}") == pytest.approx(expected, rel=1e-5)
+    refused = torchrun()
     assert refused.returncode != 0
     assert [line for line in refused.stderr.splitlines() if line.startswith("error: ")] == [
-        f"error: {tmp_path / 'run'}: holds a finished run; choose another --output_dir (make: RUN=NAME), "
-        "or delete it to train again"
+        f"error: {two}: holds a finished run; choose another --output_dir (make: RUN=NAME), or delete it to train again"
     ]
