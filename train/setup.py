@@ -19,6 +19,7 @@ from train.checkpoints import DataPosition, differences
 from train.data import BlockDataset, steps_of_epochs
 from train.loss import chosen_loss, install_loss
 from train.model import bf16_pays, build_model, must_use_cpu
+from train.optimizer import MUON
 from train.run_directory import Plan
 from train.settings import Settings
 from train.trainer import BlockTrainer
@@ -40,6 +41,8 @@ def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments
         "remove_unused_columns": False,
         "ignore_data_skip": True,
     }
+    if values.get("optim") == MUON:
+        values["optim"] = "adamw_torch"  # TrainingArguments knows no Muon; `build_trainer` makes it
     if values.get("bf16", "auto") == "auto":
         values["bf16"] = bf16_pays(on_cpu=on_cpu) and not values.get("fp16", False)
     if on_cpu and "LOCAL_RANK" in os.environ:
@@ -119,6 +122,7 @@ def build_trainer(
         position=position,
         order=shards.run_order(data, settings.seed, settings.shuffle),
         epoch_blocks=shards.epoch_blocks(data),
+        use_muon=settings.training.get("optim") == MUON,
         finish_checkpoint=add_tokenizer,
     )
     trainer.remove_callback(PrinterCallback)

@@ -31,6 +31,7 @@ from train.checkpoints import (
     seal_checkpoint,
 )
 from train.data import BlockDataset, PositionSampler, collate_blocks
+from train.optimizer import build_muon
 
 STATE_NAME = "trainer_state.json"
 
@@ -51,13 +52,14 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         position: DataPosition,
         order: shards.RunOrder,
         epoch_blocks: int,
+        use_muon: bool = False,
         finish_checkpoint: Callable[[Path], None],
         **kwargs: Any,
     ) -> None:
         assert args.max_steps > 0
         self.position, self._finish_checkpoint = position, finish_checkpoint
         self._saving_directory: Path | None = None
-        self._order, self._epoch_blocks = order, epoch_blocks
+        self._order, self._epoch_blocks, self._use_muon = order, epoch_blocks, use_muon
         self._last_log_step, self._training_seconds, self._resumed_at = 0, 0.0, time.monotonic()
         super().__init__(args=args, train_dataset=train_dataset, data_collator=collate_blocks, **kwargs)
         self.add_callback(_TrueEpoch(self))
@@ -80,6 +82,22 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         """Whether `step` trained on an epoch's last block. With 10 blocks and batches of 4: steps 3, 5, 8, 10."""
         batch = self.position.global_batch_blocks
         return step * batch // self._epoch_blocks > (step - 1) * batch // self._epoch_blocks
+
+    # ---- optimizer ----
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self._use_muon and getattr(self, "optimizer", None) is None:
+            trained = self.model if model is None else model
+            self.optimizer = build_muon(
+                trained,
+                lr=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                decayed=self.get_decay_parameter_names(trained),
+            )
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*(() if model is None else (model,)))
+        return optimizer
 
     # ---- logs ----
 
