@@ -47,6 +47,14 @@ def build_parser() -> Parser:
         help="how blocks are shuffled: all, within stretches for disks that hate random reads, or not (global)",
     )
     parser.add_argument(
+        "--document_mask",
+        nargs="?",
+        const="true",
+        metavar="true|false",
+        default=argparse.SUPPRESS,
+        help="documents that share a block don't see each other (false)",
+    )
+    parser.add_argument(
         "--loss",
         metavar="auto|plain|chunked|liger",
         default=argparse.SUPPRESS,

@@ -33,6 +33,7 @@ class DataPosition:
     seed: int
     fingerprint: str  # of the shard set, or of the mixture
     shuffle: str = "global"
+    document_mask: bool = False
 
 
 def seal_checkpoint(directory: Path, position: DataPosition) -> None:
@@ -119,6 +120,7 @@ def differences(checkpoint: DataPosition, now: DataPosition) -> list[str]:
         "block_tokens": "tokens in a block",
         "seed": "seed",
         "shuffle": "shuffle",
+        "document_mask": "document_mask",
         "global_batch_blocks": "blocks in a global batch",
     }
     phrases = []

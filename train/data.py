@@ -8,6 +8,7 @@ processes, since accelerate deals the batches of one common order out to the ran
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset, Sampler
 import shards
 
 CHUNK_POSITIONS = 4096
+IGNORED = -100  # a label that doesn't count
 
 
 class BlockDataset(Dataset[torch.Tensor]):
@@ -58,6 +60,25 @@ def collate_blocks(blocks: torch.Tensor | Sequence[torch.Tensor]) -> dict[str, t
     """
     batch = blocks if isinstance(blocks, torch.Tensor) else torch.stack(list(blocks))
     return {"input_ids": batch, "labels": batch}
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentCollator:
+    """As `collate_blocks`, but no document sees another one that shares its block.
+
+    Positions restart at each document, from which the model's attention knows where documents begin; and the first token
+    of a document, which nothing foretells, is no label. With the block `a b EOS c`: positions 0 1 2 0, labels a b EOS −100.
+    """
+
+    eos_id: int
+
+    def __call__(self, blocks: torch.Tensor | Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        ids = collate_blocks(blocks)["input_ids"]
+        begins = torch.zeros_like(ids, dtype=torch.bool)
+        begins[:, 1:] = ids[:, :-1] == self.eos_id
+        places = torch.arange(ids.shape[1]).expand_as(ids)
+        first = torch.where(begins, places, 0).cummax(dim=1).values
+        return {"input_ids": ids, "labels": ids.masked_fill(begins, IGNORED), "position_ids": places - first}
 
 
 def steps_of_epochs(num_train_epochs: float, num_blocks: int, global_batch_blocks: int) -> int:

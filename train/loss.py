@@ -18,9 +18,9 @@ from transformers import Qwen2ForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shards.errors import InputError
+from train.data import IGNORED
 from train.settings import LossName
 
-IGNORED = -100
 CHUNKED_FROM_VOCABULARY = 16_384  # `auto`: below, all logits at once are small and faster
 CHUNK_LOGITS = 1 << 25  # logits at a time: 128 MiB in fp32
 

@@ -2,6 +2,7 @@
 
     shards: data/shards/sample      # a shard set's directory, or several with shares: wiki:0.7,books:0.3
     shuffle: global                 # or window, none: see `shards.order`
+    document_mask: false            # whether documents that share a block don't see each other
     loss: auto                      # or plain, chunked, liger: see `train.loss`
     model: {…}                      # `ModelSettings`: the Qwen2 model that is built
     training: {…}                   # any field of transformers' TrainingArguments
@@ -29,7 +30,7 @@ from train.arguments import FieldTypes, convert, training_argument_types, type_n
 
 Record = TypeVar("Record", "ModelSettings", "TrackingSettings", "GenerationSettings")
 
-TOP_LEVEL = ("shards", "shuffle", "loss")
+TOP_LEVEL = ("shards", "shuffle", "document_mask", "loss")
 LossName = Literal["auto", "plain", "chunked", "liger"]
 LOSSES: tuple[LossName, ...] = ("auto", "plain", "chunked", "liger")
 SECTIONS = ("model", "training", "tracking", "generation")
@@ -141,6 +142,7 @@ class Settings:
     shards: str  # a shard set's directory, or a mixture of several (`shards.mixture`)
     output_dir: Path
     shuffle: Shuffle
+    document_mask: bool
     loss: LossName
     model: ModelSettings
     training: dict[str, Any]  # fields of TrainingArguments, `output_dir` left out; `bf16` may be "auto"
@@ -212,6 +214,7 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
     return Settings(
         shards=shards,
         shuffle=top["shuffle"],
+        document_mask=convert(top["document_mask"] or False, frozenset({"bool"}), f"{config_path}: document_mask"),
         loss=top["loss"],
         output_dir=Path(output_dir).expanduser(),
         model=_record(ModelSettings, values["model"], config_path),

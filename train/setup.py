@@ -71,6 +71,7 @@ def data_position(settings: Settings, data: shards.ShardSet | shards.Mixture, ar
         seed=settings.seed,
         fingerprint=data.fingerprint,
         shuffle=settings.shuffle,
+        document_mask=settings.document_mask,
     )
 
 
@@ -122,6 +123,8 @@ def build_trainer(
         position=position,
         order=shards.run_order(data, settings.seed, settings.shuffle),
         epoch_blocks=shards.epoch_blocks(data),
+        document_mask=settings.document_mask,
+        eos_id=data.eos_id,
         use_muon=settings.training.get("optim") == MUON,
         finish_checkpoint=add_tokenizer,
     )

@@ -30,7 +30,7 @@ from train.checkpoints import (
     publish_checkpoint,
     seal_checkpoint,
 )
-from train.data import BlockDataset, PositionSampler, collate_blocks
+from train.data import BlockDataset, DocumentCollator, PositionSampler, collate_blocks
 from train.optimizer import build_muon
 
 STATE_NAME = "trainer_state.json"
@@ -53,6 +53,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         order: shards.RunOrder,
         epoch_blocks: int,
         use_muon: bool = False,
+        document_mask: bool = False,
+        eos_id: int,
         finish_checkpoint: Callable[[Path], None],
         **kwargs: Any,
     ) -> None:
@@ -61,7 +63,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self._saving_directory: Path | None = None
         self._order, self._epoch_blocks, self._use_muon = order, epoch_blocks, use_muon
         self._last_log_step, self._training_seconds, self._resumed_at = 0, 0.0, time.monotonic()
-        super().__init__(args=args, train_dataset=train_dataset, data_collator=collate_blocks, **kwargs)
+        collator = DocumentCollator(eos_id) if document_mask else collate_blocks
+        super().__init__(args=args, train_dataset=train_dataset, data_collator=collator, **kwargs)
         self.add_callback(_TrueEpoch(self))
 
     # ---- data ----

@@ -10,6 +10,7 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from shards.errors import InputError
+from train.data import DocumentCollator
 from train.loss import chosen_loss, chunked_cross_entropy, install_loss, plain_cross_entropy
 from train.model import build_model
 from train.settings import GenerationSettings, ModelSettings
@@ -143,3 +144,29 @@ def test_liger_that_is_not_installed_is_one_clear_line(monkeypatch: pytest.Monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install liger-kernel"):
         chosen_loss("liger", 10)
+
+
+@pytest.mark.parametrize("name", ["plain", "chunked"])
+def test_a_document_that_shares_its_block_is_as_if_alone(name: str) -> None:
+    model = make_model().eval()
+    lengths = (9, 1, 14)
+    generator = torch.Generator().manual_seed(5)
+    documents = [torch.randint(0, 599, (length,), generator=generator) for length in lengths]
+    for document in documents:
+        document[-1] = EOS_ID
+    block = torch.cat(documents).int()
+    batch = DocumentCollator(EOS_ID)(block[None].repeat(2, 1))
+    assert batch["position_ids"][0].tolist() == [*range(9), 0, *range(14)]
+    assert (batch["labels"][0] == -100).nonzero().flatten().tolist() == [9, 10]
+    packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
+    joined = model(input_ids=batch["input_ids"], use_cache=False).logits[0]
+    start = 0
+    total = 0.0
+    for document in documents:
+        alone = model(input_ids=document[None], use_cache=False).logits[0]
+        torch.testing.assert_close(packed[start : start + len(document)], alone, rtol=0, atol=1e-5)
+        total += torch.nn.functional.cross_entropy(alone[:-1], document[1:], reduction="sum").item()
+        start += len(document)
+    assert not torch.allclose(joined, packed, atol=1e-2)
+    install_loss(model, name)
+    assert model(**batch).loss.item() == pytest.approx(total / (24 - 3), rel=1e-5)

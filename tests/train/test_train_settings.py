@@ -126,7 +126,7 @@ def test_faults_of_a_config_name_the_place(
     ("text", "expected"),
     [
         ("a: [1", "line 1, column 6: "),
-        ("- 1", "expected a mapping with the keys shards, shuffle, loss, model"),
+        ("- 1", "expected a mapping with the keys shards, shuffle, document_mask, loss, model"),
         ("", "expected a mapping"),
         ("shards: a\nshards: b", "line 2, column 1: key 'shards' is given twice"),
         ("model: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
