@@ -70,10 +70,24 @@ def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str | None:
             line += f"  grad {logs['grad_norm']:.2f}"
         if "tokens_per_second" in logs:
             line += f"  {logs['tokens_per_second']:,.0f} tokens/s"
+        if "mfu" in logs:
+            line += f"  MFU {100 * logs['mfu']:.1f} %"
+        if "peak_memory_bytes" in logs:
+            line += f"  {logs['peak_memory_bytes'] / 1e9:.1f} GB"
+        if logs.get("seconds_left"):
+            line += f"  {duration(logs['seconds_left'])} left"
         return line
     if "eval_loss" in logs:
         return f"{head}  validation loss {logs['eval_loss']:.4f}  perplexity {logs['eval_perplexity']:,.1f}"
     return None
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 5 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def wants_bar() -> bool:

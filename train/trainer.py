@@ -23,6 +23,7 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from transformers.trainer_callback import TrainerCallback
 
 import shards
+from train.arithmetic import flops_a_token, peak_flops, peak_memory_bytes
 from train.checkpoints import (
     SAVING_DIRECTORY,
     DataPosition,
@@ -61,6 +62,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         assert args.max_steps > 0
         self.position, self._finish_checkpoint = position, finish_checkpoint
         self._saving_directory: Path | None = None
+        on_gpu = args.device.type == "cuda"
+        self._peak_flops = peak_flops(torch.cuda.get_device_name(args.device)) if on_gpu else None
         self._order, self._epoch_blocks, self._use_muon = order, epoch_blocks, use_muon
         self._last_log_step, self._training_seconds, self._resumed_at = 0, 0.0, time.monotonic()
         collator = DocumentCollator(eos_id) if document_mask else collate_blocks
@@ -126,7 +129,15 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
             step_tokens = self.position.global_batch_blocks * self.position.block_tokens
             seconds = self._training_seconds + time.monotonic() - self._resumed_at
             logs["tokens"] = step * step_tokens
-            logs["tokens_per_second"] = (step - self._last_log_step) * step_tokens / max(seconds, 1e-9)
+            rate = (step - self._last_log_step) * step_tokens / max(seconds, 1e-9)
+            logs["tokens_per_second"] = rate
+            logs["seconds_left"] = (self.args.max_steps - step) * step_tokens / max(rate, 1e-9)
+            logs["peak_memory_bytes"] = peak_memory_bytes(self.args.device)
+            if self._peak_flops is not None:
+                flops = rate * flops_a_token(
+                    self.accelerator.unwrap_model(self.model).config, self.position.block_tokens
+                )
+                logs["mfu"] = flops / (self._peak_flops * self.args.world_size)
             self.start_clock()
         super().log(logs, start_time)
 

@@ -301,9 +301,7 @@ def test_a_mixture_in_windows_continues_to_the_same_bits(
     assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(stopped).items())
 
 
-def test_a_run_with_documents_masked_keeps_its_mask(
-    whole_run: Path, write_config: WriteConfig, tmp_path: Path
-) -> None:
+def test_a_run_with_documents_masked_keeps_its_mask(whole_run: Path, write_config: WriteConfig, tmp_path: Path) -> None:
     config, run = write_config(document_mask=True), tmp_path / "run"
     train_to_the_end(config, "--max_steps", "4")
     assert losses(run)[0] == losses(whole_run)[0]  # each block here is one document: nothing to mask
