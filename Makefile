@@ -68,8 +68,8 @@ train: $(VENV)/.ready $(TRAIN_NEEDS)  ## train the model of CONFIG, then generat
 generate: $(VENV)/.ready  ## continue PROMPT with the model of RUN
 	@$(RUN_PYTHON) -m train.generate "runs/$(RUN)" $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)
 
-report: $(VENV)/.ready  ## show what the shard set SHARDS holds
-	@$(RUN_PYTHON) -m shards info "$(SHARDS)" $(ARGS)
+report: $(VENV)/.ready  ## make a page about the shard set SHARDS: lengths, tokens, scripts, blocks
+	@$(RUN_PYTHON) -m shards report "$(SHARDS)" $(ARGS)
 
 test: $(VENV)/.ready  ## run the tests, offline, in a few minutes
 	HF_HUB_OFFLINE=1 $(RUN_PYTHON) -m pytest -m "not slow" $(ARGS)

@@ -211,23 +211,28 @@ def memory_row(shard_set: shards.ShardSet) -> None:
 def peers_table(path: Path, python: Path, work: Path, rounds: int, count: int) -> None:
     """Each peer's reader in a process of its own, in turns with ours."""
     script = REPOSITORY / "bench" / "peers_loaders.py"
-    names = json.loads(subprocess.check_output([python, script, "--list"], text=True))
-    found: dict[str, list[float]] = {"ours, gather": []} | {name: [] for name in names}
+    forms: dict[str, str] = json.loads(subprocess.check_output([python, script, "--list"], text=True))
+    for form in sorted(set(forms.values()) - {""}):
+        if not (work / form).exists():
+            command = [sys.executable, "-m", "shards", "export", path.resolve(), "--to", form, "--out", work / form]
+            subprocess.run(list(map(str, command)), check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     shard_set = shards.open(path)
     ours = own_gather(shard_set)
     seconds_a_batch(ours, 20)
+    found: dict[str, list[float]] = {"ours, gather": [], **{name: [] for name in forms}}
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"TMPDIR": str(work), "HF_HOME": str(work), "HF_HUB_OFFLINE": "1"}
     for _ in range(rounds):
         found["ours, gather"].append(seconds_a_batch(ours, count))
-        for name in list(names):
-            command = [python, script, name, path, work, str(max(100, count // 10))]
-            ended = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=REPOSITORY)
+        for name, form in list(forms.items()):
+            command = [python, script, name, path.resolve(), work / form, max(100, count // 10)]
+            ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
             if ended.returncode != 0:
                 print(f"{name}: failed: {ended.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-                names.remove(name)
-                del found[name]
+                del forms[name], found[name]
                 continue
             found[name].append(json.loads(ended.stdout.splitlines()[-1])["seconds_a_batch"])
-    print_rates(found, "ours, gather", dict.fromkeys(names, "> 1"), shard_set.block_tokens)
+    print_rates(found, "ours, gather", dict.fromkeys(forms, "> 1"), shard_set.block_tokens)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`python -m shards info|verify|cat`: look at a shard set, and check it."""
+"""`python -m shards COMMAND`: look at a shard set, check it, exchange it, put sets together and cut them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from shards import regroup_command
 from shards.command_line import Parser, run_command
 from shards.errors import InputError
+from shards.exchange import command as exchange_command
 from shards.manifest import SPLITS, read_manifest
 from shards.reader import open_shard_set
+from shards.report import command as report_command
 from shards.show import describe, describe_json, differences, show_block, show_document
 from shards.verify import verify
 from shards.writer import bin_bytes
@@ -43,6 +46,10 @@ def make_parser() -> Parser:
     cat.add_argument("--document", type=int, metavar="N", help="show document N, from 0, instead of a block")
     cat.add_argument("--tokens", action="store_true", help="show ids beside the pieces")
     cat.set_defaults(run=run_cat)
+
+    report_command.add_parser(commands)
+    regroup_command.add_parsers(commands)
+    exchange_command.add_parsers(commands)
     return parser
 
 

@@ -8,6 +8,7 @@ fingerprint is the BLAKE3 digest of the canonical JSON (sorted keys, no white sp
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -132,9 +133,11 @@ def canonical_json(value: Any) -> bytes:
 
 def fingerprint(manifest: Manifest) -> str:
     """BLAKE3 (64 hexadecimal digits) of the manifest without its fingerprint."""
-    content = dataclasses.asdict(manifest)
-    del content["fingerprint"]
-    return blake3(canonical_json(content)).hexdigest()
+    return _fingerprint(dataclasses.asdict(manifest))
+
+
+def _fingerprint(content: dict[str, Any]) -> str:
+    return blake3(canonical_json({key: value for key, value in content.items() if key != "fingerprint"})).hexdigest()
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -167,7 +170,7 @@ def read_manifest(directory: Path) -> Manifest:
     if version != FORMAT_VERSION:
         raise InputError(f"{path}: expected format version {FORMAT_VERSION}, found {version!r}")
     manifest = typing.cast(Manifest, _decode(Manifest, content, str(path)))
-    if fingerprint(manifest) != manifest.fingerprint:
+    if _fingerprint(content) != manifest.fingerprint:
         raise InputError(f"{path}: the fingerprint doesn't match the content; the manifest was changed or damaged")
     _check(manifest, path)
     return manifest
@@ -233,14 +236,26 @@ def _decode(expected: Any, value: Any, where: str) -> Any:
 def _decode_record(expected: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected an object, found {_kind(value)}")
-    hints = typing.get_type_hints(expected)
-    for name in hints:
-        if name not in value:
-            raise InputError(f"{where}: no field {name!r}")
-    for name in value:
-        if name not in hints:
-            raise InputError(f"{where}: unknown field {printable(name)!r}")
-    return expected(**{name: _decode(hint, value[name], f"{where}: {name}") for name, hint in hints.items()})
+    hints = _type_hints(expected)
+    if value.keys() != hints.keys():
+        for name in hints:
+            if name not in value:
+                raise InputError(f"{where}: no field {name!r}")
+        for name in value:
+            if name not in hints:
+                raise InputError(f"{where}: unknown field {printable(name)!r}")
+    fields = {}
+    for name, hint in hints.items():
+        field = value[name]
+        # The usual case at once: there are many shards.
+        is_plain = (hint is int and type(field) is int and field >= 0) or (hint is str and type(field) is str)
+        fields[name] = field if is_plain else _decode(hint, field, f"{where}: {name}")
+    return expected(**fields)
+
+
+@functools.cache
+def _type_hints(record: type) -> dict[str, Any]:
+    return typing.get_type_hints(record)
 
 
 def _kind(value: object) -> str:

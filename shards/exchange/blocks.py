@@ -1,0 +1,81 @@
+"""What all exports have in common: which blocks go to which file, read a few at a time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.errors import InputError
+from shards.reader import ShardSet, Split, Tokens
+from shards.writer import BIN_SUFFIX, bin_bytes
+
+_READ_BYTES = 1 << 23
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A format that a shard set can be exported to."""
+
+    # Writes the splits, none of them empty, into a directory. The last argument is told the bytes of blocks just written.
+    export: Callable[[ShardSet, Sequence[Split], Path, Callable[[int], None]], None]
+    # The line with which the format's own reader opens what lies in a directory.
+    reader: Callable[[ShardSet, Sequence[Split], Path], str]
+
+
+def cut_files(num_blocks: int, blocks_per_file: int) -> list[range]:
+    """The blocks of each file: as few files as hold at most `blocks_per_file`, all of about the same size.
+
+    `num_blocks` is at least 1.
+
+    >>> cut_files(10, 4)
+    [range(0, 3), range(3, 6), range(6, 10)]
+    """
+    num_files = -(-num_blocks // max(1, blocks_per_file))
+    bounds = [num_blocks * number // num_files for number in range(num_files + 1)]
+    return [range(first, behind) for first, behind in itertools.pairwise(bounds)]
+
+
+def files_of(split: Split, *, max_bytes: int) -> list[range]:
+    """`cut_files` with at most `max_bytes` of blocks in a file, and at least one block."""
+    return cut_files(len(split), max_bytes // bin_bytes(1, split.block_tokens))
+
+
+def read_blocks(
+    shard_set: ShardSet,
+    split: Split,
+    blocks: range,
+    advance: Callable[[int], None],
+    *,
+    blocks_per_read: int | None = None,
+) -> Iterator[Tokens]:
+    """The blocks in order, some at a time, shape `(n, block_tokens)`; by default about 8 MiB.
+
+    Read, not mapped: a process that maps all of a large set seems to need as much memory. Raises `InputError` if a file is
+    shorter than it was.
+    """
+    step = blocks_per_read or max(1, _READ_BYTES // bin_bytes(1, split.block_tokens))
+    for first in range(blocks.start, blocks.stop, step):
+        batch = _read(shard_set.path, split, first, min(first + step, blocks.stop))
+        yield batch
+        advance(batch.nbytes)
+
+
+def _read(directory: Path, split: Split, first: int, behind: int) -> Tokens:
+    parts: list[Tokens] = []
+    begin = 0
+    for shard in split.shards:
+        low, high = max(first, begin), min(behind, begin + shard.num_blocks)
+        if low < high:
+            path = directory / (shard.name + BIN_SUFFIX)
+            count, offset = (high - low) * split.block_tokens, bin_bytes(low - begin, split.block_tokens)
+            part = np.fromfile(path, "<u4", count=count, offset=offset)
+            if len(part) != count:
+                raise InputError(f"{path}: the file has changed since the set was opened")
+            parts.append(part)
+        begin += shard.num_blocks
+    tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return tokens.reshape(-1, split.block_tokens)

@@ -1,0 +1,178 @@
+"""`python -m shards export` and `python -m shards import`: options, progress, what is said at the end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shards.errors import InputError, nearest
+from shards.manifest import SPLITS
+
+if TYPE_CHECKING:
+    from shards.exchange.blocks import Format
+
+EXPORT_FORMATS = ("datatrove", "litdata", "mds", "llm.c", "parquet", "hf")
+IMPORT_FORMATS = ("megatron", "datatrove")
+
+
+def add_parsers(commands: Any) -> None:
+    """Add `export` and `import` to the subparsers of a command line."""
+    export = commands.add_parser(
+        "export",
+        help="write a shard set in another format",
+        epilog="example: python -m shards export data/shards/sample --to hf",
+    )
+    export.add_argument("directory", type=Path, metavar="DIR", help="the shard set")
+    export.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(EXPORT_FORMATS))
+    export.add_argument("--out", type=Path, metavar="OUT", help="directory to write (default: DIR-FORMAT)")
+    export.add_argument("--split", metavar="NAME", help=f"{' or '.join(SPLITS)} alone (default: both)")
+    export.set_defaults(run=run_export)
+
+    take = commands.add_parser(
+        "import",
+        help="make a shard set of documents that are tokenized already",
+        epilog="example: python -m shards import 'corpus/part-*' --from megatron --tokenizer DIR --out data/shards/new",
+    )
+    take.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="files (a Megatron prefix too), directories, or patterns in quotes"
+    )
+    take.add_argument("--from", required=True, dest="source_format", metavar="FORMAT", help=" or ".join(IMPORT_FORMATS))
+    take.add_argument(
+        "--tokenizer",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="what made the ids: a tokenizer.json, its directory, or another shard set",
+    )
+    take.add_argument("--out", type=Path, required=True, metavar="DIR", help="the shard set to write")
+    take.add_argument("--block-tokens", type=int, default=512, metavar="N", help="tokens in a block (512)")
+    take.add_argument(
+        "--packing", default="concat", metavar="concat|best-fit", help="how documents fill blocks (concat)"
+    )
+    take.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="share of documents held out (0.1)")
+    take.add_argument("--seed", type=int, default=2333, metavar="N", help="of the train/val split (2333)")
+    take.add_argument(
+        "--eos-inside",
+        default="refuse",
+        metavar="refuse|split|keep",
+        help="a document with EOS in its middle: is an error, several documents, or stays as it is (refuse)",
+    )
+    take.set_defaults(run=run_import)
+
+
+def run_export(options: argparse.Namespace) -> int:
+    from shards.new_set import new_directory
+    from shards.reader import open_shard_set
+    from shards.show import size_text
+
+    form = _format(options.to)
+    if options.split is not None and options.split not in SPLITS:
+        hint = nearest(options.split, SPLITS)
+        raise InputError(f"--split: expected {' or '.join(SPLITS)}, found {options.split!r}{hint}")
+    shard_set = open_shard_set(options.directory)
+    names = [options.split] if options.split else SPLITS
+    splits = [shard_set[name] for name in names if len(shard_set[name])]
+    if not splits:
+        raise InputError(f"{options.directory}: split {options.split} holds no block; nothing to export")
+    directory = Path(os.path.abspath(options.directory))
+    out = options.out or directory.with_name(f"{directory.name}-{options.to}")
+    if out.resolve().is_relative_to(directory.resolve()):
+        raise InputError(f"--out: {out} lies in the shard set itself; choose a place outside")
+    num_blocks = sum(map(len, splits))
+    with new_directory(out) as partial, Progress("exported", num_blocks * shard_set.block_tokens * 4) as progress:
+        form.export(shard_set, splits, partial, progress.advance)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    num_new_bytes = sum(path.stat().st_size for path in files if not is_link(path))
+    sys.stdout.write(
+        f"{out}: {num_blocks:,} blocks of {shard_set.block_tokens} tokens ({', '.join(split.name for split in splits)}), "
+        f"{len(files):,} files, {size_text(num_new_bytes)} written\n"
+        f"read it with: {form.reader(shard_set, splits, out.resolve())}\n"
+    )
+    return 0
+
+
+def is_link(path: Path) -> bool:
+    """Whether `path` is another name of a file."""
+    return path.is_symlink() or path.stat().st_nlink > 1
+
+
+def _format(name: str) -> Format:
+    from shards.exchange import arrow, datatrove, litdata, llm_c, mds
+
+    formats = {
+        "datatrove": datatrove.FORMAT,
+        "litdata": litdata.FORMAT,
+        "mds": mds.FORMAT,
+        "llm.c": llm_c.FORMAT,
+        "parquet": arrow.PARQUET,
+        "hf": arrow.HF,
+    }
+    if name not in formats:
+        raise InputError(f"--to: expected {', '.join(formats)}, found {name!r}{nearest(name, formats)}")
+    return formats[name]
+
+
+def run_import(options: argparse.Namespace) -> int:
+    from shards.exchange.datatrove import EndsFile
+    from shards.exchange.importing import ImportSettings, import_files
+    from shards.exchange.megatron import IndexedFile
+    from shards.exchange.token_files import TokenFile, find_files
+
+    settings = ImportSettings(
+        source_format=options.source_format,
+        block_tokens=options.block_tokens,
+        packing=options.packing,
+        val_fraction=options.val_fraction,
+        seed=options.seed,
+        eos_inside=options.eos_inside,
+    )
+    files: list[TokenFile]
+    if options.source_format == "megatron":
+        paths = find_files(options.sources, suffix=".bin", index_suffix=".idx", recursive=False)
+        files = [IndexedFile(path) for path in paths]
+    elif options.source_format == "datatrove":
+        paths = find_files(options.sources, suffix=".ds", index_suffix=".index", recursive=True)
+        files = [EndsFile(path) for path in paths]
+    else:
+        hint = nearest(options.source_format, IMPORT_FORMATS)
+        raise InputError(f"--from: expected {' or '.join(IMPORT_FORMATS)}, found {options.source_format!r}{hint}")
+    with Progress("imported", 2 * sum(file.num_bytes for file in files)) as progress:
+        manifest = import_files(
+            files, options.out, tokenizer=options.tokenizer, settings=settings, advance=progress.advance
+        )
+    train, val = (manifest.splits[name] for name in SPLITS)
+    sys.stdout.write(
+        f"{options.out}: {train.num_documents + val.num_documents:,} documents, {train.num_tokens + val.num_tokens:,} "
+        f"tokens, {train.num_blocks:,} + {val.num_blocks:,} blocks of {manifest.block_tokens} (train + val); "
+        f"{manifest.num_empty:,} empty documents left out\n"
+    )
+    return 0
+
+
+class Progress:
+    """Percent done on one line of a terminal, a few times a second; nothing elsewhere."""
+
+    def __init__(self, verb: str, total_bytes: int) -> None:
+        self._verb, self._total, self._done = verb, total_bytes, 0
+        self._shown, self._next = sys.stderr.isatty(), 0.0
+
+    def advance(self, num_bytes: int) -> None:
+        self._done += num_bytes
+        now = time.monotonic()
+        if self._shown and now >= self._next:
+            self._next = now + 0.2
+            percent = min(100, 100 * self._done // max(1, self._total))
+            sys.stderr.write(f"\r{self._verb} {percent:3}% of {self._total:,} bytes")
+            sys.stderr.flush()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

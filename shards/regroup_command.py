@@ -1,0 +1,178 @@
+"""`python -m shards merge|split|subset`: new shard sets of old ones, without tokenizing."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shards.errors import InputError
+
+if TYPE_CHECKING:
+    from shards.manifest import Manifest
+
+# The default of `--seed` for split; `shards.regroup` has it too, and is imported only when a command runs.
+_SEED = 2333
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the three commands to `commands`, an argparse object of sub-parsers."""
+    merge = commands.add_parser(
+        "merge",
+        help="make one set of several, one behind the other",
+        description="Make one shard set of several with the same tokenizer, block size and packing, one behind\n"
+        "the other. Shards are copied; what was left over in the last blocks is put together anew.\n"
+        "Texts that are in several sets stay there several times, perhaps both in train and in val.",
+    )
+    merge.add_argument("sets", type=Path, nargs="+", metavar="SET", help="the shard sets, in order")
+    merge.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new shard set")
+    merge.add_argument("--link", action="store_true", help="make hard links where possible, instead of copies")
+    merge.set_defaults(run=run_merge)
+
+    split = commands.add_parser(
+        "split",
+        help="deal the documents of a set out to several, at random",
+        description="Deal the documents of a shard set out to several, at random: each document to exactly one\n"
+        "of them. Train stays train, val stays val.",
+    )
+    split.add_argument("set", type=Path, metavar="SET", help="the shard set")
+    how = split.add_mutually_exclusive_group(required=True)
+    how.add_argument("--parts", type=int, metavar="N", help="the number of parts, of equal size")
+    how.add_argument("--fractions", metavar="F,F,…", help="the parts' shares, such as 0.5,0.3,0.2 or 1/3,2/3")
+    split.add_argument(
+        "--out", type=Path, required=True, metavar="PREFIX", help="the new sets are PREFIX-0, PREFIX-1, …"
+    )
+    split.add_argument(
+        "--seed", type=int, default=_SEED, metavar="S", help=f"another seed, other parts (default {_SEED})"
+    )
+    split.set_defaults(run=run_split)
+
+    subset = commands.add_parser(
+        "subset",
+        help="make a smaller set of some of a set's documents",
+        description="Make a smaller shard set of some of a set's documents. What is asked for is counted in\n"
+        "train; of val the same share is taken, rounded up. Without --seed these are the first\n"
+        "documents of each, with it random ones; smaller subsets of a seed lie within larger ones.",
+    )
+    subset.add_argument("set", type=Path, metavar="SET", help="the shard set")
+    subset.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new shard set")
+    how = subset.add_mutually_exclusive_group(required=True)
+    how.add_argument("--documents", type=int, metavar="N", help="N documents of train")
+    how.add_argument(
+        "--tokens", type=int, metavar="N", help="documents of train that hold N tokens (the last one whole)"
+    )
+    how.add_argument("--fraction", metavar="F", help="a share of train's documents, such as 0.1 or 1/3")
+    subset.add_argument("--seed", type=int, metavar="S", help="take random documents (default: the first ones)")
+    subset.set_defaults(run=run_subset)
+
+
+def run_merge(options: argparse.Namespace) -> int:
+    from shards.index import index_bytes
+    from shards.manifest import read_manifest
+    from shards.merge import merge
+    from shards.writer import bin_bytes
+
+    total = sum(
+        bin_bytes(shard.num_blocks, manifest.block_tokens) + index_bytes(shard.num_pieces, shard.num_index_documents)
+        for manifest in map(read_manifest, options.sets)
+        for shard in manifest.shards
+    )
+    with _ProgressLine(lambda done: f"copied {100 * done // max(1, total):3}% of {total:,} bytes") as progress:
+        manifest = merge(options.sets, options.out, link=options.link, progress=progress.advance, note=progress.note)
+    plural = "" if len(options.sets) == 1 else "s"
+    _say(f"{options.out}: {_summary(manifest)}, from {len(options.sets):,} set{plural}")
+    return 0
+
+
+def run_split(options: argparse.Namespace) -> int:
+    from shards.regroup import split
+
+    if options.fractions is not None:
+        fractions = [parse_fraction("--fractions", text) for text in options.fractions.split(",")]
+    elif options.parts >= 1:
+        fractions = [Fraction(1, options.parts)] * options.parts
+    else:
+        raise InputError(f"--parts: expected at least 1, found {options.parts:,}")
+    if not options.out.name:
+        raise InputError(f"--out: expected the beginning of a name, found {str(options.out)!r}")
+    outs = [options.out.with_name(f"{options.out.name}-{number}") for number in range(len(fractions))]
+    with _ProgressLine(lambda done: f"packed {done:,} documents") as progress:
+        manifests = split(options.set, outs, fractions, seed=options.seed, progress=progress.advance)
+    for out, manifest in zip(outs, manifests, strict=True):
+        _say(f"{out}: {_summary(manifest)}")
+    return 0
+
+
+def run_subset(options: argparse.Namespace) -> int:
+    from shards.regroup import subset
+
+    with _ProgressLine(lambda done: f"packed {done:,} documents") as progress:
+        manifest = subset(
+            options.set,
+            options.out,
+            num_documents=options.documents,
+            num_tokens=options.tokens,
+            fraction=None if options.fraction is None else parse_fraction("--fraction", options.fraction),
+            seed=options.seed,
+            progress=progress.advance,
+        )
+    _say(f"{options.out}: {_summary(manifest)}")
+    return 0
+
+
+def parse_fraction(option: str, text: str) -> Fraction:
+    """`0.1` or `1/3`, exactly. Raises `InputError`.
+
+    >>> parse_fraction("--fraction", "0.1")
+    Fraction(1, 10)
+    """
+    match = re.fullmatch(r"\s*(\d{0,20}\.?\d{1,20}|\d{1,20}/0*[1-9]\d{0,19})\s*", text, re.ASCII)
+    if not match:
+        raise InputError(f"{option}: expected a number such as 0.5 or 1/3, found {text!r}")
+    return Fraction(match[1])
+
+
+def _summary(manifest: Manifest) -> str:
+    splits = manifest.splits
+    documents, tokens = (
+        sum(getattr(split, field) for split in splits.values()) for field in ("num_documents", "num_tokens")
+    )
+    blocks = ", ".join(f"{name} {split.num_blocks:,}" for name, split in splits.items())
+    return f"{documents:,} documents, {tokens:,} tokens, blocks: {blocks}"
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+class _ProgressLine:
+    """How far the work is, on one line of a terminal; elsewhere nothing."""
+
+    def __init__(self, text: Callable[[int], str]) -> None:
+        self._text, self._done, self._shown = text, 0, sys.stderr.isatty()
+
+    def advance(self, number: int) -> None:
+        self._done += number
+        if self._shown:
+            sys.stderr.write(f"\r{self._text(self._done)}")
+            sys.stderr.flush()
+
+    def note(self, line: str) -> None:
+        """Show a line that stays."""
+        self._clear()
+        sys.stderr.write(f"{line}\n")
+
+    def _clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def __enter__(self) -> _ProgressLine:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._clear()

@@ -1,0 +1,121 @@
+"""`python -m shards report`: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shards.errors import InputError
+
+if TYPE_CHECKING:
+    from shards.manifest import Manifest
+    from shards.report.statistics import Statistics
+
+_DEFAULT_SEED = 2333
+
+
+def add_parser(commands: Any) -> None:
+    """Add `report` to the sub-commands of `python -m shards`."""
+    report = commands.add_parser("report", help="make a page (HTML) with charts, tables and excerpts of a shard set")
+    report.add_argument("directory", type=Path, metavar="DIR", help="the shard set")
+    report.add_argument("--out", type=Path, metavar="FILE", help="the page to write (DIR.html, beside the set)")
+    report.add_argument(
+        "--seed",
+        type=int,
+        default=_DEFAULT_SEED,
+        metavar="N",
+        help=f"of the excerpts, and of the sample of a large set ({_DEFAULT_SEED})",
+    )
+    report.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the page and say what it shows. Raises `InputError`."""
+    from shards.files import write_atomically
+    from shards.reader import open_shard_set
+    from shards.report.page import render
+    from shards.report.statistics import compute, num_steps
+    from shards.vocabulary import Vocabulary
+
+    if not 0 <= options.seed < 2**64:
+        raise InputError(f"--seed: expected 0 to 2**64 - 1, found {options.seed}")
+    shard_set = open_shard_set(options.directory)
+    out = default_out(options.directory) if options.out is None else options.out
+    check_out(out, options.directory)
+    with _ProgressLine(num_steps(shard_set.manifest), show=sys.stderr.isatty()) as progress:
+        statistics = compute(shard_set, seed=options.seed, progress=progress.advance)
+    write_atomically(out, render(shard_set.manifest, statistics, Vocabulary(shard_set.tokenizer_path)))
+    sys.stdout.write(f"{out}\n{summary(shard_set.manifest, statistics)}\n")
+    return 0
+
+
+def default_out(directory: Path) -> Path:
+    """`data/shards/NAME.html` for `data/shards/NAME`."""
+    named = directory if directory.name not in ("", "..") else directory.resolve()
+    return named.parent / f"{named.name}.html"
+
+
+def check_out(out: Path, directory: Path) -> None:
+    """Raise `InputError` unless the page may be written to `out`."""
+    from shards.report.page import PAGE_START
+
+    if out.resolve().is_relative_to(directory.resolve()):
+        raise InputError(f"--out {out}: lies inside the shard set, where nothing may be added; choose a file beside it")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: no directory {out.parent}; make it, or choose another file")
+    if out.is_dir():
+        raise InputError(f"--out {out}: is a directory; name a file in it")
+    if out.exists():
+        with open(out, "rb") as file:
+            start = file.read(len(PAGE_START))
+        if start != PAGE_START.encode():
+            raise InputError(f"--out {out}: exists and is no report; choose another file, or move it elsewhere")
+
+
+def summary(manifest: Manifest, statistics: Statistics) -> str:
+    """The main numbers, a line each."""
+    from shards.report.markup import percent
+    from shards.report.sections import tutorial_loss
+
+    lengths, use, found = statistics.lengths, statistics.tokens, statistics.duplicates
+    lost, total = tutorial_loss(manifest, statistics)
+    sample = ""
+    if use.num_counted_blocks < use.num_blocks:
+        size = manifest.block_tokens
+        sample = f" in a sample of {use.num_counted_blocks * size:,} of {use.num_blocks * size:,} tokens"
+    compared = "" if found.num_compared == found.num_documents else " compared"
+    verb = "dropped" if manifest.packing == "tutorial" else "would drop"
+    short = percent(lengths.num_short_documents, lengths.num_documents)
+    rows = {
+        "documents": f"{lengths.num_documents:,}, half with at most {lengths.median:,} tokens; {short} fill no block",
+        "tutorial": f"{verb} {lost:,} of {total:,} tokens ({percent(lost, total)})",
+        "vocabulary": f"{use.num_used_entries:,} of {use.num_entries:,} entries occur{sample}",
+        "duplicates": f"{found.num_duplicates:,} of {found.num_compared:,} documents{compared}",
+    }
+    return "\n".join(f"  {name:11} {row}" for name, row in rows.items())
+
+
+class _ProgressLine:
+    """Percent done on one line of a terminal."""
+
+    def __init__(self, total: int, *, show: bool) -> None:
+        self._total, self._done, self._shown = max(1, total), 0, show
+        self._percent = -1
+
+    def advance(self, num_steps: int) -> None:
+        self._done += num_steps
+        percent = min(100, 100 * self._done // self._total)
+        if self._shown and percent != self._percent:
+            self._percent = percent
+            sys.stderr.write(f"\rreading the set {percent:3}%")
+            sys.stderr.flush()
+
+    def __enter__(self) -> _ProgressLine:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

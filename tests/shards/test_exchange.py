@@ -1,0 +1,408 @@
+"""What an export holds, read by hand from the documented bytes, and by the formats' own packages where we have them."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from blake3 import blake3
+
+import shards
+from shards.command_line import Parser
+from shards.errors import InputError
+from shards.exchange import arrow, command, importing, litdata, llm_c, mds
+from shards.exchange.blocks import cut_files
+from shards.exchange.megatron import IndexedFile
+from shards.index import contiguous_index, encode_index
+from shards.verify import verify
+from tests.conftest import directory_bytes
+
+FORMATS = command.EXPORT_FORMATS
+SPLITS = ("train", "val")
+
+
+def run(*arguments: object) -> int:
+    """What `python -m shards` does with these two commands."""
+    parser = Parser(prog="python -m shards")
+    command.add_parsers(parser.add_subparsers(required=True))
+    options = parser.parse_args([str(argument) for argument in arguments])
+    status: int = options.run(options)
+    return status
+
+
+@pytest.fixture(autouse=True)
+def no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small files, and no power failure."""
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+
+
+@pytest.fixture(scope="session")
+def wide_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set whose ids need more than 16 bits: 70,000 entries, the last one EOS."""
+    work = tmp_path_factory.mktemp("wide")
+    vocabulary = {f"w{number}": number for number in range(69_999)}
+    added = [{"id": 69_999, "content": "</s>", "special": True}]
+    content = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": added}
+    (work / "tokenizer.json").write_text(json.dumps(content))
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 100, 200).astype(np.int64)
+    rng.integers(0, 69_999, lengths.sum()).astype("<i4").tofile(work / "ids.bin")
+    (work / "ids.idx").write_bytes(encode_index(contiguous_index(lengths)))
+    settings = importing.ImportSettings(source_format="megatron", block_tokens=16)
+    importing.import_files([IndexedFile(work / "ids.bin")], work / "set", tokenizer=work, settings=settings)
+    assert verify(work / "set") == []
+    return work / "set"
+
+
+@pytest.fixture(params=["built_set", "wide_set"])
+def shard_set(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several files to a split, in all formats."""
+    monkeypatch.setattr(litdata, "_CHUNK_BYTES", 5_000)
+    monkeypatch.setattr(mds, "_SHARD_BYTES", (1 << 20) + 5_000)
+    monkeypatch.setattr(llm_c, "_FILE_TOKENS", 1_500)
+    monkeypatch.setattr(arrow, "_MAX_FILE_BYTES", 5_000)
+    monkeypatch.setattr(arrow, "_ROW_GROUP_TOKENS", 1_000)
+    monkeypatch.setattr(arrow, "_ROWS_PER_BATCH", 7)
+
+
+def blocks(directory: Path, split: str) -> np.ndarray:
+    """What a bare memory map sees."""
+    manifest = json.loads((directory / "manifest.json").read_bytes())
+    names = [shard["name"] for shard in manifest["shards"] if shard["split"] == split]
+    assert names
+    tokens = np.concatenate([np.memmap(directory / f"{name}.bin", "<u4") for name in names])
+    return tokens.reshape(-1, manifest["block_tokens"])
+
+
+def read_datatrove(out: Path, split: str, width: int) -> list[np.ndarray]:
+    """As DatatroveFolderDataset with seq_len = width - 1: files by name, each cut into windows."""
+    found = []
+    for path in sorted((out / split).glob("*.ds")):
+        tokens, ends = np.fromfile(path, "<u4"), np.fromfile(f"{path}.index", "<u8").astype(np.int64)
+        assert (np.diff(ends) > 0).all() and ends[0] > 0 and ends[-1] == len(tokens)
+        found += list(tokens[: len(tokens) // width * width].reshape(-1, width))
+    return found
+
+
+def read_litdata(out: Path, split: str, width: int) -> list[np.ndarray]:
+    index = json.loads((out / split / "index.json").read_bytes())
+    assert index["config"]["item_loader"] == "TokensLoader"
+    assert index["config"]["data_format"] == ["no_header_tensor:16"] and index["config"]["compression"] is None
+    found = []
+    for number, chunk in enumerate(index["chunks"]):
+        assert chunk["filename"] == f"chunk-0-{number}.bin"
+        content = (out / split / chunk["filename"]).read_bytes()
+        num_items = chunk["chunk_size"]
+        assert len(content) == chunk["chunk_bytes"] and np.frombuffer(content, "<u4", 1)[0] == num_items
+        offsets = np.frombuffer(content, "<u4", num_items + 1, 4).tolist()
+        assert offsets[0] == (1 + num_items + 1) * 4 and offsets[-1] == len(content)
+        # TokensLoader passes over the header and cuts `dim` tokens into blocks; an item by itself is the same.
+        tokens = np.frombuffer(content, "<i4", chunk["dim"], (1 + num_items + 1) * 4)
+        assert chunk["dim"] == num_items * width
+        items = [np.frombuffer(content[begin:end], "<i4") for begin, end in itertools.pairwise(offsets)]
+        assert np.array_equal(tokens.reshape(-1, width), items)
+        found += items
+    return found
+
+
+def read_mds(out: Path, split: str, width: int) -> list[np.ndarray]:
+    index = json.loads((out / split / "index.json").read_bytes())
+    assert index["version"] == 2
+    found = []
+    for number, shard in enumerate(index["shards"]):
+        assert shard["raw_data"]["basename"] == f"shard.{number:05}.mds" and shard["zip_data"] is None
+        content = (out / split / shard["raw_data"]["basename"]).read_bytes()
+        assert len(content) == shard["raw_data"]["bytes"] and np.frombuffer(content, "<u4", 1)[0] == shard["samples"]
+        offsets = np.frombuffer(content, "<u4", shard["samples"] + 1, 4).tolist()
+        config = json.loads(content[4 * (shard["samples"] + 2) : offsets[0]])
+        assert config == {key: shard[key] for key in config} and config["format"] == "mds"
+        assert config["column_names"] == ["tokens"]
+        kind, dtype, shape = config["column_encodings"][0].split(":")
+        assert kind == "ndarray" and shape == str(width) and offsets[-1] == len(content)
+        assert config["column_sizes"] == [width * np.dtype(dtype).itemsize]
+        found += [np.frombuffer(content[begin:end], dtype) for begin, end in itertools.pairwise(offsets)]
+    return found
+
+
+def read_llm_c(out: Path, split: str, width: int) -> list[np.ndarray]:
+    """As dataloader.h with a batch of one row of `width`: it takes width + 1 tokens and goes on by width."""
+    found = []
+    for path in sorted(out.glob(f"{split}_*.bin")):
+        header = np.fromfile(path, "<i4", 256)
+        dtype = {(20240520, 1): "<u2", (20240801, 7): "<u4"}[header[0], header[1]]
+        tokens = np.fromfile(path, dtype, offset=1024)
+        assert header[2] == len(tokens) and not header[3:].any()
+        found += [tokens[begin : begin + width] for begin in range(0, len(tokens) - width, width)]
+    return found
+
+
+def read_parquet(out: Path, split: str, width: int) -> list[np.ndarray]:
+    paths = sorted((out / split).glob("*.parquet"))
+    assert [path.name for path in paths] == [f"{split}-{n:05}-of-{len(paths):05}.parquet" for n in range(len(paths))]
+    rows = pyarrow.parquet.read_table(out / split).column("input_ids")
+    assert rows.type.value_type == pyarrow.uint32() and rows.null_count == 0
+    return [row.values.to_numpy() for row in rows]
+
+
+def read_hf(out: Path, split: str, width: int) -> list[np.ndarray]:
+    name = {"train": "train", "val": "validation"}[split]
+    assert name in json.loads((out / "dataset_dict.json").read_bytes())["splits"]
+    found = []
+    for entry in json.loads((out / name / "state.json").read_bytes())["_data_files"]:
+        with pyarrow.ipc.open_stream(out / name / entry["filename"]) as reader:
+            assert reader.schema.field("input_ids").type == pyarrow.list_(pyarrow.int32(), width)
+            found += [row for batch in reader for row in batch.column(0).flatten().to_numpy().reshape(-1, width)]
+    dataset = datasets.load_from_disk(str(out))[name]
+    assert np.array_equal(dataset.with_format("numpy")["input_ids"][:], found)
+    assert dataset.split == name and dataset[0]["input_ids"] == found[0].tolist()
+    return found
+
+
+READERS: dict[str, Callable[[Path, str, int], list[np.ndarray]]] = {
+    "datatrove": read_datatrove,
+    "litdata": read_litdata,
+    "mds": read_mds,
+    "llm.c": read_llm_c,
+    "parquet": read_parquet,
+    "hf": read_hf,
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("size", ["one file", "many files"])
+def test_every_block_comes_back_as_it_is(
+    request: pytest.FixtureRequest, shard_set: Path, tmp_path: Path, form: str, size: str
+) -> None:
+    if size == "many files":
+        request.getfixturevalue("small_files")
+    assert run("export", shard_set, "--to", form, "--out", tmp_path / "out") == 0
+    for split in SPLITS:
+        expected = blocks(shard_set, split)
+        found = READERS[form](tmp_path / "out", split, expected.shape[1])
+        assert len(found) == len(expected) > 1
+        assert np.array_equal(np.asarray(found, dtype=np.int64), expected)
+    if size == "many files" and form != "datatrove":
+        files = [
+            path for path in (tmp_path / "out").rglob("*") if path.suffix in {".bin", ".mds", ".parquet", ".arrow"}
+        ]
+        assert len(files) > 4
+    assert not list((tmp_path / "out").rglob("*.tmp")) and not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("form", ["mds", "llm.c"])
+def test_ids_take_16_bits_where_they_fit(built_set: Path, wide_set: Path, tmp_path: Path, form: str) -> None:
+    for directory, num_bytes in ((built_set, 2), (wide_set, 4)):
+        run("export", directory, "--to", form, "--out", tmp_path / f"{num_bytes}", "--split", "train")
+        assert (
+            READERS[form](tmp_path / f"{num_bytes}", "train", shards.open(directory).block_tokens)[0].itemsize
+            == num_bytes
+        )
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_same_set_gives_the_same_bytes(built_set: Path, tmp_path: Path, form: str) -> None:
+    for name in ("one", "two"):
+        run("export", built_set, "--to", form, "--out", tmp_path / name)
+    assert directory_bytes(tmp_path / "one") == directory_bytes(tmp_path / "two") != {}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_one_split_alone(built_set: Path, tmp_path: Path, form: str) -> None:
+    run("export", built_set, "--to", form, "--out", tmp_path / "out", "--split", "val")
+    assert len(READERS[form](tmp_path / "out", "val", 64)) == len(shards.open(built_set)["val"])
+    assert not [path for path in (tmp_path / "out").rglob("*") if "train" in path.name]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_interrupted_export_leaves_nothing(
+    built_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    def stop(_self: command.Progress, _num_bytes: int) -> None:
+        raise KeyboardInterrupt
+
+    before = directory_bytes(built_set)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(command.Progress, "advance", stop)
+        run("export", built_set, "--to", form, "--out", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    assert directory_bytes(built_set) == before and verify(built_set) == []
+
+
+def test_the_target_of_each_token_is_the_next_one_in_llm_c(built_set: Path, tmp_path: Path, small_files: None) -> None:
+    run("export", built_set, "--to", "llm.c", "--out", tmp_path / "out")
+    stream = [*blocks(built_set, "train").reshape(-1).tolist(), shards.open(built_set).eos_id]
+    begin = 0
+    for path in sorted((tmp_path / "out").glob("train_*.bin")):
+        tokens = np.fromfile(path, "<u2", offset=1024).tolist()
+        assert tokens == stream[begin : begin + len(tokens)]
+        begin += len(tokens) - 1
+    assert begin == len(stream) - 1
+
+
+def test_row_groups_hold_some_rows_each(built_set: Path, tmp_path: Path, small_files: None) -> None:
+    run("export", built_set, "--to", "parquet", "--out", tmp_path / "out")
+    for path in (tmp_path / "out" / "train").iterdir():
+        metadata = pyarrow.parquet.ParquetFile(path).metadata
+        sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        assert set(sizes[:-1]) == {1_000 // 64} and sizes[-1] <= 1_000 // 64
+
+
+def test_datatrove_sees_the_sets_own_files(built_set: Path, tmp_path: Path) -> None:
+    run("export", built_set, "--to", "datatrove", "--out", tmp_path / "out")
+    linked = sorted((tmp_path / "out").rglob("*.ds"))
+    assert len(linked) == len(list(built_set.glob("*.bin")))
+    for path in linked:
+        assert path.samefile(built_set / f"{path.stem}.bin") and not path.is_symlink()
+        lengths, boundaries = read_index(built_set / f"{path.stem}.idx")
+        ends = np.fromfile(f"{path}.index", "<u8").tolist()
+        # Each document's piece ends there; what is behind the last one is filling.
+        assert ends[: len(lengths)] == np.cumsum(lengths).tolist() and len(boundaries) == len(lengths) + 1
+        assert ends[len(lengths) :] == ([path.stat().st_size // 4] if sum(lengths) * 4 < path.stat().st_size else [])
+    assert verify(built_set) == []
+
+
+def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    content = path.read_bytes()
+    num_pieces, num_boundaries = np.frombuffer(content, "<u8", 2, 18).tolist()
+    return np.frombuffer(content, "<i4", num_pieces, 34), np.frombuffer(
+        content, "<i8", num_boundaries, 34 + 12 * num_pieces
+    )
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP])
+def test_where_there_are_no_hard_links_there_are_symbolic_ones(
+    built_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_paths: object) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.chdir(built_set.parent)
+    run("export", built_set.name, "--to", "datatrove", "--out", tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    assert all(path.is_symlink() for path in (tmp_path / "out").rglob("*.ds"))
+    assert np.array_equal(read_datatrove(tmp_path / "out", "train", 64), blocks(built_set, "train"))
+
+
+def test_a_full_disk_is_no_reason_for_symbolic_links(
+    built_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_paths: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError, match="no space"):
+        run("export", built_set, "--to", "datatrove", "--out", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["parquet", "hf"])
+def test_the_line_that_is_printed_reads_the_export(
+    built_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    run("export", built_set, "--to", form, "--out", tmp_path / "a set")
+    summary, line = capsys.readouterr().out.splitlines()
+    assert summary.startswith(f"{tmp_path / 'a set'}: ") and line.startswith("read it with: ")
+    names: dict[str, Any] = {}
+    exec(line.removeprefix("read it with: "), names)
+    rows = names["train"]["input_ids"]
+    assert np.array_equal(rows.to_pylist() if form == "parquet" else rows[:], blocks(built_set, "train"))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_by_default_it_lies_beside_the_set(own_set: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.chdir(own_set)
+    run("export", ".", "--to", form)
+    assert (own_set.parent / f"set-{form}").is_dir()
+    with pytest.raises(InputError, match=f"set-{form}: exists already"):
+        run("export", own_set, "--to", form)
+
+
+def test_wrong_usage_is_one_clear_line(own_set: Path, tmp_path: Path) -> None:
+    for arguments, expected in (
+        (("--to", "litdat"), r"--to: expected datatrove, .*, hf, found 'litdat'; did you mean 'litdata'\?"),
+        (("--to", "hf", "--split", "vla"), "--split: expected train or val, found 'vla'; did you mean 'val'"),
+        (("--to", "hf", "--out", own_set / "hf"), "lies in the shard set itself"),
+        (("--to", "hf", "--out", own_set), "lies in the shard set itself"),
+        ((), "the following arguments are required: --to"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            run("export", own_set, *arguments)
+    with pytest.raises(InputError, match="no such shard set"):
+        run("export", tmp_path / "nowhere", "--to", "hf")
+    assert verify(own_set) == [] and sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
+def test_an_empty_split_is_left_out_and_not_exported_alone(wide_set: Path, tmp_path: Path) -> None:
+    tokens = ["import", wide_set, "--from", "megatron", "--tokenizer", wide_set, "--val-fraction", "0"]
+    run(*tokens, "--block-tokens", "16", "--out", tmp_path / "set")
+    for form in FORMATS:
+        run("export", tmp_path / "set", "--to", form)
+        assert not [path for path in (tmp_path / f"set-{form}").rglob("*") if "val" in path.name]
+        assert len(READERS[form](tmp_path / f"set-{form}", "train", 16)) == len(shards.open(tmp_path / "set")["train"])
+    with pytest.raises(InputError, match="split val holds no block"):
+        run("export", tmp_path / "set", "--to", "hf", "--split", "val")
+
+
+def test_a_file_that_shrinks_meanwhile_is_named(own_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = sorted(own_set.glob("train-*.bin"))[0]
+    monkeypatch.setattr(command.Progress, "__enter__", lambda self: (os.truncate(path, 100), self)[1])
+    with pytest.raises(InputError, match=f"{path.name}: the file has changed"):
+        run("export", own_set, "--to", "mds", "--out", tmp_path / "out")
+
+
+def test_progress_is_shown_on_a_terminal_alone(
+    built_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("export", built_set, "--to", "mds", "--out", tmp_path / "one")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    run("export", built_set, "--to", "mds", "--out", tmp_path / "two")
+    shown = capsys.readouterr().err
+    assert "\rexported " in shown and "% of " in shown and shown.endswith("\r\x1b[K")
+
+
+@pytest.mark.parametrize(("num_blocks", "per_file"), [(1, 3), (3, 3), (10, 4), (11, 4), (7, 0)])
+def test_files_hold_every_block_once_and_about_as_many_each(num_blocks: int, per_file: int) -> None:
+    files = cut_files(num_blocks, per_file)
+    assert [block for file in files for block in file] == list(range(num_blocks))
+    sizes = [len(file) for file in files]
+    assert all(1 <= size <= max(1, per_file) for size in sizes) and max(sizes) - min(sizes) <= 1
+
+
+def test_the_fingerprint_of_hf_is_of_the_content(built_set: Path, tmp_path: Path) -> None:
+    run("export", built_set, "--to", "hf", "--out", tmp_path / "out")
+    states = [json.loads((tmp_path / "out" / name / "state.json").read_bytes()) for name in ("train", "validation")]
+    expected = [blake3(f"{shards.open(built_set).fingerprint} {name}".encode()) for name in ("train", "validation")]
+    assert [state["_fingerprint"] for state in states] == [digest.hexdigest()[:16] for digest in expected]
+
+
+@pytest.mark.parametrize("name", ["datatrove", "litdata", "streaming"])
+def test_a_peers_own_reader_where_it_is_installed(built_set: Path, tmp_path: Path, name: str) -> None:
+    """Where it isn't, `bench/peers_readers.py` does this in an environment with all of them."""
+    pytest.importorskip(name)
+    from bench.peers_readers import Source
+    from bench.peers_readers import datatrove as read_by_datatrove
+    from bench.peers_readers import litdata as read_by_litdata
+    from bench.peers_readers import mosaicml_streaming as read_by_streaming
+
+    readers = {"datatrove": read_by_datatrove, "litdata": read_by_litdata, "streaming": read_by_streaming}
+    form = {"streaming": "mds"}.get(name, name)
+    run("export", built_set, "--to", form, "--out", tmp_path / "out")
+    assert readers[name](Source(built_set), tmp_path / "out") == sum(blocks(built_set, s).size for s in SPLITS)

@@ -1,0 +1,833 @@
+"""The report: its numbers are a plain recount's, and its page lets nothing of the set's texts act."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import doctest
+import functools
+import http.server
+import importlib
+import itertools
+import json
+import math
+import pkgutil
+import shutil
+import subprocess
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import shards
+import shards.report
+from pipeline.build import build
+from pipeline.settings import BuildSettings
+from shards.command_line import Parser
+from shards.errors import InputError
+from shards.index import Index, contiguous_index
+from shards.manifest import encode_manifest
+from shards.report import statistics as statistics_module
+from shards.report.charts import nice_steps
+from shards.report.command import _ProgressLine, add_parser, default_out
+from shards.report.documents import LengthCounter, bin_edges, occupancy
+from shards.report.page import render
+from shards.report.sections import fill_classes, sharing_classes
+from shards.report.statistics import compute
+from shards.report.tokens import sample_stretches, script_of
+from shards.verify import verify
+from shards.vocabulary import Vocabulary
+from tests.conftest import directory_bytes, sample_records, write_corpus
+
+TEXTS = [record["text"] for record in sample_records()]
+# Short and long texts, some of them more than once, in more scripts than the sample has.
+MIXED = [
+    *TEXTS[:40],
+    "Ещё один текст, по-русски.\nСтрока два\tс табуляцией.",
+    "かな と カナ、한국어도 조금 있다. Ωμέγα! ½ ✓ 🙂",
+    "重",
+    *TEXTS[5:25],
+    "重",
+    "Latin with àccénts, digits 0123 ４５６, and more.",
+    *TEXTS[:3],
+    "重",
+    TEXTS[0],
+]
+
+
+def build_set(directory: Path, tokenizer: Path, texts: Sequence[str], **options: Any) -> Path:
+    directory.mkdir(exist_ok=True, parents=True)
+    corpus = write_corpus(directory / "corpus.json", [{"text": text} for text in texts])
+    settings = BuildSettings(**{"block_tokens": 64, "unit_bytes": 20_000, "val_fraction": 0.2, **options})
+    build([str(corpus)], directory / "set", tokenizer_name=str(tokenizer), settings=settings, num_workers=1)
+    return directory / "set"
+
+
+@pytest.fixture(scope="module", params=["concat", "best-fit", "tutorial"])
+def mixed_set(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    """The mixed texts in several units, with documents cut between shards, in each packing."""
+    return build_set(tmp_path_factory.mktemp("mixed"), tokenizer_dir, MIXED, packing=request.param)
+
+
+def documents(directory: Path) -> list[list[int]]:
+    """The ids of every document of the set, without EOS."""
+    shard_set = shards.open(directory)
+    return [document.tolist() for name in ("train", "val") for document in shard_set[name].documents()]
+
+
+def report(*arguments: object) -> int:
+    """`python -m shards report …`, in this process."""
+    parser = Parser(prog="python -m shards")
+    add_parser(parser.add_subparsers(dest="command", required=True))
+    options: argparse.Namespace = parser.parse_args(["report", *map(str, arguments)])
+    status: int = options.run(options)
+    return status
+
+
+def page_of(directory: Path, seed: int = 2333) -> str:
+    shard_set = shards.open(directory)
+    return render(shard_set.manifest, compute(shard_set, seed=seed), Vocabulary(shard_set.tokenizer_path)).decode()
+
+
+class PageParser(HTMLParser):
+    """Elements, attributes and text of a page; fails where an element isn't closed in its turn."""
+
+    VOID = ("meta",)
+    SHAPES = ("rect", "line", "polyline")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str]] = []
+        self._open: list[str] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in self.SHAPES
+        self.handle_starttag(tag, attrs)
+        self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.words)
+
+
+# The numbers
+
+
+def test_lengths_are_those_of_a_recount(mixed_set: Path) -> None:
+    lengths = compute(shards.open(mixed_set), seed=0).lengths
+    recount = sorted(len(document) for document in documents(mixed_set))
+    half, most = math.ceil(len(recount) / 2), math.ceil(len(recount) * 0.9)
+    assert lengths.num_documents == len(recount) > 10
+    assert lengths.num_tokens == sum(recount)
+    assert (lengths.shortest, lengths.longest) == (recount[0], recount[-1])
+    assert (lengths.median, lengths.percentile_90) == (recount[half - 1], recount[most - 1])
+    assert lengths.num_short_documents == sum(length < 64 for length in recount)
+    assert lengths.num_short_tokens == sum(length for length in recount if length < 64)
+    assert lengths.num_lost_tokens == sum(length % 64 for length in recount)
+    assert [bin_.first for bin_ in lengths.bins[1:]] == [bin_.last + 1 for bin_ in lengths.bins[:-1]]
+    assert any(bin_.first == 64 for bin_ in lengths.bins)
+    for bin_ in lengths.bins:
+        inside = [length for length in recount if bin_.first <= length <= bin_.last]
+        assert bin_.num_documents == len(inside)
+        assert bin_.num_tokens == sum(inside)
+        assert bin_.num_lost_tokens == sum(length % 64 for length in inside)
+    assert sum(bin_.num_documents for bin_ in lengths.bins) == len(recount)
+
+
+@given(shards_lengths=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=30), min_size=1, max_size=4))
+def test_lengths_of_any_documents_are_those_of_a_recount(shards_lengths: list[list[int]]) -> None:
+    """Without tails: shards of whole documents, the EOS of each taken off."""
+    counter = LengthCounter(8, 1)
+    for lengths in shards_lengths:
+        index = contiguous_index(np.array(lengths))
+        counter.add(cast(Any, SimpleNamespace(index=index, continued={}, is_open=False)))
+    result, recount = counter.result(), sorted(length - 1 for length in itertools.chain(*shards_lengths))
+    assert result.num_documents == len(recount)
+    assert (result.shortest, result.longest) == (recount[0], recount[-1])
+    assert result.median == next(n for n in recount if 2 * sum(m <= n for m in recount) >= len(recount))
+    assert result.percentile_90 == next(n for n in recount if 10 * sum(m <= n for m in recount) >= 9 * len(recount))
+    assert [bin_.num_documents for bin_ in result.bins] == [
+        sum(bin_.first <= length <= bin_.last for length in recount) for bin_ in result.bins
+    ]
+    assert sum(bin_.num_documents for bin_ in result.bins) == len(recount)
+
+
+def test_the_loss_is_what_the_tutorial_packing_drops(tmp_path: Path, tokenizer_dir: Path) -> None:
+    """Two sets of the same texts: one says what would be lost, the other has lost it."""
+    whole = build_set(tmp_path / "whole", tokenizer_dir, MIXED)
+    cut = build_set(tmp_path / "cut", tokenizer_dir, MIXED, packing="tutorial")
+    lost = compute(shards.open(whole), seed=0).lengths.num_lost_tokens
+    assert lost == sum(split.num_dropped_tokens for split in shards.open(cut).manifest.splits.values()) > 0
+    assert f"tails of the others {lost:,} of" in PageParser(page_of(whole)).text
+    text = PageParser(page_of(cut)).text
+    short = sum(len(document) < 64 for document in documents(whole))
+    assert f"That dropped {lost:,} of" in text
+    assert f"all of {short} documents shorter than a block" in text
+
+
+def test_token_counts_are_those_of_a_recount(mixed_set: Path) -> None:
+    use = compute(shards.open(mixed_set), seed=0).tokens
+    assert_token_use(use, documents(mixed_set))
+
+
+def assert_token_use(use: Any, all_ids: Sequence[Sequence[int]]) -> None:
+    recount = Counter(itertools.chain.from_iterable(all_ids))
+    ordered = sorted(recount.items(), key=lambda pair: (-pair[1], pair[0]))
+    assert use.num_tokens == recount.total()
+    assert use.num_entries == 599  # without EOS
+    assert use.num_used_entries == len(recount)
+    assert use.num_once == sum(count == 1 for count in recount.values())
+    assert list(use.most_frequent) == ordered[: len(use.most_frequent)]
+    assert len(use.most_frequent) == min(40, len(ordered))
+    assert use.ranks[0][0] == 1 and use.ranks[-1][0] == len(ordered)
+    assert all(count == ordered[rank - 1][1] for rank, count in use.ranks)
+    sums = list(itertools.accumulate(count for _token, count in ordered))
+    assert use.entries_for_half == next(n for n, total in enumerate(sums, 1) if 2 * total >= recount.total())
+
+
+def plain_script(character: str) -> str:
+    """By ranges and categories, where the report goes by names."""
+    code, category = ord(character), unicodedata.category(character)
+    if character in "\n\t\u3000\xa0 ":
+        return "white space"
+    if character in "0123456789" or 0xFF10 <= code <= 0xFF19:
+        return "digits"
+    if category.startswith(("P", "S")):
+        return "punctuation"
+    ranges = {
+        "Han": [(0x3005, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)],
+        "kana": [(0x3040, 0x30FF)],
+        "hangul": [(0x1100, 0x11FF), (0xAC00, 0xD7FF)],
+        "Cyrillic": [(0x400, 0x52F)],
+        "Latin": [(0x41, 0x5A), (0x61, 0x7A), (0xC0, 0x24F), (0x250, 0x2AF), (0x1E00, 0x1EFF), (0xFF21, 0xFF5A)],
+    }
+    for name, pairs in ranges.items():
+        if any(low <= code <= high for low, high in pairs):
+            return name
+    return "other letters" if category.startswith(("L", "M")) else "other"
+
+
+def test_characters_are_those_of_a_recount(mixed_set: Path) -> None:
+    """Shard by shard as the files lie, since a character may be cut in two by the edge of a block or a shard."""
+    use = compute(shards.open(mixed_set), seed=0).characters
+    shard_set = shards.open(mixed_set)
+    vocabulary, recount, num_cut = Vocabulary(shard_set.tokenizer_path), Counter[str](), 0
+    for path in sorted(mixed_set.glob("*.bin")):
+        ids = np.fromfile(path, "<u4").tolist()
+        content = b"".join(b"\xff" if token == shard_set.eos_id else vocabulary.piece(token) for token in ids)
+        whole = content.decode("utf-8", "ignore")
+        recount.update(map(plain_script, whole))
+        num_cut += len(content) - content.count(b"\xff") - len(whole.encode())
+    assert {name: number for name, number in use.scripts if number} == recount
+    assert {"Han", "Latin", "digits", "punctuation"} <= set(recount)
+    assert use.num_characters == recount.total()
+    assert use.num_cut_bytes == num_cut
+
+
+def test_all_characters_of_the_texts_are_counted(built_set: Path, tmp_path: Path, tokenizer_dir: Path) -> None:
+    splits = shards.open(built_set).manifest.splits.values()
+    use = compute(shards.open(built_set), seed=0).characters
+    assert use.num_cut_bytes < 12
+    assert 0 <= sum(split.num_text_chars for split in splits) - use.num_characters <= use.num_cut_bytes
+    directory = build_set(tmp_path, tokenizer_dir, MIXED, unit_bytes=10**7, val_fraction=0.0, block_tokens=4096)
+    use = compute(shards.open(directory), seed=0).characters
+    if not use.num_cut_bytes:
+        assert {name: number for name, number in use.scripts if number} == Counter(map(plain_script, "".join(MIXED)))
+    assert {"Cyrillic", "kana", "hangul", "other letters", "other", "white space"} <= {n for n, c in use.scripts if c}
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 64])
+def test_characters_are_whole_also_between_chunks(
+    mixed_set: Path, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = compute(shards.open(mixed_set), seed=0)
+    monkeypatch.setattr("shards.report.tokens._CHUNK_TOKENS", chunk_tokens)
+    assert compute(shards.open(mixed_set), seed=0) == before
+
+
+def test_scripts_of_characters() -> None:
+    expected = {
+        "Han": "漢𠀀々〇豈",
+        "Latin": "aÉßĀｚ",
+        "Cyrillic": "Жё",
+        "kana": "あアーｱ",
+        "hangul": "한ᄒ",
+        "other letters": "Ωאक\u0301",
+        "digits": "7７٣",
+        "punctuation": "。,+€《🙂・",
+        "white space": " \n\t\u3000",
+        "other": "½\x00\u200b\ufffe",
+    }
+    assert {name: "".join(c for c in characters if script_of(c) == name) for name, characters in expected.items()} == (
+        expected
+    )
+
+
+def test_duplicates_are_those_of_a_recount(mixed_set: Path) -> None:
+    found = compute(shards.open(mixed_set), seed=0).duplicates
+    copies = Counter(map(tuple, documents(mixed_set)))
+    assert found.num_documents == found.num_compared == copies.total()
+    assert found.num_duplicates == copies.total() - len(copies) > 0
+    assert found.num_repeated == sum(number > 1 for number in copies.values())
+    assert found.most_copies == max(copies.values()) >= 3
+
+
+def test_documents_that_differ_in_one_token_are_no_duplicates(tmp_path: Path, tokenizer_dir: Path) -> None:
+    directory = build_set(tmp_path, tokenizer_dir, ["天地玄黄" * 30, "天地玄黄" * 29 + "天地黄玄", "天", "地", "天地"])
+    found = compute(shards.open(directory), seed=0).duplicates
+    assert (found.num_compared, found.num_duplicates, found.most_copies) == (5, 0, 1)
+
+
+def pieces_by_hand(directory: Path) -> Iterator[tuple[str, int, list[tuple[int, int]]]]:
+    """Of each shard its name, its tokens and its pieces (first token, tokens), read as the format says."""
+    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    for shard in manifest["shards"]:
+        content = (directory / f"{shard['name']}.idx").read_bytes()
+        (number,) = np.frombuffer(content, "<u8", 1, 18).tolist()
+        lengths = np.frombuffer(content, "<i4", number, 34).tolist()
+        offsets = np.frombuffer(content, "<i8", number, 34 + 4 * number).tolist()
+        num_tokens = (directory / f"{shard['name']}.bin").stat().st_size // 4
+        yield shard["name"], num_tokens, [(offset // 4, n) for offset, n in zip(offsets, lengths, strict=True)]
+
+
+def test_sharing_and_filling_are_those_of_a_recount(mixed_set: Path) -> None:
+    filling = compute(shards.open(mixed_set), seed=0).filling
+    sharing, fill = Counter[int](), Counter[int]()
+    for _name, num_tokens, pieces in pieces_by_hand(mixed_set):
+        owners: list[int | None] = [None] * num_tokens
+        for number, (start, length) in enumerate(pieces):
+            owners[start : start + length] = [number] * length
+        for start in range(0, num_tokens, 64):
+            block = owners[start : start + 64]
+            sharing[len(set(block) - {None})] += 1
+            fill[block.count(None)] += 1
+    assert dict(filling.documents_per_block) == sharing
+    assert dict(filling.fill_tokens) == fill
+    assert filling.num_blocks == sharing.total()
+    manifest = shards.open(mixed_set).manifest
+    num_fill = sum(split.num_fill_tokens for split in manifest.splits.values())
+    assert sum(value * number for value, number in filling.fill_tokens) == num_fill
+    assert sum(number for _name, number in fill_classes(filling, 64)) == filling.num_blocks
+    assert sum(number for _first, _last, number in sharing_classes(filling)) == filling.num_blocks
+
+
+@pytest.mark.parametrize("block_tokens", [64, 100, 300])
+def test_cut_documents_are_those_of_a_recount(tmp_path: Path, tokenizer_dir: Path, block_tokens: int) -> None:
+    """In one unit the documents lie as in one stream, so that a document's place says whether an edge cuts it."""
+    options = {"unit_bytes": 10**7, "val_fraction": 0.0, "block_tokens": block_tokens}
+    directory = build_set(tmp_path, tokenizer_dir, MIXED, **options)
+    place, num_cut = 0, 0
+    for ids in documents(directory):
+        end = place + len(ids) + 1
+        num_cut += end - place <= block_tokens and place // block_tokens != (end - 1) // block_tokens
+        place = end
+    assert compute(shards.open(directory), seed=0).filling.num_cut_documents == num_cut > 0
+
+
+def test_best_fit_and_tutorial_cut_no_document_that_fits(mixed_set: Path) -> None:
+    shard_set = shards.open(mixed_set)
+    num_cut = compute(shard_set, seed=0).filling.num_cut_documents
+    assert (num_cut == 0) == (shard_set.manifest.packing != "concat")
+
+
+@given(st.data())
+def test_occupancy_is_that_of_a_recount(data: st.DataObject) -> None:
+    size, num_blocks = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 12))
+    edges = sorted(data.draw(st.sets(st.integers(0, size * num_blocks), min_size=2)))
+    spans = [span for span in itertools.pairwise(edges) if data.draw(st.booleans())]
+    lengths = np.array([end - start for start, end in spans], dtype=np.int64)
+    starts = np.array([start for start, _end in spans], dtype=np.int64)
+    pieces, tokens = occupancy(Index(lengths, starts, np.arange(len(spans) + 1)), num_blocks, size)
+    for number in range(num_blocks):
+        block = range(number * size, (number + 1) * size)
+        assert pieces[number] == sum(any(start <= place < end for place in block) for start, end in spans)
+        assert tokens[number] == sum(start <= place < end for place in block for start, end in spans)
+
+
+@given(block_tokens=st.integers(1, 5000), shortest=st.integers(0, 10**5), more=st.integers(0, 10**6))
+def test_bins_cover_all_lengths_and_none_straddles_a_block(block_tokens: int, shortest: int, more: int) -> None:
+    edges = bin_edges(block_tokens, shortest, shortest + more)
+    assert edges == sorted(set(edges))
+    assert edges[0] <= shortest and edges[-1] > shortest + more
+    assert block_tokens in edges or not edges[0] < block_tokens < edges[-1]
+    assert len(edges) < 60
+
+
+@given(st.integers(0, 10**12))
+def test_round_numbers_reach_the_largest_value(largest: int) -> None:
+    steps = nice_steps(largest)
+    assert steps[0] == 0 and steps[-1] >= largest and 2 <= len(steps) <= 7
+    assert len(set(np.diff(steps).tolist())) == 1
+
+
+# Samples
+
+
+@given(st.integers(1, 10**6), st.integers(1, 1000), st.integers(0, 2**64 - 1), st.integers(1, 10**6))
+def test_samples_are_whole_blocks_evenly_spread(num_blocks: int, size: int, seed: int, most_blocks: int) -> None:
+    stretches = sample_stretches(num_blocks, size, max_tokens=most_blocks * size, seed=seed)
+    if num_blocks <= most_blocks:
+        assert stretches == [range(num_blocks)]
+        return
+    lengths = {len(stretch) for stretch in stretches}
+    assert len(lengths) == 1 and most_blocks / 2 < sum(map(len, stretches)) <= most_blocks
+    assert stretches[0].start >= 0 and stretches[-1].stop <= num_blocks
+    for number, stretch in enumerate(stretches):  # one in each part of the set
+        assert number * num_blocks // len(stretches) <= stretch.start
+        assert stretch.stop <= (number + 1) * num_blocks // len(stretches)
+    assert stretches == sample_stretches(num_blocks, size, max_tokens=most_blocks * size, seed=seed)
+
+
+def test_a_large_set_is_sampled_and_the_page_says_so(mixed_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics_module, "MAX_COUNTED_TOKENS", 20 * 64 + 63)
+    shard_set = shards.open(mixed_set)
+    num_blocks = len(shard_set["train"]) + len(shard_set["val"])
+    use = compute(shard_set, seed=5).tokens
+    assert (use.num_counted_blocks, use.num_blocks) == (20, num_blocks)
+    blocks = np.concatenate([shard_set["train"][:], shard_set["val"][:]])
+    stretches = sample_stretches(num_blocks, 64, max_tokens=20 * 64 + 63, seed=5)
+    sampled = [blocks[number].tolist() for stretch in stretches for number in stretch]
+    assert len(sampled) == 20
+    assert_token_use(use, [[token for token in block if token != shard_set.eos_id] for block in sampled])
+    text = PageParser(page_of(mixed_set, seed=5)).text
+    assert f"From a sample of 1,280 of {num_blocks * 64:,} tokens: 20 whole blocks" in text
+    assert "occur in the sample" in text
+    assert compute(shard_set, seed=6).tokens != use
+
+
+def test_a_whole_count_is_not_called_a_sample(built_set: Path) -> None:
+    text = PageParser(page_of(built_set)).text
+    assert "a sample of" not in text and "occur in the set" in text
+
+
+def test_equal_documents_are_sampled_together(tmp_path: Path, tokenizer_dir: Path, monkeypatch: Any) -> None:
+    """Every text twice: then half of any sample that takes equal documents together are duplicates."""
+    texts = sorted({*MIXED, *(f"{number} 只" for number in range(300))})
+    for packing in ("concat", "best-fit"):
+        directory = build_set(tmp_path / packing, tokenizer_dir, texts * 2, packing=packing, unit_bytes=7000)
+        monkeypatch.setattr(statistics_module, "MAX_COMPARED_DOCUMENTS", len(texts) // 2)
+        found = compute(shards.open(directory), seed=1).duplicates
+        assert len(texts) / 8 < found.num_compared < len(texts)
+        assert 2 * found.num_duplicates == found.num_compared == 2 * found.num_repeated
+        expected = f"Of a sample of {found.num_compared:,} of {2 * len(texts):,} documents, {found.num_duplicates:,}"
+        assert expected in PageParser(page_of(directory, seed=1)).text
+        assert compute(shards.open(directory), seed=2).duplicates != found
+
+
+# The page
+
+
+ELEMENTS = """
+    html head meta title style body header footer main nav section article figure figcaption h1 h2 h3 p ul li a dl div dt dd
+    table caption thead tbody tr th td details summary span i strong code svg desc g rect line circle polyline text
+"""
+
+
+def assert_harmless(page: str) -> PageParser:
+    """Nothing is loaded, nothing runs, nothing moves the cursor or turns the writing."""
+    parser = PageParser(page)
+    assert set(parser.tags) <= set(ELEMENTS.split())
+    assert parser.tags["style"] == 1
+    for tag, name, value in parser.attributes:
+        assert not name.startswith("on") and name not in ("src", "srcset", "action", "style", "xlink:href"), (tag, name)
+        if name == "href":
+            assert tag == "a" and value.startswith("#")
+        assert "javascript:" not in value and "url(" not in value
+    assert all(character.isprintable() or character in "\n" for character in page)
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style and "@import" not in style and "//" not in style
+    ids = [value for _tag, name, value in parser.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    for _tag, name, value in parser.attributes:
+        if name == "aria-labelledby":
+            assert set(value.split()) <= set(ids)
+        if name == "href":
+            assert value[1:] in ids
+    return parser
+
+
+def test_every_packing_has_a_page_that_needs_nothing_else(mixed_set: Path) -> None:
+    parser = assert_harmless(page_of(mixed_set))
+    policies = [value for tag, name, value in parser.attributes if (tag, name) == ("meta", "content")]
+    assert any(value.startswith("default-src 'none'; style-src 'unsafe-inline'") for value in policies)
+    labelled = [value for tag, name, value in parser.attributes if (tag, name) == ("svg", "aria-labelledby")]
+    assert len(labelled) == 4
+    manifest = shards.open(mixed_set).manifest
+    assert manifest.fingerprint in parser.text
+    assert f"packed by {manifest.packing}" in parser.text
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "'><svg/onload=alert(1)>",
+    "</style><script>alert(2)</script><!--",
+    "红\x1b[31m色\x1b]0;title\x07 \x9b2J",
+    "\u202etxet desrever\u202c \u2066\u200b\ufeff",
+    "&lt;b&gt; &amp; ]]> --> \x00 \x7f",
+]
+
+
+def test_hostile_texts_show_and_do_nothing(tmp_path: Path, tokenizer_dir: Path) -> None:
+    name, field = '"><img src=x onerror=alert(3)>', "<script>'\"\u202e\x1b"
+    shutil.copytree(tokenizer_dir, tmp_path / name)
+    records = [{field: text} for text in HOSTILE]
+    corpus = write_corpus(tmp_path / "<svg onload=alert(4)>\x1b\u202e&amp;.json", records)
+    settings = BuildSettings(block_tokens=1024, val_fraction=0.2, text_field=field)
+    build([str(corpus)], tmp_path / "set", tokenizer_name=str(tmp_path / name), settings=settings, num_workers=1)
+    assert len(documents(tmp_path / "set")) == len(HOSTILE)
+    parser = assert_harmless(page_of(tmp_path / "set"))
+    assert "<script>alert(1)</script>" in parser.text
+    assert '"><img src=x onerror=alert(1)>' in parser.text
+    assert "红\\x1b[31m色\\x1b]0;title\\x07 \\x9b2J" in parser.text
+    assert "\\u202etxet desrever\\u202c \\u2066\\u200b\\ufeff" in parser.text
+    assert "&lt;b&gt; &amp; ]]> --> \\x00 \\x7f" in parser.text
+    assert "<svg onload=alert(4)>\\x1b\\u202e&amp;.json" in parser.text
+    assert name in parser.text
+    assert json.dumps(field, ensure_ascii=False).replace("\u202e", "\\u202e") in parser.text
+
+
+def test_excerpts_are_the_blocks_token_by_token(tmp_path: Path, tokenizer_dir: Path) -> None:
+    """Fewer than ten blocks: all are shown. The ids in the titles, EOS and filling are the block."""
+    directory = build_set(tmp_path, tokenizer_dir, [*TEXTS[1:3], "🙂𠮷 龘", "短"], unit_bytes=10**7, block_tokens=256)
+    shard_set = shards.open(directory)
+    blocks = [block.tolist() for name in ("train", "val") for block in shard_set[name][:]]
+    assert 2 < len(blocks) <= 10
+    _head, *articles = page_of(directory).split('<article class="excerpt">')
+    shown = []
+    for article in articles:
+        parser = ExcerptParser(article.partition("</article>")[0])
+        ids = [int(word) for word in " ".join(parser.ids).replace("ids", "").replace("id", "").split()]
+        shown.append(ids + [shard_set.eos_id] * parser.num_filling)
+    assert shown == blocks
+    assert "🙂" in "".join(articles) and "𠮷" in "".join(articles)
+
+
+class ExcerptParser(HTMLParser):
+    """The ids in an excerpt, in order."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.num_filling = 0
+        self._kind = ""
+        self.feed(content)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.ids += [values["title"] or ""] if "title" in values else []
+        self._kind = values.get("class") or ""
+
+    def handle_data(self, data: str) -> None:
+        if self._kind == "eos":
+            self.ids.append(data)
+        if self._kind == "filling":
+            self.num_filling += int(data.split()[0].replace(",", ""))
+        self._kind = ""
+
+
+def test_excerpts_say_where_documents_begin_and_end(mixed_set: Path) -> None:
+    shard_set = shards.open(mixed_set)
+    closing = shard_set.manifest.packing != "tutorial"
+    known = {name: list(split) for name, split in ((n, shard_set[n].documents()) for n in ("train", "val"))}
+    heads = {tuple(ids[:3].tolist()) for name in known for ids in known[name]}
+    excerpts = compute(shard_set, seed=3).excerpts
+    assert len(excerpts) == 10
+    assert len({(block.split, block.block) for block in excerpts}) == 10
+    for block in excerpts:
+        tokens = [token for segment in block.segments for token in segment.tokens]
+        assert tokens == shard_set[block.split][block.block].tolist()
+        for segment in block.segments:
+            assert segment.num_tokens == len(segment.tokens)
+            if segment.is_filling:
+                assert set(segment.tokens) == {shard_set.eos_id}
+                continue
+            assert (shard_set.eos_id in segment.tokens) == (segment.ends and closing)
+            if segment.begins and segment.num_tokens > 3:
+                assert segment.tokens[:3] in heads
+        assert all(left.ends for left in block.segments[:-1] if not left.is_filling)
+        if shard_set.manifest.packing == "concat":  # with best-fit, a long document's rest lies among others
+            assert all(right.begins for right in block.segments[1:] if not right.is_filling)
+    assert any(not segment.begins for block in excerpts for segment in block.segments)
+
+
+def test_long_blocks_are_shown_in_part(tmp_path: Path, tokenizer_dir: Path) -> None:
+    directory = build_set(tmp_path, tokenizer_dir, TEXTS[:60], block_tokens=5000, val_fraction=0.0)
+    text = PageParser(page_of(directory)).text
+    assert "The first 1,024 of 5,000 tokens." in text
+
+
+def test_an_empty_split_is_no_fault(tmp_path: Path, tokenizer_dir: Path) -> None:
+    directory = build_set(tmp_path, tokenizer_dir, MIXED[:5], val_fraction=0.0)
+    parser = assert_harmless(page_of(directory))
+    assert shards.open(directory).manifest.splits["val"].num_blocks == 0
+    assert compute(shards.open(directory), seed=0).lengths.num_documents == 5
+    assert "–" in parser.text
+
+
+def test_one_short_document_is_a_set_too(tmp_path: Path, tokenizer_dir: Path) -> None:
+    directory = build_set(tmp_path, tokenizer_dir, ["一"], val_fraction=0.0)
+    parser = assert_harmless(page_of(directory))
+    assert "1 document in 1 block" in parser.text
+    assert "(100 %)" in parser.text  # what the tutorial would drop
+
+
+def test_parsed_special_tokens_are_no_fault(tmp_path: Path, tokenizer_dir: Path) -> None:
+    texts = ["甲<|endoftext|>乙", "丙" * 50]
+    directory = build_set(tmp_path, tokenizer_dir, texts, special_tokens="parse", block_tokens=8, val_fraction=0.0)
+    assert compute(shards.open(directory), seed=0).lengths.num_tokens == sum(map(len, documents(directory)))
+    assert_harmless(page_of(directory))
+
+
+def test_records_left_out_are_listed_by_kind(tmp_path: Path, tokenizer_dir: Path) -> None:
+    records = [{"text": "甲乙丙丁"}, {"text": ""}, {"text": 5}, {"body": "丙"}, {"text": "甲乙丙丁"}]
+    corpus = write_corpus(tmp_path / "corpus.json", records)
+    settings = BuildSettings(block_tokens=4, val_fraction=0.0, dedup="exact", on_bad_record="skip")
+    build([str(corpus)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=1)
+    manifest = shards.open(tmp_path / "set").manifest
+    assert manifest.rejected
+    text = " ".join(PageParser(page_of(tmp_path / "set")).words)
+    for entry in manifest.rejected:
+        assert f"rejected: {entry.kind} {entry.num_records} {100 * entry.num_records / 5:.1f} %" in text
+    assert "empty texts 1 20.0 %" in text and "duplicates left out 1 20.0 %" in text
+
+
+def test_shares_of_sources(tmp_path: Path, tokenizer_dir: Path) -> None:
+    for number in range(30):
+        write_corpus(tmp_path / f"{number:02}.json", [{"text": TEXTS[number]}] * (number + 1))
+    settings = BuildSettings(block_tokens=64, val_fraction=0.0)
+    names = [str(tmp_path / f"{number:02}.json") for number in range(30)]
+    build(names, tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=1)
+    sizes = {path: Path(path).stat().st_size for path in names}
+    largest = max(names, key=lambda path: sizes[path])
+    text = " ".join(PageParser(page_of(tmp_path / "set")).words)
+    number = int(Path(largest).stem) + 1
+    assert (
+        f"{Path(largest).name} {sizes[largest] / 1000:.2f} kB {number} {100 * sizes[largest] / sum(sizes.values()):.1f} %"
+        in text
+    )
+    smallest = sorted(names, key=lambda path: sizes[path])[:5]
+    assert f"5 other sources {sum(sizes[path] for path in smallest) / 1000:.2f} kB" in text
+
+
+def test_the_same_set_and_seed_give_the_same_bytes(built_set: Path, tmp_path: Path) -> None:
+    shutil.copytree(built_set, tmp_path / "another name")
+    page = page_of(built_set)
+    assert page_of(tmp_path / "another name") == page
+    assert page_of(built_set, seed=1) != page
+    for part in (*built_set.parts[1:], *tmp_path.parts[1:]):
+        assert len(part) < 5 or part not in page
+
+
+def test_a_damaged_shard_is_one_clear_line(own_set: Path) -> None:
+    path = sorted(own_set.glob("train-*.bin"))[0]
+    content = bytearray(path.read_bytes())
+    content[400:404] = b"\xff\xff\xff\x7f"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"expected ids below 600, found 2,147,483,647; see .*verify"):
+        compute(shards.open(own_set), seed=0)
+
+
+@pytest.mark.parametrize("field, value", [("unit", 99), ("num_pieces", 1000)])
+def test_tails_that_fit_no_shard_are_one_clear_line(own_set: Path, field: str, value: int) -> None:
+    manifest = shards.open(own_set).manifest
+    assert manifest.tails[0].continues
+    tails = [dataclasses.replace(manifest.tails[0], **{field: value}), *manifest.tails[1:]]
+    changed = dataclasses.replace(manifest, tails=tails).with_fingerprint()
+    (own_set / "manifest.json").write_bytes(encode_manifest(changed))
+    with pytest.raises(InputError, match="train: the tails don’t fit the shards"):
+        compute(shards.open(own_set), seed=0)
+
+
+def test_progress_adds_up(mixed_set: Path) -> None:
+    steps: list[int] = []
+    compute(shards.open(mixed_set), seed=0, progress=steps.append)
+    assert sum(steps) == statistics_module.num_steps(shards.open(mixed_set).manifest)
+
+
+# The command
+
+
+def test_the_page_lies_beside_the_set_and_the_set_stays_whole(
+    own_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = directory_bytes(own_set)
+    assert report(own_set) == 0
+    page = own_set.parent / "set.html"
+    first_line, *rest = capsys.readouterr().out.splitlines()
+    assert first_line == str(page)
+    lengths = compute(shards.open(own_set), seed=0).lengths
+    assert f"would drop {lengths.num_lost_tokens:,} of {lengths.num_tokens:,} tokens" in "\n".join(rest)
+    assert page.read_text(encoding="utf-8") == page_of(own_set)
+    assert directory_bytes(own_set) == before and verify(own_set) == []
+    assert sorted(path.name for path in own_set.parent.iterdir()) == ["set", "set.html"]
+    assert report(own_set, "--seed", 7) == 0  # over the page that is there
+    assert page.read_text(encoding="utf-8") == page_of(own_set, seed=7)
+
+
+def test_pages_where_none_may_be_are_refused(own_set: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lies inside the shard set"):
+        report(own_set, "--out", own_set / "report.html")
+    with pytest.raises(InputError, match="lies inside the shard set"):
+        report(own_set, "--out", tmp_path / "set" / ".." / "set" / "tokenizer" / "report.html")
+    with pytest.raises(InputError, match="no directory"):
+        report(own_set, "--out", tmp_path / "nowhere" / "report.html")
+    with pytest.raises(InputError, match="is a directory"):
+        report(own_set, "--out", tmp_path)
+    (tmp_path / "corpus.json").write_text("[]")
+    with pytest.raises(InputError, match="exists and is no report"):
+        report(own_set, "--out", tmp_path / "corpus.json")
+    assert (tmp_path / "corpus.json").read_text() == "[]"
+    with pytest.raises(InputError, match="--seed"):
+        report(own_set, "--seed", -1)
+    with pytest.raises(InputError, match="no such shard set"):
+        report(tmp_path / "missing")
+
+
+def test_the_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_out(Path("data/shards/wiki.zh")) == Path("data/shards/wiki.zh.html")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert default_out(Path(".")) == tmp_path / "here.html"
+
+
+def test_progress_is_one_line_that_goes_away(capsys: pytest.CaptureFixture[str]) -> None:
+    with _ProgressLine(200, show=True) as progress:
+        for _ in range(200):
+            progress.advance(1)
+    *parts, last = capsys.readouterr().err.split("\r")
+    assert parts == ["", *(f"reading the set {percent:3}%" for percent in range(101))]
+    assert last == "\x1b[K"
+    with _ProgressLine(200, show=False) as progress:
+        progress.advance(200)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    names = [module.name for module in pkgutil.iter_modules(shards.report.__path__)]
+    results = [doctest.testmod(importlib.import_module(f"shards.report.{name}")) for name in names]
+    assert sum(result.attempted for result in results) > 5
+    assert not any(result.failed for result in results)
+
+
+# In a browser
+
+
+FRAMES = """<!doctype html><meta charset="utf-8"><body>
+<iframe src="/report.html" style="width:1200px;height:900px"></iframe>
+<iframe src="/report.html" style="width:360px;height:800px"></iframe>
+<script>
+addEventListener("load", () => {
+  const seen = [...document.querySelectorAll("iframe")].map((frame) => {
+    const page = frame.contentDocument, root = page.documentElement, view = frame.contentWindow;
+    page.querySelectorAll("details").forEach((e) => { e.open = true; });
+    const reach = root.clientWidth + 0.5;
+    const wide = [...page.querySelectorAll("body *")].filter((e) => e.getBoundingClientRect().right > reach);
+    return {
+      width: view.innerWidth,
+      overflow: root.scrollWidth - root.clientWidth,
+      wide: wide.slice(0, 5).map((e) => e.tagName + "." + e.getAttribute("class")),
+      dark: view.matchMedia("(prefers-color-scheme: dark)").matches,
+      paper: view.getComputedStyle(page.body).backgroundColor,
+      ink: view.getComputedStyle(page.body).color,
+      letters: Math.min(...[...page.querySelectorAll("svg text")].map((e) => e.getBoundingClientRect().height)),
+    };
+  });
+  document.body.innerHTML = "<pre>" + JSON.stringify(seen) + "</pre>";
+});
+</script>
+"""
+
+
+def find_browser() -> str | None:
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
+        if path := shutil.which(name):
+            return path
+    found = sorted(Path.home().glob(".cache/ms-playwright/chromium*/chrome-linux*/*chrome*"))
+    return next((str(path) for path in found if path.name in ("chrome", "headless_shell")), None)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_in_a_browser(mixed_set: Path, tmp_path: Path, scheme: str) -> None:
+    """Without a complaint on the console, and nothing is wider than a desk's or a phone's screen."""
+    browser = find_browser()
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    (tmp_path / "report.html").write_text(page_of(mixed_set), encoding="utf-8")
+    (tmp_path / "frames.html").write_text(FRAMES, encoding="utf-8")
+    (tmp_path / "favicon.ico").write_bytes(b"")
+    with serve(tmp_path) as address:
+        flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        flags += "--disable-component-update --disable-sync --disable-dev-shm-usage --enable-logging=stderr --dump-dom"
+        result = subprocess.run(
+            [
+                browser,
+                *flags.split(),
+                f"--user-data-dir={tmp_path / 'profile'}",
+                f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
+                f"{address}/frames.html",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert "CONSOLE" not in result.stderr, result.stderr
+    seen = json.loads(result.stdout.partition("<pre>")[2].partition("</pre>")[0])
+    assert [view["width"] for view in seen] == [1200, 360]
+    for view in seen:
+        assert (view["overflow"], view["wide"]) == (0, []), view
+        assert view["dark"] == (scheme == "dark")
+        assert (brightness(view["paper"]) < brightness(view["ink"])) == view["dark"]
+        assert view["letters"] >= 9
+
+
+def brightness(color: str) -> int:
+    return sum(int(part) for part in color.removeprefix("rgb(").removesuffix(")").split(","))
+
+
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+class serve:
+    """A web server of `directory` on this machine alone, for as long as the block lasts."""
+
+    def __init__(self, directory: Path) -> None:
+        handler = functools.partial(_QuietHandler, directory=str(directory))
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+
+    def __enter__(self) -> str:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __exit__(self, *_error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
