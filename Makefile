@@ -34,7 +34,7 @@ TRAIN_SHARDS := --shards "$(SHARDS)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards train generate report test test-all check bench clean
+.PHONY: help setup shards train generate report test test-all check bench peers clean
 
 help:  ## list the targets and variables
 	@echo "Targets"
@@ -84,6 +84,20 @@ check: $(VENV)/.ready  ## lint, format and types
 
 bench: $(VENV)/.ready  ## measure the pipeline against its parts (see bench/RESULTS.md)
 	$(RUN_PYTHON) bench/pipeline.py $(ARGS)
+
+# Their packages ask for older ones of ours, and of each other. Streaming asks for much that its reader doesn't need.
+PEERS_VENV := bench/.peers-venv
+PEERS_DOLMA_VENV := bench/.peers-venv-dolma
+
+$(PEERS_VENV)/.ready: bench/peers-requirements.txt
+	"$(PYTHON)" -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/pip install --disable-pip-version-check --quiet --requirement bench/peers-requirements.txt
+	$(PEERS_VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps mosaicml-streaming==0.13.0
+	-"$(PYTHON)" -m venv $(PEERS_DOLMA_VENV) && $(PEERS_DOLMA_VENV)/bin/pip install --disable-pip-version-check --quiet --requirement bench/peers-dolma-requirements.txt
+	@touch $@
+
+peers: $(VENV)/.ready $(PEERS_VENV)/.ready  ## install the peers for the benchmarks, and read a set with each one's own reader
+	$(RUN_PYTHON) bench/peers_readers.py $(ARGS)
 
 clean:  ## remove built shards, tokenizers and caches; keeps runs/, data/*.json and .venv
 	rm -rf data/shards data/tokenizers .pytest_cache .mypy_cache .ruff_cache .hypothesis

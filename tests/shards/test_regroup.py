@@ -171,7 +171,7 @@ def test_parts_are_disjoint_and_together_the_whole(tmp_path: Path, sets: dict[st
 
 
 def test_the_choice_is_random_and_does_not_follow_the_corpus() -> None:
-    """Of 10,000 documents in two equal parts, each stretch of 100 has about 50 of each part; val has a choice of its own."""
+    """Of 10,000 documents in two equal parts, each stretch of 100 has about 50 of each; val has a choice of its own."""
 
     @dataclasses.dataclass
     class AnySplit:
