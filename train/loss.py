@@ -104,6 +104,23 @@ def liger_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tenso
     return total
 
 
+def token_losses(model: Any, ids: Tensor) -> Tensor:
+    """The loss of each token but the first of each row, shape `(rows, tokens - 1)`, fp32; a few rows' logits at a time.
+
+    `model` is a causal language model with a `model` and an `lm_head`; `ids` are int64 on its device.
+    """
+    states = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    hidden, targets = states.flatten(0, 1), ids[:, 1:].flatten()
+    rows = max(1, CHUNK_LOGITS // model.lm_head.weight.shape[0])
+    parts = [
+        functional.cross_entropy(
+            model.lm_head(hidden[start : start + rows]).float(), targets[start : start + rows], reduction="none"
+        )
+        for start in range(0, len(targets), rows)
+    ]
+    return torch.cat(parts).view(len(ids), -1)
+
+
 _LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "plain": plain_cross_entropy,
     "chunked": chunked_cross_entropy,

@@ -111,7 +111,6 @@ class IndexedFile(TokenFile):
         sequences = slice(int(self._boundaries[first]), int(self._boundaries[behind]))
         sizes = self._lengths[sequences].astype(np.int64)
         starts = self._offsets[sequences] // self._token_bytes
-        starts, sizes = starts[sizes > 0], sizes[sizes > 0]
         if not len(starts):
             return self._tokens[:0]
         ends = starts + sizes

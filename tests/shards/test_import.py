@@ -185,6 +185,34 @@ def test_the_same_files_give_the_same_bytes(tmp_path: Path, small_tokenizer: Pat
     assert directory_bytes(tmp_path / "one") == directory_bytes(tmp_path / "two")
 
 
+def test_a_unit_is_as_many_batches_as_fill_it(
+    tmp_path: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So memory doesn't grow with the files: a unit's packing is done before the next unit is read."""
+    monkeypatch.setattr(token_files, "_BATCH_TOKENS", 10)
+    monkeypatch.setattr(importing, "UNIT_TOKENS", 30)
+    paths = [write_megatron(tmp_path / name, [[1] * 5] * 10) for name in "ab"]
+    manifest = take(paths, tmp_path / "set", small_tokenizer, val_fraction=0.0)
+    # 10 documents of 5 tokens are 5 batches; 3 batches make a unit: 6 documents of 6 tokens with EOS in 4 blocks of 8 and
+    # a tail, over the end of a file too. The last unit is one batch.
+    assert [(shard.num_blocks, shard.num_pieces) for shard in manifest.shards[:3]] == [(4, 6), (4, 6), (4, 6)]
+    assert [tail.unit for tail in manifest.tails] == [0, 1, 2, 3]
+
+
+def test_sequences_without_tokens_are_empty_documents(tmp_path: Path, small_tokenizer: Path) -> None:
+    """As Megatron's builder writes an empty document when it is given one: a sequence of length 0."""
+    path = write_megatron(tmp_path / "a", [[1, 2], [3], [4], [5, 6]])
+    content = bytearray(path.with_suffix(".idx").read_bytes())
+    struct.pack_into("<4i", content, 34, 2, 0, 0, 3)
+    struct.pack_into("<4q", content, 50, 0, 8, 0, 12)
+    path.with_suffix(".idx").write_bytes(content)
+    manifest = take([path], tmp_path / "set", small_tokenizer, val_fraction=0.0, block_tokens=2)
+    assert documents_of(tmp_path / "set", "train") == [[1, 2], [4, 5, 6]] and manifest.num_empty == 2
+    path = write_megatron(tmp_path / "b", [[], [7, 8], []])
+    take([path], tmp_path / "other", small_tokenizer, val_fraction=0.0, block_tokens=2)
+    assert documents_of(tmp_path / "other", "train") == [[7, 8]]
+
+
 def test_the_manifest_says_where_it_came_from(tmp_path: Path, small_tokenizer: Path) -> None:
     path = write_megatron(tmp_path / "a", [[1, 2, 3], [], [127], [4] * 30])
     manifest = take([path], tmp_path / "set", small_tokenizer, val_fraction=0.25, seed=7)

@@ -39,7 +39,7 @@ from shards.manifest import encode_manifest
 from shards.report import statistics as statistics_module
 from shards.report.charts import nice_steps
 from shards.report.command import _ProgressLine, add_parser, default_out
-from shards.report.documents import LengthCounter, bin_edges, occupancy
+from shards.report.documents import Filling, LengthCounter, bin_edges, occupancy
 from shards.report.page import render
 from shards.report.sections import fill_classes, sharing_classes
 from shards.report.statistics import compute
@@ -336,6 +336,25 @@ def test_sharing_and_filling_are_those_of_a_recount(mixed_set: Path) -> None:
     assert sum(value * number for value, number in filling.fill_tokens) == num_fill
     assert sum(number for _name, number in fill_classes(filling, 64)) == filling.num_blocks
     assert sum(number for _first, _last, number in sharing_classes(filling)) == filling.num_blocks
+
+
+def test_classes_of_blocks_leave_none_out() -> None:
+    fill = {0: 7, 1: 1, 10: 2, 11: 4, 250: 8, 251: 16, 500: 32, 999: 64, 1000: 128}
+    sharing = {0: 1, 1: 2, 8: 4, 9: 8, 12: 16, 13: 32, 18: 64, 40: 128}
+    filling = Filling(
+        num_blocks=sum(fill.values()),
+        documents_per_block=tuple(sharing.items()),
+        fill_tokens=tuple(fill.items()),
+        num_cut_documents=0,
+    )
+    assert [number for _name, number in fill_classes(filling, 1000)] == [7, 3, 4, 0, 8, 48, 192]
+    assert sharing_classes(filling) == [
+        *((number, number, sharing.get(number, 0)) for number in range(9)),
+        (9, 12, 24),
+        (13, 18, 96),
+        (19, 27, 0),
+        (28, 41, 128),
+    ]
 
 
 @pytest.mark.parametrize("block_tokens", [64, 100, 300])
@@ -642,6 +661,8 @@ def test_the_same_set_and_seed_give_the_same_bytes(built_set: Path, tmp_path: Pa
     page = page_of(built_set)
     assert page_of(tmp_path / "another name") == page
     assert page_of(built_set, seed=1) != page
+    picked = [compute(shards.open(built_set), seed=seed).excerpts for seed in (1, 2333)]
+    assert picked[0] != picked[1]
     for part in (*built_set.parts[1:], *tmp_path.parts[1:]):
         assert len(part) < 5 or part not in page
 
