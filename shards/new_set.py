@@ -29,6 +29,7 @@ from shards.manifest import (
     SplitName,
     TokenizerEntry,
     encode_manifest,
+    read_manifest,
 )
 from shards.packing import Ids, Lengths, Packer
 from shards.vocabulary import Vocabulary
@@ -47,10 +48,12 @@ def new_directory(out: Path) -> Iterator[Path]:
 
     Raises `InputError` if `out` is there already, or another process is writing it.
     """
-    if out.exists() or out.is_symlink():
-        raise InputError(f"{out}: exists already; choose another --out, or move it elsewhere")
+    _check_absent(out)
     partial = out.with_name(out.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{out}: can't be made: {partial}, or a directory above it, is a file") from None
     descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
@@ -60,7 +63,8 @@ def new_directory(out: Path) -> Iterator[Path]:
             is_ours = False
         if not is_ours:
             raise InputError(f"{out}: another process is writing it; wait for that, or stop it")
-        if any(partial.iterdir()) and not (partial / _MARK).exists():
+        _check_absent(out)  # another process may have finished it meanwhile
+        if any(partial.iterdir()) and not _is_ours(partial):
             raise InputError(f"{partial}: an unfinished build, or none of ours; finish it, or move it elsewhere")
         _remove_content(partial)
         (partial / _MARK).touch()
@@ -75,6 +79,21 @@ def new_directory(out: Path) -> Iterator[Path]:
         flush_directory(out.parent)
     finally:
         os.close(descriptor)
+
+
+def _check_absent(out: Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out}: exists already; choose another --out, or move it elsewhere")
+
+
+def _is_ours(partial: Path) -> bool:
+    """Whether an earlier attempt of ours left this, marked, or complete and only not renamed."""
+    if (partial / _MARK).exists():
+        return True
+    try:
+        return "command" in read_manifest(partial).settings
+    except InputError:
+        return False
 
 
 def _remove_content(directory: Path) -> None:
@@ -173,7 +192,10 @@ class NewSet:
         splits = {name: split.entry for name, split in assembled.items()}
         if not any(split.num_blocks for split in splits.values()):
             raise InputError("no document is left; nothing to write")
-        shutil.copytree(self._tokenizer_path, self._directory / TOKENIZER_DIRECTORY)
+        (self._directory / TOKENIZER_DIRECTORY).mkdir()
+        for file in sorted(self._tokenizer_path.iterdir()):
+            if file.is_file():
+                write_atomically(self._directory / TOKENIZER_DIRECTORY / file.name, file.read_bytes())
         num_documents = sum(split.num_documents for split in splits.values())
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -193,7 +215,6 @@ class NewSet:
             rejected=rejected or [],
             rejected_digest=rejected_digest,
         ).with_fingerprint()
-        flush_directory(self._directory / TOKENIZER_DIRECTORY)
         flush_directory(self._directory)
         write_atomically(self._directory / MANIFEST_NAME, encode_manifest(manifest))
         return manifest
