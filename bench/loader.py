@@ -36,6 +36,7 @@ import shards  # noqa: E402
 from bench.pipeline import machine  # noqa: E402
 
 BATCH_BLOCKS = 32
+CHUNK_POSITIONS = 1 << 15  # as the trainer's sampler asks for them
 MEASURES = ("ours", "tutorial", "cold", "growth", "memory", "peers")
 
 
@@ -90,7 +91,7 @@ def bare_gather(blocks: np.ndarray) -> Iterator[np.ndarray]:
             yield blocks[numbers]
 
 
-def own_gather(shard_set: shards.ShardSet, chunk: int = 4096) -> Iterator[np.ndarray]:
+def own_gather(shard_set: shards.ShardSet, chunk: int = CHUNK_POSITIONS) -> Iterator[np.ndarray]:
     """As the trainer does it: the order in chunks, a gather for each batch."""
     split, order = shard_set["train"], shards.run_order(shard_set, seed=0)
     for start in range(0, 1 << 62, chunk):
@@ -186,9 +187,9 @@ def growth_table() -> None:
         first = time.perf_counter() - begin
         before, begin, count = own_bytes(), time.perf_counter(), 0
         while count < 4_000_000:
-            start = (count * 7919) % (10**exponent - 4096)
-            order.blocks(start, start + 4096)
-            count += 4096
+            start = (count * 7919) % 10**exponent
+            order.blocks(start, start + CHUNK_POSITIONS)
+            count += CHUNK_POSITIONS
         rate = count / (time.perf_counter() - begin) / 1e6
         grown = max(0, own_bytes() - before)
         print(

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Sampler
 
 import shards
 
-CHUNK_POSITIONS = 4096
+CHUNK_POSITIONS = 1 << 15  # a millisecond or two
 IGNORED = -100  # a label that doesn't count
 
 

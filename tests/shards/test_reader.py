@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 import shards
+from pipeline.build import build
+from pipeline.settings import BuildSettings
+from tests.conftest import SAMPLE
 
 
 def bare_blocks(directory: Path, split: str) -> np.ndarray:
@@ -105,3 +108,17 @@ def test_megatrons_layout_byte_for_byte(built_set: Path) -> None:
         assert boundaries.tolist() == list(range(num_pieces + 1))
         assert (tokens[offsets // 4 + lengths - 1] == 599)[:-1].all()
         assert offsets.tolist() == [0, *np.cumsum(lengths[:-1] * 4).tolist()]
+
+
+@pytest.mark.parametrize("block_tokens", [1, 48, 1000, 1024, 2048])
+def test_batches_are_gathered_across_shards_for_any_block_size(
+    tmp_path: Path, tokenizer_dir: Path, block_tokens: int, inline_engine: None
+) -> None:
+    """Blocks that divide a page, that a page divides, and neither."""
+    settings = BuildSettings(block_tokens=block_tokens, unit_bytes=60_000)
+    build([str(SAMPLE)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=1)
+    split = shards.open(tmp_path / "set")["train"]
+    assert len(split.shards) > 3
+    bare = np.concatenate([np.fromfile(path, "<u4") for path in sorted((tmp_path / "set").glob("train-*.bin"))])
+    numbers = np.random.default_rng(0).permutation(len(split))[:500]
+    assert np.array_equal(split[numbers], bare.reshape(-1, block_tokens)[numbers])
