@@ -110,7 +110,7 @@ def test_megatrons_layout_byte_for_byte(built_set: Path) -> None:
         assert offsets.tolist() == [0, *np.cumsum(lengths[:-1] * 4).tolist()]
 
 
-@pytest.mark.parametrize("block_tokens", [1, 48, 1000, 1024, 2048])
+@pytest.mark.parametrize("block_tokens", [8, 48, 1000, 1024, 2048])
 def test_batches_are_gathered_across_shards_for_any_block_size(
     tmp_path: Path, tokenizer_dir: Path, block_tokens: int, inline_engine: None
 ) -> None:
