@@ -15,6 +15,7 @@ from typing import Any
 import shards
 from shards.command_line import Parser, run_command
 from shards.errors import InputError
+from shards.verify import verify
 from train.environment import prepare_environment
 from train.run_directory import plan_run, process_rank
 from train.settings import REFUSED_ARGUMENTS, SECTIONS, Settings, load_settings, section_types
@@ -100,6 +101,9 @@ def prepare(argv: list[str]) -> tuple[Settings, shards.ShardSet | shards.Mixture
     config_path, resume = options.pop("config"), options.pop("resume_from_checkpoint")
     settings = load_settings(config_path, options)
     data = shards.open_data(settings.shards)
+    for part in data.sets if isinstance(data, shards.Mixture) else [data]:
+        for fault in verify(part.path, quick=True):
+            raise InputError(fault)
     if len(data["train"]) == 0:
         raise InputError(f"{settings.shards}: has no training blocks: the corpus is smaller than a block")
     limit = settings.model.max_position_embeddings

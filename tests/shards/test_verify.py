@@ -83,6 +83,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "idx missing": (lambda d: first(d, "*.idx").unlink(), "No such file"),
     "manifest of another version": (lambda d: edit_manifest(d, set_version), "expected format version 1, found 2"),
     "manifest that climbs out": (lambda d: edit_manifest(d, climb_out), "manifest.json"),
+    "manifest with an absolute path": (
+        lambda d: edit_manifest(d, lambda content: content["shards"][0].update(name="/etc/passwd")),
+        "manifest.json",
+    ),
     "manifest cut short": (lambda d: truncate(d / "manifest.json"), "not valid JSON"),
     "manifest missing": (lambda d: (d / "manifest.json").unlink(), "no manifest.json"),
     "manifest with a number changed": (

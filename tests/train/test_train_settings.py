@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -183,3 +184,17 @@ def test_configs_of_the_project_are_valid(config: Path) -> None:
 
 def test_shard_set_of_the_fixture_is_sound(shard_set_path: Path) -> None:
     assert len(shards.open(shard_set_path)["val"]) == 5
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_set_whose_tokenizer_was_changed_is_not_trained_on(
+    write_config: Callable[..., Path], shard_set_path: Path, tmp_path: Path, mixed: bool
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(shard_set_path, damaged)
+    config = write_config(shards=f"{damaged}:1,{damaged}:1" if mixed else str(damaged))
+    prepare(["--config", str(config)])
+    with (damaged / "tokenizer" / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(InputError, match="the tokenizer was changed"):
+        prepare(["--config", str(config)])
