@@ -22,7 +22,7 @@ from train.data import IGNORED
 from train.settings import LossName
 
 CHUNKED_FROM_VOCABULARY = 16_384  # `auto`: below, all logits at once are small and faster
-CHUNK_LOGITS = 1 << 25  # logits at a time: 128 MiB in fp32
+CHUNK_LOGITS = 1 << 24  # logits at a time: 128 MiB in fp32
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -36,14 +36,15 @@ from shards.command_line import Parser
 from shards.errors import InputError
 from shards.index import Index, contiguous_index
 from shards.manifest import encode_manifest
+from shards.packing import cut_lengths
 from shards.report import statistics as statistics_module
 from shards.report.charts import nice_steps
 from shards.report.command import _ProgressLine, add_parser, default_out
-from shards.report.documents import Filling, LengthCounter, bin_edges, occupancy
-from shards.report.page import render
+from shards.report.documents import Filling, FillingCounter, LengthCounter, bin_edges, occupancy
+from shards.report.page import _spans, render
 from shards.report.sections import fill_classes, sharing_classes
 from shards.report.statistics import compute
-from shards.report.tokens import sample_stretches, script_of
+from shards.report.tokens import TokenCounter, sample_stretches, script_of
 from shards.verify import verify
 from shards.vocabulary import Vocabulary
 from tests.conftest import directory_bytes, sample_records, write_corpus
@@ -272,6 +273,43 @@ def test_characters_are_whole_also_between_chunks(
     assert compute(shards.open(mixed_set), seed=0) == before
 
 
+PIECES = [b"a", "中".encode()[:2], "中".encode()[2:], "é".encode()[:1], "é".encode()[1:], b"<eos>"]
+
+
+class FakeVocabulary:
+    """Tokens that hold parts of characters; EOS is the last."""
+
+    def piece(self, token: int) -> bytes:
+        return PIECES[token]
+
+
+@given(ids=st.lists(st.integers(0, 5), max_size=60))
+def test_parts_of_characters_are_joined_only_where_they_follow_each_other(ids: list[int]) -> None:
+    shard_set = SimpleNamespace(vocab_size=6, eos_id=5, block_tokens=1, path=Path("set"))
+    counter = TokenCounter(cast(Any, shard_set), cast(Any, FakeVocabulary()), len(ids))
+    assert sum(counter.add(np.array(ids, dtype=np.uint32))) == len(ids)
+    use = counter.characters()
+    content = b"".join(PIECES[token] if token != 5 else b"\xff" for token in ids)
+    text = content.decode("utf-8", "ignore")
+    assert {name: number for name, number in use.scripts if number} == Counter(map(plain_script, text))
+    assert use.num_cut_bytes == len(content) - content.count(b"\xff") - len(text.encode())
+
+
+@pytest.mark.parametrize(
+    "ids, spans",
+    [
+        ([1, 2, 0], ["ids 1 2:中", "id 0:a"]),
+        ([2, 0, 1], ["id 2:\\xad", "id 0:a", "id 1:\\xe4\\xb8"]),
+        ([1, 0, 2], ["id 1:\\xe4\\xb8", "id 0:a", "id 2:\\xad"]),
+        ([3, 4, 1, 2], ["ids 3 4:é", "ids 1 2:中"]),
+    ],
+)
+def test_tokens_that_make_a_character_together_share_a_span(ids: list[int], spans: list[str]) -> None:
+    content = "".join(_spans(ids, cast(Any, FakeVocabulary()))).replace("<i>", "").replace("</i>", "")
+    shown = [part.replace('">', ":").removesuffix("</span>") for part in content.split('<span title="')[1:]]
+    assert shown == spans
+
+
 def test_scripts_of_characters() -> None:
     expected = {
         "Han": "漢𠀀々〇豈",
@@ -368,6 +406,24 @@ def test_cut_documents_are_those_of_a_recount(tmp_path: Path, tokenizer_dir: Pat
         num_cut += end - place <= block_tokens and place // block_tokens != (end - 1) // block_tokens
         place = end
     assert compute(shards.open(directory), seed=0).filling.num_cut_documents == num_cut > 0
+
+
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=40), size=st.integers(2, 9))
+def test_cut_documents_of_any_lengths_are_those_of_a_recount(lengths: list[int], size: int) -> None:
+    """A unit's whole blocks in its shard, what is left over in the last one, as the packing does it."""
+    num_shard_tokens = sum(lengths) // size * size
+    cut = cut_lengths(np.array(lengths), num_shard_tokens)
+    counter, is_first = FillingCounter(size), num_shard_tokens > 0
+    if is_first:
+        index, is_open = contiguous_index(cut.shard_pieces), cut.continues
+        part = SimpleNamespace(index=index, num_blocks=num_shard_tokens // size, unit=0, is_open=is_open, continued={})
+        counter.add(cast(Any, part))
+    if len(cut.tail_pieces):
+        index, continued = contiguous_index(cut.tail_pieces), {0: 0} if cut.continues else {}
+        counter.add(cast(Any, SimpleNamespace(index=index, num_blocks=1, unit=1, is_open=False, continued=continued)))
+    ends = list(itertools.accumulate(lengths))
+    spans = [(end - length, end) for end, length in zip(ends, lengths, strict=True) if length <= size]
+    assert counter.result().num_cut_documents == sum(start // size != (end - 1) // size for start, end in spans)
 
 
 def test_best_fit_and_tutorial_cut_no_document_that_fits(mixed_set: Path) -> None:
@@ -492,7 +548,8 @@ def assert_harmless(page: str) -> PageParser:
     return parser
 
 
-def test_every_packing_has_a_page_that_needs_nothing_else(mixed_set: Path) -> None:
+def test_every_packing_has_a_page_that_needs_nothing_else(mixed_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics_module, "NUM_EXCERPTS", 500)  # enough to see a document's end
     parser = assert_harmless(page_of(mixed_set))
     policies = [value for tag, name, value in parser.attributes if (tag, name) == ("meta", "content")]
     assert any(value.startswith("default-src 'none'; style-src 'unsafe-inline'") for value in policies)
@@ -501,6 +558,8 @@ def test_every_packing_has_a_page_that_needs_nothing_else(mixed_set: Path) -> No
     manifest = shards.open(mixed_set).manifest
     assert manifest.fingerprint in parser.text
     assert f"packed by {manifest.packing}" in parser.text
+    assert "end of the document" in parser.text
+    assert ("end of the document · EOS, id 599" in parser.text) == (manifest.packing != "tutorial")
 
 
 HOSTILE = [
@@ -572,14 +631,16 @@ class ExcerptParser(HTMLParser):
         self._kind = ""
 
 
-def test_excerpts_say_where_documents_begin_and_end(mixed_set: Path) -> None:
+def test_excerpts_say_where_documents_begin_and_end(mixed_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(compute(shards.open(mixed_set), seed=3).excerpts) == 10
     shard_set = shards.open(mixed_set)
+    num_blocks = len(shard_set["train"]) + len(shard_set["val"])
+    monkeypatch.setattr(statistics_module, "NUM_EXCERPTS", num_blocks)  # all of them
     closing = shard_set.manifest.packing != "tutorial"
     known = {name: list(split) for name, split in ((n, shard_set[n].documents()) for n in ("train", "val"))}
     heads = {tuple(ids[:3].tolist()) for name in known for ids in known[name]}
     excerpts = compute(shard_set, seed=3).excerpts
-    assert len(excerpts) == 10
-    assert len({(block.split, block.block) for block in excerpts}) == 10
+    assert len({(block.split, block.block) for block in excerpts}) == len(excerpts) == num_blocks
     for block in excerpts:
         tokens = [token for segment in block.segments for token in segment.tokens]
         assert tokens == shard_set[block.split][block.block].tolist()
@@ -592,9 +653,9 @@ def test_excerpts_say_where_documents_begin_and_end(mixed_set: Path) -> None:
             if segment.begins and segment.num_tokens > 3:
                 assert segment.tokens[:3] in heads
         assert all(left.ends for left in block.segments[:-1] if not left.is_filling)
-        if shard_set.manifest.packing == "concat":  # with best-fit, a long document's rest lies among others
-            assert all(right.begins for right in block.segments[1:] if not right.is_filling)
-    assert any(not segment.begins for block in excerpts for segment in block.segments)
+    segments = [segment for block in excerpts for segment in block.segments if not segment.is_filling]
+    num_documents = shard_set["train"].num_documents + shard_set["val"].num_documents
+    assert sum(segment.begins for segment in segments) == sum(segment.ends for segment in segments) == num_documents
 
 
 def test_long_blocks_are_shown_in_part(tmp_path: Path, tokenizer_dir: Path) -> None:
@@ -626,16 +687,16 @@ def test_parsed_special_tokens_are_no_fault(tmp_path: Path, tokenizer_dir: Path)
 
 
 def test_records_left_out_are_listed_by_kind(tmp_path: Path, tokenizer_dir: Path) -> None:
-    records = [{"text": "甲乙丙丁"}, {"text": ""}, {"text": 5}, {"body": "丙"}, {"text": "甲乙丙丁"}]
+    records = [{"text": "甲乙丙丁"}, {"text": ""}, {"text": 5}, {"body": "丙"}, {"text": 6}, {"text": "甲乙丙丁"}]
     corpus = write_corpus(tmp_path / "corpus.json", records)
     settings = BuildSettings(block_tokens=4, val_fraction=0.0, dedup="exact", on_bad_record="skip")
     build([str(corpus)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=1)
     manifest = shards.open(tmp_path / "set").manifest
-    assert manifest.rejected
+    assert {entry.num_records for entry in manifest.rejected} == {1, 2}
     text = " ".join(PageParser(page_of(tmp_path / "set")).words)
     for entry in manifest.rejected:
-        assert f"rejected: {entry.kind} {entry.num_records} {100 * entry.num_records / 5:.1f} %" in text
-    assert "empty texts 1 20.0 %" in text and "duplicates left out 1 20.0 %" in text
+        assert f"rejected: {entry.kind} {entry.num_records} {100 * entry.num_records / 6:.1f} %" in text
+    assert "empty texts 1 16.7 %" in text and "duplicates left out 1 16.7 %" in text
 
 
 def test_shares_of_sources(tmp_path: Path, tokenizer_dir: Path) -> None:
@@ -713,11 +774,14 @@ def test_the_page_lies_beside_the_set_and_the_set_stays_whole(
     assert page.read_text(encoding="utf-8") == page_of(own_set, seed=7)
 
 
-def test_pages_where_none_may_be_are_refused(own_set: Path, tmp_path: Path) -> None:
+def test_pages_where_none_may_be_are_refused(own_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="lies inside the shard set"):
         report(own_set, "--out", own_set / "report.html")
     with pytest.raises(InputError, match="lies inside the shard set"):
         report(own_set, "--out", tmp_path / "set" / ".." / "set" / "tokenizer" / "report.html")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="lies inside the shard set"):
+        report("set", "--out", own_set / "report.html")
     with pytest.raises(InputError, match="no directory"):
         report(own_set, "--out", tmp_path / "nowhere" / "report.html")
     with pytest.raises(InputError, match="is a directory"):
