@@ -4,8 +4,8 @@
 
 SET is a shard set with Qwen2's tokenizer and blocks of 512 tokens. The tutorial's way is transformers' Trainer over a
 `datasets` table with its collator and the model's own loss; ours is `python -m train`. Both train a Qwen2 of hidden size
-512 with a vocabulary of 151,646 in fp32 (or bf16 with --bf16). The first two steps are not counted. Prints a Markdown table:
-tokens a second, and the peak memory of the process.
+512 with a vocabulary of 151,646 in fp32 (or bf16 with --bf16). The first two steps are not counted. Prints a Markdown
+table: tokens a second, and the peak memory of the process.
 """
 
 from __future__ import annotations

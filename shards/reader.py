@@ -356,7 +356,9 @@ class _Rows:
         """The blocks `numbers`. Raises `IndexError` where one is negative or too large: there is no shard for it."""
         whole = numbers.astype(np.int64, copy=False)
         shards = self._behind.searchsorted(whole.view(np.uint64), side="right")
-        if self._rows_a_block == 1:  # rows side by side: `take` is faster then (otherwise it would copy the whole array)
+        if (
+            self._rows_a_block == 1
+        ):  # rows side by side: `take` is faster then (otherwise it would copy the whole array)
             rows: Tokens = self._array.take(whole + self._shift[shards], axis=0)
         else:
             rows = self._array[whole * self._rows_a_block + self._shift[shards]]
