@@ -1,4 +1,4 @@
-"""`python -m shards COMMAND`: look at a shard set, check it, exchange it, put sets together and cut them."""
+"""`python -m shards COMMAND`: look at shard sets, check, exchange, merge and cut them."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ from train.tracking import check_tracking
 RANK_PATIENCE_SECONDS = 10
 
 EPILOG = """\
-Every field of transformers' TrainingArguments is an option (--learning_rate 1e-3, --max_steps 100), and so is every
-setting of the other sections, written with the section's name (--model.hidden_size 256, --tracking.mode offline,
---generation.seed 1). Options win over the config file.
+Every field of transformers' TrainingArguments is an option (--learning_rate 1e-3, --max_steps 100),
+and so is every setting of the other sections, written with the section's name
+(--model.hidden_size 256, --tracking.mode offline, --generation.seed 1). Options win over the file.
 
 The same command again continues an interrupted run from its newest complete checkpoint.
 """

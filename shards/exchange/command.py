@@ -35,7 +35,7 @@ def add_parsers(commands: Any) -> None:
     take = commands.add_parser(
         "import",
         help="make a shard set of documents that are tokenized already",
-        epilog="example: python -m shards import 'corpus/part-*' --from megatron --tokenizer DIR --out data/shards/new",
+        epilog="example: python -m shards import 'old/part-*' --from megatron --tokenizer DIR --out data/shards/new",
     )
     take.add_argument(
         "sources", nargs="+", metavar="SOURCE", help="files (a Megatron prefix too), directories, or patterns in quotes"
