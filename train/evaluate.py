@@ -1,7 +1,8 @@
 """`python -m train.evaluate RUN_DIR [--shards DIR]`: how well a trained model foretells held-out text.
 
-Loss and perplexity are a token's; bits per byte and per character are of the text, so that models with different
-tokenizers can be compared. Filling is not counted, nor the first token of a block, which nothing foretells.
+Loss and perplexity are a token's; bits per byte and per character are of the text, so that models
+with different tokenizers can be compared. Filling is not counted, nor the first token of a block,
+which nothing foretells.
 """
 
 from __future__ import annotations
