@@ -6,6 +6,7 @@ Everything that can be wrong with the settings, the shard set and the run's dire
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -93,6 +94,12 @@ def main(argv: list[str]) -> None:
     from train.run import train
 
     train(settings, data, plan, ["python", "-m", "train", *argv])
+    if process_rank() != 0:
+        # The first process has written everything. At interpreter exit torch's communication threads now and then abort
+        # this one ("terminate called without an active exception"), and torchrun would then end the first one too.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def prepare(argv: list[str]) -> tuple[Settings, shards.ShardSet | shards.Mixture, Any]:
