@@ -1,12 +1,16 @@
 """The loss over a big vocabulary, a chunk of tokens at a time: never all logits at once.
 
 `chunked_cross_entropy` computes a chunk's logits, its loss and, where gradients are wanted, its share of the gradients at
-once, in the forward pass: nothing is computed twice, and what is kept is the size of the hidden states and of the head. The
-softmax is in fp32. Equal to the plain loss up to rounding.
+once, in the forward pass: nothing is computed twice, one buffer serves all chunks, and what is kept is the size of the
+hidden states and of the head. The softmax is in fp32. Equal to the plain loss up to rounding.
+
+With tied weights the embedding's gradient is added into the head's (`TiedGradient`), so that there is one, not two.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +25,18 @@ from shards.errors import InputError
 from train.data import IGNORED
 from train.settings import LossName
 
-CHUNKED_FROM_VOCABULARY = 16_384  # `auto`: below, all logits at once are small and faster
-CHUNK_LOGITS = 1 << 24  # logits at a time: 128 MiB in fp32
+CHUNKED_FROM_VOCABULARY = 16_384  # `auto` on a GPU: below, all logits at once are small and faster
+CHUNKED_FROM_VOCABULARY_CPU = 2_048  # on a CPU the buffer that is used again is what makes it fast
+CHUNK_LOGITS = 1 << 28  # logits at a time on a GPU: 1 GiB in fp32
+CHUNK_ROWS_CPU = 256  # tokens at a time on a CPU: measured fastest for vocabularies of 8,192 and of 151,646
+EVALUATION_LOGITS = 1 << 24
+
+
+@dataclasses.dataclass
+class TiedGradient:
+    """Takes the head's gradient from its backward pass to the embedding's, which adds its own and hands on the sum."""
+
+    gradient: Tensor | None = None
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -30,28 +44,38 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_rows: int, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        chunk_rows: int,
+        dtype: torch.dtype,
+        tied: TiedGradient | None,
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         head = weight.to(dtype)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        buffer = torch.empty(min(chunk_rows, len(labels)), len(weight), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(labels), chunk_rows):
             rows = hidden[start : start + chunk_rows].to(dtype)
             wanted = labels[start : start + chunk_rows]
-            logits = (rows @ head.T).float()
-            counted = wanted != IGNORED
-            targets = torch.where(counted, wanted, 0).unsqueeze(1)
-            normalizer = torch.logsumexp(logits, dim=1, keepdim=True)
-            losses = normalizer - logits.gather(1, targets)
-            total += torch.where(counted, losses.squeeze(1), 0).sum()
+            logits = buffer[: len(rows)]
+            if dtype == torch.float32:
+                torch.mm(rows, head.T, out=logits)
+            else:
+                logits.copy_(rows @ head.T)
+            counted = (wanted != IGNORED).unsqueeze(1)
+            targets = torch.where(counted, wanted.unsqueeze(1), 0)
+            of_targets = logits.gather(1, targets)
+            highest = logits.amax(dim=1, keepdim=True)
+            sums = logits.sub_(highest).exp_().sum(dim=1, keepdim=True)  # from here on, in the logits' memory
+            total += torch.where(counted, sums.log() + highest - of_targets, 0).sum()
             if not (wants_hidden or wants_weight):
                 continue
-            gradient = logits.sub_(normalizer).exp_()  # the softmax, in the logits' memory
-            gradient.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=gradient.dtype))
-            gradient.mul_(counted.unsqueeze(1))
-            narrow = gradient.to(dtype)
+            gradient = logits.mul_(counted / sums).scatter_add_(1, targets, -counted.float())  # softmax − one-hot
+            narrow = gradient if dtype == torch.float32 else gradient.to(dtype)
             if grad_hidden is not None:
                 grad_hidden[start : start + chunk_rows] = narrow @ head
             if grad_weight is not None:
@@ -60,33 +84,72 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 else:
                     grad_weight += narrow.T @ rows
         ctx.grads = grad_hidden, grad_weight, weight.dtype
+        ctx.tied = tied
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, weight_dtype = ctx.grads
-        ctx.grads = None
+        tied: TiedGradient | None = ctx.tied
+        ctx.grads = ctx.tied = None
         (scale,) = grad_outputs
         if grad_hidden is not None:
             grad_hidden = grad_hidden.mul_(scale)
         if grad_weight is not None:
             grad_weight = grad_weight.mul_(scale).to(weight_dtype)
-        return grad_hidden, grad_weight, None, None, None
+            if tied is not None:
+                tied.gradient, grad_weight = grad_weight, None
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+class _TiedEmbedding(torch.autograd.Function):
+    """Rows of the tied matrix. The backward pass adds their gradients into the head's."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, tied: TiedGradient) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.tied, ctx.like = tied, weight
+        return functional.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, Tensor, None]:
+        (ids,), (gradient,) = ctx.saved_tensors, grad_outputs
+        total = ctx.tied.gradient
+        ctx.tied.gradient = None
+        if total is None:
+            total = torch.zeros_like(ctx.like)
+        total.index_add_(0, ids.flatten(), gradient.flatten(0, -2).to(total.dtype))
+        return None, total, None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, chunk_rows: int | None = None) -> Tensor:
+def tied_embedding(ids: Tensor, weight: Tensor, tied: TiedGradient) -> Tensor:
+    """`weight[ids]`, shape `(…, hidden_size)`. `tied` must go to the `chunked_cross_entropy` of the same pass."""
+    embedded: Tensor = _TiedEmbedding.apply(ids, weight, tied)  # type: ignore[no-untyped-call]
+    return embedded
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def chunked_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    chunk_rows: int | None = None,
+    tied: TiedGradient | None = None,
+) -> Tensor:
     """The summed cross-entropy, a scalar in fp32, of the logits `hidden @ weight.T`.
 
     `hidden` is `(tokens, hidden_size)`, `weight` `(vocabulary, hidden_size)`, `labels` `(tokens,)` with −100 where a token
-    doesn't count. The matrix products are in autocast's type where it is on. `backward` may be called once.
+    doesn't count. The matrix products are in autocast's type where it is on. `backward` may be called once. With `tied`,
+    the gradient of `weight` goes to the `tied_embedding` that was given the same object.
     """
-    rows = chunk_rows or max(1, CHUNK_LOGITS // len(weight))
     device = hidden.device.type
+    rows = chunk_rows or (CHUNK_ROWS_CPU if device == "cpu" else max(1, CHUNK_LOGITS // len(weight)))
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
         total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, labels, rows, dtype
+            hidden, weight, labels, rows, dtype, tied
         )
     return total
 
@@ -111,7 +174,7 @@ def token_losses(model: Any, ids: Tensor) -> Tensor:
     """
     states = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     hidden, targets = states.flatten(0, 1), ids[:, 1:].flatten()
-    rows = max(1, CHUNK_LOGITS // model.lm_head.weight.shape[0])
+    rows = max(1, EVALUATION_LOGITS // model.lm_head.weight.shape[0])
     parts = [
         functional.cross_entropy(
             model.lm_head(hidden[start : start + rows]).float(), targets[start : start + rows], reduction="none"
@@ -128,13 +191,14 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-def chosen_loss(name: LossName, vocab_size: int) -> str:
+def chosen_loss(name: LossName, vocab_size: int, *, on_cpu: bool) -> str:
     """What `auto` means for this vocabulary. Raises `InputError` if the choice can't be had."""
     if name == "liger" and importlib.util.find_spec("liger_kernel") is None:
         raise InputError("loss: liger needs the package: pip install liger-kernel (or choose chunked)")
     if name != "auto":
         return name
-    return "chunked" if vocab_size >= CHUNKED_FROM_VOCABULARY else "plain"
+    least = CHUNKED_FROM_VOCABULARY_CPU if on_cpu else CHUNKED_FROM_VOCABULARY
+    return "chunked" if vocab_size >= least else "plain"
 
 
 def install_loss(model: Qwen2ForCausalLM, name: str) -> None:
@@ -144,6 +208,7 @@ def install_loss(model: Qwen2ForCausalLM, name: str) -> None:
     their sum divided by `num_items_in_batch`, as in transformers. Ids may be int32: they are widened on the device.
     """
     original, cross_entropy = model.forward, _LOSSES[name]
+    share_gradient = name == "chunked" and model.config.tie_word_embeddings
 
     def forward(
         input_ids: Tensor | None = None,
@@ -155,10 +220,16 @@ def install_loss(model: Qwen2ForCausalLM, name: str) -> None:
             output: CausalLMOutputWithPast = original(input_ids=input_ids, **kwargs)
             return output
         assert input_ids is not None
-        states = model.model(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
-        hidden = states[:, :-1].flatten(0, 1)
+        head, tied = model.lm_head.weight, TiedGradient()
+        if share_gradient and torch.is_grad_enabled() and head is model.model.embed_tokens.weight:
+            states = model.model(inputs_embeds=tied_embedding(input_ids, head, tied), use_cache=False, **kwargs)
+            cross_entropy_here: Callable[..., Tensor] = functools.partial(chunked_cross_entropy, tied=tied)
+        else:
+            states = model.model(input_ids=input_ids, use_cache=False, **kwargs)
+            cross_entropy_here = cross_entropy
+        hidden = states.last_hidden_state[:, :-1].flatten(0, 1)
         targets = labels[:, 1:].flatten().long()
-        total = cross_entropy(hidden, model.lm_head.weight, targets)
+        total = cross_entropy_here(hidden, head, targets)
         count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutputWithPast(loss=total / count)
 

@@ -107,7 +107,7 @@ def build_trainer(
         seed=settings.seed,
     )
 
-    install_loss(model, chosen_loss(settings.loss, model.config.vocab_size))
+    install_loss(model, chosen_loss(settings.loss, model.config.vocab_size, on_cpu=args.use_cpu))
 
     def add_tokenizer(directory: Path) -> None:
         shutil.copytree(data.tokenizer_path, directory, dirs_exist_ok=True)

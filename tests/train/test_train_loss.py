@@ -106,6 +106,30 @@ def test_without_labels_the_model_gives_its_logits_and_generates() -> None:
     assert torch.equal(model.generate(**prompt), reference.generate(**prompt))
 
 
+def test_tied_weights_hold_one_gradient_and_not_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    install_loss(model, "chunked")
+    made: list[int] = []
+    original = torch.zeros_like
+
+    def counting(like: torch.Tensor, **options: Any) -> torch.Tensor:
+        made.extend([1] if like.shape == model.lm_head.weight.shape else [])
+        return original(like, **options)
+
+    monkeypatch.setattr(torch, "zeros_like", counting)
+    model(**make_batch()).loss.backward()
+    assert sum(made) == 1
+
+
+def test_embedding_frozen_by_hand_trains_the_rest() -> None:
+    model = make_model()
+    model.model.embed_tokens.weight.requires_grad_(False)
+    install_loss(model, "chunked")
+    model(**make_batch()).loss.backward()
+    assert model.lm_head.weight.grad is None
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 def test_compiled_model_has_the_same_loss() -> None:
     model = make_model()
     install_loss(model, "chunked")
@@ -136,14 +160,15 @@ def test_autocast_multiplies_in_bf16_and_sums_in_fp32() -> None:
 
 
 def test_auto_is_chosen_by_the_vocabulary() -> None:
-    assert chosen_loss("auto", 4096) == "plain" and chosen_loss("auto", 151_680) == "chunked"
-    assert chosen_loss("plain", 151_680) == "plain"
+    assert chosen_loss("auto", 4096, on_cpu=False) == "plain" and chosen_loss("auto", 4096, on_cpu=True) == "chunked"
+    assert chosen_loss("auto", 700, on_cpu=True) == "plain" and chosen_loss("auto", 151_680, on_cpu=False) == "chunked"
+    assert chosen_loss("plain", 151_680, on_cpu=True) == "plain"
 
 
 def test_liger_that_is_not_installed_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install liger-kernel"):
-        chosen_loss("liger", 10)
+        chosen_loss("liger", 10, on_cpu=False)
 
 
 @pytest.mark.parametrize("name", ["plain", "chunked"])
