@@ -34,7 +34,7 @@ TRAIN_SHARDS := --shards "$(SHARDS)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards train generate report test test-all check bench peers clean
+.PHONY: help setup data shards train generate report test test-all check bench peers clean
 
 help:  ## list the targets and variables
 	@echo "Targets"
@@ -55,6 +55,9 @@ $(VENV)/.ready: requirements.lock
 	"$(PYTHON)" -m venv $(VENV)
 	$(VENV)/bin/pip install --disable-pip-version-check --quiet --requirement requirements.lock
 	@touch $@
+
+data: $(VENV)/.ready  ## fetch the Chinese Wikipedia corpus, 2 GB, into data/
+	@$(RUN_PYTHON) -m pipeline fetch wikipedia-zh $(ARGS)
 
 shards: $(VENV)/.ready $(BUILD_NEEDS)  ## build the shard set of CORPUS, once
 	@$(RUN_PYTHON) -m pipeline build "$(CORPUS)" --out "$(SHARDS)" $(BUILD_ARGS) $(if $(filter shards,$(MAKECMDGOALS)),$(ARGS))

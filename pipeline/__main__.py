@@ -1,16 +1,17 @@
-"""`python -m pipeline build|tokenizer`: from a corpus to a shard set, once."""
+"""`python -m pipeline fetch|build|tokenizer`: from a corpus to a shard set, once."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 from pipeline.settings import DEFAULT_CHECK_EVERY, DEFAULT_MAX_RECORD_BYTES, DEFAULT_UNIT_BYTES, BuildSettings
 from shards.command_line import Parser, run_command
-from shards.errors import InputError, nearest
+from shards.errors import InputError, nearest, printable
 
 
 def main(arguments: list[str]) -> int:
@@ -22,6 +23,7 @@ def main(arguments: list[str]) -> int:
 def make_parser() -> Parser:
     parser = Parser(prog="python -m pipeline", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_fetch(commands)
     add_build(commands)
     add_tokenizer(commands)
     return parser
@@ -31,6 +33,31 @@ SOURCE_HELP = (
     "a file (JSON array, JSON Lines, Parquet, Arrow, .txt; also .gz, .zst, .bz2, .xz), a directory, a pattern, "
     "or hf:NAME[:SPLIT]"
 )
+
+
+FETCH_EPILOG = """\
+example: python -m pipeline fetch wikipedia-zh
+
+From a mirror: HF_ENDPOINT=https://hf-mirror.com python -m pipeline fetch wikipedia-zh
+
+What was interrupted goes on with the same command; what is complete is up to date."""
+
+
+def add_fetch(commands: Any) -> None:
+    fetch = commands.add_parser("fetch", help="fetch a published corpus from a hub", epilog=FETCH_EPILOG)
+    fetch.add_argument("name", metavar="NAME", help="wikipedia-zh: Chinese Wikipedia of August 2024, 1.99 GB")
+    fetch.add_argument("--out", type=Path, metavar="PATH", help="where to put it (data/, under its own name)")
+    fetch.add_argument(
+        "--from",
+        dest="origin",
+        default="hf",
+        metavar="hf|ms|auto",
+        help="hf: Hugging Face, or the mirror HF_ENDPOINT; ms: another, older dump from ModelScope; auto: hf, and "
+        "ms if that can't be reached (hf)",
+    )
+    fetch.add_argument("--force", action="store_true", help="fetch anew what is there already")
+    fetch.add_argument("--quiet", action="store_true", help="no progress")
+    fetch.set_defaults(run=run_fetch)
 
 
 def add_build(commands: Any) -> None:
@@ -69,7 +96,10 @@ def add_build(commands: Any) -> None:
 
     tokens = build.add_argument_group("tokenizing and packing")
     tokens.add_argument(
-        "--tokenizer", default="qwen2", metavar="NAME", help="qwen2, or a directory with a tokenizer.json (qwen2)"
+        "--tokenizer",
+        default="qwen2",
+        metavar="NAME",
+        help="qwen2, a directory with a tokenizer.json, or hf:ORG/NAME, ms:ORG/NAME of a hub, then @REVISION (qwen2)",
     )
     tokens.add_argument("--block-tokens", type=int, default=512, metavar="N", help="block size in tokens (512)")
     tokens.add_argument(
@@ -129,6 +159,23 @@ def add_tokenizer(commands: Any) -> None:
 def num_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_fetch(options: argparse.Namespace) -> int:
+    from pipeline.fetch import fetch
+    from pipeline.fetch_progress import DownloadProgress
+    from shards.hub.download import Progress
+    from shards.show import size_text
+
+    origin: Any = choice("--from", options.origin, ("hf", "ms", "auto"))
+    progress = Progress() if options.quiet else DownloadProgress()
+    fetched = fetch(options.name, options.out, origin=origin, force=options.force, progress=progress)
+    facts = [f"up to date, {size_text(fetched.num_bytes)}" if fetched.was_there else size_text(fetched.num_bytes)]
+    facts += [fact for fact in (fetched.digest, fetched.note) if fact]
+    print(f"{printable(str(fetched.path))}: {', '.join(facts)}")
+    if not options.quiet and not fetched.was_there:
+        print(f"next: make shards CORPUS={shlex.quote(printable(str(fetched.path)))}")
+    return 0
 
 
 def run_build(options: argparse.Namespace) -> int:

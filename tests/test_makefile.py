@@ -10,7 +10,20 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-TARGETS = ["setup", "shards", "train", "generate", "report", "test", "test-all", "check", "bench", "peers", "clean"]
+TARGETS = [
+    "setup",
+    "data",
+    "shards",
+    "train",
+    "generate",
+    "report",
+    "test",
+    "test-all",
+    "check",
+    "bench",
+    "peers",
+    "clean",
+]
 VARIABLES = ["CORPUS", "SHARDS", "CONFIG", "RUN", "PROMPT", "ARGS"]
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
