@@ -50,10 +50,11 @@ help:  ## list the targets and variables
 
 setup: $(VENV)/.ready  ## make the environment .venv from requirements.lock
 
-$(VENV)/.ready: requirements.lock
+$(VENV)/.ready: requirements.lock requirements-s3.lock
 	@"$(PYTHON)" -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
 	"$(PYTHON)" -m venv $(VENV)
 	$(VENV)/bin/pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	$(VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps --requirement requirements-s3.lock
 	@touch $@
 
 data: $(VENV)/.ready  ## fetch the Chinese Wikipedia corpus, 2 GB, into data/
