@@ -16,11 +16,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from shards.errors import InputError
 from shards.files import write_atomically
 from shards.vocabulary import bytes_of_characters
 
 RANKS_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
+# Of the `tokenizer.json` in a shard set (orjson's compact form of what `build_tokenizer_json` makes).
+TOKENIZER_SHA256 = "fb366a22efb7db2dcca2c619402431cda342a97721395a2da2879ceb36262782"
+NUM_RANKS = 151_643
 EOS_TOKEN = "<|endoftext|>"
 SPECIAL_TOKENS = (EOS_TOKEN, "<|im_start|>", "<|im_end|>")
 SPLIT_PATTERN = (
@@ -54,6 +59,44 @@ def qwen2_tokenizer_directory() -> Path:
         write_atomically(directory / "tokenizer_config.json", json.dumps(TOKENIZER_CONFIG).encode())
         write_atomically(directory / "tokenizer.json", content)
     return directory
+
+
+def canonical_tokenizer_json(content: dict[str, Any]) -> bytes | None:
+    """The very bytes that Qwen2's `tokenizer.json` has in a shard set, if `content` is that tokenizer; else None.
+
+    The published files spell it in other words: another order of keys, merges as pairs, defaults left out. Vocabulary
+    and merges must give these bytes exactly; the rest must be what the package tokenizers takes for the same.
+    """
+    model = content.get("model") or {}
+    vocabulary, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocabulary, dict) or not isinstance(merges, list) or len(vocabulary) != NUM_RANKS:
+        return None
+    try:
+        rebuilt = tokenizer_json(
+            vocabulary=dict(sorted(vocabulary.items(), key=lambda item: item[1])),
+            merges=[merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
+            special_tokens=SPECIAL_TOKENS,
+        )
+        canonical = orjson.dumps(rebuilt)
+    except TypeError:
+        return None
+    if hashlib.sha256(canonical).hexdigest() != TOKENIZER_SHA256:
+        return None
+    is_same = content == rebuilt or _state(content) == _state(rebuilt)
+    return canonical if is_same else None
+
+
+def _state(content: dict[str, Any]) -> dict[str, Any] | None:
+    """A tokenizer as the package tokenizers writes it down, with all its defaults."""
+    import tokenizers
+
+    try:
+        state: dict[str, Any] = orjson.loads(tokenizers.Tokenizer.from_str(json.dumps(content)).to_str())
+    except Exception:  # the package raises no narrower one
+        return None
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        state["model"][name] = state["model"][name] or None  # no prefix and an empty one are the same
+    return state
 
 
 def read_ranks() -> list[bytes]:

@@ -12,23 +12,27 @@ import functools
 import hashlib
 import json
 import os
+import re
 import unicodedata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from pipeline.qwen2 import qwen2_tokenizer_directory
-from shards.errors import InputError, printable
+from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, canonical_tokenizer_json, qwen2_tokenizer_directory
+from shards.errors import InputError, nearest, printable
+from shards.hub.reference import HubReference, is_reference, parse_reference
+from shards.hub.remote import NoSuchFile
+from shards.hub.small_files import small_file
 from shards.manifest import TokenizerEntry
 
 Ids = npt.NDArray[np.uint32]
 Offsets = npt.NDArray[np.uint64]
 
-TOKENIZER_JSON = "tokenizer.json"
-TOKENIZER_CONFIG_JSON = "tokenizer_config.json"
+TOKENIZER_JSON: Final = "tokenizer.json"
+TOKENIZER_CONFIG_JSON: Final = "tokenizer_config.json"
 KNOWN_EOS_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|im_end|>")
 
 # Strings on which encoders tend to disagree: normalization, white space, digits, special tokens, rare scripts.
@@ -62,45 +66,93 @@ class TokenizerFiles:
 
 
 def load_tokenizer_files(name: str) -> TokenizerFiles:
-    """The tokenizer called `name`: `qwen2`, a directory with a `tokenizer.json`, or such a file.
+    """The tokenizer called `name`: `qwen2`, a directory with a `tokenizer.json`, such a file, or one of a hub.
+
+    `hf:ORG/NAME` and `ms:ORG/NAME` (then `@REVISION`) are fetched once. They are called `ORG/NAME` in the manifest,
+    whatever hub they come from; Qwen2's own is recognised and is `qwen2`, so its sets are the same byte for byte.
 
     Raises `InputError` if there is none, or it can't be read, or it doesn't say which token ends a document.
     """
-    if name == "qwen2" and not Path(name).exists():
-        return _read_files("qwen2", qwen2_tokenizer_directory() / TOKENIZER_JSON)
     path = Path(name)
+    if not path.exists():
+        if name == "qwen2":
+            return _read_files("qwen2", qwen2_tokenizer_directory() / TOKENIZER_JSON)
+        if is_reference(name):
+            return _hub_tokenizer(parse_reference(name))
     if path.is_dir():
         path = path / TOKENIZER_JSON
     if not path.is_file():
+        found = f"no {TOKENIZER_JSON} in it" if Path(name).exists() else "no such file or directory"
         raise InputError(
-            f"tokenizer {printable(name)!r}: expected qwen2, a directory with a {TOKENIZER_JSON}, or such a file; "
-            f"{'no such file or directory' if not Path(name).exists() else f'no {TOKENIZER_JSON} in it'}"
+            f"tokenizer {printable(name)!r}: expected qwen2, a directory with a {TOKENIZER_JSON}, such a file, "
+            f"hf:ORG/NAME or ms:ORG/NAME; {found}{_nearest_tokenizer(name)}"
         )
     directory = path.resolve().parent
     return _read_files(directory.name, path)
 
 
-def _read_files(name: str, path: Path) -> TokenizerFiles:
+def _nearest_tokenizer(name: str) -> str:
+    """A suggestion: `qwen2`, a name beside the one given, or the prefix of a hub."""
+    if Path(name).exists():
+        return ""
+    beside = Path(name).parent
+    siblings = [str(beside / entry) for entry in os.listdir(beside)] if beside.is_dir() else []
+    hint = nearest(name, ["qwen2", *siblings])
+    if not hint and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        hint = f"; on a hub it is hf:{name}"
+    return printable(hint)
+
+
+def _hub_tokenizer(reference: HubReference) -> TokenizerFiles:
+    """A tokenizer from a hub, or its cache."""
+    path = small_file(reference, TOKENIZER_JSON)
+    try:
+        config_path = small_file(reference, TOKENIZER_CONFIG_JSON)
+    except NoSuchFile:
+        config_path = None
+    files = _read_files(reference.repository, path, config_path, where=str(reference))
+    if files.entry.eos_token == EOS_TOKEN:
+        canonical = canonical_tokenizer_json(orjson.loads(files.tokenizer_json))
+        if canonical is not None:
+            return _make_files("qwen2", orjson.loads(canonical), TOKENIZER_CONFIG, where="qwen2")
+    return files
+
+
+def _read_files(name: str, path: Path, config_path: Path | None = None, *, where: str = "") -> TokenizerFiles:
+    """The tokenizer in the file `path`, with the configuration beside it or in `config_path`."""
+    where = where or str(path)
+    if config_path is None:
+        config_path = path.with_name(TOKENIZER_CONFIG_JSON)
     try:
         content = orjson.loads(path.read_bytes())
-        added = {token["content"]: int(token["id"]) for token in content.get("added_tokens") or []}
-        vocabulary = content["model"]["vocab"]
-        largest = len(vocabulary) - 1 if isinstance(vocabulary, list) else max(vocabulary.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"tokenizer: {path}: not a tokenizer.json that can be read ({error!r})") from None
-    config_path = path.with_name(TOKENIZER_CONFIG_JSON)
-    config: dict[str, Any] = {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"tokenizer: {where}: not a tokenizer.json that can be read ({error!r})") from None
+    config: Any = {}
     if config_path.is_file():
         try:
             config = json.loads(config_path.read_bytes())
         except ValueError as error:
             raise InputError(f"tokenizer: {config_path}: not valid JSON ({error})") from None
-    eos_token = _eos_token(config, list(added), path)
+        if not isinstance(config, dict):
+            raise InputError(f"tokenizer: {config_path}: expected an object")
+    return _make_files(name, content, config, where=where)
+
+
+def _make_files(name: str, content: Any, config: dict[str, Any], *, where: str) -> TokenizerFiles:
+    try:
+        added = {token["content"]: int(token["id"]) for token in content.get("added_tokens") or []}
+        vocabulary = content["model"]["vocab"]
+        largest = len(vocabulary) - 1 if isinstance(vocabulary, list) else max(vocabulary.values())
+        vocab_size = max([largest, *added.values()]) + 1
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"tokenizer: {where}: not a tokenizer.json that can be read ({error!r})") from None
+    eos_token = _eos_token(config, list(added), where)
     eos_id = added.get(eos_token)
     if eos_id is None and isinstance(vocabulary, dict):
         eos_id = vocabulary.get(eos_token)
     if eos_id is None:
-        raise InputError(f"tokenizer: {path}: the EOS token {eos_token!r} is not in the vocabulary")
+        raise InputError(f"tokenizer: {where}: the EOS token {printable(eos_token)!r} is not in the vocabulary")
+    config = {**config}
     config.setdefault("eos_token", eos_token)
     config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     compact = orjson.dumps(content)
@@ -109,7 +161,7 @@ def _read_files(name: str, path: Path) -> TokenizerFiles:
         tokenizer_config=json.dumps(config, ensure_ascii=False, indent=2).encode(),
         entry=TokenizerEntry(
             name=name,
-            vocab_size=max([largest, *added.values()]) + 1,
+            vocab_size=vocab_size,
             eos_id=eos_id,
             eos_token=eos_token,
             sha256=hashlib.sha256(compact).hexdigest(),
@@ -117,7 +169,7 @@ def _read_files(name: str, path: Path) -> TokenizerFiles:
     )
 
 
-def _eos_token(config: dict[str, Any], added: list[str], path: Path) -> str:
+def _eos_token(config: dict[str, Any], added: list[str], where: str) -> str:
     named = config.get("eos_token")
     if isinstance(named, dict):
         named = named.get("content")
@@ -127,7 +179,7 @@ def _eos_token(config: dict[str, Any], added: list[str], path: Path) -> str:
         if token in added:
             return token
     raise InputError(
-        f"tokenizer: {path}: nothing says which token ends a document; "
+        f"tokenizer: {where}: nothing says which token ends a document; "
         f'add {{"eos_token": "…"}} to {TOKENIZER_CONFIG_JSON} beside it'
     )
 

@@ -12,6 +12,7 @@ from shards.hub.remote import (
     ANSWER_SECONDS,
     CannotResume,
     ConnectionFailed,
+    NoSuchFile,
     RemoteFile,
     Stream,
     check_status,
@@ -125,7 +126,7 @@ def translated_errors(address: str) -> Iterator[None]:
     except errors.RevisionNotFoundError:
         raise InputError(f"{address}: no such revision in this repository") from None
     except errors.EntryNotFoundError:
-        raise InputError(f"{address}: no such file in this repository") from None
+        raise NoSuchFile(f"{address}: no such file in this repository") from None
     except errors.HfHubHTTPError as error:
         check_status(error.response.status_code, address)
         raise ConnectionFailed(reason(error)) from None

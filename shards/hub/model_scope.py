@@ -19,6 +19,7 @@ from shards.hub.remote import (
     ANSWER_SECONDS,
     CannotResume,
     ConnectionFailed,
+    NoSuchFile,
     RemoteFile,
     Stream,
     check_status,
@@ -30,6 +31,7 @@ from shards.hub.remote import (
 
 RepositoryType = Literal["model", "dataset"]
 DEFAULT_REVISION = "master"
+_PIECE_BYTES = 1 << 13  # what is lost at most of what has come when a connection breaks
 
 
 def endpoint() -> str:
@@ -92,7 +94,7 @@ def _remote_file(
                 yield stream_of(
                     response.status_code,
                     response.headers,
-                    response.iter_content(1 << 16),
+                    response.iter_content(_PIECE_BYTES),
                     offset=offset,
                     num_bytes=num_bytes,
                     address=address,
@@ -152,7 +154,7 @@ def fetch_to_cache(repository: str, path: str, *, revision: str | None = None) -
     client = _client()
     found = find_files(repository, re.escape(path), revision=revision)
     if path not in found:
-        raise InputError(f"{client.legacy.endpoint}/models/{repository}: no file {path} in this repository")
+        raise NoSuchFile(f"{client.legacy.endpoint}/models/{repository}: no file {path} in this repository")
     # The client's layout, in which `cached_file` finds it.
     snapshots = _config().cache_dir / "models" / repository.replace("/", "--") / "snapshots"
     target = Path(snapshots / (revision or DEFAULT_REVISION) / path)

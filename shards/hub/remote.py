@@ -29,6 +29,10 @@ class ConnectionFailed(Exception):
     """The hub doesn't answer, or the connection broke. The message is the reason in words."""
 
 
+class NoSuchFile(InputError):
+    """The repository is there, and has no such file."""
+
+
 class CannotResume(Exception):
     """The hub doesn't continue in the middle of the file: begin at its beginning."""
 

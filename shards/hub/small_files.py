@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from shards.errors import InputError
 from shards.hub.reference import HUB_TITLES, HubReference
-from shards.hub.remote import ConnectionFailed
+from shards.hub.remote import ConnectionFailed, NoSuchFile
 
 FileName = Literal["config.json", "tokenizer.json", "tokenizer_config.json"]
 
@@ -18,7 +18,7 @@ FileName = Literal["config.json", "tokenizer.json", "tokenizer_config.json"]
 def small_file(reference: HubReference, name: FileName) -> Path:
     """The file `name` of the repository: from the hub's cache, else from the hub, whose cache then has it.
 
-    Raises `InputError`: no such repository or file, no network, no permission.
+    Raises `InputError`: no such repository or file, no network, no permission; `NoSuchFile` if only the file is missing.
     """
     from shards.hub import hugging_face, model_scope
 
@@ -36,5 +36,7 @@ def small_file(reference: HubReference, name: FileName) -> Path:
             f"{reference}: {name} isn't in the cache, and {HUB_TITLES[reference.hub]} ({hub.endpoint()}) can't be reached "
             f"({error}); use {instead}, or a local directory with {name}"
         ) from None
+    except NoSuchFile as error:
+        raise NoSuchFile(f"{reference}: {error}") from None
     except InputError as error:
         raise InputError(f"{reference}: {error}") from None
