@@ -65,7 +65,7 @@ def canonical_tokenizer_json(content: dict[str, Any]) -> bytes | None:
     """The very bytes that Qwen2's `tokenizer.json` has in a shard set, if `content` is that tokenizer; else None.
 
     The published files spell it in other words: another order of keys, merges as pairs, defaults left out. Vocabulary
-    and merges must give these bytes exactly; the rest must be what the package tokenizers takes for the same.
+    and merges must give these bytes exactly, added tokens be the same; the rest must be what tokenizers takes for the same.
     """
     model = content.get("model") or {}
     vocabulary, merges = model.get("vocab"), model.get("merges")
@@ -82,16 +82,17 @@ def canonical_tokenizer_json(content: dict[str, Any]) -> bytes | None:
         return None
     if hashlib.sha256(canonical).hexdigest() != TOKENIZER_SHA256:
         return None
-    is_same = content == rebuilt or _state(content) == _state(rebuilt)
-    return canonical if is_same else None
+    same_added = content.get("added_tokens") == rebuilt["added_tokens"]
+    return canonical if same_added and _state(content) == _state(rebuilt) else None
 
 
 def _state(content: dict[str, Any]) -> dict[str, Any] | None:
-    """A tokenizer as the package tokenizers writes it down, with all its defaults."""
+    """A tokenizer but for its vocabulary, as the package tokenizers writes it down with all its defaults."""
     import tokenizers
 
+    small = {**content, "added_tokens": [], "model": {**content["model"], "vocab": {"a": 0}, "merges": []}}
     try:
-        state: dict[str, Any] = orjson.loads(tokenizers.Tokenizer.from_str(json.dumps(content)).to_str())
+        state: dict[str, Any] = orjson.loads(tokenizers.Tokenizer.from_str(json.dumps(small)).to_str())
     except Exception:  # the package raises no narrower one
         return None
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
