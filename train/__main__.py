@@ -6,6 +6,7 @@ Everything that can be wrong with the settings, the shard set and the run's dire
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import signal
 import sys
@@ -72,6 +73,11 @@ def build_parser() -> Parser:
         metavar="PATH|latest",
         help="the checkpoint to continue from (without a value: the newest complete one of the run)",
     )
+    parser.add_argument(
+        "--allow_data_change",
+        action="store_true",
+        help="go on with another shard set (of the same tokenizer), seed, shuffle or batch than the checkpoint's",
+    )
     for section in SECTIONS:
         prefix = "" if section == "training" else f"{section}."
         for name, types in section_types(section).items():
@@ -106,6 +112,7 @@ def prepare(argv: list[str]) -> tuple[Settings, shards.ShardSet | shards.Mixture
     """Settings, shard set and plan, all checked. Raises `InputError`. Imports no torch, writes nothing."""
     options = vars(build_parser().parse_args(argv))
     config_path, resume = options.pop("config"), options.pop("resume_from_checkpoint")
+    allow_data_change = options.pop("allow_data_change")
     settings = load_settings(config_path, options)
     data = shards.open_data(settings.shards)
     for part in data.sets if isinstance(data, shards.Mixture) else [data]:
@@ -120,7 +127,8 @@ def prepare(argv: list[str]) -> tuple[Settings, shards.ShardSet | shards.Mixture
             f"whose blocks have {data.block_tokens:,} tokens"
         )
     check_tracking(settings.tracking)
-    return settings, data, plan_run(settings.output_dir, resume)
+    plan = plan_run(settings.output_dir, resume)
+    return settings, data, dataclasses.replace(plan, allow_data_change=allow_data_change)
 
 
 if __name__ == "__main__":

@@ -44,15 +44,18 @@ class Record:
         plan: Plan,
         command: Sequence[str],
         args: TrainingArguments,
+        *,
+        data_changes: Sequence[str] = (),
     ) -> None:
         self._run, self._started = settings.output_dir, time.monotonic()
         before = run_directory.read_record(self._run) if plan.checkpoint else {}
         training_before = before.get("settings", {}).get("training", settings.training)
-        self.changes = run_directory.changed_settings(training_before, settings.training)
+        self.changes = [*data_changes, *run_directory.changed_settings(training_before, settings.training)]
         self.session: dict[str, Any] = {
             "started_at": run_directory.now(),
             "first_step": plan.position.step if plan.position else 0,
             "checkpoint": str(plan.checkpoint) if plan.checkpoint else None,
+            "changes": self.changes,
             "command": list(command),
             "packages": package_versions(),
             "python": platform.python_version(),

@@ -32,7 +32,7 @@ def train(settings: Settings, data: shards.ShardSet | shards.Mixture, plan: Plan
     args = build_arguments(settings, num_blocks=shards.epoch_blocks(data))
     with process_group():
         position = data_position(settings, data, args)
-        check_continuation(settings, plan, position, args)
+        changes = check_continuation(settings, data, plan, position, args)
         wait_for_all_ranks()  # each has read the run's directory; from here on the first writes into it
         if run_directory.process_rank() != 0:
             trainer = build_trainer(settings, data, args, position)
@@ -43,7 +43,7 @@ def train(settings: Settings, data: shards.ShardSet | shards.Mixture, plan: Plan
         with run_directory.lock_run(run), contextlib.ExitStack() as stack:
             shutil.rmtree(run / SAVING_DIRECTORY, ignore_errors=True)
             run_directory.rewind_metrics(run, plan.position.step if plan.position else 0)
-            record = Record(settings, data, plan, command, args)
+            record = Record(settings, data, plan, command, args, data_changes=changes)
             record.write("training")
             trainer = build_trainer(settings, data, args, position)
             say(*start_lines(data, trainer, plan, record))

@@ -40,6 +40,7 @@ class Plan:
     checkpoint: Path | None  # continue from here; None: start at step 0
     position: DataPosition | None  # of that checkpoint
     notices: list[str]  # a line each, for the user
+    allow_data_change: bool = False  # the checkpoint may be of other data, seed or batch
 
 
 def plan_run(run: Path, resume: str | None) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 from pathlib import Path
@@ -45,16 +46,33 @@ def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments
         values["optim"] = "adamw_torch"  # TrainingArguments knows no Muon; `build_trainer` makes it
     if values.get("bf16", "auto") == "auto":
         values["bf16"] = bf16_pays(on_cpu=on_cpu) and not values.get("fp16", False)
-    if on_cpu and "LOCAL_RANK" in os.environ:
-        values.setdefault("ddp_backend", "gloo")
+    if on_cpu and values.get("fsdp"):
+        raise InputError("training: fsdp: shards a model over GPUs, and this run uses the CPU; leave it out")
+    if "LOCAL_RANK" in os.environ:
+        values.setdefault("ddp_find_unused_parameters", False)  # all are used, and looking costs each step
+        if on_cpu:
+            values.setdefault("ddp_backend", "gloo")
     try:
         args = TrainingArguments(**values)
         if args.max_steps <= 0:
             args.max_steps = steps_of_epochs(args.num_train_epochs, num_blocks, global_batch_blocks(args))
+        if args.lr_scheduler_type == "warmup_stable_decay":
+            args.lr_scheduler_kwargs = decay_settings(args.lr_scheduler_kwargs or {}, args.max_steps)
     except (ValueError, TypeError, ImportError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise InputError(f"training: {printable(reason)}") from None
     return args
+
+
+def decay_settings(given: dict[str, Any], max_steps: int) -> dict[str, Any]:
+    """The settings of `warmup_stable_decay`: unless given, the rate falls on a line in the last fifth of the steps.
+
+    A `num_decay_steps` below 1 is a share of the steps, as `warmup_steps` is.
+    """
+    settings = {"num_decay_steps": 0.2, "decay_type": "linear", **given}
+    if settings["num_decay_steps"] < 1:
+        settings["num_decay_steps"] = math.ceil(settings["num_decay_steps"] * max_steps)
+    return settings
 
 
 def global_batch_blocks(args: TrainingArguments) -> int:
@@ -75,11 +93,23 @@ def data_position(settings: Settings, data: shards.ShardSet | shards.Mixture, ar
     )
 
 
-def check_continuation(settings: Settings, plan: Plan, position: DataPosition, args: TrainingArguments) -> None:
-    """Raise `InputError` if the plan's checkpoint can't be continued with these settings."""
+def check_continuation(
+    settings: Settings,
+    data: shards.ShardSet | shards.Mixture,
+    plan: Plan,
+    position: DataPosition,
+    args: TrainingArguments,
+) -> list[str]:
+    """What of the data is not as it was, where that is allowed: a phrase each.
+
+    Raises `InputError` if the plan's checkpoint can't be continued with these settings.
+    """
     if plan.checkpoint is None or plan.position is None:
-        return
-    reasons = differences(plan.position, position)
+        return []
+    changes = differences(plan.position, position)
+    reasons = [] if plan.allow_data_change else list(changes)
+    if plan.allow_data_change and not same_tokenizer(plan.checkpoint, data):
+        reasons.append("its tokenizer is another one than the shard set's")
     before = run_directory.read_record(plan.checkpoint.parent).get("settings", {}).get("model")
     if before is not None:
         reasons += run_directory.changed_settings(before, dataclasses.asdict(settings.model), "model")
@@ -87,11 +117,19 @@ def check_continuation(settings: Settings, plan: Plan, position: DataPosition, a
         raise InputError(
             f"{plan.checkpoint}: can't be continued with these settings: {'; '.join(reasons)}; "
             "use the old ones, or another --output_dir"
+            + ("" if plan.allow_data_change or reasons != changes else ", or --allow_data_change to go on with the new")
         )
     if plan.position.step > args.max_steps:
         raise InputError(
             f"{plan.checkpoint}: has {plan.position.step:,} steps already, the settings ask for {args.max_steps:,}"
         )
+    return changes
+
+
+def same_tokenizer(checkpoint: Path, data: shards.ShardSet | shards.Mixture) -> bool:
+    """Whether ids mean the same to the checkpoint's model as in the data."""
+    name = "tokenizer.json"
+    return (checkpoint / name).read_bytes() == (data.tokenizer_path / name).read_bytes()
 
 
 def build_trainer(

@@ -234,6 +234,8 @@ def test_two_processes_train_on_the_same_batches_as_one(
     assert finished.stdout.count("step  1/11") == 1
     expected = train_losses(one)
     assert train_losses(two) == pytest.approx(expected, rel=1e-5)
+    held_out = [read_record(run)["results"]["eval_loss"] for run in (one, two)]
+    assert held_out[1] == pytest.approx(held_out[0], rel=1e-5)
     for step in (4, 8):
         as_stopped_at(one, step, tmp_path / f"to-two-{step}")
         continued = torchrun("--output_dir", str(tmp_path / f"to-two-{step}"))

@@ -239,6 +239,44 @@ def test_other_shard_set_is_refused(
     assert stopped_run.exists()
 
 
+def test_other_data_can_be_allowed(
+    stopped_run: Path,
+    whole_run: Path,
+    write_config: WriteConfig,
+    tmp_path: Path,
+    make_set: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = make_set(tmp_path / "other", seed=1)
+    options = ["--shards", str(other), "--num_train_epochs", "3", "--seed", "7", "--allow_data_change"]
+    train_to_the_end(write_config(), *options)
+    output = capsys.readouterr().out
+    assert "changed since then: shard set " in output and "changed since then: seed 42 before, 7 now" in output
+    assert losses(stopped_run)[:NUM_STEPS] == losses(whole_run) and losses(stopped_run)[-1][0] == 17
+    assert read_position(stopped_run / "checkpoint-17").seed == 7
+    with pytest.raises(
+        InputError, match=r"model.hidden_size 16 before, 32 now; use the old ones, or another --output_"
+    ):
+        train_to_the_end(
+            write_config(),
+            *options,
+            "--model.hidden_size",
+            "32",
+            "--resume_from_checkpoint",
+            str(stopped_run / "checkpoint-17"),
+            "--output_dir",
+            str(tmp_path / "new"),
+        )
+
+
+def test_another_tokenizer_is_never_allowed(stopped_run: Path, write_config: WriteConfig) -> None:
+    path = stopped_run / "checkpoint-11" / "tokenizer.json"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"endoftext", b"endOFtext"))
+    with pytest.raises(InputError, match="its tokenizer is another one than the shard set's"):
+        train_to_the_end(write_config(), "--allow_data_change", "--num_train_epochs", "3")
+
+
 def test_training_can_be_lengthened(
     stopped_run: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
