@@ -4,7 +4,7 @@
     shuffle: global                 # or window, none: see `shards.order`
     document_mask: false            # whether documents that share a block don't see each other
     loss: auto                      # or plain, chunked, liger: see `train.loss`
-    model: {…}                      # `ModelSettings`: the Qwen2 model that is built
+    model: {…}                      # `ModelSettings`: the Qwen2 model that is built; `config`: see `train.model_config`
     training: {…}                   # any field of transformers' TrainingArguments
     tracking: {…}                   # `TrackingSettings`: SwanLab
     generation: {…}                 # `GenerationSettings`: what is sampled at the end
@@ -27,6 +27,7 @@ import yaml
 from shards.errors import InputError, nearest, printable
 from shards.run_order import SHUFFLES, Shuffle
 from train.arguments import FieldTypes, convert, training_argument_types, type_names
+from train.model_config import published_fields
 
 Record = TypeVar("Record", "ModelSettings", "TrackingSettings", "GenerationSettings")
 
@@ -148,6 +149,7 @@ class Settings:
     training: dict[str, Any]  # fields of TrainingArguments, `output_dir` left out; `bf16` may be "auto"
     tracking: TrackingSettings
     generation: GenerationSettings
+    model_config: str | None = None  # where the section `model` took its defaults from
 
     @property
     def seed(self) -> int:
@@ -195,6 +197,14 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
     def where(section: str, key: str) -> str:
         return origins.get((section, key), f"{config_path}: {section}: {key}")
 
+    model_config = sections["model"].pop("config", None)
+    if model_config is not None:
+        model_config = convert(model_config, frozenset({"str"}), where("model", "config"))
+        try:
+            defaults = published_fields(model_config, section_types("model"))
+        except InputError as error:
+            raise InputError(f"{where('model', 'config')}: {error}") from None
+        sections["model"] = {**defaults, **sections["model"]}
     values = {}
     for section, fields in sections.items():
         types = section_types(section)
@@ -221,6 +231,7 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
         training=training,
         tracking=_record(TrackingSettings, values["tracking"], config_path),
         generation=_record(GenerationSettings, values["generation"], config_path),
+        model_config=model_config,
     )
 
 
@@ -242,7 +253,8 @@ def section_types(section: str) -> FieldTypes:
         return types
     record = {"model": ModelSettings, "tracking": TrackingSettings, "generation": GenerationSettings}[section]
     fields = dataclasses.fields(record)
-    return {field.name: type_names(ast.parse(str(field.type), mode="eval").body) for field in fields}
+    types = {field.name: type_names(ast.parse(str(field.type), mode="eval").body) for field in fields}
+    return {"config": frozenset({"str"}), **types} if section == "model" else types
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -298,7 +310,8 @@ def _record(kind: type[Record], fields: dict[str, Any], config_path: Path) -> Re
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in fields:
             section = kind.__name__.removesuffix("Settings").lower()
-            raise InputError(f"{config_path}: {section}: {field.name} is missing")
+            hint = "; or take it from a published model with config: hf:ORG/NAME" if section == "model" else ""
+            raise InputError(f"{config_path}: {section}: {field.name} is missing{hint}")
     try:
         return kind(**fields)
     except InputError as error:
