@@ -55,6 +55,14 @@ class Parser(argparse.ArgumentParser):
                     actions += sub_parser._actions
         return actions
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse's, with the nearest right word: `buidl` is `build`."""
+        if action.choices is not None and value not in action.choices:
+            words = [str(choice) for choice in action.choices]
+            found = printable(str(value))
+            expected = f"expected {', '.join(words)}, found {found!r}{nearest(found, words)}"
+            raise argparse.ArgumentError(action, expected)
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see `{self.prog} --help`)")
 

@@ -7,7 +7,8 @@ exception is a fault of ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -26,3 +27,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'text'?"` for the known word closest to `word`, or an empty string."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def nearest_path(path: Path, is_meant: Callable[[Path], bool] = lambda _path: True) -> str:
+    """As `nearest`, for a path that isn't there: the closest of what lies beside it and `is_meant`."""
+    try:
+        siblings = [entry.name for entry in path.parent.iterdir() if is_meant(entry)]
+    except OSError:
+        return ""
+    matches = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6)
+    return f"; did you mean '{printable(str(path.with_name(matches[0])))}'?" if matches else ""

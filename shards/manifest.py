@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from blake3 import blake3
 
-from shards.errors import InputError, printable
+from shards.errors import InputError, nearest_path, printable
 
 FORMAT_VERSION = 1
 GENERATOR = "tokenize-once 1"
@@ -157,7 +157,8 @@ def read_manifest(directory: Path) -> Manifest:
     """Read and check the manifest of the shard set in `directory`. Raises `InputError`."""
     path = directory / MANIFEST_NAME
     if not directory.exists():
-        raise InputError(f"{directory}: no such shard set; build it with `python -m pipeline build`")
+        hint = nearest_path(directory, lambda path: (path / MANIFEST_NAME).is_file())
+        raise InputError(f"{directory}: no such shard set{hint or '; build it with `python -m pipeline build`'}")
     if not path.is_file():
         raise InputError(
             f"{directory}: no {MANIFEST_NAME}, so this is no complete shard set; finish it with the same build command"

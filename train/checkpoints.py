@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from shards.errors import InputError
+from shards.errors import InputError, nearest_path
 from shards.files import flush_directory, write_atomically
 
 RECORD_NAME = "checkpoint.json"
@@ -64,7 +64,9 @@ def read_position(checkpoint: Path) -> DataPosition:
         sizes: dict[str, int] = record.pop("files")
         position = DataPosition(**record)
     except FileNotFoundError:
-        what = f"no {RECORD_NAME}, so it was not written to its end" if checkpoint.is_dir() else "no such checkpoint"
+        hint = nearest_path(checkpoint, Path.is_dir)
+        unfinished = f"no {RECORD_NAME}, so it was not written to its end"
+        what = unfinished if checkpoint.is_dir() else f"no such checkpoint{hint}"
         raise InputError(f"{checkpoint}: {what}") from None
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise InputError(f"{path}: can't be read ({error})") from None

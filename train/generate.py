@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.command_line import Parser, run_command
-from shards.errors import InputError
+from shards.errors import InputError, nearest_path
 from train.environment import prepare_environment
 from train.run_directory import MODEL_NAME, read_record
 from train.settings import GenerationSettings
@@ -62,7 +62,8 @@ def find_model(path: Path) -> Path:
         if (directory / "config.json").is_file():
             return directory
     if not path.exists():
-        raise InputError(f"{path}: no such directory; expected a run's directory with a trained model in {MODEL_NAME}/")
+        hint = nearest_path(path, Path.is_dir) or f"; expected a run's directory with a trained model in {MODEL_NAME}/"
+        raise InputError(f"{path}: no such directory{hint}")
     raise InputError(
         f"{path}: no model here: neither {MODEL_NAME}/config.json nor config.json was found (is the training finished?)"
     )

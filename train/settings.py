@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from shards.errors import InputError, nearest, printable
+from shards.errors import InputError, nearest, nearest_path, printable
 from shards.run_order import SHUFFLES, Shuffle
 from train.arguments import FieldTypes, convert, training_argument_types, type_names
 from train.model_config import published_fields
@@ -262,7 +262,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such config file") from None
+        raise InputError(f"{path}: no such config file{nearest_path(path, Path.is_file)}") from None
     except IsADirectoryError:
         raise InputError(f"{path}: expected a YAML file, found a directory") from None
     except UnicodeDecodeError as error:
