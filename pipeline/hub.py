@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
@@ -10,6 +12,7 @@ from blake3 import blake3
 from pipeline.records import Batch, StretchReader
 from pipeline.sources import HUB_PREFIX, Source
 from shards.errors import InputError
+from shards.hub.hugging_face import check_data_set
 
 ROWS_AT_A_TIME = 1024
 
@@ -27,7 +30,10 @@ def open_hub(source: Source) -> Any:
 
 
 def num_hub_shards(source: Source) -> int:
-    """The number of files of the data set."""
+    """The number of files of the data set. Raises `InputError`, at once if the hub can't be reached."""
+    name = source.path.removeprefix(HUB_PREFIX).partition(":")[0]
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists():  # other names are paths
+        check_data_set(name)
     return int(open_hub(source).num_shards)
 
 

@@ -81,6 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._hugging_face(path)
 
     def _hugging_face(self, path: str) -> None:
+        if path.startswith("api/datasets/"):
+            return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         repository, _, rest = path.partition("/resolve/")
         if not repository.startswith("datasets/"):
             repository = f"models/{repository}"

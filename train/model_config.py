@@ -12,13 +12,13 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from shards.errors import InputError, nearest, printable
 from shards.hub.reference import is_reference, parse_reference
 from train.arguments import FieldTypes, convert
 
-CONFIG_NAME = "config.json"
+CONFIG_NAME: Final = "config.json"
 MODEL_TYPE = "qwen2"
 
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

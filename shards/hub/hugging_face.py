@@ -106,6 +106,30 @@ def find_file(
     )
 
 
+def check_data_set(name: str) -> None:
+    """Raise `InputError`, within ten seconds, unless the hub can be reached and has the data set `name`.
+
+    The package datasets itself tries for a minute.
+    """
+    import huggingface_hub
+
+    address = f"{endpoint()}/datasets/{name}"
+    if is_offline():
+        raise InputError(f"{address}: HF_HUB_OFFLINE=1 forbids to fetch it; unset it (`env -u HF_HUB_OFFLINE …`)")
+
+    def ask() -> None:
+        with translated_errors(address):
+            huggingface_hub.HfApi(endpoint=endpoint()).dataset_info(name, timeout=ANSWER_SECONDS)
+
+    try:
+        within(ANSWER_SECONDS, ask)
+    except ConnectionFailed as error:
+        raise InputError(
+            f"{address}: can't be reached ({error}); try a mirror (HF_ENDPOINT=https://hf-mirror.com), or fetch the files "
+            "by hand and name them"
+        ) from None
+
+
 @contextlib.contextmanager
 def translated_errors(address: str) -> Iterator[None]:
     """Turn the client's exceptions into ours. Those of our own code inside are left as they are."""

@@ -120,6 +120,23 @@ def test_the_user_s_own_offline_mode_is_one_clear_line(served: Hub, monkeypatch:
     assert small_file(parse_reference("ms:org/model"), "config.json").read_bytes() == CONTENT
 
 
+def test_a_data_set_of_the_hub_is_looked_for_before_it_is_opened(
+    served: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from pipeline.hub import num_hub_shards
+    from pipeline.sources import find_sources
+
+    (source,) = find_sources(["hf:org/nothing:train"])
+    with pytest.raises(InputError, match="datasets/org/nothing: no such repository"):
+        num_hub_shards(source)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"can't be reached \(Connection refused\); try a mirror"):
+        num_hub_shards(source)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE=1 forbids"):
+        num_hub_shards(source)
+
+
 def test_an_endpoint_that_is_no_address_is_told(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
