@@ -18,12 +18,16 @@ from train import run_directory
 from train.callbacks import MetricsFile, PlainLines, ProgressLines, wants_bar
 from train.checkpoints import DataPosition, differences
 from train.data import BlockDataset, steps_of_epochs
+from train.environment import release_memory_at_once
+from train.fused import install_gated_mlp
 from train.loss import chosen_loss, install_loss
 from train.model import bf16_pays, build_model, must_use_cpu
 from train.optimizer import MUON
 from train.run_directory import Plan
 from train.settings import Settings
 from train.trainer import BlockTrainer
+
+BIG_VOCABULARY = 65_536  # on a CPU, memory is given back at once from here on
 
 
 def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments:
@@ -145,6 +149,9 @@ def build_trainer(
         seed=settings.seed,
     )
 
+    if args.use_cpu and model.config.vocab_size >= BIG_VOCABULARY:
+        release_memory_at_once()
+    install_gated_mlp(model)
     install_loss(model, chosen_loss(settings.loss, model.config.vocab_size, on_cpu=args.use_cpu))
 
     def add_tokenizer(directory: Path) -> None:
