@@ -3,7 +3,7 @@
 * One "epoch" of the Trainer is the whole run. The sampler is a pure function of the position in it (`train.data`), so
   resuming never replays or skips data. The `epoch` that is logged and saved is the true one: positions / blocks.
 * A checkpoint appears under its name only when it is complete (`train.checkpoints`).
-* Logs carry tokens, tokens per second and perplexity.
+* Logs carry tokens, tokens per second, training seconds (of all sessions of the run) and perplexity.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self._peak_flops = peak_flops(torch.cuda.get_device_name(args.device)) if on_gpu else None
         self._order, self._epoch_blocks, self._use_muon = order, epoch_blocks, use_muon
         self._last_log_step, self._training_seconds, self._resumed_at = 0, 0.0, time.monotonic()
+        self._seconds_until_log = 0.0  # of training, until the last log
         collator = DocumentCollator(eos_id) if document_mask else collate_blocks
         super().__init__(args=args, train_dataset=train_dataset, data_collator=collator, **kwargs)
         self.add_callback(_TrueEpoch(self))
@@ -107,8 +108,10 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
 
     # ---- logs ----
 
-    def start_clock(self) -> None:
-        """Count tokens per second from here on."""
+    def start_clock(self, *, seconds_before: float | None = None) -> None:
+        """Count tokens per second from here on; at the run's start, training seconds from `seconds_before`."""
+        if seconds_before is not None:
+            self._seconds_until_log = seconds_before
         self._last_log_step, self._training_seconds, self._resumed_at = self.state.global_step, 0.0, time.monotonic()
 
     @contextlib.contextmanager
@@ -125,12 +128,16 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self.state.epoch = self.true_epoch(step)
         if "eval_loss" in logs:
             logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700.0))
+            # The clock stands still. Behind the last step's log it has run on, but nothing was trained.
+            logs["seconds"] = self._seconds_until_log + (self._training_seconds if step > self._last_log_step else 0.0)
         if "loss" in logs:
             step_tokens = self.position.global_batch_blocks * self.position.block_tokens
             seconds = self._training_seconds + time.monotonic() - self._resumed_at
             logs["tokens"] = step * step_tokens
             rate = (step - self._last_log_step) * step_tokens / max(seconds, 1e-9)
             logs["tokens_per_second"] = rate
+            self._seconds_until_log += seconds
+            logs["seconds"] = self._seconds_until_log
             logs["seconds_left"] = (self.args.max_steps - step) * step_tokens / max(rate, 1e-9)
             logs["peak_memory_bytes"] = peak_memory_bytes(self.args.device)
             if self._peak_flops is not None:
@@ -224,7 +231,9 @@ class _TrueEpoch(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._trainer.start_clock()
+        self._trainer.start_clock(
+            seconds_before=max((log.get("seconds", 0.0) for log in state.log_history), default=0.0)
+        )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
