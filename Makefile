@@ -5,6 +5,7 @@ SHARDS ?= data/shards/$(basename $(basename $(notdir $(CORPUS))))
 CONFIG ?= configs/sample.yaml
 RUN    ?= $(basename $(notdir $(CONFIG)))
 PROMPT ?=
+NPROC  ?= 1
 ARGS   ?=
 
 SAMPLE_CORPUS    := data/sample/wikipedia-zh-sample.json
@@ -45,6 +46,7 @@ help:  ## list the targets and variables
 	@echo "  SHARDS     shard set to build or read     ($(SHARDS))"
 	@echo "  CONFIG     training settings              ($(CONFIG))"
 	@echo "  RUN        name of the run, in runs/      ($(RUN))"
+	@echo "  NPROC      processes (GPUs) to train on  ($(NPROC))"
 	@echo "  PROMPT     text to continue               (the prompts of the config)"
 	@echo "  ARGS       further options of the command, e.g. ARGS=\"--learning_rate 1e-3\""
 
@@ -66,8 +68,15 @@ shards: $(VENV)/.ready $(BUILD_NEEDS)  ## build the shard set of CORPUS, once
 $(SAMPLE_TOKENIZER)/tokenizer.json: $(SAMPLE_CORPUS) | $(VENV)/.ready
 	@$(RUN_PYTHON) -m pipeline tokenizer "$<" --vocab-size $(SAMPLE_VOCAB_SIZE) --out "$(@D)" --force
 
+# With several processes torchrun starts them; the global batch grows with them unless accumulation shrinks.
+ifneq ($(NPROC),1)
+TRAIN_PYTHON := $(RUN_PYTHON) -m torch.distributed.run --standalone --nproc-per-node "$(NPROC)"
+else
+TRAIN_PYTHON := $(RUN_PYTHON)
+endif
+
 train: $(VENV)/.ready $(TRAIN_NEEDS)  ## train the model of CONFIG, then generate from its prompts
-	@$(RUN_PYTHON) -m train --config "$(CONFIG)" --output_dir "runs/$(RUN)" $(TRAIN_SHARDS) $(ARGS)
+	@$(TRAIN_PYTHON) -m train --config "$(CONFIG)" --output_dir "runs/$(RUN)" $(TRAIN_SHARDS) $(ARGS)
 
 generate: $(VENV)/.ready  ## continue PROMPT with the model of RUN
 	@$(RUN_PYTHON) -m train.generate "runs/$(RUN)" $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)

@@ -24,7 +24,7 @@ TARGETS = [
     "peers",
     "clean",
 ]
-VARIABLES = ["CORPUS", "SHARDS", "CONFIG", "RUN", "PROMPT", "ARGS"]
+VARIABLES = ["CORPUS", "SHARDS", "CONFIG", "RUN", "NPROC", "PROMPT", "ARGS"]
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -68,3 +68,10 @@ def test_train_builds_the_shards_where_it_knows_from_what(
     assert builds is None or builds in built[0]
     assert (trains_on is not None) == ("--shards" in training)
     assert trains_on is None or f'--shards "{trains_on}"' in training
+
+
+def test_several_processes_are_started_by_torchrun() -> None:
+    (training,) = [line for line in make("--dry-run", "train", "NPROC=8").splitlines() if "-m train " in line]
+    assert "-m torch.distributed.run --standalone --nproc-per-node \"8\" -m train --config" in training
+    (training,) = [line for line in make("--dry-run", "train").splitlines() if "-m train " in line]
+    assert "torch.distributed" not in training

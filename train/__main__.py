@@ -50,6 +50,12 @@ def build_parser() -> Parser:
         help="how blocks are shuffled: all, within stretches for disks that hate random reads, or not (global)",
     )
     parser.add_argument(
+        "--global_batch_blocks",
+        metavar="BLOCKS",
+        default=argparse.SUPPRESS,
+        help="blocks a step over all processes; gradient accumulation follows from it",
+    )
+    parser.add_argument(
         "--document_mask",
         nargs="?",
         const="true",

@@ -4,8 +4,8 @@
       run.json            settings, command, packages, shard set, state; rewritten as the run goes on
       metrics.jsonl       one line for each log and evaluation
       checkpoint-STEP/    complete checkpoints
-      model/              the trained model with its tokenizer
-      samples.jsonl       prompts and what the model wrote
+      model/              the trained model with its tokenizer and a model card, README.md
+      samples.jsonl       prompts and what the model wrote, at each evaluation and at the end
       swanlab/            SwanLab's files
 
 The state in `run.json` is `training`, then `trained` (the model is saved), then `finished`.
@@ -141,11 +141,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def rewind_metrics(run: Path, step: int) -> None:
-    """Drop what `metrics.jsonl` says of steps after `step`: they are about to be trained again."""
-    path = run / METRICS_NAME
-    kept = [record for record in read_lines(path) if record.get("step", 0) <= step]
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-    write_atomically(path, text.encode())
+    """Drop what `metrics.jsonl` and `samples.jsonl` say of steps after `step`: they are about to be trained again."""
+    for name in (METRICS_NAME, SAMPLES_NAME):
+        rewind_lines(run / name, step)
+
+
+def rewind_lines(path: Path, step: int) -> None:
+    """Drop the lines after `step` from a JSON Lines file, if it is there."""
+    if path.exists():
+        kept = [record for record in read_lines(path) if record.get("step", 0) <= step]
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+        write_atomically(path, text.encode())
 
 
 def changed_settings(before: Any, after: Any, prefix: str = "") -> list[str]:
@@ -166,3 +172,8 @@ def now() -> str:
 def process_rank() -> int:
     """This process's number among those of torchrun; 0 when there is one process."""
     return int(os.environ.get("RANK", "0"))
+
+
+def num_processes() -> int:
+    """How many processes torchrun started; 1 when there is one process."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

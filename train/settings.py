@@ -2,12 +2,13 @@
 
     shards: data/shards/sample      # a shard set's directory, or several with shares: wiki:0.7,books:0.3
     shuffle: global                 # or window, none: see `shards.order`
+    global_batch_blocks: 256        # blocks a step, over all GPUs; sets gradient_accumulation_steps
     document_mask: false            # whether documents that share a block don't see each other
     loss: auto                      # or plain, chunked, liger: see `train.loss`
     model: {…}                      # `ModelSettings`: the Qwen2 model that is built; `config`: see `train.model_config`
     training: {…}                   # any field of transformers' TrainingArguments
     tracking: {…}                   # `TrackingSettings`: SwanLab
-    generation: {…}                 # `GenerationSettings`: what is sampled at the end
+    generation: {…}                 # `GenerationSettings`: what is sampled, and when
 
 On the command line a field of TrainingArguments is `--learning_rate 1e-3`; a field of another section is written
 with its section, `--model.hidden_size 256`. Every fault is an `InputError` that names the file, the key and the value.
@@ -31,7 +32,7 @@ from train.model_config import published_fields
 
 Record = TypeVar("Record", "ModelSettings", "TrackingSettings", "GenerationSettings")
 
-TOP_LEVEL = ("shards", "shuffle", "document_mask", "loss")
+TOP_LEVEL = ("shards", "shuffle", "document_mask", "loss", "global_batch_blocks")
 LossName = Literal["auto", "plain", "chunked", "liger"]
 LOSSES: tuple[LossName, ...] = ("auto", "plain", "chunked", "liger")
 SECTIONS = ("model", "training", "tracking", "generation")
@@ -123,6 +124,7 @@ class GenerationSettings:
     top_k: int = 50  # sample from this many likeliest tokens; 0: no such limit
     repetition_penalty: float = 1.0  # 1: none
     seed: int = 0
+    every_evaluation: bool = True  # whether the prompts are continued at each evaluation, not only at the end
 
     def __post_init__(self) -> None:
         for number, prompt in enumerate(self.prompts):
@@ -144,6 +146,7 @@ class Settings:
     output_dir: Path
     shuffle: Shuffle
     document_mask: bool
+    global_batch_blocks: int | None  # of a step, over all processes; None: by gradient_accumulation_steps
     loss: LossName
     model: ModelSettings
     training: dict[str, Any]  # fields of TrainingArguments, `output_dir` left out; `bf16` may be "auto"
@@ -218,6 +221,7 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
         values[section] = fields
     training = values["training"]
     _check_training(training, lambda key: where("training", key))
+    global_batch_blocks = _global_batch_blocks(top["global_batch_blocks"], training, config_path)
     output_dir = training.pop("output_dir", None)
     if not output_dir:
         raise InputError(f"{config_path}: training: output_dir is missing (or give --output_dir DIR)")
@@ -226,6 +230,7 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
         shuffle=top["shuffle"],
         document_mask=convert(top["document_mask"] or False, frozenset({"bool"}), f"{config_path}: document_mask"),
         loss=top["loss"],
+        global_batch_blocks=global_batch_blocks,
         output_dir=Path(output_dir).expanduser(),
         model=_record(ModelSettings, values["model"], config_path),
         training=training,
@@ -242,6 +247,19 @@ def _shards(value: Any, config_path: Path) -> str:
     if not isinstance(value, str) or not value:
         raise InputError(f"{config_path}: shards: expected a shard set's directory, found {printable(repr(value))}")
     return value
+
+
+def _global_batch_blocks(value: Any, training: Mapping[str, Any], config_path: Path) -> int | None:
+    """Blocks a step: a multiple of the micro-batch, and the only one to say how often to accumulate."""
+    if value is None:
+        return None
+    where = f"{config_path}: global_batch_blocks"
+    blocks: int = convert(value, frozenset({"int"}), where)
+    micro_batch = training.get("per_device_train_batch_size", 8)
+    _require(blocks >= 1 and blocks % micro_batch == 0, where, f"a multiple of the micro-batch, {micro_batch}", blocks)
+    if "gradient_accumulation_steps" in training:
+        raise InputError(f"{where}: sets gradient_accumulation_steps too; leave one of the two out")
+    return blocks
 
 
 @functools.cache

@@ -46,6 +46,10 @@ def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments
         "remove_unused_columns": False,
         "ignore_data_skip": True,
     }
+    if settings.global_batch_blocks is not None:
+        values["gradient_accumulation_steps"] = accumulation_steps(
+            settings.global_batch_blocks, values.get("per_device_train_batch_size", 8), run_directory.num_processes()
+        )
     if values.get("optim") == MUON:
         values["optim"] = "adamw_torch"  # TrainingArguments knows no Muon; `build_trainer` makes it
     if values.get("bf16", "auto") == "auto":
@@ -66,6 +70,17 @@ def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise InputError(f"training: {printable(reason)}") from None
     return args
+
+
+def accumulation_steps(global_batch_blocks: int, micro_batch_blocks: int, num_processes: int) -> int:
+    """Micro-batches a process and step: 256 blocks in micro-batches of 32 on 4 processes are 2. Raises `InputError`."""
+    steps, rest = divmod(global_batch_blocks, micro_batch_blocks * num_processes)
+    if rest:
+        raise InputError(
+            f"global_batch_blocks: {global_batch_blocks} blocks can't be shared by {num_processes} processes in "
+            f"micro-batches of {micro_batch_blocks}; choose another --per_device_train_batch_size"
+        )
+    return steps
 
 
 def decay_settings(given: dict[str, Any], max_steps: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from train.run_directory import read_lines, read_record
@@ -191,8 +192,11 @@ def test_no_validation_blocks_is_no_fault(
 
 @pytest.fixture
 def torchrun(write_config: WriteConfig) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Train with two processes of 2 blocks: the batches of one process with 2 blocks and 2 accumulation steps."""
-    config = write_config("two.yaml", training={"gradient_accumulation_steps": 1})
+    """Train with two processes, 4 blocks a step: the batches of one process with 2 blocks and 2 accumulation steps."""
+    config = write_config("two.yaml")
+    content = yaml.safe_load(config.read_text())
+    del content["training"]["gradient_accumulation_steps"]
+    config.write_text(yaml.safe_dump({**content, "global_batch_blocks": 4}))
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "train", "--config", str(config)]

@@ -13,7 +13,7 @@ import pytest
 from shards.errors import InputError
 from train.__main__ import main
 from train.run_directory import read_lines
-from train.setup import decay_settings
+from train.setup import accumulation_steps, decay_settings
 
 PROGRAM = Path(__file__).with_name("sharded_program.py")
 
@@ -47,3 +47,9 @@ def test_warmup_stable_decay_falls_at_the_end(write_config: Callable[..., Path],
     main(["--config", str(write_config(training={**settings, "max_steps": 10, "warmup_steps": 2}))])
     rates = [line["learning_rate"] for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert rates == pytest.approx([0, 0.005, 0.01, 0.01, 0.01, 0.01, 0.01, 0.0075, 0.005, 0.0025])
+
+
+def test_accumulation_follows_from_the_global_batch() -> None:
+    assert [accumulation_steps(256, 32, processes) for processes in (1, 2, 8)] == [8, 4, 1]
+    with pytest.raises(InputError, match="256 blocks can't be shared by 3 processes in micro-batches of 32"):
+        accumulation_steps(256, 32, 3)
