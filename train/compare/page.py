@@ -1,0 +1,185 @@
+"""The page: one HTML file that needs nothing else.
+
+Names, settings and samples are other people's texts: they are escaped, and the page's policy lets no script run but the
+one that draws the plot, known by its digest.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+
+from shards.report.markup import plural, section, table, terms, text
+from shards.report.style import STYLE
+from train.compare.plot import NUM_COLORS, PLOT_STYLE, SCRIPT, plot_data
+from train.compare.runs import Run
+from train.compare.table import NOTHING, comparability, difference_rows, remarks, result_rows, value_text
+
+# Every page begins so; the command overwrites no file that doesn't.
+PAGE_START = '<!doctype html>\n<html lang="en" data-made-by="train.compare">\n'
+_MAX_PROMPTS = 50
+_MAX_SAMPLE_CHARACTERS = 4000
+
+_STYLE = """
+.scroll { overflow-x: auto; margin: 0 0 1rem; }
+.scroll table { width: auto; min-width: min(100%, 36rem); }
+.scroll th[scope="row"] { position: sticky; left: 0; background: var(--paper); color: var(--muted); max-width: 11rem; }
+.scroll td, .scroll thead th { min-width: 7.5rem; max-width: 18rem; }
+.scroll thead th { color: var(--ink); font-weight: 600; }
+.samples { display: grid; gap: .75rem; margin: 0 0 1.75rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
+.samples article { background: var(--panel); border-radius: .5rem; padding: .7rem .9rem .8rem; min-width: 0;
+  border-top: 3px solid var(--run); }
+.samples h4 { margin: 0 0 .3rem; font-size: .82rem; font-weight: 600; color: var(--muted); }
+.samples p { margin: 0; white-space: pre-wrap; line-height: 1.7; unicode-bidi: isolate; }
+.samples b { font-weight: 600; }
+.remarks { margin: 1rem 0 0; padding-left: 1.1rem; max-width: 44rem; }
+"""
+
+
+def render(runs: Sequence[Run]) -> bytes:
+    """The page in UTF-8."""
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    notes = "".join(f"<li>{text(remark)}</li>" for remark in remarks(runs))
+    body = [
+        f'<header><p class="kicker">Training</p><h1>{plural(len(runs), "run")} compared</h1>',
+        f'<ul class="remarks">{notes}</ul>' if notes else "",
+        "</header>\n<main>",
+        section("loss", "Loss", _plot(runs)),
+        section("differences", "Differences", _differences(runs)),
+        section("results", "Results", _results(runs)),
+        _samples(runs),
+        section("settings", "Settings that all share", _shared(runs)),
+        "</main>",
+        "<footer>Made by <code>python -m train.compare</code>.</footer>",
+        f'<script type="application/json" id="curves">{plot_data(runs)}</script>',
+        f"<script>{SCRIPT}</script>",
+    ]
+    title = ", ".join(run.name for run in runs[:4]) + ("" if len(runs) <= 4 else ", …")
+    head = (
+        f'<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
+        f"<title>{text(title)} – runs compared</title>\n<style>{STYLE}{PLOT_STYLE}{_STYLE}</style>\n</head>\n"
+    )
+    return f"{PAGE_START}{head}<body>\n{chr(10).join(part for part in body if part)}\n</body>\n</html>\n".encode()
+
+
+def _color(number: int) -> str:
+    return f"c{number % NUM_COLORS}"
+
+
+def _plot(runs: Sequence[Run]) -> str:
+    controls = (
+        '<form class="controls" autocomplete="off">'
+        + _choice("axis", "over", (("step", "steps"), ("tokens", "tokens"), ("seconds", "time")))
+        + _choice("scale", "scale", (("linear", "linear"), ("log", "log")))
+        + '<label><input type="checkbox" id="raw" checked>unsmoothed</label></form>'
+    )
+    items = "".join(
+        f'<li class="{_color(number)}"><button type="button" aria-pressed="true"><span class="swatch"></span>'
+        f"<span>{text(run.name)}</span><output></output></button></li>"
+        for number, run in enumerate(runs)
+    )
+    note = (
+        "Solid: loss of the training blocks, smoothed. Faint: as it was logged. Dashed with circles: loss of the "
+        "validation blocks. Point at the plot, or press ← and → in it, for the values; a name hides its run. "
+        "Time is that of training alone, without evaluations and checkpoints."
+    )
+    return (
+        f'{controls}<p class="note" style="margin:0 0 .25rem">nats a token <span id="where" class="muted"></span></p>'
+        f'<div class="plot" id="plot" tabindex="0" role="img" aria-label="Loss of each run; the table of results has '
+        f'the numbers"></div><noscript><p>The plot needs JavaScript; the tables don’t.</p></noscript>'
+        f'<ul class="runs">{items}</ul><p class="note" style="margin-top:.75rem">{note}</p>'
+    )
+
+
+def _choice(name: str, title: str, options: Sequence[tuple[str, str]]) -> str:
+    buttons = "".join(
+        f'<label><input type="radio" name="{name}" value="{value}"{" checked" if not number else ""}>{word}</label>'
+        for number, (value, word) in enumerate(options)
+    )
+    return f"<fieldset><legend>{title}</legend>{buttons}</fieldset>"
+
+
+def _run_table(runs: Sequence[Run], rows: Sequence[tuple[str, Sequence[str]]], kind: str) -> str:
+    """`rows` are HTML, a run a column."""
+    names = [
+        f'<span class="{_color(number)}"><span class="swatch"></span> {text(run.name)}</span>'
+        for number, run in enumerate(runs)
+    ]
+    body = [[label, *values] for label, values in rows]
+    return f'<div class="scroll" tabindex="0">{table(["", *names], body, kind=kind)}</div>'
+
+
+def _differences(runs: Sequence[Run]) -> str:
+    rows = difference_rows(runs)
+    if not rows:
+        return "<p>None: the runs have the same settings.</p>" if len(runs) > 1 else "<p>There is only one run.</p>"
+    return _run_table(
+        runs, [(f"<code>{text(key)}</code>", [text(value) for value in values]) for key, values in rows], "differences"
+    )
+
+
+def _results(runs: Sequence[Run]) -> str:
+    best = {
+        run.name
+        for run in runs
+        if len(runs) > 1 and not comparability(runs) and (point := run.best_validation) and point.loss == _lowest(runs)
+    }
+    rows = []
+    for label, values in result_rows(runs):
+        cells = [text(value) for value in values]
+        if label == "best validation loss":
+            cells = [f"<strong>{c}</strong>" if run.name in best else c for c, run in zip(cells, runs, strict=True)]
+        rows.append((label, cells))
+    return _run_table(runs, rows, "results")
+
+
+def _lowest(runs: Sequence[Run]) -> float | None:
+    losses = [point.loss for run in runs if (point := run.best_validation) and point.loss is not None]
+    return min(losses, default=None)
+
+
+def _samples(runs: Sequence[Run]) -> str:
+    prompts = list(dict.fromkeys(sample.prompt for run in runs for sample in run.samples))
+    if not prompts:
+        return ""
+    parts = []
+    for prompt in prompts[:_MAX_PROMPTS]:
+        articles = []
+        for number, run in enumerate(runs):
+            written = next((sample.text for sample in run.samples if sample.prompt == prompt), None)
+            said = '<span class="muted">' + NOTHING + "</span>"
+            if written is not None:
+                said = f"<b>{_lines(prompt)}</b>{_lines(written)}"
+            articles.append(f'<article class="{_color(number)}"><h4>{text(run.name)}</h4><p>{said}</p></article>')
+        parts.append(f'<h3>{text(prompt[:80])}</h3><div class="samples">{"".join(articles)}</div>')
+    left = len(prompts) - _MAX_PROMPTS
+    more = (
+        f'<p class="note">And {plural(left, "more prompt")}; <code>samples.jsonl</code> has them.</p>'
+        if left > 0
+        else ""
+    )
+    return section("samples", "Samples", "<p>What each model wrote last.</p>", *parts, more)
+
+
+def _lines(value: str) -> str:
+    """Escaped, line feeds kept, cut off where it is too long for a page."""
+    shown = value[:_MAX_SAMPLE_CHARACTERS] + ("…" if len(value) > _MAX_SAMPLE_CHARACTERS else "")
+    return "\n".join(text(line) for line in shown.split("\n"))
+
+
+def _shared(runs: Sequence[Run]) -> str:
+    differing = {key for key, _ in difference_rows(runs)}
+    shared = {key: value for run in runs for key, value in run.settings.items() if key not in differing}
+    pairs = [
+        (f"<code>{text(key)}</code>", f"<code>{text(value_text(value))}</code>")
+        for key, value in sorted(shared.items())
+    ]
+    return f"<details><summary>{plural(len(pairs), 'setting')}</summary>{terms(pairs, kind='terms wide')}</details>"
