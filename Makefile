@@ -35,7 +35,7 @@ TRAIN_SHARDS := --shards "$(SHARDS)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data shards train generate report test test-all check bench peers clean
+.PHONY: help setup data shards train generate report test test-all check bench bench-gpu peers clean
 
 help:  ## list the targets and variables
 	@echo "Targets"
@@ -97,6 +97,9 @@ check: $(VENV)/.ready  ## lint, format and types
 
 bench: $(VENV)/.ready  ## measure the pipeline against its parts (see bench/RESULTS.md)
 	$(RUN_PYTHON) bench/pipeline.py $(ARGS)
+
+bench-gpu: $(VENV)/.ready  ## measure the trainer on a GPU: steps, memory, tokens to the same loss, on CORPUS
+	$(RUN_PYTHON) bench/gpu.py "$(CORPUS)" bench/gpu-work --out bench/gpu.md $(ARGS)
 
 # Their packages ask for older ones of ours, and of each other. Streaming asks for much that its reader doesn't need.
 PEERS_VENV := bench/.peers-venv

@@ -1,6 +1,6 @@
 """How many tokens our recipe needs to reach the loss at which the tutorial's recipe ends. Resumable.
 
-    python bench/recipe.py prepare CORPUS WORK     # documents, an 8,192-entry BPE, two shard sets
+    python bench/recipe.py prepare CORPUS WORK     # documents, a tokenizer, shard sets; --size tiny, small or 120m
     python bench/recipe.py run WORK NAME [NAME …]  # train the runs of these names, one after another; skips what is done
     python bench/recipe.py table WORK              # all runs that have ended
 
@@ -36,19 +36,39 @@ sys.path.insert(0, str(REPOSITORY))
 
 import shards  # noqa: E402
 
-BLOCK_TOKENS = 512
-VOCAB_SIZE = 8192
-BATCH_BLOCKS = 8  # 4,096 tokens a step
 EVALUATED_TOKENS = 300_000
 MEAN_CHARS, SIGMA = 430, 1.35
 
-MODEL = {  # 3.2 million parameters
-    "hidden_size": 192,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
-    "intermediate_size": 768,
-    "rope_theta": 10_000.0,
+# `documents`: cut texts into documents of Wikipedia's lengths, or take them as they are. `vocab_size`: of a BPE trained on
+# them; without it Qwen2's tokenizer.
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "documents": "cut",
+        "vocab_size": 512,
+        "block_tokens": 64,
+        "batch_blocks": 4,
+        "model": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+        | {"intermediate_size": 64},
+        "training": {"per_device_train_batch_size": 4},
+    },
+    "small": {  # 3.2 million parameters, on one CPU thread
+        "documents": "cut",
+        "vocab_size": 8192,
+        "block_tokens": 512,
+        "batch_blocks": 8,
+        "model": {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 3, "num_key_value_heads": 1}
+        | {"intermediate_size": 768},
+        "training": {"per_device_train_batch_size": 8, "use_cpu": True, "torch_compile": True},
+        "threads": "1",
+    },
+    "120m": {  # the tutorial's model, on a GPU
+        "documents": "whole",
+        "block_tokens": 512,
+        "batch_blocks": 256,
+        "model": {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 2}
+        | {"intermediate_size": 2048, "rope_theta": 1e6},
+        "training": {"per_device_train_batch_size": 32, "dataloader_num_workers": 2},
+    },
 }
 
 # What lies in `training` but for the names at the top level, in `model.` and `shards`.
@@ -99,24 +119,36 @@ def documents(path: Path, seed: int = 0) -> Iterator[str]:
             yield piece.strip()
 
 
-def prepare(corpora: list[Path], work: Path) -> None:
+def prepare(corpora: list[Path], work: Path, size_name: str) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    corpus = work / "documents.jsonl"
-    if not corpus.exists():
-        with open(work / "documents.partial", "w", encoding="utf-8") as file:
-            for path in corpora:
-                for text in documents(path):
-                    file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-        os.replace(work / "documents.partial", corpus)
+    (work / "size").write_text(size_name)
+    size = SIZES[size_name]
     pipeline = [sys.executable, "-m", "pipeline"]
-    tokenizer = work / "tokenizer"
-    if not (tokenizer / "tokenizer.json").exists():
-        command = [*pipeline, "tokenizer", str(corpus), "--vocab-size", str(VOCAB_SIZE), "--out", str(tokenizer)]
-        subprocess.run(command, check=True, cwd=REPOSITORY)
+    sources = [str(path.resolve()) for path in corpora]
+    if size["documents"] == "cut":
+        corpus = work / "documents.jsonl"
+        if not corpus.exists():
+            with open(work / "documents.partial", "w", encoding="utf-8") as file:
+                for path in corpora:
+                    for text in documents(path):
+                        file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            os.replace(work / "documents.partial", corpus)
+        sources = [str(corpus)]
+    tokenizer = "qwen2"
+    if "vocab_size" in size:
+        tokenizer = str(work / "tokenizer")
+        if not (work / "tokenizer" / "tokenizer.json").exists():
+            command = [*pipeline, "tokenizer", *sources, "--vocab-size", str(size["vocab_size"]), "--out", tokenizer]
+            subprocess.run(command, check=True, cwd=REPOSITORY)
     for name, packing in (("tutorial", "tutorial"), ("packed", "concat"), ("best-fit", "best-fit")):
-        command = [*pipeline, "build", str(corpus), "--out", str(work / name), "--tokenizer", str(tokenizer)]
-        options = ["--packing", packing, "--block-tokens", str(BLOCK_TOKENS), "--val-fraction", "0.02"]
+        command = [*pipeline, "build", *sources, "--out", str(work / name), "--tokenizer", tokenizer]
+        options = ["--packing", packing, "--block-tokens", str(size["block_tokens"]), "--val-fraction", "0.02"]
         subprocess.run([*command, *options], check=True, cwd=REPOSITORY)
+
+
+def size_of(work: Path) -> dict[str, Any]:
+    """What `prepare` was told."""
+    return SIZES[(work / "size").read_text().strip()]
 
 
 def parse(name: str) -> tuple[dict[str, Any], int]:
@@ -135,23 +167,23 @@ def parse(name: str) -> tuple[dict[str, Any], int]:
 
 def config(name: str, work: Path) -> dict[str, Any]:
     settings, tokens = parse(name)
-    steps = round(tokens / BLOCK_TOKENS / BATCH_BLOCKS)
+    size = size_of(work)
+    steps = max(1, round(tokens / size["block_tokens"] / size["batch_blocks"]))
     top = {key: settings.pop(key) for key in ("document_mask", "loss", "shuffle") if key in settings}
     model = {key.removeprefix("model."): settings.pop(key) for key in list(settings) if key.startswith("model.")}
     return {
         "shards": str(work / settings.pop("shards")),
+        "global_batch_blocks": size["batch_blocks"],
         **top,
-        "model": {**MODEL, **model},
+        "model": {**size["model"], **model},
         "training": {
             "output_dir": str(work / "runs" / name),
-            "per_device_train_batch_size": BATCH_BLOCKS,
             "max_steps": steps,
-            "use_cpu": True,
-            "torch_compile": True,
             "logging_steps": 50,
             "save_steps": 100,
             "save_total_limit": 1,
             "eval_strategy": "no",
+            **size["training"],
             **settings,
         },
         "tracking": {"mode": "disabled"},
@@ -168,7 +200,8 @@ def run(name: str, work: Path) -> None:
     path = work / "configs" / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(config(name, work)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    size = size_of(work)
+    environment = {**os.environ, **({"OMP_NUM_THREADS": size["threads"]} if "threads" in size else {})}
     directory = work / "runs" / name
     start = time.perf_counter()
     if not (directory / "model").exists():
@@ -189,14 +222,16 @@ def evaluate(work: Path, model_path: Path) -> dict[str, float]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(model_path).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(model_path).to(device).eval()
+    block_tokens = size_of(work)["block_tokens"]
     windows: list[list[int]] = []
     total = 0
     for document in shards.open(work / "packed")["val"].documents():
         if total >= EVALUATED_TOKENS:
             break
         ids = document.tolist()
-        windows += [ids[start : start + BLOCK_TOKENS] for start in range(0, len(ids), BLOCK_TOKENS)]
+        windows += [ids[start : start + block_tokens] for start in range(0, len(ids), block_tokens)]
         total += len(ids)
     windows = sorted((window for window in windows if len(window) > 1), key=len)
     losses, count = 0.0, 0
@@ -204,8 +239,9 @@ def evaluate(work: Path, model_path: Path) -> dict[str, float]:
         for start in range(0, len(windows), 16):
             group = windows[start : start + 16]
             width = len(group[-1])
-            ids = torch.tensor([window + [0] * (width - len(window)) for window in group])
-            labels = torch.tensor([window + [-100] * (width - len(window)) for window in group])[:, 1:]
+            ids = torch.tensor([window + [0] * (width - len(window)) for window in group], device=device)
+            wanted = [window + [-100] * (width - len(window)) for window in group]
+            labels = torch.tensor(wanted, device=device)[:, 1:]
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
             losses += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
             count += int((labels != -100).sum())
@@ -225,6 +261,7 @@ def main() -> None:
     command = commands.add_parser("prepare")
     command.add_argument("corpus", type=Path, nargs="+")
     command.add_argument("work", type=Path)
+    command.add_argument("--size", choices=sorted(SIZES), default="small")
     command = commands.add_parser("run")
     command.add_argument("work", type=Path)
     command.add_argument("names", nargs="+", metavar="NAME")
@@ -236,7 +273,7 @@ def main() -> None:
     options = parser.parse_args()
     work = options.work.resolve()
     if options.command == "prepare":
-        prepare(options.corpus, work)
+        prepare(options.corpus, work, options.size)
     elif options.command == "run":
         for name in options.names:
             run(name, work)

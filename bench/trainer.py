@@ -31,6 +31,10 @@ NUM_WARM_STEPS = 2
 
 
 def model_settings(layers: int) -> dict[str, int]:
+    if layers == 0:  # to see that the benchmark itself runs
+        return {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1} | {
+            "intermediate_size": 64
+        }
     return {
         "hidden_size": 512,
         "num_hidden_layers": layers,
@@ -127,6 +131,26 @@ def ours(directory: Path, options: dict[str, Any]) -> list[float]:
     return [later - earlier for earlier, later in itertools.pairwise(times)]
 
 
+def utilization(layers: int, directory: Path, rates: list[float]) -> str:
+    """Our model FLOPs utilization, in words."""
+    import torch
+
+    import shards
+    from train.arithmetic import flops_a_token, peak_flops
+    from train.model import build_config
+    from train.settings import ModelSettings
+
+    data = shards.open(directory)
+    settings = ModelSettings(**model_settings(layers))
+    config = build_config(settings, vocab_size=data.vocab_size, eos_id=data.eos_id, block_tokens=data.block_tokens)
+    name = torch.cuda.get_device_name()
+    peak = peak_flops(name)
+    if peak is None:
+        return f"{name}: its peak is not known, so neither is MFU"
+    shares = [100 * rate * flops_a_token(config, data.block_tokens) / peak for rate in rates]
+    return f"{name}, ours: MFU {', '.join(f'{share:.1f} %' for share in shares)} of {peak / 1e12:.0f} TFLOP/s"
+
+
 def measure(way: str, directory: Path, options: dict[str, Any]) -> tuple[float, int]:
     """Tokens a second and the peak memory in bytes of one run in a process of its own."""
     command = [sys.executable, __file__, "--way", way, str(directory), "--options", json.dumps(options)]
@@ -137,8 +161,10 @@ def measure(way: str, directory: Path, options: dict[str, Any]) -> tuple[float, 
         lines = output.read().splitlines()
     if status != 0:
         raise SystemExit(f"{way} failed: {' '.join(command)}")
-    seconds = json.loads(lines[-1])[NUM_WARM_STEPS - 1 :]
-    return options["batch"] * 512 / statistics.median(seconds), usage.ru_maxrss * 1024
+    result = json.loads(lines[-1])
+    seconds = result["seconds"][NUM_WARM_STEPS - 1 :]
+    peak = result["gpu_bytes"] or usage.ru_maxrss * 1024
+    return options["batch"] * options["block_tokens"] / statistics.median(seconds), peak
 
 
 def main() -> None:
@@ -157,15 +183,23 @@ def main() -> None:
     parser.add_argument("--options", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
-        print(json.dumps({"tutorial": tutorial, "ours": ours}[options.way](options.set, json.loads(options.options))))
+        given = json.loads(options.options)
+        seconds = {"tutorial": tutorial, "ours": ours}[options.way](options.set, given)
+        import torch
+
+        gpu_bytes = 0 if given["cpu"] else torch.cuda.max_memory_allocated()
+        print(json.dumps({"seconds": seconds, "gpu_bytes": gpu_bytes}))
         return
     values = {name: getattr(options, name) for name in ("steps", "layers", "batch", "loss", "bf16")}
-    values |= {"cpu": not options.gpu, "training": json.loads(options.training)}
+    import shards
+
+    block_tokens = shards.open(options.set).block_tokens
+    values |= {"cpu": not options.gpu, "training": json.loads(options.training), "block_tokens": block_tokens}
     found: dict[str, list[tuple[float, int]]] = {"tutorial": [], "ours": []}
     for _ in range(options.rounds):
         for way, results in found.items():
             results.append(measure(way, options.set.resolve(), values))
-    print(f"{machine()}; {options.layers} layers, batches of {options.batch} × 512 tokens\n")
+    print(f"{machine()}; {options.layers} layers, batches of {options.batch} × {block_tokens} tokens\n")
     print("| way | tokens/s | peak memory, GB |\n|---|---|---|")
     for way, results in found.items():
         print(
@@ -175,6 +209,8 @@ def main() -> None:
     speed = ", ".join(f"{own[0] / other[0]:.2f}" for own, other in pairs)
     memory = ", ".join(f"{own[1] / other[1]:.2f}" for own, other in pairs)
     print(f"| ours / tutorial | {speed} (≥ 1.1) | {memory} (≤ 0.4) |")
+    if options.gpu:
+        print(f"\n{utilization(options.layers, options.set, [rate for rate, _ in found['ours']])}")
     if options.out:
         options.out.write_text(json.dumps({"machine": machine(), "options": values, "found": found}, indent=1))
 

@@ -21,6 +21,7 @@ TARGETS = [
     "test-all",
     "check",
     "bench",
+    "bench-gpu",
     "peers",
     "clean",
 ]
