@@ -1,4 +1,8 @@
-"""`python -m train.generate RUN_DIR --prompt TEXT`: continue prompts with a trained model."""
+"""`python -m train.generate RUN_DIR --prompt TEXT`: continue prompts with a trained model.
+
+On a terminal the text appears as it is written, one sequence after the other. Elsewhere, and with `--batch`, several
+sequences are written at a time. Either way they are the same.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +11,39 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shards.command_line import Parser, run_command
-from shards.errors import InputError, nearest_path
+from shards.errors import InputError, nearest, nearest_path, printable
+from train.checkpoints import numbered_checkpoints
 from train.environment import prepare_environment
 from train.run_directory import MODEL_NAME, read_record
 from train.settings import GenerationSettings
 
+if TYPE_CHECKING:
+    from train.sampling import Continuation
+
 OPTIONS = {
-    "max_new_tokens": (int, "length of the continuation, in tokens"),
-    "temperature": (float, "0: always the likeliest token; higher: more surprising"),
-    "top_p": (float, "sample from the likeliest tokens that together have this probability"),
-    "top_k": (int, "sample from this many likeliest tokens; 0: no limit"),
-    "repetition_penalty": (float, "above 1: avoid tokens that are in the text already"),
-    "seed": (int, "of the random choices (default: 0)"),
+    "max_new_tokens": (int, "N", "length of a continuation, in tokens"),
+    "temperature": (float, "T", "0: always the likeliest token; higher: more surprising"),
+    "top_p": (float, "P", "sample from the likeliest tokens that together have this probability"),
+    "top_k": (int, "N", "sample from this many likeliest tokens; 0: no limit"),
+    "repetition_penalty": (float, "X", "above 1: avoid tokens that are in the text already"),
+    "seed": (int, "N", "of the random choices (0); the samples of a prompt have N, N + 1, …"),
 }
+BATCH_SEQUENCES = 8
+
+EPILOG = """\
+example:
+  python -m train.generate runs/sample --prompt 牛顿 --prompt 北京市 --temperature 0.8 --num 3
+"""
 
 
 def build_parser() -> Parser:
     parser = Parser(
         prog="python -m train.generate",
         description="Continue prompts with a trained model. What isn't given is as the model was saved with.",
+        epilog=EPILOG,
     )
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="a run's directory, or a model's own directory")
     parser.add_argument(
@@ -37,36 +52,135 @@ def build_parser() -> Parser:
         metavar="TEXT",
         help="text to continue; may be given several times (default: the prompts that the run was trained with)",
     )
-    for name, (kind, text) in OPTIONS.items():
-        parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=text)
+    parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="a prompt a line, UTF-8; -: standard input")
+    parser.add_argument("--interactive", action="store_true", help="ask for one prompt after the other")
+    parser.add_argument("--num", type=int, default=1, metavar="N", help="continuations of each prompt (1)")
+    parser.add_argument(
+        "--checkpoint", metavar="STEP", help="use RUN_DIR/checkpoint-STEP, also while the run goes on; or: latest"
+    )
+    for name, (kind, metavar, text) in OPTIONS.items():
+        names = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
+        parser.add_argument(*names, type=kind, metavar=metavar, default=argparse.SUPPRESS, dest=name, help=text)
+    parser.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help=f"sequences at a time ({BATCH_SEQUENCES}; on a terminal 1, shown as it is written)",
+    )
+    parser.add_argument("--json", action="store_true", help="a JSON object a line, for programs")
     return parser
 
 
 def main(argv: list[str]) -> None:
     arguments = vars(build_parser().parse_args(argv))
-    directory = find_model(arguments.pop("run"))
-    prompts = arguments.pop("prompt") or prompts_of_run(directory)
-    settings = dataclasses.replace(saved_defaults(directory), prompts=prompts, **arguments)
+    run, checkpoint = arguments.pop("run"), arguments.pop("checkpoint")
+    prompts, file = arguments.pop("prompt"), arguments.pop("prompt_file")
+    interactive, as_json = arguments.pop("interactive"), arguments.pop("json")
+    num_samples, batch = arguments.pop("num"), arguments.pop("batch")
+    for name, value in (("--num", num_samples), ("--batch", batch)):
+        if value is not None and value < 1:
+            raise InputError(f"{name}: expected at least 1, found {value}")
+    if interactive and (prompts or file or as_json or batch):
+        raise InputError("--interactive: asks for the prompts and shows the text; leave out --prompt, --json, --batch")
+    directory = find_model(run, checkpoint)
+    if file is not None:
+        prompts = [*(prompts or []), *read_prompts(file)]
+    if not interactive:
+        prompts = prompts or prompts_of_run(directory)
+    settings = dataclasses.replace(saved_defaults(directory), prompts=prompts or [], **arguments)
+    if num_samples > 1 and settings.temperature == 0:
+        raise InputError(f"--num {num_samples}: without chance all are the same; give --temperature above 0")
     prepare_environment()
     from train.sampling import continue_prompts, load_model, printable_sample
 
     model, tokenizer = load_model(directory)
-    for prompt, continuation in continue_prompts(model, tokenizer, settings):
-        sys.stdout.write(f"{printable_sample(prompt, continuation)}\n\n")
+    if interactive:
+        from train.interactive import converse
+
+        converse(model, tokenizer, settings, num_samples=num_samples)
+        return
+    if batch is None and not as_json and sys.stdout.isatty():
+        show_as_written(model, tokenizer, settings, num_samples=num_samples)
+        return
+    size = batch or BATCH_SEQUENCES
+    for sample in continue_prompts(model, tokenizer, settings, num_samples=num_samples, batch_sequences=size):
+        line = json_line(sample, settings) if as_json else f"{printable_sample(sample)}\n"
+        sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
 
-def find_model(path: Path) -> Path:
-    """The directory with the model: `path` or `path/model`. Raises `InputError` saying what was looked for."""
+def show_as_written(model: Any, tokenizer: Any, settings: GenerationSettings, *, num_samples: int = 1) -> None:
+    """Write each continuation to standard output while it is generated, the prompt before it in 【】."""
+    from train.sampling import continue_prompts, visible
+
+    def show(prompt: str, piece: str) -> None:
+        sys.stdout.write(visible(piece) if piece else f"【{visible(prompt)}】")
+        sys.stdout.flush()
+
+    for _sample in continue_prompts(model, tokenizer, settings, num_samples=num_samples, on_text=show):
+        sys.stdout.write("\n\n")
+        sys.stdout.flush()
+
+
+def json_line(sample: Continuation, settings: GenerationSettings) -> str:
+    """A JSON object on one line, nothing in it that a terminal would obey."""
+    names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
+    content = {**dataclasses.asdict(sample), **{name: getattr(settings, name) for name in names}}
+    text = json.dumps(content, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a text file that aren't empty. Raises `InputError`."""
+    try:
+        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start})") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: no such file{nearest_path(path, Path.is_file)}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: expected a text file with a prompt a line, found a directory") from None
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise InputError(f"{path}: no prompts in it; expected one a line")
+    return prompts
+
+
+def find_model(path: Path, checkpoint: str | None = None) -> Path:
+    """The directory with the model: `path/model` or `path`, or with `checkpoint` (a step, or `latest`) that one.
+
+    Raises `InputError` saying what was looked for.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such directory{_nearest_run(path)}")
+    checkpoints = numbered_checkpoints(path)
+    steps = [found.name.rpartition("-")[2] for found in checkpoints if (found / "config.json").is_file()]
+    if checkpoint is not None:
+        if not steps:
+            raise InputError(f"{path}: no checkpoints here")
+        step = steps[-1] if checkpoint == "latest" else checkpoint.rpartition("checkpoint-")[2]
+        if step not in steps:
+            found = f"{printable(checkpoint)!r}; there are {', '.join(steps)}{nearest(checkpoint, steps)}"
+            raise InputError(f"{path}: no checkpoint {found}")
+        return path / f"checkpoint-{step}"
     for directory in (path / MODEL_NAME, path):
         if (directory / "config.json").is_file():
             return directory
-    if not path.exists():
-        hint = nearest_path(path, Path.is_dir) or f"; expected a run's directory with a trained model in {MODEL_NAME}/"
-        raise InputError(f"{path}: no such directory{hint}")
+    hint = f"; its newest checkpoint can be used with --checkpoint {steps[-1]}" if steps else ""
     raise InputError(
-        f"{path}: no model here: neither {MODEL_NAME}/config.json nor config.json was found (is the training finished?)"
+        f"{path}: no model here: neither {MODEL_NAME}/config.json nor config.json was found "
+        f"(is the training finished?){hint}"
     )
+
+
+def _nearest_run(path: Path) -> str:
+    """What may have been meant: a directory beside it, or one in `runs`."""
+    hint = nearest_path(path, Path.is_dir)
+    if not hint and len(path.parts) == 1:
+        in_runs = Path("runs", path)
+        hint = f"; did you mean '{in_runs}'?" if in_runs.is_dir() else nearest_path(in_runs, Path.is_dir)
+    return hint or f"; expected a run's directory with a trained model in {MODEL_NAME}/"
 
 
 def prompts_of_run(directory: Path) -> list[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
+import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,11 +21,12 @@ from train import run_directory
 from train.callbacks import finite
 from train.checkpoints import DataPosition
 from train.run_directory import Plan
-from train.sampling import printable_sample
+from train.sampling import Continuation, printable_sample
 from train.settings import Settings
 from train.trainer import BlockTrainer
 
-PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy", "swanlab")
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "swanlab", "liger-kernel")
+GIT_SECONDS = 5
 
 
 def say(*lines: str) -> None:
@@ -47,7 +51,7 @@ class Record:
         *,
         data_changes: Sequence[str] = (),
     ) -> None:
-        self._run, self._started = settings.output_dir, time.monotonic()
+        self._run, self._data, self._started = settings.output_dir, data, time.monotonic()
         before = run_directory.read_record(self._run) if plan.checkpoint else {}
         training_before = before.get("settings", {}).get("training", settings.training)
         self.changes = [*data_changes, *run_directory.changed_settings(training_before, settings.training)]
@@ -58,6 +62,7 @@ class Record:
             "changes": self.changes,
             "command": list(command),
             "packages": package_versions(),
+            "git": git_state(Path(__file__)),
             "python": platform.python_version(),
             "device": device_name(args),
             "processes": args.world_size,
@@ -101,9 +106,19 @@ class Record:
                 "last_train_loss": losses[-1] if losses else None,
                 "eval_loss": metrics.get("eval_loss"),
                 "eval_perplexity": metrics.get("eval_perplexity"),
+                "eval_bits_per_byte": bits_per_byte(self._data, metrics.get("eval_loss")),
             }
         )
         return dict(self.content["results"])
+
+
+def bits_per_byte(data: shards.ShardSet | shards.Mixture, loss: float | None) -> float | None:
+    """What `loss`, in nats a token, is in bits per byte of the validation texts; None if that isn't known."""
+    splits = [part["val"] for part in (data.sets if isinstance(data, shards.Mixture) else [data])]
+    num_bytes = sum(split.num_text_bytes for split in splits)
+    if loss is None or not num_bytes:
+        return None
+    return loss / math.log(2) * sum(split.num_tokens for split in splits) / num_bytes
 
 
 def package_versions() -> dict[str, str]:
@@ -115,6 +130,37 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def git_state(file: Path) -> dict[str, Any] | None:
+    """The commit of the checkout that `file` belongs to, and whether its files differ from it (None: unknown).
+
+    None where `file` is in no checkout, as when this package is installed, or git doesn't answer.
+    """
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-c", "core.fsmonitor=false", "-C", str(file.parent), *arguments]
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        try:
+            finished = subprocess.run(
+                command,
+                env={**variables, "GIT_OPTIONAL_LOCKS": "0"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=GIT_SECONDS,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return finished.stdout.strip()
+
+    if git("ls-files", "--error-unmatch", "--", file.name) is None:
+        return None
+    commit = git("rev-parse", "--verify", "HEAD")
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if changes is None else changes != ""} if commit else None
 
 
 def device_name(args: TrainingArguments) -> str:
@@ -148,14 +194,14 @@ def start_lines(data: shards.ShardSet | shards.Mixture, trainer: BlockTrainer, p
     return lines
 
 
-def end_lines(run: Path, results: dict[str, Any], seconds: float, samples: Sequence[tuple[str, str]]) -> list[str]:
+def end_lines(run: Path, results: dict[str, Any], seconds: float, samples: Sequence[Continuation]) -> list[str]:
     """The samples and the summary."""
 
     def number(value: float | None, spec: str) -> str:
         return "-" if value is None else format(value, spec)
 
     first, last = number(results["first_train_loss"], ".4f"), number(results["last_train_loss"], ".4f")
-    lines = ["", *(f"{printable_sample(*sample)}\n" for sample in samples)]
+    lines = ["", *(f"{printable_sample(sample)}\n" for sample in samples)]
     lines += [
         f"steps            {results['steps']:,} ({results['epochs']:.2f} epochs, {results['tokens']:,} tokens)",
         f"time             {seconds:,.0f} s, {number(results['tokens_per_second'], ',.0f')} tokens/s",

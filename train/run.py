@@ -17,10 +17,12 @@ import shards
 from shards.command_line import Terminated
 from train import run_directory
 from train.checkpoints import SAVING_DIRECTORY, newest_complete_checkpoint
+from train.model_card import write_model_card
 from train.report import Record, end_lines, say, start_lines
 from train.run_directory import Plan
-from train.sampling import continue_prompts, load_model, sample_records
-from train.settings import Settings
+from train.samples import SamplesAtEvaluation
+from train.sampling import Continuation, continue_prompts, load_model, load_tokenizer, sample_records
+from train.settings import GenerationSettings, Settings
 from train.setup import build_arguments, build_trainer, check_continuation, data_position
 from train.stopping import StopOnSignal
 from train.tracking import Tracking
@@ -50,16 +52,21 @@ def train(settings: Settings, data: shards.ShardSet | shards.Mixture, plan: Plan
             tracking = Tracking(settings.tracking, run)
             stack.push(tracking.finish)
             say(*tracking.start(trainer, {"run": str(run), "shards": record.content["shards"]}))
+            if settings.generation.every_evaluation:
+                sample_at_evaluations(trainer, data, settings.generation, tracking)
             run_training(trainer, plan)
             record.write("trained")
+            say(*write_model_card(run, record.content, data))
             metrics = evaluate(trainer, data)
             samples = sample(settings)
             steps = trainer.state.global_step
+            run_directory.rewind_lines(run / run_directory.SAMPLES_NAME, steps - 1)  # of an end that was interrupted
             records = sample_records(samples, steps, settings.generation)
             run_directory.append_lines(run / run_directory.SAMPLES_NAME, records)
-            tracking.log_samples(samples, steps)
+            tracking.log_samples([(written.prompt, written.text) for written in samples], steps)
             results = record.add_results(trainer, metrics, position)
             record.write("finished")
+            say(*write_model_card(run, record.content, data, samples))
             say(*end_lines(run, results, record.session["seconds"], samples))
 
 
@@ -91,7 +98,29 @@ def evaluate(trainer: BlockTrainer, data: shards.ShardSet | shards.Mixture) -> d
     return dict(trainer.evaluate())
 
 
-def sample(settings: Settings) -> list[tuple[str, str]]:
+def sample_at_evaluations(
+    trainer: BlockTrainer,
+    data: shards.ShardSet | shards.Mixture,
+    settings: GenerationSettings,
+    tracking: Tracking,
+) -> None:
+    """Let the prompts be continued at each evaluation, where there are any."""
+    args = trainer.args
+    if not settings.prompts or args.eval_strategy == "no":
+        return
+    if trainer.is_fsdp_enabled:
+        say("the model is sharded (fsdp): the prompts are continued at the end only")
+        return
+
+    def show(samples: Sequence[Continuation], step: int) -> None:
+        tracking.log_samples([(written.prompt, written.text) for written in samples], step)
+
+    path = Path(args.output_dir, run_directory.SAMPLES_NAME)
+    tokenizer = load_tokenizer(data.tokenizer_path)
+    trainer.add_callback(SamplesAtEvaluation(path, settings, tokenizer, on_samples=show, say=say))
+
+
+def sample(settings: Settings) -> list[Continuation]:
     """Continue the prompts with the model as it was saved: what a user will load."""
     if not settings.generation.prompts:
         return []
