@@ -1,0 +1,50 @@
+"""The installed command `tokenize-once` reaches every command of the packages, and is packed with all they need."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import tokenize_once
+from shards.errors import InputError
+from tests.conftest import REPOSITORY
+
+
+@pytest.mark.parametrize("name", tokenize_once.COMMANDS)
+def test_each_command_answers_for_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        tokenize_once.main([name, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
+def test_every_command_of_the_packages_is_there() -> None:
+    for package in ("pipeline", "shards"):
+        finished = subprocess.run(
+            [sys.executable, "-m", package, "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+        names = re.findall(r"^    ([a-z]+)\b", finished.stdout, re.MULTILINE)
+        assert len(names) >= 3 and set(names) <= set(tokenize_once.COMMANDS)
+
+
+def test_a_mistyped_command_is_answered_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"no command 'biuld'; did you mean 'build'\?"):
+        tokenize_once.main(["biuld"])
+
+
+def test_all_packages_are_installed() -> None:
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    module, function = settings["project"]["scripts"]["tokenize-once"].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    found = {
+        ".".join(path.parent.relative_to(REPOSITORY).parts)
+        for top in ("pipeline", "shards", "train")
+        for path in Path(REPOSITORY, top).rglob("__init__.py")
+    }
+    assert set(settings["tool"]["setuptools"]["packages"]) == found
