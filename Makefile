@@ -5,6 +5,8 @@ SHARDS ?= data/shards/$(basename $(basename $(notdir $(CORPUS))))
 CONFIG ?= configs/sample.yaml
 RUN    ?= $(basename $(notdir $(CONFIG)))
 PROMPT ?=
+RUNS   ?=
+SWEEP  ?= configs/sweep.yaml
 NPROC  ?= 1
 ARGS   ?=
 
@@ -35,7 +37,7 @@ TRAIN_SHARDS := --shards "$(SHARDS)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data shards train generate report test test-all check bench bench-gpu peers clean
+.PHONY: help setup data shards train generate compare sweep report test test-all check bench bench-gpu peers clean
 
 help:  ## list the targets and variables
 	@echo "Targets"
@@ -48,6 +50,8 @@ help:  ## list the targets and variables
 	@echo "  RUN        name of the run, in runs/      ($(RUN))"
 	@echo "  NPROC      processes (GPUs) to train on  ($(NPROC))"
 	@echo "  PROMPT     text to continue               (the prompts of the config)"
+	@echo "  RUNS       names of the runs to compare   (all in runs/)"
+	@echo "  SWEEP      runs to train one by one       ($(SWEEP))"
 	@echo "  ARGS       further options of the command, e.g. ARGS=\"--learning_rate 1e-3\""
 
 setup: $(VENV)/.ready  ## make the environment .venv from requirements.lock
@@ -80,6 +84,13 @@ train: $(VENV)/.ready $(TRAIN_NEEDS)  ## train the model of CONFIG, then generat
 
 generate: $(VENV)/.ready  ## continue PROMPT with the model of RUN
 	@$(RUN_PYTHON) -m train.generate "runs/$(RUN)" $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)
+
+compare: $(VENV)/.ready  ## show what differs between RUNS and what came of each, with a page of the curves
+	@$(RUN_PYTHON) -m train.compare $(if $(RUNS),$(foreach run,$(RUNS),"$(if $(findstring /,$(run)),,runs/)$(run)"),runs) --out runs/compare.html $(ARGS)
+
+# The sample's config needs its shards, as `train` does.
+sweep: $(VENV)/.ready $(TRAIN_NEEDS)  ## train the runs of SWEEP one after another, then compare them
+	@$(RUN_PYTHON) -m train.sweep "$(SWEEP)" $(ARGS)
 
 report: $(VENV)/.ready  ## make a page about the shard set SHARDS: lengths, tokens, scripts, blocks
 	@$(RUN_PYTHON) -m shards report "$(SHARDS)" $(ARGS)

@@ -16,6 +16,8 @@ TARGETS = [
     "shards",
     "train",
     "generate",
+    "compare",
+    "sweep",
     "report",
     "test",
     "test-all",
@@ -25,7 +27,7 @@ TARGETS = [
     "peers",
     "clean",
 ]
-VARIABLES = ["CORPUS", "SHARDS", "CONFIG", "RUN", "NPROC", "PROMPT", "ARGS"]
+VARIABLES = ["CORPUS", "SHARDS", "CONFIG", "RUN", "NPROC", "PROMPT", "RUNS", "SWEEP", "ARGS"]
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 

@@ -19,8 +19,8 @@ from train.compare.runs import Run, differences, find_runs, read_runs
 from train.compare.table import comparability, difference_rows, remarks, result_rows, terminal_table, wrap
 
 EPILOG = """\
-A directory that is no run but holds some stands for all of them. Losses are in nats a token, times are of training
-alone. For example:
+A directory that is no run but holds some stands for all of them. Losses are in nats a token, times
+are of training alone. For example:
 
   python -m train.compare runs/lr1e-3 runs/wide --out compare.html
 """
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     runs = read_runs(find_runs(options.runs))
     if options.out is not None:
         write_atomically(options.out, render(runs))
-    lines = [json.dumps(as_json(runs), ensure_ascii=False, indent=1)] if options.json else as_lines(runs)
+    lines = [json.dumps(as_json(runs), indent=1)] if options.json else as_lines(runs)
     if options.out is not None and not options.json:
         lines += ["", f"page  {options.out}"]
     sys.stdout.write("\n".join(lines) + "\n")

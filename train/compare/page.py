@@ -24,7 +24,10 @@ _MAX_SAMPLE_CHARACTERS = 4000
 _STYLE = """
 .scroll { overflow-x: auto; margin: 0 0 1rem; }
 .scroll table { width: auto; min-width: min(100%, 36rem); }
-.scroll th[scope="row"] { position: sticky; left: 0; background: var(--paper); color: var(--muted); max-width: 11rem; }
+.scroll th[scope="row"] { position: sticky; left: 0; background: var(--paper); color: var(--muted);
+  min-width: 8rem; max-width: 16rem; }
+@media (max-width: 40rem) { .scroll th[scope="row"] { max-width: 8.5rem; } }
+.scroll .part { padding-left: .9rem; }
 .scroll td, .scroll thead th { min-width: 7.5rem; max-width: 18rem; }
 .scroll thead th { color: var(--ink); font-weight: 600; }
 .samples { display: grid; gap: .75rem; margin: 0 0 1.75rem;
@@ -137,7 +140,8 @@ def _results(runs: Sequence[Run]) -> str:
         cells = [text(value) for value in values]
         if label == "best validation loss":
             cells = [f"<strong>{c}</strong>" if run.name in best else c for c, run in zip(cells, runs, strict=True)]
-        rows.append((label, cells))
+        name = text(label.strip())
+        rows.append((f'<span class="part">{name}</span>' if label.startswith(" ") else name, cells))
     return _run_table(runs, rows, "results")
 
 

@@ -108,7 +108,7 @@ PLOT_STYLE = (
 .plot .base { stroke: var(--muted); stroke-opacity: .6; }
 .plot .cursor { stroke: var(--ink); stroke-opacity: .35; }
 .plot path { fill: none; stroke: var(--run); stroke-linejoin: round; }
-.plot .raw { stroke-opacity: .28; stroke-width: 1; }
+.plot .raw { stroke-opacity: .4; stroke-width: 1; }
 .plot .training { stroke-width: 1.8; }
 .plot .validation { stroke-width: 1.4; stroke-dasharray: 5 3; }
 .plot circle { fill: var(--paper); stroke: var(--run); stroke-width: 1.6; }

@@ -179,7 +179,7 @@ def _read_run(path: Path, name: str) -> Run:
 def _read_record(run: Path) -> dict[str, Any]:
     path = run / RECORD_NAME
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), parse_constant=lambda _word: None)
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: can't be read ({str(error)[:100]}); leave this run out") from None
     if not isinstance(content, dict):
