@@ -32,7 +32,7 @@ from shards.manifest import (
     read_manifest,
 )
 from shards.packing import Ids, Lengths, Packer
-from shards.vocabulary import Vocabulary
+from shards.vocabulary import Vocabulary, copy_tokenizer
 
 # In a partial directory: it is ours, and may be removed.
 _MARK = ".new-set"
@@ -193,9 +193,7 @@ class NewSet:
         if not any(split.num_blocks for split in splits.values()):
             raise InputError("no document is left; nothing to write")
         (self._directory / TOKENIZER_DIRECTORY).mkdir()
-        for file in sorted(self._tokenizer_path.iterdir()):
-            if file.is_file():
-                write_atomically(self._directory / TOKENIZER_DIRECTORY / file.name, file.read_bytes())
+        copy_tokenizer(self._tokenizer_path, self._directory / TOKENIZER_DIRECTORY)
         num_documents = sum(split.num_documents for split in splits.values())
         manifest = Manifest(
             format_version=FORMAT_VERSION,

@@ -14,6 +14,27 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.errors import InputError
+from shards.files import write_atomically
+
+# What a tokenizer may consist of. Whatever else lies in a set's `tokenizer/` is left where it is, links too: a set may
+# come from a stranger, and its tokenizer is copied beside models.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a tokenizer's files, and nothing else, into the directory `target`."""
+    for name in TOKENIZER_FILES:
+        file = source / name
+        if file.is_file() and not file.is_symlink():
+            write_atomically(target / name, file.read_bytes())
 
 
 def bytes_of_characters() -> dict[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 import shards
 from shards.errors import InputError, printable
+from shards.vocabulary import copy_tokenizer
 from train import run_directory
 from train.callbacks import MetricsFile, PlainLines, ProgressLines, wants_bar
 from train.checkpoints import DataPosition, differences
@@ -170,7 +170,7 @@ def build_trainer(
     install_loss(model, chosen_loss(settings.loss, model.config.vocab_size, on_cpu=args.use_cpu))
 
     def add_tokenizer(directory: Path) -> None:
-        shutil.copytree(data.tokenizer_path, directory, dirs_exist_ok=True)
+        copy_tokenizer(data.tokenizer_path, directory)
 
     has_val_blocks = len(data["val"]) > 0
     if not has_val_blocks:
