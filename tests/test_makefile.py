@@ -21,6 +21,7 @@ TARGETS = [
     "report",
     "test",
     "test-all",
+    "coverage",
     "check",
     "bench",
     "bench-gpu",
