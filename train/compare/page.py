@@ -27,6 +27,7 @@ _STYLE = """
 .scroll th[scope="row"] { position: sticky; left: 0; background: var(--paper); color: var(--muted);
   min-width: 8rem; max-width: 16rem; }
 @media (max-width: 40rem) { .scroll th[scope="row"] { max-width: 8.5rem; } }
+.scroll th code { overflow-wrap: break-word; }
 .scroll .part { padding-left: .9rem; }
 .scroll td, .scroll thead th { min-width: 7.5rem; max-width: 18rem; }
 .scroll thead th { color: var(--ink); font-weight: 600; }
@@ -124,9 +125,13 @@ def _differences(runs: Sequence[Run]) -> str:
     rows = difference_rows(runs)
     if not rows:
         return "<p>None: the runs have the same settings.</p>" if len(runs) > 1 else "<p>There is only one run.</p>"
-    return _run_table(
-        runs, [(f"<code>{text(key)}</code>", [text(value) for value in values]) for key, values in rows], "differences"
-    )
+    named = [(f"<code>{_breakable(text(key))}</code>", [text(value) for value in values]) for key, values in rows]
+    return _run_table(runs, named, "differences")
+
+
+def _breakable(name: str) -> str:
+    """A dotted name, escaped already, that a narrow screen may break behind a dot or an underscore."""
+    return name.replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def _results(runs: Sequence[Run]) -> str:
