@@ -191,7 +191,7 @@ def _named(runs: Sequence[tuple[str | None, dict[str, Any]]], file: Path) -> lis
     """Names for those that have none; what would be ambiguous gets a digest of the settings."""
     derived = [name or derived_name(changes) for name, changes in runs]
     lowered = [name.lower() for name in derived]  # a file system may not tell `A` from `a`
-    named = []
+    named: list[tuple[str, dict[str, Any]]] = []
     for (given, changes), name in zip(runs, derived, strict=True):
         if given is None and (lowered.count(name.lower()) > 1 or name in _taken_names()):
             digest = hashlib.sha256(json.dumps(changes, sort_keys=True, default=str).encode()).hexdigest()

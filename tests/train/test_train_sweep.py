@@ -1,0 +1,275 @@
+"""Sweeps: what is planned, what is refused before the first run, failures, interruptions, and what is left at the end."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import train.sweep
+from shards.errors import InputError
+from train.run_directory import read_lines, read_record
+from train.sweep import checked, derived_name, main, plan_sweep, safe_name
+
+WriteConfig = Callable[..., Path]
+CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = {"max_steps": 3, "save_steps": 1, "warmup_steps": 0}
+
+
+@pytest.fixture
+def write_sweep(tmp_path: Path, write_config: WriteConfig) -> Callable[..., Path]:
+    """A sweep's file in `tmp_path`, whose runs come to `tmp_path/sweep`."""
+
+    def write(**content: Any) -> Path:
+        config = str(write_config(training=SHORT, generation={"prompts": []}))
+        path = tmp_path / "sweep.yaml"
+        base = {"config": config, "output_dir": str(tmp_path / "sweep")}
+        path.write_text(yaml.safe_dump({**base, **content}, sort_keys=False, allow_unicode=True))
+        return path
+
+    return write
+
+
+def finish(directory: Path, arguments: list[str], *, state: str = "finished", **training: Any) -> None:
+    """What a run of these arguments would leave, without training."""
+    from train.__main__ import prepare
+
+    settings, data, _ = prepare(arguments)
+    record = {**settings.as_record(), "training": {**settings.training, **training}}
+    directory.mkdir(parents=True)
+    content = {"state": state, "settings": record, "shards": {"fingerprint": data.fingerprint}}
+    (directory / "run.json").write_text(json.dumps(content, default=str))
+
+
+class FakeRuns:
+    """Stands for the processes: a run fails or is interrupted by its name, else it leaves a finished record."""
+
+    def __init__(self, failing: str = "", interrupted: str = "") -> None:
+        self.failing, self.interrupted, self.names = failing, interrupted, list[str]()
+
+    def __call__(self, run: train.sweep.PlannedRun, log: Path, *, quiet: bool) -> tuple[int, str]:
+        self.names.append(run.name)
+        if run.name == self.interrupted:
+            raise KeyboardInterrupt
+        if run.name == self.failing:
+            return 1, "RuntimeError: out of \x1b[31mmemory"
+        if not (run.directory / "run.json").exists():
+            finish(run.directory, run.arguments)
+        return 0, ""
+
+
+# ---- the plan ----
+
+
+def test_grid_is_every_combination_with_a_readable_name(write_sweep: Callable[..., Path]) -> None:
+    file = write_sweep(grid={"learning_rate": ["1e-3", 0.0025], "model.hidden_size": [16, 32]})
+    output_dir, runs = plan_sweep(file)
+    names = [run.name for run in runs]
+    assert names == [
+        "learning_rate=1e-3,hidden_size=16",
+        "learning_rate=1e-3,hidden_size=32",
+        "learning_rate=0.0025,hidden_size=16",
+        "learning_rate=0.0025,hidden_size=32",
+    ]
+    assert [run.directory for run in runs] == [output_dir / name for name in names]
+    assert runs[1].what_differs == "learning_rate 1e-3, model.hidden_size 32"
+    assert "--model.hidden_size=32" in runs[1].arguments
+
+
+def test_values_reach_the_settings_of_each_run(write_sweep: Callable[..., Path]) -> None:
+    from train.__main__ import prepare
+
+    changes = {
+        "learning_rate": -0.0,
+        "bf16": False,
+        "document_mask": True,
+        "lr_scheduler_kwargs": {"num_cycles": 2},
+        "generation.prompts": ["一, 二"],
+        "eval_steps": None,
+    }
+    file = write_sweep(fixed={"weight_decay": 0.5}, runs=[{"name": "all", **changes}])
+    _, (run,) = plan_sweep(file)
+    settings, _, _ = prepare(run.arguments)
+    assert settings.training["lr_scheduler_kwargs"] == {"num_cycles": 2}
+    assert (settings.training["bf16"], settings.document_mask) == (False, True)
+    assert (settings.training["weight_decay"], settings.training["eval_steps"]) == (0.5, None)
+    assert settings.generation.prompts == ["一, 二"]
+    assert settings.tracking.name == "all"
+
+
+def test_names_are_safe_and_distinct(write_sweep: Callable[..., Path]) -> None:
+    assert safe_name("../a b;$(x)\n中") == "_a_b___x___"
+    assert len(derived_name({"optim_args": "x" * 500})) <= 100
+    assert derived_name({"optim_args": "x" * 500}) != derived_name({"optim_args": "x" * 501})
+    file = write_sweep(grid={"shards": ["a/wiki", "b/wiki"]})
+    names = [run.name for run in plan_sweep(file)[1]]
+    assert len(set(names)) == 2 and all(name.startswith("shards=wiki-") for name in names)
+    file = write_sweep(grid={"shards": ["b/wiki", "a/wiki"]})
+    assert [run.name for run in plan_sweep(file)[1]] == names[::-1]  # the same runs, whatever their order
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"grid": {"learning_rat": [1]}}, "grid: unknown setting 'learning_rat'; did you mean 'learning_rate'?"),
+        ({"grid": {"model.hidden": [1]}}, "unknown setting 'model.hidden'"),
+        ({"grid": {"learning_rate": 1}}, "learning_rate: expected a list of values, found 1"),
+        ({"grid": {"seed": [1, 2, 1]}}, "seed: 1 is given twice"),
+        ({"grid": {"output_dir": ["a"]}}, "output_dir: can't be set"),
+        ({"grid": {"data_seed": [1]}}, "data_seed: can't be set"),
+        ({"grid": {}}, "grid: expected settings"),
+        ({"grid": {"seed": list(range(1001))}}, "1,001 combinations"),
+        ({"grid": {"seed": [1]}, "runs": [{"seed": 1}]}, "expected either `grid` or `runs`"),
+        ({}, "expected either `grid` or `runs`"),
+        ({"runs": [{"name": "../up", "seed": 1}]}, "name: expected letters"),
+        ({"runs": [{"name": "", "seed": 1}]}, "name: expected letters"),
+        ({"runs": [{"name": "sweep.json", "seed": 1}]}, "name: expected letters"),
+        ({"runs": [{"name": "a", "seed": 1}, {"name": "A", "seed": 2}]}, "two runs with the name 'A'"),
+        ({"runs": [{"seed": 1}, {"seed": 1}]}, "the same settings"),
+        ({"runs": [3]}, "run 1: expected a mapping"),
+        ({"gird": {}}, "unknown key 'gird'; did you mean 'grid'?"),
+        ({"grid": {"seed": [1]}, "config": 3}, "config: expected a path"),
+    ],
+)
+def test_what_can_not_be_planned_is_refused(
+    write_sweep: Callable[..., Path], content: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        plan_sweep(write_sweep(**content))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", ["x", "-1"])
+def test_a_bad_value_in_the_last_run_is_found_before_the_first_starts(
+    write_sweep: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    fake = FakeRuns()
+    monkeypatch.setattr(train.sweep, "run_one", fake)
+    with pytest.raises(InputError, match=f"run learning_rate={bad}: .*--learning_rate"):
+        main([str(write_sweep(grid={"learning_rate": ["1e-3", bad]}))])
+    assert not fake.names and not (tmp_path / "sweep").exists()
+
+
+def test_all_is_checked_without_torch(write_sweep: Callable[..., Path], run_command_line: CommandLine) -> None:
+    file = write_sweep(grid={"learning_rate": ["1e-3"]})
+    code = "import sys; from train.sweep import main; main(sys.argv[1:]); sys.exit(3 if 'torch' in sys.modules else 0)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code, str(file), "--dry-run"], env=environment, timeout=60)
+    assert result.returncode == 0
+
+
+# ---- going through the runs ----
+
+
+def test_goes_on_after_a_failure_and_tries_it_again(
+    write_sweep: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = write_sweep(grid={"seed": [1, 2, 3]})
+    fake = FakeRuns(failing="seed=2")
+    monkeypatch.setattr(train.sweep, "run_one", fake)
+    assert main([str(file)]) == 1
+    output = capsys.readouterr()
+    assert fake.names == ["seed=1", "seed=2", "seed=3"]
+    assert "run 2 of 3  seed=2: seed 2" in output.out and " left" in output.out
+    assert "1 of 3 runs failed: seed=2 (RuntimeError: out of \\x1b[31mmemory)" in output.err
+    assert "\x1b" not in output.out + output.err
+    outcomes = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["runs"]
+    assert [outcome["status"] for outcome in outcomes] == ["finished", "failed", "finished"]
+    assert outcomes[1]["exit_status"] == 1 and "memory" in outcomes[1]["error"]
+    again = FakeRuns()
+    monkeypatch.setattr(train.sweep, "run_one", again)
+    assert main([str(file)]) == 0
+    assert again.names == ["seed=2"]
+    assert (tmp_path / "sweep" / "compare.html").read_bytes().startswith(b"<!doctype html>")
+
+
+def test_interruption_is_recorded_and_the_rest_waits(
+    write_sweep: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.sweep, "run_one", FakeRuns(interrupted="seed=2"))
+    with pytest.raises(KeyboardInterrupt):
+        main([str(write_sweep(grid={"seed": [1, 2, 3]}))])
+    outcomes = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["runs"]
+    assert [outcome["status"] for outcome in outcomes] == ["finished", "interrupted", "waiting"]
+
+
+@pytest.mark.parametrize("state", ["finished", "training"])
+def test_a_run_with_other_settings_under_the_same_name_is_refused(write_sweep: Callable[..., Path], state: str) -> None:
+    file = write_sweep(grid={"seed": [1]})
+    _, (run,) = plan_sweep(file)
+    finish(run.directory, run.arguments, state=state, weight_decay=0.5)
+    with pytest.raises(InputError, match=r"other settings \(training.weight_decay 0.5 before, None now\)"):
+        checked(run, file)
+
+
+def test_another_build_of_the_shard_set_is_refused(write_sweep: Callable[..., Path]) -> None:
+    file = write_sweep(grid={"seed": [1]})
+    _, (run,) = plan_sweep(file)
+    finish(run.directory, run.arguments)
+    record = read_record(run.directory)
+    record["shards"]["fingerprint"] = "0" * 64
+    (run.directory / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="fingerprint of the shard set 000000000000 before"):
+        checked(run, file)
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(train.sweep) == (0, doctest.testmod(train.sweep).attempted)
+
+
+# ---- with real trainings ----
+
+
+def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
+    write_sweep: Callable[..., Path], tmp_path: Path, run_command_line: CommandLine
+) -> None:
+    """The first run is interrupted behind its first checkpoint; then it goes on from there, and a run that can't be
+    trained fails without stopping the others."""
+    runs = [
+        {"name": "long", "max_steps": 16, "save_steps": 4},
+        {"name": "broken", "lr_scheduler_type": "no such"},
+    ]
+    file = write_sweep(runs=runs)
+    command = [sys.executable, "-m", "train.sweep", str(file)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "sweep" / "long").glob("checkpoint-*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors == "interrupted\n"
+    assert "run 1 of 2  long: max_steps 16, save_steps 4" in output
+    assert read_record(tmp_path / "sweep" / "long")["state"] == "training"
+    outcomes = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["runs"]
+    assert [outcome["status"] for outcome in outcomes] == ["interrupted", "waiting"]
+
+    again = run_command_line("train.sweep", str(file), cwd=tmp_path, timeout=500)
+    assert again.returncode == 1, again.stderr
+    assert "1 of 2 runs failed: broken (" in again.stderr
+    assert "continuing from" in again.stdout and "state" in again.stdout
+    record = read_record(tmp_path / "sweep" / "long")
+    assert record["state"] == "finished" and len(record["sessions"]) == 2
+    logs = [log for log in read_lines(tmp_path / "sweep" / "long" / "metrics.jsonl") if "loss" in log]
+    assert [log["step"] for log in logs] == list(range(1, 17))
+    seconds = [log["seconds"] for log in logs]
+    assert seconds[0] > 0 and seconds == sorted(seconds)  # over both sessions
+    assert "step  1/16" in (tmp_path / "sweep" / "logs" / "long.log").read_text()
