@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,9 @@ def add_build(commands: Any) -> None:
         epilog="example: python -m pipeline build wikipedia.json --out data/shards/wikipedia-zh",
     )
     build.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
-    build.add_argument("--out", type=Path, required=True, metavar="DIR", help="the shard set to make")
+    build.add_argument(
+        "--out", required=True, metavar="DIR", help="the shard set to make: a directory, or s3://BUCKET/NAME"
+    )
 
     text = build.add_argument_group("what the documents are")
     text.add_argument(
@@ -128,8 +129,12 @@ def add_build(commands: Any) -> None:
 
     run = build.add_argument_group("running")
     run.add_argument(
-        "--workers", type=int, default=num_cores(), metavar="N", help="tokenizer worker processes (one a core)"
+        "--workers", type=int, metavar="N", help="tokenizer worker processes (one a core; of the cluster, with ray)"
     )
+    run.add_argument(
+        "--engine", default="local", metavar="local|ray", help="processes of this machine, or of a Ray cluster (local)"
+    )
+    run.add_argument("--ray-address", metavar="ADDRESS", help="the cluster: auto, HOST:PORT or ray://HOST:PORT")
     run.add_argument(
         "--unit-bytes",
         type=int,
@@ -156,11 +161,6 @@ def add_tokenizer(commands: Any) -> None:
     tokenizer.set_defaults(run=run_tokenizer)
 
 
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_fetch(options: argparse.Namespace) -> int:
     from pipeline.fetch import fetch
     from pipeline.fetch_progress import DownloadProgress
@@ -184,12 +184,15 @@ def run_build(options: argparse.Namespace) -> int:
 
     fields = [field.name for field in dataclasses.fields(BuildSettings)]
     settings = BuildSettings(**{name: getattr(options, name) for name in fields})
+    engine: Any = choice("--engine", options.engine, ("local", "ray"))
     result = build(
         options.sources,
         options.out,
         tokenizer_name=options.tokenizer,
         settings=settings,
         num_workers=options.workers,
+        engine=engine,
+        ray_address=options.ray_address,
         check_every=check_every(options.check_tokenizer),
         encoder=choice("--encoder", options.encoder, ("auto", "fastokens", "tokenizers")),
         force=options.force,

@@ -12,29 +12,35 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 from pipeline.chain import Chain
-from pipeline.dedup import DEDUP_DIRECTORY, HashReceipt, find_duplicates, read_hash_receipt
+from pipeline.dedup import DEDUP_DIRECTORY, find_duplicates, read_hash_receipt
 from pipeline.engine import Task, TaskKind, run_tasks
 from pipeline.finish import encode_stamps, source_digest, write_set
 from pipeline.place import Place, make_plan, settings_differences
-from pipeline.receipts import Receipt, read_receipt, receipt_path
+from pipeline.receipts import RECEIPTS_DIRECTORY, REJECTED_SUFFIX, StretchReceipt, read_receipt, receipt_path
+from pipeline.remote_place import RemotePlace
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
 from pipeline.sources import Source, find_sources
+from pipeline.storage import file_statuses
 from pipeline.tokenizers import TokenizerFiles, choose_encoder, load_tokenizer_files
 from pipeline.units import Unit, plan_units
 from pipeline.work import Job, Progress, UnitError
 from shards.errors import InputError
 from shards.files import write_atomically
 from shards.manifest import MANIFEST_NAME, STAMPS_NAME, Manifest, read_manifest
+from shards.storage import is_url
 
 # Bytes of the set for each byte of the source: Chinese with Qwen2's vocabulary needs 1.1; 1.5 leaves room for others.
 _ESTIMATED_GROWTH = 1.5
 
-R = TypeVar("R", Receipt, HashReceipt)
+_PATIENCE_SECONDS = 70
+
+Engine = Literal["local", "ray"]
+Run = Callable[[Job, Sequence[Task], Progress], Any]
 
 
 class Reporter:
@@ -64,7 +70,7 @@ class BuildStatistics:
 class BuildResult:
     """What came of a build."""
 
-    path: Path
+    path: Path | str
     manifest: Manifest
     up_to_date: bool
     statistics: BuildStatistics
@@ -73,40 +79,45 @@ class BuildResult:
 
 def build(
     source_names: Sequence[str],
-    out: Path,
+    out: Path | str,
     *,
     tokenizer_name: str,
     settings: BuildSettings,
-    num_workers: int,
+    num_workers: int | None = None,
     check_every: int = DEFAULT_CHECK_EVERY,
     encoder: str = "auto",
     force: bool = False,
+    engine: Engine = "local",
+    ray_address: str | None = None,
     reporter: Reporter | None = None,
 ) -> BuildResult:
-    """Build the shard set `out` from the sources. Raises `InputError`; finished units are kept for the next run.
+    """Build the shard set `out`, a directory or a URL, from the sources. Finished units are kept for the next run.
+
+    Raises `InputError`. `num_workers` is by default the number of cores: of this machine, or with the engine `ray` of the
+    cluster at `ray_address` (without one: of a cluster of this machine alone, for trying).
 
     One document in `check_every` (0: none) is also encoded by the reference tokenizer. `encoder` is `auto`,
     `fastokens` or `tokenizers`.
     """
     begin = time.monotonic()
     reporter = reporter or Reporter()
-    if num_workers < 1:
+    if num_workers is not None and num_workers < 1:
         raise InputError(f"--workers: expected at least 1, found {num_workers}")
+    place = RemotePlace(str(out)) if is_url(str(out)) else Place(Path(out).absolute() if engine == "ray" else Path(out))
     sources = find_sources(source_names)
     tokenizer = load_tokenizer_files(tokenizer_name)
     plan = make_plan(settings, sources, tokenizer)
-    place = Place(out)
     statistics = BuildStatistics()
     with place.lock():
         place.finish_publishing()
         if force:
             place.discard_partial()
-        is_there = out.exists() or out.is_symlink()
-        if up_to_date := is_there and not (force and place.holds_set):
-            _check_existing(out, plan, sources, settings)
+        if up_to_date := place.is_there and not (force and place.holds_set):
+            place.fetch_existing()
+            _check_existing(place, plan, sources, settings)
         else:
             place.prepare(plan)
-            if not (place.partial / MANIFEST_NAME).exists():
+            if not place.is_complete:
                 if encoder == "auto":
                     encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
                 units = plan_units(sources, settings.unit_bytes)
@@ -116,95 +127,168 @@ def build(
                     encoder=encoder,
                     tokenizer_json=tokenizer.tokenizer_json,
                     eos_id=tokenizer.eos_id,
-                    directory=place.partial,
+                    directory=place.directory,
                     check_every=check_every,
                     num_units=len(units),
+                    url=place.url,
                 )
-                statistics = _do_units(job, units, tokenizer, num_workers, reporter)
+                with _running(engine, ray_address, num_workers) as (run, num_running):
+                    statistics = _do_units(job, units, tokenizer, place, run, num_running, reporter)
             place.publish()
+        manifest = read_manifest(place.existing)
     return BuildResult(
-        path=out,
-        manifest=read_manifest(out),
-        up_to_date=up_to_date,
-        statistics=statistics,
-        seconds=time.monotonic() - begin,
+        path=out, manifest=manifest, up_to_date=up_to_date, statistics=statistics, seconds=time.monotonic() - begin
     )
 
 
+@contextlib.contextmanager
+def _running(engine: Engine, address: str | None, num_workers: int | None) -> Iterator[tuple[Run, int]]:
+    """What does tasks, and how many at a time."""
+    if engine == "ray":
+        from pipeline.ray_engine import num_cluster_cores, ray_cluster, run_tasks_on_ray
+
+        with ray_cluster(address):
+            yield functools.partial(_run_with, run_tasks_on_ray, num_workers or 0), num_workers or num_cluster_cores()
+    else:
+        number = num_workers or num_cores()
+        yield functools.partial(_run_with, run_tasks, number), number
+
+
+def _run_with(function: Any, num_workers: int, job: Job, tasks: Sequence[Task], progress: Progress) -> Any:
+    return function(job, tasks, num_workers, progress)
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _do_units(
-    job: Job, units: list[Unit], tokenizer: TokenizerFiles, num_workers: int, reporter: Reporter
+    job: Job,
+    units: list[Unit],
+    tokenizer: TokenizerFiles,
+    place: Place | RemotePlace,
+    run: Run,
+    num_workers: int,
+    reporter: Reporter,
 ) -> BuildStatistics:
     """Do the units without a receipt, then write all else."""
-    read = functools.partial(read_receipt, job.directory, block_tokens=job.settings.block_tokens)
-    receipts = {unit.number: read(unit.number) for unit in units}
-    missing = [unit for unit in units if receipts[unit.number] is None]
+    check_files = not job.url
+    read = functools.partial(
+        read_receipt, job.directory, block_tokens=job.settings.block_tokens, check_files=check_files
+    )
+    built = _UnitChain(units, job.sources, read)
+    missing = built.missing()
     num_bytes = sum(unit.num_bytes for unit in units)
     num_missing_bytes = sum(unit.num_bytes for unit in missing)
-    _check_room(job.directory, num_missing_bytes)
+    if not job.url:
+        _check_room(job.directory, num_missing_bytes)
     reporter.started(num_bytes, num_bytes - num_missing_bytes, min(num_workers, max(1, len(missing))))
     try:
         if job.settings.dedup == "exact":
             reporter.phase("looking for duplicates")
             (job.directory / DEDUP_DIRECTORY).mkdir(exist_ok=True)
-            read_hashes = functools.partial(read_hash_receipt, job.directory)
-            hashed = {unit.number: read_hashes(unit.number) for unit in units}
-            _run_all(job, units, num_workers, hashed, kind="hash", read=read_hashes)
+            read_hashes = functools.partial(read_hash_receipt, job.directory, check_files=check_files)
+            _run_all(job, _UnitChain(units, job.sources, read_hashes), run, kind="hash")
+            if isinstance(place, RemotePlace):
+                place.fetch(DEDUP_DIRECTORY, ".hashes")
             find_duplicates(job.directory, len(units))
+            if isinstance(place, RemotePlace):
+                place.put_dedup()
             reporter.phase("tokenizing")
-        whole = _run_all(job, units, num_workers, receipts, kind="build", read=read, progress=reporter.progress)
+        _run_all(job, built, run, kind="build", progress=reporter.progress)
     except KeyboardInterrupt as stop:
         num_done = sum(receipt_path(job.directory, unit.number).exists() for unit in units)
         raise type(stop)(f"{num_done:,} of {len(units):,} units are kept; the same command goes on") from None
     finally:
         reporter.finished()
     _check_unchanged(job.sources)
-    write_set(job.directory, job.sources, units, job.settings, tokenizer, whole)
-    splits = [split for receipt in whole for split in receipt.splits.values()]
+    if isinstance(place, RemotePlace):
+        place.fetch(RECEIPTS_DIRECTORY, REJECTED_SUFFIX)
+    whole = (receipt for receipt in (read(unit.number) for unit in units) if receipt is not None)
+    totals = write_set(job.directory, job.sources, units, job.settings, tokenizer, whole)
     return BuildStatistics(
         num_units_reused=len(units) - len(missing),
-        num_short_documents=sum(split.num_short_documents for split in splits),
-        num_tail_tokens=sum(split.num_tail_tokens for split in splits),
-        num_checked=sum(receipt.num_checked for receipt in whole),
+        num_short_documents=totals.num_short_documents,
+        num_tail_tokens=totals.num_tail_tokens,
+        num_checked=totals.num_checked,
         encoder=job.encoder,
     )
 
 
+class _UnitChain:
+    """Which units are done, and the chain through them. Holds what the chain hasn't passed yet, and no receipt."""
+
+    def __init__(self, units: Sequence[Unit], sources: Sequence[Source], read: Callable[[int], Any]) -> None:
+        self._units, self._read = units, read
+        self._chain = Chain(units, sources)
+        self._ended: dict[int, list[StretchReceipt]] = {}
+        self._done = bytearray(len(units))
+        self._errors: dict[int, UnitError] = {}
+        for unit in units:
+            receipt = read(unit.number)
+            if receipt is not None:
+                self._note(unit.number, receipt.stretches)
+
+    def _note(self, number: int, stretches: list[StretchReceipt]) -> None:
+        self._done[number] = True
+        self._ended[number] = stretches
+        self._chain.advance(self._ended)
+
+    def missing(self) -> list[Unit]:
+        return [unit for unit in self._units if not self._done[unit.number]]
+
+    def end(self, number: int, error: UnitError | None) -> None:
+        """A unit has ended: with its receipt, or in an error that may be one of a false start. Raises what is certain."""
+        if error is not None:
+            self._errors[number] = error
+        else:
+            self._note(number, self._receipt(number).stretches)
+        front = self._chain.front
+        if (
+            front is not None
+            and front.number in self._errors
+            and self._chain.is_right(self._errors[front.number].firsts)
+        ):
+            raise self._errors[front.number]
+
+    def _receipt(self, number: int) -> Any:
+        """The receipt of a unit that was just done. On a network file system it may take a minute to be seen."""
+        for _ in range(_PATIENCE_SECONDS):
+            receipt = self._read(number)
+            if receipt is not None:
+                return receipt
+            time.sleep(1)
+        raise RuntimeError(f"unit {number} was done, and its receipt isn't there")
+
+    def false_start(self) -> tuple[Unit, int | None] | None:
+        """The unit to do again, and the offset where its first record is; None if all is right."""
+        front = self._chain.front
+        if front is None:
+            return None
+        self._ended.pop(front.number, None)
+        self._errors.pop(front.number, None)
+        return front, self._chain.offset
+
+
 def _run_all(
     job: Job,
-    units: Sequence[Unit],
-    num_workers: int,
-    receipts: dict[int, R | None],
+    chain: _UnitChain,
+    run: Run,
     *,
     kind: TaskKind,
-    read: Callable[[int], R | None],
     progress: Progress = lambda _bytes, _tokens, _rejected: None,
-) -> list[R]:
-    """Do the units without a receipt in `receipts`, and again those that took a false start, until the chain holds.
-
-    `read(number)` is the receipt of a unit that is done. Returns all receipts.
-    """
-    chain = Chain(units, job.sources)
-    tasks = [Task(unit=unit, kind=kind) for unit in units if receipts[unit.number] is None]
-    errors: dict[int, UnitError] = {}
-    chain.advance(receipts)
+) -> None:
+    """Do the units that aren't done, and again those that took a false start, until the chain holds."""
+    tasks = [Task(unit=unit, kind=kind) for unit in chain.missing()]
     while True:
-        with contextlib.closing(run_tasks(job, tasks, num_workers, progress)) as ended:
+        with contextlib.closing(run(job, tasks, progress)) as ended:
             for number, error in ended:
-                if error is not None:
-                    errors[number] = error
-                else:
-                    receipts[number] = read(number)
-                    assert receipts[number] is not None
-                chain.advance(receipts)
-                front = chain.front
-                if front is not None and front.number in errors and chain.is_right(errors[front.number].firsts):
-                    raise errors[front.number]
-        front = chain.front
-        if front is None:
-            return [receipt for receipt in receipts.values() if receipt is not None]
-        receipts[front.number] = None
-        errors.pop(front.number, None)
-        tasks = [Task(unit=front, kind=kind, first=chain.offset)]
+                chain.end(number, error)
+        again = chain.false_start()
+        if again is None:
+            return
+        tasks = [Task(unit=again[0], kind=kind, first=again[1])]
 
 
 def _check_room(directory: Path, num_bytes: int) -> None:
@@ -218,28 +302,28 @@ def _check_room(directory: Path, num_bytes: int) -> None:
 
 
 def _check_unchanged(sources: Sequence[Source]) -> None:
-    for source in sources:
-        if source.format == "hub":
-            continue
-        status = os.stat(source.path)
-        if (status.st_size, status.st_mtime_ns) != (source.num_bytes, source.modified_ns):
+    files = [source for source in sources if source.format != "hub"]
+    for source, status in zip(files, file_statuses([source.path for source in files]), strict=True):
+        if status != (source.num_bytes, source.modified_ns):
             raise InputError(
                 f"{source.path}: the file was changed while it was read; build again with --force when it is complete"
             )
 
 
-def _check_existing(out: Path, plan: dict[str, Any], sources: Sequence[Source], settings: BuildSettings) -> None:
-    """Raise `InputError` unless the set at `out` was made by this very build."""
-    if not out.is_dir() or not (out / MANIFEST_NAME).is_file():
-        raise InputError(f"{out}: exists and is no shard set; choose another --out, or move it elsewhere")
-    manifest = read_manifest(out)
+def _check_existing(
+    place: Place | RemotePlace, plan: dict[str, Any], sources: Sequence[Source], settings: BuildSettings
+) -> None:
+    """Raise `InputError` unless the set that is there was made by this very build."""
+    if not place.existing.is_dir() or not (place.existing / MANIFEST_NAME).is_file():
+        raise InputError(f"{place}: exists and is no shard set; choose another --out, or move it elsewhere")
+    manifest = read_manifest(place.existing)
     before = {"settings": manifest.settings, "tokenizer": dataclasses.asdict(manifest.tokenizer)}
     differences = settings_differences(before, plan)
-    if not differences and not _same_sources(out, manifest, sources, settings):
+    if not differences and not _same_sources(place.existing, manifest, sources, settings):
         differences = ["the sources have changed"]
     if differences:
         raise InputError(
-            f"{out}: a shard set from other inputs is there ({'; '.join(differences)}); "
+            f"{place}: a shard set from other inputs is there ({'; '.join(differences)}); "
             "choose another --out, or build it anew with --force"
         )
 

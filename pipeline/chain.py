@@ -7,10 +7,9 @@ followed from the front, shows each false start, and whether a fault found in a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from pipeline.dedup import HashReceipt
-from pipeline.receipts import Receipt
+from pipeline.receipts import StretchReceipt
 from pipeline.sources import Source
 from pipeline.units import Unit
 from shards.errors import InputError
@@ -49,13 +48,16 @@ class Chain:
         stretch = unit.stretches[0]
         return self._sources[stretch.source].is_splittable and not stretch.is_first
 
-    def advance(self, receipts: Mapping[int, Receipt | HashReceipt | None]) -> None:
-        """Go past each unit whose receipt is there and right. Raises `InputError` for a source not read to its end."""
+    def advance(self, ended: dict[int, list[StretchReceipt]]) -> None:
+        """Go past each unit that has ended and is right, and take it out of `ended` (a unit's stretches by its number).
+
+        Raises `InputError` for a source not read to its end.
+        """
         while (unit := self.front) is not None:
-            receipt = receipts[unit.number]
-            if receipt is None or not self.is_right([done.first for done in receipt.stretches]):
+            stretches = ended.get(unit.number)
+            if stretches is None or not self.is_right([done.first for done in stretches]):
                 return
-            for stretch, done in zip(unit.stretches, receipt.stretches, strict=True):
+            for stretch, done in zip(unit.stretches, stretches, strict=True):
                 source = self._sources[stretch.source]
                 if not source.is_splittable:
                     continue
@@ -68,4 +70,5 @@ class Chain:
                             "what follows it was not read"
                         )
                     self._expected = 0
+            del ended[unit.number]
             self._front += 1

@@ -55,11 +55,12 @@ def write_hashes(directory: Path, unit: int, batches: Iterable[list[str]], stret
     write_atomically(hash_receipt_path(directory, unit), receipt.encode())
 
 
-def read_hash_receipt(directory: Path, unit: int) -> HashReceipt | None:
-    """The receipt of a unit whose hashes are there, or None."""
+def read_hash_receipt(directory: Path, unit: int, *, check_files: bool = True) -> HashReceipt | None:
+    """The receipt of a unit whose hashes are there, or None. `check_files` is off where those lie in a store."""
     try:
         content = json.loads(hash_receipt_path(directory, unit).read_bytes())
-        hashes_path(directory, unit).stat()
+        if check_files:
+            hashes_path(directory, unit).stat()
         return HashReceipt([StretchReceipt(**stretch) for stretch in content])
     except (OSError, ValueError, TypeError):
         return None

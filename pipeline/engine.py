@@ -21,21 +21,23 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
-from pipeline.dedup import write_hashes
+from pipeline.dedup import hash_receipt_path, write_hashes
 from pipeline.documents import DocumentEncoder
+from pipeline.receipts import receipt_path
 from pipeline.tokenizers import ReferenceEncoder, load_encoder
 from pipeline.units import Unit
 from pipeline.work import Job, Progress, UnitError, UnitRecords, process_unit
 from shards.errors import InputError
+from shards.storage import StorageError, is_url
 
 TaskKind = Literal["build", "hash"]
 MAX_TRIES = 2
 _SECONDS_TO_END = 1.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """One unit to do; `first` is the offset of its first record where that is known."""
 
@@ -51,8 +53,20 @@ class _Worker:
     task: Task | None = None
 
 
-def run_task(job: Job, task: Task, progress: Progress) -> None:
-    """What a worker does for one task. Raises `UnitError`."""
+def run_task(job: Job, task: Task, progress: Progress) -> bytes:
+    """What a worker of any engine does for one task. Raises `UnitError`.
+
+    Returns the receipt's content where the set is built in a store, for `keep_receipt`; else nothing.
+    """
+    if job.url:
+        from pipeline.remote_unit import run_remote_task
+
+        return run_remote_task(job, task, progress, _run_local_task)
+    _run_local_task(job, task, progress)
+    return b""
+
+
+def _run_local_task(job: Job, task: Task, progress: Progress) -> None:
     if task.kind == "hash":
         records = UnitRecords(task.unit, job, task.first)
         texts = (texts for texts, _batch in records.batches())
@@ -62,6 +76,36 @@ def run_task(job: Job, task: Task, progress: Progress) -> None:
         load_encoder, ReferenceEncoder.name, job.tokenizer_json, parse_special=job.settings.parses_special_tokens
     )
     process_unit(task.unit, job, load_document_encoder(job), reference, first=task.first, progress=progress)
+
+
+def keep_receipt(job: Job, task: Task, content: bytes) -> None:
+    """Write the receipt that a worker has put into the store to where the build reads it."""
+    if content:
+        path_of = hash_receipt_path if task.kind == "hash" else receipt_path
+        path_of(job.directory, task.unit.number).write_bytes(content)
+
+
+def outcome_of(job: Job, task: Task, progress: Progress) -> tuple[Any, ...]:
+    """Do one task; what became of it: `done` with the receipt's content, `uncertain` (a `UnitError` that may be one of a
+    false start), `input` with the line of an `InputError`, or `fault` with a traceback.
+    """
+    try:
+        return "done", run_task(job, task, progress)
+    except UnitError as error:
+        return ("input", str(error)) if error.certain else ("uncertain", str(error), error.firsts)
+    except (StorageError, BrokenPipeError, ConnectionResetError):
+        raise
+    except InputError as error:
+        return "input", str(error)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or job.directory
+            return "input", f"{where}: {error.strerror}; make room, then the same command goes on"
+        return "fault", traceback.format_exc()
+    except MemoryError:
+        return "input", "a tokenizer worker ran out of memory; use fewer --workers, then the same command goes on"
+    except BaseException:
+        return "fault", traceback.format_exc()
 
 
 @functools.lru_cache(maxsize=2)
@@ -129,15 +173,14 @@ def run_tasks(
                 if kind == "progress":
                     progress(*values)
                 elif kind == "done":
+                    keep_receipt(job, worker.task, values[0])
                     hand_out(worker)
                     yield number, None
                 elif kind == "uncertain":
                     hand_out(worker)
                     yield number, UnitError(values[0], firsts=values[1], certain=False)
-                elif kind == "input":
-                    raise InputError(values[0])
                 else:
-                    raise RuntimeError(f"a tokenizer worker failed in unit {number}:\n{values[0]}")
+                    raise_outcome(number, kind, values[0])
     finally:
         for worker in workers:
             if worker.task is not None:
@@ -150,9 +193,16 @@ def run_tasks(
                 worker.process.join()
 
 
+def raise_outcome(number: int, kind: str, message: str) -> NoReturn:
+    """Raise what ended unit `number`, and with it the build."""
+    if kind == "input":
+        raise InputError(message)
+    raise RuntimeError(f"a tokenizer worker failed in unit {number}:\n{message}")
+
+
 def _start_method(job: Job) -> str:
     """Forked workers share the loaded tokenizers. Where a library may have started threads, new ones are spawned."""
-    only_streams = all(source.is_stream for source in job.sources)
+    only_streams = not job.url and all(source.is_stream and not is_url(source.path) for source in job.sources)
     return "fork" if sys.platform == "linux" and only_streams else "spawn"
 
 
@@ -182,23 +232,8 @@ def _worker_main(pipe: Connection, job: Job, inherited: list[Connection]) -> Non
     try:
         while (task := pipe.recv()) is not None:
             try:
-                run_task(job, task, progress)
-                pipe.send(("done",))
-            except UnitError as error:
-                if error.certain:
-                    raise
-                pipe.send(("uncertain", str(error), error.firsts))
+                pipe.send(outcome_of(job, task, progress))
+            except StorageError as error:
+                pipe.send(("input", str(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone
-    except InputError as error:
-        pipe.send(("input", str(error)))
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = error.filename or job.directory
-            pipe.send(("input", f"{where}: {error.strerror}; make room, then the same command goes on"))
-        else:
-            pipe.send(("fault", traceback.format_exc()))
-    except MemoryError:
-        pipe.send(("input", "a tokenizer worker ran out of memory; use fewer --workers, then the same command goes on"))
-    except BaseException:
-        pipe.send(("fault", traceback.format_exc()))

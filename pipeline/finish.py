@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from blake3 import blake3
@@ -12,10 +14,11 @@ from blake3 import blake3
 from pipeline.receipts import Receipt, SplitReceipt, rejected_path
 from pipeline.settings import BuildSettings
 from pipeline.sources import Source
+from pipeline.storage import open_binary
 from pipeline.streams import file_digest
 from pipeline.tokenizers import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON, TokenizerFiles
 from pipeline.units import Unit, plan_units
-from shards.assemble import UnitPart, assemble_split
+from shards.assemble import SplitAssembler, UnitPart
 from shards.errors import InputError
 from shards.files import atomic_writer, flush_directory, write_atomically
 from shards.manifest import (
@@ -28,12 +31,44 @@ from shards.manifest import (
     TOKENIZER_DIRECTORY,
     Manifest,
     RejectedEntry,
-    ShardEntry,
     SourceEntry,
     SplitEntry,
-    TailEntry,
     encode_manifest,
 )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Totals:
+    """Sums over the receipts of a build."""
+
+    num_records: int = 0
+    num_documents: int = 0
+    num_empty: int = 0
+    num_duplicates: int = 0
+    num_checked: int = 0
+    num_short_documents: int = 0
+    num_tail_tokens: int = 0
+    rejected: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def add(self, receipt: Receipt) -> None:
+        self.num_records += sum(stretch.num_records for stretch in receipt.stretches)
+        self.num_empty += receipt.num_empty
+        self.num_duplicates += receipt.num_duplicates
+        self.num_checked += receipt.num_checked
+        self.rejected.update(receipt.rejected)
+        for split in receipt.splits.values():
+            self.num_documents += split.num_documents
+            self.num_short_documents += split.num_short_documents
+            self.num_tail_tokens += split.num_tail_tokens
+
+    def check(self) -> None:
+        """No record may be without account."""
+        counted = self.num_documents + self.num_empty + self.num_duplicates + self.rejected.total()
+        if self.num_records != counted:
+            raise AssertionError(
+                f"{self.num_records} records are not {self.num_documents} documents, {self.num_empty} empty texts, "
+                f"{self.num_duplicates} duplicates and {self.rejected.total()} rejected records"
+            )
 
 
 def write_set(
@@ -42,38 +77,41 @@ def write_set(
     units: Sequence[Unit],
     settings: BuildSettings,
     tokenizer: TokenizerFiles,
-    receipts: Sequence[Receipt],
-) -> None:
-    """Complete the set in `directory`, whose units are all done. Raises `InputError` if there is no text in it."""
-    rejected = sum((Counter(receipt.rejected) for receipt in receipts), Counter())
-    num_records = sum(stretch.num_records for receipt in receipts for stretch in receipt.stretches)
-    num_empty = sum(receipt.num_empty for receipt in receipts)
-    num_duplicates = sum(receipt.num_duplicates for receipt in receipts)
-    num_documents = sum(split.num_documents for receipt in receipts for split in receipt.splits.values())
-    if num_records != num_documents + num_empty + num_duplicates + rejected.total():
-        raise AssertionError(
-            f"{num_records} records are not {num_documents} documents, {num_empty} empty texts, {num_duplicates} "
-            f"duplicates and {rejected.total()} rejected records"
-        )
-    if not num_documents:
-        names = ", ".join(source.path for source in sources[:3])
-        raise InputError(f"{names}: no text in {num_records:,} records; nothing to build")
-    splits: dict[str, SplitEntry] = {}
-    shards: list[ShardEntry] = []
-    tails: list[TailEntry] = []
-    for name in SPLITS:
-        parts = [_unit_part(receipt.unit, receipt.splits[name]) for receipt in receipts]
-        assembled = assemble_split(
-            directory,
-            name,
-            parts,
-            last_number=len(units),
-            block_tokens=settings.block_tokens,
-            eos_id=tokenizer.eos_id,
-        )
-        splits[name] = assembled.entry
-        shards += assembled.shards
-        tails += assembled.tails
+    receipts: Iterable[Receipt],
+) -> Totals:
+    """Complete the set in `directory`, whose units are all done. Raises `InputError` if there is no text in it.
+
+    The receipts are gone through once, and none is kept.
+    """
+    totals = Totals()
+    entries = _SourceEntries(sources)
+    with_rejected: list[int] = []
+    with contextlib.ExitStack() as stack:
+        assemblers = {
+            name: stack.enter_context(
+                SplitAssembler(
+                    directory,
+                    name,
+                    last_number=len(units),
+                    block_tokens=settings.block_tokens,
+                    eos_id=tokenizer.eos_id,
+                )
+            )
+            for name in SPLITS
+        }
+        for unit, receipt in zip(units, receipts, strict=True):
+            totals.add(receipt)
+            entries.add(unit, receipt)
+            if receipt.rejected:
+                with_rejected.append(unit.number)
+            for name in SPLITS:
+                assemblers[name].add(_unit_part(receipt.unit, receipt.splits[name]))
+        totals.check()
+        if not totals.num_documents:
+            names = ", ".join(source.path for source in sources[:3])
+            raise InputError(f"{names}: no text in {totals.num_records:,} records; nothing to build")
+        assembled = {name: assemblers[name].finish() for name in SPLITS}
+    splits: dict[str, SplitEntry] = {name: assembled[name].entry for name in SPLITS}
     if not any(split.num_blocks for split in splits.values()):
         raise InputError(
             f"--packing {settings.packing}: no document has a whole block of {settings.block_tokens:,} tokens"
@@ -91,18 +129,19 @@ def write_set(
         packing=settings.packing,
         tokenizer=tokenizer.entry,
         settings=settings.as_dict(),
-        sources=_source_entries(sources, units, receipts),
+        sources=entries.finish(),
         splits=splits,
-        shards=shards,
-        tails=tails,
-        num_records=num_records,
-        num_empty=num_empty,
-        num_duplicates=num_duplicates,
-        rejected=[RejectedEntry(kind=kind, num_records=number) for kind, number in sorted(rejected.items())],
-        rejected_digest=_join_rejected(directory, receipts),
+        shards=[shard for name in SPLITS for shard in assembled[name].shards],
+        tails=[tail for name in SPLITS for tail in assembled[name].tails],
+        num_records=totals.num_records,
+        num_empty=totals.num_empty,
+        num_duplicates=totals.num_duplicates,
+        rejected=[RejectedEntry(kind=kind, num_records=number) for kind, number in sorted(totals.rejected.items())],
+        rejected_digest=_join_rejected(directory, with_rejected),
     )
     flush_directory(directory)
     write_atomically(directory / MANIFEST_NAME, encode_manifest(manifest.with_fingerprint()))
+    return totals
 
 
 def _unit_part(unit: int, split: SplitReceipt) -> UnitPart:
@@ -117,42 +156,56 @@ def _unit_part(unit: int, split: SplitReceipt) -> UnitPart:
     )
 
 
-def _join_rejected(directory: Path, receipts: Sequence[Receipt]) -> str:
-    """Write `rejected.jsonl` from the units' parts, if there are any; its digest."""
-    parts = [rejected_path(directory, receipt.unit) for receipt in receipts if receipt.rejected]
-    if not parts:
+def _join_rejected(directory: Path, units: Sequence[int]) -> str:
+    """Write `rejected.jsonl` from the parts of `units`, if there are any; its digest."""
+    if not units:
         return ""
     digest = blake3()
     with atomic_writer(directory / REJECTED_NAME) as file:
-        for part in parts:
-            content = part.read_bytes()
+        for unit in units:
+            content = rejected_path(directory, unit).read_bytes()
             file.write(content)
             digest.update(content)
     return digest.hexdigest()
 
 
-def _source_entries(sources: Sequence[Source], units: Sequence[Unit], receipts: Sequence[Receipt]) -> list[SourceEntry]:
-    done = [
-        (stretch.source, receipt)
-        for unit, whole in zip(units, receipts, strict=True)
-        for stretch, receipt in zip(unit.stretches, whole.stretches, strict=True)
-    ]
-    digests: list[list[str]] = [[] for _ in sources]
-    num_records = [0] * len(sources)
-    for number, receipt in done:
-        digests[number].append(receipt.digest)
-        num_records[number] += receipt.num_records
-    return [
-        SourceEntry(
-            path=source.name,
-            format="+".join(part for part in (source.format, source.compression) if part),
-            num_bytes=source.num_bytes,
-            digest=combined_digest(own),
-            num_stretches=len(own),
-            num_records=number,
+class _SourceEntries:
+    """What the manifest says of the sources, from the receipts in the units' order, which is the sources' order."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+        self._entries: list[SourceEntry] = []
+        self._begin_source()
+
+    def _begin_source(self) -> None:
+        self._digest, self._num_stretches, self._num_records = blake3(), 0, 0
+
+    def add(self, unit: Unit, receipt: Receipt) -> None:
+        for stretch, done in zip(unit.stretches, receipt.stretches, strict=True):
+            while len(self._entries) < stretch.source:
+                self._end_source()
+            self._digest.update(bytes.fromhex(done.digest))
+            self._num_stretches += 1
+            self._num_records += done.num_records
+
+    def _end_source(self) -> None:
+        source = self._sources[len(self._entries)]
+        self._entries.append(
+            SourceEntry(
+                path=source.name,
+                format="+".join(part for part in (source.format, source.compression) if part),
+                num_bytes=source.num_bytes,
+                digest=self._digest.hexdigest(),  # as `combined_digest`
+                num_stretches=self._num_stretches,
+                num_records=self._num_records,
+            )
         )
-        for source, own, number in zip(sources, digests, num_records, strict=True)
-    ]
+        self._begin_source()
+
+    def finish(self) -> list[SourceEntry]:
+        while len(self._entries) < len(self._sources):
+            self._end_source()
+        return self._entries
 
 
 def combined_digest(digests: Sequence[str]) -> str:
@@ -165,7 +218,7 @@ def source_digest(source: Source, unit_bytes: int) -> str:
     if not source.is_splittable:
         return combined_digest([file_digest(source.path)])
     digests = []
-    with Path(source.path).open("rb", buffering=0) as stream:
+    with open_binary(source.path) as stream:
         for unit in plan_units([source], unit_bytes):
             left, digest = unit.num_bytes, blake3()
             while left and (chunk := stream.read(min(left, 1 << 22))):

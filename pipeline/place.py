@@ -34,6 +34,33 @@ class Place:
     """Where a shard set is built."""
 
     final: Path
+    url = ""  # as `pipeline.remote_place.RemotePlace` has one
+
+    def __str__(self) -> str:
+        return str(self.final)
+
+    @property
+    def directory(self) -> Path:
+        """Where the set grows."""
+        return self.partial
+
+    @property
+    def existing(self) -> Path:
+        """Where a finished set lies."""
+        return self.final
+
+    @property
+    def is_there(self) -> bool:
+        """Whether a finished set is there, or something else."""
+        return self.final.exists() or self.final.is_symlink()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the set is whole and only not published yet."""
+        return (self.partial / MANIFEST_NAME).exists()
+
+    def fetch_existing(self) -> None:
+        """Nothing to get: it is here."""
 
     @property
     def partial(self) -> Path:
@@ -84,7 +111,7 @@ class Place:
         """Make the partial directory for `plan`, or find it there. Raises `InputError` if it is for another plan."""
         path = self.partial / PLAN_NAME
         if path.exists():
-            differences = _differences(json.loads(path.read_bytes()), plan)
+            differences = plan_differences(json.loads(path.read_bytes()), plan)
             if differences:
                 raise InputError(
                     f"{self.partial}: an unfinished build with other inputs ({'; '.join(differences)}); "
@@ -147,7 +174,7 @@ def make_plan(settings: BuildSettings, sources: Sequence[Source], tokenizer: Tok
     }
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def plan_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs, in words: `seed was 2333, now 7`."""
     differences = [
         f"--{name.replace('_', '-')} was {before['settings'].get(name)}, now {value}"
@@ -165,5 +192,5 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def settings_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """As `_differences`, for two plans without their sources."""
-    return _differences({**before, "sources": []}, {**now, "sources": []})
+    """As `plan_differences`, for two plans without their sources."""
+    return plan_differences({**before, "sources": []}, {**now, "sources": []})

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from pipeline.storage import file_status, find_urls, in_parallel, open_binary
 from pipeline.streams import COMPRESSIONS, STREAM_ERRORS, compression_of, open_stream
 from shards.errors import InputError, nearest, printable
+from shards.storage import is_url
 
 Format = Literal["json-lines", "json-array", "text", "parquet", "arrow", "arrow-stream", "hub"]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -23,16 +25,16 @@ _HEAD_BYTES = 1 << 16
 _KNOWN_SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """One file of the corpus, or a data set on the hub (then `path` is its `hf:NAME[:SPLIT]`)."""
 
-    path: str  # absolute
+    path: str  # absolute, or a URL
     name: str  # as recorded in the manifest: relative to the directory or pattern that was given
     format: Format
     compression: str = ""  # gzip, zstd, bzip2 or xz
     num_bytes: int
-    modified_ns: int
+    modified_ns: int  # of a file at a URL: a digest of the store's word for its version
 
     @property
     def is_stream(self) -> bool:
@@ -60,6 +62,10 @@ def find_sources(names: Sequence[str]) -> list[Source]:
 
 
 def _find(name: str) -> list[Source]:
+    if name.startswith("file://"):
+        name = name.removeprefix("file://")
+    if is_url(name):
+        return _find_at_url(name)
     if name.startswith(HUB_PREFIX):
         return [Source(path=name, name=name, format="hub", num_bytes=0, modified_ns=0)]
     path = Path(name)
@@ -72,6 +78,13 @@ def _find(name: str) -> list[Source]:
         base = os.path.commonpath([os.path.dirname(match) for match in matches])
         return [look_at(match, os.path.relpath(match, base or ".")) for match in matches]
     return [look_at(name, path.name)]
+
+
+def _find_at_url(url: str) -> list[Source]:
+    packed = tuple(known + packing for known in _KNOWN_SUFFIXES for packing in ("", *COMPRESSIONS.values()))
+    found = find_urls(url, packed)
+    sources: list[Source] = in_parallel(lambda file: look_at(*file), found)
+    return sources
 
 
 def _find_in_directory(directory: Path) -> list[Source]:
@@ -108,16 +121,17 @@ def look_at(path_name: str, name: str) -> Source:
     path = Path(path_name)
     compression = ""
     try:
-        status = path.stat()
-        with path.open("rb") as file:
+        status = file_status(path_name)
+        with open_binary(path_name) as file:
             magic = file.read(8)
-            file.seek(max(0, status.st_size - _HEAD_BYTES))
+            file.seek(max(0, status.num_bytes - _HEAD_BYTES))
             foot = file.read()
         compression = compression_of(magic)
-        with open_stream(path, compression) as stream:
+        with open_stream(path_name, compression) as stream:
             head = stream.read(_HEAD_BYTES)
     except FileNotFoundError:
-        siblings = os.listdir(path.parent) if path.parent.is_dir() else []
+        is_local = not is_url(path_name) and path.parent.is_dir()
+        siblings = os.listdir(path.parent) if is_local else []
         raise InputError(f"{path_name}: no such file{nearest(path.name, siblings)}") from None
     except STREAM_ERRORS as error:
         if compression and not getattr(error, "errno", None):
@@ -129,15 +143,15 @@ def look_at(path_name: str, name: str) -> Source:
     if file_format == "json-array" and not compression and not foot.rstrip().endswith(b"]"):
         raise InputError(
             f"{path_name}: truncated: the array that begins the file is not closed by ']' at its end (byte "
-            f"{status.st_size:,}); the download is incomplete, fetch the file again"
+            f"{status.num_bytes:,}); the download is incomplete, fetch the file again"
         )
     return Source(
-        path=os.path.abspath(path_name),
+        path=path_name if is_url(path_name) else os.path.abspath(path_name),
         name=name,
         format=file_format,
         compression=compression,
-        num_bytes=status.st_size,
-        modified_ns=status.st_mtime_ns,
+        num_bytes=status.num_bytes,
+        modified_ns=status.modified_ns,
     )
 
 

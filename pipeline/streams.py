@@ -13,6 +13,8 @@ import zstandard
 from blake3 import blake3
 from isal import igzip
 
+from pipeline.storage import open_binary
+
 # By the first bytes of a file.
 _MAGICS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 # The usual ends of the names.
@@ -29,7 +31,7 @@ def compression_of(magic: bytes) -> str:
 
 def open_stream(path: str | Path, compression: str, *, hashed: HashedFile | None = None) -> BinaryIO:
     """The content of `path`, unpacked, as a stream to read from. With `hashed`, that file is read instead."""
-    raw = cast(BinaryIO, hashed) if hashed is not None else cast(BinaryIO, Path(path).open("rb", buffering=0))  # noqa: SIM115 (the caller closes it)
+    raw = cast(BinaryIO, hashed) if hashed is not None else open_binary(path)
     if compression == "gzip":
         return cast(BinaryIO, _Owning(igzip.GzipFile(fileobj=io.BufferedReader(_Raw(raw), 1 << 18)), raw))
     if compression == "zstd":
@@ -45,7 +47,7 @@ class HashedFile:
     """A file whose bytes go into a digest as they are read from front to back."""
 
     def __init__(self, path: str | Path) -> None:
-        self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115 (closed by close)
+        self._file = open_binary(path)
         self._hash = blake3()
         self.num_bytes = 0
 

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 
 from pipeline.records import Batch, StretchReader
 from pipeline.sources import Source
+from pipeline.storage import open_binary
 from pipeline.streams import file_digest
 from shards.errors import InputError
+from shards.storage import is_url
 
 ROWS_AT_A_TIME = 1024
 _ERRORS = (pa.ArrowException, OSError)
@@ -22,9 +24,9 @@ def row_group_bytes(source: Source) -> list[int]:
     """The size in bytes of each row group or record batch. Raises `InputError` if the file can't be read."""
     try:
         if source.format == "parquet":
-            metadata = pq.ParquetFile(source.path).metadata
+            metadata = _open_parquet(source).metadata
             return [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
-        with pa.memory_map(source.path) as file:
+        with _open_arrow(source) as file:
             num_batches = pa.ipc.open_file(file).num_record_batches
         return [source.num_bytes // max(1, num_batches)] * num_batches
     except _ERRORS as error:
@@ -59,21 +61,29 @@ class TableReader(StretchReader):
         """The number of rows before the stretch."""
         if self._source.format != "parquet":
             return 0
-        metadata = pq.ParquetFile(self._source.path).metadata
+        metadata = _open_parquet(self._source).metadata
         return sum(metadata.row_group(number).num_rows for number in range(self._stretch.start))
 
     def _tables(self) -> Iterator[pa.RecordBatch]:
         if self._source.format == "parquet":
-            file = pq.ParquetFile(self._source.path)
+            file = _open_parquet(self._source)
             columns = self._options.columns
             known = [name for name in file.schema_arrow.names if columns is None or name in columns]
             yield from file.iter_batches(ROWS_AT_A_TIME, row_groups=[self._stretch.start], columns=known or None)
             return
-        with pa.memory_map(self._source.path) as mapped:
+        with _open_arrow(self._source) as mapped:
             if self._source.format == "arrow":
                 yield pa.ipc.open_file(mapped).get_batch(self._stretch.start)
             else:
                 yield from pa.ipc.open_stream(mapped)
+
+
+def _open_parquet(source: Source) -> Any:
+    return pq.ParquetFile(open_binary(source.path) if is_url(source.path) else source.path)
+
+
+def _open_arrow(source: Source) -> Any:
+    return pa.PythonFile(open_binary(source.path), "r") if is_url(source.path) else pa.memory_map(source.path)
 
 
 def _unreadable(source: Source, error: Exception) -> InputError:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pipeline.sources import Source
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Stretch:
     """A part of a source: `[start, stop)` in bytes, in row groups, or all of it (0, 1)."""
 
@@ -26,7 +26,7 @@ class Stretch:
         return self.start == 0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Unit:
     """What one worker turns into shard files: stretches, in the corpus's order."""
 

@@ -60,6 +60,7 @@ class Job:
     directory: Path
     check_every: int  # one document in so many is also encoded by the reference; 0 for none
     num_units: int
+    url: str = ""  # the set's URL, if it is built in a store; then `directory` is where the driver keeps the receipts
 
 
 class UnitError(InputError):

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from shards import regroup_command
+from shards import pull_command, regroup_command
 from shards.command_line import Parser, run_command
 from shards.errors import InputError
 from shards.exchange import command as exchange_command
@@ -50,6 +50,7 @@ def make_parser() -> Parser:
     report_command.add_parser(commands)
     regroup_command.add_parsers(commands)
     exchange_command.add_parsers(commands)
+    pull_command.add_parser(commands)
     return parser
 
 

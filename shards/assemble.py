@@ -6,9 +6,11 @@ joins the leftovers of the others here, in the order of the units; only the very
 
 from __future__ import annotations
 
+import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
@@ -47,43 +49,80 @@ class AssembledSplit:
     tails: list[TailEntry]
 
 
+class SplitAssembler:
+    """Takes what the units add to a split, one after another in their order, and holds none of their tokens.
+
+    Use as a context manager: without `finish`, no last shard is left behind.
+    """
+
+    def __init__(self, directory: Path, name: SplitName, *, last_number: int, block_tokens: int, eos_id: int) -> None:
+        """`last_number` is the number of the split's last shard, which is written if anything is left over."""
+        self._directory, self._name, self._last_number = directory, name, last_number
+        self._block_tokens, self._eos_id = block_tokens, eos_id
+        self._writer: ShardWriter | None = None
+        self._num_left_tokens = 0
+        self._left_pieces = array.array("q")
+        self._sums = dict.fromkeys(("num_tokens", "num_dropped_tokens", "num_text_bytes", "num_text_chars"), 0)
+        self._num_blocks = self._num_documents = 0
+        self._shards: list[ShardEntry] = []
+        self._tails: list[TailEntry] = []
+
+    def add(self, part: UnitPart) -> None:
+        for field in self._sums:
+            self._sums[field] += getattr(part, field)
+        if part.shard is not None:
+            self._add_shard(part.shard)
+        tail = part.tail
+        if not len(tail.piece_tokens):
+            return
+        if self._writer is None:
+            name = shard_name(self._name, self._last_number)
+            self._writer = ShardWriter(self._directory, name, split=self._name, block_tokens=self._block_tokens)
+        self._writer.write(tail.tokens)
+        self._num_left_tokens += len(tail.tokens)
+        self._left_pieces.extend(tail.piece_tokens.tolist())
+        self._tails.append(
+            TailEntry(unit=part.unit, split=self._name, num_pieces=len(tail.piece_tokens), continues=tail.continues)
+        )
+
+    def _add_shard(self, shard: ShardEntry) -> None:
+        self._shards.append(shard)
+        self._num_blocks += shard.num_blocks
+        self._num_documents += shard.num_documents
+
+    def finish(self) -> AssembledSplit:
+        """Write the last shard, filled up with EOS, and say what the split is."""
+        if self._writer is not None:
+            num_fill = -self._num_left_tokens % self._block_tokens
+            self._writer.write(np.full(num_fill, self._eos_id, dtype=np.uint32))
+            pieces = np.array(self._left_pieces, dtype=np.int64)
+            self._add_shard(self._writer.finish(contiguous_index(pieces), num_documents=len(pieces)))
+        # What the packing leaves out is no document of the set: the numbers are of what the shards hold.
+        entry = SplitEntry(
+            num_documents=self._num_documents,
+            num_blocks=self._num_blocks,
+            num_fill_tokens=self._num_blocks * self._block_tokens - self._sums["num_tokens"],
+            **self._sums,
+        )
+        return AssembledSplit(entry=entry, shards=self._shards, tails=self._tails)
+
+    def __enter__(self) -> SplitAssembler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.__exit__(kind, error, traceback)
+
+
 def assemble_split(
     directory: Path, name: SplitName, parts: Sequence[UnitPart], *, last_number: int, block_tokens: int, eos_id: int
 ) -> AssembledSplit:
     """Write the split's last shard, number `last_number`, if anything is left over. `parts` are in the units' order."""
-    members = [part.shard for part in parts if part.shard is not None]
-    last = _write_last_shard(directory, name, parts, last_number, block_tokens, eos_id)
-    members += [last] if last is not None else []
-    num_blocks = sum(shard.num_blocks for shard in members)
-    num_tokens = sum(part.num_tokens for part in parts)
-    # What the packing leaves out is no document of the set: the numbers are of what the shards hold.
-    entry = SplitEntry(
-        num_documents=sum(shard.num_documents for shard in members),
-        num_tokens=num_tokens,
-        num_blocks=num_blocks,
-        num_fill_tokens=num_blocks * block_tokens - num_tokens,
-        num_dropped_tokens=sum(part.num_dropped_tokens for part in parts),
-        num_text_bytes=sum(part.num_text_bytes for part in parts),
-        num_text_chars=sum(part.num_text_chars for part in parts),
-    )
-    tails = [
-        TailEntry(unit=part.unit, split=name, num_pieces=len(part.tail.piece_tokens), continues=part.tail.continues)
-        for part in parts
-        if len(part.tail.piece_tokens)
-    ]
-    return AssembledSplit(entry=entry, shards=members, tails=tails)
-
-
-def _write_last_shard(
-    directory: Path, split: SplitName, parts: Sequence[UnitPart], number: int, block_tokens: int, eos_id: int
-) -> ShardEntry | None:
-    num_tokens = sum(len(part.tail.tokens) for part in parts)
-    if not num_tokens:
-        return None
-    pieces = np.concatenate([part.tail.piece_tokens for part in parts])
-    num_fill = -num_tokens % block_tokens
-    with ShardWriter(directory, shard_name(split, number), split=split, block_tokens=block_tokens) as writer:
+    with SplitAssembler(
+        directory, name, last_number=last_number, block_tokens=block_tokens, eos_id=eos_id
+    ) as assembler:
         for part in parts:
-            writer.write(part.tail.tokens)
-        writer.write(np.full(num_fill, eos_id, dtype=np.uint32))
-        return writer.finish(contiguous_index(pieces), num_documents=len(pieces))
+            assembler.add(part)
+        return assembler.finish()

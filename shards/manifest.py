@@ -163,21 +163,26 @@ def read_manifest(directory: Path) -> Manifest:
         raise InputError(
             f"{directory}: no {MANIFEST_NAME}, so this is no complete shard set; finish it with the same build command"
         )
+    return decode_manifest(path.read_bytes(), str(path))
+
+
+def decode_manifest(encoded: bytes, path: str) -> Manifest:
+    """The manifest with the bytes `encoded`, which are from `path`, checked. Raises `InputError`."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(encoded)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); the file is damaged, build the set again") from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(f"{path}: expected format version {FORMAT_VERSION}, found {version!r}")
-    manifest = typing.cast(Manifest, _decode(Manifest, content, str(path)))
+    manifest = typing.cast(Manifest, _decode(Manifest, content, path))
     if _fingerprint(content) != manifest.fingerprint:
         raise InputError(f"{path}: the fingerprint doesn't match the content; the manifest was changed or damaged")
     _check(manifest, path)
     return manifest
 
 
-def _check(manifest: Manifest, path: Path) -> None:
+def _check(manifest: Manifest, path: str) -> None:
     """What every manifest must hold beyond its types."""
     if manifest.block_tokens < 1:
         raise InputError(f"{path}: block_tokens: expected at least 1, found {manifest.block_tokens}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +20,28 @@ from shards.errors import InputError, printable
 from shards.manifest import canonical_json
 from shards.reader import ShardSet, Split, Tokens, open_shard_set
 from shards.run_order import PERIOD, RunOrder, Shuffle
+from shards.storage import is_url
 
 _WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>[0-9.]+(?:e-?[0-9]+)?)(?P<epochs>epochs?)?")
 
 
-def open_data(spec: str) -> ShardSet | Mixture:
-    """The set at the path `spec`, or the mixture that it describes. Raises `InputError`."""
+def open_data(spec: str, notice: Callable[[str], None] = lambda _line: None) -> ShardSet | Mixture:
+    """The set at the path or URL `spec`, or the mixture that it describes. Raises `InputError`.
+
+    A set at a URL is copied to this machine first (`shards.pull`); `notice` is told in a line what takes time.
+    """
     if ("," not in spec and not _WEIGHTED.fullmatch(spec)) or Path(spec).exists():
-        return open_shard_set(Path(spec).expanduser())
+        return _open_part(spec, notice)
     paths, weights, are_epochs = _parse(spec)
-    return Mixture([open_shard_set(Path(path).expanduser()) for path in paths], weights, are_epochs=are_epochs)
+    return Mixture([_open_part(path, notice) for path in paths], weights, are_epochs=are_epochs)
+
+
+def _open_part(path: str, notice: Callable[[str], None]) -> ShardSet:
+    if is_url(path):
+        from shards.pull import pull
+
+        return open_shard_set(pull(path, notice=notice))
+    return open_shard_set(Path(path).expanduser())
 
 
 def run_order(data: ShardSet | Mixture, seed: int, shuffle: Shuffle = "global") -> RunOrder:

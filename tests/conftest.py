@@ -59,7 +59,7 @@ def inline_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         for task in reversed(tasks):
             error = None
             try:
-                engine.run_task(job, task, progress)
+                engine.keep_receipt(job, task, engine.run_task(job, task, progress))
             except UnitError as uncertain:
                 if uncertain.certain:
                     raise

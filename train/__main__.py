@@ -17,6 +17,7 @@ from typing import Any
 import shards
 from shards.command_line import Parser, run_command
 from shards.errors import InputError
+from shards.pull_command import say
 from shards.verify import verify
 from train.environment import prepare_environment
 from train.run_directory import plan_run, process_rank
@@ -120,7 +121,7 @@ def prepare(argv: list[str]) -> tuple[Settings, shards.ShardSet | shards.Mixture
     config_path, resume = options.pop("config"), options.pop("resume_from_checkpoint")
     allow_data_change = options.pop("allow_data_change")
     settings = load_settings(config_path, options)
-    data = shards.open_data(settings.shards)
+    data = shards.open_data(settings.shards, notice=say)
     for part in data.sets if isinstance(data, shards.Mixture) else [data]:
         for fault in verify(part.path, quick=True):
             raise InputError(fault)

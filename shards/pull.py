@@ -1,0 +1,200 @@
+"""A set at a URL to a directory of this machine: in parallel, each file checked against the manifest, resumed file by file.
+
+A file gets its name when its digest is right, the directory when all its files are there: what has its name is whole. One
+process copies, others that want the same set wait for it. Needs the package fsspec (`shards.storage`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from shards.errors import InputError, printable
+from shards.files import TEMPORARY_SUFFIX, flush_directory, write_atomically
+from shards.index import index_bytes
+from shards.manifest import (
+    MANIFEST_NAME,
+    REJECTED_NAME,
+    TOKENIZER_DIRECTORY,
+    Manifest,
+    decode_manifest,
+    read_manifest,
+)
+from shards.storage import StorageError, file_system, join, listing, read_bytes, storage_errors
+from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
+
+_FILES_AT_ONCE = 8
+_READ_BYTES = 8 << 20
+_TRIES = 2
+
+Notice = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """A file of the set: its name, its bytes, and what its digest must be (BLAKE3, or SHA-256; None: not known)."""
+
+    name: str
+    num_bytes: int
+    digest: str | None = None
+    sha256: bool = False
+
+
+def cache_directory() -> Path:
+    """Where copies lie: `tokenize-once` in `$XDG_CACHE_HOME`, by default in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokenize-once"
+
+
+def pull(
+    url: str,
+    out: Path | None = None,
+    *,
+    notice: Notice = lambda _line: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Path:
+    """Copy the set at `url` to `out`, by default to its place in the cache; where it lies then.
+
+    A set that is there already isn't copied again. `notice` is told in a line what takes time, `progress` the bytes done
+    and in all. Raises `InputError` if there is no set, it is damaged, or there is no room.
+    """
+    url = url.rstrip("/")
+    content = read_bytes(join(url, MANIFEST_NAME))
+    if content is None:
+        raise InputError(f"{url}: no {MANIFEST_NAME}, so no complete set is there; finish its build, or check the URL")
+    manifest = decode_manifest(content, join(url, MANIFEST_NAME))
+    directory = out if out is not None else cache_directory() / manifest.fingerprint[:32]
+    if _holds(directory, manifest):
+        return directory
+    with _lock(directory, url, notice):
+        if _holds(directory, manifest):
+            return directory
+        if directory.exists() or directory.is_symlink():
+            raise InputError(
+                f"{directory}: exists and is another set, or none; choose another --out, or move it elsewhere"
+            )
+        partial = directory.with_name(directory.name + ".partial")
+        (partial / TOKENIZER_DIRECTORY).mkdir(parents=True, exist_ok=True)
+        files = [*_tokenizer_files(url, manifest), *_set_files(url, manifest)]
+        _copy_all(url, partial, files, notice, progress)
+        flush_directory(partial / TOKENIZER_DIRECTORY)
+        write_atomically(partial / MANIFEST_NAME, content)
+        os.rename(partial, directory)
+        flush_directory(directory.parent)
+    return directory
+
+
+def _holds(directory: Path, manifest: Manifest) -> bool:
+    """Whether `directory` is a copy of the set."""
+    if not (directory / MANIFEST_NAME).is_file():
+        return False
+    return read_manifest(directory).fingerprint == manifest.fingerprint
+
+
+@contextlib.contextmanager
+def _lock(directory: Path, url: str, notice: Notice) -> Iterator[None]:
+    """Be the one process that copies to `directory`; a process that died holds nothing. The lock file stays."""
+    path = directory.with_name(f".{directory.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            notice(f"{url}: another process copies it; waiting for that")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _set_files(url: str, manifest: Manifest) -> Iterator[_File]:
+    for shard in manifest.shards:
+        num_bytes = bin_bytes(shard.num_blocks, manifest.block_tokens)
+        yield _File(shard.name + BIN_SUFFIX, num_bytes, shard.digest)
+        index = index_bytes(shard.num_pieces, shard.num_index_documents)
+        yield _File(shard.name + INDEX_SUFFIX, index, shard.index_digest)
+    if manifest.rejected:
+        content = read_bytes(join(url, REJECTED_NAME))
+        yield _File(REJECTED_NAME, len(content or b""), manifest.rejected_digest)
+
+
+def _tokenizer_files(url: str, manifest: Manifest) -> Iterator[_File]:
+    for name, entry in sorted(listing(join(url, TOKENIZER_DIRECTORY)).items()):
+        if "/" in name or "\\" in name or name in ("", ".", ".."):
+            raise InputError(f"{url}: {printable(name)!r} is no name of a tokenizer's file; the set is damaged")
+        is_main = name == "tokenizer.json"
+        digest = manifest.tokenizer.sha256 if is_main else None
+        yield _File(f"{TOKENIZER_DIRECTORY}/{name}", int(entry["size"]), digest, sha256=is_main)
+
+
+def _copy_all(
+    url: str, partial: Path, files: list[_File], notice: Notice, progress: Callable[[int, int], None]
+) -> None:
+    names = {file.name for file in files}
+    for path in partial.rglob("*"):  # an earlier attempt was killed in the middle of a file, or copied another set
+        if path.is_file() and path.relative_to(partial).as_posix() not in names:
+            path.unlink()
+    missing = [file for file in files if not _is_there(partial, file)]
+    total, num_missing_bytes = (sum(file.num_bytes for file in some) for some in (files, missing))
+    free = shutil.disk_usage(partial).free
+    if free < num_missing_bytes:
+        raise InputError(
+            f"{partial}: {num_missing_bytes / 1e9:,.1f} GB are to be copied, {free / 1e9:,.1f} GB are free; make room, "
+            "or choose another place (XDG_CACHE_HOME, or --out)"
+        )
+    done = total - num_missing_bytes
+    kept = f", {done / 1e9:,.1f} GB of it are here already" if done else ""
+    notice(f"{url}: copying {total / 1e9:,.1f} GB to {partial.with_suffix('')}{kept}")
+    pool = ThreadPoolExecutor(_FILES_AT_ONCE)
+    try:
+        for num_bytes in pool.map(lambda file: _copy(url, partial, file), missing):
+            done += num_bytes
+            progress(done, total)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _is_there(partial: Path, file: _File) -> bool:
+    """Whether an earlier attempt has copied it: it has its name only since its digest was found right."""
+    path = partial / file.name
+    return path.is_file() and path.stat().st_size == file.num_bytes
+
+
+def _copy(url: str, partial: Path, file: _File) -> int:
+    """Copy one file, or raise `InputError`; the bytes copied."""
+    source, path = join(url, file.name), partial / file.name
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    system, name = file_system(source)
+    reason = ""
+    for _ in range(_TRIES):
+        digest: Any = hashlib.sha256() if file.sha256 else blake3()
+        num_bytes = 0
+        try:
+            with storage_errors(source), open(temporary, "wb", buffering=0) as target:
+                with system.open(name, "rb", block_size=_READ_BYTES, cache_type="readahead") as stream:
+                    while content := stream.read(_READ_BYTES):
+                        digest.update(content)
+                        num_bytes += len(content)
+                        target.write(content)
+                os.fsync(target.fileno())
+        except FileNotFoundError:
+            raise InputError(f"{source}: no such file; the set is incomplete, build it again") from None
+        if num_bytes != file.num_bytes:
+            reason = f"expected {file.num_bytes:,} bytes, found {num_bytes:,}"
+        elif file.digest is not None and digest.hexdigest() != file.digest:
+            reason = f"expected digest {file.digest}, found {digest.hexdigest()}"
+        else:
+            os.replace(temporary, path)
+            return num_bytes
+    temporary.unlink()
+    raise StorageError(f"{source}: {reason}; the file was changed or damaged, build the set again")
