@@ -381,6 +381,8 @@ def run_one(run: PlannedRun, log: Path, *, quiet: bool) -> tuple[int, str]:
                     file.write(line)
                 process.wait()
             raise
+        finally:
+            process.stdout.close()
 
 
 @contextlib.contextmanager
