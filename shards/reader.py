@@ -11,11 +11,13 @@ for document in train.documents(): ...   # uint32 arrays, EOS left off, in the c
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 import math
 import mmap
 import os
+import resource
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,8 +42,10 @@ from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
 
 Tokens = npt.NDArray[np.uint32]
 
-# A split of more shards is mapped shard by shard, as they are touched: a process may have some 65,000 maps.
+# A split of more shards is mapped shard by shard, as they are touched, and only so many stay mapped: a process may have
+# some 65,000 maps, and each takes an open file.
 _MAX_MAPPED_AT_ONCE = 4096
+_OTHER_OPEN_FILES = 256
 
 
 def open_shard_set(directory: str | os.PathLike[str]) -> ShardSet:
@@ -174,6 +178,8 @@ class Split:
         self._directory = shard_set.path
         self._first_blocks = np.cumsum([0] + [shard.num_blocks for shard in self.shards])
         self._maps: list[Tokens | None] = [None] * len(self.shards)
+        self._mapped: collections.deque[int] = collections.deque()
+        self._max_mapped = _allowed_maps(len(self.shards))
         self._rows: _Rows | None = None
 
     def __reduce__(self) -> tuple[Callable[[str, str], Split], tuple[str, str]]:
@@ -194,6 +200,9 @@ class Split:
             if len(blocks) != self.shards[number].num_blocks:
                 raise InputError(f"{path}: the file has changed since the set was opened")
             self._maps[number] = blocks
+            self._mapped.append(number)
+            if len(self._mapped) > self._max_mapped:
+                self._maps[self._mapped.popleft()] = None  # views of it that are in use keep it mapped
         return blocks
 
     @overload
@@ -228,7 +237,7 @@ class Split:
     def _gather(self, numbers: npt.NDArray[np.integer]) -> Tokens:
         if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
             raise IndexError(f"expected a 1-D array of block numbers, found {numbers.dtype} {numbers.shape}")
-        if self._rows is None and len(self.shards) <= _MAX_MAPPED_AT_ONCE:
+        if self._rows is None and len(self.shards) <= self._max_mapped:
             self._rows = _Rows([self.shard_blocks(shard) for shard in range(len(self.shards))], self._first_blocks)
         if self._rows is not None:
             try:
@@ -316,6 +325,17 @@ class Split:
         for unit in self.units():
             for document in self.unit_documents(unit):
                 yield document[: len(document) - self._num_closing_tokens]
+
+
+def _allowed_maps(num_shards: int) -> int:
+    """How many shards may be mapped at once; lets this process open as many files as that takes, if it may."""
+    wanted = min(num_shards, _MAX_MAPPED_AT_ONCE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted + _OTHER_OPEN_FILES:
+        limit = wanted + 2 * _OTHER_OPEN_FILES
+        soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - _OTHER_OPEN_FILES))
 
 
 def _reopen_split(path: str, name: str) -> Split:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import shards
 from pipeline.build import build
 from pipeline.settings import BuildSettings
-from tests.conftest import SAMPLE
+from tests.conftest import REPOSITORY, SAMPLE
 
 
 def bare_blocks(directory: Path, split: str) -> np.ndarray:
@@ -122,3 +124,19 @@ def test_batches_are_gathered_across_shards_for_any_block_size(
     bare = np.concatenate([np.fromfile(path, "<u4") for path in sorted((tmp_path / "set").glob("train-*.bin"))])
     numbers = np.random.default_rng(0).permutation(len(split))[:500]
     assert np.array_equal(split[numbers], bare.reshape(-1, block_tokens)[numbers])
+
+
+def test_a_set_of_more_shards_than_a_process_may_open_files(tmp_path: Path, tokenizer_dir: Path) -> None:
+    settings = BuildSettings(block_tokens=16, unit_bytes=1000)
+    build([str(SAMPLE)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=1)
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+import numpy, shards
+train = shards.open({str(tmp_path / "set")!r})["train"]
+assert len(train.shards) > 100, len(train.shards)
+numbers = numpy.arange(len(train))[::-7]
+blocks = train[numbers]
+assert all((train[int(number)] == block).all() for number, block in zip(numbers, blocks))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
