@@ -32,6 +32,7 @@ from train.checkpoints import (
     seal_checkpoint,
 )
 from train.data import BlockDataset, DocumentCollator, PositionSampler, collate_blocks
+from train.held_out import evaluate_held_out
 from train.optimizer import build_muon
 
 STATE_NAME = "trainer_state.json"
@@ -149,8 +150,11 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The loss on all validation blocks, logged (`train.held_out`); the Trainer's own arguments are not used."""
         with self._clock_stopped():
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            metrics = evaluate_held_out(self)
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     # ---- checkpoints ----
