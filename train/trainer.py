@@ -154,7 +154,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         with self._clock_stopped():
             metrics = evaluate_held_out(self)
             self.log(metrics)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         return metrics
 
     # ---- checkpoints ----
