@@ -12,6 +12,7 @@ import functools
 import gc
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from shards.storage import StorageError
 MAX_RETRIES = 5
 TASKS_PER_CORE = 2
 _SECONDS_BETWEEN_COUNTS = 10.0
+_SECONDS_TO_CONNECT = 10.0
 
 
 @contextlib.contextmanager
@@ -43,6 +45,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    _check_reachable(address)
     packages = [str(Path(str(package.__file__)).parent) for package in (pipeline, shards)]
     try:
         ray.init(
@@ -59,6 +62,19 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise `InputError` if nobody listens at `address`: Ray itself would wait for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--ray-address {address}: can't connect to a Ray cluster there: {error}; start it with `ray start --head`"
+        ) from None
 
 
 def num_cluster_cores() -> int:
