@@ -11,9 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from shards.errors import InputError
 from train import tracking
+from train.run_directory import read_lines
 from train.settings import TrackingSettings
 from train.tracking import Tracking, can_connect, check_tracking
 
@@ -131,3 +133,43 @@ def test_key_is_found_without_a_question(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("SWANLAB_API_KEY", "made-up")
     monkeypatch.setenv("SWANLAB_API_HOST", CLOSED)
     assert tracking.api_key_and_host() == ("made-up", CLOSED)
+
+
+def test_offline_run_on_disk_has_curves_config_and_texts(trained: Any) -> None:
+    """As SwanLab's own reader finds them, which `swanlab sync` sends."""
+    from swanlab.proto.swanlab.record.v1.record_pb2 import Record
+    from swanlab.sdk.internal.core_python.store import DataStoreReader
+
+    (run,) = (trained.run / "swanlab").glob("run-*")
+    (file,) = run.glob("*.swanlab")
+    reader = DataStoreReader()
+    reader.open(file)
+    records = [Record.FromString(content) for content in reader]
+    reader.close()
+    (start,) = [record.start for record in records if record.HasField("start")]
+    assert (start.project, start.name) == ("tests", "run")
+    assert [record.finish.error for record in records if record.HasField("finish")] == [""]
+
+    def curve(key: str) -> dict[int, float]:
+        scalars = [record.scalar for record in records if record.HasField("scalar")]
+        return {scalar.step: scalar.value.number for scalar in scalars if scalar.key == key}
+
+    lines = read_lines(trained.run / "metrics.jsonl")
+    for name in ("loss", "learning_rate", "tokens_per_second"):
+        assert curve(f"train/{name}") == pytest.approx({line["step"]: line[name] for line in lines if "loss" in line})
+    assert curve("eval/loss") == pytest.approx(
+        {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    )
+    texts = [
+        (record.media.step, item.caption, (run / "media" / "text" / item.filename).read_text(encoding="utf-8"))
+        for record in records
+        if record.HasField("media") and record.media.key == "samples"
+        for item in record.media.value.items
+    ]
+    samples = read_lines(trained.run / "samples.jsonl")
+    assert texts == [(line["step"], line["prompt"], line["text"]) for line in samples]
+    assert [step for step, _, _ in texts] == [10, 20, 30, 40, 44]
+    config = yaml.safe_load((run / "files" / "config.yaml").read_text(encoding="utf-8"))
+    assert config["learning_rate"]["value"] == 0.01
+    assert config["hidden_size"]["value"] == 16
+    assert config["shards"]["value"]["train_blocks"] == 22

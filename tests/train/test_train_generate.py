@@ -1,0 +1,320 @@
+"""Generation: a prompt is continued the same alone, in a batch and streamed; what is written can't harm a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import random
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from shards.errors import InputError
+from train import generate as command
+from train.generate import find_model, main, read_prompts
+from train.interactive import converse
+from train.sampling import Continuation, TextStream, continue_prompts, load_model, printable_sample, visible
+from train.settings import GenerationSettings
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+PROMPTS = ["abc", "f", "012345", "XYZ[", "tuv"]
+VOCAB_SIZE, PADDED_VOCAB_SIZE = 257, 384
+
+
+@pytest.fixture(scope="module")
+def loaded(trained: Any) -> Loaded:
+    return load_model(trained.run / "model")
+
+
+def texts(loaded: Loaded, settings: GenerationSettings, **options: Any) -> list[str]:
+    return [sample.text for sample in continue_prompts(*loaded, settings, **options)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_batch_is_continued_as_each_prompt_alone(loaded: Loaded, temperature: float) -> None:
+    settings = GenerationSettings(prompts=PROMPTS, temperature=temperature, top_k=20, top_p=0.9, max_new_tokens=20)
+    num = 1 if temperature == 0 else 3
+    alone = texts(loaded, settings, num_samples=num, batch_sequences=1)
+    for size in (2, 16):
+        assert texts(loaded, settings, num_samples=num, batch_sequences=size) == alone
+    pieces: list[tuple[str, str]] = []
+    assert texts(loaded, settings, num_samples=num, on_text=lambda *piece: pieces.append(piece)) == alone
+    assert "".join(piece for _, piece in pieces) == "".join(alone)
+    assert len(set(alone)) == len(alone), "a test of distinct texts"
+
+
+def test_a_sample_is_what_generate_draws_after_its_seed(loaded: Loaded) -> None:
+    model, tokenizer = loaded
+    settings = GenerationSettings(prompts=["abc"], temperature=1.3, top_k=40, top_p=0.95, seed=5, max_new_tokens=20)
+    before = torch.get_rng_state()
+    samples = list(continue_prompts(model, tokenizer, settings, num_samples=3))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [sample.seed for sample in samples] == [5, 6, 7]
+    ids = tokenizer("abc", return_tensors="pt").input_ids
+    for sample in samples:
+        torch.manual_seed(sample.seed)
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            temperature=1.3,
+            top_k=40,
+            top_p=0.95,
+            max_new_tokens=20,
+        )
+        assert tokenizer.decode(output[0, 3:], skip_special_tokens=True) == sample.text
+        assert sample.ended == (output[0, -1].item() == 256)
+        assert sample.num_tokens == output.shape[1] - 3 - sample.ended
+
+
+def test_ids_without_a_token_are_never_chosen(loaded: Loaded, trained: Any, tmp_path: Path) -> None:
+    """Also where the file that says so is missing, and nothing else is likely."""
+    _, tokenizer = loaded
+    shutil.copytree(trained.run / "model", tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").unlink()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight[VOCAB_SIZE:] = model.model(torch.tensor([[97]])).last_hidden_state[0, -1] * 100
+    assert model(torch.tensor([[97]])).logits[0, -1].argmax() >= VOCAB_SIZE
+    seen: list[int] = []
+    decode = tokenizer.decode
+    for temperature in (0.0, 2.0):
+        settings = GenerationSettings(prompts=["a"], temperature=temperature, top_k=0, top_p=1.0, max_new_tokens=8)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(tokenizer, "decode", lambda row, **options: seen.extend(row) or decode(row, **options))
+            list(continue_prompts(model, tokenizer, settings, num_samples=4 if temperature else 1))
+    assert seen and max(seen) < VOCAB_SIZE
+
+
+def test_streamed_pieces_are_the_text_in_whole_characters(loaded: Loaded) -> None:
+    """With one token a byte, each Chinese character takes three tokens."""
+    _, tokenizer = loaded
+    alphabet = "aé中\U0001f600 \n"
+    choose = random.Random(1)
+    for number in range(60):
+        text = "".join(choose.choices(alphabet, k=12))
+        ids = tokenizer(text)["input_ids"]
+        if number % 2:  # bytes in any order
+            ids = choose.choices(range(256), k=30)
+        pieces: list[str] = []
+        stream = TextStream(tokenizer, pieces.append)
+        stream.put(torch.tensor([[1, 2, 3]]))  # the prompt
+        for token in ids:
+            stream.put(torch.tensor([token]))
+        stream.end()
+        assert "".join(pieces) == tokenizer.decode(ids)
+        if number % 2 == 0:
+            assert "".join(pieces) == text
+            assert pieces == list(text)
+
+
+def test_terminal_escapes_are_shown_and_not_obeyed() -> None:
+    assert visible("a\x1b[2J\r\u202eb\x9b\t\n\u3000中") == "a\\x1b[2J\\r\\u202eb\\x9b\t\n\u3000中"
+    sample = Continuation(prompt="\x1b]0;p\x07", text="x\x1b[31m\u202e\n", seed=0, num_tokens=1, ended=True)
+    assert printable_sample(sample) == "【\\x1b]0;p\\x07】x\\x1b[31m\\u202e"
+    line = command.json_line(sample, GenerationSettings())
+    assert line.isprintable()
+    assert (json.loads(line)["prompt"], json.loads(line)["text"]) == (sample.prompt, sample.text)
+
+
+def test_json_lines_from_a_file_of_prompts(
+    trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], loaded: Loaded
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufefff\r\n\n  \nXYZ[\n".encode())
+    options = ["--json", "--num", "2", "--seed", "3", "--top-p", "0.9", "--max_new_tokens", "7"]
+    main([str(trained.run), "--prompt", "abc", "--prompt-file", str(file), *options])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["prompt"], line["seed"]) for line in lines] == [
+        (prompt, seed) for prompt in ("abc", "f", "XYZ[") for seed in (3, 4)
+    ]
+    assert {(line["top_p"], line["max_new_tokens"], line["temperature"]) for line in lines} == {(0.9, 7, 1.0)}
+    main([str(trained.run), "--prompt", "f", "--json", "--seed", "4", "--top_p", "0.9", "--max-new-tokens", "7"])
+    assert json.loads(capsys.readouterr().out) == lines[3]
+
+
+def test_checkpoints_of_a_run_that_goes_on(trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained.run, run, ignore=shutil.ignore_patterns("model", "swanlab"))
+    with pytest.raises(InputError, match=r"no model here.*its newest checkpoint can be used with --checkpoint 44"):
+        main([str(run)])
+    main([str(run), "--checkpoint", "42", "--temperature", "0", "--max-new-tokens", "3"])
+    assert capsys.readouterr().out.startswith("【ab】")  # the run's prompt
+    assert find_model(run, "42") == find_model(run, "checkpoint-42") == run / "checkpoint-42"
+    assert find_model(run, "latest") == run / "checkpoint-44"
+    with pytest.raises(InputError, match="no checkpoint '40'; there are 42, 44"):
+        main([str(run), "--checkpoint", "40"])
+    with pytest.raises(InputError, match="no checkpoints here"):
+        main([str(tmp_path), "--checkpoint", "latest"])
+
+
+def test_a_mistyped_run_is_answered_with_the_nearest(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "sample").mkdir(parents=True)
+    for typed in ("runs/sampel", "sample", "sampel"):
+        with pytest.raises(InputError, match="did you mean 'runs/sample'"):
+            find_model(Path(typed))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num", "0"], "--num: expected at least 1, found 0"),
+        (["--num", "2", "--temperature", "0"], "give --temperature above 0"),
+        (["--interactive", "--prompt", "a"], "--interactive: asks for the prompts"),
+        (["--prompt-file", "prompts.tx"], "no such file; did you mean 'prompts.txt'"),
+        (["--prompt-file", "prompts.txt"], "no prompts in it"),
+        (["--prompt-file", "latin1.csv"], r"not UTF-8 \(byte 1\)"),
+        (["--prompt-file", "."], "found a directory"),
+        (["--temperature", "-1"], "temperature: expected 0 or more, found -1"),
+    ],
+)
+def test_wrong_options_are_refused(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "prompts.txt").write_text("\n \n")
+    (tmp_path / "latin1.csv").write_bytes(b"a\xe9")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        main([str(trained.run), *arguments])
+
+
+def test_prompts_come_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("一\n二".encode())))
+    assert read_prompts(Path("-")) == ["一", "二"]
+
+
+def test_conversation_without_a_terminal(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = "/set temperature 0\n/set top-k 3\n/set topk 3\n/set seed x\n/hlep\n/help\n/show\n\nabc\n/quit\nxyz\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    settings = GenerationSettings(max_new_tokens=4)
+    converse(*loaded, settings, num_samples=1)
+    output = capsys.readouterr().out
+    expected = texts(loaded, GenerationSettings(prompts=["abc"], max_new_tokens=4, temperature=0.0))[0]
+    for part in (
+        "temperature is 0.0",
+        "top_k is 3",
+        "unknown setting 'topk'; did you mean 'top_k'?",
+        "/set seed: expected a number, found 'x'",
+        "did you mean '/help'?",
+        "/set NAME VALUE",
+        "temperature        0.0\n",
+        f"【abc】{visible(expected)}\n",
+    ):
+        assert part in output
+    assert "xyz" not in output
+
+
+def test_conversation_on_a_terminal(trained: Any, tmp_path: Path) -> None:
+    """Streams, survives Ctrl-C in the middle of a text, and ends with status 0 at Ctrl-D."""
+    root = Path(__file__).resolve().parents[2]
+    terminal, child_side = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train.generate", str(trained.run), "--interactive", "--max-new-tokens", "1000000"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root), "TERM": "dumb", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdin=child_side,
+        stdout=child_side,
+        stderr=child_side,
+        start_new_session=True,
+        preexec_fn=make_controlling_terminal,
+    )
+    os.close(child_side)
+    seen = ""
+
+    def expect(part: str) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + 120
+        while part not in seen:
+            assert select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0], seen
+            seen += os.read(terminal, 65536).decode(errors="replace")
+        seen = seen.partition(part)[2]
+
+    try:
+        expect("> ")
+        os.write(terminal, b"/set temperature 3\n")
+        expect("temperature is 3.0")
+        os.write(terminal, b"/set top_k 0\n")
+        expect("> ")
+        os.write(terminal, b"abc\n")
+        expect("【abc】")
+        os.write(terminal, b"\x03")
+        expect("> ")
+        os.write(terminal, b"\x04")
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+
+
+def make_controlling_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_saved_model_works_in_transformers_alone(trained: Any, tmp_path: Path) -> None:
+    """In a process that doesn't know this project: the pipeline, and the Auto classes."""
+    code = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("train") is None and importlib.util.find_spec("shards") is None
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
+assert model.config.use_cache and model.generation_config.use_cache is not False
+inputs = tokenizer("CDE", return_tensors="pt")
+direct = tokenizer.decode(model.generate(**inputs, do_sample=False, min_new_tokens=3)[0], skip_special_tokens=True)
+(answer,) = pipeline("text-generation", model=sys.argv[1], device="cpu")("CDE", do_sample=False, min_new_tokens=3)
+print(json.dumps([direct, answer["generated_text"]]))
+"""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    finished = subprocess.run(
+        [sys.executable, "-c", code, str(trained.run / "model")],
+        cwd=tmp_path,
+        env={**variables, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    direct, answer = json.loads(finished.stdout)
+    assert direct == answer
+    assert direct.startswith("CDE") and len(direct) > 3
+
+
+def test_text_off_a_terminal_has_no_control_characters(
+    trained: Any, capsys: pytest.CaptureFixture[str], make_writer: Callable[..., None]
+) -> None:
+    make_writer("\x1b[31mred\x07")
+    main([str(trained.run), "--prompt", "abc"])
+    assert capsys.readouterr().out == "【abc】\\x1b[31mred\\x07\n\n"
+
+
+@pytest.fixture
+def make_writer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets every model write a given text."""
+
+    def make(text: str) -> None:
+        def write(model: Any, tokenizer: Any, settings: Any, **options: Any) -> list[Continuation]:
+            return [Continuation(prompt=p, text=text, seed=0, num_tokens=1, ended=True) for p in settings.prompts]
+
+        monkeypatch.setattr("train.sampling.continue_prompts", write)
+
+    return make

@@ -1,0 +1,126 @@
+"""The model card tells what the run's files tell, and nothing in them can become markup."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+import shards
+from train.model_card import escaped, fenced, model_card, num_parameters, write_model_card
+from train.report import git_state
+from train.run_directory import read_lines, read_record
+from train.sampling import Continuation
+
+HOSTILE = "a](http://x)<img src=x>|`b`\n# c*_~&$@d\x1b[2J www.evil.org"
+
+
+def test_card_of_a_finished_run(trained: Any) -> None:
+    record = read_record(trained.run)
+    data = shards.open(record["shards"]["path"])
+    card = (trained.run / "model" / "README.md").read_text(encoding="utf-8")
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert head["library_name"] == "transformers"
+    assert head["pipeline_tag"] == "text-generation"
+    assert "license" not in head and "language" not in head
+    results = record["results"]
+    split = data["val"]
+    bits = results["eval_loss"] / math.log(2) * split.num_tokens / split.num_text_bytes
+    assert results["eval_bits_per_byte"] == pytest.approx(bits)
+    weights = load_file(trained.run / "model" / "model.safetensors")
+    size = sum(weight.numel() for weight in weights.values())
+    assert num_parameters(trained.run / "model") == size
+    for part in (
+        f"| Fingerprint | `{data.fingerprint}` |",
+        "tiny.jsonl: 27 records",
+        "| Split train | 22 documents, 352 tokens, 22 blocks |",
+        f"| Parameters | {size:,} |",
+        "| Steps | 44 |",
+        "| Batch | 4 blocks = 64 tokens a step |",
+        f"| Tokens | {44 * 64:,}, 8.00 × the set |",
+        "| Learning rate | 0.01 at its highest |",
+        f"| Validation loss, nats a token | {results['eval_loss']:.4f} |",
+        f"| Bits per byte of text | {bits:.4f} |",
+        'tokenizer("ab", return_tensors="pt")',
+        f"torch {record['sessions'][0]['packages']['torch']}",
+    ):
+        assert part in card, part
+    assert "【ab】" in card and read_lines(trained.run / "samples.jsonl")
+
+
+def test_example_in_the_card_runs(trained: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(trained.run / "model")
+    card = Path("README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("ab")
+
+
+def test_nothing_in_the_files_becomes_markup(trained: Any) -> None:
+    record = copy.deepcopy(read_record(trained.run))
+    record["settings"]["tracking"]["name"] = HOSTILE
+    record["settings"]["generation"]["prompts"] = [f'"""{HOSTILE}```']
+    record["training_arguments"]["lr_scheduler_type"] = HOSTILE
+    record["sessions"][-1]["packages"] = {HOSTILE: HOSTILE}
+    data: Any = shards.open(record["shards"]["path"])
+    manifest = copy.deepcopy(data.manifest)
+    object.__setattr__(manifest.sources[0], "path", HOSTILE)
+    object.__setattr__(manifest.tokenizer, "name", HOSTILE)
+
+    class Renamed:
+        path, sets = SimpleNamespace(name=HOSTILE), None
+
+        def __getitem__(self, name: str) -> Any:
+            return data[name]
+
+    renamed: Any = Renamed()
+    renamed.manifest = manifest
+    sample = Continuation(prompt=HOSTILE, text=f"````\n{HOSTILE}\n```", seed=0, num_tokens=1, ended=True)
+    card = model_card(record, renamed, trained.run / "model", [sample])
+    assert "\x1b" not in card
+    outside = re.sub(r"(?ms)^(`{3,})\w+\n.*?^\1$", "", card)
+    outside = outside.split("---\n", 2)[2]
+    assert outside.count("\n# ") == 1
+    bare = re.sub(r"\\[\W_]", "", outside)
+    for markup in ("](", "<img", "www.", "http:", "`b`", "\nc"):
+        assert markup not in bare, markup
+    rows = [line for line in bare.splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows} == {3}
+    assert escaped("a_b\nc") == r"a\_b\\nc"
+    assert fenced("x ```` y", "text").startswith("`````text\n")
+
+
+def test_a_card_that_can_not_be_written_stops_nothing(trained: Any, tmp_path: Path) -> None:
+    record = read_record(trained.run)
+    data = shards.open(record["shards"]["path"])
+    (line,) = write_model_card(tmp_path, record, data)
+    assert line.startswith("the model card can't be written: ")
+
+
+def test_record_has_the_commit_of_the_code(trained: Any, tmp_path: Path) -> None:
+    (session,) = read_record(trained.run)["sessions"]
+    assert "git" in session and "torch" in session["packages"]
+    (tmp_path / "file.py").touch()
+    assert git_state(tmp_path / "file.py") is None
+
+    import subprocess
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        command = ["git", *identity, "-C", str(tmp_path), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "-q")
+    assert git_state(tmp_path / "file.py") is None, "not of the checkout's files"
+    git("add", "file.py")
+    git("commit", "-qm", "one")
+    assert git_state(tmp_path / "file.py") == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "file.py").write_text("x = 1\n")
+    assert git_state(tmp_path / "file.py") == {"commit": git("rev-parse", "HEAD"), "dirty": True}

@@ -1,0 +1,128 @@
+"""The prompts are continued at each evaluation, and the training doesn't notice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2ForCausalLM
+
+from train.__main__ import main
+from train.callbacks import MetricsFile
+from train.run_directory import read_lines
+from train.samples import SamplesAtEvaluation, undisturbed
+from train.sampling import Continuation, load_model
+from train.settings import GenerationSettings
+
+WriteConfig = Callable[..., Path]
+LOSSES = ("loss", "grad_norm", "eval_loss")
+
+
+def losses(run: Path) -> list[tuple[int, str, float]]:
+    lines = read_lines(run / "metrics.jsonl")
+    return [(line["step"], name, line[name]) for line in lines for name in LOSSES if name in line]
+
+
+def written(run: Path) -> list[tuple[int, str, str]]:
+    return [(line["step"], line["prompt"], line["text"]) for line in read_lines(run / "samples.jsonl")]
+
+
+EVALUATED: dict[str, Any] = {
+    "training": {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 4},
+    "generation": {"prompts": ["ab", "xyz"]},
+}
+
+
+def test_losses_are_the_same_to_the_last_bit_with_samples_and_without(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    """With dropout, so that random numbers matter in each step."""
+    config = str(write_config(**EVALUATED, model={"attention_dropout": 0.3}))
+    main(["--config", config, "--output_dir", str(tmp_path / "with")])
+    main(["--config", config, "--output_dir", str(tmp_path / "without"), "--generation.every_evaluation", "false"])
+    assert len(losses(tmp_path / "with")) > 20
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    expected = [(step, prompt) for step in (2, 4, 6, 8, 10, 11) for prompt in ("ab", "xyz")]
+    samples = written(tmp_path / "with")
+    assert [(step, prompt) for step, prompt, _ in samples] == expected
+    assert written(tmp_path / "without") == samples[-2:]
+    assert samples[0][2] != samples[-2][2], "the model learnt something"
+
+
+def test_a_continued_run_has_each_sample_once(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stopped after the evaluation of step 6 and continues from step 4."""
+    config = str(write_config(**EVALUATED))
+    on_log = MetricsFile.on_log
+
+    def stop(self: MetricsFile, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        on_log(self, args, state, control, logs=logs, **kwargs)
+        if state.global_step == 7:
+            raise KeyboardInterrupt
+
+    main(["--config", config, "--output_dir", str(tmp_path / "whole")])
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsFile, "on_log", stop)
+        with pytest.raises(KeyboardInterrupt):
+            main(["--config", config, "--output_dir", str(tmp_path / "stopped")])
+    assert [step for step, _, _ in written(tmp_path / "stopped")] == [2, 2, 4, 4, 6, 6]
+    main(["--config", config, "--output_dir", str(tmp_path / "stopped")])
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert written(tmp_path / "stopped") == written(tmp_path / "whole")
+
+
+def test_random_states_and_modes_are_as_before(trained: Any) -> None:
+    model, _ = load_model(trained.run / "model")
+    model.train()
+    model.model.layers[0].eval()
+    model.config.use_cache = False
+
+    def state() -> list[Any]:
+        numbers = [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]
+        return [*numbers, [module.training for module in model.modules()], model.config.use_cache]
+
+    before = state()
+    with pytest.raises(RuntimeError), undisturbed(model):
+        assert not model.training and model.config.use_cache
+        torch.rand(1), np.random.rand(), random.random()
+        raise RuntimeError
+    assert state() == before
+
+
+def test_a_failure_ends_the_samples_and_not_the_training(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_model(trained.run / "model")
+    said: list[str] = []
+    shown: list[tuple[list[Continuation], int]] = []
+    callback = SamplesAtEvaluation(
+        tmp_path / "samples.jsonl",
+        GenerationSettings(prompts=["ab"], max_new_tokens=10_000),
+        tokenizer,
+        on_samples=lambda samples, step: shown.append((list(samples), step)),
+        say=said.append,
+    )
+
+    def evaluate(step: int) -> None:
+        callback.on_evaluate(None, SimpleNamespace(global_step=step, max_steps=9), None, model=model)
+
+    evaluate(3)
+    evaluate(9)  # the end's are written from the saved model
+    assert [step for _, step in shown] == [3] == [line["step"] for line in read_lines(tmp_path / "samples.jsonl")]
+    assert shown[0][0][0].num_tokens <= 64
+
+    def fail(*_arguments: Any, **_options: Any) -> None:
+        raise RuntimeError("CUDA out of memory\nmore")
+
+    monkeypatch.setattr(Qwen2ForCausalLM, "generate", fail)
+    evaluate(5)
+    evaluate(6)
+    assert said == ["no samples from step 5 on: CUDA out of memory"]
+    assert len(read_lines(tmp_path / "samples.jsonl")) == 1
