@@ -278,3 +278,15 @@ def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
     seconds = [log["seconds"] for log in logs]
     assert seconds[0] > 0 and seconds == sorted(seconds)  # over both sessions
     assert "step  1/60" in (tmp_path / "sweep" / "logs" / "long.log").read_text()
+
+
+def test_the_projects_sweep_names_settings_that_exist() -> None:
+    from train.settings import load_settings
+
+    root = Path(train.sweep.__file__).resolve().parents[1]
+    output_dir, runs = train.sweep.plan_sweep(root / "configs" / "sweep.yaml")
+    assert output_dir == Path("runs/sweep") and len(runs) == 4
+    for run in runs:
+        options = dict(argument.removeprefix("--").split("=", 1) for argument in run.arguments)
+        config = root / options.pop("config")
+        assert load_settings(config, options).training["num_train_epochs"] == 6
