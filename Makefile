@@ -72,15 +72,18 @@ shards: $(VENV)/.ready $(BUILD_NEEDS)  ## build the shard set of CORPUS, once
 $(SAMPLE_TOKENIZER)/tokenizer.json: $(SAMPLE_CORPUS) | $(VENV)/.ready
 	@$(RUN_PYTHON) -m pipeline tokenizer "$<" --vocab-size $(SAMPLE_VOCAB_SIZE) --out "$(@D)" --force
 
-# With several processes torchrun starts them; the global batch grows with them unless accumulation shrinks.
+# With several processes torchrun starts them. Mistakes are told before that, or torchrun would tell them once more.
+TRAIN_OPTIONS = --config "$(CONFIG)" --output_dir "runs/$(RUN)" $(TRAIN_SHARDS) $(ARGS)
 ifneq ($(NPROC),1)
+TRAIN_CHECK = @$(RUN_PYTHON) -m train $(TRAIN_OPTIONS) --check
 TRAIN_PYTHON := $(RUN_PYTHON) -m torch.distributed.run --standalone --nproc-per-node "$(NPROC)"
 else
 TRAIN_PYTHON := $(RUN_PYTHON)
 endif
 
 train: $(VENV)/.ready $(TRAIN_NEEDS)  ## train the model of CONFIG, then generate from its prompts
-	@$(TRAIN_PYTHON) -m train --config "$(CONFIG)" --output_dir "runs/$(RUN)" $(TRAIN_SHARDS) $(ARGS)
+	$(TRAIN_CHECK)
+	@$(TRAIN_PYTHON) -m train $(TRAIN_OPTIONS)
 
 generate: $(VENV)/.ready  ## continue PROMPT with the model of RUN
 	@$(RUN_PYTHON) -m train.generate "runs/$(RUN)" $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)

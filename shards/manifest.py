@@ -158,7 +158,8 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST_NAME
     if not directory.exists():
         hint = nearest_path(directory, lambda path: (path / MANIFEST_NAME).is_file())
-        raise InputError(f"{directory}: no such shard set{hint or '; build it with `python -m pipeline build`'}")
+        hint = hint or "; build it with `make shards CORPUS=FILE` or `python -m pipeline build`"
+        raise InputError(f"{directory}: no such shard set{hint}")
     if not path.is_file():
         raise InputError(
             f"{directory}: no {MANIFEST_NAME}, so this is no complete shard set; finish it with the same build command"

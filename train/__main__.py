@@ -81,6 +81,9 @@ def build_parser() -> Parser:
         help="the checkpoint to continue from (without a value: the newest complete one of the run)",
     )
     parser.add_argument(
+        "--check", action="store_true", help="only check the settings, the shard set and the run's directory"
+    )
+    parser.add_argument(
         "--allow_data_change",
         action="store_true",
         help="go on with another shard set (of the same tokenizer), seed, shuffle or batch than the checkpoint's",
@@ -103,6 +106,8 @@ def main(argv: list[str]) -> None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(RANK_PATIENCE_SECONDS)
         raise
+    if "--check" in argv:
+        return
     prepare_environment()
     from train.run import train
 
@@ -120,6 +125,7 @@ def prepare(argv: list[str]) -> tuple[Settings, shards.ShardSet | shards.Mixture
     options = vars(build_parser().parse_args(argv))
     config_path, resume = options.pop("config"), options.pop("resume_from_checkpoint")
     allow_data_change = options.pop("allow_data_change")
+    options.pop("check")
     settings = load_settings(config_path, options)
     data = shards.open_data(settings.shards, notice=say)
     for part in data.sets if isinstance(data, shards.Mixture) else [data]:

@@ -13,7 +13,7 @@ import pytest
 
 import shards
 from shards.errors import InputError
-from train.__main__ import build_parser, prepare
+from train.__main__ import build_parser, main, prepare
 from train.arguments import convert, training_argument_types
 from train.settings import load_settings
 
@@ -202,3 +202,12 @@ def test_a_set_whose_tokenizer_was_changed_is_not_trained_on(
         file.write("\n")
     with pytest.raises(InputError, match="the tokenizer was changed"):
         prepare(["--config", str(config)])
+
+
+def test_check_writes_nothing_and_tells_what_is_wrong(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--config", str(write_config()), "--check"])
+    assert not (tmp_path / "run").exists() and capsys.readouterr().out == ""
+    with pytest.raises(InputError, match="no such config file"):
+        main(["--config", str(tmp_path / "none.yaml"), "--check"])

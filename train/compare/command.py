@@ -44,9 +44,10 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> None:
     """Print the comparison. Raises `InputError`."""
     options: argparse.Namespace = build_parser().parse_args(argv)
+    directories = find_runs(options.runs)
     if options.out is not None:
         check_out(options.out)
-    runs = read_runs(find_runs(options.runs))
+    runs = read_runs(directories)
     if options.out is not None:
         write_atomically(options.out, render(runs))
     lines = [json.dumps(as_json(runs), indent=1)] if options.json else as_lines(runs)
