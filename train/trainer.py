@@ -63,6 +63,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         assert args.max_steps > 0
         self.position, self._finish_checkpoint = position, finish_checkpoint
         self._saving_directory: Path | None = None
+        self._random_states_from: str | None = None
         on_gpu = args.device.type == "cuda"
         self._peak_flops = peak_flops(torch.cuda.get_device_name(args.device)) if on_gpu else None
         self._order, self._epoch_blocks, self._use_muon = order, epoch_blocks, use_muon
@@ -90,6 +91,19 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         """Whether `step` trained on an epoch's last block. With 10 blocks and batches of 4: steps 3, 5, 8, 10."""
         batch = self.position.global_batch_blocks
         return step * batch // self._epoch_blocks > (step - 1) * batch // self._epoch_blocks
+
+    # ---- random states ----
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Put off to the first step: the `Trainer` makes the loader's iterator in between, which draws a number."""
+        self._random_states_from = checkpoint
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self._random_states_from is not None:
+            super()._load_rng_state(self._random_states_from)
+            self._random_states_from = None
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return loss
 
     # ---- optimizer ----
 

@@ -120,6 +120,18 @@ def test_interrupted_twice_with_loader_workers(
     assert losses(run) == losses(whole_run)
 
 
+def test_with_dropout_too_and_whether_it_is_evaluated_or_not(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(model={"attention_dropout": 0.5})
+    evaluated = ["--eval_strategy", "steps", "--eval_steps", "2"]
+    train_to_the_end(config, "--output_dir", str(tmp_path / "whole"))
+    train_to_the_end(config, "--output_dir", str(tmp_path / "evaluated"), *evaluated)
+    stop_after(7, monkeypatch, config, "--output_dir", str(tmp_path / "stopped"), *evaluated)
+    train_to_the_end(config, "--output_dir", str(tmp_path / "stopped"), *evaluated)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "evaluated") == losses(tmp_path / "whole")
+
+
 def test_accumulation_changes_no_batch(whole_run: Path, write_config: WriteConfig, tmp_path: Path) -> None:
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
     train_to_the_end(write_config(training=settings))
