@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, set_seed
 
@@ -84,6 +86,18 @@ def build_model(
         generation, vocab_size=vocab_size, eos_id=eos_id, padded=config.vocab_size
     )
     return model
+
+
+def add_chat_template(directory: Path) -> None:
+    """Let programs that know chats only (`transformers serve`, `transformers chat`) continue texts with a saved model.
+
+    A model that is only pretrained has no roles: the messages' texts follow one another. A tokenizer's own template stays.
+    """
+    path = directory / "chat_template.jinja"
+    config = directory / "tokenizer_config.json"
+    if path.exists() or (config.is_file() and b'"chat_template"' in config.read_bytes()):
+        return
+    path.write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}", encoding="utf-8")
 
 
 def must_use_cpu() -> bool:

@@ -21,7 +21,7 @@ from train.data import BlockDataset, steps_of_epochs
 from train.environment import release_memory_at_once
 from train.fused import install_gated_mlp
 from train.loss import chosen_loss, install_loss
-from train.model import bf16_pays, build_model, must_use_cpu
+from train.model import add_chat_template, bf16_pays, build_model, must_use_cpu
 from train.optimizer import MUON
 from train.run_directory import Plan
 from train.settings import Settings
@@ -171,6 +171,7 @@ def build_trainer(
 
     def add_tokenizer(directory: Path) -> None:
         copy_tokenizer(data.tokenizer_path, directory)
+        add_chat_template(directory)
 
     has_val_blocks = len(data["val"]) > 0
     if not has_val_blocks:

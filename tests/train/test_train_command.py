@@ -65,6 +65,8 @@ def test_saved_model_loads_without_this_project(trained: Any) -> None:
     assert generation.suppress_tokens == list(range(VOCAB_SIZE, PADDED_VOCAB_SIZE))
     assert (generation.do_sample, generation.max_new_tokens) == (True, 5)
     assert tokenizer.decode(tokenizer("ab").input_ids) == "ab"
+    messages = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == "abc"  # what `transformers serve` asks for
     assert not list(directory.glob("*.bin"))
 
 
