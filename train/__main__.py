@@ -32,31 +32,28 @@ and so is every setting of the other sections, written with the section's name
 (--model.hidden_size 256, --tracking.mode offline, --generation.seed 1). Options win over the file.
 
 The same command again continues an interrupted run from its newest complete checkpoint.
+
+example: python -m train --config configs/sample.yaml --output_dir runs/fast --learning_rate 5e-3
 """
 
 
 def build_parser() -> Parser:
     parser = Parser(prog="python -m train", description="Train a model on a shard set.", epilog=EPILOG)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE.yaml", help="the settings of the run")
-    parser.add_argument(
+    data = parser.add_argument_group("what is trained on")
+    data.add_argument(
         "--shards",
         metavar="DIR",
         default=argparse.SUPPRESS,
         help="the shard set to train on, or several: wiki:0.7,books:0.3 by shares, wiki:1epochs,books:4epochs by passes",
     )
-    parser.add_argument(
+    data.add_argument(
         "--shuffle",
         metavar="global|window|none",
         default=argparse.SUPPRESS,
         help="how blocks are shuffled: all, within stretches for disks that hate random reads, or not (global)",
     )
-    parser.add_argument(
-        "--global_batch_blocks",
-        metavar="BLOCKS",
-        default=argparse.SUPPRESS,
-        help="blocks a step over all processes; gradient accumulation follows from it",
-    )
-    parser.add_argument(
+    data.add_argument(
         "--document_mask",
         nargs="?",
         const="true",
@@ -64,29 +61,37 @@ def build_parser() -> Parser:
         default=argparse.SUPPRESS,
         help="documents that share a block don't see each other (false)",
     )
-    parser.add_argument(
+    data.add_argument(
+        "--allow_data_change",
+        action="store_true",
+        help="go on with another shard set (of the same tokenizer), seed, shuffle or batch than the checkpoint's",
+    )
+    training = parser.add_argument_group("how a step is computed")
+    training.add_argument(
+        "--global_batch_blocks",
+        metavar="BLOCKS",
+        default=argparse.SUPPRESS,
+        help="blocks a step over all processes; gradient accumulation follows from it",
+    )
+    training.add_argument(
         "--loss",
         metavar="auto|plain|chunked|liger",
         default=argparse.SUPPRESS,
         help="all logits at once, or a chunk of tokens at a time, which saves memory (auto: by the vocabulary's size)",
     )
-    parser.add_argument(
+    run = parser.add_argument_group("the run")
+    run.add_argument(
         "--output_dir", metavar="DIR", default=argparse.SUPPRESS, help="the run's directory, made if it is not there"
     )
-    parser.add_argument(
+    run.add_argument(
         "--resume_from_checkpoint",
         nargs="?",
         const="latest",
         metavar="PATH|latest",
         help="the checkpoint to continue from (without a value: the newest complete one of the run)",
     )
-    parser.add_argument(
+    run.add_argument(
         "--check", action="store_true", help="only check the settings, the shard set and the run's directory"
-    )
-    parser.add_argument(
-        "--allow_data_change",
-        action="store_true",
-        help="go on with another shard set (of the same tokenizer), seed, shuffle or batch than the checkpoint's",
     )
     for section in SECTIONS:
         prefix = "" if section == "training" else f"{section}."
