@@ -108,22 +108,33 @@ class Place:
             return False
 
     def prepare(self, plan: dict[str, Any]) -> None:
-        """Make the partial directory for `plan`, or find it there. Raises `InputError` if it is for another plan."""
+        """Make the partial directory for `plan`, or find it there. Raises `InputError` if work of another plan is in it."""
         path = self.partial / PLAN_NAME
         if path.exists():
             differences = plan_differences(json.loads(path.read_bytes()), plan)
-            if differences:
+            if differences and self._is_untouched():
+                path.unlink()
+            elif differences:
                 raise InputError(
                     f"{self.partial}: an unfinished build with other inputs ({'; '.join(differences)}); "
                     "repeat the command it was begun with, or begin anew with --force"
                 )
-        elif self.partial.exists() and any(self.partial.iterdir()):
+        elif self.partial.exists() and not self._is_untouched():
             raise InputError(f"{self.partial}: not an unfinished build (no {PLAN_NAME}); move it elsewhere")
         (self.partial / RECEIPTS_DIRECTORY).mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_atomically(path, json.dumps(plan, indent=2, ensure_ascii=False).encode())
         for left_over in self.partial.glob(f"*{TEMPORARY_SUFFIX}"):
             left_over.unlink()
+
+    def _is_untouched(self) -> bool:
+        """Whether a build stopped here before its first unit was done, so that beginning anew loses nothing."""
+        for entry in self.partial.iterdir():
+            if entry.name == RECEIPTS_DIRECTORY and entry.is_dir() and not any(entry.iterdir()):
+                continue
+            if entry.name != PLAN_NAME and not entry.name.endswith(TEMPORARY_SUFFIX):
+                return False
+        return True
 
     @property
     def holds_set(self) -> bool:

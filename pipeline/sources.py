@@ -119,6 +119,8 @@ def _without_compression(name: str) -> str:
 def look_at(path_name: str, name: str) -> Source:
     """The file `path_name` as a source called `name`."""
     path = Path(path_name)
+    if any("\ud800" <= character <= "\udfff" for character in path_name):  # bytes of the name that weren't decoded
+        raise InputError(f"{path_name}: the name isn't UTF-8; rename it, or set LC_ALL=C.UTF-8 if it is")
     compression = ""
     try:
         status = file_status(path_name)

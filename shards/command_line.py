@@ -76,7 +76,8 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
     signal.signal(signal.SIGTERM, _raise_terminated)
     try:
         status = main(list(sys.argv[1:] if argv is None else argv)) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed, as by `>&-`
+            sys.stdout.flush()
     except InputError as error:
         status = _fail(str(error))
     except Terminated as stop:

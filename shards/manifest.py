@@ -160,6 +160,9 @@ def read_manifest(directory: Path) -> Manifest:
         hint = nearest_path(directory, lambda path: (path / MANIFEST_NAME).is_file())
         hint = hint or "; build it with `make shards CORPUS=FILE` or `python -m pipeline build`"
         raise InputError(f"{directory}: no such shard set{hint}")
+    if directory.is_file():
+        hint = f"; take {directory.parent}" if (directory.parent / MANIFEST_NAME).is_file() else ""
+        raise InputError(f"{directory}: expected a shard set's directory, found a file{hint}")
     if not path.is_file():
         raise InputError(
             f"{directory}: no {MANIFEST_NAME}, so this is no complete shard set; finish it with the same build command"

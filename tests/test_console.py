@@ -48,3 +48,10 @@ def test_all_packages_are_installed() -> None:
         for path in Path(REPOSITORY, top).rglob("__init__.py")
     }
     assert set(settings["tool"]["setuptools"]["packages"]) == found
+
+
+def test_a_closed_stdout_is_no_fault() -> None:
+    command = f"exec '{sys.executable}' -c \"$1\" >&-"
+    program = "from shards.command_line import run_command; run_command(lambda arguments: None, [])"
+    finished = subprocess.run(["sh", "-c", command, "sh", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (finished.returncode, finished.stderr) == (0, "")

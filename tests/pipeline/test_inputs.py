@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,11 @@ def test_memory_for_a_unit_does_not_grow_with_the_corpus(tmp_path: Path) -> None
     tracemalloc.stop()
     assert count == 120_000 and source.num_bytes > 100_000_000
     assert peak < 45_000_000
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode("语料.jsonl".encode("gbk"))
+    path.write_text('{"text": "文"}\n', encoding="utf-8")
+    for source in (path, tmp_path):
+        with pytest.raises(InputError, match="the name isn't UTF-8; rename it"):
+            find_sources([str(source)])

@@ -161,6 +161,32 @@ def test_a_full_disk_is_one_line_and_keeps_finished_units(
     assert verify(tmp_path / "set") == []
 
 
+def test_a_build_that_stopped_before_its_first_unit_begins_anew(tmp_path: Path, tokenizer_dir: Path) -> None:
+    """After a wrong --text-field the right one needs no --force, nor does a disk that was full at the plan."""
+
+    def attempt(**settings: Any) -> None:
+        build(
+            [str(SAMPLE)],
+            tmp_path / "set",
+            tokenizer_name=str(tokenizer_dir),
+            settings=dataclasses.replace(SETTINGS, **settings),
+            num_workers=1,
+        )
+
+    partial = tmp_path / "set.partial"
+    (partial / "receipts").mkdir(parents=True)
+    (partial / "plan.json.tmp").write_bytes(b"{")
+    with pytest.raises(InputError, match="no field 'txet'"):
+        attempt(text_field="txet")
+    assert (partial / "plan.json").exists()
+    (partial / "receipts" / "00000.json").write_bytes(b"{}")
+    with pytest.raises(InputError, match="unfinished build with other inputs"):
+        attempt()
+    (partial / "receipts" / "00000.json").unlink()
+    attempt()
+    assert verify(tmp_path / "set") == []
+
+
 def test_too_little_room_is_seen_before_the_work(
     tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

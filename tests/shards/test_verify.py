@@ -156,6 +156,8 @@ def test_the_command_line_names_the_fault_with_status_2(own_set: Path) -> None:
     assert_one_error_line(run_module("shards", "verify", own_set), "val-0000", "No such file")
     assert_one_error_line(run_module("shards", "verify", own_set / "nowhere"), "no such shard set")
     assert_one_error_line(run_module("shards", "cat", own_set, "--block", "0"), "val-0000")
+    manifest = own_set / "manifest.json"
+    assert_one_error_line(run_module("shards", "info", manifest), "expected a shard set's directory", f"take {own_set}")
 
 
 def test_cat_refuses_what_is_not_there(built_set: Path) -> None:
