@@ -1,7 +1,7 @@
 # Tokenize once, train many times. `make help` lists what there is.
 
 CORPUS ?= data/sample/wikipedia-zh-sample.json
-SHARDS ?= data/shards/$(basename $(basename $(notdir $(CORPUS))))
+SHARDS ?= data/shards/$(basename $(basename $(notdir $(CORPUS:/=))))
 CONFIG ?= configs/sample.yaml
 RUN    ?= $(basename $(notdir $(CONFIG)))
 PROMPT ?=
@@ -9,6 +9,12 @@ RUNS   ?=
 SWEEP  ?= configs/sweep.yaml
 NPROC  ?= 1
 ARGS   ?=
+
+# An empty one would make a file or run of another name.
+$(foreach name,CORPUS SHARDS CONFIG RUN SWEEP NPROC,$(if $(strip $($(name))),,$(error $(name) is empty; give it a value, or leave it out)))
+ifneq ($(shell printf %s '$(subst ','\'',$(NPROC))' | grep -cxE '[1-9][0-9]*|auto|gpu|cpu'),1)
+$(error NPROC: expected a number of processes from 1 on, found $(NPROC))
+endif
 
 SAMPLE_CORPUS    := data/sample/wikipedia-zh-sample.json
 SAMPLE_TOKENIZER := data/tokenizers/wikipedia-zh-sample

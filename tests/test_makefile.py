@@ -80,3 +80,22 @@ def test_several_processes_are_started_by_torchrun() -> None:
     assert '-m torch.distributed.run --standalone --nproc-per-node "8" -m train --config' in training
     (training,) = [line for line in make("--dry-run", "train").splitlines() if "-m train " in line]
     assert "torch.distributed" not in training
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("RUN=", "RUN is empty"),
+        ("CORPUS=", "CORPUS is empty"),
+        ("NPROC=two", "NPROC: expected a number of processes from 1 on, found two"),
+        ("NPROC=0", "found 0"),
+    ],
+)
+def test_a_variable_without_sense_is_refused_in_one_line(argument: str, expected: str) -> None:
+    finished = subprocess.run(["make", "-n", "train", argument], cwd=REPOSITORY, capture_output=True, text=True)
+    assert finished.returncode == 2 and finished.stdout == ""
+    assert expected in finished.stderr and len(finished.stderr.splitlines()) == 1
+
+
+def test_a_directory_may_end_in_a_slash() -> None:
+    assert '--out "data/shards/mine"' in make("-n", "shards", "CORPUS=data/mine/")
