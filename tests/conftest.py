@@ -10,10 +10,15 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from pipeline import build, engine
 from pipeline.work import Job, Progress, UnitError
+
+# A busy machine makes an example slow, which is no fault of the code.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 REPOSITORY = Path(__file__).resolve().parent.parent
