@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -92,7 +93,13 @@ def test_several_processes_are_started_by_torchrun() -> None:
     ],
 )
 def test_a_variable_without_sense_is_refused_in_one_line(argument: str, expected: str) -> None:
-    finished = subprocess.run(["make", "-n", "train", argument], cwd=REPOSITORY, capture_output=True, text=True)
+    # As from a terminal: within `make test` a make would say which directory it enters.
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")
+    }
+    finished = subprocess.run(
+        ["make", "-n", "train", argument], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
     assert finished.returncode == 2 and finished.stdout == ""
     assert expected in finished.stderr and len(finished.stderr.splitlines()) == 1
 
