@@ -124,20 +124,30 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file; a torn last line is left out; none if there is no file."""
-    records = []
+    """The records of a JSON Lines file; a damaged line is left out; none if there is no file."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return parse_lines(path.read_text(encoding="utf-8", errors="replace"))[0]
     except FileNotFoundError:
         return []
-    for line in lines:
+
+
+def parse_lines(text: str) -> tuple[list[dict[str, Any]], list[int]]:
+    """The objects of JSON Lines, and the numbers of damaged lines, from 1. The last line of a running run may be torn.
+
+    Only a line feed ends a line: what a model wrote may hold other characters that `str.splitlines` cuts at.
+    """
+    records, damaged = [], []
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except ValueError:
-            continue
+        except (ValueError, RecursionError):
+            record = None
         if isinstance(record, dict):
             records.append(record)
-    return records
+        elif line.strip() and number < len(lines):
+            damaged.append(number)
+    return records, damaged
 
 
 def rewind_metrics(run: Path, step: int) -> None:

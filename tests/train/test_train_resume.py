@@ -18,7 +18,7 @@ from shards.errors import InputError
 from train.__main__ import main, prepare
 from train.callbacks import MetricsFile
 from train.checkpoints import newest_complete_checkpoint, numbered_checkpoints, read_position
-from train.run_directory import read_lines, read_record
+from train.run_directory import append_lines, read_lines, read_record, rewind_lines
 from train.stopping import StopOnSignal
 
 WriteConfig = Callable[..., Path]
@@ -249,6 +249,14 @@ def test_other_shard_set_is_refused(
     with pytest.raises(InputError, match="can't be continued with these settings: shard set "):
         train_to_the_end(write_config(), "--shards", str(other))
     assert stopped_run.exists()
+
+
+def test_lines_end_at_line_feeds_only_when_a_run_is_rewound(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    kept = {"step": 1, "text": "one\u2028two\x85three"}
+    append_lines(path, [kept, {"step": 2, "text": "later"}])
+    rewind_lines(path, 1)
+    assert read_lines(path) == [kept]
 
 
 def test_other_data_can_be_allowed(

@@ -19,7 +19,7 @@ from typing import Any
 
 from shards.errors import InputError, nearest_path, printable
 from train.checkpoints import numbered_checkpoints
-from train.run_directory import METRICS_NAME, MODEL_NAME, RECORD_NAME, SAMPLES_NAME
+from train.run_directory import METRICS_NAME, MODEL_NAME, RECORD_NAME, SAMPLES_NAME, parse_lines
 
 # What is said of a run elsewhere, or differs always.
 _IGNORED_SETTINGS = {"output_dir", "tracking.name"}
@@ -188,24 +188,14 @@ def _read_record(run: Path) -> dict[str, Any]:
 
 
 def _read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The objects of a JSON Lines file, and what is wrong with it. The last line of a running run may be torn."""
+    """The objects of a JSON Lines file, and what is wrong with it."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return [], []
     except OSError as error:
         return [], [f"{path.name} can't be read ({error.strerror})"]
-    records, damaged = [], []
-    *lines, last = text.split("\n")
-    for line_number, line in enumerate([*lines, last], start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict):
-            records.append(record)
-        elif line.strip() and line_number <= len(lines):
-            damaged.append(line_number)
+    records, damaged = parse_lines(text)
     if not damaged:
         return records, []
     lines_are = "line is" if len(damaged) == 1 else "lines are"
