@@ -35,6 +35,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 import shards  # noqa: E402
+from bench.trainer import model_settings  # noqa: E402
 
 EVALUATED_TOKENS = 300_000
 MEAN_CHARS, SIGMA = 430, 1.35
@@ -47,8 +48,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": 512,
         "block_tokens": 64,
         "batch_blocks": 4,
-        "model": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-        | {"intermediate_size": 64},
+        "model": model_settings(0),
         "training": {"per_device_train_batch_size": 4},
     },
     "small": {  # 3.2 million parameters, on one CPU thread
@@ -65,8 +65,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "documents": "whole",
         "block_tokens": 512,
         "batch_blocks": 256,
-        "model": {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 2}
-        | {"intermediate_size": 2048, "rope_theta": 1e6},
+        "model": {**model_settings(12), "rope_theta": 1e6},
         "training": {"per_device_train_batch_size": 32, "dataloader_num_workers": 2},
     },
 }

@@ -13,7 +13,7 @@ from pipeline.build import BuildResult, Reporter
 from shards.show import size_text
 
 _SECONDS_BETWEEN_LINES = 10.0
-# The default config's global batch: 32 blocks × 8 accumulation steps.
+# `global_batch_blocks` of configs/wikipedia-zh-120m.yaml.
 _BLOCKS_PER_STEP = 256
 
 

@@ -67,6 +67,12 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see `{self.prog} --help`)")
 
 
+def say(*lines: str) -> None:
+    """Write lines to standard output at once."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+
+
 def _raise_terminated(_signal_number: int, _frame: FrameType | None) -> None:
     raise Terminated
 

@@ -116,16 +116,21 @@ def evaluate(
             sums += np.where(counted, losses, 0).sum(axis=0)
             counts += counted.sum(axis=0)
     loss = float(sums.sum() / counts.sum())
-    bits = loss / math.log(2) * split.num_tokens
+    num_bits = bits(loss, split.num_tokens)
     return Evaluation(
         num_blocks=count,
         num_tokens=int(counts.sum()),
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
-        bits_per_byte=bits / split.num_text_bytes,
-        bits_per_char=bits / split.num_text_chars,
+        bits_per_byte=num_bits / split.num_text_bytes,
+        bits_per_char=num_bits / split.num_text_chars,
         loss_by_position=by_position(sums, counts),
     )
+
+
+def bits(loss: float, num_tokens: int) -> float:
+    """What a text of so many tokens takes when a token has `loss` nats."""
+    return loss / math.log(2) * num_tokens
 
 
 def by_position(sums: np.ndarray, counts: np.ndarray) -> list[tuple[int, int, float]]:

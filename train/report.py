@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ import shards
 from train import run_directory
 from train.callbacks import finite
 from train.checkpoints import DataPosition
+from train.evaluate import bits
 from train.run_directory import Plan
 from train.sampling import Continuation, printable_sample
 from train.settings import Settings
@@ -27,12 +26,6 @@ from train.trainer import BlockTrainer
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "swanlab", "liger-kernel")
 GIT_SECONDS = 5
-
-
-def say(*lines: str) -> None:
-    """Write lines to standard output at once."""
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    sys.stdout.flush()
 
 
 class Record:
@@ -118,7 +111,7 @@ def bits_per_byte(data: shards.ShardSet | shards.Mixture, loss: float | None) ->
     num_bytes = sum(split.num_text_bytes for split in splits)
     if loss is None or not num_bytes:
         return None
-    return loss / math.log(2) * sum(split.num_tokens for split in splits) / num_bytes
+    return bits(loss, sum(split.num_tokens for split in splits)) / num_bytes
 
 
 def package_versions() -> dict[str, str]:

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 import shards
-from shards.command_line import Terminated
+from shards.command_line import Terminated, say
 from train import run_directory
 from train.checkpoints import SAVING_DIRECTORY, newest_complete_checkpoint
 from train.model_card import write_model_card
-from train.report import Record, end_lines, say, start_lines
+from train.report import Record, end_lines, start_lines
 from train.run_directory import Plan
 from train.samples import SamplesAtEvaluation
 from train.sampling import Continuation, continue_prompts, load_model, load_tokenizer, sample_records
@@ -63,7 +63,7 @@ def train(settings: Settings, data: shards.ShardSet | shards.Mixture, plan: Plan
             run_directory.rewind_lines(run / run_directory.SAMPLES_NAME, steps - 1)  # of an end that was interrupted
             records = sample_records(samples, steps, settings.generation)
             run_directory.append_lines(run / run_directory.SAMPLES_NAME, records)
-            tracking.log_samples([(written.prompt, written.text) for written in samples], steps)
+            tracking.log_samples(samples, steps)
             results = record.add_results(trainer, metrics, position)
             record.write("finished")
             say(*write_model_card(run, record.content, data, samples))
@@ -112,12 +112,9 @@ def sample_at_evaluations(
         say("the model is sharded (fsdp): the prompts are continued at the end only")
         return
 
-    def show(samples: Sequence[Continuation], step: int) -> None:
-        tracking.log_samples([(written.prompt, written.text) for written in samples], step)
-
     path = Path(args.output_dir, run_directory.SAMPLES_NAME)
     tokenizer = load_tokenizer(data.tokenizer_path)
-    trainer.add_callback(SamplesAtEvaluation(path, settings, tokenizer, on_samples=show, say=say))
+    trainer.add_callback(SamplesAtEvaluation(path, settings, tokenizer, on_samples=tracking.log_samples, say=say))
 
 
 def sample(settings: Settings) -> list[Continuation]:

@@ -31,7 +31,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.command_line import Parser, Terminated, run_command
+from shards.command_line import Parser, Terminated, run_command, say
 from shards.errors import InputError, nearest, printable
 from shards.files import write_atomically
 from train.__main__ import prepare
@@ -411,12 +411,6 @@ def _write_state(output_dir: Path, outcomes: Sequence[Outcome]) -> None:
     content = {"runs": [dataclasses.asdict(outcome) for outcome in outcomes]}
     text = json.dumps(content, ensure_ascii=False, indent=2, default=str)
     write_atomically(output_dir / STATE_NAME, (text + "\n").encode())
-
-
-def say(*lines: str) -> None:
-    """Write lines to standard output at once."""
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

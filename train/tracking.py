@@ -16,11 +16,14 @@ import urllib.request
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shards.errors import InputError
 from train.run_directory import SWANLAB_NAME
 from train.settings import TrackingSettings
+
+if TYPE_CHECKING:
+    from train.sampling import Continuation
 
 ANSWER_SECONDS = 10
 
@@ -100,12 +103,12 @@ class Tracking:
         callback.setup(trainer.args, trainer.state, trainer.model)
         return callback
 
-    def log_samples(self, texts: Sequence[tuple[str, str]], step: int) -> None:
-        """Log `(prompt, text)` pairs as text samples."""
-        if self._swanlab is not None and texts:
-            samples = [self._swanlab.Text(text, caption=prompt) for prompt, text in texts]
+    def log_samples(self, samples: Sequence[Continuation], step: int) -> None:
+        """Log what the model wrote, with the prompts as captions."""
+        if self._swanlab is not None and samples:
+            texts = [self._swanlab.Text(sample.text, caption=sample.prompt) for sample in samples]
             with contextlib.suppress(Exception):
-                self._swanlab.log({"samples": samples}, step=step)
+                self._swanlab.log({"samples": texts}, step=step)
 
     def finish(self, kind: type[BaseException] | None, *_: object) -> None:
         """End the tracking, after success or (given the exception's type) not."""

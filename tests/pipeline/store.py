@@ -12,7 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.settings import BuildSettings
+
 BUCKET = "bucket"
+URL = f"s3://{BUCKET}"
+SETTINGS = BuildSettings(block_tokens=64, unit_bytes=60_000)  # small units: there are several
 _SERVER = """
 import sys, time, os
 from moto.server import DomainDispatcherApplication, create_backend_app

@@ -18,21 +18,11 @@ pytest.importorskip("s3fs", reason="needs the packages of requirements-s3.lock")
 pytest.importorskip("moto.server", reason="needs the packages of requirements-s3.lock")
 
 from pipeline.build import build
-from pipeline.settings import BuildSettings
 from shards.errors import InputError
 from shards.pull import pull
 from shards.verify import verify
 from tests.conftest import REPOSITORY, SAMPLE, directory_bytes, sample_records, write_corpus
-from tests.pipeline.store import BUCKET, ill_for, s3_server, stored_bytes
-
-SETTINGS = BuildSettings(block_tokens=64, unit_bytes=60_000)
-URL = f"s3://{BUCKET}"
-
-
-@pytest.fixture(scope="module")
-def illness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with s3_server(tmp_path_factory.mktemp("store")) as path:
-        yield path
+from tests.pipeline.store import SETTINGS, URL, ill_for, stored_bytes
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +83,10 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
 
 
+def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+
+
 def wait_for_receipts(name: str, number: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
@@ -104,25 +98,13 @@ def wait_for_receipts(name: str, number: int, process: subprocess.Popen[str]) ->
 def test_the_bytes_of_the_local_engine_on_a_shared_disk(
     tmp_path: Path, tokenizer_dir: Path, corpus: Path, expected: dict[str, bytes], cluster: Any
 ) -> None:
-    result = subprocess.run(
-        command(corpus, str(tmp_path / "set"), tokenizer_dir, cluster.address),
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        check=False,
-    )
+    result = finish(command(corpus, str(tmp_path / "set"), tokenizer_dir, cluster.address))
     assert result.returncode == 0, result.stderr
     assert directory_bytes(tmp_path / "set") == expected
     assert verify(tmp_path / "set") == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
     bad = write_corpus(tmp_path / "bad.json", [*sample_records(), {"text": 7}])
-    failed = subprocess.run(
-        command(bad, str(tmp_path / "bad"), tokenizer_dir, cluster.address),
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        check=False,
-    )
+    failed = finish(command(bad, str(tmp_path / "bad"), tokenizer_dir, cluster.address))
     assert failed.returncode == 2 and "Traceback" not in failed.stderr
     assert "field 'text': expected a string, found a number" in failed.stderr
 
@@ -151,13 +133,7 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert "manifest.json" not in stored_bytes("driver")
-    again = subprocess.run(
-        command(corpus, f"{URL}/driver", tokenizer_dir, cluster.address),
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        check=False,
-    )
+    again = finish(command(corpus, f"{URL}/driver", tokenizer_dir, cluster.address))
     assert again.returncode == 0, again.stderr
     assert "units from an earlier run" in again.stdout
     assert stored_bytes("driver") == expected
@@ -178,13 +154,7 @@ def test_a_store_that_is_ill_for_a_while_changes_no_byte(
 
 
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, tokenizer_dir: Path) -> None:
-    result = subprocess.run(
-        command(SAMPLE, str(tmp_path / "set"), tokenizer_dir, "127.0.0.1:1"),
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        check=False,
-    )
+    result = finish(command(SAMPLE, str(tmp_path / "set"), tokenizer_dir, "127.0.0.1:1"))
     assert result.returncode == 2, result.stderr
     assert "--ray-address 127.0.0.1:1: can't connect to a Ray cluster there" in result.stderr
 

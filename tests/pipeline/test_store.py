@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,12 @@ pytest.importorskip("moto.server", reason="needs the packages of requirements-s3
 
 from pipeline import remote_unit
 from pipeline.build import BuildResult, build
-from pipeline.settings import BuildSettings
 from pipeline.sources import find_sources
 from shards.errors import InputError
 from shards.pull import pull
 from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes, sample_records, write_corpus
-from tests.pipeline.store import BUCKET, file_system, s3_server, stored_bytes
-
-SETTINGS = BuildSettings(block_tokens=64, unit_bytes=60_000)
-URL = f"s3://{BUCKET}"
-
-
-@pytest.fixture(scope="module")
-def illness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with s3_server(tmp_path_factory.mktemp("store")) as path:
-        yield path
+from tests.pipeline.store import BUCKET, SETTINGS, URL, file_system, stored_bytes
 
 
 def run(source: Path | str, out: Path | str, tokenizer_dir: Path, **options: Any) -> BuildResult:

@@ -21,7 +21,7 @@ from shards.errors import InputError
 from shards.pull import pull
 from shards.verify import verify
 from tests.conftest import REPOSITORY, SAMPLE, directory_bytes, run_module
-from tests.pipeline.store import BUCKET, file_system, s3_server
+from tests.pipeline.store import BUCKET, SETTINGS, file_system, s3_server
 
 URL = f"s3://{BUCKET}/set"
 
@@ -29,11 +29,9 @@ URL = f"s3://{BUCKET}/set"
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
     from pipeline.build import build
-    from pipeline.settings import BuildSettings
 
-    settings = BuildSettings(block_tokens=64, unit_bytes=60_000)
     path = tmp_path_factory.mktemp("built") / "set"
-    build([str(SAMPLE)], path, tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=1)
+    build([str(SAMPLE)], path, tokenizer_name=str(tokenizer_dir), settings=SETTINGS, num_workers=1)
     (path / ".sources.json").unlink()
     return path
 

@@ -7,10 +7,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from tests.train.test_train_loss import BLOCK_TOKENS, VOCAB_SIZE, make_model
 from train.loss import install_loss
-from train.model import build_model
 from train.optimizer import build_muon
-from train.settings import GenerationSettings, ModelSettings
 
 
 def main() -> None:
@@ -18,23 +17,12 @@ def main() -> None:
     mesh = init_device_mesh("cpu", (2,))
     for tied in (True, False):
         for loss in ("chunked", "plain"):
-            settings = ModelSettings(
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                intermediate_size=64,
-                tie_word_embeddings=tied,
-            )
-            whole, model = (
-                build_model(settings, GenerationSettings(), vocab_size=700, eos_id=0, block_tokens=24, seed=1)
-                for _ in range(2)
-            )
+            whole, model = make_model(tied=tied), make_model(tied=tied)
             install_loss(model, loss)
             for layer in model.model.layers:
                 fully_shard(layer, mesh=mesh)
             fully_shard(model, mesh=mesh)
-            ids = torch.randint(0, 700, (4, 24), generator=torch.Generator().manual_seed(0))
+            ids = torch.randint(0, VOCAB_SIZE, (4, BLOCK_TOKENS), generator=torch.Generator().manual_seed(0))
             mine = ids[dist.get_rank() :: 2]
             found = model(input_ids=mine, labels=mine).loss
             found.backward()
