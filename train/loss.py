@@ -109,16 +109,14 @@ class _TiedEmbedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ids: Tensor, weight: Tensor, tied: TiedGradient) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.tied, ctx.like = tied, weight
+        ctx.tied = tied
         return functional.embedding(ids, weight)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, Tensor, None]:
         (ids,), (gradient,) = ctx.saved_tensors, grad_outputs
-        total = ctx.tied.gradient
+        total = ctx.tied.gradient  # the head's backward pass comes first: its gradient flows through this one's output
         ctx.tied.gradient = None
-        if total is None:
-            total = torch.zeros_like(ctx.like)
         total.index_add_(0, ids.flatten(), gradient.flatten(0, -2).to(total.dtype))
         return None, total, None
 
