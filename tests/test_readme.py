@@ -1,4 +1,4 @@
-"""The examples in the READMEs run."""
+"""The Python examples in the READMEs run."""
 
 from __future__ import annotations
 

@@ -1,0 +1,249 @@
+"""Every command of the READMEs is run, as it stands there, in a copy of the tree where small things stand for big ones.
+
+The commands are extracted from the text: the lines of shell blocks, and inline code. All inline code with a space in it
+is either run, or an option that a command has, or one of `NAMES`. Each command has a fresh copy of the tree, in which
+those before it in the page have been run. What a reader has to fill in, and what would take hours, the network or more
+machines, is replaced by the rules in `STAND_INS`; a command that no rule fits is run unchanged.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline import __main__ as pipeline_command
+from shards import __main__ as shards_command
+from tests.conftest import REPOSITORY, SAMPLE, sample_records, write_corpus
+from tests.hub_server import environment, serve
+from train.__main__ import build_parser
+
+FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
+READMES = ("README.md", "README.zh-CN.md")
+# Inline code with a space that is no command: what a program says, and names of commands.
+NAMES = {"up to date", "error: …", "shards report"}
+SAMPLE_SET = "data/shards/wikipedia-zh-sample"
+
+# (what is found in a command, what stands for it)
+STAND_INS = [
+    # What the reader fills in.
+    (r"^(python -m pipeline tokenizer|transformers serve)$", r"\1 --help"),
+    (r"^python -m shards verify DIR$", f"python -m shards verify {SAMPLE_SET}"),
+    (r"CONFIG=…", "CONFIG=configs/sample.yaml RUN=own"),
+    (
+        r"^make shards CORPUS=… ARGS=\"--text-field content\"",
+        r'make shards CORPUS=data/content.jsonl ARGS="--text-field content"',
+    ),
+    (r'^ARGS="--tokenizer DIR"', 'make shards CORPUS=data/mine.jsonl ARGS="--tokenizer data/tokenizers/mine"'),
+    (r"^(ARGS=.*)runs/NAME/checkpoint-500", r"make train \1runs/sample/checkpoint-2"),
+    (r"^(ARGS=)", r"make train RUN=own \1"),
+    # Another machine, more processes than here, all tests within a test.
+    (r"https://hf-mirror\.com", "$HF_ENDPOINT"),
+    (r"NPROC=8", "NPROC=2"),
+    (r"^make test$", 'make test ARGS="tests/test_console.py -k mistyped"'),
+    (r"--tokens 100000000 ", "--tokens 20000 "),
+    # An account.
+    (r"^(\.venv/bin/swanlab (login|sync))\b.*", r"\1 --help"),
+    # From Python.
+    (r"^(pipeline\(.*\))$", r"""python -c 'from transformers import pipeline; print(\1("牛顿", max_new_tokens=2))'"""),
+    (r"^(AutoModelForCausalLM\..*\))$", r"python -c 'from transformers import AutoModelForCausalLM; print(\1)'"),
+]
+# What is not there yet when a command is run that makes it.
+MADE_BY = [
+    (r"^make train$", ["data/shards", "data/tokenizers", "runs"]),
+    (r"^make setup$", [".venv"]),
+    (r"^make shards$", [SAMPLE_SET, "data/tokenizers/wikipedia-zh-sample"]),
+    (r"^make shards CORPUS=data/([\w-]+)\.json", [r"data/shards/\1"]),
+    (r"(make data|fetch wikipedia-zh)$", ["data/wikipedia-zh-cn-20240820.json"]),
+    (r"make data .*--from ms", ["data/wikipedia-zh-20231101"]),
+    (r"^make train CONFIG=configs/wikipedia", ["runs/wikipedia-zh-120m"]),
+    (r"^make train .*RUN=([\w-]+)", [r"runs/\1"]),
+    (r"checkpoint-2\"$", ["runs/sample/model", "runs/sample/checkpoint-4"]),
+    (r"--out (\S+)", [r"\1"]),
+    (r"--output_dir (\S+)", [r"\1"]),
+]
+KEYBOARD = {"--interactive": "牛顿\n"}
+SLOW = re.compile(r"make (train|sweep|generate)|^ARGS=\"(?!--tokenizer)|-m train|^transformers|^\w+(\.\w+)?\(")
+
+
+def commands(page: str) -> list[str]:
+    """The page's commands in their order, each once."""
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    found = []
+    for piece in re.finditer(rf"{FENCE.pattern}|`(?P<inline>[^`\n]+)`", text, re.M | re.S):
+        if piece["language"] == "bash":
+            found += [line.partition("  #")[0].strip() for line in piece["code"].splitlines()]
+        elif piece["inline"] and is_command(piece["inline"]):
+            found.append(piece["inline"].replace("\\|", "|"))
+    return list(dict.fromkeys(filter(None, found)))
+
+
+def is_command(code: str) -> bool:
+    looks_so = " " in code or re.match(r"AutoModel.*\(", code)
+    return bool(looks_so) and code not in NAMES and not code.startswith("--")
+
+
+ALL = commands(READMES[0])
+
+
+def test_commands_are_found_in_both_readmes() -> None:
+    assert len(ALL) > 40
+    assert commands(READMES[1]) == ALL
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_every_option_is_one_of_a_command(page: str) -> None:
+    actions = [
+        action
+        for parser in (pipeline_command.make_parser(), shards_command.make_parser(), build_parser())
+        for action in parser._all_actions()
+    ]
+    known = {option for action in actions for option in action.option_strings} | {"--prompt-file"}
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    options = re.findall(r"`(--[\w.-]+)[^`\n]*`", text)
+    assert len(options) > 20 and set(options) <= known
+
+
+@pytest.fixture(scope="module")
+def hub_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A hub on loopback that has the corpora."""
+    caches = tmp_path_factory.mktemp("caches")
+    with serve() as hub:
+        hub.put("datasets/fjcanyue/wikipedia-zh-cn", "wikipedia-zh-cn-20240820.json", SAMPLE.read_bytes())
+        table = pa.table({"text": [record["text"] for record in sample_records()]})
+        pq.write_table(table, caches / "train.parquet")
+        hub.put(
+            "datasets/AI-ModelScope/wikipedia",
+            "data/20231101.zh/train-00000-of-00001.parquet",
+            (caches / "train.parquet").read_bytes(),
+        )
+        yield {**environment(hub, caches), "HOME": str(caches), "OMP_NUM_THREADS": "1", "PIP_NO_INDEX": "1"}
+
+
+def run(command: str, tree: Path, variables: dict[str, str], keyboard: str | None = None) -> str:
+    """Run as typed in the root of the tree, in the environment that `make setup` makes."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHONPATH")
+    }
+    path = f"{tree / '.venv' / 'bin'}:{os.environ['PATH']}"
+    finished = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=tree,
+        env={**inherited, **variables, "PATH": path},
+        input=keyboard or "",
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert finished.returncode == 0, f"{command}\n{finished.stdout[-3000:]}\n{finished.stderr[-3000:]}"
+    return finished.stdout
+
+
+def small_config(path: Path) -> str:
+    """The configuration with a tiny model and four steps."""
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "training" in config:
+        config["model"] |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+        config["model"] |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+        config["training"] |= {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "logging_steps": 1}
+        config["training"] |= {"per_device_train_batch_size": 4, "dataloader_num_workers": 0}
+        config["generation"] |= {"max_new_tokens": 2, "prompts": ["牛顿"]}
+        if "global_batch_blocks" in config:
+            config["global_batch_blocks"] = 8
+    return yaml.safe_dump(config, allow_unicode=True)
+
+
+@pytest.fixture(scope="module")
+def tree_with_sets(tmp_path_factory: pytest.TempPathFactory, hub_environment: dict[str, str]) -> Path:
+    """The repository after the commands that build, with the files that the page's reader has."""
+    tree = tmp_path_factory.mktemp("readme") / "tree"
+    (tree / "data").mkdir(parents=True)
+    for name in ("pipeline", "shards", "train", "tests", "data/sample"):
+        (tree / name).symlink_to(REPOSITORY / name)
+    for name in ("Makefile", "pyproject.toml", "tokenize_once.py"):
+        shutil.copy(REPOSITORY / name, tree)
+    for name in ("requirements.lock", "requirements-s3.lock"):  # nothing to fetch
+        (tree / name).touch()
+    (tree / "configs").mkdir()
+    for config in (REPOSITORY / "configs").glob("*.yaml"):
+        (tree / "configs" / config.name).write_text(small_config(config), encoding="utf-8")
+    make_environment(tree / ".venv")
+
+    records = sample_records()
+    write_corpus(tree / "data" / "mine.jsonl", records[:50], "lines")
+    write_corpus(tree / "data" / "content.jsonl", [{"content": record["text"]} for record in records[:9]], "lines")
+    shutil.copy(SAMPLE, tree / "data" / "wikipedia-zh-cn-20240820.json")
+    (tree / "prompts.txt").write_text("牛顿\n北京市\n", encoding="utf-8")
+    run("make shards", tree, hub_environment)
+    sample = tree / SAMPLE_SET
+    for name in ("a", "b", "ab", "wiki", "books", "mine", "sample-qwen2", "wikipedia-zh-cn-20240820"):
+        shutil.copytree(sample, sample.with_name(name))
+    shutil.copytree(tree / "data" / "tokenizers" / "wikipedia-zh-sample", tree / "data" / "tokenizers" / "mine")
+    (tree / "other" / "tokens").mkdir(parents=True)
+    for suffix in ("bin", "idx"):
+        shutil.copy(sample / f"train-00000.{suffix}", tree / "other" / "tokens")
+    return tree
+
+
+def make_environment(directory: Path) -> None:
+    """An environment with the packages that are installed here."""
+    venv.create(directory, symlinks=True)
+    (packages,) = (directory / "lib").glob("python*/site-packages")
+    lines = [f"import site; site.addsitedir({path!r})" for path in site.getsitepackages()]
+    (packages / "here.pth").write_text("".join(f"{line}\n" for line in lines))
+    for program in ("swanlab", "torchrun", "transformers"):
+        (directory / "bin" / program).symlink_to(Path(sys.executable).with_name(program))
+    (directory / ".ready").touch()
+
+
+@pytest.fixture(scope="module")
+def tree_with_runs(tree_with_sets: Path, hub_environment: dict[str, str]) -> Path:
+    """The same after the first training."""
+    tree = tree_with_sets.with_name("trained")
+    shutil.copytree(tree_with_sets, tree, symlinks=True)
+    run("make train", tree, hub_environment)
+    for name in ("first", "wikipedia-zh-120m"):
+        shutil.copytree(tree / "runs" / "sample", tree / "runs" / name)
+    return tree
+
+
+def run_in_copy(command: str, tree: Path, directory: Path, variables: dict[str, str]) -> None:
+    copy = directory / "a tree"
+    shutil.copytree(tree, copy, symlinks=True)
+    for pattern, stand_in in STAND_INS:
+        command = re.sub(pattern, stand_in, command)
+    made = [
+        found.expand(path) for pattern, paths in MADE_BY if (found := re.search(pattern, command)) for path in paths
+    ]
+    for path in made:
+        subprocess.run(["rm", "-rf", copy / path], check=True)
+    keyboard = next((keys for option, keys in KEYBOARD.items() if option in command), None)
+    run(command, copy, variables, keyboard)
+    for path in made:
+        assert (copy / path).exists(), f"{command}: made no {path}"
+
+
+@pytest.mark.parametrize("command", [command for command in ALL if not SLOW.search(command)])
+def test_command_runs(command: str, tree_with_sets: Path, tmp_path: Path, hub_environment: dict[str, str]) -> None:
+    run_in_copy(command, tree_with_sets, tmp_path, hub_environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [command for command in ALL if SLOW.search(command)])
+def test_command_that_trains_runs(
+    command: str, tree_with_runs: Path, tmp_path: Path, hub_environment: dict[str, str]
+) -> None:
+    run_in_copy(command, tree_with_runs, tmp_path, hub_environment)
