@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+import shards.interruption  # noqa: F401
 from shards.command_line import run_command
 from shards.errors import InputError, nearest, printable
 

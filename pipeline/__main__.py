@@ -165,7 +165,7 @@ def run_fetch(options: argparse.Namespace) -> int:
     from pipeline.fetch import fetch
     from pipeline.fetch_progress import DownloadProgress
     from shards.hub.download import Progress
-    from shards.show import size_text
+    from shards.wording import size_text
 
     origin: Any = choice("--from", options.origin, ("hf", "ms", "auto"))
     progress = Progress() if options.quiet else DownloadProgress()

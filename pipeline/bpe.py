@@ -49,7 +49,10 @@ def train_tokenizer(source_names: Sequence[str], out: Path, *, vocab_size: int, 
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     content = tokenizer_json(vocabulary=model["vocab"], merges=merges, special_tokens=(EOS_TOKEN,))
     config = TOKENIZER_CONFIG | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{out}: expected a directory, or nothing; choose another --out") from None
     write_atomically(out / TOKENIZER_CONFIG_JSON, json.dumps(config, indent=2).encode())
     write_atomically(out / TOKENIZER_JSON, json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode())
     return len(model["vocab"]) + 1

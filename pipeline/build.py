@@ -33,6 +33,7 @@ from shards.errors import InputError
 from shards.files import write_atomically
 from shards.manifest import MANIFEST_NAME, STAMPS_NAME, Manifest, read_manifest
 from shards.storage import is_url
+from shards.wording import size_text
 
 # Bytes of the set for each byte of the source: Chinese with Qwen2's vocabulary needs 1.1; 1.5 leaves room for others.
 _ESTIMATED_GROWTH = 1.5
@@ -296,7 +297,7 @@ def _check_room(directory: Path, num_bytes: int) -> None:
     expected, free = int(num_bytes * _ESTIMATED_GROWTH), shutil.disk_usage(directory).free
     if free < expected:
         raise InputError(
-            f"{directory}: about {expected / 1e9:,.1f} GB are needed, {free / 1e9:,.1f} GB are free; make room or choose "
+            f"{directory}: about {size_text(expected)} are needed, {size_text(free)} are free; make room or choose "
             "another --out"
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from shards.errors import printable
 from shards.hub.download import Progress
-from shards.show import size_text
+from shards.wording import size_text
 
 _SECONDS_BETWEEN_LINES = 5.0
 

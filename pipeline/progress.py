@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.build import BuildResult, Reporter
-from shards.show import size_text
+from shards.wording import plural, size_text
 
 _SECONDS_BETWEEN_LINES = 10.0
 # `global_batch_blocks` of configs/wikipedia-zh-120m.yaml.
@@ -28,9 +28,8 @@ class BarReporter(Reporter):
     def started(self, num_bytes: int, num_bytes_done: int, num_workers: int) -> None:
         self._begin = self._last_line = time.monotonic()
         self._total, self._num_bytes, self._num_bytes_before = num_bytes, num_bytes_done, num_bytes_done
-        plural = "" if num_workers == 1 else "s"
         kept = f", {size_text(num_bytes_done)} of it done by an earlier run" if num_bytes_done else ""
-        _say(f"reading {size_text(num_bytes)} with {num_workers} worker{plural}{kept}")
+        _say(f"reading {size_text(num_bytes)} with {plural(num_workers, 'worker')}{kept}")
         if sys.stderr.isatty():
             tqdm.monitor_interval = 0  # no thread beside us: workers are forked
             self._bar = tqdm(
@@ -77,6 +76,8 @@ def summary(result: BuildResult) -> str:
     num_tokens = sum(split.num_tokens for split in splits)
     num_dropped = sum(split.num_dropped_tokens for split in splits)
     num_chars = sum(split.num_text_chars for split in splits)
+    num_fill_tokens = sum(split.num_fill_tokens for split in splits)
+    num_steps = -(-manifest.splits["train"].num_blocks // _BLOCKS_PER_STEP)
     left_out = [
         f"{number:,} {what}"
         for number, what in (
@@ -93,16 +94,20 @@ def summary(result: BuildResult) -> str:
         "characters": f"{num_chars:,}",
         "tokens": f"{num_tokens:,} ({num_tokens / max(1, num_chars):.3f} a character)",
         "blocks": ", ".join(f"{name} {split.num_blocks:,}" for name, split in manifest.splits.items())
-        + f", of {manifest.block_tokens} tokens; {sum(split.num_fill_tokens for split in splits):,} tokens of filling",
-        "short": f"{statistics.num_short_documents:,} documents are shorter than a block",
+        + f", of {plural(manifest.block_tokens, 'token')}; {plural(num_fill_tokens, 'token')} of filling",
+        "short": f"{plural(statistics.num_short_documents, 'document')} shorter than a block",
         "tails": _loss(statistics.num_tail_tokens, num_tokens + num_dropped, dropped=num_dropped > 0),
-        "checked": f"{statistics.num_checked:,} documents against the reference tokenizer"
+        "checked": f"{plural(statistics.num_checked, 'document')} against the reference tokenizer"
         if statistics.encoder != "tokenizers"
         else "not needed: the reference tokenizer did the work",
         "time": f"{result.seconds:.1f} s, {num_bytes / 1e6 / max(result.seconds, 1e-9):,.1f} MB/s"
-        + (f"; {statistics.num_units_reused:,} units from an earlier run" if statistics.num_units_reused else ""),
+        + (
+            f"; {plural(statistics.num_units_reused, 'unit')} from an earlier run"
+            if statistics.num_units_reused
+            else ""
+        ),
         "fingerprint": manifest.fingerprint,
-        "an epoch": f"{-(-manifest.splits['train'].num_blocks // _BLOCKS_PER_STEP):,} steps of {_BLOCKS_PER_STEP} blocks",
+        "an epoch": f"{plural(num_steps, 'step')} of {_BLOCKS_PER_STEP} blocks",
         "next": f"python -m train --config FILE.yaml --shards {shlex.quote(str(result.path))}",
     }
     return "\n".join(f"{name:12} {text}" for name, text in rows.items())
@@ -111,4 +116,4 @@ def summary(result: BuildResult) -> str:
 def _loss(num_tail_tokens: int, num_tokens: int, *, dropped: bool) -> str:
     share = 100 * num_tail_tokens / max(1, num_tokens)
     what = "this packing drops" if dropped else "cutting each document by itself would drop"
-    return f"{what} {num_tail_tokens:,} tokens ({share:.1f} %)"
+    return f"{what} {plural(num_tail_tokens, 'token')} ({share:.1f} %)"

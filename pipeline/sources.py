@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from pipeline.not_text import check_text
 from pipeline.storage import file_status, find_urls, in_parallel, open_binary
 from pipeline.streams import COMPRESSIONS, STREAM_ERRORS, compression_of, open_stream
 from shards.errors import InputError, nearest, printable
@@ -158,6 +159,7 @@ def look_at(path_name: str, name: str) -> Source:
 
 
 def _detect_format(name: str, head: bytes) -> Format:
+    check_text(name, head)
     if _without_compression(name).endswith(".txt"):
         return "text"
     if head.startswith(b"PAR1"):

@@ -7,6 +7,7 @@ The byte layout is described in `shards.index` (the `.idx`) and `shards.manifest
 headerless little-endian uint32, `num_blocks` × `block_tokens` × 4 bytes.
 """
 
+import shards.interruption  # noqa: F401
 from shards.errors import InputError
 from shards.mixture import Mixture, epoch_blocks, open_data, run_order
 from shards.order import epoch_order, window_order

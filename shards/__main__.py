@@ -15,6 +15,7 @@ from shards.reader import open_shard_set
 from shards.report import command as report_command
 from shards.show import describe, describe_json, differences, show_block, show_document
 from shards.verify import verify
+from shards.wording import plural
 from shards.writer import bin_bytes
 
 
@@ -74,7 +75,7 @@ def run_verify(options: argparse.Namespace) -> int:
     if faults:
         raise InputError(faults[0])
     extent = "sizes and structure" if options.quick else f"{num_bytes:,} bytes"
-    print(f"{options.directory}: good ({len(manifest.shards):,} shards, {extent} verified)")
+    print(f"{options.directory}: good ({plural(len(manifest.shards), 'shard')}, {extent} verified)")
     return 0
 
 

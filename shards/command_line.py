@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
+from shards import interruption
 from shards.errors import InputError, nearest, printable
 
 
@@ -63,8 +64,18 @@ class Parser(argparse.ArgumentParser):
             expected = f"expected {', '.join(words)}, found {found!r}{nearest(found, words)}"
             raise argparse.ArgumentError(action, expected)
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """As argparse's, in the words of our own errors."""
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            kind = {int: "a whole number", float: "a number"}.get(action.type)  # type: ignore[call-overload]
+            if kind is None:
+                raise
+            raise argparse.ArgumentError(action, f"expected {kind}, found {printable(arg_string)!r}") from None
+
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see `{self.prog} --help`)")
+        raise InputError(f"{message.removeprefix('argument ')} (see `{self.prog} --help`)")
 
 
 def say(*lines: str) -> None:
@@ -81,6 +92,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
     """Run `main(arguments)` and end the process with the exit status described above."""
     signal.signal(signal.SIGTERM, _raise_terminated)
     try:
+        interruption.end()
         status = main(list(sys.argv[1:] if argv is None else argv)) or 0
         if sys.stdout is not None:  # closed, as by `>&-`
             sys.stdout.flush()
@@ -96,9 +108,21 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        status = _fail(f"{where}{error.strerror}")
+        where = error.filename or ("standard output" if _cannot_flush() else "")
+        status = _fail(f"{where}: {error.strerror}" if where else str(error.strerror))
     sys.exit(status)
+
+
+def _cannot_flush() -> bool:
+    """Whether standard output takes nothing, as on a full disk. What was kept for it is then thrown away."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # once more what didn't go before
+            os.write(sys.stdout.fileno(), b"")  # where nothing is kept: PYTHONUNBUFFERED
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _fail(message: str, *, status: int = 2, prefix: str = "error: ") -> int:

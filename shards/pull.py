@@ -31,6 +31,7 @@ from shards.manifest import (
     read_manifest,
 )
 from shards.storage import StorageError, file_system, join, listing, read_bytes, storage_errors
+from shards.wording import size_text
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
 
 _FILES_AT_ONCE = 8
@@ -149,12 +150,12 @@ def _copy_all(
     free = shutil.disk_usage(partial).free
     if free < num_missing_bytes:
         raise InputError(
-            f"{partial}: {num_missing_bytes / 1e9:,.1f} GB are to be copied, {free / 1e9:,.1f} GB are free; make room, "
+            f"{partial}: {size_text(num_missing_bytes)} are to be copied, {size_text(free)} are free; make room, "
             "or choose another place (XDG_CACHE_HOME, or --out)"
         )
     done = total - num_missing_bytes
-    kept = f", {done / 1e9:,.1f} GB of it are here already" if done else ""
-    notice(f"{url}: copying {total / 1e9:,.1f} GB to {partial.with_suffix('')}{kept}")
+    kept = f", {size_text(done)} of it are here already" if done else ""
+    notice(f"{url}: copying {size_text(total)} to {partial.with_suffix('')}{kept}")
     pool = ThreadPoolExecutor(_FILES_AT_ONCE)
     try:
         for num_bytes in pool.map(lambda file: _copy(url, partial, file), missing):

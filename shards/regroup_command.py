@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import InputError
+from shards.wording import plural
 
 if TYPE_CHECKING:
     from shards.manifest import Manifest
@@ -100,7 +101,7 @@ def run_split(options: argparse.Namespace) -> int:
     if not options.out.name:
         raise InputError(f"--out: expected the beginning of a name, found {str(options.out)!r}")
     outs = [options.out.with_name(f"{options.out.name}-{number}") for number in range(len(fractions))]
-    with _ProgressLine(lambda done: f"packed {done:,} documents") as progress:
+    with _ProgressLine(lambda done: f"packed {plural(done, 'document')}") as progress:
         manifests = split(options.set, outs, fractions, seed=options.seed, progress=progress.advance)
     for out, manifest in zip(outs, manifests, strict=True):
         _say(f"{out}: {_summary(manifest)}")
@@ -110,7 +111,7 @@ def run_split(options: argparse.Namespace) -> int:
 def run_subset(options: argparse.Namespace) -> int:
     from shards.regroup import subset
 
-    with _ProgressLine(lambda done: f"packed {done:,} documents") as progress:
+    with _ProgressLine(lambda done: f"packed {plural(done, 'document')}") as progress:
         manifest = subset(
             options.set,
             options.out,
@@ -142,7 +143,7 @@ def _summary(manifest: Manifest) -> str:
         sum(getattr(split, field) for split in splits.values()) for field in ("num_documents", "num_tokens")
     )
     blocks = ", ".join(f"{name} {split.num_blocks:,}" for name, split in splits.items())
-    return f"{documents:,} documents, {tokens:,} tokens, blocks: {blocks}"
+    return f"{plural(documents, 'document')}, {plural(tokens, 'token')}, blocks: {blocks}"
 
 
 def _say(line: str) -> None:

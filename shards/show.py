@@ -12,6 +12,7 @@ from shards.errors import InputError, nearest, printable
 from shards.manifest import SPLITS
 from shards.reader import ShardSet, Split
 from shards.vocabulary import Vocabulary
+from shards.wording import plural, size_text
 from shards.writer import bin_bytes
 
 
@@ -32,7 +33,8 @@ def describe(shard_set: ShardSet) -> str:
         f"shard set    {shard_set.path}",
         f"tokenizer    {tokenizer.name}, {tokenizer.vocab_size:,} entries, EOS {tokenizer.eos_id} "
         f"{printable(tokenizer.eos_token)}",
-        f"blocks       {manifest.block_tokens} tokens each; {len(manifest.shards):,} shards, {size_text(num_bytes)}",
+        f"blocks       {plural(manifest.block_tokens, 'token')} each; {plural(len(manifest.shards), 'shard')}, "
+        f"{size_text(num_bytes)}",
         f"records      {manifest.num_records:,} read, {manifest.num_empty:,} empty, "
         f"{sum(entry.num_records for entry in manifest.rejected):,} rejected",
         f"fingerprint  {manifest.fingerprint}",
@@ -48,7 +50,8 @@ def describe(shard_set: ShardSet) -> str:
         )
     lines += ["", "sources"]
     lines += [
-        f"  {printable(source.path)}  {source.format}, {size_text(source.num_bytes)}, {source.num_records:,} records"
+        f"  {printable(source.path)}  {source.format}, {size_text(source.num_bytes)}, "
+        f"{plural(source.num_records, 'record')}"
         for source in manifest.sources
     ]
     return "\n".join(lines)
@@ -85,7 +88,7 @@ def show_document(shard_set: ShardSet, split_name: str, number: int, *, with_ids
         expected = f"expected 0 to {split.num_documents - 1:,}" if split.num_documents else "this split is empty"
         raise InputError(f"no document {number:,} in split {split_name!r}: {expected}")
     tokens = next(itertools.islice(split.documents(), number, None)).tolist()
-    head = f"document {number:,} of {split.num_documents:,}, split {split_name}, {len(tokens):,} tokens"
+    head = f"document {number:,} of {split.num_documents:,}, split {split_name}, {plural(len(tokens), 'token')}"
     return "\n".join([head, *_document_lines(Vocabulary(shard_set.tokenizer_path), tokens, with_ids)])
 
 
@@ -93,16 +96,6 @@ def _split(shard_set: ShardSet, name: str) -> Split:
     if name not in SPLITS:
         raise InputError(f"no split {name!r}: expected {' or '.join(SPLITS)}{nearest(name, SPLITS)}")
     return shard_set[name]
-
-
-def size_text(num_bytes: int) -> str:
-    """`1.99 GB`, in powers of 1000."""
-    size = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.2f} {unit}"
-        size /= 1000
-    return f"{size:.2f} TB"
 
 
 def show_block(shard_set: ShardSet, split_name: str, number: int, *, with_ids: bool = False) -> str:

@@ -21,6 +21,7 @@ import shards
 from shards.command_line import Parser, run_command
 from shards.errors import InputError, nearest
 from shards.manifest import SPLITS
+from shards.wording import plural
 from train.environment import prepare_environment
 from train.generate import find_model
 from train.run_directory import read_record
@@ -147,7 +148,7 @@ def by_position(sums: np.ndarray, counts: np.ndarray) -> list[tuple[int, int, fl
 
 
 def lines(result: Evaluation) -> list[str]:
-    head = f"{result.num_tokens:,} tokens in {result.num_blocks:,} blocks"
+    head = f"{plural(result.num_tokens, 'token')} in {plural(result.num_blocks, 'block')}"
     rows = [
         f"loss           {result.loss:.4f} nats a token ({head})",
         f"perplexity     {result.perplexity:,.2f}",

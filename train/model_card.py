@@ -18,6 +18,7 @@ from typing import Any
 import shards
 from shards.errors import printable
 from shards.files import write_atomically
+from shards.wording import plural
 from train.run_directory import MODEL_NAME
 from train.sampling import Continuation, visible
 
@@ -99,8 +100,8 @@ def data_section(data: shards.ShardSet | shards.Mixture) -> str:
             ("Packing", f"{escaped(manifest.packing)}, blocks of {manifest.block_tokens:,} tokens"),
         ]
         for split, entry in manifest.splits.items():
-            size = f"{entry.num_documents:,} documents, {entry.num_tokens:,} tokens, {entry.num_blocks:,} blocks"
-            rows.append((f"Split {escaped(split)}", size))
+            counts = ((entry.num_documents, "document"), (entry.num_tokens, "token"), (entry.num_blocks, "block"))
+            rows.append((f"Split {escaped(split)}", ", ".join(plural(*count) for count in counts)))
         parts.append(table(("", ""), rows))
         sources = [
             f"* {escaped(source.path)}: {source.num_records:,} records, {source.num_bytes:,} bytes"
@@ -153,7 +154,7 @@ def training_section(record: Mapping[str, Any]) -> str:
     betas = f", betas {args['adam_beta1']:g} and {args['adam_beta2']:g}"
     rows = [
         ("Steps", f"{steps:,}"),
-        ("Batch", f"{batch:,} blocks = {tokens:,} tokens a step"),
+        ("Batch", f"{plural(batch, 'block')} = {tokens:,} tokens a step"),
         (
             "Tokens",
             f"{steps * tokens:,}, {steps * batch / max(1, int(record['shards']['train_blocks'])):.2f} × the set",

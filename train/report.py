@@ -15,6 +15,7 @@ import torch
 from transformers import TrainingArguments
 
 import shards
+from shards.wording import plural
 from train import run_directory
 from train.callbacks import finite
 from train.checkpoints import DataPosition
@@ -176,7 +177,7 @@ def start_lines(data: shards.ShardSet | shards.Mixture, trainer: BlockTrainer, p
         f"blocks of {data.block_tokens:,} tokens",
         f"model    {num_parameters / 1e6:,.2f} M parameters, vocabulary {vocabulary}",
         f"device   {session['device']}, {session['precision']}{processes}",
-        f"steps    {args.max_steps:,} of {batch_blocks:,} blocks = {batch_blocks * data.block_tokens:,} tokens: "
+        f"steps    {args.max_steps:,} of {plural(batch_blocks, 'block')} = {batch_blocks * data.block_tokens:,} tokens: "
         f"{trainer.true_epoch(args.max_steps):.2f} epochs",
         f"run      {Path(args.output_dir)}",
         *plan.notices,

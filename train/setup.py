@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 import shards
 from shards.errors import InputError, printable
 from shards.vocabulary import copy_tokenizer
+from shards.wording import plural
 from train import run_directory
 from train.callbacks import MetricsFile, PlainLines, ProgressLines, wants_bar
 from train.checkpoints import DataPosition, differences
@@ -140,7 +141,7 @@ def check_continuation(
         )
     if plan.position.step > args.max_steps:
         raise InputError(
-            f"{plan.checkpoint}: has {plan.position.step:,} steps already, the settings ask for {args.max_steps:,}"
+            f"{plan.checkpoint}: has {plural(plan.position.step, 'step')} already, the settings ask for {args.max_steps:,}"
         )
     return changes
 

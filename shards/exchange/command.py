@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards.errors import InputError, nearest
 from shards.manifest import SPLITS
+from shards.wording import plural
 
 if TYPE_CHECKING:
     from shards.exchange.blocks import Format
@@ -67,7 +68,7 @@ def add_parsers(commands: Any) -> None:
 def run_export(options: argparse.Namespace) -> int:
     from shards.new_set import new_directory
     from shards.reader import open_shard_set
-    from shards.show import size_text
+    from shards.wording import size_text
 
     form = _format(options.to)
     if options.split is not None and options.split not in SPLITS:
@@ -87,9 +88,10 @@ def run_export(options: argparse.Namespace) -> int:
         form.export(shard_set, splits, partial, progress.advance)
     files = [path for path in out.rglob("*") if path.is_file()]
     num_new_bytes = sum(path.stat().st_size for path in files if not is_link(path))
+    written = ", ".join(split.name for split in splits)
     sys.stdout.write(
-        f"{out}: {num_blocks:,} blocks of {shard_set.block_tokens} tokens ({', '.join(split.name for split in splits)}), "
-        f"{len(files):,} files, {size_text(num_new_bytes)} written\n"
+        f"{out}: {plural(num_blocks, 'block')} of {shard_set.block_tokens} tokens ({written}), "
+        f"{plural(len(files), 'file')}, {size_text(num_new_bytes)} written\n"
         f"read it with: {form.reader(shard_set, splits, out.resolve())}\n"
     )
     return 0
@@ -146,9 +148,9 @@ def run_import(options: argparse.Namespace) -> int:
         )
     train, val = (manifest.splits[name] for name in SPLITS)
     sys.stdout.write(
-        f"{options.out}: {train.num_documents + val.num_documents:,} documents, {train.num_tokens + val.num_tokens:,} "
-        f"tokens, {train.num_blocks:,} + {val.num_blocks:,} blocks of {manifest.block_tokens} (train + val); "
-        f"{manifest.num_empty:,} empty documents left out\n"
+        f"{options.out}: {plural(train.num_documents + val.num_documents, 'document')}, "
+        f"{plural(train.num_tokens + val.num_tokens, 'token')}, {train.num_blocks:,} + {val.num_blocks:,} blocks of "
+        f"{manifest.block_tokens} (train + val); {plural(manifest.num_empty, 'empty document')} left out\n"
     )
     return 0
 

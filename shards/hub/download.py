@@ -21,7 +21,7 @@ from typing import BinaryIO
 from shards.errors import InputError
 from shards.files import flush_directory
 from shards.hub.remote import CannotResume, ConnectionFailed, RemoteFile
-from shards.show import size_text
+from shards.wording import size_text
 
 _PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # before the attempts that follow one which brought no byte
 _READ_BYTES = 1 << 20
@@ -179,7 +179,7 @@ def _check_room(path: Path, remote: RemoteFile, num_bytes_there: int) -> None:
     missing, free = remote.num_bytes - num_bytes_there, shutil.disk_usage(path.parent).free
     if free < missing:
         raise InputError(
-            f"{path}: {missing / 1e9:,.2f} GB are needed, {free / 1e9:,.2f} GB are free; make room, or choose another --out"
+            f"{path}: {size_text(missing)} are needed, {size_text(free)} are free; make room, or choose another --out"
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import InputError
+from shards.wording import plural
 
 if TYPE_CHECKING:
     from shards.manifest import Manifest
@@ -88,8 +89,9 @@ def summary(manifest: Manifest, statistics: Statistics) -> str:
     compared = "" if found.num_compared == found.num_documents else " compared"
     verb = "dropped" if manifest.packing == "tutorial" else "would drop"
     short = percent(lengths.num_short_documents, lengths.num_documents)
+    median = plural(lengths.median, "token")
     rows = {
-        "documents": f"{lengths.num_documents:,}, half with at most {lengths.median:,} tokens; {short} fill no block",
+        "documents": f"{lengths.num_documents:,}, half with at most {median}; {short} fill no block",
         "tutorial": f"{verb} {lost:,} of {total:,} tokens ({percent(lost, total)})",
         "vocabulary": f"{use.num_used_entries:,} of {use.num_entries:,} entries occur{sample}",
         "duplicates": f"{found.num_duplicates:,} of {found.num_compared:,} documents{compared}",

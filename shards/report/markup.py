@@ -81,14 +81,6 @@ def ratio(part: int, whole: int) -> str:
     return f"{part / whole:.3f}" if whole else "–"
 
 
-def plural(number: int, noun: str) -> str:
-    """
-    >>> plural(1, "block"), plural(2000, "block")
-    ('1 block', '2,000 blocks')
-    """
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "", caption: str = "") -> str:
     """Cells are HTML. The first column heads its rows; columns whose head begins with `#` hold numbers."""
     classes = ["number" if name.startswith("#") else "" for name in head]

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from shards.manifest import SPLITS, Manifest
 from shards.report import sections
 from shards.report.excerpts import Excerpt, Segment
-from shards.report.markup import compact, decoded, percent, plural, ratio, section, table, terms, text, token
+from shards.report.markup import compact, decoded, percent, ratio, section, table, terms, text, token
 from shards.report.statistics import Statistics, num_text_tokens
 from shards.report.style import STYLE
 from shards.vocabulary import Vocabulary
+from shards.wording import plural
 
 # Every page begins so; the command overwrites no file that doesn't.
 PAGE_START = '<!doctype html>\n<html lang="en" data-made-by="shards report">\n'

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from shards.manifest import SPLITS, Manifest, SourceEntry
 from shards.report.charts import Column, Tick, bar, histogram, log_ticks, zipf_plot
 from shards.report.documents import Filling, LengthBin
-from shards.report.markup import compact, decoded, figure, plural, ratio, section, share, table, terms, text, token
+from shards.report.markup import compact, decoded, figure, ratio, section, share, table, terms, text, token
 from shards.report.statistics import Statistics, num_text_tokens
 from shards.report.tokens import TokenUse
-from shards.show import size_text
 from shards.vocabulary import Vocabulary
+from shards.wording import plural, size_text
 
 _MAX_SOURCES = 25
 # Upper ends of classes of filling, in percent of a block.

@@ -17,6 +17,7 @@ import shards
 from pipeline import build as build_module
 from pipeline.build import build
 from pipeline.settings import BuildSettings
+from pipeline.sources import look_at
 from pipeline.tokenizers import load_tokenizer_files
 from shards.errors import InputError
 from shards.verify import verify
@@ -252,6 +253,9 @@ MISTAKES: dict[str, tuple[str | None, list[str], list[str]]] = {
     "mistyped field": ('{"text": "a"}\n', ["--text-field", "txet"], ["no field 'txet'", "did you mean 'text'"]),
     "broken line": ('{"text": "a"}\nnonsense\n', [], ["line 2, byte 14", "not valid JSON"]),
     "not JSON": ("hello\n", [], ["expected JSON Lines", "found 'h'"]),
+    "a PDF": ("%PDF-1.7\n", [], ["is a PDF, not text", "convert it to text first"]),
+    "an office document": ("PK\x03\x04", [], ["an office document (docx", "not text"]),
+    "a tar archive": ("a" * 257 + "ustar", [], ["is a tar archive, not text; unpack it first"]),
     "empty array": ("[]", [], ["no text in 0 records"]),
     "unknown tokenizer": ('{"text": "a"}\n', ["--tokenizer", "gwen2"], ["tokenizer 'gwen2'", "qwen2"]),
     "block of nothing": ('{"text": "a"}\n', ["--block-tokens", "0"], ["--block-tokens: expected 2 to"]),
@@ -268,6 +272,20 @@ def test_each_mistake_is_one_clear_line(tmp_path: Path, tokenizer_dir: Path, nam
     arguments = [tmp_path / "corpus.json", "--out", tmp_path / "set", "--tokenizer", tokenizer_dir, *options]
     assert_one_error_line(run_module("pipeline", "build", *arguments), *parts)
     assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("name", ["corpus.json", "corpus.txt"])
+def test_text_in_utf_16_is_told_as_such(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"text": "甲"}', encoding="utf-16")
+    with pytest.raises(InputError, match=r"is text in UTF-16; convert it to UTF-8 first"):
+        look_at(str(tmp_path / name), name)
+
+
+def test_a_tokenizer_in_place_of_a_file_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in ("file", "file/below"):
+        arguments = ["tokenizer", SAMPLE, "--vocab-size", "300", "--out", tmp_path / out]
+        assert_one_error_line(run_module("pipeline", *arguments), "expected a directory, or nothing")
 
 
 def test_an_output_directory_that_is_something_else_is_left_alone(tmp_path: Path, tokenizer_dir: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from pipeline.fetch import CORPORA, fetch
 from pipeline.fetch_progress import progress_line
 from shards.errors import InputError
-from shards.show import size_text
+from shards.wording import size_text
 from tests.conftest import REPOSITORY, assert_one_error_line, run_module
 from tests.hub_server import Hub, environment, hub  # noqa: F401
 

@@ -191,7 +191,7 @@ def test_too_little_room_is_seen_before_the_work(
     tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_module, "_ESTIMATED_GROWTH", 1e15)
-    with pytest.raises(InputError, match=r"GB are needed, .* GB are free"):
+    with pytest.raises(InputError, match=r"about \d+\.\d\d [kMGT]B are needed, .*B are free; make room"):
         build([str(SAMPLE)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=SETTINGS, num_workers=1)
 
 

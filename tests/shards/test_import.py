@@ -533,7 +533,7 @@ def test_what_is_said_at_the_end(tmp_path: Path, small_tokenizer: Path, capsys: 
     write_megatron(tmp_path / "a", [[1] * 10, [], [2] * 10])
     options = ("--tokenizer", small_tokenizer, "--block-tokens", "4", "--val-fraction", "0", "--out", tmp_path / "set")
     run("import", tmp_path / "a", "--from", "megatron", *options)
-    expected = "set: 2 documents, 22 tokens, 6 + 0 blocks of 4 (train + val); 1 empty documents left out\n"
+    expected = "set: 2 documents, 22 tokens, 6 + 0 blocks of 4 (train + val); 1 empty document left out\n"
     assert capsys.readouterr().out.endswith(expected)
 
 

@@ -10,8 +10,9 @@ import base64
 import hashlib
 from collections.abc import Sequence
 
-from shards.report.markup import plural, section, table, terms, text
+from shards.report.markup import section, table, terms, text
 from shards.report.style import STYLE
+from shards.wording import plural
 from train.compare.plot import NUM_COLORS, PLOT_STYLE, SCRIPT, plot_data
 from train.compare.runs import Run
 from train.compare.table import NOTHING, comparability, difference_rows, remarks, result_rows, value_text

@@ -1,0 +1,92 @@
+"""What all commands do the same way: Ctrl-C as early as may be, a full disk, the words of an error, counts."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shards.wording
+from tests.conftest import REPOSITORY, assert_one_error_line, run_module
+
+PROGRAMS = [["-m", "pipeline"], ["-m", "shards"], ["-m", "train"], ["-m", "train.generate"], ["tokenize_once.py"]]
+INTERRUPTED_IMPORT = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
+def test_ctrl_c_while_modules_are_imported_leaves_no_traceback(program: list[str], tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text(INTERRUPTED_IMPORT)
+    finished = subprocess.run(
+        [sys.executable, *program, "--help"],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (finished.returncode, finished.stdout, finished.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_of_a_program_that_imports_the_packages_is_its_own() -> None:
+    program = "import signal, shards, pipeline, train; print(signal.getsignal(signal.SIGINT).__name__)"
+    finished = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert finished.stdout == "default_int_handler\n", finished.stderr
+
+
+def test_ctrl_c_is_ignored_by_a_command_whose_caller_wants_so(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text(INTERRUPTED_IMPORT.replace("time.sleep(9)", "raise SystemExit(7)"))
+    finished = subprocess.run(
+        [sys.executable, "-m", "shards"],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert finished.returncode == 7
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("num_lines", [1, 100_000])  # within the buffer, and beyond it
+def test_a_full_disk_behind_standard_output_is_named(num_lines: int, unbuffered: str) -> None:
+    program = (
+        "from shards.command_line import run_command\n"
+        f"run_command(lambda arguments: [print('line') for _ in range({num_lines})] and None, [])"
+    )
+    with open("/dev/full", "w") as full:
+        finished = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert finished.stderr == "error: standard output: No space left on device\n"
+    assert finished.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["pipeline", "build", "a", "--out", "b", "--workers", "x"],
+            "error: --workers: expected a whole number, found 'x'",
+        ),
+        (
+            ["pipeline", "build", "a", "--out", "b", "--val-fraction", "x"],
+            "--val-fraction: expected a number, found 'x'",
+        ),
+        (["shards", "cat", "a", "--block", "1.5"], "error: --block: expected a whole number, found '1.5'"),
+        (["train.generate", "a", "--num", "x"], "error: --num: expected a whole number, found 'x'"),
+    ],
+)
+def test_a_value_that_is_no_number_is_told_as_other_wrong_values_are(arguments: list[str], expected: str) -> None:
+    assert_one_error_line(run_module(*arguments), expected)
+
+
+def test_one_is_not_told_as_many() -> None:
+    assert doctest.testmod(shards.wording).failed == 0
