@@ -308,3 +308,14 @@ def test_versions_agree() -> None:
     assert version is not None
     assert f'\nversion: "{version[1]}"\n' in (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
     assert f"## [{version[1]}]" in content("CHANGELOG.md")
+
+
+# ---- the Chinese pages ----
+
+
+@pytest.mark.parametrize("page", ["README.zh-CN.md", "docs/tutorial.zh-CN.md"])
+def test_a_token_has_one_name_in_chinese(page: str) -> None:
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`|<[^>]*>|\]\([^)]*\)", "", content(page), flags=re.M | re.S)
+    assert text.count("词元（token）") == 1
+    assert not re.findall(r".{0,10}[Tt]oken.{0,10}", text.replace("词元（token）", "", 1))
+    assert text.index("词元") == text.index("词元（token）")
