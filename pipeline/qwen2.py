@@ -8,18 +8,20 @@ published NFC normalizer, split pattern, byte-level alphabet and three special t
 
 from __future__ import annotations
 
+import atexit
 import base64
+import contextlib
 import hashlib
 import importlib.util
 import json
-import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from shards.errors import InputError
-from shards.files import write_atomically
+from shards.files import user_cache, write_atomically
 from shards.vocabulary import bytes_of_characters
 
 RANKS_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
@@ -49,16 +51,29 @@ TOKENIZER_CONFIG: dict[str, Any] = {
 def qwen2_tokenizer_directory() -> Path:
     """The directory with Qwen2's `tokenizer.json`, built on first use (a few seconds) and kept in the user's cache.
 
-    Raises `InputError` if `dashscope` isn't installed or its ranks aren't the ones expected.
+    Where nothing can be kept, it is a temporary directory that this process removes at its end. Raises `InputError` if
+    `dashscope` isn't installed or its ranks aren't the ones expected.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = cache / "tokenize-once" / f"qwen2-{RANKS_SHA256[:16]}-1"
-    if not (directory / "tokenizer.json").is_file():
-        content = build_tokenizer_json(read_ranks())
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / "tokenizer_config.json", json.dumps(TOKENIZER_CONFIG).encode())
-        write_atomically(directory / "tokenizer.json", content)
-    return directory
+    kept = None
+    with contextlib.suppress(InputError, OSError):  # no home, or one that is closed to this user
+        kept = user_cache() / f"qwen2-{RANKS_SHA256[:16]}-1"
+        if (kept / "tokenizer.json").is_file():
+            return kept
+    content = build_tokenizer_json(read_ranks())
+    if kept is not None:
+        with contextlib.suppress(OSError):
+            _write_tokenizer(kept, content)
+            return kept
+    holder = tempfile.TemporaryDirectory(prefix="tokenize-once-")
+    atexit.register(holder.cleanup)
+    _write_tokenizer(Path(holder.name), content)
+    return Path(holder.name)
+
+
+def _write_tokenizer(directory: Path, content: bytes) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / "tokenizer_config.json", json.dumps(TOKENIZER_CONFIG).encode())
+    write_atomically(directory / "tokenizer.json", content)
 
 
 def canonical_tokenizer_json(content: dict[str, Any]) -> bytes | None:

@@ -12,7 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from shards.errors import InputError
+
 TEMPORARY_SUFFIX = ".tmp"
+
+
+def user_cache() -> Path:
+    """Where is kept what can be made or fetched again: `tokenize-once` in `$XDG_CACHE_HOME`, by default in `~/.cache`.
+
+    Raises `InputError` for a user without a home directory.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokenize-once"
+    except RuntimeError:
+        raise InputError("no home directory is known; set XDG_CACHE_HOME to a directory for what is kept") from None
 
 
 def flush_directory(directory: Path) -> None:

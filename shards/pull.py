@@ -20,7 +20,7 @@ from typing import Any
 from blake3 import blake3
 
 from shards.errors import InputError, printable
-from shards.files import TEMPORARY_SUFFIX, flush_directory, write_atomically
+from shards.files import TEMPORARY_SUFFIX, flush_directory, user_cache, write_atomically
 from shards.index import index_bytes
 from shards.manifest import (
     MANIFEST_NAME,
@@ -51,11 +51,6 @@ class _File:
     sha256: bool = False
 
 
-def cache_directory() -> Path:
-    """Where copies lie: `tokenize-once` in `$XDG_CACHE_HOME`, by default in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokenize-once"
-
-
 def pull(
     url: str,
     out: Path | None = None,
@@ -73,7 +68,7 @@ def pull(
     if content is None:
         raise InputError(f"{url}: no {MANIFEST_NAME}, so no complete set is there; finish its build, or check the URL")
     manifest = decode_manifest(content, join(url, MANIFEST_NAME))
-    directory = out if out is not None else cache_directory() / manifest.fingerprint[:32]
+    directory = out if out is not None else user_cache() / manifest.fingerprint[:32]
     if _holds(directory, manifest):
         return directory
     with _lock(directory, url, notice):
@@ -105,8 +100,13 @@ def _holds(directory: Path, manifest: Manifest) -> bool:
 def _lock(directory: Path, url: str, notice: Notice) -> Iterator[None]:
     """Be the one process that copies to `directory`; a process that died holds nothing. The lock file stays."""
     path = directory.with_name(f".{directory.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise InputError(
+            f"{path.parent}: can't write here: {error.strerror}; choose another place (XDG_CACHE_HOME, or --out)"
+        ) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

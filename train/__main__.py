@@ -20,7 +20,7 @@ from shards.errors import InputError
 from shards.pull_command import say
 from shards.verify import verify
 from train.environment import prepare_environment
-from train.run_directory import plan_run, process_rank
+from train.run_directory import check_writable, plan_run, process_rank
 from train.settings import REFUSED_ARGUMENTS, SECTIONS, Settings, load_settings, section_types
 from train.tracking import check_tracking
 
@@ -146,6 +146,7 @@ def prepare(argv: list[str]) -> tuple[Settings, shards.ShardSet | shards.Mixture
         )
     check_tracking(settings.tracking)
     plan = plan_run(settings.output_dir, resume)
+    check_writable(settings.output_dir)
     return settings, data, dataclasses.replace(plan, allow_data_change=allow_data_change)
 
 

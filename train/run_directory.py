@@ -43,6 +43,17 @@ class Plan:
     allow_data_change: bool = False  # the checkpoint may be of other data, seed or batch
 
 
+def check_writable(run: Path) -> None:
+    """Raise `InputError` if the run's directory can't be written to, or not be made."""
+    place = run
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{run}: can't write to {place}: Permission denied; choose another --output_dir (make: RUN=NAME)"
+        )
+
+
 def plan_run(run: Path, resume: str | None) -> Plan:
     """Decide between starting and continuing, from what is in `run`. Writes nothing.
 

@@ -153,3 +153,10 @@ def test_the_parts_of_a_mixture_may_be_urls(built: Path, cache: Path) -> None:
     assert [part.path.parent for part in mixture.sets] == [cache, built.parent]
     assert isinstance(shards.open_data(URL), shards.ShardSet)
     assert shards.open_data(mixture.description).fingerprint == mixture.fingerprint
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_place_that_can_t_be_written_is_told_with_what_to_do(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"can't write here: .*; choose another place \(XDG_CACHE_HOME, or --out\)"):
+        pull(URL, tmp_path / place / "set")

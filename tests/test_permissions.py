@@ -1,0 +1,147 @@
+"""As a user who may not write: where writing is needed one clear line and exit status 2, elsewhere it works."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import qwen2
+from pipeline.build import build
+from pipeline.settings import BuildSettings
+from shards.errors import InputError
+from shards.files import user_cache
+from tests.conftest import REPOSITORY, SAMPLE, assert_one_error_line
+from tests.hub_server import environment, serve
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+# To root all is permitted, but for these.
+WITHOUT_PRIVILEGE = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A directory in which nothing may be made."""
+    directory = tmp_path / "closed"
+    directory.mkdir(mode=0o555)
+    yield directory
+    directory.chmod(0o755)
+
+
+@pytest.fixture
+def run(closed: Path) -> Run:
+    """`python -m …` by a user whose home is closed."""
+    prefix = [] if os.geteuid() else WITHOUT_PRIVILEGE
+    if prefix and (shutil.which("setpriv") is None or subprocess.run([*prefix, "true"]).returncode):
+        pytest.skip("to root all is permitted, and setpriv can't take that away here")
+    assert subprocess.run([*prefix, "touch", closed / "file"], capture_output=True).returncode
+
+    def start(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        home = {"HOME": str(closed), "XDG_CACHE_HOME": str(closed / "cache"), "PYTHONPATH": str(REPOSITORY)}
+        return subprocess.run(
+            [*prefix, sys.executable, "-m", *map(str, arguments)],
+            cwd=closed,
+            env={**os.environ, **home, **variables},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def sample_set(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    """A shard set that nobody may change."""
+    out = tmp_path_factory.mktemp("permissions") / "set"
+    settings = BuildSettings(block_tokens=128, val_fraction=0.05)
+    build([str(SAMPLE)], out, tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=1)
+    for path in [*out.rglob("*"), out]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("pipeline build {sample} --tokenizer {tokenizer} --out {closed}/set", "can't write here: Permission denied"),
+        ("pipeline tokenizer {sample} --vocab-size 300 --out {closed}/tokenizer", "Permission denied"),
+        ("shards report {set} --out {closed}/report.html", "Permission denied"),
+        ("shards export {set} --to parquet --out {closed}/export", "Permission denied"),
+        ("shards subset {set} --documents 5 --out {closed}/small", "Permission denied"),
+        (
+            "train --config {repository}/configs/sample.yaml --shards {set} --output_dir {closed}/run",
+            "can't write to",
+        ),
+    ],
+)
+def test_an_output_in_a_closed_directory_is_one_clear_line(
+    command: str, named: str, run: Run, closed: Path, sample_set: Path, tokenizer_dir: Path
+) -> None:
+    places = {"sample": SAMPLE, "tokenizer": tokenizer_dir, "closed": closed, "set": sample_set}
+    words = [word.format(repository=REPOSITORY, **places) for word in command.split()]
+    assert_one_error_line(run(*words), str(closed), named)
+
+
+def test_what_is_fetched_to_a_closed_directory_is_one_clear_line(run: Run, closed: Path, tmp_path: Path) -> None:
+    with serve() as hub:
+        hub.put("datasets/fjcanyue/wikipedia-zh-cn", "wikipedia-zh-cn-20240820.json", b"[]")
+        result = run("pipeline", "fetch", "wikipedia-zh", "--out", closed / "a", **environment(hub, tmp_path))
+    assert_one_error_line(result, str(closed), "Permission denied")
+
+
+def test_a_set_without_write_permission_is_read(run: Run, sample_set: Path) -> None:
+    for command in ("info", "verify", "cat"):
+        result = run("shards", command, sample_set)
+        assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_a_set_without_write_permission_is_trained_on_without_a_home(
+    run: Run, sample_set: Path, tmp_path: Path
+) -> None:
+    config = yaml.safe_load((REPOSITORY / "configs" / "sample.yaml").read_text(encoding="utf-8"))
+    config["training"] |= {"max_steps": 2, "eval_steps": 2, "save_steps": 2, "warmup_steps": 0}
+    config["generation"]["max_new_tokens"] = 2
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    out = tmp_path / "run"
+    result = run("train", "--config", tmp_path / "config.yaml", "--shards", sample_set, "--output_dir", out)
+    assert result.returncode == 0, result.stderr
+    for path in [*out.rglob("*"), out]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    result = run("train.generate", out, "--prompt", "牛顿")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_the_qwen2_tokenizer_needs_no_cache(run: Run, tmp_path: Path) -> None:
+    result = run("pipeline", "build", SAMPLE, "--out", tmp_path / "set", "--workers", "1")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("cache", ["file", "file/below"])
+def test_the_qwen2_tokenizer_needs_no_cache_for_root_either(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+    monkeypatch.setattr(qwen2, "build_tokenizer_json", lambda _ranks: b"{}")
+    directory = qwen2.qwen2_tokenizer_directory()
+    assert (directory / "tokenizer.json").read_bytes() == b"{}"
+    assert not directory.is_relative_to(tmp_path / "file")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(_path: str) -> str:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    with pytest.raises(InputError, match="set XDG_CACHE_HOME"):
+        user_cache()
