@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
 import queue
 import re
 import threading
@@ -26,7 +27,20 @@ T = TypeVar("T")
 
 
 class ConnectionFailed(Exception):
-    """The hub doesn't answer, or the connection broke. The message is the reason in words."""
+    """The hub doesn't answer, or the connection broke. The message is the reason in words, with the proxy if one is set."""
+
+    def __str__(self) -> str:
+        return super().__str__() + _proxy_note()
+
+
+def _proxy_note() -> str:
+    """`; HTTPS_PROXY is set to http://…` if the clients go by a proxy, without a password in it."""
+    endpoints = [os.environ.get(name, "") for name in ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT")]
+    schemes = ["https", "all", *(["http"] if any(url.startswith("http://") for url in endpoints) else [])]
+    for name in [cased for scheme in schemes for cased in (f"{scheme}_proxy", f"{scheme}_proxy".upper())]:
+        if proxy := os.environ.get(name):
+            return f"; {name} is set to {printable(re.sub('//[^/@]*@', '//', proxy))}: does that proxy work?"
+    return ""
 
 
 class NoSuchFile(InputError):

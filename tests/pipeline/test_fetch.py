@@ -237,3 +237,14 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
     fetch("wikipedia-zh", directory=tmp_path, progress=DownloadProgress())
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"fetching {SIZE}" and lines[-1].startswith("100 %  ") and lines[-1].endswith("s left")
+
+
+@pytest.mark.parametrize("origin", ["hf", "ms"])
+def test_a_proxy_that_does_not_answer_is_named_in_time(origin: str, served: Hub, tmp_path: Path) -> None:
+    proxy = {"HTTP_PROXY": "http://me:secret@127.0.0.1:9", "NO_PROXY": "", "no_proxy": ""}
+    begin = time.monotonic()
+    result = run(served, tmp_path, "--from", origin, **proxy)
+    assert time.monotonic() - begin < 20  # ten, and the start of a program on a busy machine
+    assert_one_error_line(result, "can't be reached", "HTTP_PROXY is set to http://127.0.0.1:9: does that proxy work?")
+    assert "secret" not in result.stderr
+    assert served.requests == []

@@ -250,7 +250,7 @@ def test_a_full_disk_is_one_line(served: Hub, tmp_path: Path, monkeypatch: pytes
     usage = download_module.shutil.disk_usage(tmp_path)._replace(free=1000)
     with monkeypatch.context() as patch:
         patch.setattr(download_module.shutil, "disk_usage", lambda _path: usage)
-        with pytest.raises(InputError, match=r"are needed, 0\.00 GB are free; make room"):
+        with pytest.raises(InputError, match=r"are needed, 1\.00 kB are free; make room"):
             fetch(find_on_hugging_face, tmp_path / NAME)
 
     class Full(Progress):
