@@ -54,7 +54,7 @@ help:  ## list the targets and variables
 	@echo "  SHARDS     shard set to build or read     ($(SHARDS))"
 	@echo "  CONFIG     training settings              ($(CONFIG))"
 	@echo "  RUN        name of the run, in runs/      ($(RUN))"
-	@echo "  NPROC      processes (GPUs) to train on  ($(NPROC))"
+	@echo "  NPROC      processes (GPUs) to train on   ($(NPROC))"
 	@echo "  PROMPT     text to continue               (the prompts of the config)"
 	@echo "  RUNS       names of the runs to compare   (all in runs/)"
 	@echo "  SWEEP      runs to train one by one       ($(SWEEP))"

@@ -135,7 +135,8 @@ def look_at(path_name: str, name: str) -> Source:
     except FileNotFoundError:
         is_local = not is_url(path_name) and path.parent.is_dir()
         siblings = os.listdir(path.parent) if is_local else []
-        raise InputError(f"{path_name}: no such file{nearest(path.name, siblings)}") from None
+        how = "; fetch it with `make data`" if path.name in _published_files() else nearest(path.name, siblings)
+        raise InputError(f"{path_name}: no such file{how}") from None
     except STREAM_ERRORS as error:
         if compression and not getattr(error, "errno", None):
             raise InputError(f"{path_name}: {compression}: {error}; the download is incomplete or damaged") from None
@@ -156,6 +157,12 @@ def look_at(path_name: str, name: str) -> Source:
         num_bytes=status.num_bytes,
         modified_ns=status.modified_ns,
     )
+
+
+def _published_files() -> set[str]:
+    from pipeline.fetch import CORPORA  # needed for a hint alone
+
+    return {corpus.file for corpus in CORPORA.values()}
 
 
 def _detect_format(name: str, head: bytes) -> Format:

@@ -158,8 +158,10 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST_NAME
     if not directory.exists():
         hint = nearest_path(directory, lambda path: (path / MANIFEST_NAME).is_file())
-        hint = hint or "; build it with `make shards CORPUS=FILE` or `python -m pipeline build`"
-        raise InputError(f"{directory}: no such shard set{hint}")
+        how = "build it with `make shards CORPUS=FILE` or `python -m pipeline build`"
+        raise InputError(
+            f"{directory}: no such shard set{hint} Or {how}" if hint else f"{directory}: no such shard set; {how}"
+        )
     if directory.is_file():
         hint = f"; take {directory.parent}" if (directory.parent / MANIFEST_NAME).is_file() else ""
         raise InputError(f"{directory}: expected a shard set's directory, found a file{hint}")

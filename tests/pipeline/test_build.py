@@ -288,6 +288,12 @@ def test_a_tokenizer_in_place_of_a_file_is_one_clear_line(tmp_path: Path) -> Non
         assert_one_error_line(run_module("pipeline", *arguments), "expected a directory, or nothing")
 
 
+def test_the_published_file_that_is_not_there_is_told_with_how_to_fetch_it(tmp_path: Path) -> None:
+    name = "wikipedia-zh-cn-20240820.json"
+    with pytest.raises(InputError, match=r"no such file; fetch it with `make data`"):
+        look_at(str(tmp_path / name), name)
+
+
 def test_an_output_directory_that_is_something_else_is_left_alone(tmp_path: Path, tokenizer_dir: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "precious").write_text("keep me")

@@ -21,7 +21,7 @@ def test_a_set_s_neighbour_is_suggested_if_it_is_a_set(built_set: Path, tmp_path
     shutil.copytree(built_set, tmp_path / "wikipedia-zh")
     (tmp_path / "wikipedia-zg").mkdir()
     for opened in (open_shard_set, shards.open_data):
-        with pytest.raises(InputError, match=r"no such shard set; did you mean '.*/wikipedia-zh'"):
+        with pytest.raises(InputError, match=r"no such shard set; did you mean '.*/wikipedia-zh'\? Or build it"):
             opened(str(tmp_path / "wikipedia-zhh"))
     with pytest.raises(InputError, match="no such shard set; build it with"):
         open_shard_set(tmp_path / "books")
