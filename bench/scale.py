@@ -27,11 +27,11 @@ from pipeline.settings import DEFAULT_UNIT_BYTES, BuildSettings
 from pipeline.sources import Source
 from pipeline.tokenizers import TokenizerFiles, load_tokenizer_files
 from pipeline.units import plan_units
-from shards.manifest import MANIFEST_NAME, SPLITS, ShardEntry, read_manifest
+from shards.entries import SPLITS, ShardEntry, shard_name
+from shards.manifest import MANIFEST_NAME, read_manifest
 from shards.packing import Tail
 from shards.reader import ShardSet
 from shards.run_order import RunOrder
-from shards.writer import shard_name
 
 _BLOCKS = {"train": 29_500, "val": 3_277}  # of a unit of 64 MiB of Chinese text
 _TAIL_TOKENS = 32

@@ -35,6 +35,7 @@ from pipeline.settings import BuildSettings
 from shards.command_line import Parser
 from shards.errors import InputError
 from shards.index import Index, contiguous_index
+from shards.entries import TailList
 from shards.manifest import encode_manifest
 from shards.packing import cut_lengths
 from shards.report import statistics as statistics_module
@@ -741,7 +742,7 @@ def test_a_damaged_shard_is_one_clear_line(own_set: Path) -> None:
 def test_tails_that_fit_no_shard_are_one_clear_line(own_set: Path, field: str, value: int) -> None:
     manifest = shards.open(own_set).manifest
     assert manifest.tails[0].continues
-    tails = [dataclasses.replace(manifest.tails[0], **{field: value}), *manifest.tails[1:]]
+    tails = TailList.of([dataclasses.replace(manifest.tails[0], **{field: value}), *manifest.tails[1:]])
     changed = dataclasses.replace(manifest, tails=tails).with_fingerprint()
     (own_set / "manifest.json").write_bytes(encode_manifest(changed))
     with pytest.raises(InputError, match="train: the tails don’t fit the shards"):
