@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 import bisect
+import functools
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ Rows = npt.NDArray[np.void]
 Int64s = npt.NDArray[np.int64]
 
 _ROWS_AT_ONCE = 4096
+_FEW = 64  # of which Python's sum is faster
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +72,8 @@ def exact_sum(column: Int64s) -> int:
     >>> exact_sum(np.array([2**62, 2**62, 1]))
     9223372036854775809
     """
+    if len(column) < _FEW:
+        return sum(column.tolist())
     return (int((column >> 32).sum()) << 32) + int((column & 0xFFFFFFFF).sum())
 
 
@@ -92,10 +96,11 @@ class _List(Sequence[E], Generic[E]):
     dtype: ClassVar[np.dtype[np.void]]
     _struct: ClassVar[struct.Struct]
 
-    def __init__(self, rows: Rows) -> None:
-        """`rows` have the type `dtype`, shape `(n,)`; they are kept, not copied."""
+    def __init__(self, rows: Rows, entries: Sequence[E] | None = None) -> None:
+        """`rows` have the type `dtype`, shape `(n,)`; they are kept, not copied. So are `entries`, where there are any."""
         assert rows.dtype == self.dtype
-        self.rows = rows
+        self.rows, self._entries = rows, entries
+        self._of_split: dict[str, Self] = {}
 
     @classmethod
     @abc.abstractmethod
@@ -103,13 +108,14 @@ class _List(Sequence[E], Generic[E]):
         """The row of an entry. Raises `ValueError` or `struct.error` where none can hold it."""
 
     @abc.abstractmethod
-    def _entry(self, place: int, values: tuple[Any, ...]) -> E:
-        """The entry at `place`, from the values of its row."""
+    def _entry(self, values: tuple[Any, ...]) -> E:
+        """The entry with the values of a row."""
 
     @classmethod
     def of(cls, entries: Iterable[E]) -> Self:
         """The list of `entries`. Raises as `pack`."""
-        return cls(np.frombuffer(b"".join(map(cls.pack, entries)), cls.dtype))
+        known = list(entries)
+        return cls(np.frombuffer(b"".join(map(cls.pack, known)), cls.dtype), known)
 
     def column(self, name: str) -> Int64s:
         """One number of each entry (of the shards also `number`, as in the name), shape `(n,)`; a view."""
@@ -127,25 +133,31 @@ class _List(Sequence[E], Generic[E]):
         if isinstance(key, slice):
             return self._some(key)
         place = range(len(self.rows))[key]
-        return self._entry(place, self._struct.unpack(self.rows[place].tobytes()))
+        if self._entries is not None:
+            return self._entries[place]
+        return self._entry(self._struct.unpack(self.rows[place].tobytes()))
 
     def __iter__(self) -> Iterator[E]:
+        return self._new_entries() if self._entries is None else iter(self._entries)
+
+    def _new_entries(self) -> Iterator[E]:
         for first in range(0, len(self.rows), _ROWS_AT_ONCE):
-            content = self.rows[first : first + _ROWS_AT_ONCE].tobytes()
-            for place, values in enumerate(self._struct.iter_unpack(content), first):
-                yield self._entry(place, values)
+            yield from map(self._entry, self._struct.iter_unpack(self.rows[first : first + _ROWS_AT_ONCE].tobytes()))
 
     def _some(self, which: slice | Int64s) -> Self:
-        return type(self)(self.rows[which])
+        entries = self._entries
+        if entries is not None:
+            entries = entries[which] if isinstance(which, slice) else [entries[place] for place in which.tolist()]
+        return type(self)(self.rows[which], entries)
 
     def of_split(self, name: SplitName) -> Self:
         """Those of one split, in the same order."""
-        places = np.flatnonzero(self.rows["split"] == SPLITS.index(name))
-        if not len(places):
-            return self._some(slice(0, 0))
-        first, last = int(places[0]), int(places[-1])
-        # Side by side, as nearly always, they are a view.
-        return self._some(slice(first, last + 1) if last - first + 1 == len(places) else places)
+        if name not in self._of_split:
+            places = np.flatnonzero(self.rows["split"] == SPLITS.index(name))
+            first, behind = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+            # Side by side, as nearly always, they are a view.
+            self._of_split[name] = self._some(slice(first, behind) if behind - first == len(places) else places)
+        return self._of_split[name]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, type(self)):
@@ -182,22 +194,12 @@ class ShardList(_List[ShardEntry]):
     )
     _struct = struct.Struct("<6Q32s32sB")
 
-    def __init__(self, rows: Rows, names: Sequence[str] | None = None) -> None:
-        """`names` are given if not all follow from split and number (`shard_name`)."""
-        super().__init__(rows)
-        self._names = names
+    def __init__(self, rows: Rows, entries: Sequence[ShardEntry] | None = None) -> None:
+        """Without `entries` the names follow from split and number (`shard_name`)."""
+        super().__init__(rows, entries)
         # For `find`: where each split begins and the last one ends, or else all names.
         self._bounds: list[int] | None = None
         self._places: dict[str, int] | None = None
-
-    @classmethod
-    def of(cls, entries: Iterable[ShardEntry]) -> Self:
-        known = list(entries)
-        new = super().of(known)
-        names = [entry.name for entry in known]
-        if any(shard_name(entry.split, shard_number(entry.name)) != entry.name for entry in known):
-            new._names = names
-        return new
 
     @classmethod
     def pack(cls, entry: ShardEntry) -> bytes:
@@ -213,11 +215,11 @@ class ShardList(_List[ShardEntry]):
             SPLITS.index(entry.split),
         )
 
-    def _entry(self, place: int, values: tuple[Any, ...]) -> ShardEntry:
+    def _entry(self, values: tuple[Any, ...]) -> ShardEntry:
         number, num_blocks, num_tokens, num_pieces, num_index_documents, num_documents, digest, index, code = values
         split = SPLITS[code]
         return ShardEntry(
-            name=shard_name(split, number) if self._names is None else self._names[place],
+            name=shard_name(split, number),
             split=split,
             num_blocks=num_blocks,
             num_tokens=num_tokens,
@@ -228,28 +230,24 @@ class ShardList(_List[ShardEntry]):
             index_digest=index.hex(),
         )
 
-    @property
+    @functools.cached_property
     def has_usual_names(self) -> bool:
         """Whether all names follow from split and number."""
-        return self._names is None
-
-    def _some(self, which: slice | Int64s) -> Self:
-        names = self._names
-        if names is not None:
-            names = names[which] if isinstance(which, slice) else [names[place] for place in which.tolist()]
-        return type(self)(self.rows[which], names)
+        return self._entries is None or all(
+            shard_name(entry.split, shard_number(entry.name)) == entry.name for entry in self._entries
+        )
 
     def name(self, place: int) -> str:
         """The name of one shard."""
-        if self._names is not None:
-            return self._names[place]
+        if self._entries is not None:
+            return self._entries[place].name
         row = self.rows[place]
         return shard_name(SPLITS[row["split"]], int(row["number"]))
 
     def find(self, name: str) -> int | None:
         """The place of the shard called `name`."""
         if self._bounds is None and self._places is None:
-            if self._names is None and not len(unordered(self.rows["split"], self.rows["number"])):
+            if self._entries is None and not len(unordered(self.rows["split"], self.rows["number"])):
                 self._bounds = np.searchsorted(self.rows["split"], range(len(SPLITS) + 1)).tolist()
             else:
                 self._places = {self.name(place): place for place in range(len(self))}
@@ -265,8 +263,12 @@ class ShardList(_List[ShardEntry]):
         return place if place < behind and numbers[place] == number and self.name(place) == name else None
 
     def __eq__(self, other: object) -> bool:
-        equal = super().__eq__(other)
-        return equal and isinstance(other, ShardList) and self._names == other._names
+        if not isinstance(other, ShardList):
+            return NotImplemented
+        is_equal = super().__eq__(other)
+        if self.has_usual_names and other.has_usual_names:
+            return is_equal
+        return bool(is_equal) and all(self.name(place) == other.name(place) for place in range(len(self)))
 
 
 class TailList(_List[TailEntry]):
@@ -279,6 +281,6 @@ class TailList(_List[TailEntry]):
     def pack(cls, entry: TailEntry) -> bytes:
         return cls._struct.pack(entry.unit, entry.num_pieces, SPLITS.index(entry.split), entry.continues)
 
-    def _entry(self, _place: int, values: tuple[Any, ...]) -> TailEntry:
+    def _entry(self, values: tuple[Any, ...]) -> TailEntry:
         unit, num_pieces, code, continues = values
         return TailEntry(unit=unit, split=SPLITS[code], num_pieces=num_pieces, continues=bool(continues))

@@ -53,7 +53,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def regular_file_bytes(path: Path) -> int:
+def regular_file_bytes(path: Path | str) -> int:
     """Size of `path` in bytes. Raises `InputError` if it is missing, a link, or no regular file."""
     try:
         status = os.lstat(path)

@@ -232,18 +232,17 @@ def _decode_listing(encoded: bytes, path: str) -> Manifest:
         raise InputError(
             f"{path}: expected format version {LISTING_VERSION} or {TABLES_VERSION}, found {printable(repr(version))[:80]}"
         )
-    manifest = typing.cast(Manifest, _decode_record(Manifest, content, path))
-    if _fingerprint(content) != manifest.fingerprint:
+    fields = _decode_fields(Manifest, content, path)
+    if _fingerprint(content) != fields["fingerprint"]:
         raise InputError(f"{path}: the fingerprint doesn't match the content; the manifest was changed or damaged")
-    lists: dict[str, Any] = {"shards": manifest.shards, "tails": manifest.tails}
     if version == LISTING_VERSION:
-        lists["shards"] = _shard_list(_decode(list[ShardEntry], manifest.shards, f"{path}: shards"), path)
-        lists["tails"] = _tail_list(_decode(list[TailEntry], manifest.tails, f"{path}: tails"), path)
+        fields["shards"] = _shard_list(_decode(list[ShardEntry], fields["shards"], f"{path}: shards"), path)
+        fields["tails"] = _tail_list(_decode(list[TailEntry], fields["tails"], f"{path}: tails"), path)
     else:
-        for field, value in lists.items():
-            lists[field] = _decode(TableEntry, value, f"{path}: {field}")
-            check_table_entry(lists[field], field, path)
-    return dataclasses.replace(manifest, **lists)
+        for field in TABLE_NAMES:
+            fields[field] = _decode(TableEntry, fields[field], f"{path}: {field}")
+            check_table_entry(fields[field], field, path)
+    return Manifest(**fields)
 
 
 def _shard_list(entries: list[ShardEntry], path: str) -> ShardList:
@@ -256,12 +255,8 @@ def _shard_list(entries: list[ShardEntry], path: str) -> ShardList:
         if shard.name in names:
             raise InputError(f"{path}: shard {shard.name!r}: listed twice")
         names.add(shard.name)
-        for digest in (shard.digest, shard.index_digest):
-            if not _DIGEST.fullmatch(digest):
-                raise InputError(
-                    f"{path}: shard {shard.name!r}: expected a digest of 64 hexadecimal digits, "
-                    f"found {printable(digest)[:80]!r}"
-                )
+        if not (_DIGEST.fullmatch(shard.digest) and _DIGEST.fullmatch(shard.index_digest)):
+            raise InputError(f"{path}: shard {shard.name!r}: expected digests of 64 lower-case hexadecimal digits")
         numbers = (shard.num_blocks, shard.num_tokens, shard.num_pieces, shard.num_index_documents, shard.num_documents)
         if max(numbers) > MAX_NUMBER or int(suffix) > MAX_NUMBER:
             raise InputError(f"{path}: shard {shard.name!r}: a number isn't below 2**63")
@@ -319,7 +314,8 @@ def _check_shards(manifest: Manifest, path: str) -> None:
 def _decode(expected: Any, value: Any, where: str) -> Any:
     """`value` (from JSON) as the type `expected`. Raises `InputError` naming the field."""
     if dataclasses.is_dataclass(expected):
-        return _decode_record(typing.cast(type, expected), value, where)
+        record = typing.cast(type, expected)
+        return record(**_decode_fields(record, value, where))
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if origin is list:
         if not isinstance(value, list):
@@ -340,7 +336,8 @@ def _decode(expected: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _decode_record(expected: type, value: Any, where: str) -> Any:
+def _decode_fields(expected: type, value: Any, where: str) -> dict[str, Any]:
+    """The fields of a record of the class `expected`. Raises `InputError`."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected an object, found {_kind(value)}")
     hints = _type_hints(expected)
@@ -352,17 +349,20 @@ def _decode_record(expected: type, value: Any, where: str) -> Any:
             if name not in hints:
                 raise InputError(f"{where}: unknown field {printable(name)!r}")
     fields = {}
-    for name, hint in hints.items():
+    for name, (hint, choices) in hints.items():
         field = value[name]
         # The usual case at once: there are many shards.
-        is_plain = (hint is int and type(field) is int and field >= 0) or (hint is str and type(field) is str)
-        fields[name] = field if is_plain else _decode(hint, field, f"{where}: {name}")
-    return expected(**fields)
+        is_plain = type(field) is hint and (hint is not int or field >= 0)
+        is_choice = type(field) is str and field in choices
+        fields[name] = field if is_plain or is_choice else _decode(hint, field, f"{where}: {name}")
+    return fields
 
 
 @functools.cache
-def _type_hints(record: type) -> dict[str, Any]:
-    return typing.get_type_hints(record)
+def _type_hints(record: type) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """The type of each field, and what it must be one of, if it is a choice."""
+    hints = typing.get_type_hints(record).items()
+    return {name: (hint, typing.get_args(hint) if typing.get_origin(hint) is Literal else ()) for name, hint in hints}
 
 
 def _kind(value: object) -> str:

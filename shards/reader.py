@@ -62,14 +62,14 @@ def check_all_files(directory: Path, shards: ShardList, block_tokens: int) -> No
 
 def check_shard_files(directory: Path, shard: ShardEntry, block_tokens: int) -> None:
     """Raise `InputError` unless both files of `shard` are there, regular, of the right size and header."""
-    path = directory / (shard.name + BIN_SUFFIX)
+    stem = os.path.join(directory, shard.name)
+    path, index_path = stem + BIN_SUFFIX, stem + INDEX_SUFFIX
     found, expected = regular_file_bytes(path), bin_bytes(shard.num_blocks, block_tokens)
     if found != expected:
         kind = "truncated" if found < expected else "too long"
         raise InputError(
             f"{path}: {kind}: the manifest says {expected:,} bytes, the file has {found:,}; build the set again"
         )
-    index_path = path.with_suffix(INDEX_SUFFIX)
     found = regular_file_bytes(index_path)
     expected = index_bytes(shard.num_pieces, shard.num_index_documents)
     if found != expected:
