@@ -33,9 +33,9 @@ import shards.report
 from pipeline.build import build
 from pipeline.settings import BuildSettings
 from shards.command_line import Parser
+from shards.entries import TailList
 from shards.errors import InputError
 from shards.index import Index, contiguous_index
-from shards.entries import TailList
 from shards.manifest import encode_manifest
 from shards.packing import cut_lengths
 from shards.report import statistics as statistics_module
