@@ -119,7 +119,7 @@ def _read_rows(path: Path, entry: TableEntry, dtype: np.dtype[np.void]) -> Rows:
         with open(path, "rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(content) != found:
-            raise InputError(f"{path}: the file has changed while it was opened")
+            raise InputError(f"{path}: the file has changed since the set was opened")
     digest = blake3(content).hexdigest()
     if digest != entry.digest:
         raise InputError(f"{path}: expected digest {entry.digest}, found {digest}; the file was changed")
