@@ -260,7 +260,7 @@ class ShardList(_List[ShardEntry]):
         code, number, numbers = SPLITS.index(split), int(digits), self.rows["number"]
         first, behind = self._bounds[code : code + 2]
         place = bisect.bisect_left(range(first, behind), number, key=numbers.__getitem__) + first
-        return place if place < behind and numbers[place] == number and self.name(place) == name else None
+        return place if place < behind and self.name(place) == name else None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ShardList):

@@ -99,7 +99,9 @@ def test_lists_with_other_names_or_numbers_are_not_equal() -> None:
 
 @given(st.lists(st.integers(0, 2**63 - 1), max_size=300))
 def test_sums_are_exact(values: list[int]) -> None:
-    assert exact_sum(np.array(values, dtype=np.int64)) == sum(values)
+    column = np.array(values, dtype=np.int64)
+    assert exact_sum(column) == sum(values)
+    assert exact_sum(np.tile(column, 100)) == 100 * sum(values)  # many
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 4))))
