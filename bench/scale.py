@@ -27,11 +27,12 @@ from pipeline.settings import DEFAULT_UNIT_BYTES, BuildSettings
 from pipeline.sources import Source
 from pipeline.tokenizers import TokenizerFiles, load_tokenizer_files
 from pipeline.units import plan_units
-from shards.manifest import MANIFEST_NAME, SPLITS, ShardEntry, read_manifest
+from shards.entries import SPLITS, ShardEntry, shard_name
+from shards.manifest import MANIFEST_NAME, read_manifest
 from shards.packing import Tail
 from shards.reader import ShardSet
 from shards.run_order import RunOrder
-from shards.writer import shard_name
+from shards.tables import TABLE_NAMES
 
 _BLOCKS = {"train": 29_500, "val": 3_277}  # of a unit of 64 MiB of Chinese text
 _TAIL_TOKENS = 32
@@ -109,7 +110,9 @@ def finish(num_units: int, directory: Path) -> str:
     made_up: Iterator[Receipt] = (made_up_receipt(unit) for unit in range(num_units))
     tokenizer: TokenizerFiles = load_tokenizer_files("qwen2")
     write_set(directory, [made_up_source(num_units)], units, BuildSettings(), tokenizer, made_up)
-    return f"manifest of {(directory / MANIFEST_NAME).stat().st_size / 1e6:,.0f} MB"
+    names = [MANIFEST_NAME, *TABLE_NAMES.values()]
+    sizes = {name: (directory / name).stat().st_size for name in names if (directory / name).exists()}
+    return ", ".join(f"{name} of {size / 1e6:,.1f} MB" for name, size in sizes.items())
 
 
 def open_set(_num_units: int, directory: Path) -> str:

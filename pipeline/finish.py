@@ -18,22 +18,21 @@ from pipeline.storage import open_binary
 from pipeline.streams import file_digest
 from pipeline.tokenizers import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON, TokenizerFiles
 from pipeline.units import Unit, plan_units
-from shards.assemble import SplitAssembler, UnitPart
+from shards.assemble import SplitAssembler, UnitPart, join_splits
+from shards.entries import SPLITS
 from shards.errors import InputError
-from shards.files import atomic_writer, flush_directory, write_atomically
+from shards.files import atomic_writer, write_atomically
 from shards.manifest import (
-    FORMAT_VERSION,
     GENERATOR,
-    MANIFEST_NAME,
     REJECTED_NAME,
-    SPLITS,
     STAMPS_NAME,
     TOKENIZER_DIRECTORY,
     Manifest,
     RejectedEntry,
     SourceEntry,
     SplitEntry,
-    encode_manifest,
+    format_version,
+    write_manifest,
 )
 
 
@@ -121,8 +120,9 @@ def write_set(
     write_atomically(tokenizer_directory / TOKENIZER_JSON, tokenizer.tokenizer_json)
     write_atomically(tokenizer_directory / TOKENIZER_CONFIG_JSON, tokenizer.tokenizer_config)
     write_atomically(directory / STAMPS_NAME, encode_stamps(sources))
+    shards, tails = join_splits(directory, assembled.values())
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=format_version(shards, tails),
         generator=GENERATOR,
         block_tokens=settings.block_tokens,
         dtype="uint32",
@@ -131,16 +131,15 @@ def write_set(
         settings=settings.as_dict(),
         sources=entries.finish(),
         splits=splits,
-        shards=[shard for name in SPLITS for shard in assembled[name].shards],
-        tails=[tail for name in SPLITS for tail in assembled[name].tails],
+        shards=shards,
+        tails=tails,
         num_records=totals.num_records,
         num_empty=totals.num_empty,
         num_duplicates=totals.num_duplicates,
         rejected=[RejectedEntry(kind=kind, num_records=number) for kind, number in sorted(totals.rejected.items())],
         rejected_digest=_join_rejected(directory, with_rejected),
     )
-    flush_directory(directory)
-    write_atomically(directory / MANIFEST_NAME, encode_manifest(manifest.with_fingerprint()))
+    write_manifest(directory, manifest.with_fingerprint())
     return totals
 
 

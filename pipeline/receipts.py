@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.manifest import SPLITS, ShardEntry
+from shards.entries import SPLITS, ShardEntry
 from shards.packing import Tail
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
 

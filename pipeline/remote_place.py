@@ -22,7 +22,7 @@ from pipeline.place import PLAN_NAME, plan_differences
 from pipeline.receipts import FILES_KEY, RECEIPTS_DIRECTORY, REJECTED_SUFFIX
 from pipeline.remote_unit import partial_url, put_files
 from shards.errors import InputError
-from shards.manifest import MANIFEST_NAME, STAMPS_NAME
+from shards.manifest import MANIFEST_NAME, STAMPS_NAME, decode_table_entries
 from shards.storage import (
     StorageError,
     file_system,
@@ -62,12 +62,16 @@ class RemotePlace:
         return self.directory / "existing"
 
     def fetch_existing(self) -> None:
-        """Get the manifest of the set that is there. Without one, `existing` is an empty directory."""
+        """Get the manifest of the set that is there, with its tables. Without one, `existing` is an empty directory."""
         self.existing.mkdir(exist_ok=True)
-        for name in (MANIFEST_NAME, STAMPS_NAME):
+        names = [MANIFEST_NAME, STAMPS_NAME]
+        for name in names:
             content = read_bytes(join(self.url, name))
             if content is not None:
                 (self.existing / name).write_bytes(content)
+                if name == MANIFEST_NAME:
+                    _fingerprint, tables = decode_table_entries(content, join(self.url, name))
+                    names += [table.file for table in tables]
 
     @property
     def holds_set(self) -> bool:

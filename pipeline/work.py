@@ -36,11 +36,11 @@ from pipeline.sources import Source
 from pipeline.tokenizers import Encoder
 from pipeline.units import Unit
 from shards.assemble import PACKERS
+from shards.entries import SPLITS, SplitName, shard_name
 from shards.errors import InputError
 from shards.files import flush_directory, write_atomically
-from shards.manifest import SPLITS, SplitName
 from shards.packing import Ids, Lengths
-from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, shard_name
+from shards.writer import BIN_SUFFIX, INDEX_SUFFIX
 
 # Called with the source bytes and the tokens that were just done, and the records that were just rejected.
 Progress = Callable[[int, int, int], None]

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from shards import pull_command, regroup_command
 from shards.command_line import Parser, run_command
+from shards.entries import SPLITS
 from shards.errors import InputError
 from shards.exchange import command as exchange_command
-from shards.manifest import SPLITS, read_manifest
+from shards.manifest import read_manifest
 from shards.reader import open_shard_set
 from shards.report import command as report_command
 from shards.show import describe, describe_json, differences, show_block, show_document
 from shards.verify import verify
 from shards.wording import plural
-from shards.writer import bin_bytes
+from shards.writer import set_bytes
 
 
 def main(arguments: list[str]) -> int:
@@ -67,7 +68,7 @@ def run_info(options: argparse.Namespace) -> int:
 
 def run_verify(options: argparse.Namespace) -> int:
     manifest = read_manifest(options.directory)
-    num_bytes = sum(bin_bytes(shard.num_blocks, manifest.block_tokens) for shard in manifest.shards)
+    num_bytes = set_bytes(manifest)
     with _ProgressLine(num_bytes, show=sys.stderr.isatty() and not options.quick) as progress:
         faults = verify(options.directory, quick=options.quick, progress=progress.advance)
     for fault in faults[1:]:

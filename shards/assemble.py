@@ -7,7 +7,7 @@ joins the leftovers of the others here, in the order of the units; only the very
 from __future__ import annotations
 
 import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +15,12 @@ from types import TracebackType
 import numpy as np
 
 from shards.best_fit import BestFitPacker
+from shards.entries import ShardEntry, ShardList, SplitName, TailEntry, TailList, shard_name, shard_number
 from shards.index import contiguous_index
-from shards.manifest import ShardEntry, SplitEntry, SplitName, TailEntry
+from shards.manifest import SplitEntry
 from shards.packing import ConcatPacker, Packer, Tail, TutorialPacker
-from shards.writer import ShardWriter, shard_name
+from shards.tables import RowSpool
+from shards.writer import ShardWriter
 
 PACKERS: dict[str, Callable[..., Packer]] = {
     "concat": ConcatPacker,
@@ -45,8 +47,8 @@ class AssembledSplit:
     """What the manifest says of one split."""
 
     entry: SplitEntry
-    shards: list[ShardEntry]
-    tails: list[TailEntry]
+    shards: ShardList
+    tails: TailList
 
 
 class SplitAssembler:
@@ -64,8 +66,7 @@ class SplitAssembler:
         self._left_pieces = array.array("q")
         self._sums = dict.fromkeys(("num_tokens", "num_dropped_tokens", "num_text_bytes", "num_text_chars"), 0)
         self._num_blocks = self._num_documents = 0
-        self._shards: list[ShardEntry] = []
-        self._tails: list[TailEntry] = []
+        self._shards, self._tails = RowSpool(ShardList, directory), RowSpool(TailList, directory)
 
     def add(self, part: UnitPart) -> None:
         for field in self._sums:
@@ -81,12 +82,12 @@ class SplitAssembler:
         self._writer.write(tail.tokens)
         self._num_left_tokens += len(tail.tokens)
         self._left_pieces.extend(tail.piece_tokens.tolist())
-        self._tails.append(
-            TailEntry(unit=part.unit, split=self._name, num_pieces=len(tail.piece_tokens), continues=tail.continues)
-        )
+        entry = TailEntry(unit=part.unit, split=self._name, num_pieces=len(tail.piece_tokens), continues=tail.continues)
+        self._tails.append(TailList.pack(entry))
 
     def _add_shard(self, shard: ShardEntry) -> None:
-        self._shards.append(shard)
+        assert shard.name == shard_name(self._name, shard_number(shard.name))
+        self._shards.append(ShardList.pack(shard))
         self._num_blocks += shard.num_blocks
         self._num_documents += shard.num_documents
 
@@ -104,7 +105,7 @@ class SplitAssembler:
             num_fill_tokens=self._num_blocks * self._block_tokens - self._sums["num_tokens"],
             **self._sums,
         )
-        return AssembledSplit(entry=entry, shards=self._shards, tails=self._tails)
+        return AssembledSplit(entry=entry, shards=ShardList(self._shards.rows()), tails=TailList(self._tails.rows()))
 
     def __enter__(self) -> SplitAssembler:
         return self
@@ -114,6 +115,15 @@ class SplitAssembler:
     ) -> None:
         if self._writer is not None:
             self._writer.__exit__(kind, error, traceback)
+
+
+def join_splits(directory: Path, splits: Iterable[AssembledSplit]) -> tuple[ShardList, TailList]:
+    """The shards and tails of a whole set; when they are many, in temporary files of `directory` while they are in use."""
+    shards, tails = RowSpool(ShardList, directory), RowSpool(TailList, directory)
+    for split in splits:
+        shards.extend(split.shards.rows)
+        tails.extend(split.tails.rows)
+    return ShardList(shards.rows()), TailList(tails.rows())
 
 
 def assemble_split(

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.entries import SplitName
 from shards.index import Index
-from shards.manifest import SplitName
 from shards.packing import Ids, Lengths, Packed, Packer, no_tail
 
 WINDOW_TOKENS = 1 << 24

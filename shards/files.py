@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -61,3 +62,15 @@ def atomic_writer(path: Path, *, flush_parent: bool = True) -> Iterator[BinaryIO
 def write_atomically(path: Path, content: bytes) -> None:
     with atomic_writer(path) as file:
         file.write(content)
+
+
+def regular_file_bytes(path: Path | str) -> int:
+    """Size of `path` in bytes. Raises `InputError` if it is missing, a link, or no regular file."""
+    try:
+        status = os.lstat(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; the set is incomplete, build it again") from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
+        raise InputError(f"{path}: expected a regular file, found {kind}")
+    return status.st_size

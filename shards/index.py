@@ -117,7 +117,7 @@ def read_index(path: Path, *, num_pieces: int, num_documents: int, num_tokens: i
     return index
 
 
-def check_index_header(path: Path, header: bytes, *, num_bytes: int, num_pieces: int, num_documents: int) -> None:
+def check_index_header(path: Path | str, header: bytes, *, num_bytes: int, num_pieces: int, num_documents: int) -> None:
     """Raise `InputError` unless an index of `num_bytes` that begins with `header` can be that of such a shard."""
     expected_bytes = index_bytes(num_pieces, num_documents)
     if num_bytes != expected_bytes:

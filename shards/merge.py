@@ -32,13 +32,14 @@ import numpy as np
 from blake3 import blake3
 
 from shards.assemble import UnitPart
+from shards.entries import SPLITS, ShardEntry, SplitName, shard_name
 from shards.errors import InputError
 from shards.files import atomic_writer
-from shards.manifest import REJECTED_NAME, SPLITS, Manifest, RejectedEntry, ShardEntry, SplitName
+from shards.manifest import REJECTED_NAME, Manifest, RejectedEntry
 from shards.new_set import NewSet, new_directory
 from shards.packing import Tail, no_tail
 from shards.reader import ShardSet, Split, open_shard_set
-from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, shard_name
+from shards.writer import BIN_SUFFIX, INDEX_SUFFIX
 
 _CHUNK_BYTES = 1 << 22
 _ALIKE = ("block_tokens", "packing", "tokenizer.sha256", "tokenizer.vocab_size", "tokenizer.eos_id")
@@ -145,21 +146,23 @@ def special_tokens(manifests: Iterable[Manifest]) -> dict[str, Any]:
 def _packed_units(shard_set: ShardSet, first_unit: int, take: _FileTaker) -> Iterator[dict[SplitName, UnitPart]]:
     """The set's units, counted from `first_unit`; their shards are taken over under these numbers."""
     manifest = shard_set.manifest
-    shards: dict[SplitName, dict[int, ShardEntry]] = {}
+    places: dict[SplitName, dict[int, int]] = {}  # of the units' shards in the split's list
     tails: dict[SplitName, dict[int, Tail]] = {}
     num_units = 0
     for name in SPLITS:
-        shards[name] = {int(s.name.rpartition("-")[2]): s for s in manifest.shards if s.split == name}
+        numbers = shard_set[name].shards.column("number").tolist()
+        places[name] = {number: place for place, number in enumerate(numbers)}
         tails[name] = {}
-        if any(tail.split == name for tail in manifest.tails):
+        if manifest.tails.of_split(name):
             # What was left over lies in a shard that is numbered behind all units.
-            num_units = max(num_units, number := max(shards[name]))
-            tails[name] = dict(_read_tails(shard_set, shards[name].pop(number), take))
-        num_units = max([num_units, *(unit + 1 for unit in (*shards[name], *tails[name]))])
+            num_units = max(num_units, number := max(numbers))
+            tails[name] = dict(_read_tails(shard_set, name, places[name].pop(number), take))
+        num_units = max([num_units, *(unit + 1 for unit in (*places[name], *tails[name]))])
     for unit in range(num_units):
         parts: dict[SplitName, UnitPart] = {}
         for name in SPLITS:
-            shard, tail = shards[name].get(unit), tails[name].get(unit, no_tail())
+            place, tail = places[name].get(unit), tails[name].get(unit, no_tail())
+            shard = None if place is None else shard_set[name].shards[place]
             # The manifest has the sums of these alone, and so will the new one: they go with the first unit.
             split = manifest.splits[name]
             sums = (split.num_dropped_tokens, split.num_text_bytes, split.num_text_chars) if unit == 0 else (0, 0, 0)
@@ -175,12 +178,13 @@ def _packed_units(shard_set: ShardSet, first_unit: int, take: _FileTaker) -> Ite
         yield parts
 
 
-def _read_tails(shard_set: ShardSet, last: ShardEntry, take: _FileTaker) -> Iterator[tuple[int, Tail]]:
-    """What each unit left over, from `last`, the split's last shard."""
+def _read_tails(shard_set: ShardSet, name: SplitName, place: int, take: _FileTaker) -> Iterator[tuple[int, Tail]]:
+    """What each unit left over, from the shard at `place`, the last one of the split `name`."""
+    split: Split = shard_set[name]
+    last = split.shards[place]
     check_shard(shard_set.path, last, take.progress)
-    split: Split = shard_set[last.split]
-    pieces = split.shard_documents(split.shards.index(last))
-    tails = sorted((t for t in shard_set.manifest.tails if t.split == last.split), key=lambda tail: tail.unit)
+    pieces = split.shard_documents(place)
+    tails = sorted(shard_set.manifest.tails.of_split(name), key=lambda tail: tail.unit)
     num_pieces = sum(tail.num_pieces for tail in tails)
     if num_pieces != last.num_pieces:
         raise InputError(

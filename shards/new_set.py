@@ -14,22 +14,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.assemble import PACKERS, UnitPart, assemble_split
+from shards.assemble import PACKERS, UnitPart, assemble_split, join_splits
+from shards.entries import SPLITS, SplitName
 from shards.errors import InputError
-from shards.files import flush_directory, write_atomically
+from shards.files import flush_directory
 from shards.manifest import (
-    FORMAT_VERSION,
     GENERATOR,
-    MANIFEST_NAME,
-    SPLITS,
     TOKENIZER_DIRECTORY,
     Manifest,
     RejectedEntry,
     SourceEntry,
-    SplitName,
     TokenizerEntry,
-    encode_manifest,
+    format_version,
     read_manifest,
+    write_manifest,
 )
 from shards.packing import Ids, Lengths, Packer
 from shards.vocabulary import Vocabulary, copy_tokenizer
@@ -195,8 +193,9 @@ class NewSet:
         (self._directory / TOKENIZER_DIRECTORY).mkdir()
         copy_tokenizer(self._tokenizer_path, self._directory / TOKENIZER_DIRECTORY)
         num_documents = sum(split.num_documents for split in splits.values())
+        shards, tails = join_splits(self._directory, assembled.values())
         manifest = Manifest(
-            format_version=FORMAT_VERSION,
+            format_version=format_version(shards, tails),
             generator=GENERATOR,
             block_tokens=self._block_tokens,
             dtype="uint32",
@@ -205,14 +204,13 @@ class NewSet:
             settings=settings,
             sources=sources,
             splits={str(name): entry for name, entry in splits.items()},
-            shards=[shard for name in SPLITS for shard in assembled[name].shards],
-            tails=[tail for name in SPLITS for tail in assembled[name].tails],
+            shards=shards,
+            tails=tails,
             num_records=num_documents + num_empty + num_duplicates if num_records is None else num_records,
             num_empty=num_empty,
             num_duplicates=num_duplicates,
             rejected=rejected or [],
             rejected_digest=rejected_digest,
         ).with_fingerprint()
-        flush_directory(self._directory)
-        write_atomically(self._directory / MANIFEST_NAME, encode_manifest(manifest))
+        write_manifest(self._directory, manifest)
         return manifest

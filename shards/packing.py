@@ -22,9 +22,9 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from shards.entries import ShardEntry, SplitName, shard_name
 from shards.index import contiguous_index
-from shards.manifest import ShardEntry, SplitName
-from shards.writer import ShardWriter, shard_name
+from shards.writer import ShardWriter
 
 Ids = npt.NDArray[np.uint32]
 Lengths = npt.NDArray[np.int64]

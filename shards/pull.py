@@ -6,14 +6,16 @@ process copies, others that want the same set wait for it. Needs the package fss
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,15 @@ from shards.manifest import (
     TOKENIZER_DIRECTORY,
     Manifest,
     decode_manifest,
+    decode_table_entries,
     read_manifest,
 )
 from shards.storage import StorageError, file_system, join, listing, read_bytes, storage_errors
 from shards.wording import size_text
-from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
+from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes, set_bytes
 
 _FILES_AT_ONCE = 8
+_FILES_QUEUED = 64
 _READ_BYTES = 8 << 20
 _TRIES = 2
 
@@ -67,12 +71,14 @@ def pull(
     content = read_bytes(join(url, MANIFEST_NAME))
     if content is None:
         raise InputError(f"{url}: no {MANIFEST_NAME}, so no complete set is there; finish its build, or check the URL")
-    manifest = decode_manifest(content, join(url, MANIFEST_NAME))
-    directory = out if out is not None else user_cache() / manifest.fingerprint[:32]
-    if _holds(directory, manifest):
+    path = join(url, MANIFEST_NAME)
+    fingerprint, tables = decode_table_entries(content, path)
+    manifest = None if tables else decode_manifest(content, path)
+    directory = out if out is not None else user_cache() / fingerprint[:32]
+    if _holds(directory, fingerprint):
         return directory
     with _lock(directory, url, notice):
-        if _holds(directory, manifest):
+        if _holds(directory, fingerprint):
             return directory
         if directory.exists() or directory.is_symlink():
             raise InputError(
@@ -80,8 +86,13 @@ def pull(
             )
         partial = directory.with_name(directory.name + ".partial")
         (partial / TOKENIZER_DIRECTORY).mkdir(parents=True, exist_ok=True)
-        files = [*_tokenizer_files(url, manifest), *_set_files(url, manifest)]
-        _copy_all(url, partial, files, notice, progress)
+        for file in (table_files := [_File(table.file, table.num_bytes, table.digest) for table in tables]):
+            if not _is_there(partial, file) or blake3().update_mmap(partial / file.name).hexdigest() != file.digest:
+                _check_room(partial, file.num_bytes)
+                _copy(url, partial, file)
+        manifest = manifest or decode_manifest(content, path, partial)
+        others = [*table_files, *_tokenizer_files(url, manifest), *_rejected_file(url, manifest)]
+        _copy_all(url, partial, manifest, others, notice, progress)
         flush_directory(partial / TOKENIZER_DIRECTORY)
         write_atomically(partial / MANIFEST_NAME, content)
         os.rename(partial, directory)
@@ -89,11 +100,11 @@ def pull(
     return directory
 
 
-def _holds(directory: Path, manifest: Manifest) -> bool:
+def _holds(directory: Path, fingerprint: str) -> bool:
     """Whether `directory` is a copy of the set."""
     if not (directory / MANIFEST_NAME).is_file():
         return False
-    return read_manifest(directory).fingerprint == manifest.fingerprint
+    return read_manifest(directory).fingerprint == fingerprint
 
 
 @contextlib.contextmanager
@@ -118,12 +129,15 @@ def _lock(directory: Path, url: str, notice: Notice) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _set_files(url: str, manifest: Manifest) -> Iterator[_File]:
+def _shard_files(manifest: Manifest) -> Iterator[_File]:
     for shard in manifest.shards:
         num_bytes = bin_bytes(shard.num_blocks, manifest.block_tokens)
         yield _File(shard.name + BIN_SUFFIX, num_bytes, shard.digest)
         index = index_bytes(shard.num_pieces, shard.num_index_documents)
         yield _File(shard.name + INDEX_SUFFIX, index, shard.index_digest)
+
+
+def _rejected_file(url: str, manifest: Manifest) -> Iterator[_File]:
     if manifest.rejected:
         content = read_bytes(join(url, REJECTED_NAME))
         yield _File(REJECTED_NAME, len(content or b""), manifest.rejected_digest)
@@ -139,30 +153,58 @@ def _tokenizer_files(url: str, manifest: Manifest) -> Iterator[_File]:
 
 
 def _copy_all(
-    url: str, partial: Path, files: list[_File], notice: Notice, progress: Callable[[int, int], None]
+    url: str,
+    partial: Path,
+    manifest: Manifest,
+    others: list[_File],
+    notice: Notice,
+    progress: Callable[[int, int], None],
 ) -> None:
-    names = {file.name for file in files}
-    for path in partial.rglob("*"):  # an earlier attempt was killed in the middle of a file, or copied another set
-        if path.is_file() and path.relative_to(partial).as_posix() not in names:
-            path.unlink()
-    missing = [file for file in files if not _is_there(partial, file)]
-    total, num_missing_bytes = (sum(file.num_bytes for file in some) for some in (files, missing))
-    free = shutil.disk_usage(partial).free
-    if free < num_missing_bytes:
-        raise InputError(
-            f"{partial}: {size_text(num_missing_bytes)} are to be copied, {size_text(free)} are free; make room, "
-            "or choose another place (XDG_CACHE_HOME, or --out)"
-        )
+    """Copy the set's shards, and `others`: its other files. Never holds a list of all shards' files."""
+    _remove_others(partial, manifest, {file.name for file in others})
+    total = sum(file.num_bytes for file in others) + set_bytes(manifest, with_indexes=True)
+    num_missing_bytes = sum(file.num_bytes for file in _missing(partial, manifest, others))
+    _check_room(partial, num_missing_bytes)
     done = total - num_missing_bytes
     kept = f", {size_text(done)} of it are here already" if done else ""
     notice(f"{url}: copying {size_text(total)} to {partial.with_suffix('')}{kept}")
+    missing = _missing(partial, manifest, others)
     pool = ThreadPoolExecutor(_FILES_AT_ONCE)
     try:
-        for num_bytes in pool.map(lambda file: _copy(url, partial, file), missing):
-            done += num_bytes
+        running: collections.deque[Future[int]] = collections.deque()
+        while True:
+            for file in itertools.islice(missing, _FILES_QUEUED - len(running)):
+                running.append(pool.submit(_copy, url, partial, file))
+            if not running:
+                return
+            done += running.popleft().result()
             progress(done, total)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _missing(partial: Path, manifest: Manifest, others: list[_File]) -> Iterator[_File]:
+    files = itertools.chain(others, _shard_files(manifest))
+    return (file for file in files if not _is_there(partial, file))
+
+
+def _remove_others(partial: Path, manifest: Manifest, names: set[str]) -> None:
+    """Remove what isn't one of the set's files: an earlier attempt was killed within one, or copied another set."""
+    for path in partial.rglob("*"):
+        is_shard = path.parent == partial and path.suffix in (BIN_SUFFIX, INDEX_SUFFIX)
+        is_ours = is_shard and manifest.shards.find(path.stem) is not None
+        if not is_ours and path.is_file() and path.relative_to(partial).as_posix() not in names:
+            path.unlink()
+
+
+def _check_room(partial: Path, num_bytes: int) -> None:
+    """Raise `InputError` if the disk hasn't room for so much more."""
+    free = shutil.disk_usage(partial).free
+    if free < num_bytes:
+        raise InputError(
+            f"{partial}: {size_text(num_bytes)} are to be copied, {size_text(free)} are free; make room, "
+            "or choose another place (XDG_CACHE_HOME, or --out)"
+        )
 
 
 def _is_there(partial: Path, file: _File) -> bool:

@@ -18,7 +18,6 @@ import math
 import mmap
 import os
 import resource
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn, overload
@@ -26,17 +25,11 @@ from typing import NoReturn, overload
 import numpy as np
 import numpy.typing as npt
 
+from shards.entries import ShardEntry, ShardList, SplitName
 from shards.errors import InputError, nearest
+from shards.files import regular_file_bytes
 from shards.index import HEADER, Index, check_index_header, index_bytes, read_index
-from shards.manifest import (
-    MANIFEST_NAME,
-    TOKENIZER_DIRECTORY,
-    Manifest,
-    ShardEntry,
-    SplitName,
-    TailEntry,
-    read_manifest,
-)
+from shards.manifest import MANIFEST_NAME, TOKENIZER_DIRECTORY, Manifest, read_manifest
 from shards.order import epoch_order
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
 
@@ -51,25 +44,32 @@ _OTHER_OPEN_FILES = 256
 def open_shard_set(directory: str | os.PathLike[str]) -> ShardSet:
     """Open the shard set in `directory` after a check of its manifest, its files' sizes and index headers.
 
+    The files of a set so large that its manifest has tables are checked one by one, when a block of theirs is first read.
     Raises `InputError` with one line about the first fault. Reads no token; `shards.verify` reads them all.
     """
     path = Path(directory)
     manifest = read_manifest(path)
-    for shard in manifest.shards:
-        check_shard_files(path, shard, manifest.block_tokens)
+    if not manifest.has_tables:
+        check_all_files(path, manifest.shards, manifest.block_tokens)
     return ShardSet(path, manifest)
+
+
+def check_all_files(directory: Path, shards: ShardList, block_tokens: int) -> None:
+    """`check_shard_files` for all of `shards`."""
+    for shard in shards:
+        check_shard_files(directory, shard, block_tokens)
 
 
 def check_shard_files(directory: Path, shard: ShardEntry, block_tokens: int) -> None:
     """Raise `InputError` unless both files of `shard` are there, regular, of the right size and header."""
-    path = directory / (shard.name + BIN_SUFFIX)
+    stem = os.path.join(directory, shard.name)
+    path, index_path = stem + BIN_SUFFIX, stem + INDEX_SUFFIX
     found, expected = regular_file_bytes(path), bin_bytes(shard.num_blocks, block_tokens)
     if found != expected:
         kind = "truncated" if found < expected else "too long"
         raise InputError(
             f"{path}: {kind}: the manifest says {expected:,} bytes, the file has {found:,}; build the set again"
         )
-    index_path = path.with_suffix(INDEX_SUFFIX)
     found = regular_file_bytes(index_path)
     expected = index_bytes(shard.num_pieces, shard.num_index_documents)
     if found != expected:
@@ -95,18 +95,6 @@ def read_shard_index(directory: Path, shard: ShardEntry, block_tokens: int) -> I
         num_tokens=shard.num_tokens,
         room_tokens=shard.num_blocks * block_tokens,
     )
-
-
-def regular_file_bytes(path: Path) -> int:
-    """Size of `path` in bytes. Raises `InputError` if it is missing, a link, or no regular file."""
-    try:
-        status = os.lstat(path)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; the set is incomplete, build it again") from None
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
-        raise InputError(f"{path}: expected a regular file, found {kind}")
-    return status.st_size
 
 
 class ShardSet:
@@ -172,11 +160,13 @@ class Split:
         self.num_fill_tokens = entry.num_fill_tokens
         self.num_text_bytes = entry.num_text_bytes
         self.num_text_chars = entry.num_text_chars
-        self.shards = [shard for shard in shard_set.manifest.shards if shard.split == name]
-        self._tails = [tail for tail in shard_set.manifest.tails if tail.split == name]
+        self.shards = shard_set.manifest.shards.of_split(name)
+        self._tails = shard_set.manifest.tails.of_split(name)
         self._num_closing_tokens = 0 if shard_set.manifest.packing == "tutorial" else 1
         self._directory = shard_set.path
-        self._first_blocks = np.cumsum([0] + [shard.num_blocks for shard in self.shards])
+        self._first_blocks = np.zeros(len(self.shards) + 1, dtype=np.int64)
+        np.cumsum(self.shards.column("num_blocks"), out=self._first_blocks[1:])
+        self._are_checked = not shard_set.manifest.has_tables
         self._maps: list[Tokens | None] = [None] * len(self.shards)
         self._mapped: collections.deque[int] = collections.deque()
         self._max_mapped = _allowed_maps(len(self.shards))
@@ -193,17 +183,33 @@ class Split:
         """All blocks of the split's shard `number`, shape `(num_blocks, block_tokens)`, a read-only view."""
         blocks = self._maps[number]
         if blocks is None:
-            path = self._directory / (self.shards[number].name + BIN_SUFFIX)
-            with open(path, "rb") as file:
-                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            blocks = np.frombuffer(content, "<u4").reshape(-1, self.block_tokens)
-            if len(blocks) != self.shards[number].num_blocks:
-                raise InputError(f"{path}: the file has changed since the set was opened")
+            blocks = self.map_shard(number)
             self._maps[number] = blocks
             self._mapped.append(number)
             if len(self._mapped) > self._max_mapped:
                 self._maps[self._mapped.popleft()] = None  # views of it that are in use keep it mapped
         return blocks
+
+    def map_shard(self, number: int) -> Tokens:
+        """As `shard_blocks`, but mapped anew, and only while the view is in use. Raises `InputError`."""
+        if not self._are_checked:
+            check_shard_files(self._directory, self.shards[number], self.block_tokens)
+        path = self._directory / (self.shards.name(number) + BIN_SUFFIX)
+        with open(path, "rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        blocks = np.frombuffer(content, "<u4").reshape(-1, self.block_tokens)
+        if len(blocks) != self.first_block(number + 1) - self.first_block(number):
+            raise InputError(f"{path}: the file has changed since the set was opened")
+        return blocks
+
+    def first_block(self, shard: int) -> int:
+        """The number of the first block of a shard; for the number behind the last shard, the number of blocks."""
+        return int(self._first_blocks[shard])
+
+    def shards_between(self, start: int, stop: int) -> range:
+        """The numbers of the shards with the blocks `start` … `stop` − 1, of which there is at least one."""
+        first, last = np.searchsorted(self._first_blocks, [start, stop - 1], side="right").tolist()
+        return range(first - 1, last)
 
     @overload
     def __getitem__(self, key: int) -> Tokens: ...
@@ -275,14 +281,16 @@ class Split:
     def _shard_of_unit(self) -> dict[int, int]:
         """The units with a shard of their own: the last shard isn't one if it holds what the units left over."""
         own = self.shards[:-1] if self._tails else self.shards
-        return {int(shard.name.rpartition("-")[2]): number for number, shard in enumerate(own)}
+        return {unit: number for number, unit in enumerate(own.column("number").tolist())}
 
     @functools.cached_property
-    def _tail_of_unit(self) -> dict[int, tuple[TailEntry, int]]:
-        """Each unit's tail with the number of its first piece in the last shard."""
-        tails = sorted(self._tails, key=lambda tail: tail.unit)
-        first_pieces = itertools.accumulate((tail.num_pieces for tail in tails), initial=0)
-        return {tail.unit: (tail, first) for tail, first in zip(tails, first_pieces, strict=False)}
+    def _tail_of_unit(self) -> dict[int, tuple[int, int]]:
+        """For each unit with a tail the place of that in the list, and the number of its first piece in the last shard."""
+        order = np.argsort(self._tails.column("unit"), kind="stable")
+        num_pieces = self._tails.column("num_pieces")[order]
+        units, firsts = self._tails.column("unit")[order], np.cumsum(num_pieces) - num_pieces
+        places = zip(order.tolist(), firsts.tolist(), strict=True)
+        return dict(zip(units.tolist(), places, strict=True))
 
     @functools.cached_property
     def _tail_index(self) -> Index:
@@ -296,9 +304,10 @@ class Split:
 
     def units(self) -> dict[int, int]:
         """How many documents each unit of the corpus has here, in the corpus's order; those without any are left out."""
-        sizes = {unit: self.shards[number].num_index_documents for unit, number in self._shard_of_unit.items()}
-        for unit, (tail, _first) in self._tail_of_unit.items():
-            sizes[unit] = sizes.get(unit, 0) + tail.num_pieces - tail.continues
+        num_documents = self.shards.column("num_index_documents").tolist()
+        sizes = {unit: num_documents[number] for unit, number in self._shard_of_unit.items()}
+        for tail in self._tails:
+            sizes[tail.unit] = sizes.get(tail.unit, 0) + tail.num_pieces - tail.continues
         return dict(sorted(sizes.items()))
 
     def unit_shards(self, unit: int) -> list[ShardEntry]:
@@ -316,7 +325,8 @@ class Split:
         pieces = iter(()) if number is None else self.shard_documents(number)
         if unit not in self._tail_of_unit:
             return pieces
-        tail, first = self._tail_of_unit[unit]
+        place, first = self._tail_of_unit[unit]
+        tail = self._tails[place]
         rest = self._tail_pieces(first, tail.num_pieces)
         return _joined(pieces, rest) if tail.continues else itertools.chain(pieces, rest)
 

@@ -29,13 +29,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shards.entries import SPLITS, SplitName
 from shards.errors import InputError
-from shards.manifest import SPLITS, Manifest, SourceEntry, SplitName
+from shards.manifest import Manifest, SourceEntry
 from shards.merge import check_outside, check_shard, new_set_like, special_tokens
 from shards.new_set import DocumentBatch, new_directory
 from shards.order import epoch_order
 from shards.reader import ShardSet, Split, Tokens, open_shard_set
-from shards.writer import bin_bytes
+from shards.writer import set_bytes
 
 DEFAULT_SEED = 2333
 _MAX_SEED = 2**64 - 1
@@ -267,7 +268,7 @@ def _source(shard_set: ShardSet, part: Part) -> SourceEntry:
     return SourceEntry(
         path=os.path.basename(os.path.abspath(shard_set.path)),
         format="shard-set",
-        num_bytes=sum(bin_bytes(shard.num_blocks, manifest.block_tokens) for shard in manifest.shards),
+        num_bytes=set_bytes(manifest),
         digest=manifest.fingerprint,
         num_stretches=1,
         num_records=part.num_documents,

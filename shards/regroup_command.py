@@ -72,16 +72,11 @@ def add_parsers(commands: Any) -> None:
 
 
 def run_merge(options: argparse.Namespace) -> int:
-    from shards.index import index_bytes
     from shards.manifest import read_manifest
     from shards.merge import merge
-    from shards.writer import bin_bytes
+    from shards.writer import set_bytes
 
-    total = sum(
-        bin_bytes(shard.num_blocks, manifest.block_tokens) + index_bytes(shard.num_pieces, shard.num_index_documents)
-        for manifest in map(read_manifest, options.sets)
-        for shard in manifest.shards
-    )
+    total = sum(set_bytes(manifest, with_indexes=True) for manifest in map(read_manifest, options.sets))
     with _ProgressLine(lambda done: f"copied {100 * done // max(1, total):3}% of {total:,} bytes") as progress:
         manifest = merge(options.sets, options.out, link=options.link, progress=progress.advance, note=progress.note)
     plural = "" if len(options.sets) == 1 else "s"

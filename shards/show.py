@@ -8,12 +8,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from shards.entries import SPLITS
 from shards.errors import InputError, nearest, printable
-from shards.manifest import SPLITS
 from shards.reader import ShardSet, Split
 from shards.vocabulary import Vocabulary
 from shards.wording import plural, size_text
-from shards.writer import bin_bytes
+from shards.writer import set_bytes
 
 
 def describe_json(shard_set: ShardSet) -> str:
@@ -27,7 +27,7 @@ def describe_json(shard_set: ShardSet) -> str:
 def describe(shard_set: ShardSet) -> str:
     """A table for people."""
     manifest = shard_set.manifest
-    num_bytes = sum(bin_bytes(shard.num_blocks, manifest.block_tokens) for shard in manifest.shards)
+    num_bytes = set_bytes(manifest)
     tokenizer = manifest.tokenizer
     lines = [
         f"shard set    {shard_set.path}",

@@ -7,6 +7,7 @@ the vocabulary, EOS exactly at the ends of documents, totals as in the manifest,
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,19 +15,20 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from shards.entries import SPLITS, ShardEntry, exact_sum
 from shards.errors import InputError
+from shards.files import regular_file_bytes
 from shards.index import gaps
 from shards.manifest import (
     MANIFEST_NAME,
     REJECTED_NAME,
-    SPLITS,
     STAMPS_NAME,
     TOKENIZER_DIRECTORY,
     Manifest,
-    ShardEntry,
     read_manifest,
 )
-from shards.reader import check_shard_files, read_shard_index, regular_file_bytes
+from shards.reader import check_shard_files, read_shard_index
+from shards.tables import TABLE_NAMES
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX
 
 _CHUNK_TOKENS = 1 << 20
@@ -58,10 +60,16 @@ def verify(directory: Path, *, quick: bool = False, progress: Callable[[int], No
 def _strange_files(directory: Path, manifest: Manifest) -> Iterator[str]:
     known = {MANIFEST_NAME, TOKENIZER_DIRECTORY, STAMPS_NAME}
     known |= {REJECTED_NAME} if manifest.rejected else set()
-    known |= {shard.name + suffix for shard in manifest.shards for suffix in (BIN_SUFFIX, INDEX_SUFFIX)}
-    for entry in sorted(directory.iterdir()):
-        if entry.name not in known:
-            yield f"{entry}: not a part of this set (the manifest doesn't list it); move it elsewhere"
+    known |= set(TABLE_NAMES.values()) if manifest.has_tables else set()
+    strange = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            stem, suffix = os.path.splitext(entry.name)
+            is_shard = suffix in (BIN_SUFFIX, INDEX_SUFFIX) and manifest.shards.find(stem) is not None
+            if not is_shard and entry.name not in known:
+                strange.append(entry.name)
+    for name in sorted(strange):
+        yield f"{directory / name}: not a part of this set (the manifest doesn't list it); move it elsewhere"
 
 
 def _tokenizer_faults(directory: Path, manifest: Manifest) -> Iterator[str]:
@@ -90,23 +98,15 @@ def _rejected_faults(directory: Path, manifest: Manifest) -> Iterator[str]:
         yield f"{path}: expected digest {manifest.rejected_digest}, found {digest}; the file was changed"
 
 
-def _last_shards(manifest: Manifest) -> dict[str, ShardEntry]:
-    """The shard of each split that holds what was left over in the units."""
-    with_tails = {tail.split for tail in manifest.tails}
-    return {shard.split: shard for shard in manifest.shards if shard.split in with_tails}
-
-
 def _tail_faults(path: Path, manifest: Manifest) -> Iterator[str]:
     for split in SPLITS:
-        last = _last_shards(manifest).get(split)
-        num_pieces = sum(tail.num_pieces for tail in manifest.tails if tail.split == split)
-        if num_pieces != (last.num_pieces if last else 0):
+        shards, tails = manifest.shards.of_split(split), manifest.tails.of_split(split)
+        num_pieces = exact_sum(tails.column("num_pieces"))
+        # The last shard of a split holds what was left over in the units.
+        if num_pieces != (shards[-1].num_pieces if tails and shards else 0):
             yield f"{path}: {split}: the tails list {num_pieces:,} pieces, the last shard has another number"
-        num_fill = sum(
-            shard.num_blocks * manifest.block_tokens - shard.num_tokens
-            for shard in manifest.shards
-            if shard.split == split
-        )
+        num_blocks, num_tokens = (exact_sum(shards.column(name)) for name in ("num_blocks", "num_tokens"))
+        num_fill = num_blocks * manifest.block_tokens - num_tokens
         if num_fill != manifest.splits[split].num_fill_tokens:
             found = manifest.splits[split].num_fill_tokens
             yield f"{path}: {split}: num_fill_tokens is {found:,}, the shards have {num_fill:,}"

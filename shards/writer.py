@@ -11,17 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from shards.entries import ShardEntry, SplitName, exact_sum
 from shards.files import TEMPORARY_SUFFIX, atomic_writer
-from shards.index import TOKEN_BYTES, Index, encode_index
-from shards.manifest import ShardEntry, SplitName
+from shards.index import TOKEN_BYTES, Index, encode_index, index_bytes
+from shards.manifest import Manifest
 
 BIN_SUFFIX = ".bin"
 INDEX_SUFFIX = ".idx"
-
-
-def shard_name(split: SplitName, number: int) -> str:
-    """`train-00012` for the shard of unit 12."""
-    return f"{split}-{number:05}"
 
 
 class ShardWriter:
@@ -88,3 +84,13 @@ class ShardWriter:
 def bin_bytes(num_blocks: int, block_tokens: int) -> int:
     """Size in bytes of a `.bin`."""
     return num_blocks * block_tokens * TOKEN_BYTES
+
+
+def set_bytes(manifest: Manifest, *, with_indexes: bool = False) -> int:
+    """Size in bytes of all `.bin` of a set, or of its indexes too."""
+    shards = manifest.shards
+    size = bin_bytes(exact_sum(shards.column("num_blocks")), manifest.block_tokens)
+    if with_indexes:
+        num_pieces, num_documents = (exact_sum(shards.column(name)) for name in ("num_pieces", "num_index_documents"))
+        size += index_bytes(num_pieces, num_documents) + (len(shards) - 1) * index_bytes(0, 0)
+    return size

@@ -19,8 +19,8 @@ import numpy as np
 
 import shards
 from shards.command_line import Parser, run_command
+from shards.entries import SPLITS
 from shards.errors import InputError, nearest
-from shards.manifest import SPLITS
 from shards.wording import plural
 from train.environment import prepare_environment
 from train.generate import find_model

@@ -66,16 +66,17 @@ def read_blocks(
 
 def _read(directory: Path, split: Split, first: int, behind: int) -> Tokens:
     parts: list[Tokens] = []
-    begin = 0
-    for shard in split.shards:
-        low, high = max(first, begin), min(behind, begin + shard.num_blocks)
-        if low < high:
-            path = directory / (shard.name + BIN_SUFFIX)
-            count, offset = (high - low) * split.block_tokens, bin_bytes(low - begin, split.block_tokens)
+    for number in split.shards_between(first, behind):
+        begin = split.first_block(number)
+        low, high = max(first, begin), min(behind, split.first_block(number + 1))
+        path = directory / (split.shards.name(number) + BIN_SUFFIX)
+        count, offset = (high - low) * split.block_tokens, bin_bytes(low - begin, split.block_tokens)
+        try:
             part = np.fromfile(path, "<u4", count=count, offset=offset)
-            if len(part) != count:
-                raise InputError(f"{path}: the file has changed since the set was opened")
-            parts.append(part)
-        begin += shard.num_blocks
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; the set is incomplete, build it again") from None
+        if len(part) != count:
+            raise InputError(f"{path}: the file has changed since the set was opened")
+        parts.append(part)
     tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return tokens.reshape(-1, split.block_tokens)

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shards.entries import SPLITS
 from shards.errors import InputError, nearest
-from shards.manifest import SPLITS
 from shards.wording import plural
 
 if TYPE_CHECKING:

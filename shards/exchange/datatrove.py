@@ -38,7 +38,8 @@ from shards.exchange.token_files import Lengths, SetShard, TokenFile, file_bytes
 from shards.files import flush_directory, write_atomically
 from shards.index import Index
 from shards.manifest import MANIFEST_NAME
-from shards.reader import ShardSet, Split, read_shard_index
+from shards.reader import ShardSet, Split, check_shard_files, read_shard_index
+from shards.tables import TABLE_NAMES
 from shards.writer import BIN_SUFFIX
 
 TOKENS_SUFFIX = ".ds"
@@ -52,13 +53,15 @@ def export(shard_set: ShardSet, splits: Sequence[Split], directory: Path, advanc
         folder = directory / split.name
         folder.mkdir()
         for shard in split.shards:
+            check_shard_files(shard_set.path, shard, split.block_tokens)
             link(shard_set.path / (shard.name + BIN_SUFFIX), folder / (shard.name + TOKENS_SUFFIX))
             index = read_shard_index(shard_set.path, shard, split.block_tokens)
             ends = encode_ends(index, shard.num_blocks * split.block_tokens)
             write_atomically(folder / (shard.name + ENDS_SUFFIX), ends)
             advance(shard.num_blocks * split.block_tokens * 4)
         flush_directory(folder)
-    link(shard_set.manifest_path, directory / MANIFEST_NAME)
+    for name in (MANIFEST_NAME, *(TABLE_NAMES.values() if shard_set.manifest.has_tables else ())):
+        link(shard_set.path / name, directory / name)
 
 
 def link(source: Path, target: Path) -> None:

@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from shards.entries import SplitName
 from shards.errors import InputError, nearest
 from shards.exchange.token_files import Batch, TokenFile, arrange, read_batches
 from shards.exchange.tokenizer import load_tokenizer
-from shards.manifest import Manifest, SourceEntry, SplitName
+from shards.manifest import Manifest, SourceEntry
 from shards.new_set import DocumentBatch, NewSet, new_directory
 from shards.packing import Ids, Lengths
 

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from shards.entries import ShardEntry, shard_number
 from shards.errors import InputError
-from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
+from shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 Lengths = npt.NDArray[np.int64]
 
@@ -96,8 +97,8 @@ def find_shard(directory: Path, name: str) -> SetShard | None:
     manifest = _read_own_manifest(directory.absolute(), path.stat().st_mtime_ns) if path.is_file() else None
     if manifest is None:
         return None
-    entries = [entry for entry in manifest.shards if entry.name == name]
-    return SetShard(directory=directory, manifest=manifest, entry=entries[0]) if entries else None
+    place = manifest.shards.find(name)
+    return None if place is None else SetShard(directory=directory, manifest=manifest, entry=manifest.shards[place])
 
 
 @functools.lru_cache(maxsize=16)
@@ -134,7 +135,7 @@ def arrange(files: Sequence[TokenFile]) -> list[Run]:
     done = set()
     for file in files:
         shard = file.shard
-        if shard is None or not any(tail.split == shard.entry.split for tail in shard.manifest.tails):
+        if shard is None or not shard.manifest.tails.of_split(shard.entry.split):
             runs.append(Run(file=file, first=0, behind=file.num_documents))
             continue
         key = (shard.directory, shard.entry.split)
@@ -153,7 +154,8 @@ def _arrange_split(shard: SetShard, members: Sequence[TokenFile]) -> list[Run]:
     """The documents of a whole split: each unit's shard, then its tail in the last one."""
     manifest, split = shard.manifest, shard.entry.split
     by_name = {member.shard.entry.name: member for member in members if member.shard is not None}
-    names = [entry.name for entry in manifest.shards if entry.split == split]
+    shards = manifest.shards.of_split(split)
+    names = [shards.name(place) for place in range(len(shards))]
     missing = [name for name in names if name not in by_name]
     if missing:
         raise InputError(
@@ -161,8 +163,8 @@ def _arrange_split(shard: SetShard, members: Sequence[TokenFile]) -> list[Run]:
             f"{split}; name all {len(names):,} of them"
         )
     last, *others = reversed(names)
-    of_unit = {int(name.rpartition("-")[2]): by_name[name] for name in others}
-    tails = {tail.unit: tail for tail in manifest.tails if tail.split == split}
+    of_unit = {shard_number(name): by_name[name] for name in others}
+    tails = {tail.unit: tail for tail in manifest.tails.of_split(split)}
     runs: list[Run] = []
     first = 0
     for unit in sorted(set(of_unit) | set(tails)):

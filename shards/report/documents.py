@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from shards.entries import SPLITS, exact_sum
 from shards.errors import InputError
 from shards.index import Index, Int64s
-from shards.manifest import SPLITS
 from shards.reader import ShardSet, Split, Tokens, read_shard_index
 
 # Edges of the histogram's bins are the block size times powers of the square root of two.
@@ -46,14 +46,13 @@ def parts(shard_set: ShardSet) -> Iterator[Part]:
     """
     manifest, first_block = shard_set.manifest, 0
     for name in SPLITS:
-        tails = [tail for tail in manifest.tails if tail.split == name]
-        open_units = {tail.unit for tail in tails if tail.continues}
-        units = [int(shard.name.rpartition("-")[2]) for shard in shard_set[name].shards]
-        num_pieces = shard_set[name].shards[-1].num_pieces if tails and units else 0
-        if not open_units <= set(units[:-1]) or sum(tail.num_pieces for tail in tails) != num_pieces:
+        split, tails = Split(shard_set, name), manifest.tails.of_split(name)
+        open_units = set(tails.column("unit")[tails.column("continues") == 1].tolist())
+        units = split.shards.column("number").tolist()
+        num_pieces = split.shards[-1].num_pieces if tails and units else 0
+        if not open_units <= set(units[:-1]) or exact_sum(tails.column("num_pieces")) != num_pieces:
             raise InputError(f"{shard_set.manifest_path}: {name}: the tails don’t fit the shards; build the set again")
-        for number, (unit, shard) in enumerate(zip(units, shard_set[name].shards, strict=True)):
-            split = Split(shard_set, name)  # one for each shard: it keeps what it has mapped
+        for number, (unit, shard) in enumerate(zip(units, split.shards, strict=True)):
             continued: dict[int, int] = {}
             if is_last := bool(tails) and number == len(units) - 1:
                 firsts = itertools.accumulate([tail.num_pieces for tail in tails], initial=0)
@@ -65,7 +64,7 @@ def parts(shard_set: ShardSet) -> Iterator[Part]:
                 first_block=first_block,
                 unit=unit,
                 index=read_shard_index(shard_set.path, shard, manifest.block_tokens),
-                tokens=split.shard_blocks(number).reshape(-1),
+                tokens=split.map_shard(number).reshape(-1),
                 is_open=not is_last and unit in open_units,
                 continued=continued,
             )

@@ -39,9 +39,8 @@ class Excerpt:
 def excerpt(part: Part, block: int) -> Excerpt:
     """The block with number `block` in the shard."""
     size = part.split.block_tokens
-    first_of_shard = sum(shard.num_blocks for shard in part.split.shards[: part.number])
     segments = tuple(_segments(part, block * size, (block + 1) * size))
-    return Excerpt(split=part.split.name, block=first_of_shard + block, segments=segments)
+    return Excerpt(split=part.split.name, block=part.split.first_block(part.number) + block, segments=segments)
 
 
 def _segments(part: Part, begin: int, end: int) -> Iterator[Segment]:

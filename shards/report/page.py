@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from shards.manifest import SPLITS, Manifest
+from shards.entries import SPLITS
+from shards.manifest import MANIFEST_NAME, Manifest
 from shards.report import sections
 from shards.report.excerpts import Excerpt, Segment
 from shards.report.markup import compact, decoded, percent, ratio, section, table, terms, text, token
 from shards.report.statistics import Statistics, num_text_tokens
 from shards.report.style import STYLE
+from shards.tables import SHARDS_TABLE
 from shards.vocabulary import Vocabulary
 from shards.wording import plural
 
@@ -216,7 +218,8 @@ def _shard_table(manifest: Manifest) -> str:
         for shard in manifest.shards[:_MAX_SHARD_ROWS]
     ]
     left = len(manifest.shards) - len(rows)
-    more = f'<p class="note">And {left:,} more; <code>manifest.json</code> has them all.</p>' if left else ""
+    where = SHARDS_TABLE if manifest.has_tables else MANIFEST_NAME
+    more = f'<p class="note">And {left:,} more; <code>{where}</code> has them all.</p>' if left else ""
     head = ["shard", "#blocks", "#documents", "BLAKE3 of the .bin"]
     summary = f"<summary>{plural(len(manifest.shards), 'shard')}</summary>"
     return f"<details>{summary}{table(head, rows)}{more}</details>"

@@ -6,7 +6,8 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from shards.manifest import SPLITS, Manifest, SourceEntry
+from shards.entries import SPLITS
+from shards.manifest import Manifest, SourceEntry
 from shards.report.charts import Column, Tick, bar, histogram, log_ticks, zipf_plot
 from shards.report.documents import Filling, LengthBin
 from shards.report.markup import compact, decoded, figure, ratio, section, share, table, terms, text, token

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from shards.manifest import SPLITS, Manifest, SplitEntry
+from shards.entries import SPLITS
+from shards.manifest import Manifest, SplitEntry
 from shards.order import epoch_order
 from shards.reader import ShardSet
 from shards.report.documents import Filling, FillingCounter, LengthCounter, Lengths, parts

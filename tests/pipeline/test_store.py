@@ -16,6 +16,7 @@ pytest.importorskip("moto.server", reason="needs the packages of requirements-s3
 from pipeline import remote_unit
 from pipeline.build import BuildResult, build
 from pipeline.sources import find_sources
+from shards import tables
 from shards.errors import InputError
 from shards.pull import pull
 from shards.verify import verify
@@ -44,6 +45,24 @@ def test_a_set_in_a_store_has_the_bytes_of_one_on_a_disk(tmp_path: Path, tokeniz
     run(corpus, f"{URL}/equal", tokenizer_dir, settings=settings, force=True)
     run(corpus, tmp_path / "set", tokenizer_dir, settings=settings, force=True)
     assert stored_bytes("equal") == directory_bytes(tmp_path / "set")
+
+
+@pytest.mark.usefixtures("illness", "inline_engine")
+def test_a_large_set_in_a_store_has_its_tables(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "MAX_LISTED", 3)
+    run(SAMPLE, tmp_path / "set", tokenizer_dir)
+    for force in (False, True):
+        result = run(SAMPLE, f"{URL}/large", tokenizer_dir, force=force)
+        assert result.manifest.has_tables and len(result.manifest.shards) > 3
+        assert stored_bytes("large") == directory_bytes(tmp_path / "set")
+        assert {"shards.table", "tails.table"} < stored_bytes("large").keys()
+    assert run(SAMPLE, f"{URL}/large", tokenizer_dir).up_to_date
+    assert verify(pull(f"{URL}/large", tmp_path / "pulled")) == []
+    file_system().pipe_file(f"{BUCKET}/large/shards.table", b"damaged")
+    with pytest.raises(InputError, match=r"shards\.table: truncated"):
+        run(SAMPLE, f"{URL}/large", tokenizer_dir)
 
 
 @pytest.mark.usefixtures("illness", "inline_engine")

@@ -15,8 +15,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from shards import merge as merge_module
+from shards.entries import SPLITS, ShardList
 from shards.errors import InputError
-from shards.manifest import SPLITS, encode_manifest, read_manifest
+from shards.manifest import encode_manifest, read_manifest
 from shards.merge import merge
 from shards.verify import verify
 from tests.conftest import directory_bytes, write_corpus
@@ -218,7 +219,7 @@ def test_other_digits_in_shard_names_are_understood(tmp_path: Path, own_copy: Pa
         for suffix in (".bin", ".idx"):
             (own_copy / (shard.name + suffix)).rename(own_copy / (name + suffix))
         shards.append(dataclasses.replace(shard, name=name))
-    renamed = dataclasses.replace(manifest, shards=shards).with_fingerprint()
+    renamed = dataclasses.replace(manifest, shards=ShardList.of(shards)).with_fingerprint()
     (own_copy / "manifest.json").write_bytes(encode_manifest(renamed))
     assert verify(own_copy) == []
     merge([own_copy], tmp_path / "merged")

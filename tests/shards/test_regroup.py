@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 import shards
 from shards import regroup
+from shards.entries import SPLITS
 from shards.errors import InputError
-from shards.manifest import SPLITS, read_manifest
+from shards.manifest import read_manifest
 from shards.merge import merge
 from shards.regroup import split, subset
 from shards.verify import verify

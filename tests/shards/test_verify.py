@@ -48,7 +48,7 @@ def edit_manifest(directory: Path, edit: Callable[[dict], None]) -> None:
 
 
 def set_version(content: dict) -> None:
-    content["format_version"] = 2
+    content["format_version"] = 3
 
 
 def climb_out(content: dict) -> None:
@@ -81,7 +81,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "idx bit flipped": (lambda d: flip_a_bit(first(d, "*.idx")), "idx"),
     "idx of another shard": (lambda d: swap(*sorted(d.glob("train-*.idx"))[:2]), "idx"),
     "idx missing": (lambda d: first(d, "*.idx").unlink(), "No such file"),
-    "manifest of another version": (lambda d: edit_manifest(d, set_version), "expected format version 1, found 2"),
+    "manifest of another version": (lambda d: edit_manifest(d, set_version), "expected format version 1 or 2, found 3"),
     "manifest that climbs out": (lambda d: edit_manifest(d, climb_out), "manifest.json"),
     "manifest with an absolute path": (
         lambda d: edit_manifest(d, lambda content: content["shards"][0].update(name="/etc/passwd")),
