@@ -111,7 +111,10 @@ class Place:
         """Make the partial directory for `plan`, or find it there. Raises `InputError` if work of another plan is in it."""
         path = self.partial / PLAN_NAME
         if path.exists():
-            differences = plan_differences(json.loads(path.read_bytes()), plan)
+            try:
+                differences = plan_differences(json.loads(path.read_bytes()), plan)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                differences = [f"{PLAN_NAME} was damaged"]
             if differences and self._is_untouched():
                 path.unlink()
             elif differences:

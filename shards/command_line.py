@@ -7,7 +7,6 @@ traceback), 130 Ctrl-C, 143 SIGTERM.
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from shards.errors import InputError, nearest, printable
+from shards.errors import InputError, machine_error, nearest, printable
 
 
 class Terminated(KeyboardInterrupt):
@@ -94,10 +93,10 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        line = machine_error(error)
+        if line is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        status = _fail(f"{where}{error.strerror}")
+        status = _fail(line)
     sys.exit(status)
 
 
