@@ -109,7 +109,7 @@ def build(
     plan = make_plan(settings, sources, tokenizer)
     statistics = BuildStatistics()
     with place.lock():
-        place.finish_publishing()
+        place.finish_publishing(force=force)
         if force:
             place.discard_partial()
         if up_to_date := place.is_there and not (force and place.holds_set):
@@ -117,23 +117,22 @@ def build(
             _check_existing(place, plan, sources, settings)
         else:
             place.prepare(plan)
-            if not place.is_complete:
-                if encoder == "auto":
-                    encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
-                units = plan_units(sources, settings.unit_bytes)
-                job = Job(
-                    sources=tuple(sources),
-                    settings=settings,
-                    encoder=encoder,
-                    tokenizer_json=tokenizer.tokenizer_json,
-                    eos_id=tokenizer.eos_id,
-                    directory=place.directory,
-                    check_every=check_every,
-                    num_units=len(units),
-                    url=place.url,
-                )
-                with _running(engine, ray_address, num_workers) as (run, num_running):
-                    statistics = _do_units(job, units, tokenizer, place, run, num_running, reporter)
+            if encoder == "auto":
+                encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
+            units = plan_units(sources, settings.unit_bytes)
+            job = Job(
+                sources=tuple(sources),
+                settings=settings,
+                encoder=encoder,
+                tokenizer_json=tokenizer.tokenizer_json,
+                eos_id=tokenizer.eos_id,
+                directory=place.directory,
+                check_every=check_every,
+                num_units=len(units),
+                url=place.url,
+            )
+            with _running(engine, ray_address, num_workers) as (run, num_running):
+                statistics = _do_units(job, units, tokenizer, place, run, num_running, reporter)
             place.publish()
         manifest = read_manifest(place.existing)
     return BuildResult(

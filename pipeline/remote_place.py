@@ -82,7 +82,7 @@ class RemotePlace:
         """Whether a finished set is there, or something else that isn't this build's."""
         return self.holds_set or (bool(listing(self.url)) and read_bytes(join(self._partial, PLAN_NAME)) is None)
 
-    def finish_publishing(self) -> None:
+    def finish_publishing(self, *, force: bool = False) -> None:
         """Remove the receipts of a set whose manifest is there: the build was killed between the two."""
         if self.holds_set:
             remove(self._partial, recursive=True)
@@ -92,11 +92,6 @@ class RemotePlace:
         if not self.holds_set and read_bytes(join(self._partial, PLAN_NAME)) is not None:
             remove(self._partial, recursive=True)
             remove(self.url, recursive=True)
-
-    @property
-    def is_complete(self) -> bool:
-        """Never: what is complete is published."""
-        return False
 
     def prepare(self, plan: dict[str, Any]) -> None:
         """Put the plan, or find it there; then get all receipts whose files are there, unchanged.
