@@ -110,7 +110,7 @@ def build(
     plan = make_plan(settings, sources, tokenizer)
     statistics = BuildStatistics()
     with place.lock():
-        place.finish_publishing()
+        place.finish_publishing(force=force)
         if force:
             place.discard_partial()
         if up_to_date := place.is_there and not (force and place.holds_set):
@@ -118,23 +118,22 @@ def build(
             _check_existing(place, plan, sources, settings)
         else:
             place.prepare(plan)
-            if not place.is_complete:
-                if encoder == "auto":
-                    encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
-                units = plan_units(sources, settings.unit_bytes)
-                job = Job(
-                    sources=tuple(sources),
-                    settings=settings,
-                    encoder=encoder,
-                    tokenizer_json=tokenizer.tokenizer_json,
-                    eos_id=tokenizer.eos_id,
-                    directory=place.directory,
-                    check_every=check_every,
-                    num_units=len(units),
-                    url=place.url,
-                )
-                with _running(engine, ray_address, num_workers) as (run, num_running):
-                    statistics = _do_units(job, units, tokenizer, place, run, num_running, reporter)
+            if encoder == "auto":
+                encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
+            units = plan_units(sources, settings.unit_bytes)
+            job = Job(
+                sources=tuple(sources),
+                settings=settings,
+                encoder=encoder,
+                tokenizer_json=tokenizer.tokenizer_json,
+                eos_id=tokenizer.eos_id,
+                directory=place.directory,
+                check_every=check_every,
+                num_units=len(units),
+                url=place.url,
+            )
+            with _running(engine, ray_address, num_workers) as (run, num_running):
+                statistics = _do_units(job, units, tokenizer, place, run, num_running, reporter)
             place.publish()
         manifest = read_manifest(place.existing)
     return BuildResult(
@@ -178,6 +177,8 @@ def _do_units(
     read = functools.partial(
         read_receipt, job.directory, block_tokens=job.settings.block_tokens, check_files=check_files
     )
+    if any((job.directory / RECEIPTS_DIRECTORY).iterdir()):
+        reporter.phase("checking what an earlier run has left")
     built = _UnitChain(units, job.sources, read)
     missing = built.missing()
     num_bytes = sum(unit.num_bytes for unit in units)
@@ -193,7 +194,7 @@ def _do_units(
             _run_all(job, _UnitChain(units, job.sources, read_hashes), run, kind="hash")
             if isinstance(place, RemotePlace):
                 place.fetch(DEDUP_DIRECTORY, ".hashes")
-            find_duplicates(job.directory, len(units))
+            find_duplicates(job.directory, len(units), check_digests=check_files)
             if isinstance(place, RemotePlace):
                 place.put_dedup()
             reporter.phase("tokenizing")
@@ -220,14 +221,14 @@ def _do_units(
 class _UnitChain:
     """Which units are done, and the chain through them. Holds what the chain hasn't passed yet, and no receipt."""
 
-    def __init__(self, units: Sequence[Unit], sources: Sequence[Source], read: Callable[[int], Any]) -> None:
+    def __init__(self, units: Sequence[Unit], sources: Sequence[Source], read: Callable[..., Any]) -> None:
         self._units, self._read = units, read
         self._chain = Chain(units, sources)
         self._ended: dict[int, list[StretchReceipt]] = {}
         self._done = bytearray(len(units))
         self._errors: dict[int, UnitError] = {}
         for unit in units:
-            receipt = read(unit.number)
+            receipt = read(unit.number, check_digests=True)
             if receipt is not None:
                 self._note(unit.number, receipt.stretches)
 

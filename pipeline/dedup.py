@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from blake3 import blake3
 
-from pipeline.receipts import StretchReceipt
+from pipeline.receipts import StretchReceipt, file_digest, sealed, unsealed
 from shards.files import flush_directory, write_atomically
 
 DEDUP_DIRECTORY = "dedup"
@@ -41,6 +41,7 @@ class HashReceipt:
     """Says that a unit's hashes are written, and where its stretches begin and end."""
 
     stretches: list[StretchReceipt]
+    digest: str  # of the file of hashes
 
 
 def hash_receipt_path(directory: Path, unit: int) -> Path:
@@ -51,25 +52,32 @@ def write_hashes(directory: Path, unit: int, batches: Iterable[list[str]], stret
     """Write the hash of each text of a unit, empty ones left out; then the receipt, with what `stretches` holds by then."""
     digests = b"".join(xxhash.xxh3_128_digest(text.encode())[::-1] for texts in batches for text in texts if text)
     write_atomically(hashes_path(directory, unit), digests)
-    receipt = json.dumps([dataclasses.asdict(stretch) for stretch in stretches])
-    write_atomically(hash_receipt_path(directory, unit), receipt.encode())
+    receipt = HashReceipt(list(stretches), blake3(digests).hexdigest())
+    write_atomically(hash_receipt_path(directory, unit), sealed(dataclasses.asdict(receipt)))
 
 
-def read_hash_receipt(directory: Path, unit: int, *, check_files: bool = True) -> HashReceipt | None:
+def read_hash_receipt(
+    directory: Path, unit: int, *, check_files: bool = True, check_digests: bool = False
+) -> HashReceipt | None:
     """The receipt of a unit whose hashes are there, or None. `check_files` is off where those lie in a store."""
     try:
-        content = json.loads(hash_receipt_path(directory, unit).read_bytes())
-        if check_files:
-            hashes_path(directory, unit).stat()
-        return HashReceipt([StretchReceipt(**stretch) for stretch in content])
-    except (OSError, ValueError, TypeError):
+        content = unsealed(hash_receipt_path(directory, unit).read_bytes())
+        receipt = HashReceipt([StretchReceipt(**stretch) for stretch in content["stretches"]], content["digest"])
+        path = hashes_path(directory, unit)
+        if check_files and (file_digest(path) != receipt.digest if check_digests else not path.exists()):
+            return None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
+    return receipt
 
 
-def find_duplicates(directory: Path, num_units: int) -> None:
-    """Write, for each unit, the numbers of its documents whose text occurs earlier in the corpus."""
+def find_duplicates(directory: Path, num_units: int, *, check_digests: bool = True) -> None:
+    """Write, for each unit, the numbers of its documents whose text occurs earlier in the corpus.
+
+    `check_digests` is off where an earlier run's findings lie in a store.
+    """
     done = directory / DEDUP_DIRECTORY / "done"
-    if done.exists():
+    if done.exists() and (not check_digests or done.read_bytes() == _digest_of_drops(directory)):
         return
     buckets = directory / DEDUP_DIRECTORY / "buckets"
     shutil.rmtree(buckets, ignore_errors=True)
@@ -87,8 +95,16 @@ def find_duplicates(directory: Path, num_units: int) -> None:
                 file.write(duplicates["document"][duplicates["unit"] == unit].astype("<u4").tobytes())
         path.unlink()
     flush_directory(directory / DEDUP_DIRECTORY)
-    write_atomically(done, b"")
+    write_atomically(done, _digest_of_drops(directory))
     shutil.rmtree(buckets)
+
+
+def _digest_of_drops(directory: Path) -> bytes:
+    """One digest of all that is to be dropped."""
+    found = blake3()
+    for path in sorted((directory / DEDUP_DIRECTORY).glob("*.drops")):
+        found.update(f"{path.name} {file_digest(path)}\n".encode())
+    return found.hexdigest().encode()
 
 
 def _deal_out(directory: Path, unit: int, buckets: Path, num_bits: int) -> None:

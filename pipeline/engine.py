@@ -29,7 +29,7 @@ from pipeline.receipts import receipt_path
 from pipeline.tokenizers import ReferenceEncoder, load_encoder
 from pipeline.units import Unit
 from pipeline.work import Job, Progress, UnitError, UnitRecords, process_unit
-from shards.errors import InputError
+from shards.errors import InputError, machine_error
 from shards.storage import StorageError, is_url
 
 TaskKind = Literal["build", "hash"]
@@ -98,10 +98,12 @@ def outcome_of(job: Job, task: Task, progress: Progress) -> tuple[Any, ...]:
     except InputError as error:
         return "input", str(error)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = error.filename or job.directory
-            return "input", f"{where}: {error.strerror}; make room, then the same command goes on"
-        return "fault", traceback.format_exc()
+        line = machine_error(error)
+        if line is None:
+            return "fault", traceback.format_exc()
+        where = "" if error.filename else f"{job.directory}: "
+        cure = "make room, then " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return "input", f"{where}{line}; {cure}the same command goes on"
     except MemoryError:
         return "input", "a tokenizer worker ran out of memory; use fewer --workers, then the same command goes on"
     except BaseException:

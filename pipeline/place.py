@@ -25,6 +25,7 @@ from pipeline.tokenizers import TokenizerFiles
 from shards.errors import InputError
 from shards.files import TEMPORARY_SUFFIX, flush_directory, write_atomically
 from shards.manifest import MANIFEST_NAME
+from shards.verify import verify
 
 PLAN_NAME = "plan.json"
 
@@ -53,11 +54,6 @@ class Place:
     def is_there(self) -> bool:
         """Whether a finished set is there, or something else."""
         return self.final.exists() or self.final.is_symlink()
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the set is whole and only not published yet."""
-        return (self.partial / MANIFEST_NAME).exists()
 
     def fetch_existing(self) -> None:
         """Nothing to get: it is here."""
@@ -111,7 +107,10 @@ class Place:
         """Make the partial directory for `plan`, or find it there. Raises `InputError` if work of another plan is in it."""
         path = self.partial / PLAN_NAME
         if path.exists():
-            differences = plan_differences(json.loads(path.read_bytes()), plan)
+            try:
+                differences = plan_differences(json.loads(path.read_bytes()), plan)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                differences = [f"{PLAN_NAME} was damaged"]
             if differences and self._is_untouched():
                 path.unlink()
             elif differences:
@@ -163,10 +162,23 @@ class Place:
         flush_directory(self.final.parent)
         shutil.rmtree(self._replaced, ignore_errors=True)
 
-    def finish_publishing(self) -> None:
-        """Do what is left to do of a `publish` that was killed."""
+    def finish_publishing(self, *, force: bool = False) -> None:
+        """Do what is left to do of a `publish` that was killed.
+
+        Raises `InputError` if the set was damaged since. With `force` it is removed then.
+        """
         if (self.partial / MANIFEST_NAME).exists() and not (self.partial / PLAN_NAME).exists():
-            self.publish()
+            for name in (RECEIPTS_DIRECTORY, DEDUP_DIRECTORY):
+                shutil.rmtree(self.partial / name, ignore_errors=True)
+            faults = verify(self.partial)
+            if not faults:
+                self.publish()
+            elif force:
+                shutil.rmtree(self.partial)
+            else:
+                raise InputError(
+                    f"{faults[0]}; the set was damaged before it was in its place: begin anew with --force"
+                )
         elif self.holds_set:
             shutil.rmtree(self._replaced, ignore_errors=True)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.dedup import DEDUP_DIRECTORY
 from pipeline.place import PLAN_NAME, plan_differences
-from pipeline.receipts import FILES_KEY, RECEIPTS_DIRECTORY, REJECTED_SUFFIX
+from pipeline.receipts import FILES_KEY, RECEIPTS_DIRECTORY, REJECTED_SUFFIX, unsealed
 from pipeline.remote_unit import partial_url, put_files
 from shards.errors import InputError
 from shards.manifest import MANIFEST_NAME, STAMPS_NAME, decode_table_entries
@@ -86,7 +86,7 @@ class RemotePlace:
         """Whether a finished set is there, or something else that isn't this build's."""
         return self.holds_set or (bool(listing(self.url)) and read_bytes(join(self._partial, PLAN_NAME)) is None)
 
-    def finish_publishing(self) -> None:
+    def finish_publishing(self, *, force: bool = False) -> None:
         """Remove the receipts of a set whose manifest is there: the build was killed between the two."""
         if self.holds_set:
             remove(self._partial, recursive=True)
@@ -96,11 +96,6 @@ class RemotePlace:
         if not self.holds_set and read_bytes(join(self._partial, PLAN_NAME)) is not None:
             remove(self._partial, recursive=True)
             remove(self.url, recursive=True)
-
-    @property
-    def is_complete(self) -> bool:
-        """Never: what is complete is published."""
-        return False
 
     def prepare(self, plan: dict[str, Any]) -> None:
         """Put the plan, or find it there; then get all receipts whose files are there, unchanged.
@@ -144,10 +139,13 @@ class RemotePlace:
         kept = set(names)
         for name, content in self._read(names):
             if name.startswith(RECEIPTS_DIRECTORY) and name.endswith(".json"):
-                files = json.loads(content).get(FILES_KEY, {})
+                try:
+                    receipt = unsealed(content)
+                except ValueError:  # not as it was written: the unit is done again
+                    continue
                 rejected = name.removesuffix(".json") + REJECTED_SUFFIX
-                if any(there.get(file) != tuple(entry) for file, entry in files.items()) or (
-                    json.loads(content)["rejected"] and rejected not in kept
+                if any(there.get(file) != tuple(entry) for file, entry in receipt[FILES_KEY].items()) or (
+                    receipt["rejected"] and rejected not in kept
                 ):
                     continue
             (self.directory / name).write_bytes(content)
@@ -221,5 +219,5 @@ class RemotePlace:
 
     def _receipt_files(self) -> Iterable[tuple[str, int, str]]:
         for path in sorted((self.directory / RECEIPTS_DIRECTORY).glob("*.json")):
-            for name, (num_bytes, right) in json.loads(path.read_bytes()).get(FILES_KEY, {}).items():
+            for name, (num_bytes, right) in unsealed(path.read_bytes())[FILES_KEY].items():
                 yield name, num_bytes, right

@@ -7,14 +7,13 @@ receipt last. A unit that is done twice, also by two workers at once, puts the s
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dedup import DEDUP_DIRECTORY, drops_path, hash_receipt_path
-from pipeline.receipts import FILES_KEY, RECEIPTS_DIRECTORY, REJECTED_SUFFIX, receipt_path
+from pipeline.receipts import FILES_KEY, RECEIPTS_DIRECTORY, REJECTED_SUFFIX, receipt_path, sealed, unsealed
 from pipeline.work import Job, Progress
 from shards.storage import StorageError, file_system, join, read_bytes, storage_errors, version, write_bytes
 
@@ -57,7 +56,7 @@ def run_remote_task(job: Job, task: Task, progress: Progress, run: Callable[[Job
         rejected = [path for path in receipt.parent.iterdir() if path.suffix == REJECTED_SUFFIX]
         put_files({path: join(partial, RECEIPTS_DIRECTORY, path.name) for path in rejected})
         files = {path.name: entry for path, entry in put_files(shards).items()}
-        content = json.dumps({**json.loads(receipt.read_bytes()), FILES_KEY: files}).encode()
+        content = sealed({**unsealed(receipt.read_bytes()), FILES_KEY: files})
         write_bytes(join(partial, RECEIPTS_DIRECTORY, receipt.name), content)
         return content
 

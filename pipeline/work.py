@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from blake3 import blake3
 
 from pipeline.dedup import DropList
 from pipeline.documents import DocumentEncoder
@@ -142,9 +143,13 @@ class UnitRecords:
         entry["record"] = error.content[:_REJECTED_CONTENT_BYTES].decode("utf-8", "backslashreplace")
         return json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
-    def write_rejected(self) -> None:
-        if self._rejected:
-            write_atomically(rejected_path(self._job.directory, self._unit.number), b"".join(self._rejected))
+    def write_rejected(self) -> str:
+        """Write the records that were refused; the digest of the file, empty if there are none."""
+        if not self._rejected:
+            return ""
+        content = b"".join(self._rejected)
+        write_atomically(rejected_path(self._job.directory, self._unit.number), content)
+        return blake3(content).hexdigest()
 
 
 def process_unit(
@@ -178,7 +183,7 @@ def process_unit(
             num_tokens = _add_documents(texts, encoder, job, splits, check) if texts else 0
             progress(batch.num_bytes, num_tokens, num_rejected - num_rejected_before)
         receipts: dict[str, SplitReceipt] = {name: builder.receipt() for name, builder in splits.items()}
-    records.write_rejected()
+    rejected_digest = records.write_rejected()
     receipt = Receipt(
         unit=unit.number,
         stretches=records.stretches,
@@ -186,6 +191,7 @@ def process_unit(
         num_duplicates=num_duplicates,
         num_checked=check.num_checked,
         rejected=dict(sorted(records.rejected.items())),
+        rejected_digest=rejected_digest,
         splits=receipts,
     )
     flush_directory(job.directory)

@@ -7,7 +7,6 @@ traceback), 130 Ctrl-C, 143 SIGTERM.
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from shards import interruption
-from shards.errors import InputError, nearest, printable
+from shards.errors import InputError, machine_error, nearest, printable
 
 
 class Terminated(KeyboardInterrupt):
@@ -106,10 +105,10 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        line = machine_error(error)
+        if line is None:
             raise
-        where = error.filename or ("standard output" if _cannot_flush() else "")
-        status = _fail(f"{where}: {error.strerror}" if where else str(error.strerror))
+        status = _fail(line if error.filename or not _cannot_flush() else f"standard output: {line}")
     sys.exit(status)
 
 

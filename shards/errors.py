@@ -7,6 +7,7 @@ exception is a fault of ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,6 +17,37 @@ class InputError(ValueError):
 
     The message is one line: where, what was expected, what was found, what to do.
     """
+
+
+# What the machine refuses, as opposed to what we asked wrongly.
+_MACHINE_ERRNOS = frozenset(
+    number
+    for name in (
+        *(
+            "ENOSPC",
+            "EDQUOT",
+            "EFBIG",
+            "EACCES",
+            "EPERM",
+            "EROFS",
+            "EIO",
+            "EREMOTEIO",
+            "ESTALE",
+            "ENODEV",
+            "ENXIO",
+            "EBUSY",
+        ),
+        *("EMFILE", "ENFILE", "ENOMEM", "ENOLCK", "EMLINK", "ETXTBSY", "ENAMETOOLONG", "ELOOP", "ETIMEDOUT"),
+    )
+    if (number := getattr(errno, name, None)) is not None
+)
+
+
+def machine_error(error: OSError) -> str | None:
+    """`PATH: No space left on device` if the disk or the system refused, None if the fault may be ours."""
+    if error.errno not in _MACHINE_ERRNOS:
+        return None
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
 
 
 def printable(text: str) -> str:
