@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ TOKENIZER_DIRECTORY = "tokenizer"
 REJECTED_NAME = "rejected.jsonl"
 # Not a part of the format and never needed: where the sources lay, so that a rebuild sees at once that none changed.
 STAMPS_NAME = ".sources.json"
+_LARGEST = 2**63 - 1
+_DEEPEST = 30  # lists and objects within each other in the settings
 SplitName = Literal["train", "val"]
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 
@@ -178,9 +181,13 @@ def decode_manifest(encoded: bytes, path: str) -> Manifest:
         raise InputError(f"{path}: not valid JSON ({error}); the file is damaged, build the set again") from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
-        raise InputError(f"{path}: expected format version {FORMAT_VERSION}, found {version!r}")
+        raise InputError(f"{path}: expected format version {FORMAT_VERSION}, found {_shown(version)}")
     manifest = typing.cast(Manifest, _decode(Manifest, content, path))
-    if _fingerprint(content) != manifest.fingerprint:
+    try:
+        found = _fingerprint(content)
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: a lone surrogate (half of a \\uXXXX pair) is no text; the file is damaged") from None
+    if found != manifest.fingerprint:
         raise InputError(f"{path}: the fingerprint doesn't match the content; the manifest was changed or damaged")
     _check(manifest, path)
     return manifest
@@ -195,7 +202,7 @@ def _check(manifest: Manifest, path: str) -> None:
     if not 0 <= manifest.tokenizer.eos_id < manifest.tokenizer.vocab_size <= 2**31:
         raise InputError(f"{path}: tokenizer: eos_id must be below vocab_size, and that at most 2**31")
     if set(manifest.splits) != set(SPLITS):
-        raise InputError(f"{path}: splits: expected {', '.join(SPLITS)}, found {', '.join(manifest.splits)}")
+        raise InputError(f"{path}: splits: expected {', '.join(SPLITS)}, found {_shown(', '.join(manifest.splits))}")
     names = set()
     for shard in manifest.shards:
         where = f"{path}: shard {printable(shard.name)!r}"
@@ -234,12 +241,13 @@ def _decode(expected: Any, value: Any, where: str) -> Any:
         return {key: _decode(arguments[1], item, f"{where}.{printable(key)}") for key, item in value.items()}
     if origin is Literal:
         if value not in arguments:
-            raise InputError(f"{where}: expected one of {', '.join(arguments)}, found {printable(repr(value))}")
+            raise InputError(f"{where}: expected one of {', '.join(arguments)}, found {_shown(value)}")
         return value
     if expected is Any:
+        _check_any(value, where)
         return value
-    if type(value) is not expected or (expected is int and value < 0):
-        raise InputError(f"{where}: expected {_kind(expected())}, found {printable(repr(value))[:80]}")
+    if type(value) is not expected or (expected is int and not 0 <= value <= _LARGEST):
+        raise InputError(f"{where}: expected {_kind(expected())}, found {_shown(value)}")
     return value
 
 
@@ -258,9 +266,31 @@ def _decode_record(expected: type, value: Any, where: str) -> Any:
     for name, hint in hints.items():
         field = value[name]
         # The usual case at once: there are many shards.
-        is_plain = (hint is int and type(field) is int and field >= 0) or (hint is str and type(field) is str)
+        is_plain = (hint is int and type(field) is int and 0 <= field <= _LARGEST) or (
+            hint is str and type(field) is str
+        )
         fields[name] = field if is_plain else _decode(hint, field, f"{where}: {name}")
     return expected(**fields)
+
+
+def _check_any(value: Any, where: str, depth: int = 0) -> None:
+    """Settings are whatever a builder had, but nothing that only means harm to those who write them or count with them."""
+    if depth > _DEEPEST:
+        raise InputError(f"{where}: nested too deeply")
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_any(item, where, depth + 1)
+    elif (type(value) is int and not -_LARGEST <= value < 2**64) or (type(value) is float and not math.isfinite(value)):
+        raise InputError(f"{where}: expected a number of 64 bits, found {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A value on a line: in full if it is short."""
+    if isinstance(value, dict | list):
+        return _kind(value)
+    if type(value) is int and abs(value) > 2**64:
+        return "a number of more than 64 bits"
+    return printable(repr(value))[:80]
 
 
 @functools.cache
