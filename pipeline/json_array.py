@@ -215,9 +215,9 @@ def _parse_past(content: bytes, offset: int, stop: int, *, at_end: bool) -> _Par
             if tries == _MAX_TRIES:
                 break
     stripped = content.rstrip(_WHITE_SPACE)
-    if at_end and stripped.endswith(b"]"):
+    if at_end and stripped.endswith(b"]") and (inside := stripped[:-1].rstrip(_WHITE_SPACE)):
         try:
-            return _Parsed(_load(content, len(stripped[:-1].rstrip(_WHITE_SPACE)), offset), len(content))
+            return _Parsed(_load(content, len(inside), offset), len(content))
         except orjson.JSONDecodeError:
             pass
     return parse_one_by_one(content, offset, stop=stop, at_end=at_end)
@@ -248,6 +248,9 @@ def parse_one_by_one(
     error: BadRecord | None = None
     while stop is None or offset + consumed < stop:
         where = offset + consumed
+        if text.startswith("]", place):
+            error = BadRecord(where, NOT_JSON, "not valid JSON: expected a record behind the comma, found ']'")
+            break
         try:
             with room_for_depth():
                 _value, end = decoder.raw_decode(text, place)
