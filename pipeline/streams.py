@@ -26,7 +26,8 @@ COMPRESSIONS = {"gzip": ".gz", "zstd": ".zst", "bzip2": ".bz2", "xz": ".xz"}
 MAX_WINDOW_BYTES = 1 << 27
 
 # What the decompressors raise for a stream that is cut short or damaged.
-STREAM_ERRORS = (EOFError, zlib.error, igzip_lib.IsalError, lzma.LZMAError, zstandard.ZstdError, OSError)
+_ISAL_ERROR: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
+STREAM_ERRORS = (EOFError, zlib.error, _ISAL_ERROR, lzma.LZMAError, zstandard.ZstdError, OSError)
 
 
 def compression_of(magic: bytes) -> str:

@@ -199,7 +199,7 @@ def saved_defaults(directory: Path) -> GenerationSettings:
         saved = {name: content[name] for name in OPTIONS if content.get(name) is not None}
     except FileNotFoundError:
         saved = {}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{directory / 'generation_config.json'}: can't be read ({error})") from None
     if saved and content.get("do_sample") is False:
         saved["temperature"] = 0.0

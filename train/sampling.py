@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -55,7 +54,9 @@ def load_model(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
             directory, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
         tokenizer = load_tokenizer(directory)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # transformers raises whatever a field of another kind brings about
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{directory}: the model can't be loaded: {reason}") from None
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -28,6 +28,7 @@ from train.checkpoints import (
     SAVING_DIRECTORY,
     DataPosition,
     delete_old_checkpoints,
+    loading,
     publish_checkpoint,
     seal_checkpoint,
 )
@@ -92,7 +93,15 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         batch = self.position.global_batch_blocks
         return step * batch // self._epoch_blocks > (step - 1) * batch // self._epoch_blocks
 
-    # ---- random states ----
+    # ---- what comes from a checkpoint ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with loading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with loading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Put off to the first step: the `Trainer` makes the loader's iterator in between, which draws a number."""
@@ -100,7 +109,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self._random_states_from is not None:
-            super()._load_rng_state(self._random_states_from)
+            with loading(self._random_states_from):
+                super()._load_rng_state(self._random_states_from)
             self._random_states_from = None
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         return loss
