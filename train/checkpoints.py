@@ -7,20 +7,15 @@ is whole; one whose files have since been damaged or lost is recognised by their
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import pickle
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from shards.errors import InputError, nearest_path, printable
+from shards.errors import InputError, nearest_path
 from shards.files import flush_directory, write_atomically
 
 RECORD_NAME = "checkpoint.json"
@@ -94,21 +89,6 @@ def read_position(checkpoint: Path) -> DataPosition:
             state = "is missing" if found is None else f"has {found:,} bytes"
             raise InputError(f"{file}: {state}, expected {expected:,} bytes; the checkpoint is damaged")
     return position
-
-
-@contextlib.contextmanager
-def loading(checkpoint: str | os.PathLike[str] | None) -> Iterator[None]:
-    """What can't be loaded of a checkpoint is one `InputError`: damaged, or objects in it that `weights_only` refuses."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, InputError):
-        raise
-    except Exception as error:
-        refused = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower()
-        reason = "it holds objects that are no weights" if refused else (str(error) or type(error).__name__)
-        raise InputError(
-            f"{checkpoint}: the checkpoint can't be loaded: {printable(reason.splitlines()[0])[:300]}"
-        ) from None
 
 
 def numbered_checkpoints(run: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.command_line import Parser, run_command
-from shards.errors import InputError, nearest, nearest_path, printable
+from shards.errors import InputError, nearest, nearest_path, printable, visible
 from train.checkpoints import numbered_checkpoints
 from train.environment import prepare_environment
 from train.run_directory import MODEL_NAME, read_record
@@ -111,7 +111,7 @@ def main(argv: list[str]) -> None:
 
 def show_as_written(model: Any, tokenizer: Any, settings: GenerationSettings, *, num_samples: int = 1) -> None:
     """Write each continuation to standard output while it is generated, the prompt before it in 【】."""
-    from train.sampling import continue_prompts, visible
+    from train.sampling import continue_prompts
 
     def show(prompt: str, piece: str) -> None:
         sys.stdout.write(visible(piece) if piece else f"【{visible(prompt)}】")

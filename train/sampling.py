@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from shards.errors import InputError, printable
+from shards.errors import InputError, printable, visible
 from train.settings import GenerationSettings
 
 BATCH_SEQUENCES = 8
@@ -223,13 +222,6 @@ class TextStream(BaseStreamer):  # type: ignore[misc]
         self._num_shown = max(self._num_shown, len(text))
         if piece:
             self._on_text(piece)
-
-
-def visible(text: str) -> str:
-    """`text` with control and format characters (terminal escapes included) written as `\\x1b`; lines stay lines."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else printable(c) for c in text
-    )
 
 
 def printable_sample(sample: Continuation) -> str:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -23,12 +24,12 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from transformers.trainer_callback import TrainerCallback
 
 import shards
+from shards.errors import InputError, printable
 from train.arithmetic import flops_a_token, peak_flops, peak_memory_bytes
 from train.checkpoints import (
     SAVING_DIRECTORY,
     DataPosition,
     delete_old_checkpoints,
-    loading,
     publish_checkpoint,
     seal_checkpoint,
 )
@@ -37,6 +38,21 @@ from train.held_out import evaluate_held_out
 from train.optimizer import build_muon
 
 STATE_NAME = "trainer_state.json"
+
+
+@contextlib.contextmanager
+def loading(checkpoint: str | os.PathLike[str] | None) -> Iterator[None]:
+    """What can't be loaded of a checkpoint is one `InputError`: damaged, or objects in it that `weights_only` refuses."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, InputError):
+        raise
+    except Exception as error:
+        refused = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower()
+        reason = "it holds objects that are no weights" if refused else (str(error) or type(error).__name__)
+        raise InputError(
+            f"{checkpoint}: the checkpoint can't be loaded: {printable(reason.splitlines()[0])[:300]}"
+        ) from None
 
 
 class BlockTrainer(Trainer):  # type: ignore[misc]
