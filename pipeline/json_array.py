@@ -25,6 +25,7 @@ _MAX_TRIES = 4
 _CANDIDATE = re.compile(rb"\}[ \t\r\n]*,[ \t\r\n]*\{")
 _OPENING = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[[ \t\r\n]*(?=\{)")
 _SEPARATOR = re.compile(r"[ \t\r\n]*(?:,[ \t\r\n]*(?=[^ \t\r\n])|(?P<end>\]))")
+_NUMBER_GOES_ON = re.compile(r"\.|[eE][+-]?")
 _WHITE_SPACE = b" \t\r\n"
 
 
@@ -269,6 +270,8 @@ def parse_one_by_one(
         separator = _SEPARATOR.match(text, end)
         if separator is None:
             rest = text[end:].strip(" \t\r\n")
+            if not at_end and _NUMBER_GOES_ON.fullmatch(text, end):
+                break
             if rest not in ("", ","):
                 error = BadRecord(where, NOT_JSON, f"expected ',' or ']' after the record, found {rest[0]!r}")
             elif at_end:

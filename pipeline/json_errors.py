@@ -39,7 +39,7 @@ def whole_number(digits: str) -> int | float:
 
 
 def load_exactly(record: bytes) -> Any:
-    """The value of a record that the fast parser refuses and that is valid: numbers beyond a float's range are infinite.
+    """The value of a record that the fast parser refuses and that is valid, for a number beyond a float's range.
 
     Raises `ValueError` if it isn't valid, or holds a lone surrogate, and `RecursionError`."""
     value = json.loads(record.decode("utf-8"), parse_constant=refuse_constant, parse_int=whole_number)
