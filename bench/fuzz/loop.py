@@ -6,7 +6,6 @@ each kind), `TARGET.json` the totals of all runs so far.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -16,7 +15,7 @@ import time
 import traceback
 from pathlib import Path
 
-from bench.fuzz.targets import Check, Target
+from bench.fuzz.targets import Target
 
 SLOW_SECONDS = 2.0
 LONGEST_INPUT = 320
@@ -139,11 +138,3 @@ def changed(data: bytes, known: list[bytes], words: tuple[bytes, ...], rng: rand
             word = rng.choice(words)
             data = data[:place] + word + data[place + len(word) :]
     return data[:LONGEST_INPUT]
-
-
-def digest_name(data: bytes) -> str:
-    """The name under which an input is kept, as libFuzzer names it."""
-    return hashlib.sha1(data).hexdigest()
-
-
-__all__ = ["Check", "Run", "changed", "digest_name", "run_atheris", "run_random"]

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from bench.fuzz.oracle import BYTE_ORDER_MARK, Fault, expect, is_deep, load, same
+from bench.fuzz.oracle import BYTE_ORDER_MARK, expect, is_deep, load, same
 from pipeline.fields import TextOf
 from pipeline.json_array import JsonArrayReader
 from pipeline.json_lines import JsonLinesReader
@@ -309,6 +309,3 @@ def _is_utf8(text: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-__all__ = ["Fault", "fields", "json_array", "json_cuts", "json_lines", "plain_text"]
