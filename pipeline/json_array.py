@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pipeline.json_errors import diagnose, is_unfinished, refuse_constant
+from pipeline.json_errors import diagnose, is_unfinished, load_exactly, refuse_constant, room_for_depth, whole_number
 from pipeline.records import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader
 from pipeline.sources import BYTE_ORDER_MARK
 
@@ -25,6 +25,7 @@ _MAX_TRIES = 4
 _CANDIDATE = re.compile(rb"\}[ \t\r\n]*,[ \t\r\n]*\{")
 _OPENING = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[[ \t\r\n]*(?=\{)")
 _SEPARATOR = re.compile(r"[ \t\r\n]*(?:,[ \t\r\n]*(?=[^ \t\r\n])|(?P<end>\]))")
+_NUMBER_GOES_ON = re.compile(r"\.|[eE][+-]?")
 _WHITE_SPACE = b" \t\r\n"
 
 
@@ -101,7 +102,7 @@ class JsonArrayReader(StreamReader):
 
     def _opening(self) -> tuple[bytes, int]:
         """What follows the array's opening bracket; `content` is empty where the array is."""
-        content = self._read_next(0)
+        content = self._read_head()
         while True:
             rest = content.removeprefix(BYTE_ORDER_MARK).lstrip(_WHITE_SPACE).removeprefix(b"[").lstrip(_WHITE_SPACE)
             if rest or not (more := self._read_next(0)):
@@ -150,7 +151,7 @@ def _could_be_record(content: bytes) -> bool:
     """Whether an object begins `content`, as far as can be seen: it parses, or breaks off at the end."""
     text = content.decode("utf-8", "replace")
     try:
-        value, _end = json.JSONDecoder().raw_decode(text)
+        value, _end = json.JSONDecoder(parse_int=whole_number).raw_decode(text)
     except json.JSONDecodeError as error:
         return is_unfinished(error, text)
     except RecursionError:
@@ -162,6 +163,14 @@ def _load(content: bytes, num_bytes: int, offset: int) -> Batch:
     """The whole records in the first `num_bytes` of `content`. Raises `orjson.JSONDecodeError` if those are none."""
     bracketed = b"".join((b"[", memoryview(content)[:num_bytes], b"]"))
     return Batch(orjson.loads(bracketed), num_bytes, _Places(bracketed, offset).place)
+
+
+def _load_one(record: bytes) -> Any:
+    """One record. Raises `ValueError` or `RecursionError`."""
+    try:
+        return orjson.loads(record)
+    except orjson.JSONDecodeError:
+        return load_exactly(record)
 
 
 def _load_joined(pending: bytes, chunk: bytes, offset: int) -> tuple[Batch, bytes, int] | None:
@@ -207,9 +216,9 @@ def _parse_past(content: bytes, offset: int, stop: int, *, at_end: bool) -> _Par
             if tries == _MAX_TRIES:
                 break
     stripped = content.rstrip(_WHITE_SPACE)
-    if at_end and stripped.endswith(b"]"):
+    if at_end and stripped.endswith(b"]") and (inside := stripped[:-1].rstrip(_WHITE_SPACE)):
         try:
-            return _Parsed(_load(content, len(stripped[:-1].rstrip(_WHITE_SPACE)), offset), len(content))
+            return _Parsed(_load(content, len(inside), offset), len(content))
         except orjson.JSONDecodeError:
             pass
     return parse_one_by_one(content, offset, stop=stop, at_end=at_end)
@@ -233,15 +242,19 @@ def parse_one_by_one(
     read first, the bad record's place if there is one. Raises `Incomplete`.
     """
     text = content.decode("utf-8", "surrogateescape")
-    decoder = json.JSONDecoder(parse_constant=refuse_constant)
+    decoder = json.JSONDecoder(parse_constant=refuse_constant, parse_int=whole_number)
     values: list[Any] = []
     spans: list[tuple[int, int]] = []
     place = consumed = 0  # the next record in characters and in bytes
     error: BadRecord | None = None
     while stop is None or offset + consumed < stop:
         where = offset + consumed
+        if text.startswith("]", place):
+            error = BadRecord(where, NOT_JSON, "not valid JSON: expected a record behind the comma, found ']'")
+            break
         try:
-            _value, end = decoder.raw_decode(text, place)
+            with room_for_depth():
+                _value, end = decoder.raw_decode(text, place)
         except json.JSONDecodeError as fault:
             if not is_unfinished(fault, text):
                 distance = _num_bytes(text[place : fault.pos])
@@ -257,6 +270,8 @@ def parse_one_by_one(
         separator = _SEPARATOR.match(text, end)
         if separator is None:
             rest = text[end:].strip(" \t\r\n")
+            if not at_end and _NUMBER_GOES_ON.fullmatch(text, end):
+                break
             if rest not in ("", ","):
                 error = BadRecord(where, NOT_JSON, f"expected ',' or ']' after the record, found {rest[0]!r}")
             elif at_end:
@@ -270,8 +285,8 @@ def parse_one_by_one(
                 break
         record = text[place:end].encode("utf-8", "surrogateescape")
         try:
-            values.append(orjson.loads(record))
-        except orjson.JSONDecodeError:
+            values.append(_load_one(record))
+        except (ValueError, RecursionError):
             error = BadRecord(where, *diagnose(record))
         if max_bytes is not None and len(record) > max_bytes:
             error = BadRecord(where, TOO_LARGE, f"the record is larger than --max-record-bytes ({max_bytes:,} bytes)")
@@ -315,10 +330,11 @@ class _Places:
 
     def _find_spans(self) -> None:
         text = self._bracketed[1:-1].decode("utf-8")
-        decoder = json.JSONDecoder()
+        decoder = json.JSONDecoder(parse_int=whole_number)
         place = begin = 0  # in characters, in bytes
         while place < len(text):
-            _value, end = decoder.raw_decode(text, place)
+            with room_for_depth():
+                _value, end = decoder.raw_decode(text, place)
             num_bytes = _num_bytes(text[place:end])
             self._spans.append((begin, begin + num_bytes))
             separator = _SEPARATOR.match(text, end)

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.json_errors import breaks_off, diagnose
+from pipeline.json_errors import breaks_off, diagnose, load_exactly
 from pipeline.records import BadRecord, Batch, Incomplete, StreamReader
 from pipeline.sources import BYTE_ORDER_MARK
 
@@ -37,10 +37,10 @@ class JsonLinesReader(StreamReader):
                 try:
                     if len(line) > self._options.max_record_bytes:
                         raise self._too_large(offset, line)
-                    values.append(orjson.loads(line))
+                    values.append(_load(line))
                     good.append(line)
                     places.append(offset)
-                except orjson.JSONDecodeError:
+                except (orjson.JSONDecodeError, RecursionError):
                     if number == last and self._at_end and breaks_off(line):
                         raise Incomplete(offset, offset + len(line)) from None
                     self._options.on_bad(BadRecord(offset, *diagnose(line), line))
@@ -112,6 +112,17 @@ class JsonLinesReader(StreamReader):
             size = len(BYTE_ORDER_MARK)
             return [lines[0][size:], *lines[1:]], size, num_bytes - size
         return lines, offset, num_bytes
+
+
+def _load(line: bytes) -> Any:
+    """Raises `orjson.JSONDecodeError` or `RecursionError`."""
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        try:
+            return load_exactly(line)
+        except ValueError:
+            raise error from None
 
 
 class _Places:

@@ -40,7 +40,7 @@ class PlainTextReader(StreamReader):
         one, so that a separator on the first line is one like any other."""
         mark = b"\n" + self._options.document_separator.encode() + b"\n"
         is_cut = len(mark) > 2
-        pending, offset = b"\n" + self._read_next(0), -1
+        pending, offset = b"\n" + self._read_head(), -1
         if pending.startswith(BYTE_ORDER_MARK, 1):
             pending, offset = b"\n" + pending[1 + len(BYTE_ORDER_MARK) :], len(BYTE_ORDER_MARK) - 1
         too_large = False
@@ -53,16 +53,17 @@ class PlainTextReader(StreamReader):
                 skipped = end + len(mark) - 1
                 offset, pending = offset + skipped, pending[skipped:]
                 continue
-            more = self._read_next(len(pending))
-            if not more:
-                break
-            pending += more
-            if not self._check_size(len(pending) - 1):
+            # No end in it: this is one document, maybe with the beginning of a separator behind it.
+            if not self._check_size(len(pending) - len(mark)):
                 if not too_large:
                     self._options.on_bad(self._too_large(offset + 1, pending[1:]))
                     too_large = True
                 kept = len(mark)
                 offset, pending = offset + len(pending) - kept, pending[-kept:]
+            more = self._read_next(len(pending))
+            if not more:
+                break
+            pending += more
         if is_cut and pending.endswith(mark[:-1]):
             pending = pending[: 1 - len(mark)]
         if pending and not too_large:

@@ -15,7 +15,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from pipeline.sources import Source
+from pipeline.sources import BYTE_ORDER_MARK, Source
 from pipeline.streams import STREAM_ERRORS, HashedFile, open_stream
 from pipeline.units import Stretch
 from shards.errors import InputError
@@ -169,6 +169,13 @@ class StreamReader(StretchReader):
         """The next chunk: up to the stretch's end, and beyond it as much again as is pending."""
         room = max(self.chunk_bytes, num_pending)
         return self._read(min(room, self._stop - self._position) if self._position < self._stop else room)
+
+    def _read_head(self) -> bytes:
+        """The first bytes, at least as many as a byte order mark has."""
+        content = self._read_next(0)
+        while len(content) < len(BYTE_ORDER_MARK) and (more := self._read_next(0)):
+            content += more
+        return content
 
     def _push_back(self, content: bytes) -> None:
         """Let the next reads begin with `content`, which was just read."""

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import abc
 import bz2
 import io
 import lzma
 import zlib
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import zstandard
 from blake3 import blake3
-from isal import igzip
+from isal import igzip, igzip_lib
 
 from pipeline.storage import open_binary
+from shards.errors import InputError
 
 # By the first bytes of a file.
 _MAGICS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 # The usual ends of the names.
 COMPRESSIONS = {"gzip": ".gz", "zstd": ".zst", "bzip2": ".bz2", "xz": ".xz"}
 
+# What unpacking may look back on, and so keeps: as much as `zstd --long` makes and twice what `xz -9` does.
+MAX_WINDOW_BYTES = 1 << 27
+
 # What the decompressors raise for a stream that is cut short or damaged.
-STREAM_ERRORS = (EOFError, zlib.error, igzip.BadGzipFile, lzma.LZMAError, zstandard.ZstdError, OSError)
+_ISAL_ERROR: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
+STREAM_ERRORS = (EOFError, zlib.error, _ISAL_ERROR, lzma.LZMAError, zstandard.ZstdError, OSError)
 
 
 def compression_of(magic: bytes) -> str:
@@ -34,12 +40,8 @@ def open_stream(path: str | Path, compression: str, *, hashed: HashedFile | None
     raw = cast(BinaryIO, hashed) if hashed is not None else open_binary(path)
     if compression == "gzip":
         return cast(BinaryIO, _Owning(igzip.GzipFile(fileobj=io.BufferedReader(_Raw(raw), 1 << 18)), raw))
-    if compression == "zstd":
-        return cast(BinaryIO, _Owning(cast(IO[bytes], _Zstd(raw)), raw))
-    if compression == "bzip2":
-        return cast(BinaryIO, _Owning(bz2.BZ2File(_Raw(raw)), raw))
-    if compression == "xz":
-        return cast(BinaryIO, _Owning(lzma.LZMAFile(cast(IO[bytes], _Raw(raw))), raw))
+    if (unpacked := _KINDS.get(compression)) is not None:
+        return cast(BinaryIO, _Owning(cast(IO[bytes], unpacked(raw, str(path))), raw))
     return raw
 
 
@@ -79,32 +81,109 @@ def file_digest(path: str | Path) -> str:
         return file.hexdigest()
 
 
-class _Zstd:
-    """Frames of zstd, one behind the other. Unlike zstandard's own reader, a frame that is cut short is an error."""
+class _Unpacked(abc.ABC):
+    """A packed file as a stream: streams of one kind, one behind the other, maybe with zero bytes as padding between.
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._is_inside = False  # a frame has begun and not ended
-        self._packed = self._unpacked = b""
+    Unlike Python's own files of these kinds, a stream that is cut short is an error, and so is what follows a stream and
+    is none: of a file in many streams, a damaged one in the middle would end it without a word.
+    """
+
+    packed_bytes = 1 << 17  # unpacked at a time
+    _stream: Any  # has `eof`, `unused_data`, and raises one of STREAM_ERRORS
+
+    def __init__(self, file: IO[bytes], path: str) -> None:
+        self._file, self._path = file, path
+        self._packed = b""
+        self._is_new = True  # no byte of the stream has been seen
+        self._unpacked, self._place = b"", 0  # unpacked, and asked for up to here
 
     def read(self, num_bytes: int) -> bytes:
-        while not self._unpacked:
-            packed = self._packed or self._file.read(1 << 17)
-            if not packed:
-                if self._is_inside:
+        """The next bytes: `num_bytes` of them, fewer only at the end. Raises one of `STREAM_ERRORS`, or `InputError`."""
+        parts: list[bytes] = []
+        while num_bytes:
+            if self._place == len(self._unpacked):
+                self._unpacked, self._place = self._next(num_bytes), 0
+                if not self._unpacked:
+                    break
+            part = self._unpacked[self._place : self._place + num_bytes]
+            self._place += len(part)
+            num_bytes -= len(part)
+            parts.append(part)
+        return b"".join(parts)
+
+    def _next(self, num_bytes: int) -> bytes:
+        """Some more bytes, or none at the end."""
+        while True:
+            if self._is_new:
+                packed = self._packed.lstrip(b"\0")
+                while not packed:
+                    if not (read := self._file.read(self.packed_bytes)):
+                        return b""
+                    packed = read.lstrip(b"\0")
+                self._packed, self._stream = packed, self._open()
+                self._is_new = False
+            elif not self._packed and self._needs_input():
+                self._packed = self._file.read(self.packed_bytes)
+                if not self._packed:
                     raise EOFError("the compressed stream ends early")
-                return b""
-            self._unpacked = self._frame.decompress(packed)
-            self._is_inside, self._packed = not self._frame.eof, b""
-            if self._frame.eof:
-                self._packed = self._frame.unused_data
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-        content, self._unpacked = self._unpacked[:num_bytes], self._unpacked[num_bytes:]
+            packed, self._packed = self._packed, b""
+            try:
+                content = self._unpack(packed, num_bytes)
+            except (lzma.LZMAError, zstandard.ZstdError) as error:
+                if "memory" not in str(error).lower():
+                    raise
+                limit = MAX_WINDOW_BYTES >> 20
+                raise InputError(
+                    f"{self._path}: packed so that unpacking needs more than {limit} MiB; pack it anew"
+                ) from None
+            if self._stream.eof:
+                self._packed = self._stream.unused_data
+                self._is_new = True
+            if content:
+                return content
+
+    @abc.abstractmethod
+    def _open(self) -> Any: ...
+
+    def _needs_input(self) -> bool:
+        return bool(self._stream.needs_input)
+
+    def _unpack(self, packed: bytes, num_bytes: int) -> bytes:
+        content: bytes = self._stream.decompress(packed, num_bytes)
         return content
 
     def close(self) -> None:
-        """Nothing to close: the file below belongs to the caller."""
+        """Let go of what is unpacked; the file below belongs to the caller."""
+        self._unpacked, self._place = b"", 0
+
+
+class _Bzip2(_Unpacked):
+    def _open(self) -> Any:
+        return bz2.BZ2Decompressor()
+
+
+class _Xz(_Unpacked):
+    def _open(self) -> Any:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_WINDOW_BYTES + (16 << 20))
+
+
+class _Zstd(_Unpacked):
+    """The library unpacks at once all that it is given. Four bytes can be a block of 128 KiB, so it is given little."""
+
+    packed_bytes = 1 << 10  # at most 32 MiB
+
+    def _open(self) -> Any:
+        return zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj()
+
+    def _needs_input(self) -> bool:
+        return True
+
+    def _unpack(self, packed: bytes, num_bytes: int) -> bytes:
+        content: bytes = self._stream.decompress(packed)
+        return content
+
+
+_KINDS: dict[str, type[_Unpacked]] = {"bzip2": _Bzip2, "xz": _Xz, "zstd": _Zstd}
 
 
 class _Raw(io.RawIOBase):

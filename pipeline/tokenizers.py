@@ -7,6 +7,7 @@ ordinary text to both: no text can forge the end of a document.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -34,6 +36,9 @@ Offsets = npt.NDArray[np.uint64]
 TOKENIZER_JSON: Final = "tokenizer.json"
 TOKENIZER_CONFIG_JSON: Final = "tokenizer_config.json"
 KNOWN_EOS_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|im_end|>")
+
+MAX_VOCAB_SIZE = 2**24
+MAX_ADDED_TOKENS = 2**16
 
 # Strings on which encoders tend to disagree: normalization, white space, digits, special tokens, rare scripts.
 PROBE_TEXTS = (
@@ -131,7 +136,7 @@ def _read_files(name: str, path: Path, config_path: Path | None = None, *, where
     if config_path.is_file():
         try:
             config = json.loads(config_path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"tokenizer: {config_path}: not valid JSON ({error})") from None
         if not isinstance(config, dict):
             raise InputError(f"tokenizer: {config_path}: expected an object")
@@ -146,6 +151,13 @@ def _make_files(name: str, content: Any, config: dict[str, Any], *, where: str) 
         vocab_size = max([largest, *added.values()]) + 1
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"tokenizer: {where}: not a tokenizer.json that can be read ({error!r})") from None
+    # The libraries keep tables as long as the largest id, and look for each added token in each text.
+    if type(vocab_size) is not int or not 0 < vocab_size <= MAX_VOCAB_SIZE:
+        raise InputError(f"tokenizer: {where}: expected ids below {MAX_VOCAB_SIZE:,}, found {str(vocab_size - 1)[:40]}")
+    if len(added) > MAX_ADDED_TOKENS:
+        raise InputError(
+            f"tokenizer: {where}: expected at most {MAX_ADDED_TOKENS:,} added tokens, found {len(added):,}"
+        )
     eos_token = _eos_token(config, list(added), where)
     eos_id = added.get(eos_token)
     if eos_id is None and isinstance(vocabulary, dict):
@@ -194,6 +206,18 @@ class Encoder(Protocol):
         ...
 
 
+@contextlib.contextmanager
+def _encoding() -> Iterator[None]:
+    """A pattern on which the library gives up (it backtracks without end) is the tokenizer's fault, and no bug of ours."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = printable(" ".join(str(error).split()))[:200]
+        raise InputError(f"the tokenizer can't encode a text of the corpus: {reason}") from None
+
+
 # In compact JSON; inside a string of it the quotes would be escaped.
 _NFC_NORMALIZER = b'"normalizer":{"type":"NFC"}'
 _NO_NORMALIZER = b'"normalizer":null'
@@ -227,9 +251,11 @@ class FastEncoder:
         self.parse_special = parse_special
 
     def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
-        ids, offsets = self._tokenizer.encode_batch_flat(
-            self.normalized(texts), add_special_tokens=False, split_special_tokens=not self.parse_special
-        )
+        normalized = self.normalized(texts)
+        with _encoding():
+            ids, offsets = self._tokenizer.encode_batch_flat(
+                normalized, add_special_tokens=False, split_special_tokens=not self.parse_special
+            )
         return np.frombuffer(ids, "<u4"), np.frombuffer(offsets, "<u8")
 
     def is_normalized(self, text: str) -> bool:
@@ -244,7 +270,8 @@ class FastEncoder:
 
     def encode_one_parsed(self, text: str) -> Ids:
         """The ids of one normalized text, special-token strings in it taken as special tokens."""
-        ids, _ = self._tokenizer.encode_batch_flat([text], add_special_tokens=False, split_special_tokens=False)
+        with _encoding():
+            ids, _ = self._tokenizer.encode_batch_flat([text], add_special_tokens=False, split_special_tokens=False)
         return np.frombuffer(ids, "<u4")
 
 
@@ -264,7 +291,8 @@ class ReferenceEncoder:
         self._tokenizer.no_padding()
 
     def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        with _encoding():
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         lists = [encoding.ids for encoding in encodings]
         offsets = np.zeros(len(lists) + 1, dtype=np.uint64)
         np.cumsum([len(ids) for ids in lists], out=offsets[1:])

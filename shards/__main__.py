@@ -9,7 +9,7 @@ from pathlib import Path
 from shards import pull_command, regroup_command
 from shards.command_line import Parser, run_command
 from shards.entries import SPLITS
-from shards.errors import InputError
+from shards.errors import InputError, printable
 from shards.exchange import command as exchange_command
 from shards.manifest import read_manifest
 from shards.reader import open_shard_set
@@ -72,7 +72,7 @@ def run_verify(options: argparse.Namespace) -> int:
     with _ProgressLine(num_bytes, show=sys.stderr.isatty() and not options.quick) as progress:
         faults = verify(options.directory, quick=options.quick, progress=progress.advance)
     for fault in faults[1:]:
-        print(f"error: {fault}", file=sys.stderr)
+        print(f"error: {printable(fault)}", file=sys.stderr)
     if faults:
         raise InputError(faults[0])
     extent = "sizes and structure" if options.quick else f"{num_bytes:,} bytes"

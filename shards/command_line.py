@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from shards import interruption
-from shards.errors import InputError, machine_error, nearest, printable
+from shards.errors import InputError, machine_error, nearest, printable, visible
 
 
 class Terminated(KeyboardInterrupt):
@@ -78,8 +78,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def say(*lines: str) -> None:
-    """Write lines to standard output at once."""
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    """Write lines to standard output at once, terminal escapes shown and not obeyed: names may come from strangers."""
+    sys.stdout.write("".join(f"{visible(line)}\n" for line in lines))
     sys.stdout.flush()
 
 

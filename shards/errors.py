@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -53,6 +54,13 @@ def machine_error(error: OSError) -> str | None:
 def printable(text: str) -> str:
     """`text` on one line with control characters (terminal escapes included) written as `\\x1b`."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def visible(text: str) -> str:
+    """`text` with control and format characters (terminal escapes included) written as `\\x1b`; lines stay lines."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else printable(c) for c in text
+    )
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

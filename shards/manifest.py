@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import re
 import types
 import typing
@@ -48,6 +49,8 @@ STAMPS_NAME = ".sources.json"
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _MAX_DIGITS = 200  # of a shard's number; the names of files are not much longer
+_LARGEST = 2**63 - 1
+_DEEPEST = 30  # lists and objects within each other in the settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,10 +235,14 @@ def _decode_listing(encoded: bytes, path: str) -> Manifest:
     version = content.get("format_version") if isinstance(content, dict) else None
     if type(version) is not int or version not in (LISTING_VERSION, TABLES_VERSION):
         raise InputError(
-            f"{path}: expected format version {LISTING_VERSION} or {TABLES_VERSION}, found {printable(repr(version))[:80]}"
+            f"{path}: expected format version {LISTING_VERSION} or {TABLES_VERSION}, found {_shown(version)}"
         )
     fields = _decode_fields(Manifest, content, path)
-    if _fingerprint(content) != fields["fingerprint"]:
+    try:
+        found = _fingerprint(content)
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: a lone surrogate (half of a \\uXXXX pair) is no text; the file is damaged") from None
+    if found != fields["fingerprint"]:
         raise InputError(f"{path}: the fingerprint doesn't match the content; the manifest was changed or damaged")
     if version == LISTING_VERSION:
         fields["shards"] = _shard_list(_decode(list[ShardEntry], fields["shards"], f"{path}: shards"), path)
@@ -284,7 +291,7 @@ def _check(manifest: Manifest, path: str) -> None:
     if not 0 <= manifest.tokenizer.eos_id < manifest.tokenizer.vocab_size <= 2**31:
         raise InputError(f"{path}: tokenizer: eos_id must be below vocab_size, and that at most 2**31")
     if set(manifest.splits) != set(SPLITS):
-        raise InputError(f"{path}: splits: expected {', '.join(SPLITS)}, found {', '.join(manifest.splits)}")
+        raise InputError(f"{path}: splits: expected {', '.join(SPLITS)}, found {_shown(', '.join(manifest.splits))}")
     _check_shards(manifest, path)
     for name in SPLITS:
         split, members = manifest.splits[name], manifest.shards.of_split(name)
@@ -329,12 +336,15 @@ def _decode(expected: Any, value: Any, where: str) -> Any:
         return {key: _decode(arguments[1], item, f"{where}.{printable(key)}") for key, item in value.items()}
     if origin is Literal:
         if value not in arguments:
-            raise InputError(f"{where}: expected one of {', '.join(arguments)}, found {printable(repr(value))}")
+            raise InputError(f"{where}: expected one of {', '.join(arguments)}, found {_shown(value)}")
         return value
-    if expected in (Any, ShardList, TailList):  # the lists' turn comes when the version is known to be right
+    if expected is Any:
+        _check_any(value, where)
         return value
-    if type(value) is not expected or (expected is int and value < 0):
-        raise InputError(f"{where}: expected {_kind(expected())}, found {printable(repr(value))[:80]}")
+    if expected in (ShardList, TailList):  # the lists' turn comes when the version is known to be right
+        return value
+    if type(value) is not expected or (expected is int and not 0 <= value <= _LARGEST):
+        raise InputError(f"{where}: expected {_kind(expected())}, found {_shown(value)}")
     return value
 
 
@@ -354,10 +364,30 @@ def _decode_fields(expected: type, value: Any, where: str) -> dict[str, Any]:
     for name, (hint, choices) in hints.items():
         field = value[name]
         # The usual case at once: there are many shards.
-        is_plain = type(field) is hint and (hint is not int or field >= 0)
+        is_plain = type(field) is hint and (hint is not int or 0 <= field <= _LARGEST)
         is_choice = type(field) is str and field in choices
         fields[name] = field if is_plain or is_choice else _decode(hint, field, f"{where}: {name}")
     return fields
+
+
+def _check_any(value: Any, where: str, depth: int = 0) -> None:
+    """Settings are whatever a builder had, but nothing that only means harm to those who write them or count with them."""
+    if depth > _DEEPEST:
+        raise InputError(f"{where}: nested too deeply")
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_any(item, where, depth + 1)
+    elif (type(value) is int and not -_LARGEST <= value < 2**64) or (type(value) is float and not math.isfinite(value)):
+        raise InputError(f"{where}: expected a number of 64 bits, found {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A value on a line: in full if it is short."""
+    if isinstance(value, dict | list):
+        return _kind(value)
+    if type(value) is int and abs(value) > 2**64:
+        return "a number of more than 64 bits"
+    return printable(repr(value))[:80]
 
 
 @functools.cache

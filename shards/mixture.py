@@ -22,6 +22,7 @@ from shards.reader import ShardSet, Split, Tokens, open_shard_set
 from shards.run_order import PERIOD, RunOrder, Shuffle
 from shards.storage import is_url
 
+MAX_WEIGHT = 10**12
 _WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>[0-9.]+(?:e-?[0-9]+)?)(?P<epochs>epochs?)?")
 
 
@@ -152,8 +153,8 @@ def _parse(spec: str) -> tuple[list[str], list[float], bool]:
             weights.append(float(match["weight"]))
         except ValueError:
             raise InputError(f"shards: {printable(part)!r}: expected a number behind the colon") from None
-        if not weights[-1] > 0:
-            raise InputError(f"shards: {printable(part)!r}: expected a weight above 0")
+        if not 0 < weights[-1] <= MAX_WEIGHT:
+            raise InputError(f"shards: {printable(part)!r}: expected a weight above 0 and at most {MAX_WEIGHT:,}")
         paths.append(match["path"])
         kinds.add(bool(match["epochs"]))
     if len(kinds) > 1:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from shards.entries import SPLITS
-from shards.errors import InputError, nearest, printable
+from shards.errors import InputError, nearest, printable, visible
 from shards.reader import ShardSet, Split
 from shards.vocabulary import Vocabulary
 from shards.wording import plural, size_text
@@ -21,7 +21,8 @@ def describe_json(shard_set: ShardSet) -> str:
     content: dict[str, Any] = dataclasses.asdict(shard_set.manifest)
     content["num_shards"] = len(content.pop("shards"))
     del content["tails"]
-    return json.dumps(content, ensure_ascii=False, indent=2)
+    text = json.dumps(content, ensure_ascii=False, indent=2)
+    return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)  # 8-bit escapes too
 
 
 def describe(shard_set: ShardSet) -> str:
@@ -30,8 +31,8 @@ def describe(shard_set: ShardSet) -> str:
     num_bytes = set_bytes(manifest)
     tokenizer = manifest.tokenizer
     lines = [
-        f"shard set    {shard_set.path}",
-        f"tokenizer    {tokenizer.name}, {tokenizer.vocab_size:,} entries, EOS {tokenizer.eos_id} "
+        f"shard set    {printable(str(shard_set.path))}",
+        f"tokenizer    {printable(tokenizer.name)}, {tokenizer.vocab_size:,} entries, EOS {tokenizer.eos_id} "
         f"{printable(tokenizer.eos_token)}",
         f"blocks       {plural(manifest.block_tokens, 'token')} each; {plural(len(manifest.shards), 'shard')}, "
         f"{size_text(num_bytes)}",
@@ -50,7 +51,7 @@ def describe(shard_set: ShardSet) -> str:
         )
     lines += ["", "sources"]
     lines += [
-        f"  {printable(source.path)}  {source.format}, {size_text(source.num_bytes)}, "
+        f"  {printable(source.path + '  ' + source.format)}, {size_text(source.num_bytes)}, "
         f"{plural(source.num_records, 'record')}"
         for source in manifest.sources
     ]
@@ -62,7 +63,7 @@ def differences(left: ShardSet, right: ShardSet) -> list[str]:
     flat = [dict(_flat(json.loads(describe_json(shard_set)))) for shard_set in (left, right)]
     names = [*flat[0], *(name for name in flat[1] if name not in flat[0])]
     rows = [(name, flat[0].get(name, "–"), flat[1].get(name, "–")) for name in names]
-    return [f"{name}: {_shown(before)} → {_shown(after)}" for name, before, after in rows if before != after]
+    return [f"{printable(name)}: {_shown(before)} → {_shown(after)}" for name, before, after in rows if before != after]
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -121,15 +122,5 @@ def show_block(shard_set: ShardSet, split_name: str, number: int, *, with_ids: b
 def _document_lines(vocabulary: Vocabulary, tokens: list[int], with_ids: bool) -> list[str]:
     if not with_ids:
         text = vocabulary.text(tokens)
-        return [_visible(text)] if text else []
-    return [f"{token:>8}  {_visible(vocabulary.piece(token).decode('utf-8', 'replace'))!r}" for token in tokens]
-
-
-def _visible(text: str) -> str:
-    """Line feeds and tabs stay, other control characters (terminal escapes) show as `\\x1b`."""
-    return "".join(
-        c
-        if c in "\n\t" or c.isprintable() or (c.isspace() and c not in "\r\x0b\x0c\x1c\x1d\x1e\x1f\x85")
-        else c.encode("unicode_escape").decode("ascii")
-        for c in text
-    )
+        return [visible(text)] if text else []
+    return [f"{token:>8}  {visible(vocabulary.piece(token).decode('utf-8', 'replace'))!r}" for token in tokens]

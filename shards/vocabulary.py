@@ -68,7 +68,7 @@ class Vocabulary:
             self._sizes: npt.NDArray[np.int64] | None = None
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: not a tokenizer.json that can be read ({error!r})") from None
 
     def piece(self, token: int) -> bytes:

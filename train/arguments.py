@@ -109,7 +109,7 @@ def _convert_text(text: str, types: frozenset[str], where: str) -> Any:
     if ("dict" in types and word.startswith("{")) or ("list" in types and word.startswith("[")):
         try:
             return json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: expected {describe(types)}, found bad JSON ({error})") from None
     if types - {"None", "bool", "int", "float", "dict", "list"}:
         return text

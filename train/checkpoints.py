@@ -19,6 +19,7 @@ from shards.errors import InputError, nearest_path
 from shards.files import flush_directory, write_atomically
 
 RECORD_NAME = "checkpoint.json"
+TRAINER_STATE_NAME = "trainer_state.json"
 SAVING_DIRECTORY = ".saving"
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 
@@ -63,12 +64,23 @@ def read_position(checkpoint: Path) -> DataPosition:
         record = json.loads(path.read_bytes())
         sizes: dict[str, int] = record.pop("files")
         position = DataPosition(**record)
+        for field in dataclasses.fields(DataPosition):
+            if type(getattr(position, field.name)).__name__ != field.type:
+                raise TypeError(f"{field.name}: expected {field.type}")
+        if not isinstance(sizes, dict) or any(".." in Path(name).parts or Path(name).is_absolute() for name in sizes):
+            raise ValueError("files: expected names of files within the checkpoint, and their sizes")
+        if position.step < 0 or any(type(size) is not int or not 0 <= size < 2**63 for size in sizes.values()):
+            raise ValueError("expected sizes of files and a step that are whole numbers")
+        if (checkpoint / TRAINER_STATE_NAME).is_file():
+            state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+            if state.get("global_step") != position.step:
+                raise ValueError(f"{TRAINER_STATE_NAME}: is of another step")
     except FileNotFoundError:
         hint = nearest_path(checkpoint, Path.is_dir)
         unfinished = f"no {RECORD_NAME}, so it was not written to its end"
         what = unfinished if checkpoint.is_dir() else f"no such checkpoint{hint}"
         raise InputError(f"{checkpoint}: {what}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
         raise InputError(f"{path}: can't be read ({error})") from None
     for name, expected in sizes.items():
         file = checkpoint / name

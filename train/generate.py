@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.command_line import Parser, run_command
-from shards.errors import InputError, nearest, nearest_path, printable
+from shards.errors import InputError, nearest, nearest_path, printable, visible
 from train.checkpoints import numbered_checkpoints
 from train.environment import prepare_environment
 from train.run_directory import MODEL_NAME, read_record
@@ -111,7 +111,7 @@ def main(argv: list[str]) -> None:
 
 def show_as_written(model: Any, tokenizer: Any, settings: GenerationSettings, *, num_samples: int = 1) -> None:
     """Write each continuation to standard output while it is generated, the prompt before it in 【】."""
-    from train.sampling import continue_prompts, visible
+    from train.sampling import continue_prompts
 
     def show(prompt: str, piece: str) -> None:
         sys.stdout.write(visible(piece) if piece else f"【{visible(prompt)}】")
@@ -199,7 +199,7 @@ def saved_defaults(directory: Path) -> GenerationSettings:
         saved = {name: content[name] for name in OPTIONS if content.get(name) is not None}
     except FileNotFoundError:
         saved = {}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{directory / 'generation_config.json'}: can't be read ({error})") from None
     if saved and content.get("do_sample") is False:
         saved["temperature"] = 0.0

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import shards
-from shards.errors import printable
+from shards.errors import printable, visible
 from shards.files import write_atomically
 from shards.wording import plural
 from train.run_directory import MODEL_NAME
-from train.sampling import Continuation, visible
+from train.sampling import Continuation
 
 CARD_NAME = "README.md"
 MAX_SOURCES = 20

@@ -97,7 +97,7 @@ def read_record(run: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: can't be read ({error}); delete it or choose another --output_dir") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected an object; delete it or choose another --output_dir")

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -30,7 +28,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from shards.errors import InputError, printable
+from shards.errors import InputError, printable, visible
 from train.settings import GenerationSettings
 
 BATCH_SEQUENCES = 8
@@ -55,7 +53,9 @@ def load_model(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
             directory, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
         tokenizer = load_tokenizer(directory)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # transformers raises whatever a field of another kind brings about
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{directory}: the model can't be loaded: {reason}") from None
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -222,13 +222,6 @@ class TextStream(BaseStreamer):  # type: ignore[misc]
         self._num_shown = max(self._num_shown, len(text))
         if piece:
             self._on_text(piece)
-
-
-def visible(text: str) -> str:
-    """`text` with control and format characters (terminal escapes included) written as `\\x1b`; lines stay lines."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else printable(c) for c in text
-    )
 
 
 def printable_sample(sample: Continuation) -> str:

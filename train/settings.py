@@ -294,13 +294,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {place}{problem}") from None
     except RecursionError:
         raise InputError(f"{path}: nested too deeply") from None
+    except (ValueError, OverflowError) as error:  # a date that there is not, a number of thousands of digits
+        raise InputError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a mapping with the keys {', '.join((*TOP_LEVEL, *SECTIONS))}")
     return content
 
 
+_MOST_NODES = 100_000
+
+
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, where the last would silently win."""
+    """A safe loader that refuses a key given twice, where the last would silently win, and aliases that stand for more
+    than a config can hold, or for themselves."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _num_nodes(node, {}) > _MOST_NODES:
+            raise yaml.constructor.ConstructorError(
+                problem="aliases (*name) stand for too much, or for what they are in", problem_mark=node.start_mark
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -312,6 +326,19 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+def _num_nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many nodes `node` is with each alias written out; more than `_MOST_NODES` where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_NODES + 1
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        known[id(node)] = 1 + sum(_num_nodes(part, known) for part in inner)
+    return known[id(node)]
 
 
 def _section(content: Mapping[str, Any], name: str, config_path: Path) -> dict[str, Any]:

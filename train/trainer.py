@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from transformers.trainer_callback import TrainerCallback
 
 import shards
+from shards.errors import InputError, printable
 from train.arithmetic import flops_a_token, peak_flops, peak_memory_bytes
 from train.checkpoints import (
     SAVING_DIRECTORY,
@@ -36,6 +38,21 @@ from train.held_out import evaluate_held_out
 from train.optimizer import build_muon
 
 STATE_NAME = "trainer_state.json"
+
+
+@contextlib.contextmanager
+def loading(checkpoint: str | os.PathLike[str] | None) -> Iterator[None]:
+    """What can't be loaded of a checkpoint is one `InputError`: damaged, or objects in it that `weights_only` refuses."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, InputError):
+        raise
+    except Exception as error:
+        refused = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower()
+        reason = "it holds objects that are no weights" if refused else (str(error) or type(error).__name__)
+        raise InputError(
+            f"{checkpoint}: the checkpoint can't be loaded: {printable(reason.splitlines()[0])[:300]}"
+        ) from None
 
 
 class BlockTrainer(Trainer):  # type: ignore[misc]
@@ -92,7 +109,15 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         batch = self.position.global_batch_blocks
         return step * batch // self._epoch_blocks > (step - 1) * batch // self._epoch_blocks
 
-    # ---- random states ----
+    # ---- what comes from a checkpoint ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with loading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with loading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Put off to the first step: the `Trainer` makes the loader's iterator in between, which draws a number."""
@@ -100,7 +125,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self._random_states_from is not None:
-            super()._load_rng_state(self._random_states_from)
+            with loading(self._random_states_from):
+                super()._load_rng_state(self._random_states_from)
             self._random_states_from = None
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         return loss

@@ -20,11 +20,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from shards.errors import InputError
+from shards.errors import InputError, visible
 from train import generate as command
 from train.generate import find_model, main, read_prompts
 from train.interactive import converse
-from train.sampling import Continuation, TextStream, continue_prompts, load_model, printable_sample, visible
+from train.sampling import Continuation, TextStream, continue_prompts, load_model, printable_sample
 from train.settings import GenerationSettings
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]

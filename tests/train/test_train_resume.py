@@ -370,3 +370,31 @@ def test_a_run_with_documents_masked_keeps_its_mask(whole_run: Path, write_confi
         train_to_the_end(config, "--document_mask", "false")
     train_to_the_end(config)
     assert [step for step, _, _ in losses(run)] == list(range(1, NUM_STEPS + 1))
+
+
+class _Harm:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
+def test_a_checkpoint_from_a_stranger_is_refused_with_a_line(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    config, run = write_config(), tmp_path / "run"
+    stop_after(3, monkeypatch, config)
+    checkpoint, _ = newest_complete_checkpoint(run)
+    assert checkpoint is not None and (checkpoint / "training_args.bin").is_file()
+    torch.save({"state": _Harm(tmp_path / "owned")}, checkpoint / name)
+    torch.save(_Harm(tmp_path / "owned too"), checkpoint / "training_args.bin")  # never loaded
+    record = json.loads((checkpoint / "checkpoint.json").read_bytes())
+    record["files"] = {file: (checkpoint / file).stat().st_size for file in record["files"]}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="checkpoint-2: the checkpoint can't be loaded: "):
+        train_to_the_end(config)
+    assert not list(tmp_path.glob("owned*"))

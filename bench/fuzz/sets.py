@@ -1,0 +1,266 @@
+"""What is read of a shard set from a stranger: index, manifest, the order of blocks, mixtures."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import struct
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from bench.fuzz.oracle import expect
+from shards.errors import InputError
+from shards.index import DTYPE_CODE_INT32, HEADER, MAGIC, VERSION, encode_index, gaps, index_bytes, read_index
+from shards.manifest import canonical_json, decode_manifest, encode_manifest
+from shards.mixture import Mixture, _parse, run_order
+from shards.order import MAX_BLOCKS, epoch_order, window_order
+from shards.run_order import SHUFFLES, RunOrder
+
+
+class _File:
+    """Stands for a path."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def read_bytes(self) -> bytes:
+        return self._content
+
+    def __str__(self) -> str:
+        return "train-00000.idx"
+
+
+def index(data: bytes) -> None:
+    """An index is read if and only if it is that of a shard of so many tokens, and then its pieces are what it says."""
+    if len(data) < 6:
+        return
+    num_pieces, num_documents, num_tokens, room, mode = data[0] % 16, data[1] % 16, data[2], data[3] * 4, data[4] % 4
+    body = data[5:]
+    if mode == 0:  # as it stands
+        content = body
+    else:
+        content = HEADER.pack(MAGIC, VERSION, DTYPE_CODE_INT32, num_pieces, num_documents + 1)
+        if mode == 1:  # under the right header
+            content += body
+        else:  # each byte a number: a small one, or (with mode 3) a large one
+            numbers = [*body, *bytes(60)]
+            large = {255: -1, 254: 2**31 - 1, 253: -(2**31)} if mode == 3 else {}
+            lengths = [large.get(number, number) for number in numbers[:num_pieces]]
+            wide = large and {255: -4, 254: 2**63 - 1, 253: -(2**63), 252: 2**62}
+            rest = [wide.get(n, n * 4 if k < num_pieces else n) for k, n in enumerate(numbers[num_pieces:])]
+            rest = rest[: num_pieces + num_documents + 1]
+            content += struct.pack(f"<{num_pieces}i{len(rest)}q", *lengths, *rest)
+            if mode == 2 and body[-1] % 2:
+                num_tokens = sum(lengths)
+    numbers_of = {"num_pieces": num_pieces, "num_documents": num_documents, "num_tokens": num_tokens}
+    try:
+        read = read_index(_File(content), **numbers_of, room_tokens=room)  # type: ignore[arg-type]
+    except InputError:
+        expect(not _is_index(content, num_pieces, num_documents, num_tokens, room), "refused, and is right")
+        return
+    expect(_is_index(content, num_pieces, num_documents, num_tokens, room), "accepted, and is wrong")
+    expect(encode_index(read) == content, "written as other bytes")
+    expect(len(gaps(read, room)) == room - num_tokens, "other gaps")
+
+
+def _is_index(content: bytes, num_pieces: int, num_documents: int, num_tokens: int, room: int) -> bool:
+    """The same in plain Python, number by number."""
+    if len(content) != index_bytes(num_pieces, num_documents):
+        return False
+    if HEADER.unpack(content[:34]) != (MAGIC, VERSION, DTYPE_CODE_INT32, num_pieces, num_documents + 1):
+        return False
+    numbers = struct.unpack(f"<{num_pieces}i{num_pieces + num_documents + 1}q", content[34:])
+    lengths, offsets, boundaries = numbers[:num_pieces], numbers[num_pieces : 2 * num_pieces], numbers[2 * num_pieces :]
+    if any(length < 1 for length in lengths) or sum(lengths) != num_tokens or any(offset % 4 for offset in offsets):
+        return False
+    if boundaries[0] != 0 or boundaries[-1] != num_pieces:
+        return False
+    if any(left >= right for left, right in itertools.pairwise(boundaries)):
+        return False
+    place = 0
+    for offset, length in sorted(zip(offsets, lengths, strict=True)):
+        if offset // 4 < place:
+            return False
+        place = offset // 4 + length
+    return place <= room
+
+
+_SHARD = {
+    "name": "train-00000", "split": "train", "num_blocks": 2, "num_tokens": 15, "num_pieces": 3, "num_index_documents": 3,
+    "num_documents": 3, "digest": "0", "index_digest": "1",
+}  # fmt: skip
+_SPLIT = {
+    "num_documents": 3, "num_tokens": 15, "num_blocks": 2, "num_fill_tokens": 1, "num_dropped_tokens": 0,
+    "num_text_bytes": 30, "num_text_chars": 20,
+}  # fmt: skip
+_MANIFEST: dict[str, Any] = {
+    "format_version": 1, "generator": "tokenize-once 1", "block_tokens": 8, "dtype": "uint32", "packing": "best-fit",
+    "tokenizer": {"name": "t", "vocab_size": 10, "eos_id": 9, "eos_token": "<e>", "sha256": "2"},
+    "settings": {"seed": 1, "deep": {"a": [1]}},
+    "sources": [{"path": "a.json", "format": "json-array", "num_bytes": 9, "digest": "3", "num_stretches": 1,
+                 "num_records": 3}],
+    "splits": {"train": _SPLIT, "val": dict.fromkeys(_SPLIT, 0)},
+    "shards": [_SHARD],
+    "tails": [{"unit": 0, "split": "train", "num_pieces": 1, "continues": False}],
+    "num_records": 3, "num_empty": 0, "num_duplicates": 0, "rejected": [{"kind": "not valid JSON", "num_records": 0}],
+    "rejected_digest": "", "fingerprint": "",
+}  # fmt: skip
+
+
+def _deep(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+# What strangers write where something else is meant.
+VALUES: list[Any] = [
+    0, 1, 2, 3, 15, 16, 17, -1, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**400, 1.0, 0.5, 1e308,
+    float("inf"), float("nan"), True, False, None, "", "train", "val", "train-00001", "val-00000", "train-", "train-../x",
+    "train-\u0661", "../../etc/passwd", "/etc/passwd", "a\x00b", "\x1b[31m", "\ud800", "x" * 300, "<script>", [], {}, [[]],
+    {"": 0}, {"\x1b": "\x1b"}, _deep(60), _deep(300), _deep(600), "best-fit", "tutorial", "concat", 8,
+]  # fmt: skip
+
+
+_VALUES = [json.dumps(value) for value in VALUES]
+
+
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path] * bool(path) + [found for key, item in inner for found in _paths(item, (*path, key))]
+
+
+_PATHS = _paths(_MANIFEST)
+_PLAIN = json.dumps(_MANIFEST).encode()
+
+
+def manifest(data: bytes) -> None:
+    """A manifest is read or refused with a line; what is read can be written and read again."""
+    if not data:
+        return
+    try:
+        found = decode_manifest(_manifest_bytes(data), "manifest.json")
+    except InputError as error:
+        expect(len(str(error)) < 2000, "a line of", len(str(error)))
+        return
+    again = decode_manifest(encode_manifest(found), "manifest.json")
+    expect(again.fingerprint == found.fingerprint, "another fingerprint")
+    expect(0 <= found.tokenizer.eos_id < found.tokenizer.vocab_size <= 2**31, "ids beyond 2**31")
+
+
+def _manifest_bytes(data: bytes) -> bytes:
+    """Bytes as they stand, or (usually) a right manifest with the fields changed that the bytes name, two for each:
+    which field, and the value of `VALUES` that it gets, or that it is left out or given under another name too."""
+    if data[0] == ord("{"):
+        return data
+    content = json.loads(_PLAIN)
+    for place, choice in zip(data[1::2], data[2::2], strict=False):
+        path = _PATHS[place % len(_PATHS)]
+        parent: Any = content
+        for step in path[:-1]:
+            try:
+                parent = parent[step]
+            except (KeyError, IndexError, TypeError):
+                parent = None
+        key = path[-1]
+        if (isinstance(parent, dict) and isinstance(key, str)) or (
+            isinstance(parent, list) and isinstance(key, int) and key < len(parent)
+        ):
+            _change(parent, key, choice)
+    try:
+        without = {key: value for key, value in content.items() if key != "fingerprint"}
+        if data[0] % 8:
+            from blake3 import blake3
+
+            content["fingerprint"] = blake3(canonical_json(without)).hexdigest()
+    except (ValueError, RecursionError):
+        pass
+    return json.dumps(content).encode()
+
+
+def _change(parent: Any, key: Any, choice: int) -> None:
+    if choice == 255 and isinstance(parent, dict):
+        parent.pop(key, None)
+    elif choice == 254 and isinstance(parent, dict):
+        parent["other"] = parent.get(key)
+    elif choice == 253 and isinstance(parent, list):
+        parent.append(parent[key])
+    else:
+        parent[key] = json.loads(_VALUES[choice % len(_VALUES)])
+
+
+def order(data: bytes) -> None:
+    """Each block once an epoch, whatever the size, seed and epoch; a run's stretches are parts of one order."""
+    if len(data) < 24:
+        return
+    size_bits, seed, epoch = data[0] % 64, int.from_bytes(data[1:9], "little", signed=True), data[9] * 257
+    num_blocks = (int.from_bytes(data[10:18], "little") & (2 ** (size_bits + 1) - 1)) + 1
+    shuffle = SHUFFLES[data[18] % 3]
+    if num_blocks > MAX_BLOCKS:
+        try:
+            epoch_order(num_blocks, seed, epoch, [0])
+        except ValueError:
+            return
+        expect(False, "more blocks than an order takes")
+    way = data[19] % 3
+    if way < 2:
+        places = np.arange(num_blocks) if num_blocks <= 64 else _some_places(num_blocks, data[20:])
+        blocks = (epoch_order, window_order)[way](num_blocks, seed, epoch, places)
+        expect(blocks.min() >= 0 and blocks.max() < num_blocks, "outside", num_blocks)
+        expect(len(np.unique(blocks)) == len(places), "twice in an epoch of", num_blocks)
+        return
+    run = RunOrder((num_blocks,), seed, shuffle)
+    start = (num_blocks * (data[9] % 3) + data[18]) % 2**61
+    length = min(12, 2 * num_blocks)
+    whole, cut = run.blocks(start, start + length), start + data[20] % (length + 1)
+    parts = np.concatenate([run.blocks(start, cut), run.blocks(cut, start + length)])
+    expect(np.array_equal(parts, whole), "cut elsewhere")
+    expect(whole.min() >= 0 and whole.max() < num_blocks, "a run outside", num_blocks)
+
+
+def _some_places(num_blocks: int, data: bytes) -> Any:
+    offsets = np.unique(np.frombuffer(data[: len(data) // 2 * 2], "<u2").astype(np.int64))[:32]
+    places = np.concatenate([offsets % num_blocks, num_blocks - 1 - offsets % num_blocks])
+    return np.unique(places)
+
+
+class _Set:
+    """Stands for a shard set in a mixture."""
+
+    block_tokens, vocab_size, eos_id = 8, 10, 9
+    manifest = SimpleNamespace(tokenizer=SimpleNamespace(sha256="0", name="t"))
+
+    def __init__(self, path: str, size: int) -> None:
+        self.path, self._size, self.fingerprint = path, size, path
+
+    def __getitem__(self, _split: str) -> Any:
+        return range(self._size)
+
+
+def mixture(data: bytes) -> None:
+    """A mixture as it is written is refused with a line, or gives shares that sum to 1,000 and an order."""
+    if len(data) < 2:
+        return
+    spec = data[1:].decode("utf-8", "replace")
+    try:
+        paths, weights, are_epochs = _parse(spec)
+        sets = [_Set(path, (data[0] * (number + 1)) % 90) for number, path in enumerate(paths)]
+        mixed = Mixture(sets, weights, are_epochs=are_epochs)  # type: ignore[arg-type]
+    except InputError:
+        return
+    expect(sum(mixed.per_mille) == 1000 and min(mixed.per_mille) >= 1, "shares", mixed.per_mille)
+    expect(
+        len(mixed.fingerprint) == 64 and mixed.description and 0 <= mixed.epoch_blocks < 2**63, "an epoch of too much"
+    )
+    blocks = _order_of(tuple(len(part["train"]) for part in sets), mixed.per_mille)
+    expect(run_order(mixed, 1).sizes == tuple(len(part["train"]) for part in sets), "other sizes")
+    expect(blocks.min() >= 0 and blocks.max() < sum(len(part["train"]) for part in sets), "outside the sets")
+
+
+@functools.lru_cache(maxsize=64)
+def _order_of(sizes: tuple[int, ...], per_mille: tuple[int, ...]) -> Any:
+    return RunOrder(sizes, 1, per_mille=per_mille).blocks(0, 40)

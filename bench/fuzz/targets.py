@@ -1,0 +1,66 @@
+"""The targets by name, each with words that its inputs are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from bench.fuzz import packed, records, sets
+
+Check = Callable[[bytes], None]
+
+_JSON = (
+    b'{"text": "', b'"}', b"},{", b"}, {", b"},\n{", b"[", b"]", b"[]", b"{}", b'{"a":1}', b",", b":", b"\n", b"\r\n", b" ",
+    b"null", b"true", b"false", b"NaN", b"Infinity", b"-0", b"1e400", b"1E-5", b"18446744073709551616", b"0.1",
+    b"\\", b"\\u0000", b"\\ud800", b"\\udc00", b"\\ud83d\\ude00", b'\\"', b"\xef\xbb\xbf", b"\xe5\xad\x97",
+    b"\xed\xa0\x80", b"\xff", b"\x00", b"\x1b", b'"text"', b'"text":"a","text":"b"', b"\xc2\x85", b"\xe2\x80\xa8",
+    b"\x0b", b'"},{"',
+)  # fmt: skip
+_TEXT = (b"----", b"\n----\n", b"-----", b"\n", b"\r\n", b"\xef\xbb\xbf", b"\xe5\xad\x97", b"\xff", b" ")
+_SPECS = (
+    b",",
+    b":",
+    b"epochs",
+    b"epoch",
+    b"0.7",
+    b"1e308",
+    b"1e-308",
+    b"1e999",
+    b"0",
+    b"a",
+    b"a:1,b:2",
+    b"..",
+    b"-1",
+    b"nan",
+)
+_DOCUMENTS = (
+    b"\xff", b"<|endoftext|>", b"<|", b"|>", b"<", b"\xe5\xad\x97", b"e\xcc\x81", b"\xe2\x84\xab", b" ", b"\n", b"12345",
+    b"\xf0\x9f\x98\x80",
+)  # fmt: skip
+_NUMBERS = tuple(bytes([number]) for number in (0, 1, 2, 3, 4, 8, 15, 16, 252, 253, 254, 255))
+
+
+class Target(NamedTuple):
+    """A check, what it is of, and words for its inputs."""
+
+    check: Check
+    words: tuple[bytes, ...]
+
+    @property
+    def title(self) -> str:
+        return (self.check.__doc__ or "").split("\n")[0]
+
+
+TARGETS: dict[str, Target] = {
+    "json-lines": Target(records.json_lines, _JSON),
+    "json-array": Target(records.json_array, _JSON),
+    "json-cuts": Target(records.json_cuts, _JSON),
+    "fields": Target(records.fields, _JSON),
+    "plain-text": Target(records.plain_text, _TEXT),
+    "packed": Target(packed.packed, _NUMBERS),
+    "documents": Target(packed.documents, _DOCUMENTS),
+    "index": Target(sets.index, _NUMBERS),
+    "manifest": Target(sets.manifest, (*_NUMBERS, *_JSON)),
+    "order": Target(sets.order, _NUMBERS),
+    "mixture": Target(sets.mixture, _SPECS),
+}

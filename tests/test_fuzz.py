@@ -1,0 +1,88 @@
+"""The fuzzer's checks (`python -m bench.fuzz`) on its seeds, on every input that it found a fault with, and on new ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.fuzz.loop import Run, changed, run_random
+from bench.fuzz.oracle import Fault, load, same
+from bench.fuzz.targets import TARGETS, Target
+from tests.conftest import REPOSITORY
+
+SEEDS = REPOSITORY / "tests" / "fuzz_seeds"
+FILES = sorted(path for path in SEEDS.rglob("*") if path.is_file())
+NUM_EXAMPLES = {"json-cuts": 15, "documents": 40}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_seeds_and_inputs_found(path: Path) -> None:
+    TARGETS[path.parent.name].check(path.read_bytes())
+
+
+def test_every_target_has_seeds_and_all_are_small() -> None:
+    assert {path.parent.name for path in FILES} == set(TARGETS)
+    assert sum(path.stat().st_size for path in FILES) < 10_000
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_inputs_made_of_the_targets_words(name: str) -> None:
+    target = TARGETS[name]
+    parts = st.lists(st.sampled_from(target.words) | st.binary(max_size=3), max_size=25).map(b"".join)
+
+    @settings(max_examples=NUM_EXAMPLES.get(name, 150), derandomize=True, database=None, deadline=None)
+    @given(head=st.binary(min_size=2, max_size=2), body=parts)
+    def check(head: bytes, body: bytes) -> None:
+        target.check(head + body)
+
+    check()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_seeds_changed_at_random(name: str) -> None:
+    import random
+
+    target, rng = TARGETS[name], random.Random(2)
+    known = [path.read_bytes() for path in FILES if path.parent.name == name]
+    for _ in range(NUM_EXAMPLES.get(name, 400)):
+        target.check(changed(rng.choice(known), known, target.words, rng))
+
+
+def test_a_failure_is_kept_and_the_counts_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails_on_zeros(data: bytes) -> None:
+        """Fails."""
+        if data[:1] == b"\0":
+            raise Fault("a zero")
+
+    target = Target(fails_on_zeros, (b"\0", b"1"))
+    for number in (1, 2):
+        run = Run("zeros", target, tmp_path, num_inputs=500, seconds=60)
+        run_random(run, target, tmp_path / "none", seed=number)
+        assert run.num_inputs == 500 and run.num_failures > 0
+    totals = json.loads((tmp_path / "zeros.json").read_text())
+    assert totals["inputs"] == 1000
+    (kept,) = (tmp_path / "zeros.failures").iterdir()
+    assert kept.read_bytes()[:1] == b"\0"
+    assert "500 inputs in" in capsys.readouterr().out
+
+
+def test_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.fuzz", "mixture", "--random", "--inputs", "128", "--corpus", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    output = subprocess.check_output(command, cwd=REPOSITORY, env=environment, text=True)
+    assert "mixture: 128 inputs" in output and "0 failures" in output
+
+
+def test_values_are_compared_by_kind_too() -> None:
+    assert same(load(b'{"a": [1, 2.5, "x", null]}'), {"a": [1, 2.5, "x", None]})
+    assert same(2**64, float(2**64)) and not same(1, True) and not same(1, 1.0) and not same([1], [1, 2])
+    for bad in (b"NaN", b'"\\ud800"', b"\xff", b"[1,]", b"\xef\xbb\xbf1"):
+        with pytest.raises(ValueError):
+            load(bad)
