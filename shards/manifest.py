@@ -49,7 +49,6 @@ STAMPS_NAME = ".sources.json"
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _MAX_DIGITS = 200  # of a shard's number; the names of files are not much longer
-_LARGEST = 2**63 - 1
 _DEEPEST = 30  # lists and objects within each other in the settings
 
 
@@ -246,7 +245,7 @@ def _decode_listing(encoded: bytes, path: str) -> Manifest:
         raise InputError(f"{path}: the fingerprint doesn't match the content; the manifest was changed or damaged")
     if version == LISTING_VERSION:
         fields["shards"] = _shard_list(_decode(list[ShardEntry], fields["shards"], f"{path}: shards"), path)
-        fields["tails"] = _tail_list(_decode(list[TailEntry], fields["tails"], f"{path}: tails"), path)
+        fields["tails"] = TailList.of(_decode(list[TailEntry], fields["tails"], f"{path}: tails"))
     else:
         for field in TABLE_NAMES:
             fields[field] = _decode(TableEntry, fields[field], f"{path}: {field}")
@@ -266,18 +265,9 @@ def _shard_list(entries: list[ShardEntry], path: str) -> ShardList:
         names.add(shard.name)
         if not (_DIGEST.fullmatch(shard.digest) and _DIGEST.fullmatch(shard.index_digest)):
             raise InputError(f"{path}: shard {shard.name!r}: expected digests of 64 lower-case hexadecimal digits")
-        numbers = (shard.num_blocks, shard.num_tokens, shard.num_pieces, shard.num_index_documents, shard.num_documents)
-        if max(numbers) > MAX_NUMBER or int(suffix) > MAX_NUMBER:
+        if int(suffix) > MAX_NUMBER:
             raise InputError(f"{path}: shard {shard.name!r}: a number isn't below 2**63")
     return ShardList.of(entries)
-
-
-def _tail_list(entries: list[TailEntry], path: str) -> TailList:
-    """As `_shard_list`, of the tails."""
-    for tail in entries:
-        if max(tail.unit, tail.num_pieces) > MAX_NUMBER:
-            raise InputError(f"{path}: tails: unit {tail.unit:,}: a number isn't below 2**63")
-    return TailList.of(entries)
 
 
 def _check(manifest: Manifest, path: str) -> None:
@@ -343,7 +333,9 @@ def _decode(expected: Any, value: Any, where: str) -> Any:
         return value
     if expected in (ShardList, TailList):  # the lists' turn comes when the version is known to be right
         return value
-    if type(value) is not expected or (expected is int and not 0 <= value <= _LARGEST):
+    if expected is int and type(value) is int and value > MAX_NUMBER:
+        raise InputError(f"{where}: a number isn't below 2**63: {_shown(value)}")
+    if type(value) is not expected or (expected is int and value < 0):
         raise InputError(f"{where}: expected {_kind(expected())}, found {_shown(value)}")
     return value
 
@@ -364,7 +356,7 @@ def _decode_fields(expected: type, value: Any, where: str) -> dict[str, Any]:
     for name, (hint, choices) in hints.items():
         field = value[name]
         # The usual case at once: there are many shards.
-        is_plain = type(field) is hint and (hint is not int or 0 <= field <= _LARGEST)
+        is_plain = type(field) is hint and (hint is not int or 0 <= field <= MAX_NUMBER)
         is_choice = type(field) is str and field in choices
         fields[name] = field if is_plain or is_choice else _decode(hint, field, f"{where}: {name}")
     return fields
@@ -377,7 +369,9 @@ def _check_any(value: Any, where: str, depth: int = 0) -> None:
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             _check_any(item, where, depth + 1)
-    elif (type(value) is int and not -_LARGEST <= value < 2**64) or (type(value) is float and not math.isfinite(value)):
+    elif (type(value) is int and not -MAX_NUMBER <= value < 2**64) or (
+        type(value) is float and not math.isfinite(value)
+    ):
         raise InputError(f"{where}: expected a number of 64 bits, found {_shown(value)}")
 
 
