@@ -24,10 +24,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from shards.errors import InputError
 from train.data import IGNORED
 from train.settings import LossName
+from train.softmax import softmax_for, softmax_in_place
 
 CHUNKED_FROM_VOCABULARY = 16_384  # `auto` on a GPU: below, all logits at once are small and faster
 CHUNKED_FROM_VOCABULARY_CPU = 2_048  # on a CPU the buffer that is used again is what makes it fast
-CHUNK_LOGITS = 1 << 28  # logits at a time on a GPU: 1 GiB in fp32
+CHUNK_LOGITS = 1 << 28  # logits at a time on a GPU: 512 MiB in bf16
+CHUNK_TILE = 128  # rows that a GPU's matrix units take at once
 CHUNK_ROWS_CPU = 256  # tokens at a time on a CPU: measured fastest for vocabularies of 8,192 and of 151,646 …
 CHUNK_LOGITS_CPU = 1 << 24  # … but no more logits than these, 64 MiB, unless the rows get fewer than 128: 5 % slower
 EVALUATION_LOGITS = 1 << 24
@@ -54,36 +56,33 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         tied: TiedGradient | None,
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        wants_gradient = wants_hidden or wants_weight
+        softmax = softmax_for(hidden.device, dtype) if wants_gradient else softmax_in_place
+        narrow_logits = softmax is not softmax_in_place and dtype != torch.float32
         head = weight.to(dtype)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        buffer = torch.empty(min(chunk_rows, len(labels)), len(weight), dtype=torch.float32, device=hidden.device)
+        losses = hidden.new_empty(len(labels), dtype=torch.float32)
+        buffer = hidden.new_empty(
+            min(chunk_rows, len(labels)), len(weight), dtype=dtype if narrow_logits else torch.float32
+        )
         for start in range(0, len(labels), chunk_rows):
-            rows = hidden[start : start + chunk_rows].to(dtype)
-            wanted = labels[start : start + chunk_rows]
+            chunk = slice(start, start + chunk_rows)
+            rows = hidden[chunk].to(dtype)
             logits = buffer[: len(rows)]
-            if dtype == torch.float32:
+            if logits.dtype == dtype:
                 torch.mm(rows, head.T, out=logits)
             else:
                 logits.copy_(rows @ head.T)
-            counted = (wanted != IGNORED).unsqueeze(1)
-            targets = torch.where(counted, wanted.unsqueeze(1), 0)
-            of_targets = logits.gather(1, targets)
-            highest = logits.amax(dim=1, keepdim=True)
-            sums = logits.sub_(highest).exp_().sum(dim=1, keepdim=True)  # from here on, in the logits' memory
-            total += torch.where(counted, sums.log() + highest - of_targets, 0).sum()
-            if not (wants_hidden or wants_weight):
+            factors = softmax(logits, labels[chunk], losses[chunk])
+            if not wants_gradient:
                 continue
-            gradient = logits.mul_(counted / sums).scatter_add_(1, targets, -counted.float())  # softmax − one-hot
-            narrow = gradient if dtype == torch.float32 else gradient.to(dtype)
+            gradient = logits.to(dtype)
             if grad_hidden is not None:
-                grad_hidden[start : start + chunk_rows] = narrow @ head
+                grad_hidden[chunk] = (gradient @ head) * factors
             if grad_weight is not None:
-                if dtype == torch.float32:
-                    grad_weight.addmm_(narrow.T, rows)
-                else:
-                    grad_weight += narrow.T @ rows
+                add_product(grad_weight, gradient.T, (rows * factors).to(dtype))
+        total = losses.sum()
         ctx.grads = grad_hidden, grad_weight, weight.dtype
         ctx.tied = tied
         return total
@@ -119,6 +118,16 @@ class _TiedEmbedding(torch.autograd.Function):
         ctx.tied.gradient = None
         total.index_add_(0, ids.flatten(), gradient.flatten(0, -2).to(total.dtype))
         return None, total, None
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left @ right` where `total` is in fp32 and the matrices in another type, perhaps."""
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
+    elif total.device.type == "cuda":
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)  # not rounded in between
+    else:
+        total += left @ right
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -157,7 +166,8 @@ def rows_at_a_time(vocab_size: int, device: str) -> int:
     """How many tokens' logits there are at once."""
     if device == "cpu":
         return min(CHUNK_ROWS_CPU, max(CHUNK_ROWS_CPU // 2, CHUNK_LOGITS_CPU // vocab_size))
-    return max(1, CHUNK_LOGITS // vocab_size)
+    rows = CHUNK_LOGITS // vocab_size
+    return rows // CHUNK_TILE * CHUNK_TILE or max(1, rows)
 
 
 def plain_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

@@ -38,6 +38,9 @@ LOSSES: tuple[LossName, ...] = ("auto", "plain", "chunked", "liger")
 SECTIONS = ("model", "training", "tracking", "generation")
 TRACKING_MODES = ("auto", "online", "offline", "local", "disabled")
 
+# Fields of TrainingArguments that may also be "auto": what the device can do.
+AUTO_ARGUMENTS = ("bf16", "torch_compile")
+
 # Fields of TrainingArguments that would contradict how this trainer works.
 REFUSED_ARGUMENTS = {
     "auto_find_batch_size": "the order of blocks is counted in global batches of one size",
@@ -149,7 +152,7 @@ class Settings:
     global_batch_blocks: int | None  # of a step, over all processes; None: by gradient_accumulation_steps
     loss: LossName
     model: ModelSettings
-    training: dict[str, Any]  # fields of TrainingArguments, `output_dir` left out; `bf16` may be "auto"
+    training: dict[str, Any]  # fields of TrainingArguments, `output_dir` left out; see AUTO_ARGUMENTS
     tracking: TrackingSettings
     generation: GenerationSettings
     model_config: str | None = None  # where the section `model` took its defaults from
@@ -267,7 +270,7 @@ def section_types(section: str) -> FieldTypes:
     """The keys of a section and the types of each."""
     if section == "training":
         types = dict(training_argument_types())
-        types["bf16"] = frozenset({"bool", "str"})
+        types |= {key: frozenset({"bool", "str"}) for key in AUTO_ARGUMENTS}
         return types
     record = {"model": ModelSettings, "tracking": TrackingSettings, "generation": GenerationSettings}[section]
     fields = dataclasses.fields(record)
@@ -365,10 +368,9 @@ def _record(kind: type[Record], fields: dict[str, Any], config_path: Path) -> Re
 
 def _check_training(training: dict[str, Any], where: Any) -> None:
     """What transformers would notice late, or never."""
-    if training.get("bf16", "auto") not in (True, False, "auto"):
-        raise InputError(
-            f"{where('bf16')}: expected true, false or auto, found {printable(repr(training['bf16']))[:80]}"
-        )
+    for key in AUTO_ARGUMENTS:
+        if training.get(key, "auto") not in (True, False, "auto"):
+            raise InputError(f"{where(key)}: expected true, false or auto, found {printable(repr(training[key]))[:80]}")
     for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         _require(training.get(key, 1) >= 1, where(key), "at least 1", training.get(key))
     _require(

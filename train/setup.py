@@ -26,6 +26,7 @@ from train.model import add_chat_template, bf16_pays, build_model, must_use_cpu
 from train.optimizer import MUON
 from train.run_directory import Plan
 from train.settings import Settings
+from train.softmax import has_triton
 from train.trainer import BlockTrainer
 
 BIG_VOCABULARY = 65_536  # on a CPU, memory is given back at once from here on
@@ -37,8 +38,10 @@ def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments
     values: dict[str, Any] = {
         "per_device_eval_batch_size": settings.training.get("per_device_train_batch_size", 8),
         "dataloader_pin_memory": not on_cpu,
+        "accelerator_config": {"non_blocking": not on_cpu},
         "disable_tqdm": not wants_bar(),
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # looking for them makes a GPU wait, and they shall be seen
         "save_total_limit": 10,
         **settings.training,
         "output_dir": str(settings.output_dir),
@@ -55,6 +58,8 @@ def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments
         values["optim"] = "adamw_torch"  # TrainingArguments knows no Muon; `build_trainer` makes it
     if values.get("bf16", "auto") == "auto":
         values["bf16"] = bf16_pays(on_cpu=on_cpu) and not values.get("fp16", False)
+    if values.get("torch_compile") == "auto":
+        values["torch_compile"] = not on_cpu and has_triton()
     if on_cpu and values.get("fsdp"):
         raise InputError("training: fsdp: shards a model over GPUs, and this run uses the CPU; leave it out")
     if "LOCAL_RANK" in os.environ:

@@ -84,6 +84,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         on_gpu = args.device.type == "cuda"
         self._peak_flops = peak_flops(torch.cuda.get_device_name(args.device)) if on_gpu else None
         self._order, self._epoch_blocks, self._use_muon = order, epoch_blocks, use_muon
+        self._every_token_is_label = not document_mask
         self._last_log_step, self._training_seconds, self._resumed_at = 0, 0.0, time.monotonic()
         self._seconds_until_log = 0.0  # of training, until the last log
         collator = DocumentCollator(eos_id) if document_mask else collate_blocks
@@ -108,6 +109,14 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         """Whether `step` trained on an epoch's last block. With 10 blocks and batches of 4: steps 3, 5, 8, 10."""
         batch = self.position.global_batch_blocks
         return step * batch // self._epoch_blocks > (step - 1) * batch // self._epoch_blocks
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
+        """How many labels a step has, over all ranks. Where it is known beforehand, no rank and no GPU is waited for."""
+        if not self._every_token_is_label or not self.args.average_tokens_across_devices or self.args.n_gpu > 1:
+            counted: torch.Tensor | int | None = super()._get_num_items_in_batch(batch_samples, device)
+            return counted
+        blocks = sum(len(batch["labels"]) for batch in batch_samples)
+        return int(blocks * (self.position.block_tokens - 1) * self.args.world_size)
 
     # ---- what comes from a checkpoint ----
 
