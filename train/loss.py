@@ -28,7 +28,9 @@ from train.softmax import softmax_for, softmax_in_place
 
 CHUNKED_FROM_VOCABULARY = 16_384  # `auto` on a GPU: below, all logits at once are small and faster
 CHUNKED_FROM_VOCABULARY_CPU = 2_048  # on a CPU the buffer that is used again is what makes it fast
-CHUNK_LOGITS = 1 << 28  # logits at a time on a GPU: 512 MiB in bf16
+CHUNK_LOGITS = 1 << 28  # logits at a time on a GPU: 512 MiB in bf16 …
+CHUNK_LOGITS_BIG = 1 << 29  # … twice as many on a GPU with this much memory or more, 7 % faster
+BIG_GPU_BYTES = 32 << 30
 CHUNK_TILE = 128  # rows that a GPU's matrix units take at once
 CHUNK_ROWS_CPU = 256  # tokens at a time on a CPU: measured fastest for vocabularies of 8,192 and of 151,646 …
 CHUNK_LOGITS_CPU = 1 << 24  # … but no more logits than these, 64 MiB, unless the rows get fewer than 128: 5 % slower
@@ -153,7 +155,7 @@ def chunked_cross_entropy(
     the gradient of `weight` goes to the `tied_embedding` that was given the same object.
     """
     device = hidden.device.type
-    rows = chunk_rows or rows_at_a_time(len(weight), device)
+    rows = chunk_rows or rows_at_a_time(len(weight), hidden.device)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
         total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -162,11 +164,12 @@ def chunked_cross_entropy(
     return total
 
 
-def rows_at_a_time(vocab_size: int, device: str) -> int:
+def rows_at_a_time(vocab_size: int, device: torch.device) -> int:
     """How many tokens' logits there are at once."""
-    if device == "cpu":
+    if device.type == "cpu":
         return min(CHUNK_ROWS_CPU, max(CHUNK_ROWS_CPU // 2, CHUNK_LOGITS_CPU // vocab_size))
-    rows = CHUNK_LOGITS // vocab_size
+    big = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= BIG_GPU_BYTES
+    rows = (CHUNK_LOGITS_BIG if big else CHUNK_LOGITS) // vocab_size
     return rows // CHUNK_TILE * CHUNK_TILE or max(1, rows)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from train.data import IGNORED
 
-BLOCK, WARPS = 8192, 16  # logits at a time, and warps to a row: measured fastest on an H200
+BLOCK, WARPS = 32_768, 32  # logits at a time, and warps to a row: measured fastest on an H200, 4.4 TB/s
 
 
 @triton.jit  # type: ignore[untyped-decorator]
