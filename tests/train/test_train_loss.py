@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -157,6 +161,70 @@ def test_autocast_multiplies_in_bf16_and_sums_in_fp32() -> None:
     exact = plain_cross_entropy(hidden, weight, labels)
     assert not torch.equal(narrow, exact)
     torch.testing.assert_close(narrow, exact, rtol=0.01, atol=0)
+
+
+def unscaled_softmax(logits: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+    """What `train.softmax_kernel` computes, by torch's operations."""
+    wide = logits.float()
+    counted = labels != -100
+    targets = torch.where(counted, labels, 0).unsqueeze(1)
+    powers = (wide - wide.amax(dim=1, keepdim=True)).exp()
+    sums = powers.sum(dim=1, keepdim=True)
+    losses.copy_(torch.where(counted, wide.logsumexp(dim=1) - wide.gather(1, targets).squeeze(1), 0))
+    logits.copy_(powers.scatter_add(1, targets, -sums))
+    return torch.where(counted.unsqueeze(1), 1 / sums, 0)
+
+
+def test_logits_stay_narrow_where_the_softmax_takes_them_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(40, 16, requires_grad=True), torch.randn(500, 16, requires_grad=True)
+    labels = torch.randint(0, 500, (40,))
+    labels[::7] = -100
+    plain_cross_entropy(hidden, weight, labels).backward()
+    assert hidden.grad is not None and weight.grad is not None
+    expected = hidden.grad.clone(), weight.grad.clone()
+    hidden.grad = weight.grad = None
+    seen = []
+
+    def softmax(logits: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+        seen.append(logits.dtype)
+        return unscaled_softmax(logits, labels, losses)
+
+    monkeypatch.setattr("train.loss.softmax_for", lambda device, dtype: softmax)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = chunked_cross_entropy(hidden, weight, labels, chunk_rows=16)
+    found.backward()
+    assert seen == [torch.bfloat16] * 3
+    torch.testing.assert_close(found, plain_cross_entropy(hidden, weight, labels), rtol=0.01, atol=0)
+    for gradient, exact in zip((hidden.grad, weight.grad), expected, strict=True):
+        assert gradient is not None and (gradient - exact).norm() < 0.01 * exact.norm()
+    assert not hidden.grad[::7].any()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, which comes with torch for GPUs")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_kernel_is_the_plain_softmax(dtype: str) -> None:
+    program = f"""
+import torch
+from train.softmax import softmax_in_place
+import train.softmax_kernel as kernel
+kernel.BLOCK = 256
+torch.manual_seed(0)
+device = "cuda" if torch.cuda.is_available() else "cpu"
+for columns in (100, 256, 1000):
+    logits = (3 * torch.randn(13, columns)).to(torch.{dtype}).to(device)
+    labels = torch.randint(0, columns, (13,), device=device)
+    labels[::4] = -100
+    wide, expected, found = logits.float().clone(), torch.empty(13, device=device), torch.empty(13, device=device)
+    wide *= softmax_in_place(wide, labels, expected)
+    gradient = kernel.softmax_kernel(logits, labels, found) * logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert (gradient - wide).norm() < {1e-6 if dtype == "float32" else 0.01} * wide.norm(), columns
+"""
+    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    environment = {**os.environ, **interpreted, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_auto_is_chosen_by_the_vocabulary() -> None:

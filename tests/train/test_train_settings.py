@@ -96,6 +96,7 @@ def test_every_training_argument_is_an_option_or_refused() -> None:
         ({"training": {"learning_rate": -1}}, "training: learning_rate: expected 0 or more, found -1"),
         ({"training": {"save_steps": [1]}}, r"training: save_steps: expected a number, found \[1\]"),
         ({"training": {"bf16": "sometimes"}}, "training: bf16: expected true, false or auto, found 'sometimes'"),
+        ({"training": {"torch_compile": "often"}}, "torch_compile: expected true, false or auto, found 'often'"),
         ({"training": {"auto_find_batch_size": True}}, "training: auto_find_batch_size: can't be set: "),
         ({"training": {"per_device_train_batch_size": 0}}, "per_device_train_batch_size: expected at least 1, found 0"),
         ({"training": {"num_train_epochs": 0}}, "num_train_epochs: expected above 0, found 0"),
@@ -165,6 +166,41 @@ def test_faults_of_the_command_line_name_the_option(
 def test_missing_config_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.yaml: no such config file"):
         prepare(["--config", str(tmp_path / "none.yaml")])
+
+
+def test_torch_compile_auto_is_off_on_a_cpu(write_config: WriteConfig) -> None:
+    from train.setup import build_arguments
+
+    settings, _, _ = prepare(["--config", str(write_config()), "--torch_compile", "auto"])
+    assert settings.training["torch_compile"] == "auto"
+    assert not build_arguments(settings, num_blocks=8).torch_compile
+
+
+@pytest.mark.parametrize(
+    ("package", "gpu", "compiler", "expected"),
+    [
+        ("triton", 8, "gcc", True),
+        ("triton", 6, "gcc", False),
+        ("triton", None, "gcc", False),
+        (None, 8, "gcc", False),
+        ("triton", 8, None, False),
+    ],
+)
+def test_triton_needs_its_package_a_gpu_and_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, package: str | None, gpu: int | None, compiler: str | None, expected: bool
+) -> None:
+    from train.softmax import has_triton
+
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: package)
+    monkeypatch.setattr("shutil.which", lambda name: compiler)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu is not None)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (gpu, 0))
+    has_triton.cache_clear()
+    try:
+        assert has_triton() == expected
+    finally:
+        has_triton.cache_clear()
 
 
 def test_no_training_blocks(tmp_path: Path, write_config: WriteConfig, make_set: Callable[..., Path]) -> None:
