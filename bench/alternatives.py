@@ -2,6 +2,7 @@
 
     python -m bench.alternatives tokenizer CORPUS
     python -m bench.alternatives tutorial PART TOKENIZER NUM_PROCESSES
+    python -m bench.alternatives phases CORPUS OUT NUM_WORKERS    # a build, taken apart: what one process does alone
 
 Prints one line of JSON.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -17,9 +19,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pipeline.build
+import pipeline.engine
+from pipeline.build import Reporter
 from pipeline.fields import TextOf
 from pipeline.readers import open_stretch
 from pipeline.records import ReadOptions, raise_bad
+from pipeline.settings import BuildSettings
 from pipeline.sources import find_sources
 from pipeline.tokenizers import load_tokenizer_files
 from pipeline.units import plan_units
@@ -96,10 +102,69 @@ def tutorial(path: Path, tokenizer: Path, num_processes: int) -> dict[str, float
         return {"wall_seconds": time.perf_counter() - begin, "num_tokens": len(blocks) * BLOCK_TOKENS}
 
 
+class PhaseClock(Reporter):
+    """CPU and wall seconds at the points between a build's phases; as a build's reporter it hears of two of them."""
+
+    def __init__(self) -> None:
+        self.cpu: dict[str, float] = {}
+        self.wall: dict[str, float] = {}
+        self.loading = self.loading_before = 0.0  # CPU seconds of loading tokenizers: in all, and until it was planned
+
+    def note(self, name: str) -> None:
+        self.cpu[name], self.wall[name] = time.process_time(), time.perf_counter()
+
+    def started(self, num_bytes: int, num_bytes_done: int, num_workers: int) -> None:
+        self.note("planned")
+        self.loading_before = self.loading
+
+    def finished(self) -> None:
+        self.note("built")
+
+    def loads(self, module: Any, name: str) -> None:
+        """Count what this function takes as loading a tokenizer."""
+        original = getattr(module, name)
+
+        def timed(*args: Any, **options: Any) -> Any:
+            begin = time.process_time()
+            try:
+                return original(*args, **options)
+            finally:
+                self.loading += time.process_time() - begin
+
+        setattr(module, name, timed)
+
+
+def phases(path: Path, out: Path, num_workers: int) -> dict[str, float]:
+    """A whole build; the CPU and wall seconds of what is not shared by its workers."""
+    clock = PhaseClock()
+    clock.loads(pipeline.build, "load_tokenizer_files")
+    clock.loads(pipeline.build, "choose_encoder")
+    clock.loads(pipeline.engine, "load_document_encoder")
+    imports = time.process_time()
+    clock.note("begun")
+    pipeline.build.build(
+        [str(path)], out, tokenizer_name="qwen2", settings=BuildSettings(), num_workers=num_workers, reporter=clock
+    )
+    clock.note("ended")
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "cpu_seconds": time.process_time() + workers.ru_utime + workers.ru_stime,
+        "wall_seconds": clock.wall["ended"] - clock.wall["begun"],
+        "imports": imports,
+        "loading": clock.loading,
+        "planning": clock.cpu["planned"] - clock.cpu["begun"] - clock.loading_before,
+        "directing": clock.cpu["built"] - clock.cpu["planned"] - (clock.loading - clock.loading_before),
+        "finishing": clock.cpu["ended"] - clock.cpu["built"],
+        "finishing_wall": clock.wall["ended"] - clock.wall["built"],
+    }
+
+
 def main() -> None:
     name, path, *others = sys.argv[1:]
     if name == "tokenizer":
         result = tokenizer_alone(Path(path))
+    elif name == "phases":
+        result = phases(Path(path), Path(others[0]), int(others[1]))
     else:
         result = tutorial(Path(path), Path(others[0]), int(others[1]))
     print(json.dumps(result))

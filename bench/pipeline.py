@@ -10,6 +10,7 @@ cpu       the tokenizer's CPU seconds for the same texts, in memory, / the build
 wall      with 2 and 1 workers; a corpus of 1 MB; a second run with nothing to do
 memory    PSS of all processes together, for the corpus and for two such files
 tutorial  MB/s of the corpus / MB/s of `datasets.map` with Qwen2's tokenizer on a part of 27 MB
+scaling   CPU seconds a GB with 1, 2, 4 and 8 workers, and what one process does alone: loading, planning, finishing
 peers     the same against datatrove, Megatron, litdata and dolma (made by `make peers`; left out where missing)
 """
 
@@ -33,7 +34,7 @@ sys.path.insert(0, str(REPOSITORY))
 from bench.builds import Cost, build_command, run, run_and_read, run_build  # noqa: E402
 from bench.corpus import convert, write_part, write_rehearsal  # noqa: E402
 
-MEASURES = ("cpu", "wall", "memory", "tutorial", "peers")
+MEASURES = ("cpu", "wall", "memory", "tutorial", "peers", "scaling")
 QUICK = MEASURES[:3]
 FORMATS = ("array", "jsonl", "compact", "gz")
 EFFICIENCY_TARGETS = {"array": 0.90, "jsonl": 0.90, "compact": 0.80, "gz": 0.75}
@@ -175,6 +176,24 @@ class Bench:
             row("build of the whole corpus / best peer", _ratios(whole, best), "{:.1f}", "≥ 20")
             row("build of the same 27 MB / best peer", _ratios(same, best), "{:.1f}")
 
+    def scaling(self) -> None:
+        found: dict[int, list[dict[str, Any]]] = {number: [] for number in (1, 2, 4, 8)}
+        for _ in range(self.rounds):
+            for number, results in found.items():
+                shutil.rmtree(self.out, ignore_errors=True)
+                os.sync()
+                results.append(self.alternative("phases", self.corpus, self.out, number))
+        row = self.report.row
+        for number, results in found.items():
+            cpu = [result["cpu_seconds"] for result in results]
+            name = f"{number} workers" if number > 1 else "1 worker"
+            row(f"{name}: CPU seconds a GB", [value / self.corpus_bytes * 1e9 for value in cpu], "{:.2f}")
+            row(f"{name}: wall seconds", [result["wall_seconds"] for result in results], "{:.1f}")
+            for part in ("planning", "finishing", "directing", "loading", "imports"):
+                shares = [100 * result[part] / total for result, total in zip(results, cpu, strict=True)]
+                target = "planning and finishing < 2" if part in ("planning", "finishing") else ""
+                row(f"{name}: {part}, % of the CPU seconds", shares, "{:.2f}", target)
+
     def _small(self) -> Path:
         write_part(self.corpus, 1_000_000, self.work / "small", 1)
         return self.work / "small" / "0.jsonl"
@@ -283,7 +302,8 @@ def main() -> None:
         steps = {"cpu": lambda: bench.cpu(options.formats), "peers": lambda: bench.peers(options.peers_venv)}
         for name in options.only:
             steps.get(name, getattr(bench, name))()
-        report.row("cores that others kept busy during the builds", bench.others, "{:.2f}")
+        if bench.others:
+            report.row("cores that others kept busy during the builds", bench.others, "{:.2f}")
         if options.out:
             content = {"machine": machine(), "load": load, "corpus_bytes": bench.corpus_bytes, "rows": report.rows}
             options.out.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
