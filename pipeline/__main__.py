@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.settings import DEFAULT_CHECK_EVERY, DEFAULT_MAX_RECORD_BYTES, DEFAULT_UNIT_BYTES, BuildSettings
-from shards.command_line import Parser, run_command
+from shards.command_line import Parser, byte_count, run_command
 from shards.errors import InputError, nearest, printable
 
 
@@ -89,10 +89,10 @@ def add_build(commands: Any) -> None:
     )
     text.add_argument(
         "--max-record-bytes",
-        type=int,
+        type=byte_count,
         default=DEFAULT_MAX_RECORD_BYTES,
-        metavar="N",
-        help=f"a larger record is a bad one ({DEFAULT_MAX_RECORD_BYTES:,})",
+        metavar="BYTES",
+        help="a larger record is a bad one (256MiB)",
     )
 
     tokens = build.add_argument_group("tokenizing and packing")
@@ -137,10 +137,10 @@ def add_build(commands: Any) -> None:
     run.add_argument("--ray-address", metavar="ADDRESS", help="the cluster: auto, HOST:PORT or ray://HOST:PORT")
     run.add_argument(
         "--unit-bytes",
-        type=int,
+        type=byte_count,
         default=DEFAULT_UNIT_BYTES,
-        metavar="N",
-        help=f"bytes of source in a unit of work; changes the shards' sizes ({DEFAULT_UNIT_BYTES:,})",
+        metavar="BYTES",
+        help="bytes of source in a unit of work; changes the shards' sizes (64MiB)",
     )
     run.add_argument("--force", action="store_true", help="build anew what is there already")
     run.add_argument("--quiet", action="store_true", help="no progress and no summary")

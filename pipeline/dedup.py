@@ -19,7 +19,7 @@ import numpy.typing as npt
 import xxhash
 from blake3 import blake3
 
-from pipeline.receipts import StretchReceipt, file_digest, sealed, unsealed
+from pipeline.receipts import StretchReceipt, file_digest, raise_if_refused, sealed, unsealed
 from shards.files import flush_directory, write_atomically
 
 DEDUP_DIRECTORY = "dedup"
@@ -66,7 +66,10 @@ def read_hash_receipt(
         path = hashes_path(directory, unit)
         if check_files and (file_digest(path) != receipt.digest if check_digests else not path.exists()):
             return None
-    except (OSError, ValueError, TypeError, KeyError):
+    except OSError as error:
+        raise_if_refused(error)
+        return None
+    except (ValueError, TypeError, KeyError):
         return None
     return receipt
 

@@ -16,6 +16,7 @@ import numpy as np
 from blake3 import blake3
 
 from shards.entries import SPLITS, ShardEntry
+from shards.errors import machine_error
 from shards.packing import Tail
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
 
@@ -130,9 +131,18 @@ def read_receipt(
         content["stretches"] = [StretchReceipt(**stretch) for stretch in content["stretches"]]
         receipt = Receipt(**content)
         whole = not check_files or _files_are_whole(directory, receipt, block_tokens, check_digests)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except OSError as error:
+        raise_if_refused(error)
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return receipt if whole and receipt.unit == unit else None
+
+
+def raise_if_refused(error: OSError) -> None:
+    """Raises `error` if the system refused to read a file, which may be all right; one that isn't there is made again."""
+    if machine_error(error) is not None:
+        raise error
 
 
 def _files_are_whole(directory: Path, receipt: Receipt, block_tokens: int, check_digests: bool) -> bool:

@@ -7,7 +7,9 @@ traceback), 130 Ctrl-C, 143 SIGTERM.
 from __future__ import annotations
 
 import argparse
+import decimal
 import os
+import re
 import shutil
 import signal
 import sys
@@ -17,6 +19,20 @@ from typing import Any, NoReturn
 
 from shards import interruption
 from shards.errors import InputError, machine_error, nearest, printable, visible
+
+_BYTE_UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{end}": base**power
+    for end, base in (("b", 1000), ("ib", 1024))
+    for power, prefix in enumerate("kmgt", start=1)
+}
+
+
+def byte_count(text: str) -> int:
+    """`2147483648`, `2GiB`, `1.5 GB`. Raises `ValueError`."""
+    match = re.fullmatch(r"(\d{1,20}(?:\.\d{1,6})?)\s*([a-z]*)", text.strip().replace("_", "").lower(), re.ASCII)
+    if match is None or match[2] not in _BYTE_UNITS or (match[2] == "" and "." in match[1]):
+        raise ValueError(text)
+    return int(decimal.Decimal(match[1]) * _BYTE_UNITS[match[2]])
 
 
 class Terminated(KeyboardInterrupt):
@@ -68,7 +84,8 @@ class Parser(argparse.ArgumentParser):
         try:
             return super()._get_value(action, arg_string)
         except argparse.ArgumentError:
-            kind = {int: "a whole number", float: "a number"}.get(action.type)  # type: ignore[call-overload]
+            kinds = {int: "a whole number", float: "a number", byte_count: "bytes, such as 64MiB"}
+            kind = kinds.get(action.type)
             if kind is None:
                 raise
             raise argparse.ArgumentError(action, f"expected {kind}, found {printable(arg_string)!r}") from None
@@ -104,6 +121,8 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except MemoryError:
+        status = _fail("the system gave no more memory; end other programs, or choose smaller settings")
     except OSError as error:
         line = machine_error(error)
         if line is None:

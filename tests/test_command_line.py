@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import shards.wording
+from shards.command_line import byte_count
 from tests.conftest import REPOSITORY, assert_one_error_line, run_module
 
 PROGRAMS = [["-m", "pipeline"], ["-m", "shards"], ["-m", "train"], ["-m", "train.generate"], ["tokenize_once.py"]]
@@ -86,6 +87,19 @@ def test_a_full_disk_behind_standard_output_is_named(num_lines: int, unbuffered:
 )
 def test_a_value_that_is_no_number_is_told_as_other_wrong_values_are(arguments: list[str], expected: str) -> None:
     assert_one_error_line(run_module(*arguments), expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("2147483648", 1 << 31), ("2GiB", 1 << 31), ("64 MiB", 1 << 26), ("1.5kB", 1500), ("1_000", 1000), ("7b", 7)]
+    + [(text, None) for text in ("", "-1", "1.5", "GiB", "2Gx", "1e3", "٣", "9" * 30, "1.GB")],
+)
+def test_bytes_are_a_number_or_one_with_a_unit(text: str, expected: int | None) -> None:
+    if expected is None:
+        with pytest.raises(ValueError):
+            byte_count(text)
+    else:
+        assert byte_count(text) == expected
 
 
 def test_one_is_not_told_as_many() -> None:

@@ -28,6 +28,7 @@ from train.checkpoints import DataPosition, newest_complete_checkpoint, numbered
 
 RECORD_NAME = "run.json"
 METRICS_NAME = "metrics.jsonl"
+_SUMMARY_KEY = "train_runtime"  # in the line that the Trainer logs when all steps are done
 SAMPLES_NAME = "samples.jsonl"
 MODEL_NAME = "model"
 SWANLAB_NAME = "swanlab"
@@ -161,16 +162,22 @@ def parse_lines(text: str) -> tuple[list[dict[str, Any]], list[int]]:
     return records, damaged
 
 
-def rewind_metrics(run: Path, step: int) -> None:
-    """Drop what `metrics.jsonl` and `samples.jsonl` say of steps after `step`: they are about to be trained again."""
-    for name in (METRICS_NAME, SAMPLES_NAME):
-        rewind_lines(run / name, step)
+def rewind_metrics(run: Path, step: int, *, is_last: bool = False) -> None:
+    """Drop what `metrics.jsonl` and `samples.jsonl` say of steps after `step`: they are about to be trained again.
+
+    After the last step (`is_last`) a run sums up and evaluates: that too is about to be done again.
+    """
+    rewind_lines(run / METRICS_NAME, step, summary_too=is_last)
+    rewind_lines(run / SAMPLES_NAME, step)
 
 
-def rewind_lines(path: Path, step: int) -> None:
-    """Drop the lines after `step` from a JSON Lines file, if it is there."""
+def rewind_lines(path: Path, step: int, *, summary_too: bool = False) -> None:
+    """Drop the lines after `step` from a JSON Lines file, if it is there; those from its summary on, too, if so."""
     if path.exists():
         kept = [record for record in read_lines(path) if record.get("step", 0) <= step]
+        ends = [number for number, record in enumerate(kept) if record.get("step") == step and _SUMMARY_KEY in record]
+        if summary_too and ends:
+            kept = kept[: ends[0]]
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         write_atomically(path, text.encode())
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
@@ -38,6 +39,7 @@ from train.held_out import evaluate_held_out
 from train.optimizer import build_muon
 
 STATE_NAME = "trainer_state.json"
+_WRITE_FAILURES = ("PytorchStreamWriter", "iostream error", "os error")  # in messages of torch.save and safetensors
 
 
 @contextlib.contextmanager
@@ -52,6 +54,20 @@ def loading(checkpoint: str | os.PathLike[str] | None) -> Iterator[None]:
         reason = "it holds objects that are no weights" if refused else (str(error) or type(error).__name__)
         raise InputError(
             f"{checkpoint}: the checkpoint can't be loaded: {printable(reason.splitlines()[0])[:300]}"
+        ) from None
+
+
+@contextlib.contextmanager
+def saving(directory: Path) -> Iterator[None]:
+    """What can't be written, as on a full disk, is one `InputError`: torch and safetensors have errors of their own."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if not any(sign in str(error) for sign in _WRITE_FAILURES):
+            raise
+        reason = printable(str(error).splitlines()[0])[:200]
+        raise InputError(
+            f"{directory}: can't be written ({reason}); make room, then the same command goes on"
         ) from None
 
 
@@ -217,23 +233,23 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
             self._save_whole_checkpoint(model, trial)
 
     def _save_whole_checkpoint(self, model: Any, trial: Any) -> None:
-        run, saving = Path(self.args.output_dir), Path(self.args.output_dir, SAVING_DIRECTORY)
+        run, partial = Path(self.args.output_dir), Path(self.args.output_dir, SAVING_DIRECTORY)
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            shutil.rmtree(saving, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        with self._saving_into(saving):
+        with self._saving_into(partial), saving(partial):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()  # each rank has written its random state
         if self.args.should_save:
             best = self.state.best_model_checkpoint
-            if best is not None and Path(best).parent == saving:
+            if best is not None and Path(best).parent == partial:
                 self.state.best_model_checkpoint = str(run / Path(best).name)
-                self.state.save_to_json(str(saving / name / STATE_NAME))
-            self._finish_checkpoint(saving / name)
-            seal_checkpoint(saving / name, dataclasses.replace(self.position, step=self.state.global_step))
-            publish_checkpoint(saving / name, run / name)
-            shutil.rmtree(saving, ignore_errors=True)
+                self.state.save_to_json(str(partial / name / STATE_NAME))
+            self._finish_checkpoint(partial / name)
+            seal_checkpoint(partial / name, dataclasses.replace(self.position, step=self.state.global_step))
+            publish_checkpoint(partial / name, run / name)
+            shutil.rmtree(partial, ignore_errors=True)
             delete_old_checkpoints(run, keep=self.args.save_total_limit, best=self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
@@ -263,7 +279,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         if self.args.should_save:
             shutil.rmtree(partial, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.save_model(str(partial), _internal_call=True)
+        with saving(partial):
+            self.save_model(str(partial), _internal_call=True)
         if self.args.should_save:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(partial / "training_args.bin")  # a pickle; the settings are in run.json

@@ -153,8 +153,10 @@ class TrainSubject(Subject):
         model, samples = "model/model.safetensors", "samples.jsonl"
         if (self.out / model).read_bytes() != (self.whole / model).read_bytes():
             return "other weights"
-        if learned(self.out) != learned(self.whole):
-            return "other lines in metrics.jsonl"
+        there, expected = learned(self.out), learned(self.whole)
+        if there != expected:
+            gone = [line for line in expected if line not in there]
+            return f"other lines in metrics.jsonl: {there}; gone: {gone}"
         if read_lines(self.out / samples) != read_lines(self.whole / samples):
             return "other samples"
         names, expected = ({path.name for path in run.iterdir()} for run in (self.out, self.whole))
