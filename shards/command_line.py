@@ -7,6 +7,7 @@ traceback), 130 Ctrl-C, 143 SIGTERM.
 from __future__ import annotations
 
 import argparse
+import atexit
 import decimal
 import os
 import re
@@ -128,7 +129,14 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
         if line is None:
             raise
         status = _fail(line if error.filename or not _cannot_flush() else f"standard output: {line}")
+    atexit.register(_end_at_signals)
     sys.exit(status)
+
+
+def _end_at_signals() -> None:
+    """The outcome is settled, and libraries clean up behind it: a signal ends that, without a traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _cannot_flush() -> bool:

@@ -102,5 +102,22 @@ def test_bytes_are_a_number_or_one_with_a_unit(text: str, expected: int | None) 
         assert byte_count(text) == expected
 
 
+def test_ctrl_c_while_a_library_cleans_up_leaves_no_traceback() -> None:
+    program = """
+import atexit, signal
+from shards.command_line import run_command
+atexit.register(lambda: signal.raise_signal(signal.SIGINT))
+run_command(lambda argv: print("done"), [])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "done\n", "")
+
+
+def test_no_more_memory_is_one_line() -> None:
+    program = "from shards.command_line import run_command\ndef main(argv): raise MemoryError\nrun_command(main, [])"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert_one_error_line(ended, "error: the system gave no more memory")
+
+
 def test_one_is_not_told_as_many() -> None:
     assert doctest.testmod(shards.wording).failed == 0

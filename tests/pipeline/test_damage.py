@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from pipeline import build as build_module
 from pipeline.build import BuildResult, build
 from pipeline.place import Place
+from pipeline.receipts import file_digest
 from pipeline.settings import BuildSettings
 from shards.errors import InputError
 from shards.verify import verify
@@ -90,6 +92,29 @@ def test_a_damaged_file_is_made_again(
     damage(found[0])
     assert run("set").statistics.num_units_reused > 0
     assert directory_bytes(tmp_path / "set") == directory_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", [".json", ".hashes", ".bin"])
+def test_a_file_that_the_system_refuses_to_read_is_not_taken_for_one_that_is_gone(
+    run: Run, stopped: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    before = directory_bytes(stopped)
+
+    def refuse(path: Path, *_arguments: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    def refuse_some(original: Any) -> Any:
+        return lambda path, *more: (refuse if path.suffix == name and stopped in path.parents else original)(
+            path, *more
+        )
+
+    monkeypatch.setattr(Path, "read_bytes", refuse_some(Path.read_bytes))
+    for module in ("pipeline.receipts", "pipeline.dedup"):
+        monkeypatch.setattr(f"{module}.file_digest", refuse_some(file_digest))
+    with pytest.raises(OSError, match="Input/output error"):
+        run("set")
+    monkeypatch.undo()
+    assert directory_bytes(stopped) == before
 
 
 def test_each_digit_of_a_receipt_counts(run: Run, stopped: Path, tmp_path: Path) -> None:

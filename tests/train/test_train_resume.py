@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+import train.run
 from shards.command_line import Terminated
 from shards.errors import InputError
 from train.__main__ import main, prepare
@@ -48,6 +50,11 @@ def stop_after(
         patched.setattr(MetricsFile, "on_log", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train_to_the_end(config, *arguments)
+
+
+def logged(run: Path) -> list[set[str]]:
+    """What each line of the metrics is about."""
+    return [{"loss", "eval_loss", "train_runtime"} & line.keys() for line in read_lines(run / "metrics.jsonl")]
 
 
 def losses(run: Path) -> list[tuple[int, float, float]]:
@@ -204,6 +211,46 @@ def test_checkpoint_is_absent_when_saving_is_cut_short(
     with pytest.raises(KeyboardInterrupt):
         train_to_the_end(write_config())
     assert numbered_checkpoints(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("cut", ["evaluate", "sample"])
+def test_what_follows_the_last_step_is_logged_once(
+    whole_run: Path, write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    config = write_config(training={"save_steps": NUM_STEPS})
+    with monkeypatch.context() as patched:
+        original = getattr(train.run, cut)
+
+        def stop(*arguments: Any) -> None:
+            original(*arguments)
+            raise KeyboardInterrupt
+
+        patched.setattr(train.run, cut, stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_to_the_end(config)
+    train_to_the_end(config)
+    assert logged(tmp_path / "run") == logged(whole_run)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_told"),
+    [
+        (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data.pkl: file write failed"), True),
+        (RuntimeError("basic_ios::clear: iostream error"), True),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+@pytest.mark.parametrize("where", ["_save_checkpoint", "save_model"])
+def test_a_disk_that_takes_no_more_is_one_line(
+    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception, is_told: bool
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(f"transformers.Trainer.{where}", fail)
+    with pytest.raises(InputError if is_told else RuntimeError, match="can't be written" if is_told else "mat1"):
+        train_to_the_end(write_config())
 
 
 @pytest.fixture
