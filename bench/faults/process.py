@@ -63,11 +63,11 @@ class Ended:
 
     @property
     def is_clear(self) -> bool:
-        """Success, a signal's status, or exactly one line that says what is wrong."""
+        """Success, a signal's status (negative where it came behind the end), or exactly one line that says what is wrong."""
         lines = [line for line in self.errors.splitlines() if line.startswith("error: ")]
         if "Traceback" in self.errors or "Exception ignored" in self.errors:
             return False
-        return self.status in (0, 130, 143) or (self.status == 2 and len(lines) == 1)
+        return self.status in (0, 130, 143, -signal.SIGINT, -signal.SIGTERM) or (self.status == 2 and len(lines) == 1)
 
 
 class Command:
