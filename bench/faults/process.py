@@ -63,7 +63,7 @@ class Ended:
 
     @property
     def is_clear(self) -> bool:
-        """Success, a signal's status (negative where it came behind the end), or exactly one line that says what is wrong."""
+        """Success, a signal's status (negative: behind the end), or exactly one line that says what is wrong."""
         lines = [line for line in self.errors.splitlines() if line.startswith("error: ")]
         if "Traceback" in self.errors or "Exception ignored" in self.errors:
             return False
