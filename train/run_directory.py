@@ -165,21 +165,28 @@ def parse_lines(text: str) -> tuple[list[dict[str, Any]], list[int]]:
 def rewind_metrics(run: Path, step: int, *, is_last: bool = False) -> None:
     """Drop what `metrics.jsonl` and `samples.jsonl` say of steps after `step`: they are about to be trained again.
 
-    After the last step (`is_last`) a run sums up and evaluates: that too is about to be done again.
+    Where a run ends, or was stopped, the Trainer sums up; behind the last step (`is_last`) it is evaluated once more.
     """
-    rewind_lines(run / METRICS_NAME, step, summary_too=is_last)
     rewind_lines(run / SAMPLES_NAME, step)
-
-
-def rewind_lines(path: Path, step: int, *, summary_too: bool = False) -> None:
-    """Drop the lines after `step` from a JSON Lines file, if it is there; those from its summary on, too, if so."""
+    path = run / METRICS_NAME
+    lines = [line for line in read_lines(path) if line.get("step", 0) <= step]
+    summed = [number for number, line in enumerate(lines) if line.get("step") == step and _SUMMARY_KEY in line]
+    for number in reversed(summed):
+        del lines[number : None if is_last else number + 1]
     if path.exists():
-        kept = [record for record in read_lines(path) if record.get("step", 0) <= step]
-        ends = [number for number, record in enumerate(kept) if record.get("step") == step and _SUMMARY_KEY in record]
-        if summary_too and ends:
-            kept = kept[: ends[0]]
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-        write_atomically(path, text.encode())
+        replace_lines(path, lines)
+
+
+def rewind_lines(path: Path, step: int) -> None:
+    """Drop the lines after `step` from a JSON Lines file, if it is there."""
+    if path.exists():
+        replace_lines(path, [record for record in read_lines(path) if record.get("step", 0) <= step])
+
+
+def replace_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON Lines file anew."""
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_atomically(path, text.encode())
 
 
 def changed_settings(before: Any, after: Any, prefix: str = "") -> list[str]:

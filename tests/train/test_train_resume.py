@@ -172,6 +172,7 @@ def test_sigterm_saves_a_checkpoint_before_the_run_ends(
     train_to_the_end(config)
     assert [step for step, _, _ in losses(run)] == list(range(1, NUM_STEPS + 1))
     assert losses(run) == losses(whole_run)
+    assert logged(run) == logged(whole_run)
 
 
 def test_a_second_sigterm_ends_the_run_at_once() -> None:
