@@ -63,11 +63,11 @@ class Ended:
 
     @property
     def is_clear(self) -> bool:
-        """Success, a signal's status (negative: behind the end), or exactly one line that says what is wrong."""
+        """Success, a signal's status, or exactly one line that says what is wrong."""
         lines = [line for line in self.errors.splitlines() if line.startswith("error: ")]
         if "Traceback" in self.errors or "Exception ignored" in self.errors:
             return False
-        return self.status in (0, 130, 143, -signal.SIGINT, -signal.SIGTERM) or (self.status == 2 and len(lines) == 1)
+        return self.status in (0, 130, 143) or (self.status == 2 and len(lines) == 1)
 
 
 class Command:
@@ -129,9 +129,11 @@ class Command:
         if hangs:
             self.signal(signal.SIGKILL, group=True)
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        output, errors = (path.read_text(errors="replace") for path in self._files)
-        for path in self._files:
-            path.unlink()
+        texts = []
+        for path in self._files:  # killed at once, it has made none
+            texts.append(path.read_text(errors="replace") if path.exists() else "")
+            path.unlink(missing_ok=True)
+        output, errors = texts
         if hangs:
             raise TimeoutError(f"still running after {seconds:.0f} s: {errors[-500:]}")
         return Ended(status if status >= 0 else 128 - status, output, errors)
