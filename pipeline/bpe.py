@@ -12,10 +12,10 @@ from pipeline.qwen2 import EOS_TOKEN, SPLIT_PATTERN, TOKENIZER_CONFIG, tokenizer
 from pipeline.readers import open_stretch
 from pipeline.records import BadRecord, ReadOptions, locate, raise_bad
 from pipeline.sources import Source, find_sources
-from pipeline.tokenizers import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON
 from pipeline.units import plan_units
 from shards.errors import InputError
 from shards.files import write_atomically
+from shards.tokenizer_files import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON
 
 SMALLEST_VOCABULARY = 256 + 1  # every byte, and EOS
 

@@ -26,13 +26,14 @@ from pipeline.remote_place import RemotePlace
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
 from pipeline.sources import Source, find_sources
 from pipeline.storage import file_statuses
-from pipeline.tokenizers import TokenizerFiles, choose_encoder, load_tokenizer_files
+from pipeline.tokenizers import choose_encoder, load_tokenizer_files
 from pipeline.units import Unit, plan_units
 from pipeline.work import Job, Progress, UnitError
 from shards.errors import InputError
 from shards.files import write_atomically
 from shards.manifest import MANIFEST_NAME, STAMPS_NAME, Manifest, read_manifest
 from shards.storage import is_url
+from shards.tokenizer_files import TokenizerFiles
 from shards.wording import size_text
 
 # Bytes of the set for each byte of the source: Chinese with Qwen2's vocabulary needs 1.1; 1.5 leaves room for others.

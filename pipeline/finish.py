@@ -16,7 +16,6 @@ from pipeline.settings import BuildSettings
 from pipeline.sources import Source
 from pipeline.storage import open_binary
 from pipeline.streams import file_digest
-from pipeline.tokenizers import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON, TokenizerFiles
 from pipeline.units import Unit, plan_units
 from shards.assemble import SplitAssembler, UnitPart, join_splits
 from shards.entries import SPLITS
@@ -34,6 +33,7 @@ from shards.manifest import (
     format_version,
     write_manifest,
 )
+from shards.tokenizer_files import TokenizerFiles
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -117,8 +117,8 @@ def write_set(
         )
     tokenizer_directory = directory / TOKENIZER_DIRECTORY
     tokenizer_directory.mkdir(exist_ok=True)
-    write_atomically(tokenizer_directory / TOKENIZER_JSON, tokenizer.tokenizer_json)
-    write_atomically(tokenizer_directory / TOKENIZER_CONFIG_JSON, tokenizer.tokenizer_config)
+    for file_name, content in tokenizer.contents.items():
+        write_atomically(tokenizer_directory / file_name, content)
     write_atomically(directory / STAMPS_NAME, encode_stamps(sources))
     shards, tails = join_splits(directory, assembled.values())
     manifest = Manifest(

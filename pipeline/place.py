@@ -21,10 +21,10 @@ from pipeline.dedup import DEDUP_DIRECTORY
 from pipeline.receipts import RECEIPTS_DIRECTORY
 from pipeline.settings import BuildSettings
 from pipeline.sources import Source
-from pipeline.tokenizers import TokenizerFiles
 from shards.errors import InputError
 from shards.files import TEMPORARY_SUFFIX, flush_directory, write_atomically
 from shards.manifest import MANIFEST_NAME
+from shards.tokenizer_files import TokenizerFiles
 from shards.verify import verify
 
 PLAN_NAME = "plan.json"

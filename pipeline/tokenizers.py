@@ -8,16 +8,13 @@ ordinary text to both: no text can forge the end of a document.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import hashlib
-import json
 import os
 import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,17 +25,16 @@ from shards.errors import InputError, nearest, printable
 from shards.hub.reference import HubReference, is_reference, parse_reference
 from shards.hub.remote import NoSuchFile
 from shards.hub.small_files import small_file
-from shards.manifest import TokenizerEntry
+from shards.tokenizer_files import (
+    TOKENIZER_CONFIG_JSON,
+    TOKENIZER_JSON,
+    TokenizerFiles,
+    make_tokenizer_files,
+    read_tokenizer_files,
+)
 
 Ids = npt.NDArray[np.uint32]
 Offsets = npt.NDArray[np.uint64]
-
-TOKENIZER_JSON: Final = "tokenizer.json"
-TOKENIZER_CONFIG_JSON: Final = "tokenizer_config.json"
-KNOWN_EOS_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|im_end|>")
-
-MAX_VOCAB_SIZE = 2**24
-MAX_ADDED_TOKENS = 2**16
 
 # Strings on which encoders tend to disagree: normalization, white space, digits, special tokens, rare scripts.
 PROBE_TEXTS = (
@@ -57,19 +53,6 @@ PROBE_TEXTS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerFiles:
-    """A tokenizer's own files, with what the manifest records of them."""
-
-    tokenizer_json: bytes
-    tokenizer_config: bytes
-    entry: TokenizerEntry
-
-    @property
-    def eos_id(self) -> int:
-        return self.entry.eos_id
-
-
 def load_tokenizer_files(name: str) -> TokenizerFiles:
     """The tokenizer called `name`: `qwen2`, a directory with a `tokenizer.json`, such a file, or one of a hub.
 
@@ -81,7 +64,7 @@ def load_tokenizer_files(name: str) -> TokenizerFiles:
     path = Path(name)
     if not path.exists():
         if name == "qwen2":
-            return _read_files("qwen2", qwen2_tokenizer_directory() / TOKENIZER_JSON)
+            return read_tokenizer_files("qwen2", qwen2_tokenizer_directory() / TOKENIZER_JSON)
         if is_reference(name):
             return _hub_tokenizer(parse_reference(name))
     if path.is_dir():
@@ -93,7 +76,7 @@ def load_tokenizer_files(name: str) -> TokenizerFiles:
             f"hf:ORG/NAME or ms:ORG/NAME; {found}{_nearest_tokenizer(name)}"
         )
     directory = path.resolve().parent
-    return _read_files(directory.name, path)
+    return read_tokenizer_files(directory.name, path)
 
 
 def _nearest_tokenizer(name: str) -> str:
@@ -115,85 +98,12 @@ def _hub_tokenizer(reference: HubReference) -> TokenizerFiles:
         config_path = small_file(reference, TOKENIZER_CONFIG_JSON)
     except NoSuchFile:
         config_path = None
-    files = _read_files(reference.repository, path, config_path, where=str(reference))
+    files = read_tokenizer_files(reference.repository, path, config_path, where=str(reference))
     if files.entry.eos_token == EOS_TOKEN:
         canonical = canonical_tokenizer_json(orjson.loads(files.tokenizer_json))
         if canonical is not None:
-            return _make_files("qwen2", orjson.loads(canonical), TOKENIZER_CONFIG, where="qwen2")
+            return make_tokenizer_files("qwen2", orjson.loads(canonical), TOKENIZER_CONFIG, where="qwen2")
     return files
-
-
-def _read_files(name: str, path: Path, config_path: Path | None = None, *, where: str = "") -> TokenizerFiles:
-    """The tokenizer in the file `path`, with the configuration beside it or in `config_path`."""
-    where = where or str(path)
-    if config_path is None:
-        config_path = path.with_name(TOKENIZER_CONFIG_JSON)
-    try:
-        content = orjson.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"tokenizer: {where}: not a tokenizer.json that can be read ({error!r})") from None
-    config: Any = {}
-    if config_path.is_file():
-        try:
-            config = json.loads(config_path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"tokenizer: {config_path}: not valid JSON ({error})") from None
-        if not isinstance(config, dict):
-            raise InputError(f"tokenizer: {config_path}: expected an object")
-    return _make_files(name, content, config, where=where)
-
-
-def _make_files(name: str, content: Any, config: dict[str, Any], *, where: str) -> TokenizerFiles:
-    try:
-        added = {token["content"]: int(token["id"]) for token in content.get("added_tokens") or []}
-        vocabulary = content["model"]["vocab"]
-        largest = len(vocabulary) - 1 if isinstance(vocabulary, list) else max(vocabulary.values())
-        vocab_size = max([largest, *added.values()]) + 1
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"tokenizer: {where}: not a tokenizer.json that can be read ({error!r})") from None
-    # The libraries keep tables as long as the largest id, and look for each added token in each text.
-    if type(vocab_size) is not int or not 0 < vocab_size <= MAX_VOCAB_SIZE:
-        raise InputError(f"tokenizer: {where}: expected ids below {MAX_VOCAB_SIZE:,}, found {str(vocab_size - 1)[:40]}")
-    if len(added) > MAX_ADDED_TOKENS:
-        raise InputError(
-            f"tokenizer: {where}: expected at most {MAX_ADDED_TOKENS:,} added tokens, found {len(added):,}"
-        )
-    eos_token = _eos_token(config, list(added), where)
-    eos_id = added.get(eos_token)
-    if eos_id is None and isinstance(vocabulary, dict):
-        eos_id = vocabulary.get(eos_token)
-    if eos_id is None:
-        raise InputError(f"tokenizer: {where}: the EOS token {printable(eos_token)!r} is not in the vocabulary")
-    config = {**config}
-    config.setdefault("eos_token", eos_token)
-    config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
-    compact = orjson.dumps(content)
-    return TokenizerFiles(
-        tokenizer_json=compact,
-        tokenizer_config=json.dumps(config, ensure_ascii=False, indent=2).encode(),
-        entry=TokenizerEntry(
-            name=name,
-            vocab_size=vocab_size,
-            eos_id=eos_id,
-            eos_token=eos_token,
-            sha256=hashlib.sha256(compact).hexdigest(),
-        ),
-    )
-
-
-def _eos_token(config: dict[str, Any], added: list[str], where: str) -> str:
-    named = config.get("eos_token")
-    if isinstance(named, dict):
-        named = named.get("content")
-    if isinstance(named, str):
-        return named
-    for token in KNOWN_EOS_TOKENS:
-        if token in added:
-            return token
-    raise InputError(
-        f"tokenizer: {where}: nothing says which token ends a document; "
-        f'add {{"eos_token": "…"}} to {TOKENIZER_CONFIG_JSON} beside it'
-    )
 
 
 class Encoder(Protocol):

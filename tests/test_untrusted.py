@@ -22,9 +22,10 @@ import torch
 import shards
 from pipeline.build import build
 from pipeline.settings import BuildSettings
-from pipeline.tokenizers import FastEncoder, _read_files, load_encoder
+from pipeline.tokenizers import FastEncoder, load_encoder
 from shards.errors import InputError
 from shards.manifest import canonical_json, decode_manifest
+from shards.tokenizer_files import read_tokenizer_files
 from shards.verify import verify
 from shards.vocabulary import Vocabulary
 from tests.conftest import assert_one_error_line, run_module, write_corpus
@@ -230,14 +231,14 @@ def test_ids_that_would_need_gigabytes(tmp_path: Path, where: str, number: Any) 
     with pytest.raises(InputError, match="tokenizer"):
         from pipeline.tokenizers import choose_encoder
 
-        choose_encoder(_read_files("t", path))
+        choose_encoder(read_tokenizer_files("t", path))
     assert time.monotonic() - begun < 5
 
 
 def test_a_tokenizer_with_endless_added_tokens(tmp_path: Path) -> None:
     added = [{**EOS, "id": number, "content": f"<{number}>"} for number in range(70_000)]
     with pytest.raises(InputError, match="at most 65,536 added tokens, found 70,000"):
-        _read_files("t", tokenizer(tmp_path, added_tokens=added))
+        read_tokenizer_files("t", tokenizer(tmp_path, added_tokens=added))
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
@@ -245,7 +246,7 @@ def test_a_tokenizer_nested_without_end(tmp_path: Path, name: str) -> None:
     path = tokenizer(tmp_path)
     (tmp_path / name).write_text(DEEP)
     with pytest.raises(InputError, match=r"not a tokenizer\.json that can be read|not valid JSON"):
-        _read_files("t", path)
+        read_tokenizer_files("t", path)
     if name == "tokenizer.json":
         with pytest.raises(InputError, match="can be read"):
             Vocabulary(tmp_path)
@@ -253,7 +254,7 @@ def test_a_tokenizer_nested_without_end(tmp_path: Path, name: str) -> None:
 
 def test_a_pattern_that_backtracks_without_end(tmp_path: Path) -> None:
     pattern = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
-    files = _read_files("t", tokenizer(tmp_path, pre_tokenizer=pattern))
+    files = read_tokenizer_files("t", tokenizer(tmp_path, pre_tokenizer=pattern))
     encoder = load_encoder(FastEncoder.name, files.tokenizer_json)
     begun = time.monotonic()
     with pytest.raises(InputError, match=r"the tokenizer can't encode a text of the corpus: .*limit"):

@@ -87,6 +87,7 @@ def run_training(trainer: BlockTrainer, plan: Plan) -> None:
             start = f"continues from {checkpoint}" if checkpoint else "starts again: there is no checkpoint yet"
             say("", f"stopped at step {trainer.state.global_step:,}; the same command {start}")
         raise
+    trainer.delete_old_checkpoints()  # killed while it saved the last, a run has one too many
     trainer.save_final_model(run / run_directory.MODEL_NAME)
 
 

@@ -250,8 +250,14 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
             seal_checkpoint(partial / name, dataclasses.replace(self.position, step=self.state.global_step))
             publish_checkpoint(partial / name, run / name)
             shutil.rmtree(partial, ignore_errors=True)
-            delete_old_checkpoints(run, keep=self.args.save_total_limit, best=self.state.best_model_checkpoint)
+            self.delete_old_checkpoints()
         self.accelerator.wait_for_everyone()
+
+    def delete_old_checkpoints(self) -> None:
+        """Delete what `save_total_limit` doesn't keep; in the first process."""
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            delete_old_checkpoints(Path(self.args.output_dir), keep=self.args.save_total_limit, best=best)
 
     @contextlib.contextmanager
     def _saving_into(self, directory: Path) -> Iterator[None]:

@@ -214,6 +214,22 @@ def test_checkpoint_is_absent_when_saving_is_cut_short(
     assert numbered_checkpoints(tmp_path / "run") == []
 
 
+def test_a_run_that_was_killed_as_it_saved_the_last_checkpoint_keeps_no_more_than_it_was_told(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = write_config(training={"save_steps": 1, "max_steps": 4, "save_total_limit": 2}), tmp_path / "run"
+
+    def stop(run: Path, **options: Any) -> None:
+        if len(numbered_checkpoints(run)) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("train.trainer.delete_old_checkpoints", stop)
+        train_to_the_end(config)
+    train_to_the_end(config)
+    assert [path.name for path in numbered_checkpoints(run)] == ["checkpoint-3", "checkpoint-4"]
+
+
 @pytest.mark.parametrize("cut", ["evaluate", "sample"])
 def test_what_follows_the_last_step_is_logged_once(
     whole_run: Path, write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
