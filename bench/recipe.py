@@ -66,7 +66,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "block_tokens": 512,
         "batch_blocks": 256,
         "model": {**model_settings(12), "rope_theta": 1e6},
-        "training": {"per_device_train_batch_size": 32, "dataloader_num_workers": 2},
+        "training": {"per_device_train_batch_size": 32, "dataloader_num_workers": 2, "torch_compile": "auto"},
     },
 }
 
