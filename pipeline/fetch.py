@@ -19,7 +19,6 @@ from shards.hub import hugging_face, model_scope
 from shards.hub.download import Progress, download
 from shards.hub.remote import ANSWER_SECONDS, ConnectionFailed, RemoteFile, within
 
-Origin = Literal["hf", "ms"]
 MIRROR = "https://hf-mirror.com"
 _READ_BYTES = 1 << 20
 

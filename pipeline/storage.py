@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from blake3 import blake3
 
@@ -15,8 +15,6 @@ from shards.storage import file_system, is_url, storage_errors, version
 # A reader asks for 2 MiB at a time. What a store is asked for at once is more: a request takes as long as a few MiB do.
 _BLOCK_BYTES = 8 << 20
 _REQUESTS_AT_ONCE = 32
-
-R = TypeVar("R")
 
 
 class FileStatus(NamedTuple):

@@ -93,7 +93,6 @@ class Lengths:
     percentile_90: int
     longest: int
     num_short_documents: int  # shorter than a block
-    num_short_tokens: int
     num_lost_tokens: int  # what the tutorial would drop: all that is behind a document's last whole block
     bins: tuple[LengthBin, ...]
 
@@ -133,7 +132,6 @@ class LengthCounter:
             percentile_90=self._quantile(90),
             longest=int(values[-1]) if len(values) else 0,
             num_short_documents=int(counts[short].sum()),
-            num_short_tokens=int((values * counts)[short].sum()),
             num_lost_tokens=int((lost * counts).sum()),
             bins=tuple(self._bins()),
         )
