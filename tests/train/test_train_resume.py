@@ -254,6 +254,7 @@ def test_what_follows_the_last_step_is_logged_once(
     [
         (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data.pkl: file write failed"), True),
         (RuntimeError("basic_ios::clear: iostream error"), True),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 124160 vs 124048"), True),
         (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],
