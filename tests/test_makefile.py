@@ -24,6 +24,8 @@ TARGETS = [
     "test-all",
     "coverage",
     "check",
+    "audit",
+    "licences",
     "bench",
     "bench-gpu",
     "peers",

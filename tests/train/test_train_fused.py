@@ -82,7 +82,7 @@ def test_gradient_checkpointing_and_compiling_change_nothing(wrap: Callable[[Any
     model = make_model()
     reference = copy.deepcopy(model)
     install_gated_mlp(model)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     batch = {key: tensor.long() for key, tensor in make_batch().items()}
     expected = gradients(reference, batch)
