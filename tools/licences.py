@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import sys
+from email.message import Message
+from typing import cast
 
 from packaging.utils import canonicalize_name
 
@@ -19,7 +21,7 @@ COPYLEFT = re.compile(r"\b[AL]?GPL|\bMPL|\bEPL|\bEUPL|\bCDDL|\bOSL-|\bCC-BY-SA|M
 HEAD = "| package | version | for | licence |\n|---|---|---|---|"
 
 
-def stated_licence(metadata: importlib.metadata.PackageMetadata) -> str:
+def stated_licence(metadata: Message) -> str:
     """The licence in the package's own words, in one line; "" if it has none."""
     expression, licence = metadata.get("License-Expression"), (metadata.get("License") or "").strip()
     if expression:
@@ -46,7 +48,7 @@ def licence_from_file(distribution: importlib.metadata.Distribution) -> str:
 def licence_of(name: str) -> str:
     """Raises `LookupError` if neither metadata nor a file says anything."""
     distribution = importlib.metadata.distribution(name)
-    licence = stated_licence(distribution.metadata) or licence_from_file(distribution)
+    licence = stated_licence(cast(Message, distribution.metadata)) or licence_from_file(distribution)
     if not licence:
         raise LookupError(f"{name}: states no licence and has no licence file; look it up and say it here")
     return licence
