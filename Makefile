@@ -43,7 +43,7 @@ TRAIN_SHARDS := --shards "$(SHARDS)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data shards train generate compare sweep report test test-all coverage check bench bench-gpu peers clean
+.PHONY: help setup data shards train generate compare sweep report test test-all coverage check audit licences bench bench-gpu peers clean
 
 help:  ## list the targets and variables
 	@echo "Targets"
@@ -104,11 +104,15 @@ sweep: $(VENV)/.ready $(TRAIN_NEEDS)  ## train the runs of SWEEP one after anoth
 report: $(VENV)/.ready  ## make a page about the shard set SHARDS: lengths, tokens, scripts, blocks
 	@$(RUN_PYTHON) -m shards report "$(SHARDS)" $(ARGS)
 
+# In random order (pytest-randomly), in as many processes as there are cores, up to 8: each makes its own shard sets and
+# models, and the longest file sets the end. `worksteal` gives each process whole files first.
+PYTEST := HF_HUB_OFFLINE=1 $(RUN_PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 test: $(VENV)/.ready  ## run the tests, offline, in a few minutes
-	HF_HUB_OFFLINE=1 $(RUN_PYTHON) -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.ready  ## run all tests, the long ones too
-	HF_HUB_OFFLINE=1 $(RUN_PYTHON) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 coverage: $(VENV)/.ready  ## the same tests, and what share of the code they run; fails below 90 %
 	HF_HUB_OFFLINE=1 $(RUN_PYTHON) -m coverage run -m pytest -m "not slow" $(ARGS)
@@ -119,6 +123,19 @@ check: $(VENV)/.ready  ## lint, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+AUDIT_VENV := .audit-venv
+
+$(AUDIT_VENV)/.ready: tools/audit-requirements.txt
+	"$(PYTHON)" -m venv $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/pip install --disable-pip-version-check --quiet --requirement tools/audit-requirements.txt
+	@touch $@
+
+audit: $(VENV)/.ready $(AUDIT_VENV)/.ready  ## ask for known security holes in the packages of the lock files (network)
+	@$(RUN_PYTHON) -m tools.audit $(AUDIT_VENV)/bin/pip-audit $(ARGS)
+
+licences: $(VENV)/.ready  ## fill docs/licences.md with the licences of the packages of the lock files
+	@$(RUN_PYTHON) -m tools.licences
 
 bench: $(VENV)/.ready  ## measure the pipeline against its parts (see bench/RESULTS.md)
 	$(RUN_PYTHON) bench/pipeline.py $(ARGS)

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def megatron_gpt(source: Source, _export: Path) -> int:
 
     class Tokenizer:
         eod, vocab_size = source.eos_id, None
-        unique_identifiers = types.MappingProxyType({})
+        unique_identifiers: Mapping[str, str] = types.MappingProxyType({})
 
         def __init__(self) -> None:
             self.unique_identifiers = {"class": "ids"}
@@ -311,7 +311,8 @@ def _compiled_batches(checkout: Path, pattern: str, length: int, number: int) ->
         options = ["-O1", "-w", f"-I{checkout}", str(program) + ".c", "-o", str(program), "-lm"]
         subprocess.run(["gcc", *options], check=True)
         output = subprocess.run([program, pattern, str(length), str(number)], check=True, capture_output=True).stdout
-    yield from np.frombuffer(output, "<i4").reshape(number, 2, length)
+    pairs: Any = np.frombuffer(output, "<i4").reshape(number, 2, length)
+    yield from pairs
 
 
 def _llama3_batches(checkout: Path, pattern: str, length: int, number: int) -> Iterator[tuple[Any, Any]]:

@@ -168,7 +168,7 @@ def config(name: str, work: Path) -> dict[str, Any]:
     settings, tokens = parse(name)
     size = size_of(work)
     steps = max(1, round(tokens / size["block_tokens"] / size["batch_blocks"]))
-    top = {key: settings.pop(key) for key in ("document_mask", "loss", "shuffle") if key in settings}
+    top: dict[str, Any] = {key: settings.pop(key) for key in ("document_mask", "loss", "shuffle") if key in settings}
     model = {key.removeprefix("model."): settings.pop(key) for key in list(settings) if key.startswith("model.")}
     return {
         "shards": str(work / settings.pop("shards")),

@@ -46,7 +46,7 @@ def made_up_source(num_units: int) -> Source:
 
 
 def made_up_receipt(unit: int) -> Receipt:
-    splits = {}
+    splits: dict[str, SplitReceipt] = {}
     digest = f"{unit:064x}"
     for split in SPLITS:
         num_blocks = _BLOCKS[split]
@@ -84,6 +84,7 @@ def made_up_receipt(unit: int) -> Receipt:
         num_duplicates=0,
         num_checked=4,
         rejected={},
+        rejected_digest="",
         splits=splits,
     )
 

@@ -25,6 +25,23 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE = REPOSITORY / "data" / "sample" / "wikipedia-zh-sample.json"
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    tell_order(session.config)
+
+
+def pytest_terminal_summary(exitstatus: int, config: pytest.Config) -> None:
+    if exitstatus != pytest.ExitCode.OK:
+        tell_order(config)
+
+
+def tell_order(config: pytest.Config) -> None:
+    """Print the seed of the random order, which pytest-randomly itself keeps to itself under `-q`."""
+    seed = config.getoption("randomly_seed", None)
+    reporter = config.pluginmanager.get_plugin("terminalreporter")  # none in the processes of pytest-xdist
+    if seed is not None and reporter is not None and not hasattr(config, "workerinput"):
+        reporter.write_line(f'random order; the same again: make test ARGS="--randomly-seed={seed}"')
+
+
 def sample_records() -> list[dict[str, str]]:
     records: list[dict[str, str]] = json.loads(SAMPLE.read_text(encoding="utf-8"))
     return records

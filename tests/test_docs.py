@@ -98,7 +98,7 @@ def test_every_picture_is_used() -> None:
 def commands(page: str) -> Iterator[list[str]]:
     """Each command line of the page's shell blocks and of its inline code, as words."""
     text = content(page)
-    lines = []
+    lines: list[str] = []
     for match in FENCE.finditer(text):
         if match["language"] == "bash":
             lines += match["code"].replace("\\\n", " ").splitlines()

@@ -24,6 +24,8 @@ TARGETS = [
     "test-all",
     "coverage",
     "check",
+    "audit",
+    "licences",
     "bench",
     "bench-gpu",
     "peers",
@@ -106,3 +108,9 @@ def test_a_variable_without_sense_is_refused_in_one_line(argument: str, expected
 
 def test_a_directory_may_end_in_a_slash() -> None:
     assert '--out "data/shards/mine"' in make("-n", "shards", "CORPUS=data/mine/")
+
+
+@pytest.mark.parametrize("target", ["test", "test-all"])
+def test_the_tests_run_in_parallel_unless_asked_otherwise(target: str) -> None:
+    (line,) = [line for line in make("-n", target, "ARGS=-n 0 --randomly-seed=7").splitlines() if "-m pytest" in line]
+    assert line.index("-n auto") < line.index("-n 0 --randomly-seed=7")  # pytest takes the last

@@ -12,6 +12,7 @@ compiler.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -29,12 +30,16 @@ from train.environment import prepare_environment
 Trial = Callable[[random.Random], str]
 
 
+def without_chance(trial: Callable[[], str]) -> Trial:
+    return lambda _rng: trial()
+
+
 def trials(subject: Subject, options: argparse.Namespace) -> Iterator[tuple[str, Trial]]:
     """Each trial's kind, and what to do."""
     stops = [signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT]
     for number in range(options.kills):
         stop = stops[number % len(stops)]
-        yield f"{subject.name}: {stop.name}", lambda rng, stop=stop: cases.killed(subject, rng, stop)
+        yield f"{subject.name}: {stop.name}", functools.partial(cases.killed, subject, number=stop)
     if isinstance(subject, BuildSubject):
         for _ in range(options.damages):
             yield f"{subject.name}: a worker killed", lambda rng: cases.worker_killed(subject, rng)
@@ -44,7 +49,7 @@ def trials(subject: Subject, options: argparse.Namespace) -> Iterator[tuple[str,
         yield f"{subject.name}: two at once", lambda rng: cases.at_once(subject, rng)
     if options.calls:
         for fault in cases.calls_to_fail(subject, options.calls):
-            yield f"{subject.name}: {fault.name}", lambda rng, fault=fault: cases.call_failed(subject, fault)
+            yield f"{subject.name}: {fault.name}", without_chance(functools.partial(cases.call_failed, subject, fault))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -136,7 +136,7 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
     tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_sample(tmp_path / "whole", tokenizer_dir)
-    run_tasks = build_module.run_tasks
+    run_tasks = vars(build_module)["run_tasks"]
 
     def stop_after_five(job: Any, tasks: Any, *others: Any) -> Any:
         for number, ended in enumerate(run_tasks(job, tasks, *others)):
@@ -215,7 +215,9 @@ def test_false_starts_are_mended(
     tmp_path: Path, tokenizer_dir: Path, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Texts that look like records: a unit begins inside one and must be done again."""
-    records = [{"text": '0"}, {"text": "1"}, {"text": "2"}, {"' * 5 + f"第{n}篇"} for n in range(40)]
+    records: list[dict[str, Any]] = [
+        {"text": '0"}, {"text": "1"}, {"text": "2"}, {"' * 5 + f"第{n}篇"} for n in range(40)
+    ]
     records += [{"refs": [{"text": "a"}, {"text": "b"}], "text": f"另{n}"} for n in range(40)]
     corpus = write_corpus(tmp_path / "corpus", records, layout)
     build(

@@ -122,7 +122,7 @@ def test_no_answer_is_given_up(served: Hub, tmp_path: Path, monkeypatch: pytest.
     served.seconds_before_answer = 20
     for origin in ("hf", "ms", "auto"):
         with pytest.raises(InputError, match=r"can't be reached .*by hand from"):
-            fetch("wikipedia-zh", origin=origin, directory=tmp_path / "data")  # type: ignore[arg-type]
+            fetch("wikipedia-zh", origin=origin, directory=tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 

@@ -288,7 +288,7 @@ def test_nothing_of_dedup_is_left_in_a_set_whose_build_was_killed_behind_the_man
     class Killed(BaseException):
         """Nothing cleans up after this."""
 
-    write_set = build_module.write_set
+    write_set = vars(build_module)["write_set"]
 
     def killed_behind(*arguments: Any) -> None:
         write_set(*arguments)

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.build import build
 from pipeline.records import BadRecord, ReadOptions, StretchReader, raise_bad
-from pipeline.settings import BuildSettings
+from pipeline.settings import BuildSettings, OnBadRecord
 from shards.errors import InputError
 from shards.verify import verify
 from tests.pipeline.test_records import read_all
@@ -77,7 +77,7 @@ def test_a_deep_record_without_text_is_named_and_no_traceback(
 
 @pytest.mark.parametrize("on_bad_record", ["fail", "skip"])
 def test_a_comma_behind_the_last_record(
-    tmp_path: Path, tokenizer_dir: Path, on_bad_record: str, inline_engine: None
+    tmp_path: Path, tokenizer_dir: Path, on_bad_record: OnBadRecord, inline_engine: None
 ) -> None:
     (tmp_path / "corpus").write_text('[{"text": "a"}, {"text": "b"}, ]\n')
     settings = BuildSettings(block_tokens=4, val_fraction=0.0, on_bad_record=on_bad_record)

@@ -362,7 +362,12 @@ def test_an_empty_split_is_left_out_and_not_exported_alone(wide_set: Path, tmp_p
 
 def test_a_file_that_shrinks_meanwhile_is_named(own_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = sorted(own_set.glob("train-*.bin"))[0]
-    monkeypatch.setattr(command.Progress, "__enter__", lambda self: (os.truncate(path, 100), self)[1])
+
+    def shrink(self: command.Progress) -> command.Progress:
+        os.truncate(path, 100)
+        return self
+
+    monkeypatch.setattr(command.Progress, "__enter__", shrink)
     with pytest.raises(InputError, match=f"{path.name}: the file has changed"):
         run("export", own_set, "--to", "mds", "--out", tmp_path / "out")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from shards.errors import InputError
-from shards.hub import download as download_module
 from shards.hub import hugging_face, model_scope
 from shards.hub.download import Progress, download, part_path
 from shards.hub.remote import ConnectionFailed, RemoteFile, within
@@ -247,9 +247,9 @@ def test_two_processes_do_not_write_one_file(served: Hub, tmp_path: Path) -> Non
 
 
 def test_a_full_disk_is_one_line(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = download_module.shutil.disk_usage(tmp_path)._replace(free=1000)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     with monkeypatch.context() as patch:
-        patch.setattr(download_module.shutil, "disk_usage", lambda _path: usage)
+        patch.setattr("shards.hub.download.shutil.disk_usage", lambda _path: usage)
         with pytest.raises(InputError, match=r"are needed, 1\.00 kB are free; make room"):
             fetch(find_on_hugging_face, tmp_path / NAME)
 

@@ -38,7 +38,7 @@ def test_one_that_another_process_finished_meanwhile_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "new"
-    checks = []
+    checks: list[int] = []
 
     def appear(descriptor: int, operation: int) -> None:
         if not checks:

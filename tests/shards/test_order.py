@@ -44,7 +44,7 @@ def test_every_block_exactly_once_for_all_small_numbers_of_blocks_and_around_pow
 
 def is_bijection(num_blocks: int, seed: int, epoch: int) -> bool:
     found = epoch_order(num_blocks, seed, epoch, np.arange(num_blocks))
-    return found.min() >= 0 and (np.bincount(found, minlength=num_blocks) == 1).all()
+    return bool(found.min() >= 0 and (np.bincount(found, minlength=num_blocks) == 1).all())
 
 
 # The same network in whole numbers of Python, of any size, forwards and backwards.
@@ -64,7 +64,7 @@ def network(value: int, num_bits: int, keys: Sequence[int], rounds: Sequence[int
             left ^= mixed(right, keys[number]) % 2 ** (num_bits // 2)
         else:
             right ^= mixed(left, keys[number]) % 2**right_bits
-    return left * 2**right_bits + right
+    return int(left * 2**right_bits + right)
 
 
 def walked(value: int, num_blocks: int, seed: int, epoch: int, rounds: Sequence[int]) -> int:
@@ -134,7 +134,8 @@ def test_any_shape_and_any_number_of_positions() -> None:
 def chi_square_deviations(chi_square: float, degrees: float) -> float:
     """How many standard deviations a chi-square statistic is above what is expected (Wilson & Hilferty 1931)."""
     spread = 2 / (9 * degrees)
-    return ((chi_square / degrees) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
+    cube_root: float = (chi_square / degrees) ** (1 / 3)
+    return (cube_root - (1 - spread)) / math.sqrt(spread)
 
 
 def counts_of_orders(num_blocks: int) -> list[int]:

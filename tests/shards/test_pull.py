@@ -62,7 +62,8 @@ def test_a_set_is_copied_once_to_a_place_named_by_its_fingerprint(built: Path, c
 def test_a_copy_that_broke_off_goes_on_with_the_files_that_are_missing(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy, copied = pull_module._copy, []
+    copy = pull_module._copy
+    copied: list[Any] = []
 
     def break_off(url: str, partial: Path, file: Any) -> int:
         if len(copied) == 3:

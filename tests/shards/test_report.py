@@ -741,7 +741,8 @@ def test_a_damaged_shard_is_one_clear_line(own_set: Path) -> None:
 def test_tails_that_fit_no_shard_are_one_clear_line(own_set: Path, field: str, value: int) -> None:
     manifest = shards.open(own_set).manifest
     assert manifest.tails[0].continues
-    tails = TailList.of([dataclasses.replace(manifest.tails[0], **{field: value}), *manifest.tails[1:]])
+    change: dict[str, Any] = {field: value}
+    tails = TailList.of([dataclasses.replace(manifest.tails[0], **change), *manifest.tails[1:]])
     changed = dataclasses.replace(manifest, tails=tails).with_fingerprint()
     (own_set / "manifest.json").write_bytes(encode_manifest(changed))
     with pytest.raises(InputError, match="train: the tails don’t fit the shards"):

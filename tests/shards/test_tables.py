@@ -139,6 +139,11 @@ def link_elsewhere(path: Path) -> None:
     path.symlink_to(path.parent.parent / "elsewhere")
 
 
+def make_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "bit flipped": (flip_a_bit, "expected digest"),
     "truncated": (lambda path: os.truncate(path, path.stat().st_size - 1), "truncated"),
@@ -146,7 +151,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "too long": (lambda path: os.truncate(path, path.stat().st_size + 113), "too long"),
     "missing": (lambda path: path.unlink(), "No such file"),
     "link": (link_elsewhere, "a symbolic link"),
-    "directory": (lambda path: (path.unlink(), path.mkdir()), "no regular file"),
+    "directory": (make_directory, "no regular file"),
 }
 
 
@@ -315,7 +320,8 @@ def test_the_fingerprint_changes_with_each_table(own: Path, field: str) -> None:
     entries = list(getattr(manifest, field))
     entries[-1] = dataclasses.replace(entries[-1], num_pieces=entries[-1].num_pieces + 1)
     kind = ShardList if field == "shards" else TailList
-    changed = dataclasses.replace(manifest, **{field: kind.of(entries)}).with_fingerprint()
+    change: dict[str, Any] = {field: kind.of(entries)}
+    changed = dataclasses.replace(manifest, **change).with_fingerprint()
     assert manifest.with_fingerprint() == manifest
     assert changed.fingerprint != manifest.fingerprint
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,18 +41,18 @@ def swap(left: Path, right: Path) -> None:
     right.write_bytes(content)
 
 
-def edit_manifest(directory: Path, edit: Callable[[dict], None]) -> None:
+def edit_manifest(directory: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     path = directory / "manifest.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     edit(content)
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def set_version(content: dict) -> None:
+def set_version(content: dict[str, Any]) -> None:
     content["format_version"] = 3
 
 
-def climb_out(content: dict) -> None:
+def climb_out(content: dict[str, Any]) -> None:
     content["shards"][0]["name"] = "../train-00000"
 
 
@@ -133,7 +134,7 @@ def test_a_moved_eos_is_found_even_with_a_right_digest(own_set: Path) -> None:
     tokens[[place, place + 1]] = tokens[[place + 1, place]]
     tokens.tofile(path)
 
-    def forge(content: dict) -> None:
+    def forge(content: dict[str, Any]) -> None:
         content["shards"][0]["digest"] = blake3(path.read_bytes()).hexdigest()
         del content["fingerprint"]
         content["fingerprint"] = blake3(canonical_json(content)).hexdigest()

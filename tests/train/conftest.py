@@ -150,7 +150,7 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
-def run_module(*arguments: str, cwd: Path, timeout: float = 60, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_module(*arguments: str, cwd: Path, timeout: float = 180, **variables: str) -> subprocess.CompletedProcess[str]:
     """`python -m ARGUMENTS` in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", *arguments],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -10,6 +12,11 @@ from torch.distributed.fsdp import fully_shard
 from tests.train.test_train_loss import BLOCK_TOKENS, VOCAB_SIZE, make_model
 from train.loss import install_loss
 from train.optimizer import build_muon
+
+
+def naming(name: str) -> Callable[[str], str]:
+    """A message of `assert_close` that begins with `name`."""
+    return lambda text: f"{name}: {text}"
 
 
 def main() -> None:
@@ -39,16 +46,14 @@ def main() -> None:
                     parameter.grad,
                     rtol=1e-4,
                     atol=1e-6,
-                    msg=lambda text, m=message: m + text,
+                    msg=naming(message),
                 )
             for one in (model, whole):
                 decayed = [name for name, parameter in one.named_parameters() if parameter.ndim == 2]
                 build_muon(one, lr=0.01, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, decayed=decayed).step()
             for (name, sharded), (_, parameter) in pairs:
                 # Muon multiplies in bf16, and sharded sums are in another order.
-                torch.testing.assert_close(
-                    sharded.full_tensor(), parameter, rtol=0, atol=1e-3, msg=lambda text, n=name: n + text
-                )
+                torch.testing.assert_close(sharded.full_tensor(), parameter, rtol=0, atol=1e-3, msg=naming(name))
     if dist.get_rank() == 0:
         print("equal")
     dist.barrier()

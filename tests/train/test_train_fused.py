@@ -14,6 +14,11 @@ from tests.train.test_train_loss import make_batch, make_model
 from train.fused import install_gated_mlp
 
 
+def naming(name: str) -> Callable[[str], str]:
+    """A message of `assert_close` that begins with `name`."""
+    return lambda text: f"{name}: {text}"
+
+
 def gradients(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     model.zero_grad()
     model(**batch).loss.backward()
@@ -28,7 +33,7 @@ def test_values_and_gradients_are_the_same() -> None:
     torch.testing.assert_close(model(**batch).loss, reference(**batch).loss, rtol=1e-6, atol=0)
     expected = gradients(reference, batch)
     for name, found in gradients(model, batch).items():
-        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-7, msg=lambda text, name=name: name + text)
+        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-7, msg=naming(name))
 
 
 def test_gradient_is_the_derivative() -> None:
@@ -82,7 +87,7 @@ def test_gradient_checkpointing_and_compiling_change_nothing(wrap: Callable[[Any
     model = make_model()
     reference = copy.deepcopy(model)
     install_gated_mlp(model)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     batch = {key: tensor.long() for key, tensor in make_batch().items()}
     expected = gradients(reference, batch)

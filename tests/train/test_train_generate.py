@@ -89,10 +89,16 @@ def test_ids_without_a_token_are_never_chosen(loaded: Loaded, trained: Any, tmp_
     assert model(torch.tensor([[97]])).logits[0, -1].argmax() >= VOCAB_SIZE
     seen: list[int] = []
     decode = tokenizer.decode
+
+    def seeing(row: list[int], **options: Any) -> str:
+        seen.extend(row)
+        text: str = decode(row, **options)
+        return text
+
     for temperature in (0.0, 2.0):
         settings = GenerationSettings(prompts=["a"], temperature=temperature, top_k=0, top_p=1.0, max_new_tokens=8)
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(tokenizer, "decode", lambda row, **options: seen.extend(row) or decode(row, **options))
+            patched.setattr(tokenizer, "decode", seeing)
             list(continue_prompts(model, tokenizer, settings, num_samples=4 if temperature else 1))
     assert seen and max(seen) < VOCAB_SIZE
 

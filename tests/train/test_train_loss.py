@@ -139,7 +139,7 @@ def test_compiled_model_has_the_same_loss() -> None:
     install_loss(model, "chunked")
     batch = make_batch()
     expected = model(**batch).loss
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled: Any = torch.compile(model, backend="aot_eager")
     found = compiled(**batch).loss
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
     found.backward()
@@ -198,7 +198,7 @@ def test_logits_stay_narrow_where_the_softmax_takes_them_so(monkeypatch: pytest.
     torch.testing.assert_close(found, plain_cross_entropy(hidden, weight, labels), rtol=0.01, atol=0)
     for gradient, exact in zip((hidden.grad, weight.grad), expected, strict=True):
         assert gradient is not None and (gradient - exact).norm() < 0.01 * exact.norm()
-    assert not hidden.grad[::7].any()
+    assert hidden.grad is not None and not hidden.grad[::7].any()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, which comes with torch for GPUs")

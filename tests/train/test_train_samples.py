@@ -85,7 +85,11 @@ def test_random_states_and_modes_are_as_before(trained: Any) -> None:
     model.config.use_cache = False
 
     def state() -> list[Any]:
-        numbers = [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]
+        numbers = [
+            torch.get_rng_state().tolist(),
+            np.random.get_state(legacy=False)["state"]["key"].tolist(),
+            random.getstate(),
+        ]
         return [*numbers, [module.training for module in model.modules()], model.config.use_cache]
 
     before = state()

@@ -1,0 +1,1 @@
+"""What `make audit` and `make licences` run. No part of the program."""
