@@ -160,9 +160,9 @@ class TrainSubject(Subject):
         if read_lines(self.out / samples) != read_lines(self.whole / samples):
             return "other samples"
         # SIGTERM saves a checkpoint of its own: as many must be left, not the same.
-        names, expected = (sorted(path.name.split("-")[0] for path in run.iterdir()) for run in (self.out, self.whole))
-        if names != expected:
-            return f"files: {names}, expected {expected}"
+        names, wanted = (sorted(path.name.split("-")[0] for path in run.iterdir()) for run in (self.out, self.whole))
+        if names != wanted:
+            return f"files: {names}, expected {wanted}"
         return None
 
     def repair(self) -> tuple[str, ...]:
