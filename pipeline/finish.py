@@ -162,9 +162,10 @@ def _join_rejected(directory: Path, units: Sequence[int]) -> str:
     digest = blake3()
     with atomic_writer(directory / REJECTED_NAME) as file:
         for unit in units:
-            content = rejected_path(directory, unit).read_bytes()
-            file.write(content)
-            digest.update(content)
+            with rejected_path(directory, unit).open("rb") as part:
+                while content := part.read(1 << 20):
+                    file.write(content)
+                    digest.update(content)
     return digest.hexdigest()
 
 
