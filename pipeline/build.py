@@ -179,7 +179,7 @@ def _do_units(
     )
     if any((job.directory / RECEIPTS_DIRECTORY).iterdir()):
         reporter.phase("checking what an earlier run has left")
-    check = functools.partial(_check_stretches, job, place, _rewritten(job))
+    check = functools.partial(_check_stretches, job, _rewritten(job))
     built = _UnitChain(units, job.sources, read, check)
     missing = built.missing()
     num_bytes = sum(unit.num_bytes for unit in units)
@@ -336,15 +336,14 @@ def _rewritten(job: Job) -> set[int]:
     return {number for number, path in files if os.stat(path).st_ctime_ns > begin}
 
 
-def _check_stretches(
-    job: Job, place: Place | RemotePlace, rewritten: set[int], unit: Unit, receipts: list[StretchReceipt]
-) -> None:
+def _check_stretches(job: Job, rewritten: set[int], unit: Unit, receipts: list[StretchReceipt]) -> None:
     """Raise `InputError` if a source has other bytes than those that the unit was made of. Size and time are the same."""
     for stretch, receipt in zip(unit.stretches, receipts, strict=True):
         source = job.sources[stretch.source]
         if stretch.source in rewritten and stretch_digest(source, stretch) != receipt.digest:
             raise InputError(
-                f"{place}: an unfinished build with other inputs ({source.path} has changed); begin anew with --force"
+                f"{job.directory}: an unfinished build with other inputs ({source.path} has changed); begin anew with "
+                "--force"
             )
 
 
