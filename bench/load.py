@@ -395,9 +395,8 @@ def main() -> int:
             print_row(row)
             wrong += str(row["outcome"]).startswith("WRONG")
             if not is_done:
-                rows = [*(row for row in rows if row not in known), row]
-        if not is_done:
-            log.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+                rows = [*(other for other in rows if other not in known), row]
+                log.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return 1 if wrong else 0
 
 
