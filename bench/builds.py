@@ -42,7 +42,7 @@ def run(command: Sequence[str], *, watch_memory: bool = False) -> Cost:
     """Raises `SystemExit` if the command fails."""
     before, busy_before, begin = _children_seconds(), _busy_seconds(), time.perf_counter()
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
-    watch = _MemoryWatch(process.pid) if watch_memory else None
+    watch = MemoryWatch(process.pid) if watch_memory else None
     if process.wait() != 0:
         raise SystemExit(f"failed with status {process.returncode}: {' '.join(command)}")
     wall = time.perf_counter() - begin
@@ -73,31 +73,39 @@ def _busy_seconds() -> float:
     return (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-class _MemoryWatch(threading.Thread):
-    """The highest sum of PSS over a process and all its descendants, looked at five times a second."""
+class MemoryWatch(threading.Thread):
+    """The highest memory of a process and all its descendants, looked at five times a second, less often where there are
+    so many of them that looking takes long: `peak_bytes`, the sum of PSS, and `largest_bytes`, the RSS of one process."""
 
     def __init__(self, root: int) -> None:
         super().__init__(daemon=True)
-        self._root, self._ended, self._peak_bytes = root, threading.Event(), 0
+        self._root, self._ended = root, threading.Event()
+        self.peak_bytes = self.largest_bytes = 0
         self.start()
 
     def run(self) -> None:
-        while not self._ended.wait(0.2):
-            self._peak_bytes = max(self._peak_bytes, sum(map(_pss, _descendants(self._root))))
+        pause = 0.05
+        while not self._ended.wait(pause):
+            begin = time.thread_time()
+            processes = descendants(self._root)
+            self.peak_bytes = max(self.peak_bytes, sum(map(_pss, processes)))
+            self.largest_bytes = max(self.largest_bytes, *map(_highest_rss, processes), 0)
+            pause = max(0.2, 10 * (time.thread_time() - begin))
 
     def stop(self) -> int:
         self._ended.set()
         self.join()
-        return self._peak_bytes
+        return self.peak_bytes
 
 
-def _descendants(process: int) -> list[int]:
+def descendants(process: int) -> list[int]:
+    """The process itself and all below it."""
     try:
         tasks = list(Path(f"/proc/{process}/task").iterdir())
         children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
-    return [process, *(descendant for child in children for descendant in _descendants(child))]
+    return [process, *(descendant for child in children for descendant in descendants(child))]
 
 
 def _pss(process: int) -> int:
@@ -106,3 +114,11 @@ def _pss(process: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def _highest_rss(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

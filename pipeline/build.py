@@ -19,8 +19,8 @@ from typing import Any, Literal
 from pipeline.chain import Chain
 from pipeline.dedup import DEDUP_DIRECTORY, find_duplicates, read_hash_receipt
 from pipeline.engine import Task, TaskKind, run_tasks
-from pipeline.finish import encode_stamps, source_digest, write_set
-from pipeline.place import Place, make_plan, settings_differences
+from pipeline.finish import encode_stamps, source_digest, stretch_digest, write_set
+from pipeline.place import PLAN_NAME, Place, make_plan, settings_differences
 from pipeline.receipts import RECEIPTS_DIRECTORY, REJECTED_SUFFIX, StretchReceipt, read_receipt, receipt_path
 from pipeline.remote_place import RemotePlace
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
@@ -180,7 +180,8 @@ def _do_units(
     )
     if any((job.directory / RECEIPTS_DIRECTORY).iterdir()):
         reporter.phase("checking what an earlier run has left")
-    built = _UnitChain(units, job.sources, read)
+    check = functools.partial(_check_stretches, job, _rewritten(job))
+    built = _UnitChain(units, job.sources, read, check)
     missing = built.missing()
     num_bytes = sum(unit.num_bytes for unit in units)
     num_missing_bytes = sum(unit.num_bytes for unit in missing)
@@ -192,7 +193,7 @@ def _do_units(
             reporter.phase("looking for duplicates")
             (job.directory / DEDUP_DIRECTORY).mkdir(exist_ok=True)
             read_hashes = functools.partial(read_hash_receipt, job.directory, check_files=check_files)
-            _run_all(job, _UnitChain(units, job.sources, read_hashes), run, kind="hash")
+            _run_all(job, _UnitChain(units, job.sources, read_hashes, check), run, kind="hash")
             if isinstance(place, RemotePlace):
                 place.fetch(DEDUP_DIRECTORY, ".hashes")
             find_duplicates(job.directory, len(units), check_digests=check_files)
@@ -222,7 +223,14 @@ def _do_units(
 class _UnitChain:
     """Which units are done, and the chain through them. Holds what the chain hasn't passed yet, and no receipt."""
 
-    def __init__(self, units: Sequence[Unit], sources: Sequence[Source], read: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        sources: Sequence[Source],
+        read: Callable[..., Any],
+        check: Callable[[Unit, list[StretchReceipt]], None],
+    ) -> None:
+        """`check` gets each unit that an earlier run has done."""
         self._units, self._read = units, read
         self._chain = Chain(units, sources)
         self._ended: dict[int, list[StretchReceipt]] = {}
@@ -231,6 +239,7 @@ class _UnitChain:
         for unit in units:
             receipt = read(unit.number, check_digests=True)
             if receipt is not None:
+                check(unit, receipt.stretches)
                 self._note(unit.number, receipt.stretches)
 
     def _note(self, number: int, stretches: list[StretchReceipt]) -> None:
@@ -310,6 +319,32 @@ def _check_unchanged(sources: Sequence[Source]) -> None:
         if status != (source.num_bytes, source.modified_ns):
             raise InputError(
                 f"{source.path}: the file was changed while it was read; build again with --force when it is complete"
+            )
+
+
+def _rewritten(job: Job) -> set[int]:
+    """The numbers of the sources that were written or replaced since the build began, by a time that nobody can set. They
+    may have been copied or have other rights, and the same content."""
+    try:
+        begin = (job.directory / PLAN_NAME).stat().st_mtime_ns
+    except FileNotFoundError:  # the set is built in a store
+        return set()
+    files = (
+        (number, source.path)
+        for number, source in enumerate(job.sources)
+        if source.format != "hub" and not is_url(source.path)
+    )
+    return {number for number, path in files if os.stat(path).st_ctime_ns > begin}
+
+
+def _check_stretches(job: Job, rewritten: set[int], unit: Unit, receipts: list[StretchReceipt]) -> None:
+    """Raise `InputError` if a source has other bytes than those that the unit was made of. Size and time are the same."""
+    for stretch, receipt in zip(unit.stretches, receipts, strict=True):
+        source = job.sources[stretch.source]
+        if stretch.source in rewritten and stretch_digest(source, stretch) != receipt.digest:
+            raise InputError(
+                f"{job.directory}: an unfinished build with other inputs ({source.path} has changed); begin anew with "
+                "--force"
             )
 
 

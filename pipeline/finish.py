@@ -16,7 +16,7 @@ from pipeline.settings import BuildSettings
 from pipeline.sources import Source
 from pipeline.storage import open_binary
 from pipeline.streams import file_digest
-from pipeline.units import Unit, plan_units
+from pipeline.units import Stretch, Unit, plan_units
 from shards.assemble import SplitAssembler, UnitPart, join_splits
 from shards.entries import SPLITS
 from shards.errors import InputError
@@ -162,9 +162,10 @@ def _join_rejected(directory: Path, units: Sequence[int]) -> str:
     digest = blake3()
     with atomic_writer(directory / REJECTED_NAME) as file:
         for unit in units:
-            content = rejected_path(directory, unit).read_bytes()
-            file.write(content)
-            digest.update(content)
+            with rejected_path(directory, unit).open("rb") as part:
+                while content := part.read(1 << 20):
+                    file.write(content)
+                    digest.update(content)
     return digest.hexdigest()
 
 
@@ -216,15 +217,22 @@ def source_digest(source: Source, unit_bytes: int) -> str:
     """The digest of a file as its stretches' receipts would give it."""
     if not source.is_splittable:
         return combined_digest([file_digest(source.path)])
-    digests = []
+    return combined_digest(
+        [stretch_digest(source, stretch) for unit in plan_units([source], unit_bytes) for stretch in unit.stretches]
+    )
+
+
+def stretch_digest(source: Source, stretch: Stretch) -> str:
+    """The digest of a stretch of a file as its receipt has it."""
+    if not source.is_splittable:
+        return file_digest(source.path) if stretch.is_first else ""
+    digest, left = blake3(), stretch.stop - stretch.start
     with open_binary(source.path) as stream:
-        for unit in plan_units([source], unit_bytes):
-            left, digest = unit.num_bytes, blake3()
-            while left and (chunk := stream.read(min(left, 1 << 22))):
-                digest.update(chunk)
-                left -= len(chunk)
-            digests.append(digest.hexdigest())
-    return combined_digest(digests)
+        stream.seek(stretch.start)
+        while left and (chunk := stream.read(min(left, 1 << 22))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()
 
 
 def encode_stamps(sources: Sequence[Source]) -> bytes:

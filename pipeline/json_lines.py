@@ -126,17 +126,17 @@ def _load(line: bytes) -> Any:
 
 
 class _Places:
-    """The place of each record among lines."""
+    """The place of each record among lines, the first of which begins at `offset`; found when first asked for."""
 
     def __init__(self, lines: list[bytes], offset: int) -> None:
         self._lines, self._offset = lines, offset
+        self._places: list[tuple[int, bytes]] = []
 
     def place(self, number: int) -> tuple[int, bytes]:
-        offset = self._offset
-        for line in self._lines:
-            if line and not line.isspace():
-                if number == 0:
-                    return offset, line
-                number -= 1
-            offset += len(line) + 1
-        raise IndexError(number)
+        if not self._places:
+            offset = self._offset
+            for line in self._lines:
+                if line and not line.isspace():
+                    self._places.append((offset, line))
+                offset += len(line) + 1
+        return self._places[number]

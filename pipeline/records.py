@@ -127,7 +127,7 @@ class StreamReader(StretchReader):
                 yield from self._batches()
             return
         with (
-            HashedFile(self._source.path) as self._hashed,
+            HashedFile(self._source.path, self._source.num_bytes) as self._hashed,
             open_stream(self._source.path, self._source.compression, hashed=self._hashed) as self._file,
         ):
             yield from self._batches()

@@ -6,6 +6,7 @@ import abc
 import bz2
 import io
 import lzma
+import sys
 import zlib
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -46,15 +47,19 @@ def open_stream(path: str | Path, compression: str, *, hashed: HashedFile | None
 
 
 class HashedFile:
-    """A file whose bytes go into a digest as they are read from front to back."""
+    """A file whose bytes go into a digest as they are read from front to back.
 
-    def __init__(self, path: str | Path) -> None:
+    With `max_bytes` it ends there: one that somebody appends to might never end otherwise.
+    """
+
+    def __init__(self, path: str | Path, max_bytes: int = sys.maxsize) -> None:
         self._file = open_binary(path)
         self._hash = blake3()
+        self._max_bytes = max_bytes
         self.num_bytes = 0
 
-    def read(self, num_bytes: int = -1) -> bytes:
-        content = self._file.read(num_bytes)
+    def read(self, num_bytes: int) -> bytes:
+        content = self._file.read(min(num_bytes, self._max_bytes - self.num_bytes))
         self._hash.update(content)
         self.num_bytes += len(content)
         return content

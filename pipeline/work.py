@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,7 @@ from pipeline.units import Unit
 from shards.assemble import PACKERS
 from shards.entries import SPLITS, SplitName, shard_name
 from shards.errors import InputError
-from shards.files import flush_directory, write_atomically
+from shards.files import atomic_writer, flush_directory, write_atomically
 from shards.packing import Ids, Lengths
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX
 
@@ -47,6 +47,8 @@ from shards.writer import BIN_SUFFIX, INDEX_SUFFIX
 Progress = Callable[[int, int, int], None]
 
 _REJECTED_CONTENT_BYTES = 1 << 16
+# A longer document is not compared with the reference, which takes some 200 bytes of memory a character.
+_MAX_CHECKED_CHARS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,10 +77,13 @@ class UnitError(InputError):
 class UnitRecords:
     """The texts of a unit's records, stretch after stretch; then what was read of each, and what was rejected."""
 
-    def __init__(self, unit: Unit, job: Job, first: int | None) -> None:
+    def __init__(
+        self, unit: Unit, job: Job, first: int | None, *, write_rejected: Callable[[bytes], None] | None = None
+    ) -> None:
+        """`write_rejected` gets a line of `rejected.jsonl` for each rejected record, in their order."""
         self._unit, self._job, self._first = unit, job, first
+        self._write_rejected = write_rejected
         self._text_of = TextOf(job.settings.text_field, job.settings.template)
-        self._rejected: list[bytes] = []
         self._pending: list[BadRecord] = []
         self._lines: LineCounter | None = None
         self._source = job.sources[unit.stretches[0].source]
@@ -105,12 +110,13 @@ class UnitRecords:
                     self._write_down()
                     yield texts, batch
                 self._write_down()
-                if self._lines is not None:
-                    self._lines.close()
             except BadRecord as error:
                 certain = stretch.is_first or self._first is not None or self._source.format != "json-array"
                 firsts = [*(done.first for done in self.stretches), reader.first]
                 raise UnitError(str(locate(self._source, error)), firsts=firsts, certain=certain) from None
+            finally:
+                if self._lines is not None:
+                    self._lines.close()
             self.stretches.append(
                 StretchReceipt(
                     first=reader.first,
@@ -129,8 +135,9 @@ class UnitRecords:
 
     def _write_down(self) -> None:
         """Put the bad records of a batch on record, in their order: lines are counted from front to back."""
-        for error in sorted(self._pending, key=lambda error: error.offset):
-            self._rejected.append(self._entry(error))
+        if self._write_rejected is not None:
+            for error in sorted(self._pending, key=lambda error: error.offset):
+                self._write_rejected(self._entry(error))
         self._pending.clear()
 
     def _entry(self, error: BadRecord) -> bytes:
@@ -143,13 +150,24 @@ class UnitRecords:
         entry["record"] = error.content[:_REJECTED_CONTENT_BYTES].decode("utf-8", "backslashreplace")
         return json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
-    def write_rejected(self) -> str:
-        """Write the records that were refused; the digest of the file, empty if there are none."""
-        if not self._rejected:
-            return ""
-        content = b"".join(self._rejected)
-        write_atomically(rejected_path(self._job.directory, self._unit.number), content)
-        return blake3(content).hexdigest()
+
+class _RejectedFile(contextlib.ExitStack):
+    """A unit's part of `rejected.jsonl`; there is none if nothing is written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path, self._digest = path, blake3()
+        self._file: BinaryIO | None = None
+
+    def write(self, entry: bytes) -> None:
+        if self._file is None:
+            self._file = self.enter_context(atomic_writer(self._path))
+        self._file.write(entry)
+        self._digest.update(entry)
+
+    def hexdigest(self) -> str:
+        """The digest of the file, empty if there is none."""
+        return self._digest.hexdigest() if self._file is not None else ""
 
 
 def process_unit(
@@ -163,11 +181,12 @@ def process_unit(
 ) -> None:
     """Read, tokenize, pack and write one unit and its receipt. Raises `UnitError` for bad input."""
     _clear(job.directory, unit.number)
-    records = UnitRecords(unit, job, first)
     drops = DropList(job.directory, unit.number) if job.settings.dedup == "exact" else None
     num_empty = num_duplicates = 0
     check = _Check(job, unit, encoder, reference)
     with contextlib.ExitStack() as stack:
+        rejected = stack.enter_context(_RejectedFile(rejected_path(job.directory, unit.number)))
+        records = UnitRecords(unit, job, first, write_rejected=rejected.write)
         splits = {name: stack.enter_context(_SplitBuilder(name, unit, job)) for name in SPLITS}
         num_rejected = 0
         for texts, batch in records.batches():
@@ -183,7 +202,6 @@ def process_unit(
             num_tokens = _add_documents(texts, encoder, job, splits, check) if texts else 0
             progress(batch.num_bytes, num_tokens, num_rejected - num_rejected_before)
         receipts: dict[str, SplitReceipt] = {name: builder.receipt() for name, builder in splits.items()}
-    rejected_digest = records.write_rejected()
     receipt = Receipt(
         unit=unit.number,
         stretches=records.stretches,
@@ -191,7 +209,7 @@ def process_unit(
         num_duplicates=num_duplicates,
         num_checked=check.num_checked,
         rejected=dict(sorted(records.rejected.items())),
-        rejected_digest=rejected_digest,
+        rejected_digest=rejected.hexdigest(),
         splits=receipts,
     )
     flush_directory(job.directory)
@@ -226,6 +244,7 @@ class _Check:
         others = range(-self._seen % self._every, len(texts), self._every)
         numbers = [*range(num_first), *(number for number in others if number >= num_first)]
         self._seen += len(texts)
+        numbers = [number for number in numbers if len(texts[number]) <= _MAX_CHECKED_CHARS]
         if not numbers:
             return
         self.num_checked += len(numbers)

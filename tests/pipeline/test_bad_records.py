@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 import shards
 from pipeline.build import build
+from pipeline.records import StretchReader
 from pipeline.settings import BuildSettings
 from shards.errors import InputError
 from shards.verify import verify
@@ -113,6 +116,48 @@ def test_nesting_ten_thousand_deep_is_skipped_too(tmp_path: Path, tokenizer_dir:
     content = corpus_bytes([good(1), BAD["too deep"][0], good(2)], "lines")
     texts = build_texts(tmp_path, tokenizer_dir, content, on_bad_record="skip", max_record_bytes=10**6)
     assert texts == ["第1篇", "第2篇"]
+
+
+def test_the_places_of_a_batch_are_found_once() -> None:
+    """A batch has a million of the shortest records: to look for each from the front took the square of that."""
+    from pipeline.json_lines import _Places
+
+    class Lines(list[bytes]):
+        num_passes = 0
+
+        def __iter__(self) -> Iterator[bytes]:
+            self.num_passes += 1
+            return super().__iter__()
+
+    lines = Lines([b"{}", b" ", b"", b"[1]", b"{}"])
+    places = _Places(lines, 100)
+    assert [places.place(number) for number in (2, 0, 1)] == [(110, b"{}"), (100, b"{}"), (106, b"[1]")]
+    assert lines.num_passes == 1
+
+
+def test_memory_does_not_grow_with_the_rejected_records(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StretchReader, "chunk_bytes", 1 << 13)
+    num_bad = 30_000  # 14 MB, if they were kept until the unit is done
+    build_texts(tmp_path / "warm", tokenizer_dir, b'{"text": "a"}\n')
+    tracemalloc.start()
+    try:
+        texts = build_texts(tmp_path, tokenizer_dir, b"{}\n" * num_bad + good(1) + b"\n", on_bad_record="skip")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert texts == ["第1篇"]
+    with (tmp_path / "set" / "rejected.jsonl").open("rb") as lines:
+        assert sum(1 for _ in lines) == num_bad
+    assert peak < 7e6
+
+
+def test_a_build_that_fails_leaves_no_rejected_records(tmp_path: Path, tokenizer_dir: Path) -> None:
+    content = b'{"text": 5}\n{"text": "a"}\n{"text": "b'
+    with pytest.raises(InputError, match="incomplete"):
+        build_texts(tmp_path, tokenizer_dir, content, on_bad_record="skip")
+    assert list((tmp_path / "set.partial" / "receipts").iterdir()) == []
 
 
 def test_duplicate_keys_mean_the_last_as_in_pythons_json(tmp_path: Path, tokenizer_dir: Path) -> None:

@@ -126,6 +126,31 @@ def test_plain_text_is_cut_at_a_separator(
     assert built_texts(tmp_path, tokenizer_dir, str(path), document_separator="-----") == documents
 
 
+@pytest.mark.parametrize("name", ["corpus.txt", "corpus.jsonl.gz"])
+def test_reading_ends_where_the_file_ended_at_first(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Somebody appends as fast as it is read: it would never end."""
+    from pipeline.streams import HashedFile
+
+    corpus, read, num_reads = tmp_path / name, HashedFile.read, 0
+    line = json.dumps({"text": "文"}).encode() + b"\n"
+    content = gzip.compress(line) if name.endswith(".gz") else line
+    corpus.write_bytes(content)
+
+    def read_and_append(file: HashedFile, num_bytes: int) -> bytes:
+        nonlocal num_reads
+        num_reads += 1
+        assert num_reads < 100, "reads on and on"
+        with corpus.open("ab") as more:
+            more.write(content)
+        return read(file, num_bytes)
+
+    monkeypatch.setattr(HashedFile, "read", read_and_append)
+    with pytest.raises(InputError, match="the file was changed while it was read"):
+        built_texts(tmp_path, tokenizer_dir, str(corpus))
+
+
 def test_directories_and_patterns_in_a_fixed_order(tmp_path: Path, tokenizer_dir: Path) -> None:
     (tmp_path / "corpus" / "b").mkdir(parents=True)
     (tmp_path / "corpus" / ".hidden").mkdir()

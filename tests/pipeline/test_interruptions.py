@@ -24,7 +24,15 @@ from pipeline.settings import BuildSettings
 from shards.errors import InputError
 from shards.verify import verify
 from shards.writer import ShardWriter
-from tests.conftest import REPOSITORY, SAMPLE, directory_bytes, run_module, sample_records, write_corpus
+from tests.conftest import (
+    REPOSITORY,
+    SAMPLE,
+    assert_one_error_line,
+    directory_bytes,
+    run_module,
+    sample_records,
+    write_corpus,
+)
 
 SETTINGS = BuildSettings(block_tokens=64, unit_bytes=20_000)
 
@@ -223,6 +231,30 @@ def test_a_source_that_changes_between_two_runs_is_refused(tmp_path: Path, token
     )
     assert forced.returncode == 0, forced.stderr
     assert verify(tmp_path / "set") == []
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_a_source_of_the_same_size_and_time_is_read_again(
+    tmp_path: Path, tokenizer_dir: Path, corpus: Path, is_changed: bool
+) -> None:
+    """A copy in the source's place is taken if it has the same bytes."""
+    own, other = tmp_path / "corpus.json", tmp_path / "other.json"
+    shutil.copy2(corpus, own)
+    process = start(build_command(own, tmp_path / "set", tokenizer_dir))
+    wait_for_receipts(tmp_path / "set", 4, process)
+    process.kill()
+    process.communicate()
+    content = own.read_bytes()
+    other.write_bytes(content.replace("的".encode(), "地".encode(), 1) if is_changed else content)
+    shutil.copystat(own, other)
+    os.replace(other, own)
+    again = run_module(*build_command(own, tmp_path / "set", tokenizer_dir)[2:])
+    if is_changed:
+        assert_one_error_line(again, "corpus.json has changed", "--force")
+    else:
+        assert again.returncode == 0, again.stderr
+        assert "earlier run" in again.stdout
+        assert verify(tmp_path / "set") == []
 
 
 @pytest.mark.usefixtures("inline_engine")

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import shards
-from pipeline import dedup
+from pipeline import dedup, work
 from pipeline.build import build
 from pipeline.settings import BuildSettings
 from pipeline.tokenizers import FastEncoder, ReferenceEncoder, load_tokenizer_files
@@ -185,6 +185,25 @@ def test_a_sample_is_checked_against_the_reference(
     )
     assert least <= result.statistics.num_checked <= len(TEXTS)
     assert (result.statistics.num_checked == 0) == (check_every == 0)
+
+
+def test_no_long_document_is_given_to_the_reference(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes some 200 bytes of memory a character: more than there is for a record of a gigabyte."""
+    encode, longest = ReferenceEncoder.encode, 0
+
+    def watched(encoder: ReferenceEncoder, texts: list[str]) -> Any:
+        nonlocal longest
+        longest = max([longest, *map(len, texts)])
+        return encode(encoder, texts)
+
+    monkeypatch.setattr(ReferenceEncoder, "encode", watched)
+    monkeypatch.setattr(work, "_MAX_CHECKED_CHARS", 2000)
+    corpus = write_corpus(tmp_path / "corpus.json", [{"text": "短文"}, {"text": "长" * 2001}, {"text": "文" * 2000}])
+    out, settings = tmp_path / "set", BuildSettings(block_tokens=64)
+    result = build([str(corpus)], out, tokenizer_name=str(tokenizer_dir), settings=settings, check_every=1)
+    assert (result.statistics.num_checked, longest) == (2, 2000)
 
 
 def test_one_wrong_id_stops_the_build(tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
