@@ -25,6 +25,7 @@ from shards.errors import InputError
 from shards.manifest import MANIFEST_NAME, STAMPS_NAME, decode_table_entries
 from shards.storage import (
     StorageError,
+    exists,
     file_system,
     join,
     listing,
@@ -76,10 +77,7 @@ class RemotePlace:
     @property
     def holds_set(self) -> bool:
         """Whether a finished set is there."""
-        system, path = file_system(join(self.url, MANIFEST_NAME))
-        with storage_errors(self.url):
-            system.invalidate_cache()
-            return bool(system.exists(path))
+        return exists(join(self.url, MANIFEST_NAME))
 
     @property
     def is_there(self) -> bool:

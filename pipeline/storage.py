@@ -118,9 +118,12 @@ def find_urls(url: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
     """
     system, path = file_system(url)
     system.invalidate_cache()
+    is_pattern = any(character in path for character in "*?[")
     with storage_errors(url):
-        is_pattern = any(character in path for character in "*?[")
-        found = system.glob(path) if is_pattern else system.find(path)
+        try:
+            found = system.glob(path) if is_pattern else system.find(path)
+        except FileNotFoundError:  # no such bucket
+            found = []
     if not found:
         raise InputError(f"{url}: no such file, and no file below it")
     path = path.rstrip("/")
