@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from shards import oss
 from shards.errors import InputError
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://.+")
@@ -50,12 +51,17 @@ def file_system(url: str) -> tuple[Any, str]:
     options: dict[str, Any] = {}
     if protocol in ("s3", "s3a") and "config_kwargs" not in fsspec.config.conf.get("s3", {}):
         options["config_kwargs"] = _S3_CLIENT
-    if package == "gcsfs":
-        _prepare_gcsfs()
     try:
+        if package == "gcsfs":
+            _prepare_gcsfs(fsspec)
+        if package == "ossfs":
+            oss.register()
+            oss.check_settings(url, fsspec.config.conf.get("oss", {}))
         system, path = fsspec.url_to_fs(url, **options)
     except ImportError:
         raise InputError(f"{url}: needs the package {package}: pip install {package}") from None
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"{url}: {_reason(error)}") from None
     except Exception as error:  # a client that reads its credentials when it is made
@@ -63,12 +69,17 @@ def file_system(url: str) -> tuple[Any, str]:
     return system, str(path)
 
 
-def _prepare_gcsfs() -> None:
-    """Before gcsfs is loaded. Else it asks by gRPC what kind of bucket it is, before each request, for a minute where no
-    gRPC gets through (firewalls, emulators); and it shows the traceback of each error that it also raises."""
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+def _prepare_gcsfs(fsspec: Any) -> None:
+    """Have gcsfs speak JSON alone. Else it asks by gRPC what kind of bucket it is, before each request, for a minute where
+    no gRPC gets through (firewalls, emulators). And no tracebacks of errors that it also raises."""
     if "GCSFS_DEBUG" not in os.environ:
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    if os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false").lower() in ("true", "1"):
+        return  # someone asked for it
+    from gcsfs.core import GCSFileSystem
+
+    for protocol in ("gs", "gcs"):  # it may have been loaded before the variable was set
+        fsspec.register_implementation(protocol, GCSFileSystem, clobber=True)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import fsspec
 import pytest
 
 BUCKET = "bucket"
@@ -63,6 +63,7 @@ def gcs_server(directory: Path) -> Iterator[Path]:
     assert process.stdout is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{process.stdout.readline().strip()}")
+        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})  # read when fsspec is loaded
         patch.setenv("FSSPEC_GS_TOKEN", "anon")
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         try:
@@ -71,15 +72,3 @@ def gcs_server(directory: Path) -> Iterator[Path]:
             process.kill()
             process.wait()
             process.stdout.close()
-
-
-def file_system() -> Any:
-    """The server's files, as fsspec shows them, nothing remembered."""
-    import fsspec
-
-    from shards.storage import file_system
-
-    fsspec.filesystem("gs").clear_instance_cache()
-    system, _path = file_system(f"gs://{BUCKET}")
-    system.invalidate_cache()
-    return system
