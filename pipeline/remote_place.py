@@ -43,6 +43,11 @@ class RemotePlace:
     """Where a shard set is built in a store. `directory` is on this machine's disk: it mirrors the receipts."""
 
     def __init__(self, url: str) -> None:
+        if url.startswith("hf://"):
+            raise InputError(
+                f"{url}: no set can be built there, where each file is a commit; build to a directory or a bucket "
+                "(s3://…), then `hf upload ORG/NAME DIR --repo-type dataset`"
+            )
         self.url = url.rstrip("/")
         self._partial = partial_url(self.url)
         self._plan = b""

@@ -97,7 +97,8 @@ def register() -> None:
         def rm(self, path: Any, *arguments: Any, **options: Any) -> None:
             """Lists by a thousand, and not one by one."""
             if not isinstance(path, list):
-                return super().rm(path, *arguments, **options)
+                super().rm(path, *arguments, **options)
+                return
             for start in range(0, len(path), 1000):
                 self._bulk_delete(path[start : start + 1000])
 

@@ -133,7 +133,18 @@ def listing(url: str) -> dict[str, dict[str, Any]]:
 def version(entry: dict[str, Any]) -> str:
     """What changes when a file in a store changes, from its entry in a listing; empty where the store says nothing."""
     # First those that say what is in it: the same bytes put twice are the same version.
-    for key in ("md5Hash", "ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "updated", "mtime", "created"):
+    for key in (
+        "md5Hash",
+        "ETag",
+        "etag",
+        "md5Hash",
+        "blob_id",
+        "LastModified",
+        "last_modified",
+        "updated",
+        "mtime",
+        "created",
+    ):
         if entry.get(key):
             return str(entry[key]).strip('"')
     return ""

@@ -86,6 +86,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "PUT":
             oss.files[key] = (body, _now())
             return self._send(200, b"", {"ETag": _etag(body)})
+        if self.command == "GET" and upload:
+            parts = oss.uploads[upload]
+            listed = "".join(
+                f"<Part><PartNumber>{number}</PartNumber><LastModified>{_iso(0)}</LastModified>"
+                f"<ETag>{_etag(part)}</ETag><Size>{len(part)}</Size></Part>"
+                for number, part in sorted(parts.items())
+            )
+            head = "<IsTruncated>false</IsTruncated><NextPartNumberMarker>0</NextPartNumberMarker>"
+            return self._send(200, f"<Result>{head}{listed}</Result>".encode())
         if self.command == "DELETE":
             oss.files.pop(key, None)
             return self._send(204, b"")

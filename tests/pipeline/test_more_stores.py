@@ -21,7 +21,7 @@ from pipeline.sources import find_sources
 from shards import oss
 from shards.errors import InputError
 from shards.pull import pull
-from shards.storage import exists, file_system, listing, read_bytes, write_bytes
+from shards.storage import exists, listing, read_bytes, write_bytes
 from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes, run_module, sample_records, write_corpus
 from tests.pipeline.store import SETTINGS
@@ -156,7 +156,7 @@ def test_what_is_not_there_and_what_is_refused_is_one_line(store: Store, tmp_pat
             run(url, tmp_path / "set", tokenizer_dir)
         with pytest.raises(InputError, match="no complete set is there"):
             pull(url)
-    with pytest.raises(InputError, match="no such bucket .*; make it, or choose another place"):
+    with pytest.raises(InputError, match=r"no such bucket .*; make it, or choose another place"):
         run(SAMPLE, f"{elsewhere}/set", tokenizer_dir)
     write_bytes(f"{store.url}/photos/1.jpg", b"mine")
     with pytest.raises(InputError, match="exists and is no shard set"):
@@ -183,11 +183,13 @@ def test_large_files_go_to_oss_in_parts_whatever_the_server_says_meanwhile(
     monkeypatch.setenv("HOME", str(tmp_path))  # oss2 notes there which parts are done
     monkeypatch.setattr(oss, "_PAUSES", (0.01,) * 6)
     path = tmp_path / "large"
-    path.write_bytes(bytes(11 << 20))
+    path.write_bytes(bytes(3 << 20))
+    monkeypatch.setattr("ossfs.core.SIMPLE_TRANSFER_THRESHOLD", 1 << 20)
+    monkeypatch.setattr("oss2.defaults.multipart_threshold", 1 << 20)
+    monkeypatch.setattr("oss2.defaults.part_size", 1 << 20)
     with oss_server() as server:
-        file_system(URL + "/x")[0]
         server.num_ill = 2
-        assert remote_unit.put_files({path: f"{URL}/large"})[path][0] == 11 << 20
+        assert remote_unit.put_files({path: f"{URL}/large"})[path][0] == 3 << 20
         assert server.files["large"][0] == path.read_bytes()
         assert sum("partNumber" in request for request in server.requests) > 1
 
