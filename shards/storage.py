@@ -19,7 +19,7 @@ from shards.errors import InputError
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://.+")
 # A store that answers 500 or not at all is asked again for two minutes or so, with growing pauses.
 _S3_CLIENT = {"retries": {"mode": "standard", "max_attempts": 10}, "connect_timeout": 20, "read_timeout": 60}
-_CHECK_CREDENTIALS = "check the credentials in the environment"
+_CHECK_CREDENTIALS = "; check the credentials in the environment"
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "oss": "ossfs", "az": "adlfs", "abfs": "adlfs"}
 
 
@@ -65,7 +65,7 @@ def file_system(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise InputError(f"{url}: {_reason(error)}") from None
     except Exception as error:  # a client that reads its credentials when it is made
-        raise InputError(f"{url}: {_reason(error)}; {_CHECK_CREDENTIALS}") from None
+        raise InputError(f"{url}: {_reason(error)}{_CHECK_CREDENTIALS}") from None
     return system, str(path)
 
 
@@ -96,7 +96,7 @@ def storage_errors(where: str, *, writes: bool = False) -> Iterator[None]:
         raise
     except Exception as error:
         if _is_refusal(error):
-            raise InputError(f"{where}: {_reason(error)}; {_CHECK_CREDENTIALS}") from None
+            raise InputError(f"{where}: {_reason(error)}{_CHECK_CREDENTIALS}") from None
         if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
             raise InputError(f"{where}: {_reason(error)}; set the store's credentials in the environment") from None
         raise StorageError(f"{where}: {_reason(error)}; the same command goes on when the store answers") from None

@@ -40,8 +40,8 @@ class Store:
 
 @contextlib.contextmanager
 def _gs(directory: Path) -> Iterator[Store]:
-    pytest.importorskip("gcsfs", reason="needs the packages gcsfs and gcp-storage-emulator")
-    pytest.importorskip("gcp_storage_emulator", reason="needs the packages gcsfs and gcp-storage-emulator")
+    pytest.importorskip("gcsfs", reason="needs the packages of requirements-s3.lock")
+    pytest.importorskip("gcp_storage_emulator", reason="needs the packages of requirements-s3.lock")
     from tests.pipeline.gcs_store import URL, gcs_server
 
     @contextlib.contextmanager
@@ -195,6 +195,7 @@ def test_large_files_go_to_oss_in_parts_whatever_the_server_says_meanwhile(
 
 
 def test_oss_without_a_server_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ossfs", reason="needs the package ossfs")
     monkeypatch.delenv("OSS_ENDPOINT", raising=False)
     with pytest.raises(InputError, match="oss://bucket/set: no server is named; set OSS_ENDPOINT"):
         read_bytes("oss://bucket/set")
