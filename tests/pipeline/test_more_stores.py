@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("fsspec", reason="needs the package fsspec")
 
 import shards
+from pipeline import build as build_module
 from pipeline import remote_unit
 from pipeline.build import BuildResult, build
 from pipeline.sources import find_sources
@@ -172,6 +173,25 @@ def test_what_is_not_there_and_what_is_refused_is_one_line(store: Store, tmp_pat
         result = run_module("shards", "pull", f"{store.url}/set")
         assert result.returncode == 2 and result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
     assert store.stored_bytes("photos") == {"1.jpg": b"mine"}
+
+
+@pytest.mark.parametrize("when", ["read", "done"])
+def test_a_source_that_is_removed_meanwhile_is_one_line(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    path = tmp_path / "corpus.json"
+    path.write_bytes(SAMPLE.read_bytes())
+    name = {"read": "plan_units", "done": "_run_all"}[when]
+    function = getattr(build_module, name)
+
+    def remove_behind(*arguments: Any, **options: Any) -> Any:
+        result = function(*arguments, **options)
+        path.unlink()
+        return result
+
+    monkeypatch.setattr(build_module, name, remove_behind)
+    with pytest.raises(InputError, match=r"corpus\.json: was removed while it was read; put it back"):
+        run(path, tmp_path / "set", tokenizer_dir)
 
 
 def test_large_files_go_to_oss_in_parts_whatever_the_server_says_meanwhile(
