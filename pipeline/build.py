@@ -24,7 +24,7 @@ from pipeline.place import PLAN_NAME, Place, make_plan, settings_differences
 from pipeline.receipts import RECEIPTS_DIRECTORY, REJECTED_SUFFIX, StretchReceipt, read_receipt, receipt_path
 from pipeline.remote_place import RemotePlace
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
-from pipeline.sources import Source, find_sources
+from pipeline.sources import Source, find_sources, removed
 from pipeline.storage import file_statuses
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
 from pipeline.units import Unit, plan_units
@@ -315,7 +315,11 @@ def _check_room(directory: Path, num_bytes: int) -> None:
 
 def _check_unchanged(sources: Sequence[Source]) -> None:
     files = [source for source in sources if source.format != "hub"]
-    for source, status in zip(files, file_statuses([source.path for source in files]), strict=True):
+    try:
+        statuses = file_statuses([source.path for source in files])
+    except FileNotFoundError:
+        raise InputError(removed(files) or "a source was removed while it was read") from None
+    for source, status in zip(files, statuses, strict=True):
         if status != (source.num_bytes, source.modified_ns):
             raise InputError(
                 f"{source.path}: the file was changed while it was read; build again with --force when it is complete"

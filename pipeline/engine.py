@@ -26,6 +26,7 @@ from typing import Any, Literal, NoReturn
 from pipeline.dedup import hash_receipt_path, write_hashes
 from pipeline.documents import DocumentEncoder
 from pipeline.receipts import receipt_path
+from pipeline.sources import removed
 from pipeline.tokenizers import ReferenceEncoder, load_encoder
 from pipeline.units import Unit
 from pipeline.work import Job, Progress, UnitError, UnitRecords, process_unit
@@ -101,7 +102,10 @@ def outcome_of(job: Job, task: Task, progress: Progress) -> tuple[Any, ...]:
     except OSError as error:
         line = machine_error(error)
         if line is None:
-            return "fault", traceback.format_exc()
+            trace = traceback.format_exc()
+            sources = (job.sources[stretch.source] for stretch in task.unit.stretches)
+            gone = removed(sources) if isinstance(error, FileNotFoundError) else None
+            return ("input", gone) if gone else ("fault", trace)
         where = "" if error.filename else f"{job.directory}: "
         cure = "make room, then " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return "input", f"{where}{line}; {cure}the same command goes on"

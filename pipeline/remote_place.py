@@ -25,6 +25,7 @@ from shards.errors import InputError
 from shards.manifest import MANIFEST_NAME, STAMPS_NAME, decode_table_entries
 from shards.storage import (
     StorageError,
+    exists,
     file_system,
     join,
     listing,
@@ -42,6 +43,11 @@ class RemotePlace:
     """Where a shard set is built in a store. `directory` is on this machine's disk: it mirrors the receipts."""
 
     def __init__(self, url: str) -> None:
+        if url.startswith("hf://"):
+            raise InputError(
+                f"{url}: no set can be built there, where each file is a commit; build to a directory or a bucket "
+                "(s3://…), then `hf upload ORG/NAME DIR --repo-type dataset`"
+            )
         self.url = url.rstrip("/")
         self._partial = partial_url(self.url)
         self._plan = b""
@@ -76,10 +82,7 @@ class RemotePlace:
     @property
     def holds_set(self) -> bool:
         """Whether a finished set is there."""
-        system, path = file_system(join(self.url, MANIFEST_NAME))
-        with storage_errors(self.url):
-            system.invalidate_cache()
-            return bool(system.exists(path))
+        return exists(join(self.url, MANIFEST_NAME))
 
     @property
     def is_there(self) -> bool:

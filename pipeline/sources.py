@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -115,6 +115,17 @@ def _without_compression(name: str) -> str:
     for suffix in COMPRESSIONS.values():
         name = name.removesuffix(suffix)
     return name
+
+
+def removed(sources: Iterable[Source]) -> str | None:
+    """What to say of the first source that isn't there any more; None if all are."""
+    for source in sources:
+        try:
+            if source.format != "hub":
+                file_status(source.path)
+        except FileNotFoundError:
+            return f"{source.path}: was removed while it was read; put it back, then the same command goes on"
+    return None
 
 
 def look_at(path_name: str, name: str) -> Source:

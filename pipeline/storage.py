@@ -116,11 +116,16 @@ def find_urls(url: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
     """
     system, path = file_system(url)
     system.invalidate_cache()
+    is_pattern = any(character in path for character in "*?[")
+    reason = ""
     with storage_errors(url):
-        is_pattern = any(character in path for character in "*?[")
-        found = system.glob(path) if is_pattern else system.find(path)
+        try:
+            found = system.glob(path) if is_pattern else system.find(path)
+        except FileNotFoundError as error:  # no such bucket, or repository
+            found, reason = [], str(error)
     if not found:
-        raise InputError(f"{url}: no such file, and no file below it")
+        why = f"; {reason}" if "not found" in reason else ""
+        raise InputError(f"{url}: no such file, and no file below it{why}")
     path = path.rstrip("/")
     if found == [path]:
         return [(url, path.rpartition("/")[2])]

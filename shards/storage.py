@@ -7,15 +7,19 @@ Which account and which server is meant is said by the environment, as the clien
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from shards import oss
 from shards.errors import InputError
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://.+")
 # A store that answers 500 or not at all is asked again for two minutes or so, with growing pauses.
 _S3_CLIENT = {"retries": {"mode": "standard", "max_attempts": 10}, "connect_timeout": 20, "read_timeout": 60}
+_CHECK_CREDENTIALS = "; check the credentials in the environment"
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "oss": "ossfs", "az": "adlfs", "abfs": "adlfs"}
 
 
@@ -48,12 +52,34 @@ def file_system(url: str) -> tuple[Any, str]:
     if protocol in ("s3", "s3a") and "config_kwargs" not in fsspec.config.conf.get("s3", {}):
         options["config_kwargs"] = _S3_CLIENT
     try:
+        if package == "gcsfs":
+            _prepare_gcsfs(fsspec)
+        if package == "ossfs":
+            oss.register()
+            oss.check_settings(url, fsspec.config.conf.get("oss", {}))
         system, path = fsspec.url_to_fs(url, **options)
     except ImportError:
         raise InputError(f"{url}: needs the package {package}: pip install {package}") from None
+    except InputError:
+        raise
     except ValueError as error:
-        raise InputError(f"{url}: {error}") from None
+        raise InputError(f"{url}: {_reason(error)}") from None
+    except Exception as error:  # a client that reads its credentials when it is made
+        raise InputError(f"{url}: {_reason(error)}{_CHECK_CREDENTIALS}") from None
     return system, str(path)
+
+
+def _prepare_gcsfs(fsspec: Any) -> None:
+    """Have gcsfs speak JSON alone. Else it asks by gRPC what kind of bucket it is, before each request, for a minute where
+    no gRPC gets through (firewalls, emulators). And no tracebacks of errors that it also raises."""
+    if "GCSFS_DEBUG" not in os.environ:
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    if os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false").lower() in ("true", "1"):
+        return  # someone asked for it
+    from gcsfs.core import GCSFileSystem
+
+    for protocol in ("gs", "gcs"):  # it may have been loaded before the variable was set
+        fsspec.register_implementation(protocol, GCSFileSystem, clobber=True)
 
 
 @contextlib.contextmanager
@@ -66,14 +92,25 @@ def storage_errors(where: str, *, writes: bool = False) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         if writes:
-            raise InputError(f"{where}: {_reason(error)}; make the bucket, or choose another place") from None
+            raise InputError(f"{where}: no such bucket ({_reason(error)}); make it, or choose another place") from None
         raise
-    except PermissionError as error:
-        raise InputError(f"{where}: {_reason(error)}; check the credentials in the environment") from None
     except Exception as error:
+        if _is_refusal(error):
+            raise InputError(f"{where}: {_reason(error)}{_CHECK_CREDENTIALS}") from None
         if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
             raise InputError(f"{where}: {_reason(error)}; set the store's credentials in the environment") from None
         raise StorageError(f"{where}: {_reason(error)}; the same command goes on when the store answers") from None
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether a store says that it doesn't know us, or that we may not: each client has its own way to say that."""
+    if error is None:
+        return False
+    if isinstance(error, PermissionError) or str(error).startswith("Forbidden: "):  # the latter is gcsfs's
+        return True
+    response = getattr(error, "response", None)
+    statuses = [getattr(error, name, None) for name in ("status", "code")] + [getattr(response, "status_code", None)]
+    return any(str(status) in ("401", "403") for status in statuses) or _is_refusal(error.__cause__)
 
 
 def _reason(error: Exception) -> str:
@@ -95,7 +132,19 @@ def listing(url: str) -> dict[str, dict[str, Any]]:
 
 def version(entry: dict[str, Any]) -> str:
     """What changes when a file in a store changes, from its entry in a listing; empty where the store says nothing."""
-    for key in ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "updated", "mtime", "created"):
+    # First those that say what is in it: the same bytes put twice are the same version.
+    for key in (
+        "md5Hash",
+        "ETag",
+        "etag",
+        "md5Hash",
+        "blob_id",
+        "LastModified",
+        "last_modified",
+        "updated",
+        "mtime",
+        "created",
+    ):
         if entry.get(key):
             return str(entry[key]).strip('"')
     return ""
@@ -110,6 +159,17 @@ def read_bytes(url: str) -> bytes | None:
         except FileNotFoundError:
             return None
     return content
+
+
+def exists(url: str) -> bool:
+    """Whether there is such a file, as the store says it now. (`exists` of fsspec takes a store that is ill for a no.)"""
+    system, path = file_system(url)
+    with storage_errors(url):
+        system.invalidate_cache()
+        try:
+            return bool(system.info(path)["type"] == "file")
+        except FileNotFoundError:
+            return False
 
 
 def write_bytes(url: str, content: bytes) -> None:

@@ -41,6 +41,7 @@ class Hub:
     knows_ranges: bool = True
     is_hub: bool = True  # else a page of a proxy, as it were
     redirects: bool = True  # contents come from elsewhere, as those of large files do
+    lists_files: bool = False  # to `HfFileSystem`
     listed_paths: list[str] = dataclasses.field(default_factory=list)  # more paths in listings
 
     @property
@@ -82,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hugging_face(self, path: str) -> None:
         if path.startswith("api/datasets/"):
-            return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            return self._file_system(path.removeprefix("api/").split("/"))
         repository, _, rest = path.partition("/resolve/")
         if not repository.startswith("datasets/"):
             repository = f"models/{repository}"
@@ -104,6 +105,30 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Location"] = f"{self.hub.elsewhere}/cdn/{repository}//{file}?Signature=1"
             return self._send(302, b"", headers)
         return self._send_content(content, file, headers)
+
+    def _file_system(self, parts: list[str]) -> None:
+        """What `HfFileSystem` asks of a repository: whether it is there, and what files are in it."""
+        repository, question, below = "/".join(parts[:3]), parts[3:4], "/".join(parts[5:])
+        files = self.hub.repositories.get(repository) if self.hub.lists_files else None
+        if files is None:
+            return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        if question != ["tree"]:
+            return self._send(200, json.dumps({"id": "/".join(parts[1:3]), "sha": COMMIT}).encode())
+        prefix = f"{below}/" if below else ""
+        found = {path: content for path, content in files.items() if path.startswith(prefix)}
+        if not found:
+            return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+        is_recursive = parse_qs(urlsplit(self.path).query).get("recursive", [""])[0].lower() == "true"
+        entries: list[dict[str, object]] = [
+            {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+            for path, content in sorted(found.items())
+            if is_recursive or "/" not in path.removeprefix(prefix)
+        ]
+        for path in found if not is_recursive else ():
+            name, inner, _ = path.removeprefix(prefix).partition("/")
+            if inner and (entry := {"type": "directory", "path": prefix + name, "oid": "0"}) not in entries:
+                entries.append(entry)
+        return self._send(200, json.dumps(entries).encode())
 
     def _model_scope(self, parts: list[str], query: dict[str, list[str]]) -> None:
         repository = "/".join(parts[:3])
@@ -136,16 +161,17 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.content_status:
             return self._send(hub.content_status, b"")
         content = content if hub.sent is None else hub.sent
-        begin = 0
+        begin, end = 0, len(content)
         status, headers = 200, dict(headers or {})
         wanted = self.headers.get("Range", "")
         if wanted and hub.knows_ranges:
-            begin = int(wanted.removeprefix("bytes=").rstrip("-"))
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            begin, end = int(first), min(int(last) + 1, len(content)) if last else len(content)
             if begin >= len(content):
                 return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
             status = 206
-            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
-        return self._send(status, content[begin:], headers, breaks=True)
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(content)}"
+        return self._send(status, content[begin:end], headers, breaks=True)
 
     def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None, *, breaks: bool = False) -> None:
         hub = self.hub
