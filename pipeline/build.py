@@ -338,7 +338,12 @@ def _rewritten(job: Job) -> set[int]:
         for number, source in enumerate(job.sources)
         if source.format != "hub" and not is_url(source.path)
     )
-    return {number for number, path in files if os.stat(path).st_ctime_ns > begin}
+    rewritten = set()
+    for number, path in files:
+        with contextlib.suppress(FileNotFoundError):  # which is told where it is read
+            if os.stat(path).st_ctime_ns > begin:
+                rewritten.add(number)
+    return rewritten
 
 
 def _check_stretches(job: Job, rewritten: set[int], unit: Unit, receipts: list[StretchReceipt]) -> None:

@@ -126,7 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         for path in found if not is_recursive else ():
             name, inner, _ = path.removeprefix(prefix).partition("/")
-            if inner and (entry := {"type": "directory", "path": prefix + name, "oid": "0"}) not in entries:
+            entry: dict[str, object] = {"type": "directory", "path": prefix + name, "oid": "0"}
+            if inner and entry not in entries:
                 entries.append(entry)
         return self._send(200, json.dumps(entries).encode())
 
