@@ -115,7 +115,7 @@ test-all: $(VENV)/.ready  ## run all tests, the long ones too
 	$(PYTEST) $(ARGS)
 
 coverage: $(VENV)/.ready  ## the same tests, and what share of the code they run; fails below 90 %
-	HF_HUB_OFFLINE=1 $(RUN_PYTHON) -m coverage run -m pytest -m "not slow" $(ARGS)
+	HF_HUB_OFFLINE=1 $(RUN_PYTHON) -m coverage run -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow" $(ARGS)
 	$(RUN_PYTHON) -m coverage combine --quiet
 	$(RUN_PYTHON) -m coverage report
 

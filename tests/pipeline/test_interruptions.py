@@ -245,7 +245,7 @@ def test_a_source_of_the_same_size_and_time_is_read_again(
     process.kill()
     process.communicate()
     content = own.read_bytes()
-    other.write_bytes(content.replace("的".encode(), "地".encode(), 1) if is_changed else content)
+    other.write_bytes(content.replace("的".encode(), "地".encode()) if is_changed else content)
     shutil.copystat(own, other)
     os.replace(other, own)
     again = run_module(*build_command(own, tmp_path / "set", tokenizer_dir)[2:])
