@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
@@ -34,6 +35,9 @@ def byte_count(text: str) -> int:
     if match is None or match[2] not in _BYTE_UNITS or (match[2] == "" and "." in match[1]):
         raise ValueError(text)
     return int(decimal.Decimal(match[1]) * _BYTE_UNITS[match[2]])
+
+
+_SECONDS_UNTIL_AGAIN = 0.02  # the callback has ended by then
 
 
 class Terminated(KeyboardInterrupt):
@@ -108,6 +112,7 @@ def _raise_terminated(_signal_number: int, _frame: FrameType | None) -> None:
 def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
     """Run `main(arguments)` and end the process with the exit status described above."""
     signal.signal(signal.SIGTERM, _raise_terminated)
+    sys.unraisablehook = _interrupt_again
     try:
         interruption.end()
         status = main(list(sys.argv[1:] if argv is None else argv)) or 0
@@ -131,6 +136,18 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
         status = _fail(line if error.filename or not _cannot_flush() else f"standard output: {line}")
     atexit.register(_end_at_signals)
     sys.exit(status)
+
+
+def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Python drops what is raised in a weak reference's callback or in `__del__`, Ctrl-C too: it comes again, elsewhere."""
+    kind = unraisable.exc_type
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    number = signal.SIGTERM if issubclass(kind, Terminated) else signal.SIGINT
+    timer = threading.Timer(_SECONDS_UNTIL_AGAIN, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
 
 
 def _end_at_signals() -> None:

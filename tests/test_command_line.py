@@ -113,6 +113,27 @@ run_command(lambda argv: print("done"), [])
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "done\n", "")
 
 
+@pytest.mark.parametrize(("name", "status", "line"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_signal_that_python_drops_comes_again(name: str, status: int, line: str) -> None:
+    program = f"""
+import signal, time, weakref
+from shards.command_line import run_command
+
+class Thing:
+    pass
+
+def main(argv):
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.{name}))
+    del thing
+    time.sleep(60)
+
+run_command(main, [])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, timeout=50)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (status, "", f"{line}\n")
+
+
 def test_no_more_memory_is_one_line() -> None:
     program = "from shards.command_line import run_command\ndef main(argv): raise MemoryError\nrun_command(main, [])"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
