@@ -45,7 +45,7 @@ def train(settings: Settings, data: shards.ShardSet | shards.Mixture, plan: Plan
         with run_directory.lock_run(run), contextlib.ExitStack() as stack:
             shutil.rmtree(run / SAVING_DIRECTORY, ignore_errors=True)
             first_step = plan.position.step if plan.position else 0
-            run_directory.rewind_metrics(run, first_step, is_last=first_step == args.max_steps)
+            say(*run_directory.rewind_metrics(run, first_step, is_last=first_step == args.max_steps))
             record = Record(settings, data, plan, command, args, data_changes=changes)
             record.write("training")
             trainer = build_trainer(settings, data, args, position)

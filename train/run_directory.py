@@ -162,11 +162,13 @@ def parse_lines(text: str) -> tuple[list[dict[str, Any]], list[int]]:
     return records, damaged
 
 
-def rewind_metrics(run: Path, step: int, *, is_last: bool = False) -> None:
+def rewind_metrics(run: Path, step: int, *, is_last: bool = False) -> list[str]:
     """Drop what `metrics.jsonl` and `samples.jsonl` say of steps after `step`: they are about to be trained again.
 
     Where a run ends, or was stopped, the Trainer sums up; behind the last step (`is_last`) it is evaluated once more.
+    Returns a notice for each file with damaged lines, which are gone for good.
     """
+    notices = [notice for name in (METRICS_NAME, SAMPLES_NAME) for notice in _damaged_lines(run / name)]
     rewind_lines(run / SAMPLES_NAME, step)
     path = run / METRICS_NAME
     lines = [line for line in read_lines(path) if line.get("step", 0) <= step]
@@ -175,6 +177,15 @@ def rewind_metrics(run: Path, step: int, *, is_last: bool = False) -> None:
         del lines[number : None if is_last else number + 1]
     if path.exists():
         replace_lines(path, lines)
+    return notices
+
+
+def _damaged_lines(path: Path) -> list[str]:
+    damaged = parse_lines(path.read_text(encoding="utf-8", errors="replace"))[1] if path.exists() else []
+    if not damaged:
+        return []
+    numbers = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
+    return [f"{path}: damaged, left out: line {numbers}"]
 
 
 def rewind_lines(path: Path, step: int) -> None:

@@ -316,6 +316,17 @@ def test_other_shard_set_is_refused(
     assert stopped_run.exists()
 
 
+def test_a_damaged_line_of_the_metrics_is_told(
+    stopped_run: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = stopped_run / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join([lines[0], lines[1].replace("{", "[", 1), *lines[2:]]))
+    train_to_the_end(write_config())
+    assert f"{metrics}: damaged, left out: line 2\n" in capsys.readouterr().out
+    assert [step for step, _, _ in losses(stopped_run)] == [1, *range(3, NUM_STEPS + 1)]
+
+
 def test_lines_end_at_line_feeds_only_when_a_run_is_rewound(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     kept = {"step": 1, "text": "one\u2028two\x85three"}
