@@ -59,15 +59,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         wants_gradient = wants_hidden or wants_weight
-        softmax = softmax_for(hidden.device, dtype) if wants_gradient else softmax_in_place
-        narrow_logits = softmax is not softmax_in_place and dtype != torch.float32
+        softmax, logits_dtype = (
+            softmax_for(hidden.device, dtype) if wants_gradient else (softmax_in_place, torch.float32)
+        )
         head = weight.to(dtype)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         losses = hidden.new_empty(len(labels), dtype=torch.float32)
-        buffer = hidden.new_empty(
-            min(chunk_rows, len(labels)), len(weight), dtype=dtype if narrow_logits else torch.float32
-        )
+        buffer = hidden.new_empty(min(chunk_rows, len(labels)), len(weight), dtype=logits_dtype)
         for start in range(0, len(labels), chunk_rows):
             chunk = slice(start, start + chunk_rows)
             rows = hidden[chunk].to(dtype)

@@ -30,13 +30,22 @@ def softmax_in_place(logits: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
     return torch.where(counted, 1 / sums, 0)
 
 
-def softmax_for(device: torch.device, dtype: torch.dtype) -> Softmax:
-    """The fastest `Softmax` for logits that a matrix product in `dtype` gives on this device."""
-    if device.type != "cuda" or dtype == torch.float16 or not has_triton():  # what it writes is too big for fp16
-        return softmax_in_place
+def softmax_scaled(logits: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
+    """As `softmax_in_place`, with factors of one: what others leave unscaled may be too big for fp16."""
+    factors = softmax_in_place(logits, labels, losses)
+    logits.mul_(factors)
+    return torch.ones_like(factors)
+
+
+def softmax_for(device: torch.device, dtype: torch.dtype) -> tuple[Softmax, torch.dtype]:
+    """The fastest `Softmax` where matrices are multiplied in `dtype` on this device, and the logits' type that it takes."""
+    if dtype == torch.float16:
+        return softmax_scaled, torch.float32
+    if device.type != "cuda" or not has_triton():
+        return softmax_in_place, torch.float32
     from train.softmax_kernel import softmax_kernel
 
-    return softmax_kernel
+    return softmax_kernel, dtype
 
 
 @functools.cache

@@ -190,7 +190,7 @@ def test_logits_stay_narrow_where_the_softmax_takes_them_so(monkeypatch: pytest.
         seen.append(logits.dtype)
         return unscaled_softmax(logits, labels, losses)
 
-    monkeypatch.setattr("train.loss.softmax_for", lambda device, dtype: softmax)
+    monkeypatch.setattr("train.loss.softmax_for", lambda device, dtype: (softmax, dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = chunked_cross_entropy(hidden, weight, labels, chunk_rows=16)
     found.backward()
@@ -199,6 +199,24 @@ def test_logits_stay_narrow_where_the_softmax_takes_them_so(monkeypatch: pytest.
     for gradient, exact in zip((hidden.grad, weight.grad), expected, strict=True):
         assert gradient is not None and (gradient - exact).norm() < 0.01 * exact.norm()
     assert hidden.grad is not None and not hidden.grad[::7].any()
+
+
+def test_a_gradient_in_fp16_is_finite_with_a_vocabulary_beyond_its_range() -> None:
+    """The sum of 140,000 powers of about one is more than fp16 holds."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(4, 8, requires_grad=True), (0.001 * torch.randn(140_000, 8)).requires_grad_()
+    labels = torch.tensor([3, 139_999, -100, 17])
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = chunked_cross_entropy(hidden, weight, labels)
+    found.backward()
+    assert hidden.grad is not None and weight.grad is not None
+    gradients = hidden.grad.clone(), weight.grad.clone()
+    hidden.grad = weight.grad = None
+    expected = plain_cross_entropy(hidden, weight, labels)
+    expected.backward()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+    for gradient, exact in zip(gradients, (hidden.grad, weight.grad), strict=True):
+        assert exact is not None and (gradient - exact).norm() < 0.01 * exact.norm()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, which comes with torch for GPUs")
