@@ -106,16 +106,17 @@ report: $(VENV)/.ready  ## make a page about the shard set SHARDS: lengths, toke
 
 # In random order (pytest-randomly), in as many processes as there are cores, up to 8: each makes its own shard sets and
 # models, and the longest file sets the end. `worksteal` gives each process whole files first.
-PYTEST := HF_HUB_OFFLINE=1 $(RUN_PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal
+PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
+RUN_OFFLINE := HF_HUB_OFFLINE=1 $(RUN_PYTHON) -m
 
 test: $(VENV)/.ready  ## run the tests, offline, in a few minutes
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(RUN_OFFLINE) $(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.ready  ## run all tests, the long ones too
-	$(PYTEST) $(ARGS)
+	$(RUN_OFFLINE) $(PYTEST) $(ARGS)
 
 coverage: $(VENV)/.ready  ## the same tests, and what share of the code they run; fails below 90 %
-	HF_HUB_OFFLINE=1 $(RUN_PYTHON) -m coverage run -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow" $(ARGS)
+	$(RUN_OFFLINE) coverage run -m $(PYTEST) -m "not slow" $(ARGS)
 	$(RUN_PYTHON) -m coverage combine --quiet
 	$(RUN_PYTHON) -m coverage report
 

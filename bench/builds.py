@@ -108,17 +108,18 @@ def descendants(process: int) -> list[int]:
     return [process, *(descendant for child in children for descendant in descendants(child))]
 
 
-def _pss(process: int) -> int:
+def _memory(process: int, file: str, key: str) -> int:
+    """Bytes that `/proc/PROCESS/FILE` gives for a key in kB; 0 for a process that has ended."""
     try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def _pss(process: int) -> int:
+    return _memory(process, "smaps_rollup", "Pss")
 
 
 def _highest_rss(process: int) -> int:
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return _memory(process, "status", "VmHWM")

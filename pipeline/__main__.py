@@ -92,7 +92,7 @@ def add_build(commands: Any) -> None:
         type=byte_count,
         default=DEFAULT_MAX_RECORD_BYTES,
         metavar="BYTES",
-        help="a larger record is a bad one (256MiB)",
+        help=f"a larger record is a bad one ({DEFAULT_MAX_RECORD_BYTES >> 20}MiB)",
     )
 
     tokens = build.add_argument_group("tokenizing and packing")
@@ -140,7 +140,7 @@ def add_build(commands: Any) -> None:
         type=byte_count,
         default=DEFAULT_UNIT_BYTES,
         metavar="BYTES",
-        help="bytes of source in a unit of work; changes the shards' sizes (64MiB)",
+        help=f"bytes of source in a unit of work; changes the shards' sizes ({DEFAULT_UNIT_BYTES >> 20}MiB)",
     )
     run.add_argument("--force", action="store_true", help="build anew what is there already")
     run.add_argument("--quiet", action="store_true", help="no progress and no summary")

@@ -27,7 +27,7 @@ from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
 from pipeline.sources import Source, find_sources, removed
 from pipeline.storage import file_statuses
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
-from pipeline.units import Unit, plan_units
+from pipeline.units import Stretch, Unit, plan_units
 from pipeline.work import Job, Progress, UnitError
 from shards.errors import InputError
 from shards.files import write_atomically
@@ -180,7 +180,8 @@ def _do_units(
     )
     if any((job.directory / RECEIPTS_DIRECTORY).iterdir()):
         reporter.phase("checking what an earlier run has left")
-    check = functools.partial(_check_stretches, job, _rewritten(job))
+    # Once for the units and once for their hashes: each stretch is read once.
+    check = functools.partial(_check_stretches, job, _rewritten(job), functools.cache(stretch_digest))
     built = _UnitChain(units, job.sources, read, check)
     missing = built.missing()
     num_bytes = sum(unit.num_bytes for unit in units)
@@ -346,11 +347,17 @@ def _rewritten(job: Job) -> set[int]:
     return rewritten
 
 
-def _check_stretches(job: Job, rewritten: set[int], unit: Unit, receipts: list[StretchReceipt]) -> None:
+def _check_stretches(
+    job: Job,
+    rewritten: set[int],
+    digest_of: Callable[[Source, Stretch], str],
+    unit: Unit,
+    receipts: list[StretchReceipt],
+) -> None:
     """Raise `InputError` if a source has other bytes than those that the unit was made of. Size and time are the same."""
     for stretch, receipt in zip(unit.stretches, receipts, strict=True):
         source = job.sources[stretch.source]
-        if stretch.source in rewritten and stretch_digest(source, stretch) != receipt.digest:
+        if stretch.source in rewritten and digest_of(source, stretch) != receipt.digest:
             raise InputError(
                 f"{job.directory}: an unfinished build with other inputs ({source.path} has changed); begin anew with "
                 "--force"

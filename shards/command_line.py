@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from shards import interruption
 from shards.errors import InputError, machine_error, nearest, printable, visible
 
+_SECONDS_UNTIL_AGAIN = 0.02  # a callback has ended by then
 _BYTE_UNITS = {"": 1, "b": 1} | {
     f"{prefix}{end}": base**power
     for end, base in (("b", 1000), ("ib", 1024))
@@ -35,9 +36,6 @@ def byte_count(text: str) -> int:
     if match is None or match[2] not in _BYTE_UNITS or (match[2] == "" and "." in match[1]):
         raise ValueError(text)
     return int(decimal.Decimal(match[1]) * _BYTE_UNITS[match[2]])
-
-
-_SECONDS_UNTIL_AGAIN = 0.02  # the callback has ended by then
 
 
 class Terminated(KeyboardInterrupt):

@@ -20,6 +20,8 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://.+")
 # A store that answers 500 or not at all is asked again for two minutes or so, with growing pauses.
 _S3_CLIENT = {"retries": {"mode": "standard", "max_attempts": 10}, "connect_timeout": 20, "read_timeout": 60}
 _CHECK_CREDENTIALS = "; check the credentials in the environment"
+# What a listing calls the version; first those that say what is in a file: the same bytes put twice are the same version.
+_VERSION_KEYS = ("md5Hash", "ETag", "etag", "blob_id", "LastModified", "last_modified", "updated", "mtime", "created")
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "oss": "ossfs", "az": "adlfs", "abfs": "adlfs"}
 
 
@@ -132,19 +134,7 @@ def listing(url: str) -> dict[str, dict[str, Any]]:
 
 def version(entry: dict[str, Any]) -> str:
     """What changes when a file in a store changes, from its entry in a listing; empty where the store says nothing."""
-    # First those that say what is in it: the same bytes put twice are the same version.
-    for key in (
-        "md5Hash",
-        "ETag",
-        "etag",
-        "md5Hash",
-        "blob_id",
-        "LastModified",
-        "last_modified",
-        "updated",
-        "mtime",
-        "created",
-    ):
+    for key in _VERSION_KEYS:
         if entry.get(key):
             return str(entry[key]).strip('"')
     return ""

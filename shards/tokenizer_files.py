@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+import orjson
+
 from shards.errors import InputError, printable
 from shards.manifest import TokenizerEntry
 
@@ -47,8 +49,6 @@ def read_tokenizer_files(name: str, path: Path, config_path: Path | None = None,
     where = where or str(path)
     if config_path is None:
         config_path = path.with_name(TOKENIZER_CONFIG_JSON)
-    import orjson
-
     try:
         content = orjson.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -66,8 +66,6 @@ def read_tokenizer_files(name: str, path: Path, config_path: Path | None = None,
 
 def make_tokenizer_files(name: str, content: Any, config: dict[str, Any], *, where: str) -> TokenizerFiles:
     """The tokenizer from the values of its two files. Raises `InputError`."""
-    import orjson
-
     try:
         added = {token["content"]: int(token["id"]) for token in content.get("added_tokens") or []}
         vocabulary = content["model"]["vocab"]

@@ -137,10 +137,15 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON Lines file; a damaged line is left out; none if there is no file."""
+    return _read_file(path)[0]
+
+
+def _read_file(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """As `parse_lines`; nothing if there is no file."""
     try:
-        return parse_lines(path.read_text(encoding="utf-8", errors="replace"))[0]
+        return parse_lines(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
-        return []
+        return [], []
 
 
 def parse_lines(text: str) -> tuple[list[dict[str, Any]], list[int]]:
@@ -168,33 +173,29 @@ def rewind_metrics(run: Path, step: int, *, is_last: bool = False) -> list[str]:
     Where a run ends, or was stopped, the Trainer sums up; behind the last step (`is_last`) it is evaluated once more.
     Returns a notice for each file with damaged lines, which are gone for good.
     """
-    notices = [notice for name in (METRICS_NAME, SAMPLES_NAME) for notice in _damaged_lines(run / name)]
-    rewind_lines(run / SAMPLES_NAME, step)
-    path = run / METRICS_NAME
-    lines = [line for line in read_lines(path) if line.get("step", 0) <= step]
-    summed = [number for number, line in enumerate(lines) if line.get("step") == step and _SUMMARY_KEY in line]
-    for number in reversed(summed):
-        del lines[number : None if is_last else number + 1]
-    if path.exists():
-        replace_lines(path, lines)
+    notices = []
+    for path in (run / METRICS_NAME, run / SAMPLES_NAME):
+        if not path.exists():
+            continue
+        records, damaged = _read_file(path)
+        if damaged:
+            numbers = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
+            notices.append(f"{path}: damaged, left out: line {numbers}")
+        kept = [record for record in records if record.get("step", 0) <= step]
+        summed = [number for number, record in enumerate(kept) if record.get("step") == step and _SUMMARY_KEY in record]
+        for number in reversed(summed):
+            del kept[number : None if is_last else number + 1]
+        _replace_lines(path, kept)  # always: the last line may be torn
     return notices
-
-
-def _damaged_lines(path: Path) -> list[str]:
-    damaged = parse_lines(path.read_text(encoding="utf-8", errors="replace"))[1] if path.exists() else []
-    if not damaged:
-        return []
-    numbers = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
-    return [f"{path}: damaged, left out: line {numbers}"]
 
 
 def rewind_lines(path: Path, step: int) -> None:
     """Drop the lines after `step` from a JSON Lines file, if it is there."""
     if path.exists():
-        replace_lines(path, [record for record in read_lines(path) if record.get("step", 0) <= step])
+        _replace_lines(path, [record for record in read_lines(path) if record.get("step", 0) <= step])
 
 
-def replace_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+def _replace_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write a JSON Lines file anew."""
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_atomically(path, text.encode())

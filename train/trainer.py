@@ -39,12 +39,8 @@ from train.held_out import evaluate_held_out
 from train.optimizer import build_muon
 
 STATE_NAME = "trainer_state.json"
-_WRITE_FAILURES = (
-    "PytorchStreamWriter",
-    "inline_container",
-    "iostream error",
-    "os error",
-)  # in messages of torch.save and safetensors
+# In messages of torch.save and safetensors.
+_WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "iostream error", "os error")
 
 
 @contextlib.contextmanager

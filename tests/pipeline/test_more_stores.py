@@ -119,24 +119,9 @@ def test_a_set_built_from_and_to_a_store_has_the_bytes_of_one_on_a_disk(
 
 @pytest.mark.usefixtures("inline_engine")
 def test_a_build_goes_on_from_receipts_whose_files_are_as_they_were(
-    store: Store, tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, tokenizer_dir: Path, kill_after_three_units: Callable[[Callable[[], object]], None]
 ) -> None:
-    class Killed(BaseException):
-        """Nothing cleans up after this."""
-
-    put_files = remote_unit.put_files
-    calls: list[object] = []
-
-    def put_three(files: Any) -> Any:
-        if len(calls) >= 6:  # two calls a unit: rejected records and shards
-            raise Killed
-        calls.append(files)
-        return put_files(files)
-
-    monkeypatch.setattr(remote_unit, "put_files", put_three)
-    with pytest.raises(Killed):
-        run(SAMPLE, f"{store.url}/resumed", tokenizer_dir)
-    monkeypatch.setattr(remote_unit, "put_files", put_files)
+    kill_after_three_units(lambda: run(SAMPLE, f"{store.url}/resumed", tokenizer_dir))
     before = store.stored_bytes("resumed")
     changed = sorted(name for name in before if name.endswith(".bin"))[0]
     content = before[changed]

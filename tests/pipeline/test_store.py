@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 pytest.importorskip("s3fs", reason="needs the packages of requirements-s3.lock")
 pytest.importorskip("moto.server", reason="needs the packages of requirements-s3.lock")
 
-from pipeline import remote_unit
 from pipeline.build import BuildResult, build
 from pipeline.sources import find_sources
 from shards import tables
@@ -90,24 +90,9 @@ def test_sources_in_a_store_give_the_same_shards(tmp_path: Path, tokenizer_dir: 
 
 @pytest.mark.usefixtures("illness", "inline_engine")
 def test_a_build_goes_on_from_receipts_whose_files_are_as_they_were(
-    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tokenizer_dir: Path, kill_after_three_units: Callable[[Callable[[], object]], None]
 ) -> None:
-    class Killed(BaseException):
-        """Nothing cleans up after this."""
-
-    put_files = remote_unit.put_files
-    calls: list[object] = []
-
-    def put_three(files: Any) -> Any:
-        if len(calls) >= 6:  # two calls a unit: rejected records and shards
-            raise Killed
-        calls.append(files)
-        return put_files(files)
-
-    monkeypatch.setattr(remote_unit, "put_files", put_three)
-    with pytest.raises(Killed):
-        run(SAMPLE, f"{URL}/resumed", tokenizer_dir)
-    monkeypatch.setattr(remote_unit, "put_files", put_files)
+    kill_after_three_units(lambda: run(SAMPLE, f"{URL}/resumed", tokenizer_dir))
     before = stored_bytes("resumed")
     assert sum(name.endswith(".json") for name in stored_bytes("resumed.partial/receipts")) == 3
     changed = sorted(name for name in before if name.endswith(".bin"))[0]
