@@ -33,13 +33,14 @@ from bench.corpus import SAMPLE
 MEASURES = {
     "rss": "memory (RSS), all processes, MiB",
     "own_rss": "memory (RSS), the process itself, MiB",
+    "own_anon": "of that, its own (anonymous) pages, MiB",
     "descriptors": "file descriptors, all processes",
     "threads": "threads, all processes",
     "processes": "processes",
     "shared": "entries of /dev/shm, whoever made them",
     "temporary": "files in TMPDIR",
 }
-_IN_MIB = ("rss", "own_rss")
+_IN_MIB = ("rss", "own_rss", "own_anon")
 _ALLOWED_SHARE, _ALLOWED_MIB = 0.02, 8.0
 _STOP_SECONDS = 120
 Sample = dict[str, float]
@@ -47,16 +48,17 @@ Sample = dict[str, float]
 
 def look(process: int, temporary: Path) -> Sample:
     """All measures of a process with its children, now."""
-    found = {"rss": 0.0, "own_rss": 0.0, "descriptors": 0.0, "threads": 0.0, "processes": 0.0}
+    found = dict.fromkeys(("rss", "own_rss", "own_anon", "descriptors", "threads", "processes"), 0.0)
     for number in descendants(process):
         try:
             fields = dict(line.split(":", 1) for line in Path(f"/proc/{number}/status").read_text().splitlines())
-            rss = int(fields.get("VmRSS", "0 kB").split()[0]) / 1024
+            rss, anon = (int(fields.get(name, "0 kB").split()[0]) / 1024 for name in ("VmRSS", "RssAnon"))
             num_descriptors = len(os.listdir(f"/proc/{number}/fd"))
         except (FileNotFoundError, ProcessLookupError):
             continue
         found["rss"] += rss
-        found["own_rss"] += rss if number == process else 0
+        if number == process:
+            found["own_rss"], found["own_anon"] = rss, anon
         found["descriptors"] += num_descriptors
         found["threads"] += int(fields["Threads"])
         found["processes"] += 1
