@@ -258,6 +258,25 @@ def test_liger_that_is_not_installed_is_one_clear_line(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["plain", "chunked"])
+def test_whole_blocks_need_no_mask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask that is given, even the causal one, keeps attention from its fast path."""
+    model, given = make_model(), []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def attention(*args: Any, **kwargs: Any) -> torch.Tensor:
+        given.append((kwargs["attn_mask"], kwargs["is_causal"]))
+        return original(*args, **kwargs)
+
+    batch = make_batch()
+    expected = model(input_ids=batch["input_ids"].long(), labels=batch["labels"].long()).loss
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda ids: torch.zeros_like(ids))
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", attention)
+    install_loss(model, name)
+    torch.testing.assert_close(model(**batch).loss, expected)
+    assert given == [(None, True)] * 2
+
+
+@pytest.mark.parametrize("name", ["plain", "chunked"])
 def test_a_document_that_shares_its_block_is_as_if_alone(name: str) -> None:
     model = make_model().eval()
     lengths = (9, 1, 14)
