@@ -69,7 +69,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )
         head = weight.to(dtype)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        make = torch.empty_like if len(labels) else torch.zeros_like  # the first chunk's product is written, not added
+        grad_weight = make(weight, dtype=torch.float32) if wants_weight else None
         losses = hidden.new_empty(len(labels), dtype=torch.float32)
         buffer = hidden.new_empty(min(chunk_rows, len(labels)), len(weight), dtype=logits_dtype)
         for start in range(0, len(labels), chunk_rows):
@@ -87,7 +88,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[chunk] = (gradient @ head) * factors
             if grad_weight is not None:
-                add_product(grad_weight, gradient.T, (rows * factors).to(dtype))
+                add_product(grad_weight, gradient.T, (rows * factors).to(dtype), keep=start > 0)
         total = losses.sum()
         ctx.grads = grad_hidden, grad_weight, weight.dtype
         ctx.tied = tied
@@ -126,14 +127,17 @@ class _TiedEmbedding(torch.autograd.Function):
         return None, total, None
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """`total += left @ right` where `total` is in fp32 and the matrices in another type, perhaps."""
+def add_product(total: Tensor, left: Tensor, right: Tensor, *, keep: bool) -> None:
+    """`total += left @ right`, or `=` unless `keep`, where `total` is in fp32 and the matrices in another type, perhaps."""
+    beta = 1 if keep else 0
     if left.dtype == torch.float32:
-        total.addmm_(left, right)
+        total.addmm_(left, right, beta=beta)
     elif total.device.type == "cuda":
-        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)  # not rounded in between
-    else:
+        torch.addmm(total, left, right, beta=beta, out_dtype=torch.float32, out=total)  # not rounded in between
+    elif keep:
         total += left @ right
+    else:
+        total.copy_(left @ right)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
