@@ -24,10 +24,11 @@ def evaluate_held_out(trainer: Any) -> dict[str, float]:
     start = time.monotonic()
     was_training = model.training
     model.eval()
-    batch_blocks = args.per_device_eval_batch_size
     mine = list(range(args.process_index, len(dataset), args.world_size))
-    # A sharded model takes all processes for each batch, so all go through equally many.
+    # A sharded model takes all processes for each batch, so all go through equally many; and all batches are of one size,
+    # for which a compiled model is compiled once: blocks that make them up have no labels.
     most = -(-len(dataset) // args.world_size)
+    batch_blocks = min(args.per_device_eval_batch_size, most)
     starts = range(0, most, batch_blocks)
     trainer.callback_handler.eval_dataloader = starts  # its length is that of the progress bar
     precision = torch.float32 if args.device.type == "mps" else torch.float64
@@ -35,9 +36,9 @@ def evaluate_held_out(trainer: Any) -> dict[str, float]:
     with torch.no_grad():
         for first in starts:
             numbers = mine[first : first + batch_blocks]
-            batch = trainer.data_collator(dataset.__getitems__(numbers or [0]))
-            if not numbers:
-                batch["labels"] = torch.full_like(batch["labels"], IGNORED)
+            batch = trainer.data_collator(dataset.__getitems__(numbers + [0] * (batch_blocks - len(numbers))))
+            batch["labels"] = batch["labels"].clone()
+            batch["labels"][len(numbers) :] = IGNORED
             batch = {name: tensor.to(args.device) for name, tensor in batch.items()}
             with trainer.compute_loss_context_manager():
                 total = model(**batch, num_items_in_batch=1).loss

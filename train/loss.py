@@ -25,7 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from shards.errors import InputError
 from train.data import IGNORED
 from train.settings import LossName
-from train.softmax import softmax_for, softmax_in_place
+from train.softmax import softmax_for
 
 CHUNKED_FROM_VOCABULARY = 16_384  # `auto` on a GPU: below, all logits at once are small and faster
 CHUNKED_FROM_VOCABULARY_CPU = 2_048  # on a CPU the buffer that is used again is what makes it fast
@@ -64,9 +64,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         wants_gradient = wants_hidden or wants_weight
-        softmax, logits_dtype = (
-            softmax_for(hidden.device, dtype) if wants_gradient else (softmax_in_place, torch.float32)
-        )
+        softmax, logits_dtype = softmax_for(hidden.device, dtype)
         head = weight.to(dtype)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         make = torch.empty_like if len(labels) else torch.zeros_like  # the first chunk's product is written, not added

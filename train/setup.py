@@ -51,9 +51,10 @@ def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments
         "ignore_data_skip": True,
     }
     if settings.global_batch_blocks is not None:
-        values["gradient_accumulation_steps"] = accumulation_steps(
+        micro_batch, steps = micro_batches(
             settings.global_batch_blocks, values.get("per_device_train_batch_size", 8), run_directory.num_processes()
         )
+        values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = micro_batch, steps
     if values.get("optim") == MUON:
         values["optim"] = "adamw_torch"  # TrainingArguments knows no Muon; `build_trainer` makes it
     if values.get("bf16", "auto") == "auto":
@@ -78,15 +79,20 @@ def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments
     return args
 
 
-def accumulation_steps(global_batch_blocks: int, micro_batch_blocks: int, num_processes: int) -> int:
-    """Micro-batches a process and step: 256 blocks in micro-batches of 32 on 4 processes are 2. Raises `InputError`."""
-    steps, rest = divmod(global_batch_blocks, micro_batch_blocks * num_processes)
+def micro_batches(global_batch_blocks: int, most_blocks: int, num_processes: int) -> tuple[int, int]:
+    """The blocks of a micro-batch, `most_blocks` or a process's share if that is less, and their number a process and step.
+
+    256 blocks on 4 processes in micro-batches of 32 are 2 each; of 128, one of 64. Raises `InputError` if they don't come out
+    even.
+    """
+    micro_batch = max(1, min(most_blocks, global_batch_blocks // num_processes))
+    steps, rest = divmod(global_batch_blocks, micro_batch * num_processes)
     if rest:
         raise InputError(
             f"global_batch_blocks: {global_batch_blocks} blocks can't be shared by {num_processes} processes in "
-            f"micro-batches of {micro_batch_blocks}; choose another --per_device_train_batch_size"
+            f"micro-batches of {micro_batch}; choose another --per_device_train_batch_size"
         )
-    return steps
+    return micro_batch, steps
 
 
 def decay_settings(given: dict[str, Any], max_steps: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from shards.errors import InputError
 from train.__main__ import main
 from train.run_directory import read_lines
-from train.setup import accumulation_steps, decay_settings
+from train.setup import micro_batches, decay_settings
 
 PROGRAM = Path(__file__).with_name("sharded_program.py")
 
@@ -50,6 +50,9 @@ def test_warmup_stable_decay_falls_at_the_end(write_config: Callable[..., Path],
 
 
 def test_accumulation_follows_from_the_global_batch() -> None:
-    assert [accumulation_steps(256, 32, processes) for processes in (1, 2, 8)] == [8, 4, 1]
+    assert [micro_batches(256, 32, processes) for processes in (1, 2, 8)] == [(32, 8), (32, 4), (32, 1)]
+    assert [micro_batches(256, 128, processes) for processes in (1, 2, 8, 256)] == [(128, 2), (128, 1), (32, 1), (1, 1)]
     with pytest.raises(InputError, match="256 blocks can't be shared by 3 processes in micro-batches of 32"):
-        accumulation_steps(256, 32, 3)
+        micro_batches(256, 32, 3)
+    with pytest.raises(InputError, match="4 blocks can't be shared by 8 processes in micro-batches of 1"):
+        micro_batches(4, 128, 8)
