@@ -80,10 +80,10 @@ def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments
 
 
 def micro_batches(global_batch_blocks: int, most_blocks: int, num_processes: int) -> tuple[int, int]:
-    """The blocks of a micro-batch, `most_blocks` or a process's share if that is less, and their number a process and step.
+    """A micro-batch in blocks, `most_blocks` or a process's share if that is less; and how many a process has in a step.
 
-    256 blocks on 4 processes in micro-batches of 32 are 2 each; of 128, one of 64. Raises `InputError` if they don't come out
-    even.
+    256 blocks on 4 processes: 2 micro-batches of 32 each, or, where 128 are allowed, one of 64. Raises `InputError` if
+    they can't be shared evenly.
     """
     micro_batch = max(1, min(most_blocks, global_batch_blocks // num_processes))
     steps, rest = divmod(global_batch_blocks, micro_batch * num_processes)

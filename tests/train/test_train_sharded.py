@@ -13,7 +13,7 @@ import pytest
 from shards.errors import InputError
 from train.__main__ import main
 from train.run_directory import read_lines
-from train.setup import micro_batches, decay_settings
+from train.setup import decay_settings, micro_batches
 
 PROGRAM = Path(__file__).with_name("sharded_program.py")
 
