@@ -143,6 +143,7 @@ def build(
                     check_every=check_every,
                     num_units=len(units),
                     url=place.url,
+                    carried=engine == "ray" and isinstance(place, HubPlace),
                 )
                 with _running(engine, ray_address, num_workers) as (run, num_running):
                     statistics = _do_units(job, units, tokenizer, place, run, num_running, reporter)

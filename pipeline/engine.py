@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, NoReturn
 
+from pipeline.carried_unit import keep_files, run_carried_task
 from pipeline.dedup import hash_receipt_path, write_hashes
 from pipeline.documents import DocumentEncoder
 from pipeline.receipts import receipt_path
@@ -46,6 +47,7 @@ class Task:
     unit: Unit
     kind: TaskKind = "build"
     first: int | None = None
+    drops: bytes = b""  # for a worker that can't read them (`pipeline.carried_unit`)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -55,15 +57,18 @@ class _Worker:
     task: Task | None = None
 
 
-def run_task(job: Job, task: Task, progress: Progress) -> bytes:
+def run_task(job: Job, task: Task, progress: Progress) -> bytes | dict[str, bytes]:
     """What a worker of any engine does for one task. Raises `UnitError`.
 
-    Returns the receipt's content where the set is built in a store, for `keep_receipt`; else nothing.
+    Returns, for `keep_receipt`, the receipt's content where the set is built in a store, and all files where they are
+    carried; else nothing.
     """
     if job.url:
         from pipeline.remote_unit import run_remote_task
 
         return run_remote_task(job, task, progress, _run_local_task)
+    if job.carried:
+        return run_carried_task(job, task, progress, _run_local_task)
     _run_local_task(job, task, progress)
     return b""
 
@@ -80,9 +85,11 @@ def _run_local_task(job: Job, task: Task, progress: Progress) -> None:
     process_unit(task.unit, job, load_document_encoder(job), reference, first=task.first, progress=progress)
 
 
-def keep_receipt(job: Job, task: Task, content: bytes) -> None:
-    """Write the receipt that a worker has put into the store to where the build reads it."""
-    if content:
+def keep_receipt(job: Job, task: Task, content: bytes | dict[str, bytes]) -> None:
+    """Write the receipt that a worker has put into the store, or all that it has sent, to where the build reads it."""
+    if isinstance(content, dict):
+        keep_files(job, task, content)
+    elif content:
         path_of = hash_receipt_path if task.kind == "hash" else receipt_path
         path_of(job.directory, task.unit.number).write_bytes(content)
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ pytest.importorskip("fsspec", reason="needs the package fsspec")
 import shards
 from pipeline import build as build_module
 from pipeline.build import BuildResult, Reporter, build
+from pipeline.carried_unit import with_drops
+from pipeline.engine import Task, keep_receipt, run_task
 from pipeline.hub_place import HubPlace
+from pipeline.work import Job, Progress
 from shards.errors import InputError
 from shards.pull import pull
 from shards.storage import StorageError
@@ -332,6 +335,27 @@ def test_more_files_than_a_folder_takes_are_told_before_the_work(
     ):
         run(URL, tokenizer_dir)
     assert hub.writes == []
+
+
+def test_units_of_nodes_without_this_disk_are_carried_here(
+    hub: Hub, tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the engine `ray` does it; its own test has the cluster."""
+
+    def run_elsewhere(job: Job, tasks: Sequence[Task], _number: int, progress: Progress) -> Iterator[tuple[int, None]]:
+        job = dataclasses.replace(job, carried=True)
+        theirs = dataclasses.replace(job, directory=tmp_path / "not" / "there")
+        for task in tasks:
+            keep_receipt(job, task, run_task(theirs, with_drops(job, task), progress))
+            yield task.unit.number, None
+
+    records = [*sample_records(), {"text": 7}, *sample_records()[:30]]
+    corpus = write_corpus(tmp_path / "corpus.jsonl", records, "lines")  # no false starts
+    settings = dataclasses.replace(SETTINGS, on_bad_record="skip", dedup="exact")
+    run(tmp_path / "set", tokenizer_dir, source=corpus, settings=settings)
+    monkeypatch.setattr(build_module, "run_tasks", run_elsewhere)
+    run(URL, tokenizer_dir, source=corpus, settings=settings)
+    assert uploaded(hub) == directory_bytes(tmp_path / "set")
 
 
 def start(tokenizer_dir: Path, *more: object) -> subprocess.Popen[str]:
