@@ -13,6 +13,7 @@ import functools
 import gc
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -37,7 +38,7 @@ from shards.storage import StorageError, is_url
 TaskKind = Literal["build", "hash"]
 MAX_TRIES = 2
 _SECONDS_TO_END = 1.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +155,7 @@ def run_tasks(
         # A forked worker inherits our ends of all pipes: it closes them, or no worker would see that we are gone.
         inherited = [ours, *(worker.pipe for worker in workers)] if method == "fork" else []
         process = context.Process(target=_worker_main, args=(theirs, job, inherited), daemon=True)
-        with _signals_held_back():  # a worker has no answer to them before it runs our code
+        with signals_held_back(spawns=method == "spawn"):  # a worker has no answer to them before it runs our code
             process.start()
         theirs.close()
         workers.append(_Worker(process=process, pipe=ours))
@@ -232,9 +233,11 @@ def _check_tries(job: Job, task: Task, num_tries: int, exit_code: int | None) ->
 
 
 @contextlib.contextmanager
-def _signals_held_back() -> Generator[None, None, None]:
+def signals_held_back(*, spawns: bool) -> Generator[None, None, None]:
     """SIGINT and SIGTERM wait until the end; a process that is started within has them held back from its start on."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    if spawns:
+        multiprocessing.resource_tracker.ensure_running()  # the first spawned process starts it, and that lets them through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
     try:
         yield
     finally:
@@ -246,7 +249,7 @@ def _worker_main(pipe: Connection, job: Job, inherited: list[Connection]) -> Non
         connection.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
     gc.disable()  # records hold no cycles, and there are many of them
     parent = os.getppid()
 

@@ -26,6 +26,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from pipeline.engine import HELD_BACK, signals_held_back
 from pipeline.place import Place
 from pipeline.remote_place import fetch_manifest
 from shards.errors import InputError
@@ -168,12 +169,12 @@ class HubPlace:
 
     def upload(self) -> None:
         """Put the finished set where it belongs, see that it is there, and remove it here."""
-        self._check_may_write()
         directory = self.staging.final
         sizes = [path.stat().st_size for path in directory.rglob("*") if path.is_file()]
         self._notice(f"uploading {size_text(sum(sizes))} in {plural(len(sizes), 'file')} to {self}")
         kept = f"the set is kept in {directory}, the same command only uploads it"
         try:
+            self._check_may_write()
             run = functools.partial(
                 hub.upload,
                 directory,
@@ -225,7 +226,8 @@ def _in_process(run: Callable[[], str]) -> str:
     ours, theirs = context.Pipe()
     process = context.Process(target=_upload_main, args=(theirs, run), daemon=True)
     try:
-        process.start()
+        with signals_held_back(spawns=True):  # it has no answer to them before it runs our code
+            process.start()
         theirs.close()
         try:
             kind, text = ours.recv()
@@ -249,6 +251,7 @@ def _in_process(run: Callable[[], str]) -> str:
 def _upload_main(pipe: Connection, run: Callable[[], str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     try:
         outcome = "done", run()

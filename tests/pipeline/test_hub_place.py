@@ -5,6 +5,7 @@ Large files go by the LFS protocol here; Xet's servers can't be had on loopback.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -26,6 +27,7 @@ from pipeline.carried_unit import with_drops
 from pipeline.engine import Task, keep_receipt, run_task
 from pipeline.hub_place import HubPlace
 from pipeline.work import Job, Progress
+from shards import tables
 from shards.errors import InputError
 from shards.pull import pull
 from shards.storage import StorageError
@@ -406,10 +408,66 @@ def test_a_signal_ends_an_upload_at_once_and_keeps_the_set(
     assert "manifest.json" in uploaded(hub)
 
 
+def uploading_process(process: subprocess.Popen[str]) -> int:
+    """The number of the process that uploads, 0 before it is there."""
+    for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError):
+            if b"spawn_main" in Path(f"/proc/{number}/cmdline").read_bytes():
+                return int(number)
+    return 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_the_process_that_uploads_leaves_ctrl_c_to_its_parent(hub: Hub, tokenizer_dir: Path, uploads: Path) -> None:
+    """A terminal sends it to both, also while the one still loads modules."""
+    process = start(tokenizer_dir)
+    wait_until(lambda: uploading_process(process), process)
+    number = uploading_process(process)
+    assert number > 1
+    for _ in range(20):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGINT)
+        time.sleep(0.02)
+    _output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in errors
+    assert "manifest.json" in uploaded(hub)
+
+
+@pytest.mark.usefixtures("inline_engine")
+def test_a_large_set_has_its_tables(
+    hub: Hub, tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "MAX_LISTED", 3)
+    run(tmp_path / "set", tokenizer_dir)
+    result = run(URL, tokenizer_dir)
+    assert result.manifest.has_tables and len(result.manifest.shards) > 3
+    assert uploaded(hub) == directory_bytes(tmp_path / "set")
+    assert "shards.table" in uploaded(hub) and run(URL, tokenizer_dir).up_to_date
+
+
+def test_a_cache_that_can_not_be_written_is_one_line(hub: Hub, tmp_path: Path, tokenizer_dir: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run_module(*command(tokenizer_dir), env={"XDG_CACHE_HOME": str(tmp_path / "file")})
+    assert_one_error_line(result, "can't write here: Not a directory; choose another place (XDG_CACHE_HOME)")
+
+
+def test_nothing_is_committed_for_a_build_that_was_killed(hub: Hub, tokenizer_dir: Path, uploads: Path) -> None:
+    hub.object_waits = 2
+    process = start(tokenizer_dir)
+    wait_until(lambda: "batch" in hub.writes, process)
+    process.kill()
+    process.communicate()
+    time.sleep(4)  # with the parent alive, the first five contents would be there, and more asked for
+    assert "commit" not in kinds(hub) and kinds(hub).count("object") <= 5
+    assert len(list(uploads.glob("zh-*/manifest.json"))) == 1
+
+
 def test_what_a_person_sees(hub: Hub, tokenizer_dir: Path, uploads: Path) -> None:
+    hub.failures["preupload"] = [503]  # which the client tries again
     result = run_module(*command(tokenizer_dir))
     assert result.returncode == 0, result.stderr
     lines = result.stderr.splitlines()
+    assert [line.split()[0] for line in lines] == ["building", "reading", "uploading", "commit"]
     assert lines[0].startswith(f"building in {uploads}/zh-") and lines[0].endswith(f", then one commit to {URL}")
     assert lines[-2].startswith("uploading ") and lines[-1].startswith("commit ")
     assert f"shard set    {URL}" in result.stdout
