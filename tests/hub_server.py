@@ -137,6 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _hugging_face(self, path: str) -> None:
         if path.startswith("api/datasets/"):
             return self._file_system(path.removeprefix("api/").split("/"))
+        if path.startswith("api/"):  # the client's own questions, such as api/agent-harnesses
+            return self._send(404, b"{}")
         repository, _, rest = path.partition("/resolve/")
         if not repository.startswith("datasets/"):
             repository = f"models/{repository}"
