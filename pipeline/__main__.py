@@ -67,7 +67,10 @@ def add_build(commands: Any) -> None:
     )
     build.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
     build.add_argument(
-        "--out", required=True, metavar="DIR", help="the shard set to make: a directory, or s3://BUCKET/NAME"
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="the shard set to make: a directory, s3://BUCKET/NAME, or hf://datasets/USER/NAME/FOLDER",
     )
 
     text = build.add_argument_group("what the documents are")

@@ -19,8 +19,10 @@ from typing import Any, Literal
 from pipeline.chain import Chain
 from pipeline.dedup import DEDUP_DIRECTORY, find_duplicates, read_hash_receipt
 from pipeline.engine import Task, TaskKind, run_tasks
-from pipeline.finish import encode_stamps, source_digest, stretch_digest, write_set
-from pipeline.place import PLAN_NAME, Place, make_plan, settings_differences
+from pipeline.existing import AnyPlace, check_existing, is_staged
+from pipeline.finish import stretch_digest, write_set
+from pipeline.hub_place import HubPlace
+from pipeline.place import PLAN_NAME, Place, make_plan
 from pipeline.receipts import RECEIPTS_DIRECTORY, REJECTED_SUFFIX, StretchReceipt, read_receipt, receipt_path
 from pipeline.remote_place import RemotePlace
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
@@ -30,8 +32,7 @@ from pipeline.tokenizers import choose_encoder, load_tokenizer_files
 from pipeline.units import Stretch, Unit, plan_units
 from pipeline.work import Job, Progress, UnitError
 from shards.errors import InputError
-from shards.files import write_atomically
-from shards.manifest import MANIFEST_NAME, STAMPS_NAME, Manifest, read_manifest
+from shards.manifest import Manifest, read_manifest
 from shards.storage import is_url
 from shards.tokenizer_files import TokenizerFiles
 from shards.wording import size_text
@@ -55,6 +56,13 @@ class Reporter:
     def progress(self, num_bytes: int, num_tokens: int, num_rejected: int) -> None: ...
 
     def finished(self) -> None: ...
+
+    def notice(self, line: str) -> None: ...
+
+    @property
+    def shows_bars(self) -> bool:
+        """Whether others may show how far they are, too."""
+        return False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +113,7 @@ def build(
     reporter = reporter or Reporter()
     if num_workers is not None and num_workers < 1:
         raise InputError(f"--workers: expected at least 1, found {num_workers}")
-    place = RemotePlace(str(out)) if is_url(str(out)) else Place(Path(out).absolute() if engine == "ray" else Path(out))
+    place = _place(out, engine, reporter)
     sources = find_sources(source_names)
     tokenizer = load_tokenizer_files(tokenizer_name)
     plan = make_plan(settings, sources, tokenizer)
@@ -116,30 +124,44 @@ def build(
             place.discard_partial()
         if up_to_date := place.is_there and not (force and place.holds_set):
             place.fetch_existing()
-            _check_existing(place, plan, sources, settings)
+            check_existing(place, plan, sources, settings)
         else:
-            place.prepare(plan)
-            if encoder == "auto":
-                encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
-            units = plan_units(sources, settings.unit_bytes)
-            job = Job(
-                sources=tuple(sources),
-                settings=settings,
-                encoder=encoder,
-                tokenizer_json=tokenizer.tokenizer_json,
-                eos_id=tokenizer.eos_id,
-                directory=place.directory,
-                check_every=check_every,
-                num_units=len(units),
-                url=place.url,
-            )
-            with _running(engine, ray_address, num_workers) as (run, num_running):
-                statistics = _do_units(job, units, tokenizer, place, run, num_running, reporter)
-            place.publish()
+            if not is_staged(place, plan, sources, settings, force=force):
+                place.prepare(plan)
+                if encoder == "auto":
+                    encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
+                units = plan_units(sources, settings.unit_bytes)
+                if isinstance(place, HubPlace):
+                    place.check_files(len(units))
+                job = Job(
+                    sources=tuple(sources),
+                    settings=settings,
+                    encoder=encoder,
+                    tokenizer_json=tokenizer.tokenizer_json,
+                    eos_id=tokenizer.eos_id,
+                    directory=place.directory,
+                    check_every=check_every,
+                    num_units=len(units),
+                    url=place.url,
+                    carried=engine == "ray" and isinstance(place, HubPlace),
+                )
+                with _running(engine, ray_address, num_workers) as (run, num_running):
+                    statistics = _do_units(job, units, tokenizer, place, run, num_running, reporter)
+                place.publish()
+            if isinstance(place, HubPlace):
+                place.upload()
         manifest = read_manifest(place.existing)
     return BuildResult(
         path=out, manifest=manifest, up_to_date=up_to_date, statistics=statistics, seconds=time.monotonic() - begin
     )
+
+
+def _place(out: Path | str, engine: Engine, reporter: Reporter) -> AnyPlace:
+    if str(out).startswith("hf://"):
+        return HubPlace(str(out), notice=reporter.notice, shows_bars=reporter.shows_bars)
+    if is_url(str(out)):
+        return RemotePlace(str(out))
+    return Place(Path(out).absolute() if engine == "ray" else Path(out))
 
 
 @contextlib.contextmanager
@@ -168,7 +190,7 @@ def _do_units(
     job: Job,
     units: list[Unit],
     tokenizer: TokenizerFiles,
-    place: Place | RemotePlace,
+    place: AnyPlace,
     run: Run,
     num_workers: int,
     reporter: Reporter,
@@ -187,7 +209,7 @@ def _do_units(
     num_bytes = sum(unit.num_bytes for unit in units)
     num_missing_bytes = sum(unit.num_bytes for unit in missing)
     if not job.url:
-        _check_room(job.directory, num_missing_bytes)
+        _check_room(job.directory, num_missing_bytes, place)
     reporter.started(num_bytes, num_bytes - num_missing_bytes, min(num_workers, max(1, len(missing))))
     try:
         if job.settings.dedup == "exact":
@@ -304,13 +326,13 @@ def _run_all(
         tasks = [Task(unit=again[0], kind=kind, first=again[1])]
 
 
-def _check_room(directory: Path, num_bytes: int) -> None:
+def _check_room(directory: Path, num_bytes: int, place: AnyPlace) -> None:
     """Raise `InputError` if the disk has clearly less room than what is missing will take."""
     expected, free = int(num_bytes * _ESTIMATED_GROWTH), shutil.disk_usage(directory).free
     if free < expected:
         raise InputError(
-            f"{directory}: about {size_text(expected)} are needed, {size_text(free)} are free; make room or choose "
-            "another --out"
+            f"{directory}: about {size_text(expected)} are needed, {size_text(free)} are free; make room or "
+            f"{place.elsewhere}"
         )
 
 
@@ -362,38 +384,3 @@ def _check_stretches(
                 f"{job.directory}: an unfinished build with other inputs ({source.path} has changed); begin anew with "
                 "--force"
             )
-
-
-def _check_existing(
-    place: Place | RemotePlace, plan: dict[str, Any], sources: Sequence[Source], settings: BuildSettings
-) -> None:
-    """Raise `InputError` unless the set that is there was made by this very build."""
-    if not place.existing.is_dir() or not (place.existing / MANIFEST_NAME).is_file():
-        raise InputError(f"{place}: exists and is no shard set; choose another --out, or move it elsewhere")
-    manifest = read_manifest(place.existing)
-    before = {"settings": manifest.settings, "tokenizer": dataclasses.asdict(manifest.tokenizer)}
-    differences = settings_differences(before, plan)
-    if not differences and not _same_sources(place.existing, manifest, sources, settings):
-        differences = ["the sources have changed"]
-    if differences:
-        raise InputError(
-            f"{place}: a shard set from other inputs is there ({'; '.join(differences)}); "
-            "choose another --out, or build it anew with --force"
-        )
-
-
-def _same_sources(out: Path, manifest: Manifest, sources: Sequence[Source], settings: BuildSettings) -> bool:
-    """Whether the set was built from these sources: by their times, else by their digests."""
-    stamps = encode_stamps(sources)
-    with contextlib.suppress(OSError):
-        if (out / STAMPS_NAME).read_bytes() == stamps:
-            return True
-    recorded = [(entry.path, entry.num_bytes) for entry in manifest.sources]
-    if recorded != [(source.name, source.num_bytes) for source in sources]:
-        return False
-    for entry, source in zip(manifest.sources, sources, strict=True):
-        if source.format != "hub" and source_digest(source, settings.unit_bytes) != entry.digest:
-            return False
-    with contextlib.suppress(OSError):
-        write_atomically(out / STAMPS_NAME, stamps)
-    return True

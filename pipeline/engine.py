@@ -13,6 +13,7 @@ import functools
 import gc
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, NoReturn
 
+from pipeline.carried_unit import keep_files, run_carried_task
 from pipeline.dedup import hash_receipt_path, write_hashes
 from pipeline.documents import DocumentEncoder
 from pipeline.receipts import receipt_path
@@ -36,7 +38,7 @@ from shards.storage import StorageError, is_url
 TaskKind = Literal["build", "hash"]
 MAX_TRIES = 2
 _SECONDS_TO_END = 1.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +48,7 @@ class Task:
     unit: Unit
     kind: TaskKind = "build"
     first: int | None = None
+    drops: bytes = b""  # for a worker that can't read them (`pipeline.carried_unit`)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -55,15 +58,18 @@ class _Worker:
     task: Task | None = None
 
 
-def run_task(job: Job, task: Task, progress: Progress) -> bytes:
+def run_task(job: Job, task: Task, progress: Progress) -> bytes | dict[str, bytes]:
     """What a worker of any engine does for one task. Raises `UnitError`.
 
-    Returns the receipt's content where the set is built in a store, for `keep_receipt`; else nothing.
+    Returns, for `keep_receipt`, the receipt's content where the set is built in a store, and all files where they are
+    carried; else nothing.
     """
     if job.url:
         from pipeline.remote_unit import run_remote_task
 
         return run_remote_task(job, task, progress, _run_local_task)
+    if job.carried:
+        return run_carried_task(job, task, progress, _run_local_task)
     _run_local_task(job, task, progress)
     return b""
 
@@ -80,9 +86,11 @@ def _run_local_task(job: Job, task: Task, progress: Progress) -> None:
     process_unit(task.unit, job, load_document_encoder(job), reference, first=task.first, progress=progress)
 
 
-def keep_receipt(job: Job, task: Task, content: bytes) -> None:
-    """Write the receipt that a worker has put into the store to where the build reads it."""
-    if content:
+def keep_receipt(job: Job, task: Task, content: bytes | dict[str, bytes]) -> None:
+    """Write the receipt that a worker has put into the store, or all that it has sent, to where the build reads it."""
+    if isinstance(content, dict):
+        keep_files(job, task, content)
+    elif content:
         path_of = hash_receipt_path if task.kind == "hash" else receipt_path
         path_of(job.directory, task.unit.number).write_bytes(content)
 
@@ -147,7 +155,7 @@ def run_tasks(
         # A forked worker inherits our ends of all pipes: it closes them, or no worker would see that we are gone.
         inherited = [ours, *(worker.pipe for worker in workers)] if method == "fork" else []
         process = context.Process(target=_worker_main, args=(theirs, job, inherited), daemon=True)
-        with _signals_held_back():  # a worker has no answer to them before it runs our code
+        with signals_held_back(spawns=method == "spawn"):  # a worker has no answer to them before it runs our code
             process.start()
         theirs.close()
         workers.append(_Worker(process=process, pipe=ours))
@@ -225,9 +233,11 @@ def _check_tries(job: Job, task: Task, num_tries: int, exit_code: int | None) ->
 
 
 @contextlib.contextmanager
-def _signals_held_back() -> Generator[None, None, None]:
+def signals_held_back(*, spawns: bool) -> Generator[None, None, None]:
     """SIGINT and SIGTERM wait until the end; a process that is started within has them held back from its start on."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    if spawns:
+        multiprocessing.resource_tracker.ensure_running()  # the first spawned process starts it, and that lets them through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
     try:
         yield
     finally:
@@ -239,7 +249,7 @@ def _worker_main(pipe: Connection, job: Job, inherited: list[Connection]) -> Non
         connection.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
     gc.disable()  # records hold no cycles, and there are many of them
     parent = os.getppid()
 

@@ -35,6 +35,7 @@ class Place:
     """Where a shard set is built."""
 
     final: Path
+    elsewhere: str = "choose another --out"  # what to do where it can't be built
     url = ""  # as `pipeline.remote_place.RemotePlace` has one
 
     def __str__(self) -> str:
@@ -74,9 +75,7 @@ class Place:
                 self.final.parent.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             except OSError as error:
-                raise InputError(
-                    f"{self.final.parent}: can't write here: {error.strerror}; choose another --out"
-                ) from None
+                raise InputError(f"{self.final.parent}: can't write here: {error.strerror}; {self.elsewhere}") from None
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

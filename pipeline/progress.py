@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.build import BuildResult, Reporter
+from shards.errors import printable
 from shards.wording import plural, size_text
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -62,6 +63,13 @@ class BarReporter(Reporter):
     def finished(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def notice(self, line: str) -> None:
+        _say(printable(line))
+
+    @property
+    def shows_bars(self) -> bool:
+        return sys.stderr.isatty()
 
 
 def _say(line: str) -> None:

@@ -1,8 +1,9 @@
 """The engine of several machines: Ray runs the very tasks that the local engine runs, on any node of a cluster.
 
 Ray restarts what died: a task whose worker or node is lost, or to whom a store didn't answer, is tried again, up to
-`MAX_RETRIES` times. A task is idempotent, so it may. Only counts and receipts come back, and no more than
-`TASKS_PER_CORE` tasks a core are handed out at a time, so this process holds the same however many units there are.
+`MAX_RETRIES` times. A task is idempotent, so it may. Only counts and receipts come back (and a unit's files, of a set for
+Hugging Face, which is put from this machine), and no more than `TASKS_PER_CORE` tasks a core are handed out at a time, so
+this process holds the same however many units there are.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import pipeline
 import shards
+from pipeline.carried_unit import with_drops
 from pipeline.engine import Task, keep_receipt, outcome_of, raise_outcome
 from pipeline.work import Job, Progress, UnitError
 from shards.errors import InputError
@@ -102,7 +104,7 @@ def run_tasks_on_ray(
             limit = num_workers or TASKS_PER_CORE * num_cluster_cores()
             while waiting and len(running) < limit:
                 task = waiting.popleft()
-                running[remote.remote(reference, task)] = task
+                running[remote.remote(reference, with_drops(job, task))] = task
             ready, _others = ray.wait(list(running), num_returns=1, timeout=_SECONDS_BETWEEN_COUNTS)
             for ended in ready:
                 task = running.pop(ended)

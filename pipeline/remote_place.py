@@ -42,12 +42,9 @@ _FILES_AT_ONCE = 512
 class RemotePlace:
     """Where a shard set is built in a store. `directory` is on this machine's disk: it mirrors the receipts."""
 
+    elsewhere = "choose another --out"  # as `Place` has one
+
     def __init__(self, url: str) -> None:
-        if url.startswith("hf://"):
-            raise InputError(
-                f"{url}: no set can be built there, where each file is a commit; build to a directory or a bucket "
-                "(s3://…), then `hf upload ORG/NAME DIR --repo-type dataset`"
-            )
         self.url = url.rstrip("/")
         self._partial = partial_url(self.url)
         self._plan = b""
@@ -69,15 +66,7 @@ class RemotePlace:
 
     def fetch_existing(self) -> None:
         """Get the manifest of the set that is there, with its tables. Without one, `existing` is an empty directory."""
-        self.existing.mkdir(exist_ok=True)
-        names = [MANIFEST_NAME, STAMPS_NAME]
-        for name in names:
-            content = read_bytes(join(self.url, name))
-            if content is not None:
-                (self.existing / name).write_bytes(content)
-                if name == MANIFEST_NAME:
-                    _fingerprint, tables = decode_table_entries(content, join(self.url, name))
-                    names += [table.file for table in tables]
+        fetch_manifest(self.url, self.existing)
 
     @property
     def holds_set(self) -> bool:
@@ -224,3 +213,16 @@ class RemotePlace:
         for path in sorted((self.directory / RECEIPTS_DIRECTORY).glob("*.json")):
             for name, (num_bytes, right) in unsealed(path.read_bytes())[FILES_KEY].items():
                 yield name, num_bytes, right
+
+
+def fetch_manifest(url: str, directory: Path) -> None:
+    """Copy what the set at `url` says of itself to `directory`: its manifest, with its tables. Nothing if none is there."""
+    directory.mkdir(exist_ok=True)
+    names = [MANIFEST_NAME, STAMPS_NAME]
+    for name in names:
+        content = read_bytes(join(url, name))
+        if content is not None:
+            (directory / name).write_bytes(content)
+            if name == MANIFEST_NAME:
+                _fingerprint, tables = decode_table_entries(content, join(url, name))
+                names += [table.file for table in tables]

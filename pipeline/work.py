@@ -64,6 +64,7 @@ class Job:
     check_every: int  # one document in so many is also encoded by the reference; 0 for none
     num_units: int
     url: str = ""  # the set's URL, if it is built in a store; then `directory` is where the driver keeps the receipts
+    carried: bool = False  # whether a worker's files come back as its result: it may not share the disk of `directory`
 
 
 class UnitError(InputError):

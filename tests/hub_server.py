@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import hashlib
 import json
+import sys
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
@@ -43,6 +47,25 @@ class Hub:
     redirects: bool = True  # contents come from elsewhere, as those of large files do
     lists_files: bool = False  # to `HfFileSystem`
     listed_paths: list[str] = dataclasses.field(default_factory=list)  # more paths in listings
+    linked: dict[str, bytes] = dataclasses.field(default_factory=dict)  # what is elsewhere
+    # Uploads
+    token: str = ""  # who has another is turned away; with none, nobody may write
+    may_write: bool = True
+    branches: set[str] = dataclasses.field(default_factory=set)  # besides main; with none, every revision is main
+    commits: dict[str, tuple[str, dict[str, bytes]]] = dataclasses.field(
+        default_factory=dict
+    )  # by number: title, files
+    heads: dict[str, str] = dataclasses.field(default_factory=dict)  # by `REPOSITORY@BRANCH`
+    objects: dict[str, bytes] = dataclasses.field(default_factory=dict)  # large files' contents by their SHA-256
+    gitignore: tuple[str, ...] = ()  # names' ends, unless an upload brings rules of its own
+    writes: list[str] = dataclasses.field(
+        default_factory=list
+    )  # `preupload`, `batch`, `object SHA256`, `verify`, `commit`
+    failures: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # statuses for such requests, in turn
+    loses_commit_answer: bool = False
+    damages_objects: bool = False
+    before_commit: Callable[[], None] = lambda: None
+    object_waits: float = 0.0  # seconds
 
     @property
     def elsewhere(self) -> str:
@@ -51,6 +74,36 @@ class Hub:
 
     def put(self, repository: str, path: str, content: bytes) -> None:
         self.repositories.setdefault(repository, {})[path] = content
+
+    def head(self, repository: str, revision: str = "main") -> str | None:
+        """The commit that a branch or a commit's number means; None if there is none."""
+        if revision in self.commits or revision == COMMIT:
+            return revision
+        if revision != "main" and self.branches and revision not in self.branches:
+            return None
+        return self.heads.get(f"{repository}@{revision if self.branches else 'main'}", COMMIT)
+
+    def files(self, repository: str, revision: str = "main") -> dict[str, bytes]:
+        """What a revision holds."""
+        commit = self.head(repository, revision)
+        return self.commits[commit][1] if commit in self.commits else self.repositories[repository]
+
+
+def is_large(path: str) -> bool:
+    """Whether the repository's .gitattributes have such a file put as a large one."""
+    return path.endswith((".bin", ".idx"))
+
+
+def git_digest(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def entry(path: str, content: bytes) -> dict[str, object]:
+    """A file as Hugging Face lists it."""
+    found: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": git_digest(content)}
+    if is_large(path):
+        found["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+    return found
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -69,14 +122,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         hub, url = self.hub, urlsplit(self.path)
         time.sleep(hub.seconds_before_answer)
-        path = unquote(url.path).strip("/")
+        path = unquote(url.path).strip("/") if "/api/datasets/" not in url.path else url.path.strip("/")
         if hub.status:
             return self._send(hub.status, b"{}")
         if not hub.is_hub:
             return self._send(200, b"<html>Log in to the network</html>")
         if path.startswith("cdn/"):
-            repository, _, file = path.removeprefix("cdn/").partition("//")
-            return self._send_content(hub.repositories[repository][file], file)
+            linked = path.removeprefix("cdn/")
+            return self._send_content(hub.linked[linked], linked.partition("//")[2])
         if path.startswith("api/v1/"):
             return self._model_scope(path.removeprefix("api/v1/").split("/"), parse_qs(url.query))
         return self._hugging_face(path)
@@ -84,6 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _hugging_face(self, path: str) -> None:
         if path.startswith("api/datasets/"):
             return self._file_system(path.removeprefix("api/").split("/"))
+        if path.startswith("api/"):  # the client's own questions, such as api/agent-harnesses
+            return self._send(404, b"{}")
         repository, _, rest = path.partition("/resolve/")
         if not repository.startswith("datasets/"):
             repository = f"models/{repository}"
@@ -91,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.revisions.append(revision)
         if repository not in self.hub.repositories:
             return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
-        content = self.hub.repositories[repository].get(file)
+        content = self.hub.files(repository, unquote(revision)).get(file)
         if content is None:
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
         listed = len(content) if self.hub.listed_bytes is None else self.hub.listed_bytes
@@ -102,34 +157,180 @@ class _Handler(BaseHTTPRequestHandler):
             "ETag": '"other"',
         }
         if self.hub.redirects:
+            self.hub.linked[f"{repository}//{file}"] = content
             headers["Location"] = f"{self.hub.elsewhere}/cdn/{repository}//{file}?Signature=1"
             return self._send(302, b"", headers)
         return self._send_content(content, file, headers)
 
     def _file_system(self, parts: list[str]) -> None:
-        """What `HfFileSystem` asks of a repository: whether it is there, and what files are in it."""
-        repository, question, below = "/".join(parts[:3]), parts[3:4], "/".join(parts[5:])
-        files = self.hub.repositories.get(repository) if self.hub.lists_files else None
-        if files is None:
+        """What `HfFileSystem` and an upload ask of a repository: whether it is there, and what files are in it."""
+        repository, question, below = "/".join(parts[:3]), parts[3:4], unquote("/".join(parts[5:]))
+        if not self._is_known():
+            return None
+        if repository not in self.hub.repositories or not self.hub.lists_files:
             return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        if question in (["xet-write-token"], ["xet-read-token"]):
+            return self._send(404, b"{}")
+        if question == ["auth-check"]:
+            return self._send(200 if self.hub.may_write else 403, b"{}")
+        commit = self.hub.head(repository, unquote(parts[4]) if len(parts) > 4 else "main")
+        if commit is None:
+            return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         if question != ["tree"]:
-            return self._send(200, json.dumps({"id": "/".join(parts[1:3]), "sha": COMMIT}).encode())
+            return self._send(200, json.dumps({"id": "/".join(parts[1:3]), "sha": commit}).encode())
+        files = self.hub.files(repository, commit)
         prefix = f"{below}/" if below else ""
         found = {path: content for path, content in files.items() if path.startswith(prefix)}
         if not found:
             return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
         is_recursive = parse_qs(urlsplit(self.path).query).get("recursive", [""])[0].lower() == "true"
         entries: list[dict[str, object]] = [
-            {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+            entry(path, content)
             for path, content in sorted(found.items())
             if is_recursive or "/" not in path.removeprefix(prefix)
         ]
         for path in found if not is_recursive else ():
             name, inner, _ = path.removeprefix(prefix).partition("/")
-            entry: dict[str, object] = {"type": "directory", "path": prefix + name, "oid": "0"}
-            if inner and entry not in entries:
-                entries.append(entry)
+            folder: dict[str, object] = {"type": "directory", "path": prefix + name, "oid": "0"}
+            if inner and folder not in entries:
+                entries.append(folder)
         return self._send(200, json.dumps(entries).encode())
+
+    # ---- uploads ----
+
+    def do_POST(self) -> None:
+        self._write_answer()
+
+    def do_PUT(self) -> None:
+        self._write_answer()
+
+    def _write_answer(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            body = self._body()
+            parts = urlsplit(self.path).path.strip("/").split("/")
+            if parts[0] == "objects":  # elsewhere: what may be put there is in the address
+                return self._put_object(parts[1], body)
+            if self.hub.status:
+                return self._send(self.hub.status, b"{}")
+            if not self._is_known():
+                return None
+            is_batch = parts[-1] == "batch"
+            repository = "/".join(parts[:3]).removesuffix(".git") if is_batch else "/".join(parts[1:4])
+            if repository not in self.hub.repositories:
+                return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            if parts[4:5] == ["paths-info"]:
+                files = self.hub.files(repository, unquote(parts[5]))
+                wanted = parse_qs(body.decode()).get("paths", [])
+                return self._send(
+                    200, json.dumps([entry(path, files[path]) for path in wanted if path in files]).encode()
+                )
+            if not self.hub.may_write:
+                return self._send(403, b"{}", {"X-Error-Message": "you may only read"})
+            kind = "batch" if is_batch else parts[4]
+            revision = "main" if kind in ("batch", "verify") else unquote(parts[5])
+            if self._fails(kind):
+                return None
+            if self.hub.head(repository, revision) is None:
+                return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            if kind == "commit":
+                return self._commit(repository, revision, [json.loads(line) for line in body.splitlines()])
+            question = json.loads(body)
+            answer = {"preupload": self._preupload, "batch": self._batch, "verify": self._verify}[kind]
+            return self._send(200, json.dumps(answer(repository, revision, question)).encode())
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def _is_known(self) -> bool:
+        """Whether the token is right, where one is needed; if not, that is the answer."""
+        given = self.headers.get("Authorization", "")
+        if not self.hub.token or given == f"Bearer {self.hub.token}":
+            return True
+        self._send(401, b'{"error": "Invalid username or password."}')
+        return False
+
+    def _fails(self, kind: str) -> bool:
+        self.hub.writes.append(kind)
+        status = next(iter(self.hub.failures.get(kind, [])), 0)
+        if status:
+            self.hub.failures[kind].pop(0)
+            self._send(status, b'{"error": "as it was told"}')
+        return bool(status)
+
+    def _preupload(self, repository: str, revision: str, question: dict[str, Any]) -> dict[str, Any]:
+        files, rules = self.hub.files(repository, revision), () if "gitIgnore" in question else self.hub.gitignore
+        answers = []
+        for file in question["files"]:
+            path, there = file["path"], files.get(file["path"])
+            mode = "lfs" if is_large(path) else "regular"
+            answer = {"path": path, "uploadMode": mode, "shouldIgnore": path.endswith(rules) if rules else False}
+            if there is not None:
+                answer["oid"] = hashlib.sha256(there).hexdigest() if is_large(path) else git_digest(there)
+            answers.append(answer)
+        return {"files": answers}
+
+    def _batch(self, repository: str, _revision: str, question: dict[str, Any]) -> dict[str, Any]:
+        objects = []
+        for asked in question["objects"]:
+            answer: dict[str, Any] = {"oid": asked["oid"], "size": asked["size"]}
+            if asked["oid"] not in self.hub.objects:
+                verify = {"href": f"{self.hub.address}/api/{repository}/verify", "header": {}}
+                answer["actions"] = {
+                    "upload": {"href": f"{self.hub.elsewhere}/objects/{asked['oid']}"},
+                    "verify": verify,
+                }
+            objects.append(answer)
+        return {"transfer": "basic", "objects": objects}
+
+    def _put_object(self, digest: str, body: bytes) -> None:
+        time.sleep(self.hub.object_waits)
+        if self._fails("object"):
+            return None
+        self.hub.writes[-1] = f"object {digest}"
+        if hashlib.sha256(body).hexdigest() != digest:
+            return self._send(400, b'{"error": "another SHA-256"}')
+        self.hub.objects[digest] = body
+        return self._send(200, b"")
+
+    def _verify(self, _repository: str, _revision: str, question: dict[str, Any]) -> dict[str, Any]:
+        assert len(self.hub.objects[question["oid"]]) == question["size"]
+        return {}
+
+    def _commit(self, repository: str, revision: str, lines: list[dict[str, Any]]) -> None:
+        hub = self.hub
+        hub.before_commit()
+        header, *operations = [(line["key"], line["value"]) for line in lines]
+        if header[1].get("parentCommit") not in (None, hub.head(repository, revision)):
+            return self._send(412, b'{"error": "A commit has happened since."}')
+        files = dict(hub.files(repository, revision))
+        for kind, value in operations:
+            if kind == "deletedFile":
+                del files[value["path"]]
+            elif kind == "file":
+                assert not is_large(value["path"])
+                files[value["path"]] = base64.b64decode(value["content"])
+            else:
+                assert kind == "lfsFile" and is_large(value["path"])
+                content = hub.objects[value["oid"]]
+                files[value["path"]] = content[:-1] + b"!" if hub.damages_objects else content
+        commit = hashlib.sha1(repr((revision, len(hub.commits))).encode()).hexdigest()
+        hub.commits[commit] = (header[1]["summary"], files)
+        hub.heads[f"{repository}@{revision if hub.branches else 'main'}"] = commit
+        if hub.loses_commit_answer:
+            self.close_connection = True
+            self.connection.close()
+            return None
+        answer = {"commitUrl": f"{hub.address}/{repository}/commit/{commit}", "commitOid": commit}
+        return self._send(200, json.dumps(answer).encode())
+
+    # ---- ModelScope ----
 
     def _model_scope(self, parts: list[str], query: dict[str, list[str]]) -> None:
         repository = "/".join(parts[:3])
@@ -204,7 +405,10 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def handle_error(self, request: object, client_address: object) -> None: ...  # a client that hung up
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hung up, or a fault here that a test would otherwise show as a broken connection."""
+        if not isinstance(sys.exception(), ConnectionError):
+            traceback.print_exc()
 
 
 @contextlib.contextmanager

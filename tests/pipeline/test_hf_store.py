@@ -75,9 +75,6 @@ def test_what_is_not_there_and_what_is_refused_at_hf_is_one_line(hub: Hub, tmp_p
     for url in (f"{URL}/set", "hf://datasets/org/other"):
         with pytest.raises(InputError, match="no complete set is there"):
             pull(url)
-    for out in (URL, "hf://datasets/org/other/set", "hf://buckets/org/name"):
-        with pytest.raises(InputError, match=r"each file is a commit; build to a directory or a bucket .*`hf upload"):
-            run(SAMPLE, out, tokenizer_dir)
     hub.status = 401
     with pytest.raises(InputError, match="; check the credentials in the environment"):
         run(f"{URL}/a.json", tmp_path / "set", tokenizer_dir)

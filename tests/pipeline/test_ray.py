@@ -22,7 +22,10 @@ from shards.errors import InputError
 from shards.pull import pull
 from shards.verify import verify
 from tests.conftest import REPOSITORY, SAMPLE, directory_bytes, sample_records, write_corpus
+from tests.hub_server import Hub, hub
 from tests.pipeline.store import SETTINGS, URL, ill_for, stored_bytes
+
+__all__ = ["hub"]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,28 @@ def test_the_bytes_of_the_local_engine_on_a_shared_disk(
     failed = finish(command(bad, str(tmp_path / "bad"), tokenizer_dir, cluster.address))
     assert failed.returncode == 2 and "Traceback" not in failed.stderr
     assert "field 'text': expected a string, found a number" in failed.stderr
+
+
+def test_the_bytes_of_the_local_engine_in_a_commit_on_a_hub(
+    hub: Hub,
+    tmp_path: Path,
+    tokenizer_dir: Path,
+    corpus: Path,
+    expected: dict[str, bytes],
+    cluster: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The units' files come back to the machine of the command."""
+    hub.lists_files, hub.token = True, "hf_right"
+    hub.put("datasets/org/name", "README.md", b"# A data set")
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    result = finish(command(corpus, "hf://datasets/org/name/zh", tokenizer_dir, cluster.address))
+    assert result.returncode == 0, result.stderr
+    files = hub.files("datasets/org/name")
+    assert {name.removeprefix("zh/"): content for name, content in files.items() if name != "README.md"} == expected
+    assert len(hub.commits) == 1 and list((tmp_path / "cache" / "tokenize-once" / "uploads").iterdir()) == []
 
 
 @pytest.mark.slow
