@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.settings import DEFAULT_CHECK_EVERY, DEFAULT_MAX_RECORD_BYTES, DEFAULT_UNIT_BYTES, BuildSettings
 from shards.command_line import Parser, byte_count, run_command
 from shards.errors import InputError, nearest, printable
+from shards.order import DEFAULT_SEED
 
 
 def main(arguments: list[str]) -> int:
@@ -116,7 +117,9 @@ def add_build(commands: Any) -> None:
         help="what <|endoftext|> and the like in a text are: ordinary text, or special tokens (text)",
     )
     tokens.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="share of texts held out (0.1)")
-    tokens.add_argument("--seed", type=int, default=2333, metavar="N", help="of the train/val split (2333)")
+    tokens.add_argument(
+        "--seed", type=int, default=DEFAULT_SEED, metavar="N", help=f"of the train/val split ({DEFAULT_SEED})"
+    )
     tokens.add_argument(
         "--check-tokenizer",
         default=str(DEFAULT_CHECK_EVERY),

@@ -34,12 +34,10 @@ from shards.errors import InputError
 from shards.manifest import Manifest, SourceEntry
 from shards.merge import check_outside, check_shard, new_set_like, special_tokens
 from shards.new_set import DocumentBatch, new_directory
-from shards.order import epoch_order
+from shards.order import DEFAULT_SEED, check_seed, epoch_order
 from shards.reader import ShardSet, Split, Tokens, open_shard_set
 from shards.writer import set_bytes
 
-DEFAULT_SEED = 2333
-_MAX_SEED = 2**64 - 1
 _BATCH_TOKENS = 1 << 20
 _NUM_STRETCHES = 1 << 16
 _PARTS_AT_ONCE = 8  # each has a vocabulary in memory, some 20 MB with Qwen2's
@@ -79,7 +77,8 @@ def subset(
     or a little more; a `fraction` of the documents. Of val the same share is taken. Without `seed` these are the first
     documents in the corpus's order, with it pseudo-random ones.
     """
-    _check_seed(seed)
+    if seed is not None:
+        check_seed(seed)
     shard_set = open_shard_set(path)
     train = shard_set["train"]
     if not train.num_documents:
@@ -114,7 +113,7 @@ def split(
 
     Which document goes where is pseudo-random; each is in exactly one of the new sets.
     """
-    _check_seed(seed)
+    check_seed(seed)
     if not fractions or min(fractions) <= 0 or sum(fractions) != 1:
         found = ", ".join(map(str, fractions))
         raise InputError(
@@ -134,11 +133,6 @@ def split(
         for number, (out, fraction, end) in enumerate(zip(outs, fractions, ends, strict=True))
     ]
     return _write_parts(shard_set, parts, seed, progress)
-
-
-def _check_seed(seed: int | None) -> None:
-    if seed is not None and not 0 <= seed <= _MAX_SEED:
-        raise InputError(f"--seed: expected 0 to 2**64 - 1, found {seed}")
 
 
 def _shares(shard_set: ShardSet, begin: Fraction, end: Fraction) -> dict[SplitName, range]:

@@ -25,6 +25,7 @@ from shards.exchange.token_files import Batch, TokenFile, arrange, read_batches
 from shards.exchange.tokenizer import load_tokenizer
 from shards.manifest import Manifest, SourceEntry
 from shards.new_set import DocumentBatch, NewSet, new_directory
+from shards.order import DEFAULT_SEED, check_seed
 from shards.packing import Ids, Lengths
 
 Packing = Literal["concat", "best-fit"]
@@ -43,7 +44,7 @@ class ImportSettings:
     block_tokens: int = 512
     packing: Packing = "concat"
     val_fraction: float = 0.1
-    seed: int = 2333
+    seed: int = DEFAULT_SEED
     eos_inside: EosInside = "refuse"
 
     def __post_init__(self) -> None:
@@ -51,8 +52,7 @@ class ImportSettings:
             raise InputError(f"--block-tokens: expected 2 to 1,048,576 tokens, found {self.block_tokens:,}")
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"--val-fraction: expected 0 or more and less than 1, found {self.val_fraction}")
-        if not 0 <= self.seed < 2**64:
-            raise InputError(f"--seed: expected 0 to 2**64 - 1, found {self.seed}")
+        check_seed(self.seed)
         for option, value, kind in (
             ("--packing", self.packing, Packing),
             ("--eos-inside", self.eos_inside, EosInside),

@@ -40,7 +40,7 @@ from shards.manifest import encode_manifest
 from shards.packing import cut_lengths
 from shards.report import statistics as statistics_module
 from shards.report.charts import nice_steps
-from shards.report.command import _ProgressLine, add_parser, default_out
+from shards.report.command import add_parser, default_out
 from shards.report.documents import Filling, FillingCounter, LengthCounter, bin_edges, occupancy
 from shards.report.page import _spans, render
 from shards.report.sections import fill_classes, sharing_classes
@@ -802,18 +802,6 @@ def test_the_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert default_out(Path(".")) == tmp_path / "here.html"
-
-
-def test_progress_is_one_line_that_goes_away(capsys: pytest.CaptureFixture[str]) -> None:
-    with _ProgressLine(200, show=True) as progress:
-        for _ in range(200):
-            progress.advance(1)
-    *parts, last = capsys.readouterr().err.split("\r")
-    assert parts == ["", *(f"reading the set {percent:3}%" for percent in range(101))]
-    assert last == "\x1b[K"
-    with _ProgressLine(200, show=False) as progress:
-        progress.advance(200)
-    assert capsys.readouterr().err == ""
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
