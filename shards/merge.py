@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import os
 from collections import Counter
@@ -34,14 +33,14 @@ from blake3 import blake3
 from shards.assemble import UnitPart
 from shards.entries import SPLITS, ShardEntry, SplitName, shard_name
 from shards.errors import InputError
-from shards.files import atomic_writer
+from shards.files import atomic_writer, file_digest
 from shards.manifest import REJECTED_NAME, Manifest, RejectedEntry
 from shards.new_set import NewSet, new_directory
 from shards.packing import Tail, no_tail
 from shards.reader import ShardSet, Split, open_shard_set
+from shards.tokenizer_files import tokenizer_of_set
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX
 
-_CHUNK_BYTES = 1 << 22
 _ALIKE = ("block_tokens", "packing", "tokenizer.sha256", "tokenizer.vocab_size", "tokenizer.eos_id")
 
 Progress = Callable[[int], None]
@@ -111,23 +110,8 @@ def check_outside(sets: Iterable[ShardSet], outs: Iterable[Path]) -> None:
 def new_set_like(model: ShardSet, directory: Path) -> NewSet:
     """A set in the making with the tokenizer, block size and packing of `model`. Raises `InputError`."""
     manifest = model.manifest
-    path = model.tokenizer_path / "tokenizer.json"
-    try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; build the set again") from None
-    if digest != manifest.tokenizer.sha256:
-        raise InputError(
-            f"{path}: expected sha256 {manifest.tokenizer.sha256}, found {digest}; the tokenizer was changed, build the "
-            "set again"
-        )
-    return NewSet(
-        directory,
-        block_tokens=manifest.block_tokens,
-        packing=manifest.packing,
-        tokenizer=manifest.tokenizer,
-        tokenizer_path=model.tokenizer_path,
-    )
+    tokenizer = tokenizer_of_set(model.path, manifest)
+    return NewSet(directory, block_tokens=manifest.block_tokens, packing=manifest.packing, tokenizer=tokenizer)
 
 
 def _merged_settings(manifests: Sequence[Manifest]) -> dict[str, Any]:
@@ -233,19 +217,12 @@ def check_digest(
     progress: Progress = lambda _: None,
 ) -> None:
     """Hand the content of `path` to `write`. Raises `InputError` unless its BLAKE3 is `digest`."""
-    found, buffer = blake3(), memoryview(bytearray(_CHUNK_BYTES))
     try:
-        with open(path, "rb", buffering=0) as file:
-            while num_bytes := file.readinto(buffer):
-                found.update(buffer[:num_bytes])
-                write(buffer[:num_bytes])
-                progress(num_bytes)
+        found = file_digest(path, write=write, progress=progress)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; build the set again") from None
-    if found.hexdigest() != digest:
-        raise InputError(
-            f"{path}: expected digest {digest}, found {found.hexdigest()}; the file was changed, build the set again"
-        )
+    if found != digest:
+        raise InputError(f"{path}: expected digest {digest}, found {found}; the file was changed, build the set again")
 
 
 def check_shard(directory: Path, shard: ShardEntry, progress: Progress = lambda _: None) -> None:

@@ -17,20 +17,20 @@ from typing import Any, Literal
 from shards.assemble import PACKERS, AssembledSplit, SplitAssembler, UnitPart, join_splits
 from shards.entries import SPLITS, SplitName
 from shards.errors import InputError
-from shards.files import flush_directory
+from shards.files import flush_directory, write_atomically
 from shards.manifest import (
     GENERATOR,
     TOKENIZER_DIRECTORY,
     Manifest,
     RejectedEntry,
     SourceEntry,
-    TokenizerEntry,
     format_version,
     read_manifest,
     write_manifest,
 )
 from shards.packing import Ids, Lengths, Packer
-from shards.vocabulary import Vocabulary, copy_tokenizer
+from shards.tokenizer_files import TokenizerFiles
+from shards.vocabulary import Vocabulary
 from shards.writer import ShardWriter
 
 # In a partial directory: it is ours, and may be removed.
@@ -110,11 +110,14 @@ class NewSet:
         *,
         block_tokens: int,
         packing: Literal["concat", "best-fit", "tutorial"],
-        tokenizer: TokenizerEntry,
-        tokenizer_path: Path,
+        tokenizer: TokenizerFiles,
     ) -> None:
         self._directory, self._block_tokens, self._packing = directory, block_tokens, packing
-        self._tokenizer, self._tokenizer_path = tokenizer, tokenizer_path
+        self._tokenizer = tokenizer.entry
+        tokenizer_path = directory / TOKENIZER_DIRECTORY
+        tokenizer_path.mkdir()
+        for name, content in tokenizer.contents.items():
+            write_atomically(tokenizer_path / name, content)
         self._vocabulary = Vocabulary(tokenizer_path)
         self._parts: dict[SplitName, list[UnitPart]] = {name: [] for name in SPLITS}
         self.num_units = 0
@@ -177,7 +180,7 @@ class NewSet:
         rejected: list[RejectedEntry] | None = None,
         rejected_digest: str = "",
     ) -> Manifest:
-        """Write the last shards, the tokenizer's files and the manifest. `num_records` is by default that of the documents.
+        """Write the last shards, and the manifest. `num_records` is by default that of the documents.
 
         Raises `InputError` if there is not one block.
         """
@@ -185,8 +188,6 @@ class NewSet:
         splits = {name: split.entry for name, split in assembled.items()}
         if not any(split.num_blocks for split in splits.values()):
             raise InputError("no document is left; nothing to write")
-        (self._directory / TOKENIZER_DIRECTORY).mkdir()
-        copy_tokenizer(self._tokenizer_path, self._directory / TOKENIZER_DIRECTORY)
         num_documents = sum(split.num_documents for split in splits.values())
         shards, tails = join_splits(self._directory, assembled.values())
         manifest = Manifest(

@@ -26,6 +26,7 @@ Lengths = npt.NDArray[np.int64]
 
 _BATCH_TOKENS = 1 << 20
 _BATCH_DOCUMENTS = 1 << 13
+_CHECK_ITEMS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,18 @@ def map_array(path: Path, dtype: str) -> npt.NDArray[np.integer]:
     if not num_items:  # nothing can't be mapped
         return np.empty(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r", shape=(num_items,))
+
+
+def check_rising(path: Path, values: npt.NDArray[np.integer], name: str, least: str = "") -> None:
+    """Raise `InputError` for the first of `values` that is below the one before it: `name` and its place, `least` X."""
+    for first in range(0, len(values), _CHECK_ITEMS):
+        some = values[first : first + _CHECK_ITEMS + 1]
+        if (some[1:] < some[:-1]).any():
+            place = first + int(np.argmax(some[1:] < some[:-1])) + 1
+            raise InputError(
+                f"{path}: {name} {place:,}: expected {least}at least {values[place - 1]:,}, found {values[place]:,}; the "
+                "index is damaged"
+            )
 
 
 def find_shard(directory: Path, name: str) -> SetShard | None:

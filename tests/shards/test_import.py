@@ -27,8 +27,8 @@ from shards.exchange import importing, token_files
 from shards.exchange.datatrove import EndsFile
 from shards.exchange.importing import ImportSettings, import_files
 from shards.exchange.megatron import IndexedFile
-from shards.exchange.tokenizer import load_tokenizer
 from shards.manifest import Manifest
+from shards.tokenizer_files import load_tokenizer
 from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes
 from tests.shards.test_exchange import run
@@ -462,7 +462,7 @@ def test_a_loss_mask_is_not_passed_over(tmp_path: Path) -> None:
 def test_faults_far_behind_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The indexes are looked at a stretch at a time, and between two stretches too."""
     monkeypatch.setattr("shards.exchange.megatron._CHECK_ITEMS", 2)
-    monkeypatch.setattr("shards.exchange.datatrove._CHECK_ITEMS", 2)
+    monkeypatch.setattr("shards.exchange.token_files._CHECK_ITEMS", 2)
     for number in range(1, 7):
         path = write_megatron(tmp_path / "a", [[1]] * 7)
         content = bytearray(path.with_suffix(".idx").read_bytes())
@@ -602,7 +602,7 @@ def test_a_sets_tokenizer_is_taken_as_it_is(own_set: Path, tmp_path: Path) -> No
         found.entry, name="tokenizer"
     )
     (own_set / "tokenizer" / "tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match=r"expected sha256 .* it was changed"):
+    with pytest.raises(InputError, match=r"expected sha256 .* the tokenizer was changed"):
         load_tokenizer(own_set)
 
 
