@@ -25,7 +25,7 @@ from typing import NoReturn, overload
 import numpy as np
 import numpy.typing as npt
 
-from shards.entries import ShardEntry, ShardList, SplitName
+from shards.entries import ShardEntry, SplitName
 from shards.errors import InputError, nearest
 from shards.files import regular_file_bytes
 from shards.index import HEADER, Index, check_index_header, index_bytes, read_index
@@ -50,14 +50,9 @@ def open_shard_set(directory: str | os.PathLike[str]) -> ShardSet:
     path = Path(directory)
     manifest = read_manifest(path)
     if not manifest.has_tables:
-        check_all_files(path, manifest.shards, manifest.block_tokens)
+        for shard in manifest.shards:
+            check_shard_files(path, shard, manifest.block_tokens)
     return ShardSet(path, manifest)
-
-
-def check_all_files(directory: Path, shards: ShardList, block_tokens: int) -> None:
-    """`check_shard_files` for all of `shards`."""
-    for shard in shards:
-        check_shard_files(directory, shard, block_tokens)
 
 
 def check_shard_files(directory: Path, shard: ShardEntry, block_tokens: int) -> None:
@@ -162,8 +157,8 @@ class Split:
         self.num_text_chars = entry.num_text_chars
         self.shards = shard_set.manifest.shards.of_split(name)
         self._tails = shard_set.manifest.tails.of_split(name)
-        self._num_closing_tokens = 0 if shard_set.manifest.packing == "tutorial" else 1
-        self._directory = shard_set.path
+        self._num_closing_tokens = shard_set.manifest.num_closing_tokens
+        self.directory = shard_set.path
         self._first_blocks = np.zeros(len(self.shards) + 1, dtype=np.int64)
         np.cumsum(self.shards.column("num_blocks"), out=self._first_blocks[1:])
         self._are_checked = not shard_set.manifest.has_tables
@@ -173,7 +168,7 @@ class Split:
         self._rows: _Rows | None = None
 
     def __reduce__(self) -> tuple[Callable[[str, str], Split], tuple[str, str]]:
-        return _reopen_split, (str(self._directory.absolute()), self.name)
+        return _reopen_split, (str(self.directory.absolute()), self.name)
 
     def __len__(self) -> int:
         """Number of blocks."""
@@ -193,8 +188,8 @@ class Split:
     def map_shard(self, number: int) -> Tokens:
         """As `shard_blocks`, but mapped anew, and only while the view is in use. Raises `InputError`."""
         if not self._are_checked:
-            check_shard_files(self._directory, self.shards[number], self.block_tokens)
-        path = self._directory / (self.shards.name(number) + BIN_SUFFIX)
+            check_shard_files(self.directory, self.shards[number], self.block_tokens)
+        path = self.directory / (self.shards.name(number) + BIN_SUFFIX)
         with open(path, "rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         blocks = np.frombuffer(content, "<u4").reshape(-1, self.block_tokens)
@@ -270,7 +265,7 @@ class Split:
 
     def shard_documents(self, number: int) -> Iterator[Tokens]:
         """The documents in the split's shard `number`, EOS included; views, but for those in several pieces."""
-        index = read_shard_index(self._directory, self.shards[number], self.block_tokens)
+        index = read_shard_index(self.directory, self.shards[number], self.block_tokens)
         tokens = self.shard_blocks(number).reshape(-1)
         starts, ends = index.starts.tolist(), index.ends.tolist()
         for first, behind in itertools.pairwise(index.boundaries.tolist()):
@@ -294,7 +289,7 @@ class Split:
 
     @functools.cached_property
     def _tail_index(self) -> Index:
-        return read_shard_index(self._directory, self.shards[-1], self.block_tokens)
+        return read_shard_index(self.directory, self.shards[-1], self.block_tokens)
 
     def _tail_pieces(self, first: int, num_pieces: int) -> Iterator[Tokens]:
         tokens = self.shard_blocks(len(self.shards) - 1).reshape(-1)

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from shards.entries import SPLITS, exact_sum
 from shards.errors import InputError
@@ -69,6 +70,15 @@ def parts(shard_set: ShardSet) -> Iterator[Part]:
                 continued=continued,
             )
             first_block += shard.num_blocks
+
+
+def whole_documents(part: Part) -> npt.NDArray[np.bool_]:
+    """Which documents of the shard are one piece there, and in no other shard."""
+    is_whole: npt.NDArray[np.bool_] = np.diff(part.index.boundaries) == 1
+    is_whole[list(part.continued)] = False
+    if part.is_open:
+        is_whole[-1] = False
+    return is_whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,13 +214,10 @@ class FillingCounter:
     def _cut_documents(self, part: Part) -> int:
         index, size = part.index, self._block_tokens
         first, last = index.starts // size, (index.ends - 1) // size
-        is_whole = np.diff(index.boundaries) == 1  # a document of several pieces is longer than a block
-        for document in part.continued:
-            is_whole[document] = False
         if part.is_open:
-            is_whole[-1] = False
             self._open[part.unit] = int(index.lengths[index.boundaries[-2] :].sum())
-        pieces = index.boundaries[:-1][is_whole]
+        # A document of several pieces is longer than a block.
+        pieces = index.boundaries[:-1][whole_documents(part)]
         num_cut = int(((first != last) & (index.lengths <= size))[pieces].sum())
         joined = [int(index.lengths[document]) + self._open.pop(unit) for document, unit in part.continued.items()]
         return num_cut + sum(length <= size for length in joined)

@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from shards.index import TOKEN_BYTES
 from shards.order import mix_64
-from shards.report.documents import Part
+from shards.report.documents import Part, whole_documents
 
 _DIGEST_BYTES = 16
 _BATCH_DOCUMENTS = 1 << 14
@@ -57,11 +57,7 @@ class DuplicateFinder:
     def add(self, part: Part) -> Iterator[int]:
         """Compare a shard's documents; yields the number of tokens of those just done."""
         index, num_closing = part.index, self._num_closing_tokens
-        is_whole = np.diff(index.boundaries) == 1
-        for document in part.continued:
-            is_whole[document] = False
-        if part.is_open:
-            is_whole[-1] = False
+        is_whole = whole_documents(part)
         pieces = index.boundaries[:-1][is_whole]
         starts, ends = index.starts[pieces], index.ends[pieces] - num_closing
         content = part.tokens.view(np.uint8).data

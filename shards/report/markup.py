@@ -114,11 +114,3 @@ def section(identifier: str, title: str, *content: str) -> str:
         f'<section id="{identifier}" aria-labelledby="{identifier}-title">'
         f'<h2 id="{identifier}-title">{title}</h2>\n{body}\n</section>'
     )
-
-
-def figure(title: str, chart: str, *, legend: Sequence[tuple[str, str]] = (), note: str = "") -> str:
-    """A chart with its title, a legend of (class, HTML) and a note."""
-    keys = "".join(f'<li><span class="key {kind}" aria-hidden="true"></span>{name}</li>' for kind, name in legend)
-    below = f"<figcaption>{note}</figcaption>" if note else ""
-    keys = f'<ul class="legend">{keys}</ul>' if keys else ""
-    return f"<figure><h3>{title}</h3>{keys}{chart}{below}</figure>"

@@ -16,6 +16,7 @@ from shards.report.excerpts import Excerpt, Segment
 from shards.report.markup import compact, decoded, percent, ratio, section, table, terms, text, token
 from shards.report.statistics import Statistics, num_text_tokens
 from shards.report.style import STYLE
+from shards.report.tokens import is_whole
 from shards.tables import SHARDS_TABLE
 from shards.vocabulary import Vocabulary
 from shards.wording import plural
@@ -157,19 +158,15 @@ def _spans(tokens: Sequence[int], vocabulary: Vocabulary) -> list[str]:
     content = b""
     for number in tokens:
         piece = vocabulary.piece(number)
-        if waiting and _is_whole(piece):  # what waits is a character cut at the block's edge
+        if waiting and is_whole(piece):  # what waits is a character cut at the block's edge
             spans.append(_span(waiting, content))
             waiting, content = [], b""
         waiting.append(number)
         content += piece
-        if _is_whole(content):
+        if is_whole(content):
             spans.append(_span(waiting, content))
             waiting, content = [], b""
     return [*spans, _span(waiting, content)] if waiting else spans
-
-
-def _is_whole(content: bytes) -> bool:
-    return not any("\udc80" <= character <= "\udcff" for character in decoded(content))
 
 
 def _span(numbers: Sequence[int], content: bytes) -> str:

@@ -40,14 +40,9 @@ class Statistics:
     seed: int
 
 
-def num_closing_tokens(manifest: Manifest) -> int:
-    """EOS tokens behind each document."""
-    return 0 if manifest.packing == "tutorial" else 1
-
-
 def num_text_tokens(manifest: Manifest, split: SplitEntry) -> int:
     """Tokens of a split's texts: without EOS, and with those that the packing left out."""
-    return split.num_tokens - split.num_documents * num_closing_tokens(manifest) + split.num_dropped_tokens
+    return split.num_tokens - split.num_documents * manifest.num_closing_tokens + split.num_dropped_tokens
 
 
 def num_steps(manifest: Manifest) -> int:
@@ -64,13 +59,13 @@ def compute(shard_set: ShardSet, *, seed: int, progress: Callable[[int], None] =
     """
     manifest, size = shard_set.manifest, shard_set.block_tokens
     num_blocks = sum(manifest.splits[name].num_blocks for name in SPLITS)
-    lengths = LengthCounter(size, num_closing_tokens(manifest))
+    lengths = LengthCounter(size, manifest.num_closing_tokens)
     filling = FillingCounter(size)
     tokens = TokenCounter(shard_set, Vocabulary(shard_set.tokenizer_path), num_blocks)
     duplicates = DuplicateFinder(
         num_documents=sum(manifest.splits[name].num_documents for name in SPLITS),
         num_tokens=sum(manifest.splits[name].num_tokens for name in SPLITS),
-        num_closing_tokens=num_closing_tokens(manifest),
+        num_closing_tokens=manifest.num_closing_tokens,
         max_documents=MAX_COMPARED_DOCUMENTS,
         max_tokens=MAX_COMPARED_TOKENS,
         seed=seed,
