@@ -31,7 +31,7 @@ import numpy as np
 from blake3 import blake3
 
 from shards.assemble import UnitPart
-from shards.entries import SPLITS, ShardEntry, SplitName, shard_name
+from shards.entries import SPLITS, ShardEntry, SplitName, exact_sum, shard_name, shard_number
 from shards.errors import InputError
 from shards.files import atomic_writer, file_digest
 from shards.manifest import REJECTED_NAME, Manifest, RejectedEntry
@@ -129,27 +129,21 @@ def special_tokens(manifests: Iterable[Manifest]) -> dict[str, Any]:
 
 def _packed_units(shard_set: ShardSet, first_unit: int, take: _FileTaker) -> Iterator[dict[SplitName, UnitPart]]:
     """The set's units, counted from `first_unit`; their shards are taken over under these numbers."""
-    manifest = shard_set.manifest
-    places: dict[SplitName, dict[int, int]] = {}  # of the units' shards in the split's list
-    tails: dict[SplitName, dict[int, Tail]] = {}
+    splits = {name: shard_set[name] for name in SPLITS}
+    tails = {name: dict(_read_tails(shard_set, split, take.progress)) for name, split in splits.items()}
     num_units = 0
-    for name in SPLITS:
-        numbers = shard_set[name].shards.column("number").tolist()
-        places[name] = {number: place for place, number in enumerate(numbers)}
-        tails[name] = {}
-        if manifest.tails.of_split(name):
-            # What was left over lies in a shard that is numbered behind all units.
-            num_units = max(num_units, number := max(numbers))
-            tails[name] = dict(_read_tails(shard_set, name, places[name].pop(number), take))
-        num_units = max([num_units, *(unit + 1 for unit in (*places[name], *tails[name]))])
+    for split in splits.values():
+        # What was left over lies in a shard that is numbered behind all units.
+        behind = shard_number(split.shards[-1].name) if split.tails else 0
+        num_units = max([num_units, behind, *(unit + 1 for unit in split.unit_places)])
     for unit in range(num_units):
         parts: dict[SplitName, UnitPart] = {}
-        for name in SPLITS:
-            place, tail = places[name].get(unit), tails[name].get(unit, no_tail())
-            shard = None if place is None else shard_set[name].shards[place]
+        for name, split in splits.items():
+            place, tail = split.unit_places.get(unit), tails[name].get(unit, no_tail())
+            shard = None if place is None or place.shard is None else split.shards[place.shard]
             # The manifest has the sums of these alone, and so will the new one: they go with the first unit.
-            split = manifest.splits[name]
-            sums = (split.num_dropped_tokens, split.num_text_bytes, split.num_text_chars) if unit == 0 else (0, 0, 0)
+            entry = shard_set.manifest.splits[name]
+            sums = (entry.num_dropped_tokens, entry.num_text_bytes, entry.num_text_chars) if unit == 0 else (0, 0, 0)
             parts[name] = UnitPart(
                 unit=first_unit + unit,
                 shard=shard and take.shard(shard_set.path, shard, shard_name(name, first_unit + unit)),
@@ -162,23 +156,25 @@ def _packed_units(shard_set: ShardSet, first_unit: int, take: _FileTaker) -> Ite
         yield parts
 
 
-def _read_tails(shard_set: ShardSet, name: SplitName, place: int, take: _FileTaker) -> Iterator[tuple[int, Tail]]:
-    """What each unit left over, from the shard at `place`, the last one of the split `name`."""
-    split: Split = shard_set[name]
-    last = split.shards[place]
-    check_shard(shard_set.path, last, take.progress)
-    pieces = split.shard_documents(place)
-    tails = sorted(shard_set.manifest.tails.of_split(name), key=lambda tail: tail.unit)
-    num_pieces = sum(tail.num_pieces for tail in tails)
+def _read_tails(shard_set: ShardSet, split: Split, progress: Progress) -> Iterator[tuple[int, Tail]]:
+    """What each unit left over, from the last shard of the split."""
+    if not split.tails:
+        return
+    last = split.shards[-1]
+    check_shard(shard_set.path, last, progress)
+    num_pieces = exact_sum(split.tails.column("num_pieces"))
     if num_pieces != last.num_pieces:
         raise InputError(
             f"{shard_set.manifest_path}: {last.name}: the tails list {num_pieces:,} pieces, the shard has "
             f"{last.num_pieces:,}; build the set again"
         )
-    for tail in tails:
-        own = list(itertools.islice(pieces, tail.num_pieces))
-        lengths = np.array([len(piece) for piece in own], dtype=np.int64)
-        yield tail.unit, Tail(tokens=np.concatenate(own), piece_tokens=lengths, continues=tail.continues)
+    pieces = split.shard_documents(len(split.shards) - 1)
+    for unit, place in split.unit_places.items():
+        if place.tail is not None:
+            tail = split.tails[place.tail]
+            own = list(itertools.islice(pieces, tail.num_pieces))
+            lengths = np.array([len(piece) for piece in own], dtype=np.int64)
+            yield unit, Tail(tokens=np.concatenate(own), piece_tokens=lengths, continues=tail.continues)
 
 
 class _FileTaker:

@@ -47,18 +47,18 @@ def parts(shard_set: ShardSet) -> Iterator[Part]:
     """
     manifest, first_block = shard_set.manifest, 0
     for name in SPLITS:
-        split, tails = Split(shard_set, name), manifest.tails.of_split(name)
-        open_units = set(tails.column("unit")[tails.column("continues") == 1].tolist())
+        split = Split(shard_set, name)
+        tails, places = split.tails, split.unit_places.items()
+        continued = {
+            place.first_piece: unit for unit, place in places if place.tail is not None and tails[place.tail].continues
+        }
+        open_units = set(continued.values())
         units = split.shards.column("number").tolist()
         num_pieces = split.shards[-1].num_pieces if tails and units else 0
         if not open_units <= set(units[:-1]) or exact_sum(tails.column("num_pieces")) != num_pieces:
             raise InputError(f"{shard_set.manifest_path}: {name}: the tails don’t fit the shards; build the set again")
         for number, (unit, shard) in enumerate(zip(units, split.shards, strict=True)):
-            continued: dict[int, int] = {}
-            if is_last := bool(tails) and number == len(units) - 1:
-                firsts = itertools.accumulate([tail.num_pieces for tail in tails], initial=0)
-                pairs = zip(firsts, tails, strict=False)
-                continued = {first: tail.unit for first, tail in pairs if tail.continues}
+            is_last = bool(tails) and number == len(units) - 1
             yield Part(
                 split=split,
                 number=number,
@@ -67,7 +67,7 @@ def parts(shard_set: ShardSet) -> Iterator[Part]:
                 index=read_shard_index(shard_set.path, shard, manifest.block_tokens),
                 tokens=split.map_shard(number).reshape(-1),
                 is_open=not is_last and unit in open_units,
-                continued=continued,
+                continued=continued if is_last else {},
             )
             first_block += shard.num_blocks
 
