@@ -21,27 +21,11 @@ class InputError(ValueError):
 
 
 # What the machine refuses, as opposed to what we asked wrongly.
-_MACHINE_ERRNOS = frozenset(
-    number
-    for name in (
-        *(
-            "ENOSPC",
-            "EDQUOT",
-            "EFBIG",
-            "EACCES",
-            "EPERM",
-            "EROFS",
-            "EIO",
-            "EREMOTEIO",
-            "ESTALE",
-            "ENODEV",
-            "ENXIO",
-            "EBUSY",
-        ),
-        *("EMFILE", "ENFILE", "ENOMEM", "ENOLCK", "EMLINK", "ETXTBSY", "ENAMETOOLONG", "ELOOP", "ETIMEDOUT"),
-    )
-    if (number := getattr(errno, name, None)) is not None
+_MACHINE_ERRNO_NAMES = (
+    "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS EIO EREMOTEIO ESTALE ENODEV ENXIO EBUSY "
+    "EMFILE ENFILE ENOMEM ENOLCK EMLINK ETXTBSY ENAMETOOLONG ELOOP ETIMEDOUT"
 )
+_MACHINE_ERRNOS = {getattr(errno, name, None) for name in _MACHINE_ERRNO_NAMES.split()} - {None}
 
 
 def machine_error(error: OSError) -> str | None:

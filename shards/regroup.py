@@ -193,7 +193,7 @@ def _write_parts(shard_set: ShardSet, parts: Sequence[Part], seed: int | None, p
     check_outside([shard_set], [part.out for part in parts])
     manifests: list[Manifest] = []
     checked: set[str] = set()
-    with _HeldSignals() as signals, contextlib.ExitStack() as stack:
+    with _held_signals() as hold, contextlib.ExitStack() as stack:
         directories = [stack.enter_context(new_directory(part.out)) for part in parts]
         for first in range(0, len(parts), _PARTS_AT_ONCE):
             group = slice(first, first + _PARTS_AT_ONCE)
@@ -209,7 +209,7 @@ def _write_parts(shard_set: ShardSet, parts: Sequence[Part], seed: int | None, p
                 new_set.finish(sources=[_source(shard_set, part)], settings=_settings(shard_set, part))
                 for part, new_set in zip(parts[group], new_sets, strict=True)
             ]
-        signals.hold()
+        hold()
     return manifests
 
 
@@ -274,27 +274,25 @@ def _settings(shard_set: ShardSet, part: Part) -> dict[str, Any]:
     return {**part.settings, "set": manifest.fingerprint, "settings": manifest.settings, **special_tokens([manifest])}
 
 
-class _HeldSignals(contextlib.AbstractContextManager["_HeldSignals"]):
-    """From `hold` to the end of the block, Ctrl-C and SIGTERM wait.
+@contextlib.contextmanager
+def _held_signals() -> Iterator[Callable[[], None]]:
+    """A function: from its call to the end of the block, Ctrl-C and SIGTERM wait.
 
     Several sets get their names one after another: an interruption in between would leave some of them behind. A mask of
     the signals would not do, since another thread of the process (NumPy has some) may receive them.
     """
+    handlers: dict[signal.Signals, Any] = {}
+    waiting: list[int] = []
 
-    def __init__(self) -> None:
-        self._handlers: dict[signal.Signals, Any] = {}
-        self._waiting: list[int] = []
-
-    def hold(self) -> None:
+    def hold() -> None:
         if threading.current_thread() is threading.main_thread():  # no other thread is interrupted
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._wait)
+                handlers[number] = signal.signal(number, lambda number, _frame: waiting.append(number))
 
-    def _wait(self, number: int, _frame: object) -> None:
-        self._waiting.append(number)
-
-    def __exit__(self, *_error: object) -> None:
-        for number, handler in self._handlers.items():
+    try:
+        yield hold
+    finally:
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        for waiting in self._waiting[:1]:
-            signal.raise_signal(waiting)
+        for first in waiting[:1]:
+            signal.raise_signal(first)
