@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
-from shards.errors import InputError, nearest
+from shards.errors import InputError, choice
 from shards.order import DEFAULT_SEED, check_seed
 
 DEFAULT_UNIT_BYTES = 64 * 2**20
@@ -53,10 +53,7 @@ class BuildSettings:
             ("special_tokens", SpecialTokens),
             ("dedup", Dedup),
         ):
-            value, allowed = getattr(self, name), typing.get_args(kind)
-            if value not in allowed:
-                option = f"--{name.replace('_', '-')}"
-                raise InputError(f"{option}: expected {' or '.join(allowed)}, found {value!r}{nearest(value, allowed)}")
+            choice(f"--{name.replace('_', '-')}", getattr(self, name), typing.get_args(kind))
 
     @property
     def closes_documents(self) -> bool:

@@ -128,6 +128,10 @@ class Manifest:
         """EOS tokens behind each document."""
         return 0 if self.packing == "tutorial" else 1
 
+    def total(self, field: str) -> int:
+        """A number of both splits together, such as `num_blocks`."""
+        return sum(getattr(split, field) for split in self.splits.values())
+
     def with_fingerprint(self) -> Manifest:
         return dataclasses.replace(self, fingerprint=fingerprint(self))
 

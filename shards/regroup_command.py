@@ -133,9 +133,9 @@ def parse_fraction(option: str, text: str) -> Fraction:
 
 
 def _summary(manifest: Manifest) -> str:
-    splits = manifest.splits
     documents, tokens = (
-        sum(getattr(split, field) for split in splits.values()) for field in ("num_documents", "num_tokens")
+        plural(manifest.total("num_documents"), "document"),
+        plural(manifest.total("num_tokens"), "token"),
     )
-    blocks = ", ".join(f"{name} {split.num_blocks:,}" for name, split in splits.items())
-    return f"{plural(documents, 'document')}, {plural(tokens, 'token')}, blocks: {blocks}"
+    blocks = ", ".join(f"{name} {split.num_blocks:,}" for name, split in manifest.splits.items())
+    return f"{documents}, {tokens}, blocks: {blocks}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards.command_line import ProgressLine, percent_done, say
 from shards.entries import SPLITS
-from shards.errors import InputError, nearest
+from shards.errors import InputError, choice, nearest
 from shards.order import DEFAULT_SEED
 from shards.wording import plural
 
@@ -74,11 +74,8 @@ def run_export(options: argparse.Namespace) -> int:
     from shards.writer import bin_bytes
 
     form = _format(options.to)
-    if options.split is not None and options.split not in SPLITS:
-        hint = nearest(options.split, SPLITS)
-        raise InputError(f"--split: expected {' or '.join(SPLITS)}, found {options.split!r}{hint}")
+    names = SPLITS if options.split is None else [choice("--split", options.split, SPLITS)]
     shard_set = open_shard_set(options.directory)
-    names = [options.split] if options.split else SPLITS
     splits = [shard_set[name] for name in names if len(shard_set[name])]
     if not splits:
         raise InputError(f"{options.directory}: split {options.split} holds no block; nothing to export")
@@ -137,23 +134,20 @@ def run_import(options: argparse.Namespace) -> int:
         eos_inside=options.eos_inside,
     )
     files: list[TokenFile]
-    if options.source_format == "megatron":
+    if choice("--from", options.source_format, IMPORT_FORMATS) == "megatron":
         paths = find_files(options.sources, suffix=".bin", index_suffix=".idx", recursive=False)
         files = [IndexedFile(path) for path in paths]
-    elif options.source_format == "datatrove":
+    else:
         paths = find_files(options.sources, suffix=".ds", index_suffix=".index", recursive=True)
         files = [EndsFile(path) for path in paths]
-    else:
-        hint = nearest(options.source_format, IMPORT_FORMATS)
-        raise InputError(f"--from: expected {' or '.join(IMPORT_FORMATS)}, found {options.source_format!r}{hint}")
     with ProgressLine(percent_done("imported", 2 * sum(file.num_bytes for file in files), "bytes")) as progress:
         manifest = import_files(
             files, options.out, tokenizer=options.tokenizer, settings=settings, advance=progress.advance
         )
     train, val = (manifest.splits[name] for name in SPLITS)
     say(
-        f"{options.out}: {plural(train.num_documents + val.num_documents, 'document')}, "
-        f"{plural(train.num_tokens + val.num_tokens, 'token')}, {train.num_blocks:,} + {val.num_blocks:,} blocks of "
+        f"{options.out}: {plural(manifest.total('num_documents'), 'document')}, "
+        f"{plural(manifest.total('num_tokens'), 'token')}, {train.num_blocks:,} + {val.num_blocks:,} blocks of "
         f"{manifest.block_tokens} (train + val); {plural(manifest.num_empty, 'empty document')} left out"
     )
     return 0

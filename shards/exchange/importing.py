@@ -19,7 +19,7 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from shards.entries import SplitName
-from shards.errors import InputError, nearest
+from shards.errors import InputError, choice
 from shards.exchange.token_files import Batch, TokenFile, arrange, read_batches
 from shards.files import file_digest
 from shards.manifest import Manifest, SourceEntry
@@ -52,13 +52,8 @@ class ImportSettings:
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"--val-fraction: expected 0 or more and less than 1, found {self.val_fraction}")
         check_seed(self.seed)
-        for option, value, kind in (
-            ("--packing", self.packing, Packing),
-            ("--eos-inside", self.eos_inside, EosInside),
-        ):
-            allowed = typing.get_args(kind)
-            if value not in allowed:
-                raise InputError(f"{option}: expected {' or '.join(allowed)}, found {value!r}{nearest(value, allowed)}")
+        choice("--packing", self.packing, typing.get_args(Packing))
+        choice("--eos-inside", self.eos_inside, typing.get_args(EosInside))
 
 
 @dataclasses.dataclass(frozen=True)

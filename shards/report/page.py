@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from shards.entries import SPLITS
 from shards.manifest import MANIFEST_NAME, Manifest
 from shards.report import sections
 from shards.report.excerpts import Excerpt, Segment
@@ -77,10 +76,9 @@ def _title(manifest: Manifest) -> str:
 
 
 def _summary(manifest: Manifest) -> str:
-    splits = [manifest.splits[name] for name in SPLITS]
     return (
-        f"{plural(sum(split.num_documents for split in splits), 'document')} in "
-        f"{plural(sum(split.num_blocks for split in splits), 'block')} of {manifest.block_tokens:,} tokens, packed by "
+        f"{plural(manifest.total('num_documents'), 'document')} in "
+        f"{plural(manifest.total('num_blocks'), 'block')} of {manifest.block_tokens:,} tokens, packed by "
         f"<code>{text(manifest.packing)}</code>, from the tokenizer <code>{text(manifest.tokenizer.name)}</code> of "
         f"{manifest.tokenizer.vocab_size:,} entries. Fingerprint <code>{text(manifest.fingerprint[:16])}</code>."
     )
@@ -88,16 +86,15 @@ def _summary(manifest: Manifest) -> str:
 
 def _tiles(manifest: Manifest, statistics: Statistics) -> str:
     lost, total = sections.tutorial_loss(manifest, statistics)
-    splits = [manifest.splits[name] for name in SPLITS]
-    num_tokens = sum(num_text_tokens(manifest, split) for split in splits)
+    num_tokens = sum(num_text_tokens(manifest, split) for split in manifest.splits.values())
     use, found = statistics.tokens, statistics.duplicates
     verb = "dropped" if manifest.packing == "tutorial" else "would drop"
     pairs = [
         ("documents", compact_or_whole(statistics.lengths.num_documents)),
         ("tokens of text", compact_or_whole(statistics.lengths.num_tokens)),
         ("blocks", compact_or_whole(statistics.filling.num_blocks)),
-        ("tokens a character", ratio(num_tokens, sum(split.num_text_chars for split in splits))),
-        ("bytes a token", ratio(sum(split.num_text_bytes for split in splits), num_tokens)),
+        ("tokens a character", ratio(num_tokens, manifest.total("num_text_chars"))),
+        ("bytes a token", ratio(manifest.total("num_text_bytes"), num_tokens)),
         (f"of the tokens the tutorial {verb}", percent(lost, total)),
         ("of the vocabulary occurs", percent(use.num_used_entries, use.num_entries)),
         ("of the documents repeat another", percent(found.num_duplicates, found.num_compared)),

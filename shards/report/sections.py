@@ -23,13 +23,9 @@ _FILL_CLASSES = (1, 5, 10, 25, 50, 100)
 _MOST_SINGLE_COLUMNS = 16
 
 
-def num_dropped(manifest: Manifest) -> int:
-    return sum(manifest.splits[name].num_dropped_tokens for name in SPLITS)
-
-
 def tutorial_loss(manifest: Manifest, statistics: Statistics) -> tuple[int, int]:
     """Tokens that the tutorial drops (or has dropped), and all tokens of the texts."""
-    dropped = num_dropped(manifest)
+    dropped = manifest.total("num_dropped_tokens")
     return statistics.lengths.num_lost_tokens + dropped, statistics.lengths.num_tokens + dropped
 
 
@@ -46,7 +42,7 @@ def split_table(manifest: Manifest) -> str:
         ("tokens a character", [ratio(num_text_tokens(manifest, s), s.num_text_chars) for s in splits]),
         ("bytes a token", [ratio(s.num_text_bytes, num_text_tokens(manifest, s)) for s in splits]),
     ]
-    if num_dropped(manifest):
+    if manifest.total("num_dropped_tokens"):
         rows.insert(4, ("tokens dropped by the packing", [f"{split.num_dropped_tokens:,}" for split in splits]))
     return table(["", *(f"#{name}" for name in SPLITS)], [[name, *values] for name, values in rows], kind="narrow")
 
@@ -54,7 +50,7 @@ def split_table(manifest: Manifest) -> str:
 def documents(manifest: Manifest, statistics: Statistics) -> str:
     lengths, size = statistics.lengths, manifest.block_tokens
     lost, total = tutorial_loss(manifest, statistics)
-    dropped = num_dropped(manifest)
+    dropped = manifest.total("num_dropped_tokens")
     if manifest.packing == "tutorial":
         left_out = manifest.num_records - manifest.num_empty - manifest.num_duplicates - lengths.num_documents
         left_out -= sum(entry.num_records for entry in manifest.rejected)
