@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.settings import DEFAULT_CHECK_EVERY, DEFAULT_MAX_RECORD_BYTES, DEFAULT_UNIT_BYTES, BuildSettings
 from shards.command_line import Parser, byte_count, run_command
-from shards.errors import InputError, nearest, printable
+from shards.errors import InputError, choice, printable
+from shards.order import DEFAULT_SEED
 
 
 def main(arguments: list[str]) -> int:
@@ -119,7 +120,9 @@ def add_build(commands: Any) -> None:
         help="what <|endoftext|> and the like in a text are: ordinary text, or special tokens (text)",
     )
     tokens.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="share of texts held out (0.1)")
-    tokens.add_argument("--seed", type=int, default=2333, metavar="N", help="of the train/val split (2333)")
+    tokens.add_argument(
+        "--seed", type=int, default=DEFAULT_SEED, metavar="N", help=f"of the train/val split ({DEFAULT_SEED})"
+    )
     tokens.add_argument(
         "--check-tokenizer",
         default=str(DEFAULT_CHECK_EVERY),
@@ -216,12 +219,6 @@ def check_every(value: str) -> int:
     if not value.isascii() or not value.isdigit() or not int(value):
         raise InputError(f"--check-tokenizer: expected all, off or a number of at least 1, found {value!r}")
     return int(value)
-
-
-def choice(option: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise InputError(f"{option}: expected {' or '.join(allowed)}, found {value!r}{nearest(value, allowed)}")
-    return value
 
 
 def run_tokenizer(options: argparse.Namespace) -> int:

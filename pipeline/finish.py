@@ -34,6 +34,7 @@ from shards.manifest import (
     write_manifest,
 )
 from shards.tokenizer_files import TokenizerFiles
+from shards.writer import ShardWriter
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -87,14 +88,9 @@ def write_set(
     with_rejected: list[int] = []
     with contextlib.ExitStack() as stack:
         assemblers = {
-            name: stack.enter_context(
-                SplitAssembler(
-                    directory,
-                    name,
-                    last_number=len(units),
-                    block_tokens=settings.block_tokens,
-                    eos_id=tokenizer.eos_id,
-                )
+            name: SplitAssembler(
+                stack.enter_context(ShardWriter(directory, name, len(units), block_tokens=settings.block_tokens)),
+                tokenizer.eos_id,
             )
             for name in SPLITS
         }

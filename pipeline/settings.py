@@ -6,7 +6,8 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
-from shards.errors import InputError, nearest
+from shards.errors import InputError, choice
+from shards.order import DEFAULT_SEED, check_seed
 
 DEFAULT_UNIT_BYTES = 64 * 2**20
 DEFAULT_MAX_RECORD_BYTES = 256 * 2**20
@@ -28,7 +29,7 @@ class BuildSettings:
     packing: Packing = "concat"
     special_tokens: SpecialTokens = "text"
     val_fraction: float = 0.1
-    seed: int = 2333
+    seed: int = DEFAULT_SEED
     dedup: Dedup = "off"
     on_bad_record: OnBadRecord = "fail"
     max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES
@@ -41,8 +42,7 @@ class BuildSettings:
             raise InputError(f"--block-tokens: expected 2 to 1,048,576 tokens, found {self.block_tokens:,}")
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"--val-fraction: expected 0 or more and less than 1, found {self.val_fraction}")
-        if not 0 <= self.seed < 2**64:
-            raise InputError(f"--seed: expected 0 to 2**64 - 1, found {self.seed}")
+        check_seed(self.seed)
         if not self.unit_bytes >= 1:
             raise InputError(f"--unit-bytes: expected at least 1 byte, found {self.unit_bytes:,}")
         if not 1 <= self.max_record_bytes < 2**31:
@@ -53,10 +53,7 @@ class BuildSettings:
             ("special_tokens", SpecialTokens),
             ("dedup", Dedup),
         ):
-            value, allowed = getattr(self, name), typing.get_args(kind)
-            if value not in allowed:
-                option = f"--{name.replace('_', '-')}"
-                raise InputError(f"{option}: expected {' or '.join(allowed)}, found {value!r}{nearest(value, allowed)}")
+            choice(f"--{name.replace('_', '-')}", getattr(self, name), typing.get_args(kind))
 
     @property
     def closes_documents(self) -> bool:

@@ -41,7 +41,7 @@ from shards.entries import SPLITS, SplitName, shard_name
 from shards.errors import InputError
 from shards.files import atomic_writer, flush_directory, write_atomically
 from shards.packing import Ids, Lengths
-from shards.writer import BIN_SUFFIX, INDEX_SUFFIX
+from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, ShardWriter
 
 # Called with the source bytes and the tokens that were just done, and the records that were just rejected.
 Progress = Callable[[int, int, int], None]
@@ -275,9 +275,8 @@ class _SplitBuilder:
     def __init__(self, split: SplitName, unit: Unit, job: Job) -> None:
         settings = job.settings
         self._block_tokens = settings.block_tokens
-        self._packer = PACKERS[settings.packing](
-            job.directory, unit.number, split=split, block_tokens=settings.block_tokens, eos_id=job.eos_id
-        )
+        self._writer = ShardWriter(job.directory, split, unit.number, block_tokens=settings.block_tokens)
+        self._packer = PACKERS[settings.packing](self._writer, job.eos_id)
         self._num_documents = self._num_tokens = self._num_text_bytes = self._num_text_chars = 0
         self._num_short = self._num_tail = 0
 
@@ -308,7 +307,7 @@ class _SplitBuilder:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._packer.__exit__(*error)
+        self._writer.__exit__(*error)
 
 
 def _add_documents(

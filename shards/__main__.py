@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from shards import pull_command, regroup_command
-from shards.command_line import Parser, run_command
+from shards.command_line import Parser, ProgressLine, percent_done, run_command
 from shards.entries import SPLITS
 from shards.errors import InputError, printable
 from shards.exchange import command as exchange_command
@@ -69,7 +69,7 @@ def run_info(options: argparse.Namespace) -> int:
 def run_verify(options: argparse.Namespace) -> int:
     manifest = read_manifest(options.directory)
     num_bytes = set_bytes(manifest)
-    with _ProgressLine(num_bytes, show=sys.stderr.isatty() and not options.quick) as progress:
+    with ProgressLine(percent_done("verified", num_bytes, "bytes"), show=not options.quick) as progress:
         faults = verify(options.directory, quick=options.quick, progress=progress.advance)
     for fault in faults[1:]:
         print(f"error: {printable(fault)}", file=sys.stderr)
@@ -87,26 +87,6 @@ def run_cat(options: argparse.Namespace) -> int:
     else:
         print(show_block(shard_set, options.split, options.block, with_ids=options.tokens))
     return 0
-
-
-class _ProgressLine:
-    """Percent done on one line of a terminal."""
-
-    def __init__(self, total_bytes: int, *, show: bool) -> None:
-        self._total, self._done, self._shown = total_bytes, 0, show
-
-    def advance(self, num_bytes: int) -> None:
-        self._done += num_bytes
-        if self._shown:
-            percent = 100 * self._done // max(1, self._total)
-            print(f"\rverified {percent:3}% of {self._total:,} bytes", end="", file=sys.stderr, flush=True)
-
-    def __enter__(self) -> _ProgressLine:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

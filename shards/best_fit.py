@@ -10,13 +10,11 @@ With blocks of 4 tokens, documents of 3, 6 and 1 tokens: the second gives a full
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
-from shards.entries import SplitName
 from shards.index import Index
 from shards.packing import Ids, Lengths, Packed, Packer, no_tail
+from shards.writer import ShardWriter
 
 WINDOW_TOKENS = 1 << 24
 
@@ -24,8 +22,8 @@ WINDOW_TOKENS = 1 << 24
 class BestFitPacker(Packer):
     """Memory: a window of tokens, and some 40 bytes a document."""
 
-    def __init__(self, directory: Path, number: int, *, split: SplitName, block_tokens: int, eos_id: int) -> None:
-        super().__init__(directory, number, split=split, block_tokens=block_tokens, eos_id=eos_id)
+    def __init__(self, writer: ShardWriter, eos_id: int) -> None:
+        super().__init__(writer, eos_id)
         self._lengths: list[int] = []  # of all pieces, in the corpus's order
         self._starts: list[int] = []  # -1 while the piece waits for its block
         self._boundaries = [0]
@@ -37,8 +35,8 @@ class BestFitPacker(Packer):
         for length in document_tokens.tolist():
             full = length // self._block_tokens * self._block_tokens
             if full:
-                self._add_piece(full, self._num_shard_tokens)
-                self._write(tokens[begin : begin + full])
+                self._add_piece(full, self._writer.num_tokens)
+                self._writer.write(tokens[begin : begin + full])
             if length > full:
                 rest = tokens[begin + full : begin + length]
                 self._waiting.append((self._add_piece(length - full, -1), rest))
@@ -61,19 +59,16 @@ class BestFitPacker(Packer):
             for member in members:
                 piece, tokens = self._waiting[member]
                 block[place : place + len(tokens)] = tokens
-                self._starts[piece] = self._num_shard_tokens + row * self._block_tokens + place
+                self._starts[piece] = self._writer.num_tokens + row * self._block_tokens + place
                 place += len(tokens)
         if len(blocks):
-            self._write(content.reshape(-1))
+            self._writer.write(content.reshape(-1))
         self._waiting, self._num_waiting_tokens = [], 0
 
     def finish(self) -> Packed:
         self._pack_window()
-        shard = None
-        if self._writer is not None:
-            index = Index(np.array(self._lengths), np.array(self._starts), np.array(self._boundaries))
-            shard = self._writer.finish(index, num_documents=len(self._boundaries) - 1)
-        return Packed(shard=shard, tail=no_tail())
+        index = Index(np.array(self._lengths), np.array(self._starts), np.array(self._boundaries))
+        return Packed(shard=self._writer.finish(index), tail=no_tail())
 
 
 def best_fit_decreasing(lengths: list[int], capacity: int) -> list[list[int]]:

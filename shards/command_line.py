@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from shards import interruption
 from shards.errors import InputError, machine_error, nearest, printable, visible
@@ -101,6 +101,49 @@ def say(*lines: str) -> None:
     """Write lines to standard output at once, terminal escapes shown and not obeyed: names may come from strangers."""
     sys.stdout.write("".join(f"{visible(line)}\n" for line in lines))
     sys.stdout.flush()
+
+
+class ProgressLine:
+    """How far the work is, on one line of a terminal that goes away at the end; elsewhere nothing."""
+
+    def __init__(self, text: Callable[[int], str], *, show: bool = True) -> None:
+        """`text` says it of the number that is done."""
+        self._text, self._done, self._line = text, 0, ""
+        self._shown = show and sys.stderr.isatty()
+
+    def advance(self, number: int) -> None:
+        """So many more are done."""
+        self._done += number
+        if self._shown and (line := self._text(self._done)) != self._line:
+            self._line = line
+            sys.stderr.write(f"\r{line}")
+            sys.stderr.flush()
+
+    def note(self, line: str) -> None:
+        """Show a line that stays."""
+        self._clear()
+        sys.stderr.write(f"{line}\n")
+
+    def _clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._clear()
+
+
+def percent_done(verb: str, total: int, noun: str = "") -> Callable[[int], str]:
+    """For a `ProgressLine`: the share of `total` that is done, with a `noun` the total too.
+
+    >>> percent_done("copied", 2000, "bytes")(1000)
+    'copied  50% of 2,000 bytes'
+    """
+    whole = f" of {total:,} {noun}" if noun else ""
+    return lambda done: f"{verb} {min(100, 100 * done // max(1, total)):3}%{whole}"
 
 
 def _raise_terminated(_signal_number: int, _frame: FrameType | None) -> None:

@@ -284,3 +284,29 @@ class TailList(_List[TailEntry]):
     def _entry(self, values: tuple[Any, ...]) -> TailEntry:
         unit, num_pieces, code, continues = values
         return TailEntry(unit=unit, split=SPLITS[code], num_pieces=num_pieces, continues=bool(continues))
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPlace:
+    """Where the documents of one unit lie in a split."""
+
+    shard: int | None  # the place of its own shard in the list
+    tail: int | None  # the place of its tail in the list
+    first_piece: int  # of the tail, in the last shard
+
+
+def unit_places(shards: ShardList, tails: TailList) -> dict[int, UnitPlace]:
+    """For each unit that has anything in a split, in order, where that lies.
+
+    The last shard is no unit's own if it holds what the units left over.
+    """
+    own = shards[:-1] if tails else shards
+    shard_of_unit = {unit: place for place, unit in enumerate(own.column("number").tolist())}
+    order = np.argsort(tails.column("unit"), kind="stable")
+    num_pieces = tails.column("num_pieces")[order]
+    units, firsts = tails.column("unit")[order], np.cumsum(num_pieces) - num_pieces
+    tail_of_unit = dict(zip(units.tolist(), zip(order.tolist(), firsts.tolist(), strict=True), strict=True))
+    return {
+        unit: UnitPlace(shard_of_unit.get(unit), *tail_of_unit.get(unit, (None, 0)))
+        for unit in sorted(shard_of_unit.keys() | tail_of_unit.keys())
+    }

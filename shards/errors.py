@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import errno
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 
@@ -21,27 +21,11 @@ class InputError(ValueError):
 
 
 # What the machine refuses, as opposed to what we asked wrongly.
-_MACHINE_ERRNOS = frozenset(
-    number
-    for name in (
-        *(
-            "ENOSPC",
-            "EDQUOT",
-            "EFBIG",
-            "EACCES",
-            "EPERM",
-            "EROFS",
-            "EIO",
-            "EREMOTEIO",
-            "ESTALE",
-            "ENODEV",
-            "ENXIO",
-            "EBUSY",
-        ),
-        *("EMFILE", "ENFILE", "ENOMEM", "ENOLCK", "EMLINK", "ETXTBSY", "ENAMETOOLONG", "ELOOP", "ETIMEDOUT"),
-    )
-    if (number := getattr(errno, name, None)) is not None
+_MACHINE_ERRNO_NAMES = (
+    "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS EIO EREMOTEIO ESTALE ENODEV ENXIO EBUSY "
+    "EMFILE ENFILE ENOMEM ENOLCK EMLINK ETXTBSY ENAMETOOLONG ELOOP ETIMEDOUT"
 )
+_MACHINE_ERRNOS = {getattr(errno, name, None) for name in _MACHINE_ERRNO_NAMES.split()} - {None}
 
 
 def machine_error(error: OSError) -> str | None:
@@ -67,6 +51,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'text'?"` for the known word closest to `word`, or an empty string."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def choice(option: str, value: str, allowed: Sequence[str]) -> str:
+    """`value`, if it is one of the `allowed` ones. Raises `InputError`."""
+    if value not in allowed:
+        raise InputError(f"{option}: expected {' or '.join(allowed)}, found {value!r}{nearest(value, allowed)}")
+    return value
 
 
 def nearest_path(path: Path, is_meant: Callable[[Path], bool] = lambda _path: True) -> str:

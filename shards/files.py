@@ -9,13 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from blake3 import blake3
 
 from shards.errors import InputError
 
 TEMPORARY_SUFFIX = ".tmp"
+_READ_BYTES = 1 << 22
 
 
 def user_cache() -> Path:
@@ -62,6 +65,22 @@ def atomic_writer(path: Path, *, flush_parent: bool = True) -> Iterator[BinaryIO
 def write_atomically(path: Path, content: bytes) -> None:
     with atomic_writer(path) as file:
         file.write(content)
+
+
+def file_digest(
+    path: Path,
+    *,
+    write: Callable[[memoryview], object] = lambda _content: None,
+    progress: Callable[[int], None] = lambda _num_bytes: None,
+) -> str:
+    """BLAKE3 of the content of `path`, which is also handed to `write`; `progress` is told the bytes just read."""
+    digest, buffer = blake3(), memoryview(bytearray(_READ_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        while num_bytes := file.readinto(buffer):
+            digest.update(buffer[:num_bytes])
+            write(buffer[:num_bytes])
+            progress(num_bytes)
+    return digest.hexdigest()
 
 
 def regular_file_bytes(path: Path | str) -> int:

@@ -123,6 +123,15 @@ class Manifest:
         """Whether the shards and tails are in tables, as those of a large set are, and not in `manifest.json`."""
         return self.format_version == TABLES_VERSION
 
+    @property
+    def num_closing_tokens(self) -> int:
+        """EOS tokens behind each document."""
+        return 0 if self.packing == "tutorial" else 1
+
+    def total(self, field: str) -> int:
+        """A number of both splits together, such as `num_blocks`."""
+        return sum(getattr(split, field) for split in self.splits.values())
+
     def with_fingerprint(self) -> Manifest:
         return dataclasses.replace(self, fingerprint=fingerprint(self))
 

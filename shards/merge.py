@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import os
 from collections import Counter
@@ -32,16 +31,16 @@ import numpy as np
 from blake3 import blake3
 
 from shards.assemble import UnitPart
-from shards.entries import SPLITS, ShardEntry, SplitName, shard_name
+from shards.entries import SPLITS, ShardEntry, SplitName, exact_sum, shard_name, shard_number
 from shards.errors import InputError
-from shards.files import atomic_writer
+from shards.files import atomic_writer, file_digest
 from shards.manifest import REJECTED_NAME, Manifest, RejectedEntry
 from shards.new_set import NewSet, new_directory
 from shards.packing import Tail, no_tail
 from shards.reader import ShardSet, Split, open_shard_set
+from shards.tokenizer_files import tokenizer_of_set
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX
 
-_CHUNK_BYTES = 1 << 22
 _ALIKE = ("block_tokens", "packing", "tokenizer.sha256", "tokenizer.vocab_size", "tokenizer.eos_id")
 
 Progress = Callable[[int], None]
@@ -111,23 +110,8 @@ def check_outside(sets: Iterable[ShardSet], outs: Iterable[Path]) -> None:
 def new_set_like(model: ShardSet, directory: Path) -> NewSet:
     """A set in the making with the tokenizer, block size and packing of `model`. Raises `InputError`."""
     manifest = model.manifest
-    path = model.tokenizer_path / "tokenizer.json"
-    try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; build the set again") from None
-    if digest != manifest.tokenizer.sha256:
-        raise InputError(
-            f"{path}: expected sha256 {manifest.tokenizer.sha256}, found {digest}; the tokenizer was changed, build the "
-            "set again"
-        )
-    return NewSet(
-        directory,
-        block_tokens=manifest.block_tokens,
-        packing=manifest.packing,
-        tokenizer=manifest.tokenizer,
-        tokenizer_path=model.tokenizer_path,
-    )
+    tokenizer = tokenizer_of_set(model.path, manifest)
+    return NewSet(directory, block_tokens=manifest.block_tokens, packing=manifest.packing, tokenizer=tokenizer)
 
 
 def _merged_settings(manifests: Sequence[Manifest]) -> dict[str, Any]:
@@ -145,27 +129,21 @@ def special_tokens(manifests: Iterable[Manifest]) -> dict[str, Any]:
 
 def _packed_units(shard_set: ShardSet, first_unit: int, take: _FileTaker) -> Iterator[dict[SplitName, UnitPart]]:
     """The set's units, counted from `first_unit`; their shards are taken over under these numbers."""
-    manifest = shard_set.manifest
-    places: dict[SplitName, dict[int, int]] = {}  # of the units' shards in the split's list
-    tails: dict[SplitName, dict[int, Tail]] = {}
+    splits = {name: shard_set[name] for name in SPLITS}
+    tails = {name: dict(_read_tails(shard_set, split, take.progress)) for name, split in splits.items()}
     num_units = 0
-    for name in SPLITS:
-        numbers = shard_set[name].shards.column("number").tolist()
-        places[name] = {number: place for place, number in enumerate(numbers)}
-        tails[name] = {}
-        if manifest.tails.of_split(name):
-            # What was left over lies in a shard that is numbered behind all units.
-            num_units = max(num_units, number := max(numbers))
-            tails[name] = dict(_read_tails(shard_set, name, places[name].pop(number), take))
-        num_units = max([num_units, *(unit + 1 for unit in (*places[name], *tails[name]))])
+    for split in splits.values():
+        # What was left over lies in a shard that is numbered behind all units.
+        behind = shard_number(split.shards[-1].name) if split.tails else 0
+        num_units = max([num_units, behind, *(unit + 1 for unit in split.unit_places)])
     for unit in range(num_units):
         parts: dict[SplitName, UnitPart] = {}
-        for name in SPLITS:
-            place, tail = places[name].get(unit), tails[name].get(unit, no_tail())
-            shard = None if place is None else shard_set[name].shards[place]
+        for name, split in splits.items():
+            place, tail = split.unit_places.get(unit), tails[name].get(unit, no_tail())
+            shard = None if place is None or place.shard is None else split.shards[place.shard]
             # The manifest has the sums of these alone, and so will the new one: they go with the first unit.
-            split = manifest.splits[name]
-            sums = (split.num_dropped_tokens, split.num_text_bytes, split.num_text_chars) if unit == 0 else (0, 0, 0)
+            entry = shard_set.manifest.splits[name]
+            sums = (entry.num_dropped_tokens, entry.num_text_bytes, entry.num_text_chars) if unit == 0 else (0, 0, 0)
             parts[name] = UnitPart(
                 unit=first_unit + unit,
                 shard=shard and take.shard(shard_set.path, shard, shard_name(name, first_unit + unit)),
@@ -178,23 +156,25 @@ def _packed_units(shard_set: ShardSet, first_unit: int, take: _FileTaker) -> Ite
         yield parts
 
 
-def _read_tails(shard_set: ShardSet, name: SplitName, place: int, take: _FileTaker) -> Iterator[tuple[int, Tail]]:
-    """What each unit left over, from the shard at `place`, the last one of the split `name`."""
-    split: Split = shard_set[name]
-    last = split.shards[place]
-    check_shard(shard_set.path, last, take.progress)
-    pieces = split.shard_documents(place)
-    tails = sorted(shard_set.manifest.tails.of_split(name), key=lambda tail: tail.unit)
-    num_pieces = sum(tail.num_pieces for tail in tails)
+def _read_tails(shard_set: ShardSet, split: Split, progress: Progress) -> Iterator[tuple[int, Tail]]:
+    """What each unit left over, from the last shard of the split."""
+    if not split.tails:
+        return
+    last = split.shards[-1]
+    check_shard(shard_set.path, last, progress)
+    num_pieces = exact_sum(split.tails.column("num_pieces"))
     if num_pieces != last.num_pieces:
         raise InputError(
             f"{shard_set.manifest_path}: {last.name}: the tails list {num_pieces:,} pieces, the shard has "
             f"{last.num_pieces:,}; build the set again"
         )
-    for tail in tails:
-        own = list(itertools.islice(pieces, tail.num_pieces))
-        lengths = np.array([len(piece) for piece in own], dtype=np.int64)
-        yield tail.unit, Tail(tokens=np.concatenate(own), piece_tokens=lengths, continues=tail.continues)
+    pieces = split.shard_documents(len(split.shards) - 1)
+    for unit, place in split.unit_places.items():
+        if place.tail is not None:
+            tail = split.tails[place.tail]
+            own = list(itertools.islice(pieces, tail.num_pieces))
+            lengths = np.array([len(piece) for piece in own], dtype=np.int64)
+            yield unit, Tail(tokens=np.concatenate(own), piece_tokens=lengths, continues=tail.continues)
 
 
 class _FileTaker:
@@ -233,19 +213,12 @@ def check_digest(
     progress: Progress = lambda _: None,
 ) -> None:
     """Hand the content of `path` to `write`. Raises `InputError` unless its BLAKE3 is `digest`."""
-    found, buffer = blake3(), memoryview(bytearray(_CHUNK_BYTES))
     try:
-        with open(path, "rb", buffering=0) as file:
-            while num_bytes := file.readinto(buffer):
-                found.update(buffer[:num_bytes])
-                write(buffer[:num_bytes])
-                progress(num_bytes)
+        found = file_digest(path, write=write, progress=progress)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; build the set again") from None
-    if found.hexdigest() != digest:
-        raise InputError(
-            f"{path}: expected digest {digest}, found {found.hexdigest()}; the file was changed, build the set again"
-        )
+    if found != digest:
+        raise InputError(f"{path}: expected digest {digest}, found {found}; the file was changed, build the set again")
 
 
 def check_shard(directory: Path, shard: ShardEntry, progress: Progress = lambda _: None) -> None:

@@ -14,23 +14,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.assemble import PACKERS, UnitPart, assemble_split, join_splits
+from shards.assemble import PACKERS, AssembledSplit, SplitAssembler, UnitPart, join_splits
 from shards.entries import SPLITS, SplitName
 from shards.errors import InputError
-from shards.files import flush_directory
+from shards.files import flush_directory, write_atomically
 from shards.manifest import (
     GENERATOR,
     TOKENIZER_DIRECTORY,
     Manifest,
     RejectedEntry,
     SourceEntry,
-    TokenizerEntry,
     format_version,
     read_manifest,
     write_manifest,
 )
 from shards.packing import Ids, Lengths, Packer
-from shards.vocabulary import Vocabulary, copy_tokenizer
+from shards.tokenizer_files import TokenizerFiles
+from shards.vocabulary import Vocabulary
+from shards.writer import ShardWriter
 
 # In a partial directory: it is ours, and may be removed.
 _MARK = ".new-set"
@@ -109,11 +110,14 @@ class NewSet:
         *,
         block_tokens: int,
         packing: Literal["concat", "best-fit", "tutorial"],
-        tokenizer: TokenizerEntry,
-        tokenizer_path: Path,
+        tokenizer: TokenizerFiles,
     ) -> None:
         self._directory, self._block_tokens, self._packing = directory, block_tokens, packing
-        self._tokenizer, self._tokenizer_path = tokenizer, tokenizer_path
+        self._tokenizer = tokenizer.entry
+        tokenizer_path = directory / TOKENIZER_DIRECTORY
+        tokenizer_path.mkdir()
+        for name, content in tokenizer.contents.items():
+            write_atomically(tokenizer_path / name, content)
         self._vocabulary = Vocabulary(tokenizer_path)
         self._parts: dict[SplitName, list[UnitPart]] = {name: [] for name in SPLITS}
         self.num_units = 0
@@ -125,15 +129,8 @@ class NewSet:
         with contextlib.ExitStack() as stack:
             for name, tokens, lengths in batches:
                 if name not in packers:
-                    packers[name] = stack.enter_context(
-                        PACKERS[self._packing](
-                            self._directory,
-                            self.num_units,
-                            split=name,
-                            block_tokens=self._block_tokens,
-                            eos_id=self._tokenizer.eos_id,
-                        )
-                    )
+                    writer = stack.enter_context(self._writer(name))
+                    packers[name] = PACKERS[self._packing](writer, self._tokenizer.eos_id)
                 packers[name].add(tokens, lengths)
                 num_bytes, num_chars = self._vocabulary.text_sizes(tokens)
                 for place, value in enumerate((len(tokens), num_bytes, num_chars)):
@@ -154,12 +151,23 @@ class NewSet:
                 )
         self.num_units += 1
 
+    def _writer(self, name: SplitName) -> ShardWriter:
+        """Of the next unit's shard; behind all units that of what they left over."""
+        return ShardWriter(self._directory, name, self.num_units, block_tokens=self._block_tokens)
+
     def add_packed_unit(self, parts: dict[SplitName, UnitPart]) -> None:
         """Take a unit that is packed: its shards lie in the directory already, under the next unit's number."""
         for name, part in parts.items():
             assert part.unit == self.num_units
             self._parts[name].append(part)
         self.num_units += 1
+
+    def _assemble(self, name: SplitName) -> AssembledSplit:
+        with self._writer(name) as writer:
+            assembler = SplitAssembler(writer, self._tokenizer.eos_id)
+            for part in self._parts[name]:
+                assembler.add(part)
+            return assembler.finish()
 
     def finish(
         self,
@@ -172,26 +180,14 @@ class NewSet:
         rejected: list[RejectedEntry] | None = None,
         rejected_digest: str = "",
     ) -> Manifest:
-        """Write the last shards, the tokenizer's files and the manifest. `num_records` is by default that of the documents.
+        """Write the last shards, and the manifest. `num_records` is by default that of the documents.
 
         Raises `InputError` if there is not one block.
         """
-        assembled = {
-            name: assemble_split(
-                self._directory,
-                name,
-                self._parts[name],
-                last_number=self.num_units,
-                block_tokens=self._block_tokens,
-                eos_id=self._tokenizer.eos_id,
-            )
-            for name in SPLITS
-        }
+        assembled = {name: self._assemble(name) for name in SPLITS}
         splits = {name: split.entry for name, split in assembled.items()}
         if not any(split.num_blocks for split in splits.values()):
             raise InputError("no document is left; nothing to write")
-        (self._directory / TOKENIZER_DIRECTORY).mkdir()
-        copy_tokenizer(self._tokenizer_path, self._directory / TOKENIZER_DIRECTORY)
         num_documents = sum(split.num_documents for split in splits.values())
         shards, tails = join_splits(self._directory, assembled.values())
         manifest = Manifest(

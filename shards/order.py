@@ -19,11 +19,20 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from shards.errors import InputError
+
+DEFAULT_SEED = 2333
 NUM_ROUNDS = 6
 MAX_BLOCKS = 2**62
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK_64 = 2**64 - 1
 _CHUNK = 1 << 15  # positions at a time: their intermediate arrays stay in the processor's cache
+
+
+def check_seed(seed: int) -> None:
+    """Raise `InputError` unless `--seed` may have this value."""
+    if not 0 <= seed <= _MASK_64:
+        raise InputError(f"--seed: expected 0 to 2**64 - 1, found {seed}")
 
 
 def epoch_order(num_blocks: int, seed: int, epoch: int, positions: npt.ArrayLike) -> npt.NDArray[np.int64]:

@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from shards.entries import ShardEntry, SplitName, shard_name
+from shards.entries import ShardEntry
 from shards.index import contiguous_index
 from shards.writer import ShardWriter
 
@@ -53,9 +50,8 @@ class Cut:
     """How the documents' lengths divide at the end of the last whole block."""
 
     shard_pieces: Lengths
-    num_documents: int  # pieces of the shard that end with EOS
     tail_pieces: Lengths
-    continues: bool
+    continues: bool  # the first piece of the tail continues the last one of the shard
 
 
 def no_tail() -> Tail:
@@ -73,30 +69,18 @@ def cut_lengths(document_tokens: Lengths, num_shard_tokens: int) -> Cut:
     whole_tokens = int(ends[num_whole - 1]) if num_whole else 0
     num_open = num_shard_tokens - whole_tokens
     if not num_open:
-        return Cut(
-            shard_pieces=document_tokens[:num_whole],
-            num_documents=num_whole,
-            tail_pieces=document_tokens[num_whole:],
-            continues=False,
-        )
+        return Cut(shard_pieces=document_tokens[:num_whole], tail_pieces=document_tokens[num_whole:], continues=False)
     tail_pieces = document_tokens[num_whole:].copy()
     tail_pieces[0] -= num_open
-    return Cut(
-        shard_pieces=np.append(document_tokens[:num_whole], num_open),
-        num_documents=num_whole,
-        tail_pieces=tail_pieces,
-        continues=True,
-    )
+    shard_pieces = np.append(document_tokens[:num_whole], num_open)
+    return Cut(shard_pieces=shard_pieces, tail_pieces=tail_pieces, continues=True)
 
 
 class Packer(abc.ABC):
-    """Packs one split of one unit into its shard. A context manager: without `finish`, nothing is left behind."""
+    """Packs one split of one unit into its shard."""
 
-    def __init__(self, directory: Path, number: int, *, split: SplitName, block_tokens: int, eos_id: int) -> None:
-        self._directory, self._name = directory, shard_name(split, number)
-        self._split, self._block_tokens, self._eos_id = split, block_tokens, eos_id
-        self._writer: ShardWriter | None = None
-        self._num_shard_tokens = 0
+    def __init__(self, writer: ShardWriter, eos_id: int) -> None:
+        self._writer, self._block_tokens, self._eos_id = writer, writer.block_tokens, eos_id
 
     @abc.abstractmethod
     def add(self, tokens: Ids, document_tokens: Lengths) -> None:
@@ -106,27 +90,12 @@ class Packer(abc.ABC):
     def finish(self) -> Packed:
         """Complete the shard."""
 
-    def _write(self, tokens: Ids) -> None:
-        if self._writer is None:
-            self._writer = ShardWriter(self._directory, self._name, split=self._split, block_tokens=self._block_tokens)
-        self._writer.write(tokens)
-        self._num_shard_tokens += len(tokens)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._writer is not None:
-            self._writer.__exit__(kind, error, traceback)
-
 
 class ConcatPacker(Packer):
     """Joins documents and cuts blocks. Memory: a batch, and 8 bytes a document."""
 
-    def __init__(self, directory: Path, number: int, *, split: SplitName, block_tokens: int, eos_id: int) -> None:
-        super().__init__(directory, number, split=split, block_tokens=block_tokens, eos_id=eos_id)
+    def __init__(self, writer: ShardWriter, eos_id: int) -> None:
+        super().__init__(writer, eos_id)
         self._rest = np.empty(0, dtype=np.uint32)
         self._lengths: list[Lengths] = []
 
@@ -137,19 +106,17 @@ class ConcatPacker(Packer):
             if len(tokens) < missing:
                 self._rest = np.concatenate([self._rest, tokens])
                 return
-            self._write(np.concatenate([self._rest, tokens[:missing]]))
+            self._writer.write(np.concatenate([self._rest, tokens[:missing]]))
             tokens = tokens[missing:]
         num_whole = len(tokens) // self._block_tokens * self._block_tokens
         if num_whole:
-            self._write(tokens[:num_whole])
+            self._writer.write(tokens[:num_whole])
         self._rest = tokens[num_whole:].copy()
 
     def finish(self) -> Packed:
         lengths = np.concatenate([np.empty(0, dtype=np.int64), *self._lengths])
-        cut = cut_lengths(lengths, self._num_shard_tokens)
-        shard = None
-        if self._writer is not None:
-            shard = self._writer.finish(contiguous_index(cut.shard_pieces), num_documents=cut.num_documents)
+        cut = cut_lengths(lengths, self._writer.num_tokens)
+        shard = self._writer.finish(contiguous_index(cut.shard_pieces), is_open=cut.continues)
         tail = Tail(tokens=self._rest, piece_tokens=cut.tail_pieces, continues=cut.continues)
         return Packed(shard=shard, tail=tail)
 
@@ -157,8 +124,8 @@ class ConcatPacker(Packer):
 class TutorialPacker(Packer):
     """Of each document the whole blocks, and nothing of it if it is shorter than one: as the original script does."""
 
-    def __init__(self, directory: Path, number: int, *, split: SplitName, block_tokens: int, eos_id: int) -> None:
-        super().__init__(directory, number, split=split, block_tokens=block_tokens, eos_id=eos_id)
+    def __init__(self, writer: ShardWriter, eos_id: int) -> None:
+        super().__init__(writer, eos_id)
         self._lengths: list[Lengths] = []
         self._num_dropped = 0
 
@@ -171,13 +138,11 @@ class TutorialPacker(Packer):
             if length
         ]
         if parts:
-            self._write(np.concatenate(parts))
+            self._writer.write(np.concatenate(parts))
         self._lengths.append(kept[kept > 0])
         self._num_dropped += int((document_tokens - kept).sum())
 
     def finish(self) -> Packed:
-        shard = None
-        if self._writer is not None:
-            lengths = np.concatenate(self._lengths)
-            shard = self._writer.finish(contiguous_index(lengths), num_documents=len(lengths))
+        lengths = np.concatenate([np.empty(0, dtype=np.int64), *self._lengths])
+        shard = self._writer.finish(contiguous_index(lengths))
         return Packed(shard=shard, tail=no_tail(), num_dropped_tokens=self._num_dropped)

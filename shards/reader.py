@@ -25,7 +25,7 @@ from typing import NoReturn, overload
 import numpy as np
 import numpy.typing as npt
 
-from shards.entries import ShardEntry, ShardList, SplitName
+from shards.entries import ShardEntry, SplitName, UnitPlace, unit_places
 from shards.errors import InputError, nearest
 from shards.files import regular_file_bytes
 from shards.index import HEADER, Index, check_index_header, index_bytes, read_index
@@ -50,14 +50,9 @@ def open_shard_set(directory: str | os.PathLike[str]) -> ShardSet:
     path = Path(directory)
     manifest = read_manifest(path)
     if not manifest.has_tables:
-        check_all_files(path, manifest.shards, manifest.block_tokens)
+        for shard in manifest.shards:
+            check_shard_files(path, shard, manifest.block_tokens)
     return ShardSet(path, manifest)
-
-
-def check_all_files(directory: Path, shards: ShardList, block_tokens: int) -> None:
-    """`check_shard_files` for all of `shards`."""
-    for shard in shards:
-        check_shard_files(directory, shard, block_tokens)
 
 
 def check_shard_files(directory: Path, shard: ShardEntry, block_tokens: int) -> None:
@@ -161,9 +156,9 @@ class Split:
         self.num_text_bytes = entry.num_text_bytes
         self.num_text_chars = entry.num_text_chars
         self.shards = shard_set.manifest.shards.of_split(name)
-        self._tails = shard_set.manifest.tails.of_split(name)
-        self._num_closing_tokens = 0 if shard_set.manifest.packing == "tutorial" else 1
-        self._directory = shard_set.path
+        self.tails = shard_set.manifest.tails.of_split(name)
+        self._num_closing_tokens = shard_set.manifest.num_closing_tokens
+        self.directory = shard_set.path
         self._first_blocks = np.zeros(len(self.shards) + 1, dtype=np.int64)
         np.cumsum(self.shards.column("num_blocks"), out=self._first_blocks[1:])
         self._are_checked = not shard_set.manifest.has_tables
@@ -173,7 +168,7 @@ class Split:
         self._rows: _Rows | None = None
 
     def __reduce__(self) -> tuple[Callable[[str, str], Split], tuple[str, str]]:
-        return _reopen_split, (str(self._directory.absolute()), self.name)
+        return _reopen_split, (str(self.directory.absolute()), self.name)
 
     def __len__(self) -> int:
         """Number of blocks."""
@@ -193,8 +188,8 @@ class Split:
     def map_shard(self, number: int) -> Tokens:
         """As `shard_blocks`, but mapped anew, and only while the view is in use. Raises `InputError`."""
         if not self._are_checked:
-            check_shard_files(self._directory, self.shards[number], self.block_tokens)
-        path = self._directory / (self.shards.name(number) + BIN_SUFFIX)
+            check_shard_files(self.directory, self.shards[number], self.block_tokens)
+        path = self.directory / (self.shards.name(number) + BIN_SUFFIX)
         with open(path, "rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         blocks = np.frombuffer(content, "<u4").reshape(-1, self.block_tokens)
@@ -270,7 +265,7 @@ class Split:
 
     def shard_documents(self, number: int) -> Iterator[Tokens]:
         """The documents in the split's shard `number`, EOS included; views, but for those in several pieces."""
-        index = read_shard_index(self._directory, self.shards[number], self.block_tokens)
+        index = read_shard_index(self.directory, self.shards[number], self.block_tokens)
         tokens = self.shard_blocks(number).reshape(-1)
         starts, ends = index.starts.tolist(), index.ends.tolist()
         for first, behind in itertools.pairwise(index.boundaries.tolist()):
@@ -278,23 +273,13 @@ class Split:
             yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     @functools.cached_property
-    def _shard_of_unit(self) -> dict[int, int]:
-        """The units with a shard of their own: the last shard isn't one if it holds what the units left over."""
-        own = self.shards[:-1] if self._tails else self.shards
-        return {unit: number for number, unit in enumerate(own.column("number").tolist())}
-
-    @functools.cached_property
-    def _tail_of_unit(self) -> dict[int, tuple[int, int]]:
-        """For each unit with a tail the place of that in the list, and the number of its first piece in the last shard."""
-        order = np.argsort(self._tails.column("unit"), kind="stable")
-        num_pieces = self._tails.column("num_pieces")[order]
-        units, firsts = self._tails.column("unit")[order], np.cumsum(num_pieces) - num_pieces
-        places = zip(order.tolist(), firsts.tolist(), strict=True)
-        return dict(zip(units.tolist(), places, strict=True))
+    def unit_places(self) -> dict[int, UnitPlace]:
+        """Where the documents of each unit of the corpus lie."""
+        return unit_places(self.shards, self.tails)
 
     @functools.cached_property
     def _tail_index(self) -> Index:
-        return read_shard_index(self._directory, self.shards[-1], self.block_tokens)
+        return read_shard_index(self.directory, self.shards[-1], self.block_tokens)
 
     def _tail_pieces(self, first: int, num_pieces: int) -> Iterator[Tokens]:
         tokens = self.shard_blocks(len(self.shards) - 1).reshape(-1)
@@ -305,15 +290,18 @@ class Split:
     def units(self) -> dict[int, int]:
         """How many documents each unit of the corpus has here, in the corpus's order; those without any are left out."""
         num_documents = self.shards.column("num_index_documents").tolist()
-        sizes = {unit: num_documents[number] for unit, number in self._shard_of_unit.items()}
-        for tail in self._tails:
-            sizes[tail.unit] = sizes.get(tail.unit, 0) + tail.num_pieces - tail.continues
-        return dict(sorted(sizes.items()))
+        sizes = {}
+        for unit, place in self.unit_places.items():
+            sizes[unit] = 0 if place.shard is None else num_documents[place.shard]
+            if place.tail is not None:
+                tail = self.tails[place.tail]
+                sizes[unit] += tail.num_pieces - tail.continues
+        return sizes
 
     def unit_shards(self, unit: int) -> list[ShardEntry]:
         """The shards in which the documents of one unit of the corpus lie."""
-        numbers = [self._shard_of_unit[unit]] if unit in self._shard_of_unit else []
-        numbers += [-1] if unit in self._tail_of_unit else []
+        place = self.unit_places[unit]
+        numbers = ([] if place.shard is None else [place.shard]) + ([] if place.tail is None else [-1])
         return [self.shards[number] for number in numbers]
 
     def unit_documents(self, unit: int) -> Iterator[Tokens]:
@@ -321,13 +309,12 @@ class Split:
 
         A document cut at the end of its unit's shard is put together again with its rest in the last shard.
         """
-        number = self._shard_of_unit.get(unit)
-        pieces = iter(()) if number is None else self.shard_documents(number)
-        if unit not in self._tail_of_unit:
+        place = self.unit_places[unit]
+        pieces = iter(()) if place.shard is None else self.shard_documents(place.shard)
+        if place.tail is None:
             return pieces
-        place, first = self._tail_of_unit[unit]
-        tail = self._tails[place]
-        rest = self._tail_pieces(first, tail.num_pieces)
+        tail = self.tails[place.tail]
+        rest = self._tail_pieces(place.first_piece, tail.num_pieces)
         return _joined(pieces, rest) if tail.continues else itertools.chain(pieces, rest)
 
     def documents(self) -> Iterator[Tokens]:

@@ -34,12 +34,10 @@ from shards.errors import InputError
 from shards.manifest import Manifest, SourceEntry
 from shards.merge import check_outside, check_shard, new_set_like, special_tokens
 from shards.new_set import DocumentBatch, new_directory
-from shards.order import epoch_order
+from shards.order import DEFAULT_SEED, check_seed, epoch_order
 from shards.reader import ShardSet, Split, Tokens, open_shard_set
 from shards.writer import set_bytes
 
-DEFAULT_SEED = 2333
-_MAX_SEED = 2**64 - 1
 _BATCH_TOKENS = 1 << 20
 _NUM_STRETCHES = 1 << 16
 _PARTS_AT_ONCE = 8  # each has a vocabulary in memory, some 20 MB with Qwen2's
@@ -79,7 +77,8 @@ def subset(
     or a little more; a `fraction` of the documents. Of val the same share is taken. Without `seed` these are the first
     documents in the corpus's order, with it pseudo-random ones.
     """
-    _check_seed(seed)
+    if seed is not None:
+        check_seed(seed)
     shard_set = open_shard_set(path)
     train = shard_set["train"]
     if not train.num_documents:
@@ -114,7 +113,7 @@ def split(
 
     Which document goes where is pseudo-random; each is in exactly one of the new sets.
     """
-    _check_seed(seed)
+    check_seed(seed)
     if not fractions or min(fractions) <= 0 or sum(fractions) != 1:
         found = ", ".join(map(str, fractions))
         raise InputError(
@@ -134,11 +133,6 @@ def split(
         for number, (out, fraction, end) in enumerate(zip(outs, fractions, ends, strict=True))
     ]
     return _write_parts(shard_set, parts, seed, progress)
-
-
-def _check_seed(seed: int | None) -> None:
-    if seed is not None and not 0 <= seed <= _MAX_SEED:
-        raise InputError(f"--seed: expected 0 to 2**64 - 1, found {seed}")
 
 
 def _shares(shard_set: ShardSet, begin: Fraction, end: Fraction) -> dict[SplitName, range]:
@@ -199,7 +193,7 @@ def _write_parts(shard_set: ShardSet, parts: Sequence[Part], seed: int | None, p
     check_outside([shard_set], [part.out for part in parts])
     manifests: list[Manifest] = []
     checked: set[str] = set()
-    with _HeldSignals() as signals, contextlib.ExitStack() as stack:
+    with _held_signals() as hold, contextlib.ExitStack() as stack:
         directories = [stack.enter_context(new_directory(part.out)) for part in parts]
         for first in range(0, len(parts), _PARTS_AT_ONCE):
             group = slice(first, first + _PARTS_AT_ONCE)
@@ -215,7 +209,7 @@ def _write_parts(shard_set: ShardSet, parts: Sequence[Part], seed: int | None, p
                 new_set.finish(sources=[_source(shard_set, part)], settings=_settings(shard_set, part))
                 for part, new_set in zip(parts[group], new_sets, strict=True)
             ]
-        signals.hold()
+        hold()
     return manifests
 
 
@@ -280,27 +274,25 @@ def _settings(shard_set: ShardSet, part: Part) -> dict[str, Any]:
     return {**part.settings, "set": manifest.fingerprint, "settings": manifest.settings, **special_tokens([manifest])}
 
 
-class _HeldSignals(contextlib.AbstractContextManager["_HeldSignals"]):
-    """From `hold` to the end of the block, Ctrl-C and SIGTERM wait.
+@contextlib.contextmanager
+def _held_signals() -> Iterator[Callable[[], None]]:
+    """A function: from its call to the end of the block, Ctrl-C and SIGTERM wait.
 
     Several sets get their names one after another: an interruption in between would leave some of them behind. A mask of
     the signals would not do, since another thread of the process (NumPy has some) may receive them.
     """
+    handlers: dict[signal.Signals, Any] = {}
+    waiting: list[int] = []
 
-    def __init__(self) -> None:
-        self._handlers: dict[signal.Signals, Any] = {}
-        self._waiting: list[int] = []
-
-    def hold(self) -> None:
+    def hold() -> None:
         if threading.current_thread() is threading.main_thread():  # no other thread is interrupted
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._wait)
+                handlers[number] = signal.signal(number, lambda number, _frame: waiting.append(number))
 
-    def _wait(self, number: int, _frame: object) -> None:
-        self._waiting.append(number)
-
-    def __exit__(self, *_error: object) -> None:
-        for number, handler in self._handlers.items():
+    try:
+        yield hold
+    finally:
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        for waiting in self._waiting[:1]:
-            signal.raise_signal(waiting)
+        for first in waiting[:1]:
+            signal.raise_signal(first)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shards.command_line import ProgressLine, percent_done, say
 from shards.errors import InputError
+from shards.order import DEFAULT_SEED
 from shards.wording import plural
 
 if TYPE_CHECKING:
     from shards.manifest import Manifest
-
-# The default of `--seed` for split; `shards.regroup` has it too, and is imported only when a command runs.
-_SEED = 2333
 
 
 def add_parsers(commands: Any) -> None:
@@ -48,7 +45,11 @@ def add_parsers(commands: Any) -> None:
         "--out", type=Path, required=True, metavar="PREFIX", help="the new sets are PREFIX-0, PREFIX-1, …"
     )
     split.add_argument(
-        "--seed", type=int, default=_SEED, metavar="S", help=f"another seed, other parts (default {_SEED})"
+        "--seed",
+        type=int,
+        default=DEFAULT_SEED,
+        metavar="S",
+        help=f"another seed, other parts (default {DEFAULT_SEED})",
     )
     split.set_defaults(run=run_split)
 
@@ -77,10 +78,9 @@ def run_merge(options: argparse.Namespace) -> int:
     from shards.writer import set_bytes
 
     total = sum(set_bytes(manifest, with_indexes=True) for manifest in map(read_manifest, options.sets))
-    with _ProgressLine(lambda done: f"copied {100 * done // max(1, total):3}% of {total:,} bytes") as progress:
+    with ProgressLine(percent_done("copied", total, "bytes")) as progress:
         manifest = merge(options.sets, options.out, link=options.link, progress=progress.advance, note=progress.note)
-    plural = "" if len(options.sets) == 1 else "s"
-    _say(f"{options.out}: {_summary(manifest)}, from {len(options.sets):,} set{plural}")
+    say(f"{options.out}: {_summary(manifest)}, from {plural(len(options.sets), 'set')}")
     return 0
 
 
@@ -96,17 +96,17 @@ def run_split(options: argparse.Namespace) -> int:
     if not options.out.name:
         raise InputError(f"--out: expected the beginning of a name, found {str(options.out)!r}")
     outs = [options.out.with_name(f"{options.out.name}-{number}") for number in range(len(fractions))]
-    with _ProgressLine(lambda done: f"packed {plural(done, 'document')}") as progress:
+    with ProgressLine(lambda done: f"packed {plural(done, 'document')}") as progress:
         manifests = split(options.set, outs, fractions, seed=options.seed, progress=progress.advance)
     for out, manifest in zip(outs, manifests, strict=True):
-        _say(f"{out}: {_summary(manifest)}")
+        say(f"{out}: {_summary(manifest)}")
     return 0
 
 
 def run_subset(options: argparse.Namespace) -> int:
     from shards.regroup import subset
 
-    with _ProgressLine(lambda done: f"packed {plural(done, 'document')}") as progress:
+    with ProgressLine(lambda done: f"packed {plural(done, 'document')}") as progress:
         manifest = subset(
             options.set,
             options.out,
@@ -116,7 +116,7 @@ def run_subset(options: argparse.Namespace) -> int:
             seed=options.seed,
             progress=progress.advance,
         )
-    _say(f"{options.out}: {_summary(manifest)}")
+    say(f"{options.out}: {_summary(manifest)}")
     return 0
 
 
@@ -133,42 +133,9 @@ def parse_fraction(option: str, text: str) -> Fraction:
 
 
 def _summary(manifest: Manifest) -> str:
-    splits = manifest.splits
     documents, tokens = (
-        sum(getattr(split, field) for split in splits.values()) for field in ("num_documents", "num_tokens")
+        plural(manifest.total("num_documents"), "document"),
+        plural(manifest.total("num_tokens"), "token"),
     )
-    blocks = ", ".join(f"{name} {split.num_blocks:,}" for name, split in splits.items())
-    return f"{plural(documents, 'document')}, {plural(tokens, 'token')}, blocks: {blocks}"
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-
-
-class _ProgressLine:
-    """How far the work is, on one line of a terminal; elsewhere nothing."""
-
-    def __init__(self, text: Callable[[int], str]) -> None:
-        self._text, self._done, self._shown = text, 0, sys.stderr.isatty()
-
-    def advance(self, number: int) -> None:
-        self._done += number
-        if self._shown:
-            sys.stderr.write(f"\r{self._text(self._done)}")
-            sys.stderr.flush()
-
-    def note(self, line: str) -> None:
-        """Show a line that stays."""
-        self._clear()
-        sys.stderr.write(f"{line}\n")
-
-    def _clear(self) -> None:
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-
-    def __enter__(self) -> _ProgressLine:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._clear()
+    blocks = ", ".join(f"{name} {split.num_blocks:,}" for name, split in manifest.splits.items())
+    return f"{documents}, {tokens}, blocks: {blocks}"

@@ -79,10 +79,6 @@ def read_shards(directory: Path, entry: TableEntry) -> ShardList:
     """The shards in the table, mapped, each row in its place. Raises `InputError`."""
     path = directory / SHARDS_TABLE
     rows = _read_rows(path, entry, ShardList.dtype)
-    _check_splits(path, rows)
-    names = ("number", "num_blocks", "num_tokens", "num_pieces", "num_index_documents", "num_documents")
-    for name in names:
-        _check_numbers(path, rows, name)
     for place in unordered(rows["split"], rows["number"]):
         first, second = (shard_name(SPLITS[row["split"]], int(row["number"])) for row in rows[place - 1 : place + 1])
         if first == second:
@@ -95,9 +91,6 @@ def read_tails(directory: Path, entry: TableEntry) -> TailList:
     """The tails in the table, mapped, each row in its place. Raises `InputError`."""
     path = directory / TAILS_TABLE
     rows = _read_rows(path, entry, TailList.dtype)
-    _check_splits(path, rows)
-    _check_numbers(path, rows, "unit")
-    _check_numbers(path, rows, "num_pieces")
     for place in np.flatnonzero(rows["continues"] > 1):
         raise InputError(f"{path}: record {place:,}: continues: expected 0 or 1, found {rows['continues'][place]}")
     for place in unordered(rows["split"], rows["unit"]):
@@ -123,18 +116,14 @@ def _read_rows(path: Path, entry: TableEntry, dtype: np.dtype[np.void]) -> Rows:
     digest = blake3(content).hexdigest()
     if digest != entry.digest:
         raise InputError(f"{path}: expected digest {entry.digest}, found {digest}; the file was changed")
-    return np.frombuffer(content, dtype)
-
-
-def _check_splits(path: Path, rows: Rows) -> None:
+    rows = np.frombuffer(content, dtype)
     for place in np.flatnonzero(rows["split"] >= len(SPLITS)):
         raise InputError(f"{path}: record {place:,}: split: expected 0 or 1, found {rows['split'][place]}")
-
-
-def _check_numbers(path: Path, rows: Rows, name: str) -> None:
-    for place in np.flatnonzero(rows[name] < 0):
-        found = int(rows[name][place]) + 2**64
-        raise InputError(f"{path}: record {place:,}: {name}: expected less than 2**63, found {found:,}")
+    for name in (name for name in dtype.names or () if dtype[name] == np.int64):
+        for place in np.flatnonzero(rows[name] < 0):
+            found_number = int(rows[name][place]) + 2**64
+            raise InputError(f"{path}: record {place:,}: {name}: expected less than 2**63, found {found_number:,}")
+    return rows
 
 
 class RowSpool:

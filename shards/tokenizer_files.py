@@ -15,7 +15,8 @@ from typing import Any, Final
 import orjson
 
 from shards.errors import InputError, printable
-from shards.manifest import TokenizerEntry
+from shards.manifest import MANIFEST_NAME, TOKENIZER_DIRECTORY, Manifest, TokenizerEntry, read_manifest
+from shards.vocabulary import tokenizer_contents
 
 TOKENIZER_JSON: Final = "tokenizer.json"
 TOKENIZER_CONFIG_JSON: Final = "tokenizer_config.json"
@@ -62,6 +63,35 @@ def read_tokenizer_files(name: str, path: Path, config_path: Path | None = None,
         if not isinstance(config, dict):
             raise InputError(f"tokenizer: {config_path}: expected an object, found {type(config).__name__}")
     return make_tokenizer_files(name, content, config, where=where)
+
+
+def load_tokenizer(path: Path) -> TokenizerFiles:
+    """The tokenizer of a shard set, in a directory with a `tokenizer.json`, or in such a file. Raises `InputError`."""
+    for directory in (path, path.parent if path.name == TOKENIZER_DIRECTORY else path):
+        if (directory / MANIFEST_NAME).is_file():
+            return tokenizer_of_set(directory, read_manifest(directory))
+    file = path / TOKENIZER_JSON if path.is_dir() else path
+    if not file.is_file():
+        reason = f"no {TOKENIZER_JSON} in it" if path.is_dir() else "no such file or directory"
+        raise InputError(
+            f"--tokenizer {path}: {reason}; expected a shard set, a directory with a {TOKENIZER_JSON}, or such a file"
+        )
+    return read_tokenizer_files(file.resolve().parent.name, file)
+
+
+def tokenizer_of_set(path: Path, manifest: Manifest) -> TokenizerFiles:
+    """The tokenizer of the shard set at `path`. Raises `InputError` if it isn't the one that the manifest names."""
+    directory, expected = path / TOKENIZER_DIRECTORY, manifest.tokenizer.sha256
+    contents = tokenizer_contents(directory)
+    file = directory / TOKENIZER_JSON
+    if TOKENIZER_JSON not in contents:
+        raise InputError(f"{file}: no such file; build the set again")
+    found = hashlib.sha256(contents[TOKENIZER_JSON]).hexdigest()
+    if found != expected:
+        raise InputError(
+            f"{file}: expected sha256 {expected}, found {found}; the tokenizer was changed, build the set again"
+        )
+    return TokenizerFiles(contents=contents, entry=manifest.tokenizer)
 
 
 def make_tokenizer_files(name: str, content: Any, config: dict[str, Any], *, where: str) -> TokenizerFiles:

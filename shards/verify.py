@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +44,7 @@ def verify(directory: Path, *, quick: bool = False, progress: Callable[[int], No
         manifest = read_manifest(directory)
     except InputError as error:
         return [str(error)]
-    faults = [*_strange_files(directory, manifest), *_tokenizer_faults(directory, manifest)]
-    faults += _rejected_faults(directory, manifest)
+    faults = [*_strange_files(directory, manifest), *_changed_files(directory, manifest)]
     if not faults:
         faults += _tail_faults(directory / MANIFEST_NAME, manifest)
     for shard in manifest.shards:
@@ -72,30 +72,23 @@ def _strange_files(directory: Path, manifest: Manifest) -> Iterator[str]:
         yield f"{directory / name}: not a part of this set (the manifest doesn't list it); move it elsewhere"
 
 
-def _tokenizer_faults(directory: Path, manifest: Manifest) -> Iterator[str]:
-    path = directory / TOKENIZER_DIRECTORY / "tokenizer.json"
-    try:
-        regular_file_bytes(path)
-    except InputError as error:
-        yield str(error)
-        return
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != manifest.tokenizer.sha256:
-        yield f"{path}: expected sha256 {manifest.tokenizer.sha256}, found {digest}; the tokenizer was changed"
-
-
-def _rejected_faults(directory: Path, manifest: Manifest) -> Iterator[str]:
-    if not manifest.rejected:
-        return
-    path = directory / REJECTED_NAME
-    try:
-        regular_file_bytes(path)
-    except InputError as error:
-        yield str(error)
-        return
-    digest = blake3(path.read_bytes()).hexdigest()
-    if digest != manifest.rejected_digest:
-        yield f"{path}: expected digest {manifest.rejected_digest}, found {digest}; the file was changed"
+def _changed_files(directory: Path, manifest: Manifest) -> Iterator[str]:
+    """Faults of the files whose digest the manifest has, but for the shards' own."""
+    tokenizer = directory / TOKENIZER_DIRECTORY / "tokenizer.json"
+    files: list[tuple[Path, str, str, Callable[[bytes], Any], str]] = [
+        (tokenizer, "tokenizer", "sha256", hashlib.sha256, manifest.tokenizer.sha256)
+    ]
+    if manifest.rejected:
+        files.append((directory / REJECTED_NAME, "file", "digest", blake3, manifest.rejected_digest))
+    for path, name, kind, hasher, expected in files:
+        try:
+            regular_file_bytes(path)
+        except InputError as error:
+            yield str(error)
+            continue
+        digest = hasher(path.read_bytes()).hexdigest()
+        if digest != expected:
+            yield f"{path}: expected {kind} {expected}, found {digest}; the {name} was changed"
 
 
 def _tail_faults(path: Path, manifest: Manifest) -> Iterator[str]:

@@ -31,10 +31,14 @@ TOKENIZER_FILES = (
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy a tokenizer's files, and nothing else, into the directory `target`."""
-    for name in TOKENIZER_FILES:
-        file = source / name
-        if file.is_file() and not file.is_symlink():
-            write_atomically(target / name, file.read_bytes())
+    for name, content in tokenizer_contents(source).items():
+        write_atomically(target / name, content)
+
+
+def tokenizer_contents(directory: Path) -> dict[str, bytes]:
+    """A tokenizer's files in `directory`, by name."""
+    files = [directory / name for name in TOKENIZER_FILES]
+    return {file.name: file.read_bytes() for file in files if file.is_file() and not file.is_symlink()}
 
 
 def bytes_of_characters() -> dict[str, int]:

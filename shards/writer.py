@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from shards.entries import ShardEntry, SplitName, exact_sum
+from shards.entries import ShardEntry, SplitName, exact_sum, shard_name
 from shards.files import TEMPORARY_SUFFIX, atomic_writer
 from shards.index import TOKEN_BYTES, Index, encode_index, index_bytes
 from shards.manifest import Manifest
@@ -21,37 +21,42 @@ INDEX_SUFFIX = ".idx"
 
 
 class ShardWriter:
-    """Writes one shard. Use as a context manager: without `finish`, nothing is left behind.
+    """Writes one shard, unless there is nothing to write. A context manager: without `finish`, nothing is left behind.
 
     Only `finish` makes the shard appear, the index after the `.bin`. The directory itself is flushed by the
     caller, who knows when its last file is in place (`shards.files.flush_directory`).
     """
 
-    def __init__(self, directory: Path, name: str, *, split: SplitName, block_tokens: int) -> None:
-        self._path = directory / (name + BIN_SUFFIX)
+    def __init__(self, directory: Path, split: SplitName, number: int, *, block_tokens: int) -> None:
+        self.directory, self.split, self.block_tokens = directory, split, block_tokens
+        self.num_tokens = 0  # written so far
+        self._name = shard_name(split, number)
+        self._path = directory / (self._name + BIN_SUFFIX)
         self._temporary = self._path.with_name(self._path.name + TEMPORARY_SUFFIX)
-        self._name, self._split, self._block_tokens = name, split, block_tokens
         self._digest = blake3()
-        self._num_tokens = 0
-        self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 (closed by __exit__)
+        self._file: io.FileIO | None = None
 
     def write(self, tokens: npt.NDArray[np.uint32]) -> None:
         """Append tokens, shape `(n,)` for any n. The whole must be a whole number of blocks at the end."""
+        if self._file is None:
+            self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 (closed by __exit__)
         content = np.ascontiguousarray(tokens, dtype="<u4").view(np.uint8).data
         self._digest.update(content)
         while content:
             content = content[self._file.write(content) :]
-        self._num_tokens += len(tokens)
+        self.num_tokens += len(tokens)
 
-    def finish(self, index: Index, *, num_documents: int) -> ShardEntry:
-        """Flush and rename the `.bin`, write its index and return its entry for the manifest.
+    def finish(self, index: Index, *, is_open: bool = False) -> ShardEntry | None:
+        """Flush and rename the `.bin`, write its index and return its entry for the manifest; None for no shard.
 
-        `num_documents` of the index's documents end here (the last may go on in another shard). Tokens that lie in
-        no piece of the index are filling.
+        With `is_open` the last of the index's documents goes on in another shard. Tokens that lie in no piece of the index
+        are filling.
         """
-        num_tokens = int(index.lengths.sum())
-        assert self._num_tokens % self._block_tokens == 0 and self._num_tokens > 0
-        assert num_tokens <= self._num_tokens
+        if self._file is None:
+            return None
+        num_tokens, num_documents = int(index.lengths.sum()), len(index.boundaries) - 1
+        assert self.num_tokens % self.block_tokens == 0 and self.num_tokens > 0
+        assert num_tokens <= self.num_tokens
         os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self._temporary, self._path)
@@ -60,12 +65,12 @@ class ShardWriter:
             file.write(content)
         return ShardEntry(
             name=self._name,
-            split=self._split,
-            num_blocks=self._num_tokens // self._block_tokens,
+            split=self.split,
+            num_blocks=self.num_tokens // self.block_tokens,
             num_tokens=num_tokens,
             num_pieces=len(index.lengths),
-            num_index_documents=len(index.boundaries) - 1,
-            num_documents=num_documents,
+            num_index_documents=num_documents,
+            num_documents=num_documents - is_open,
             digest=self._digest.hexdigest(),
             index_digest=blake3(content).hexdigest(),
         )
@@ -73,12 +78,11 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._file.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._temporary)
+    def __exit__(self, *_error: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._temporary)
 
 
 def bin_bytes(num_blocks: int, block_tokens: int) -> int:

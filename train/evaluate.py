@@ -20,7 +20,7 @@ import numpy as np
 import shards
 from shards.command_line import Parser, run_command
 from shards.entries import SPLITS
-from shards.errors import InputError, nearest
+from shards.errors import InputError, choice
 from shards.wording import plural
 from train.environment import prepare_environment
 from train.generate import find_model
@@ -58,10 +58,7 @@ def main(argv: list[str]) -> None:
     options = build_parser().parse_args(argv)
     directory = find_model(options.run)
     shard_set = shards.open(options.shards or shards_of_run(directory))
-    if options.split not in SPLITS:
-        raise InputError(
-            f"--split: expected {' or '.join(SPLITS)}, found {options.split!r}{nearest(options.split, SPLITS)}"
-        )
+    choice("--split", options.split, SPLITS)
     if options.batch < 1 or (options.blocks is not None and options.blocks < 1):
         raise InputError("--batch and --blocks: expected at least 1")
     split = shard_set[options.split]

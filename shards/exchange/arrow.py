@@ -65,7 +65,7 @@ def export_parquet(
                 atomic_writer(path, flush_parent=False) as file,
                 pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
             ):
-                for batch in read_blocks(shard_set, split, blocks, advance, blocks_per_read=rows_per_group):
+                for batch in read_blocks(split, blocks, advance, blocks_per_read=rows_per_group):
                     offsets = np.arange(len(batch) + 1, dtype=np.int32) * np.int32(split.block_tokens)
                     rows = pyarrow.ListArray.from_arrays(offsets, _array(pyarrow, batch), type=schema.field(0).type)
                     table = pyarrow.Table.from_arrays([rows], schema=schema)
@@ -88,7 +88,7 @@ def export_hf(shard_set: ShardSet, splits: Sequence[Split], directory: Path, adv
                 atomic_writer(path, flush_parent=False) as file,
                 pyarrow.ipc.new_stream(file, schema) as writer,
             ):
-                for batch in read_blocks(shard_set, split, blocks, advance, blocks_per_read=_ROWS_PER_BATCH):
+                for batch in read_blocks(split, blocks, advance, blocks_per_read=_ROWS_PER_BATCH):
                     values = _array(pyarrow, batch).view(pyarrow.int32())
                     rows = pyarrow.FixedSizeListArray.from_arrays(values, type=row_type)
                     writer.write_batch(pyarrow.record_batch([rows], schema=schema))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.errors import InputError
+from shards.files import atomic_writer
 from shards.reader import ShardSet, Split, Tokens
 from shards.writer import BIN_SUFFIX, bin_bytes
 
@@ -44,13 +45,39 @@ def files_of(split: Split, *, max_bytes: int) -> list[range]:
     return cut_files(len(split), max_bytes // bin_bytes(1, split.block_tokens))
 
 
-def read_blocks(
-    shard_set: ShardSet,
+def write_blocks(
+    path: Path,
+    head: bytes,
     split: Split,
     blocks: range,
+    dtype: str,
     advance: Callable[[int], None],
     *,
-    blocks_per_read: int | None = None,
+    tail: bytes = b"",
+) -> None:
+    """Write the file `path`: `head`, the tokens of `blocks` as `dtype`, `tail`. The directory is flushed by the caller."""
+    with atomic_writer(path, flush_parent=False) as file:
+        file.write(head)
+        for batch in read_blocks(split, blocks, advance):
+            file.write(batch.astype(dtype, copy=False).data)
+        file.write(tail)
+
+
+def encode_head(num_items: int, item_bytes: int, config: bytes = b"") -> bytes:
+    """What stands before the first item in a chunk of litdata, and with a `config` in a shard of MosaicML Streaming.
+
+    u32 all: the number of items, where each begins, and the file's end; then `config`.
+
+    >>> np.frombuffer(encode_head(2, 256), "<u4").tolist()
+    [2, 16, 272, 528]
+    """
+    begin = 8 + 4 * num_items + len(config)
+    offsets = range(begin, begin + num_items * item_bytes + 1, item_bytes)
+    return np.array([num_items, *offsets], dtype="<u4").tobytes() + config
+
+
+def read_blocks(
+    split: Split, blocks: range, advance: Callable[[int], None], *, blocks_per_read: int | None = None
 ) -> Iterator[Tokens]:
     """The blocks in order, some at a time, shape `(n, block_tokens)`; by default about 8 MiB.
 
@@ -59,17 +86,17 @@ def read_blocks(
     """
     step = blocks_per_read or max(1, _READ_BYTES // bin_bytes(1, split.block_tokens))
     for first in range(blocks.start, blocks.stop, step):
-        batch = _read(shard_set.path, split, first, min(first + step, blocks.stop))
+        batch = _read(split, first, min(first + step, blocks.stop))
         yield batch
         advance(batch.nbytes)
 
 
-def _read(directory: Path, split: Split, first: int, behind: int) -> Tokens:
+def _read(split: Split, first: int, behind: int) -> Tokens:
     parts: list[Tokens] = []
     for number in split.shards_between(first, behind):
         begin = split.first_block(number)
         low, high = max(first, begin), min(behind, split.first_block(number + 1))
-        path = directory / (split.shards.name(number) + BIN_SUFFIX)
+        path = split.directory / (split.shards.name(number) + BIN_SUFFIX)
         count, offset = (high - low) * split.block_tokens, bin_bytes(low - begin, split.block_tokens)
         try:
             part = np.fromfile(path, "<u4", count=count, offset=offset)

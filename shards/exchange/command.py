@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shards.command_line import ProgressLine, percent_done, say
 from shards.entries import SPLITS
-from shards.errors import InputError, nearest
+from shards.errors import InputError, choice, nearest
+from shards.order import DEFAULT_SEED
 from shards.wording import plural
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ def add_parsers(commands: Any) -> None:
         "--packing", default="concat", metavar="concat|best-fit", help="how documents fill blocks (concat)"
     )
     take.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="share of documents held out (0.1)")
-    take.add_argument("--seed", type=int, default=2333, metavar="N", help="of the train/val split (2333)")
+    take.add_argument(
+        "--seed", type=int, default=DEFAULT_SEED, metavar="N", help=f"of the train/val split ({DEFAULT_SEED})"
+    )
     take.add_argument(
         "--eos-inside",
         default="refuse",
@@ -69,13 +71,11 @@ def run_export(options: argparse.Namespace) -> int:
     from shards.new_set import new_directory
     from shards.reader import open_shard_set
     from shards.wording import size_text
+    from shards.writer import bin_bytes
 
     form = _format(options.to)
-    if options.split is not None and options.split not in SPLITS:
-        hint = nearest(options.split, SPLITS)
-        raise InputError(f"--split: expected {' or '.join(SPLITS)}, found {options.split!r}{hint}")
+    names = SPLITS if options.split is None else [choice("--split", options.split, SPLITS)]
     shard_set = open_shard_set(options.directory)
-    names = [options.split] if options.split else SPLITS
     splits = [shard_set[name] for name in names if len(shard_set[name])]
     if not splits:
         raise InputError(f"{options.directory}: split {options.split} holds no block; nothing to export")
@@ -84,15 +84,16 @@ def run_export(options: argparse.Namespace) -> int:
     if out.resolve().is_relative_to(directory.resolve()):
         raise InputError(f"--out: {out} lies in the shard set itself; choose a place outside")
     num_blocks = sum(map(len, splits))
-    with new_directory(out) as partial, Progress("exported", num_blocks * shard_set.block_tokens * 4) as progress:
+    line = percent_done("exported", bin_bytes(num_blocks, shard_set.block_tokens), "bytes")
+    with new_directory(out) as partial, ProgressLine(line) as progress:
         form.export(shard_set, splits, partial, progress.advance)
     files = [path for path in out.rglob("*") if path.is_file()]
     num_new_bytes = sum(path.stat().st_size for path in files if not is_link(path))
     written = ", ".join(split.name for split in splits)
-    sys.stdout.write(
+    say(
         f"{out}: {plural(num_blocks, 'block')} of {shard_set.block_tokens} tokens ({written}), "
-        f"{plural(len(files), 'file')}, {size_text(num_new_bytes)} written\n"
-        f"read it with: {form.reader(shard_set, splits, out.resolve())}\n"
+        f"{plural(len(files), 'file')}, {size_text(num_new_bytes)} written",
+        f"read it with: {form.reader(shard_set, splits, out.resolve())}",
     )
     return 0
 
@@ -133,48 +134,20 @@ def run_import(options: argparse.Namespace) -> int:
         eos_inside=options.eos_inside,
     )
     files: list[TokenFile]
-    if options.source_format == "megatron":
+    if choice("--from", options.source_format, IMPORT_FORMATS) == "megatron":
         paths = find_files(options.sources, suffix=".bin", index_suffix=".idx", recursive=False)
         files = [IndexedFile(path) for path in paths]
-    elif options.source_format == "datatrove":
+    else:
         paths = find_files(options.sources, suffix=".ds", index_suffix=".index", recursive=True)
         files = [EndsFile(path) for path in paths]
-    else:
-        hint = nearest(options.source_format, IMPORT_FORMATS)
-        raise InputError(f"--from: expected {' or '.join(IMPORT_FORMATS)}, found {options.source_format!r}{hint}")
-    with Progress("imported", 2 * sum(file.num_bytes for file in files)) as progress:
+    with ProgressLine(percent_done("imported", 2 * sum(file.num_bytes for file in files), "bytes")) as progress:
         manifest = import_files(
             files, options.out, tokenizer=options.tokenizer, settings=settings, advance=progress.advance
         )
     train, val = (manifest.splits[name] for name in SPLITS)
-    sys.stdout.write(
-        f"{options.out}: {plural(train.num_documents + val.num_documents, 'document')}, "
-        f"{plural(train.num_tokens + val.num_tokens, 'token')}, {train.num_blocks:,} + {val.num_blocks:,} blocks of "
-        f"{manifest.block_tokens} (train + val); {plural(manifest.num_empty, 'empty document')} left out\n"
+    say(
+        f"{options.out}: {plural(manifest.total('num_documents'), 'document')}, "
+        f"{plural(manifest.total('num_tokens'), 'token')}, {train.num_blocks:,} + {val.num_blocks:,} blocks of "
+        f"{manifest.block_tokens} (train + val); {plural(manifest.num_empty, 'empty document')} left out"
     )
     return 0
-
-
-class Progress:
-    """Percent done on one line of a terminal, a few times a second; nothing elsewhere."""
-
-    def __init__(self, verb: str, total_bytes: int) -> None:
-        self._verb, self._total, self._done = verb, total_bytes, 0
-        self._shown, self._next = sys.stderr.isatty(), 0.0
-
-    def advance(self, num_bytes: int) -> None:
-        self._done += num_bytes
-        now = time.monotonic()
-        if self._shown and now >= self._next:
-            self._next = now + 0.2
-            percent = min(100, 100 * self._done // max(1, self._total))
-            sys.stderr.write(f"\r{self._verb} {percent:3}% of {self._total:,} bytes")
-            sys.stderr.flush()
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()

@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 from shards.errors import InputError
 from shards.exchange.blocks import Format
-from shards.exchange.token_files import Lengths, SetShard, TokenFile, file_bytes, find_shard, map_array
+from shards.exchange.token_files import Lengths, SetShard, TokenFile, check_rising, file_bytes, find_shard, map_array
 from shards.files import flush_directory, write_atomically
 from shards.index import Index
 from shards.manifest import MANIFEST_NAME
@@ -44,7 +44,6 @@ from shards.writer import BIN_SUFFIX
 
 TOKENS_SUFFIX = ".ds"
 ENDS_SUFFIX = ".ds.index"
-_CHECK_ITEMS = 1 << 20
 _NO_HARD_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -114,14 +113,7 @@ class EndsFile(TokenFile):
         self._ends = map_array(ends_path, "<u8")
         shard = find_shard(path.parent.parent, path.name.removesuffix(TOKENS_SUFFIX))
         self._tokens = map_array(path, self._dtype(path, num_bytes))
-        for first in range(0, len(self._ends), _CHECK_ITEMS):
-            ends = self._ends[max(0, first - 1) : first + _CHECK_ITEMS]
-            if (ends[1:] < ends[:-1]).any():
-                place = max(0, first - 1) + int(np.argmax(ends[1:] < ends[:-1])) + 1
-                raise InputError(
-                    f"{ends_path}: document {place:,}: expected an end of at least {self._ends[place - 1]:,}, found "
-                    f"{self._ends[place]:,}; the index is damaged"
-                )
+        check_rising(ends_path, self._ends, "document", "an end of ")
         super().__init__(path, num_bytes=num_bytes, num_documents=len(self._ends), shard=shard)
         if shard is not None:
             _check_shard(path, shard, self.num_documents)

@@ -9,7 +9,6 @@ Memory: a batch of about a million tokens, what the packing needs, and the packi
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,17 +19,18 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from shards.entries import SplitName
-from shards.errors import InputError, nearest
+from shards.errors import InputError, choice
 from shards.exchange.token_files import Batch, TokenFile, arrange, read_batches
-from shards.exchange.tokenizer import load_tokenizer
+from shards.files import file_digest
 from shards.manifest import Manifest, SourceEntry
 from shards.new_set import DocumentBatch, NewSet, new_directory
+from shards.order import DEFAULT_SEED, check_seed
 from shards.packing import Ids, Lengths
+from shards.tokenizer_files import load_tokenizer
 
 Packing = Literal["concat", "best-fit"]
 EosInside = Literal["refuse", "keep", "split"]
 UNIT_TOKENS = 1 << 24
-_DIGEST_BYTES = 1 << 24
 # A piece's length is an int32 in the index.
 _MAX_DOCUMENT_TOKENS = 2**31 - 1
 
@@ -43,7 +43,7 @@ class ImportSettings:
     block_tokens: int = 512
     packing: Packing = "concat"
     val_fraction: float = 0.1
-    seed: int = 2333
+    seed: int = DEFAULT_SEED
     eos_inside: EosInside = "refuse"
 
     def __post_init__(self) -> None:
@@ -51,15 +51,9 @@ class ImportSettings:
             raise InputError(f"--block-tokens: expected 2 to 1,048,576 tokens, found {self.block_tokens:,}")
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"--val-fraction: expected 0 or more and less than 1, found {self.val_fraction}")
-        if not 0 <= self.seed < 2**64:
-            raise InputError(f"--seed: expected 0 to 2**64 - 1, found {self.seed}")
-        for option, value, kind in (
-            ("--packing", self.packing, Packing),
-            ("--eos-inside", self.eos_inside, EosInside),
-        ):
-            allowed = typing.get_args(kind)
-            if value not in allowed:
-                raise InputError(f"{option}: expected {' or '.join(allowed)}, found {value!r}{nearest(value, allowed)}")
+        check_seed(self.seed)
+        choice("--packing", self.packing, typing.get_args(Packing))
+        choice("--eos-inside", self.eos_inside, typing.get_args(EosInside))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +63,7 @@ class Bodies:
     starts: Lengths
     sizes: Lengths
     num_empty: int  # documents that are left out
-
-
-class _EosInside(Exception):
-    """Document `number` of a batch has an EOS in its middle."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
+    refused: int | None = None  # the number of the first document with an EOS in its middle, where that is refused
 
 
 def import_files(
@@ -90,20 +78,11 @@ def import_files(
 
     Raises `InputError` if `out` exists, or a file can't be what it should be; then nothing is left behind.
     """
-    tokenizer_files = load_tokenizer(tokenizer)
-    entry = tokenizer_files.entry
+    own = load_tokenizer(tokenizer)
     runs = arrange(files)
-    with new_directory(out) as directory, tempfile.TemporaryDirectory() as staged:
-        for name, content in tokenizer_files.contents.items():
-            (Path(staged) / name).write_bytes(content)
-        new_set = NewSet(
-            directory,
-            block_tokens=settings.block_tokens,
-            packing=settings.packing,
-            tokenizer=entry,
-            tokenizer_path=Path(staged),
-        )
-        importer = Importer(settings, eos_id=entry.eos_id, vocab_size=entry.vocab_size)
+    with new_directory(out) as directory:
+        new_set = NewSet(directory, block_tokens=settings.block_tokens, packing=settings.packing, tokenizer=own)
+        importer = Importer(settings, eos_id=own.entry.eos_id, vocab_size=own.entry.vocab_size)
         batches = read_batches(runs, advance)
         for batch in batches:
             new_set.add_unit(importer.unit(batch, batches))
@@ -152,13 +131,12 @@ class Importer:
     def documents(self, batch: Batch) -> Iterator[DocumentBatch]:
         """The documents of a batch, closed, for each split. Raises `InputError` for ids that can't be the tokenizer's."""
         tokens = self._checked(batch)
-        try:
-            bodies = find_bodies(tokens, batch.lengths, self._eos_id, self._settings.eos_inside)
-        except _EosInside as error:
+        bodies = find_bodies(tokens, batch.lengths, self._eos_id, self._settings.eos_inside)
+        if bodies.refused is not None:
             raise InputError(
-                f"{batch.file.path}: document {batch.first + error.number:,}: EOS ({self._eos_id}) in its middle; choose "
+                f"{batch.file.path}: document {batch.first + bodies.refused:,}: EOS ({self._eos_id}) in its middle; choose "
                 "--eos-inside split (each EOS ends a document) or keep (as it is)"
-            ) from None
+            )
         self.num_empty += bodies.num_empty
         num_records = len(bodies.starts) + bodies.num_empty
         self.num_records[batch.file.path] = self.num_records.get(batch.file.path, 0) + num_records
@@ -200,14 +178,14 @@ def find_bodies(tokens: Ids, lengths: Lengths, eos_id: int, eos_inside: EosInsid
     """The documents of `lengths` in `tokens`, without the EOS at their ends.
 
     With `keep` one EOS is taken off at most, so that a document that ends with two keeps one inside; with `split` each EOS
-    ends a document. Raises `_EosInside` where `refuse` finds one that isn't at an end.
+    ends a document.
 
     >>> find_bodies(np.array([5, 9, 9, 6, 9], dtype=np.uint32), np.array([3, 1, 1]), 9, "refuse").sizes.tolist()
     [1, 1]
     """
     is_eos = tokens == eos_id
     ends = np.cumsum(lengths)
-    num_empty = 0
+    num_empty, refused = 0, None
     if eos_inside == "split":
         num_empty = int((lengths == 0).sum())
         ends = np.union1d(ends[lengths > 0], np.flatnonzero(is_eos) + 1)
@@ -224,9 +202,9 @@ def find_bodies(tokens: Ids, lengths: Lengths, eos_id: int, eos_inside: EosInsid
         eos_before = np.concatenate([[0], np.cumsum(is_eos)])
         inside = eos_before[starts + sizes] > eos_before[starts]
         if inside.any():
-            raise _EosInside(int(np.argmax(inside)))
+            refused = int(np.argmax(inside))
     filled = sizes > 0
-    return Bodies(starts[filled], sizes[filled], num_empty + int((~filled).sum()))
+    return Bodies(starts[filled], sizes[filled], num_empty + int((~filled).sum()), refused)
 
 
 def closed(tokens: Ids, starts: Lengths, sizes: Lengths, eos_id: int) -> tuple[Ids, Lengths]:
@@ -247,13 +225,7 @@ def closed(tokens: Ids, starts: Lengths, sizes: Lengths, eos_id: int) -> tuple[I
 
 def _digest(file: TokenFile, advance: Callable[[int], None]) -> str:
     """BLAKE3 of the tokens' file. Raises `InputError` if a manifest beside it knows it otherwise."""
-    digest = blake3()
-    with open(file.path, "rb", buffering=0) as content:
-        buffer = bytearray(_DIGEST_BYTES)
-        while num_bytes := content.readinto(buffer):
-            digest.update(memoryview(buffer)[:num_bytes])
-            advance(num_bytes)
-    result = digest.hexdigest()
+    result = file_digest(file.path, progress=advance)
     if file.shard is not None and result != file.shard.entry.digest:
         raise InputError(
             f"{file.path}: expected digest {file.shard.entry.digest}, found {result}; the file was changed"

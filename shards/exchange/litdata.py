@@ -24,10 +24,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from shards.exchange.blocks import Format, files_of, read_blocks
-from shards.files import atomic_writer, write_atomically
+from shards.exchange.blocks import Format, encode_head, files_of, write_blocks
+from shards.files import write_atomically
 from shards.reader import ShardSet, Split
 from shards.writer import bin_bytes
 
@@ -45,10 +43,7 @@ def export(shard_set: ShardSet, splits: Sequence[Split], directory: Path, advanc
         for number, blocks in enumerate(files_of(split, max_bytes=_CHUNK_BYTES)):
             name = f"chunk-0-{number}.bin"
             head = encode_head(len(blocks), bin_bytes(1, split.block_tokens))
-            with atomic_writer(folder / name, flush_parent=False) as file:
-                file.write(head)
-                for batch in read_blocks(shard_set, split, blocks, advance):
-                    file.write(batch.astype("<i4", copy=False).data)
+            write_blocks(folder / name, head, split, blocks, "<i4", advance)
             chunks.append(
                 {
                     "chunk_bytes": len(head) + bin_bytes(len(blocks), split.block_tokens),
@@ -69,16 +64,6 @@ def export(shard_set: ShardSet, splits: Sequence[Split], directory: Path, advanc
         # What a cache of a remote directory is known by; litdata writes the time.
         content = {"chunks": chunks, "config": config, "updated_at": shard_set.fingerprint[:16]}
         write_atomically(folder / "index.json", json.dumps(content, sort_keys=True).encode())
-
-
-def encode_head(num_items: int, item_bytes: int) -> bytes:
-    """What stands in a chunk before the first item.
-
-    >>> np.frombuffer(encode_head(2, 256), "<u4").tolist()
-    [2, 16, 272, 528]
-    """
-    begin = 8 + 4 * num_items
-    return np.array([num_items, *range(begin, begin + num_items * item_bytes + 1, item_bytes)], dtype="<u4").tobytes()
 
 
 def reader(shard_set: ShardSet, splits: Sequence[Split], out: Path) -> str:

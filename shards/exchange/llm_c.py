@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.exchange.blocks import Format, cut_files, read_blocks
-from shards.files import atomic_writer, flush_directory
+from shards.exchange.blocks import Format, cut_files, write_blocks
+from shards.files import flush_directory
 from shards.reader import ShardSet, Split
 
 _FILE_TOKENS = 100_000_000
@@ -42,11 +42,8 @@ def export(shard_set: ShardSet, splits: Sequence[Split], directory: Path, advanc
             behind = split[blocks.stop][0] if blocks.stop < len(split) else shard_set.eos_id
             header = np.zeros(_HEADER_FIELDS, dtype="<i4")
             header[:3] = magic, version, len(blocks) * split.block_tokens + 1
-            with atomic_writer(directory / f"{split.name}_{number:06}.bin", flush_parent=False) as file:
-                file.write(header.data)
-                for batch in read_blocks(shard_set, split, blocks, advance):
-                    file.write(batch.astype(dtype, copy=False).data)
-                file.write(np.array(behind, dtype=dtype).tobytes())
+            path, tail = directory / f"{split.name}_{number:06}.bin", np.array(behind, dtype=dtype).tobytes()
+            write_blocks(path, header.tobytes(), split, blocks, dtype, advance, tail=tail)
     flush_directory(directory)
 
 

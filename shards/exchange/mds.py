@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from shards.exchange.blocks import Format, files_of, read_blocks
-from shards.files import atomic_writer, write_atomically
+from shards.exchange.blocks import Format, encode_head, files_of, write_blocks
+from shards.files import write_atomically
 from shards.reader import ShardSet, Split
 
 COLUMN = "tokens"
@@ -55,25 +55,11 @@ def export(shard_set: ShardSet, splits: Sequence[Split], directory: Path, advanc
         for number, blocks in enumerate(files_of(split, max_bytes=_SHARD_BYTES - (1 << 20))):
             name = f"shard.{number:05}.mds"
             head = encode_head(len(blocks), sample_bytes, json.dumps(config, sort_keys=True).encode())
-            with atomic_writer(folder / name, flush_parent=False) as file:
-                file.write(head)
-                for batch in read_blocks(shard_set, split, blocks, advance):
-                    file.write(batch.astype(dtype, copy=False).data)
+            write_blocks(folder / name, head, split, blocks, dtype.str, advance)
             raw = {"basename": name, "bytes": len(head) + len(blocks) * sample_bytes, "hashes": {}}
             shards.append({**config, "raw_data": raw, "samples": len(blocks), "zip_data": None})
         index = {"shards": shards, "version": _FORMAT_VERSION}
         write_atomically(folder / "index.json", json.dumps(index, sort_keys=True).encode())
-
-
-def encode_head(num_samples: int, sample_bytes: int, config: bytes) -> bytes:
-    """What stands in a shard before the first sample.
-
-    >>> np.frombuffer(encode_head(1, 256, b"{  }"), "<u4")[:3].tolist()
-    [1, 16, 272]
-    """
-    begin = 8 + 4 * num_samples + len(config)
-    offsets = range(begin, begin + num_samples * sample_bytes + 1, sample_bytes)
-    return np.array([num_samples, *offsets], dtype="<u4").tobytes() + config
 
 
 def reader(shard_set: ShardSet, splits: Sequence[Split], out: Path) -> str:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.errors import InputError
-from shards.exchange.token_files import Lengths, TokenFile, file_bytes, find_shard, map_array
+from shards.exchange.token_files import Lengths, TokenFile, check_rising, file_bytes, find_shard, map_array
 from shards.index import HEADER, MAGIC, VERSION, index_bytes
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX
 
@@ -91,14 +91,7 @@ class IndexedFile(TokenFile):
                 f"{index_path}: expected document boundaries from 0 to {num_sequences:,}, found {boundaries[0]:,} to "
                 f"{boundaries[-1]:,}; the index is damaged"
             )
-        for first in range(0, len(boundaries), _CHECK_ITEMS):
-            some = boundaries[first : first + _CHECK_ITEMS + 1]
-            if (some[1:] < some[:-1]).any():
-                place = int(np.argmax(some[1:] < some[:-1])) + 1
-                raise InputError(
-                    f"{index_path}: document boundary {first + place:,}: expected at least {some[place - 1]:,}, found "
-                    f"{some[place]:,}; the index is damaged"
-                )
+        check_rising(index_path, boundaries, "document boundary")
 
     def lengths(self, first: int, behind: int) -> Lengths:
         sequences = self._boundaries[first : behind + 1].astype(np.int64)

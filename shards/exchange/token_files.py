@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shards.entries import ShardEntry, shard_number
+from shards.entries import ShardEntry, unit_places
 from shards.errors import InputError
 from shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 
@@ -26,6 +26,7 @@ Lengths = npt.NDArray[np.int64]
 
 _BATCH_TOKENS = 1 << 20
 _BATCH_DOCUMENTS = 1 << 13
+_CHECK_ITEMS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,18 @@ def map_array(path: Path, dtype: str) -> npt.NDArray[np.integer]:
     return np.memmap(path, dtype=dtype, mode="r", shape=(num_items,))
 
 
+def check_rising(path: Path, values: npt.NDArray[np.integer], name: str, least: str = "") -> None:
+    """Raise `InputError` for the first of `values` that is below the one before it: `name` and its place, `least` X."""
+    for first in range(0, len(values), _CHECK_ITEMS):
+        some = values[first : first + _CHECK_ITEMS + 1]
+        if (some[1:] < some[:-1]).any():
+            place = first + int(np.argmax(some[1:] < some[:-1])) + 1
+            raise InputError(
+                f"{path}: {name} {place:,}: expected {least}at least {values[place - 1]:,}, found {values[place]:,}; the "
+                "index is damaged"
+            )
+
+
 def find_shard(directory: Path, name: str) -> SetShard | None:
     """The shard called `name` of the set whose manifest lies in `directory`, if there is one."""
     path = directory / MANIFEST_NAME
@@ -154,7 +167,7 @@ def _arrange_split(shard: SetShard, members: Sequence[TokenFile]) -> list[Run]:
     """The documents of a whole split: each unit's shard, then its tail in the last one."""
     manifest, split = shard.manifest, shard.entry.split
     by_name = {member.shard.entry.name: member for member in members if member.shard is not None}
-    shards = manifest.shards.of_split(split)
+    shards, tails = manifest.shards.of_split(split), manifest.tails.of_split(split)
     names = [shards.name(place) for place in range(len(shards))]
     missing = [name for name in names if name not in by_name]
     if missing:
@@ -162,18 +175,15 @@ def _arrange_split(shard: SetShard, members: Sequence[TokenFile]) -> list[Run]:
             f"{shard.directory}: {missing[0]} is not among the sources, and documents are cut between the shards of "
             f"{split}; name all {len(names):,} of them"
         )
-    last, *others = reversed(names)
-    of_unit = {shard_number(name): by_name[name] for name in others}
-    tails = {tail.unit: tail for tail in manifest.tails.of_split(split)}
+    files = [by_name[name] for name in names]
     runs: list[Run] = []
-    first = 0
-    for unit in sorted(set(of_unit) | set(tails)):
-        if unit in of_unit:
-            runs.append(Run(file=of_unit[unit], first=0, behind=of_unit[unit].num_documents))
-        if unit in tails:
-            behind = first + tails[unit].num_pieces
-            runs.append(Run(file=by_name[last], first=first, behind=behind, continues=tails[unit].continues))
-            first = behind
+    for place in unit_places(shards, tails).values():
+        if place.shard is not None:
+            file = files[place.shard]
+            runs.append(Run(file=file, first=0, behind=file.num_documents))
+        if place.tail is not None:
+            tail, first = tails[place.tail], place.first_piece
+            runs.append(Run(file=files[-1], first=first, behind=first + tail.num_pieces, continues=tail.continues))
     return runs
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from shards.errors import InputError
 from shards.hub.remote import (
@@ -14,15 +14,16 @@ from shards.hub.remote import (
     ConnectionFailed,
     NoSuchFile,
     RemoteFile,
+    RepositoryType,
     Stream,
     check_status,
     parse_digest,
+    range_headers,
     reason,
     stream_of,
     within,
 )
 
-RepositoryType = Literal["model", "dataset"]
 _READ_SECONDS = 30.0  # without a byte, then the connection counts as broken
 
 
@@ -36,11 +37,12 @@ def endpoint() -> str:
     return address
 
 
-def is_offline() -> bool:
-    """Whether `HF_HUB_OFFLINE=1` (or `TRANSFORMERS_OFFLINE=1`) forbids to ask the hub."""
+def _check_online(address: str) -> None:
+    """Raise `InputError` if `HF_HUB_OFFLINE=1` (or `TRANSFORMERS_OFFLINE=1`) forbids to ask the hub."""
     from huggingface_hub import constants
 
-    return bool(constants.HF_HUB_OFFLINE)
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f"{address}: HF_HUB_OFFLINE=1 forbids to fetch it; unset it (`env -u HF_HUB_OFFLINE …`)")
 
 
 def find_file(
@@ -55,8 +57,7 @@ def find_file(
     import huggingface_hub
 
     address = _address(repository, path, repository_type)
-    if is_offline():
-        raise InputError(f"{address}: HF_HUB_OFFLINE=1 forbids to fetch it; unset it (`env -u HF_HUB_OFFLINE …`)")
+    _check_online(address)
     url = huggingface_hub.hf_hub_url(
         repository, path, revision=revision, repo_type=repository_type, endpoint=endpoint()
     )
@@ -79,9 +80,7 @@ def find_file(
     @contextlib.contextmanager
     def open_at(offset: int) -> Iterator[Stream]:
         utils: Any = huggingface_hub.utils
-        headers = {**utils.build_hf_headers(), "Accept-Encoding": "identity"}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
+        headers = {**utils.build_hf_headers(), **range_headers(offset)}
         with (
             translated_errors(address),
             huggingface_hub.get_session().stream(
@@ -114,8 +113,7 @@ def check_data_set(name: str) -> None:
     import huggingface_hub
 
     address = f"{endpoint()}/datasets/{name}"
-    if is_offline():
-        raise InputError(f"{address}: HF_HUB_OFFLINE=1 forbids to fetch it; unset it (`env -u HF_HUB_OFFLINE …`)")
+    _check_online(address)
 
     def ask() -> None:
         with translated_errors(address):

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from shards.errors import InputError, printable
 from shards.hub.download import download
@@ -21,15 +21,16 @@ from shards.hub.remote import (
     ConnectionFailed,
     NoSuchFile,
     RemoteFile,
+    RepositoryType,
     Stream,
     check_status,
     parse_digest,
+    range_headers,
     reason,
     stream_of,
     within,
 )
 
-RepositoryType = Literal["model", "dataset"]
 DEFAULT_REVISION = "master"
 _PIECE_BYTES = 1 << 13  # what is lost at most of what has come when a connection breaks
 
@@ -85,11 +86,10 @@ def _remote_file(
 
     @contextlib.contextmanager
     def open_at(offset: int) -> Iterator[Stream]:
-        headers = {"Accept-Encoding": "identity"}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
         with translated_errors(address):
-            response = client.legacy.download_stream(repository, repository_type, path, revision, headers=headers)
+            response = client.legacy.download_stream(
+                repository, repository_type, path, revision, headers=range_headers(offset)
+            )
             with response:
                 yield stream_of(
                     response.status_code,

@@ -23,6 +23,7 @@ ANSWER_SECONDS = 8.0
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _TRIED_AGAIN = (408, 425, 429)  # and all from 500 on
 
+RepositoryType = Literal["model", "dataset"]
 T = TypeVar("T")
 
 
@@ -145,6 +146,11 @@ def check_status(status: int, address: str) -> None:
     if status in (401, 403):
         raise InputError(f"{address}: access is refused (HTTP {status}); it may need a login, or be blocked on the way")
     raise InputError(f"{address}: refused (HTTP {status})")
+
+
+def range_headers(offset: int) -> dict[str, str]:
+    """Of a request for all bytes of a file from `offset` on, as they are."""
+    return {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
 
 
 def stream_of(

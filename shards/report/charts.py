@@ -49,8 +49,9 @@ def histogram(
     ticks: Sequence[Tick],
     axis: str,
     mark: Tick | None = None,
+    legend: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Columns over an axis that says `axis`; `mark` is a line across the plot, with a label."""
+    """Columns over an axis that says `axis`; `mark` is a line across the plot, with a label. As a figure."""
     steps = nice_steps(max((column.height for column in columns), default=0))
     lines = [_level(value / steps[-1], compact(value)) for value in steps]
     for column in columns:
@@ -63,11 +64,11 @@ def histogram(
                 height = max(0.75, low - _y(top / steps[-1]))
                 bars.append(_rectangle(kind, left + gap / 2, low - height, right - left - gap, height))
         hit = _rectangle("hit", left, _TOP, right - left, _PLOT_HEIGHT)
-        lines.append(f"<g><title>{_escaped(column.label)}</title>{hit}{''.join(bars)}</g>")
+        lines.append(f"<g><title>{html.escape(column.label)}</title>{hit}{''.join(bars)}</g>")
     lines += [_x_tick(tick) for tick in ticks]
     if mark is not None:
         lines.append(_mark(mark))
-    return _svg(identifier, title, description, axis, lines)
+    return _figure(identifier, title, description, axis, lines, legend)
 
 
 def nice_steps(largest: int) -> list[int]:
@@ -106,11 +107,18 @@ def log_ticks(low: float, high: float) -> list[Tick]:
 
 
 def zipf_plot(
-    identifier: str, *, title: str, description: str, points: Sequence[tuple[int, int]], axis: str, noun: str
+    identifier: str,
+    *,
+    title: str,
+    description: str,
+    points: Sequence[tuple[int, int]],
+    axis: str,
+    noun: str,
+    legend: Sequence[tuple[str, str]],
 ) -> str:
-    """Counts over ranks, both on logarithmic axes, with the line of a count that falls as 1 over the rank."""
+    """Counts over ranks, both on logarithmic axes, with the line of a count that falls as 1 over the rank. As a figure."""
     if not points:
-        return _svg(identifier, title, description, axis, [_level(0, "1")])
+        return _figure(identifier, title, description, axis, [_level(0, "1")], legend)
     x_decades = max(1, math.ceil(math.log10(points[-1][0])))
     y_decades = max(1, math.ceil(math.log10(points[0][1])))
     lines = [_level(decade / y_decades, compact(10**decade)) for decade in range(y_decades + 1)]
@@ -124,9 +132,9 @@ def zipf_plot(
     places = [(_x(math.log10(rank) / x_decades), _y(math.log10(count) / y_decades)) for rank, count in points]
     lines.append(f'<polyline class="curve" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>')
     for (rank, count), (x, y) in zip(points, places, strict=True):
-        label = _escaped(f"rank {rank:,}: {count:,} {noun}")
+        label = html.escape(f"rank {rank:,}: {count:,} {noun}")
         lines.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="2.2"><title>{label}</title></circle>')
-    return _svg(identifier, title, description, axis, lines)
+    return _figure(identifier, title, description, axis, lines, legend)
 
 
 def bar(part: float, whole: float, kind: str = "main") -> str:
@@ -139,15 +147,21 @@ def bar(part: float, whole: float, kind: str = "main") -> str:
     )
 
 
-def _svg(identifier: str, title: str, description: str, axis: str, lines: Sequence[str]) -> str:
+def _figure(
+    identifier: str, title: str, description: str, axis: str, lines: Sequence[str], legend: Sequence[tuple[str, str]]
+) -> str:
+    """The chart with its title above it and a legend of (class, HTML)."""
     names = f"{identifier}-svg-title {identifier}-svg-text"
+    keys = "".join(f'<li><span class="key {kind}" aria-hidden="true"></span>{name}</li>' for kind, name in legend)
+    above = f'<ul class="legend">{keys}</ul>' if keys else ""
     return (
+        f"<figure><h3>{title}</h3>{above}"
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-labelledby="{names}">'
-        f'<title id="{identifier}-svg-title">{_escaped(title)}</title>'
-        f'<desc id="{identifier}-svg-text">{_escaped(description)}</desc>\n'
+        f'<title id="{identifier}-svg-title">{html.escape(title)}</title>'
+        f'<desc id="{identifier}-svg-text">{html.escape(description)}</desc>\n'
         + "\n".join(lines)
         + f'\n<text class="axis" x="{_LEFT + _PLOT_WIDTH / 2:.1f}" y="{_HEIGHT - 4}" text-anchor="middle">'
-        f"{_escaped(axis)}</text></svg>"
+        f"{html.escape(axis)}</text></svg></figure>"
     )
 
 
@@ -157,7 +171,7 @@ def _level(place: float, label: str) -> str:
     kind = "base" if place == 0 else "grid"
     return (
         f'<line class="{kind}" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}"/>'
-        f'<text x="{_LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{_escaped(label)}</text>'
+        f'<text x="{_LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{html.escape(label)}</text>'
     )
 
 
@@ -165,7 +179,7 @@ def _x_tick(tick: Tick) -> str:
     x, y = _x(tick.place), _TOP + _PLOT_HEIGHT
     return (
         f'<line class="base" x1="{x:.1f}" y1="{y}" x2="{x:.1f}" y2="{y + 3}"/>'
-        f'<text x="{x:.1f}" y="{y + 14}" text-anchor="middle">{_escaped(tick.label)}</text>'
+        f'<text x="{x:.1f}" y="{y + 14}" text-anchor="middle">{html.escape(tick.label)}</text>'
     )
 
 
@@ -174,7 +188,7 @@ def _mark(mark: Tick) -> str:
     anchor, shift = ("end", -4) if mark.place > 0.5 else ("start", 4)
     return (
         f'<line class="mark" x1="{x:.1f}" y1="{_TOP - 10}" x2="{x:.1f}" y2="{_TOP + _PLOT_HEIGHT}"/>'
-        f'<text class="mark" x="{x + shift:.1f}" y="{_TOP - 4}" text-anchor="{anchor}">{_escaped(mark.label)}</text>'
+        f'<text class="mark" x="{x + shift:.1f}" y="{_TOP - 4}" text-anchor="{anchor}">{html.escape(mark.label)}</text>'
     )
 
 
@@ -188,7 +202,3 @@ def _x(place: float) -> float:
 
 def _y(place: float) -> float:
     return _TOP + (1 - place) * _PLOT_HEIGHT
-
-
-def _escaped(value: str) -> str:
-    return html.escape(value, quote=True)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shards.command_line import ProgressLine, percent_done, say
 from shards.errors import InputError
+from shards.order import DEFAULT_SEED, check_seed
 from shards.wording import plural
 
 if TYPE_CHECKING:
     from shards.manifest import Manifest
     from shards.report.statistics import Statistics
-
-_DEFAULT_SEED = 2333
 
 
 def add_parser(commands: Any) -> None:
@@ -25,9 +24,9 @@ def add_parser(commands: Any) -> None:
     report.add_argument(
         "--seed",
         type=int,
-        default=_DEFAULT_SEED,
+        default=DEFAULT_SEED,
         metavar="N",
-        help=f"of the excerpts, and of the sample of a large set ({_DEFAULT_SEED})",
+        help=f"of the excerpts, and of the sample of a large set ({DEFAULT_SEED})",
     )
     report.set_defaults(run=run)
 
@@ -40,15 +39,14 @@ def run(options: argparse.Namespace) -> int:
     from shards.report.statistics import compute, num_steps
     from shards.vocabulary import Vocabulary
 
-    if not 0 <= options.seed < 2**64:
-        raise InputError(f"--seed: expected 0 to 2**64 - 1, found {options.seed}")
+    check_seed(options.seed)
     shard_set = open_shard_set(options.directory)
     out = default_out(options.directory) if options.out is None else options.out
     check_out(out, options.directory)
-    with _ProgressLine(num_steps(shard_set.manifest), show=sys.stderr.isatty()) as progress:
+    with ProgressLine(percent_done("reading the set", num_steps(shard_set.manifest))) as progress:
         statistics = compute(shard_set, seed=options.seed, progress=progress.advance)
     write_atomically(out, render(shard_set.manifest, statistics, Vocabulary(shard_set.tokenizer_path)))
-    sys.stdout.write(f"{out}\n{summary(shard_set.manifest, statistics)}\n")
+    say(str(out), summary(shard_set.manifest, statistics))
     return 0
 
 
@@ -97,27 +95,3 @@ def summary(manifest: Manifest, statistics: Statistics) -> str:
         "duplicates": f"{found.num_duplicates:,} of {found.num_compared:,} documents{compared}",
     }
     return "\n".join(f"  {name:11} {row}" for name, row in rows.items())
-
-
-class _ProgressLine:
-    """Percent done on one line of a terminal."""
-
-    def __init__(self, total: int, *, show: bool) -> None:
-        self._total, self._done, self._shown = max(1, total), 0, show
-        self._percent = -1
-
-    def advance(self, num_steps: int) -> None:
-        self._done += num_steps
-        percent = min(100, 100 * self._done // self._total)
-        if self._shown and percent != self._percent:
-            self._percent = percent
-            sys.stderr.write(f"\rreading the set {percent:3}%")
-            sys.stderr.flush()
-
-    def __enter__(self) -> _ProgressLine:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()

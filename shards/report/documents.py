@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from shards.entries import SPLITS, exact_sum
 from shards.errors import InputError
@@ -46,18 +47,18 @@ def parts(shard_set: ShardSet) -> Iterator[Part]:
     """
     manifest, first_block = shard_set.manifest, 0
     for name in SPLITS:
-        split, tails = Split(shard_set, name), manifest.tails.of_split(name)
-        open_units = set(tails.column("unit")[tails.column("continues") == 1].tolist())
+        split = Split(shard_set, name)
+        tails, places = split.tails, split.unit_places.items()
+        continued = {
+            place.first_piece: unit for unit, place in places if place.tail is not None and tails[place.tail].continues
+        }
+        open_units = set(continued.values())
         units = split.shards.column("number").tolist()
         num_pieces = split.shards[-1].num_pieces if tails and units else 0
         if not open_units <= set(units[:-1]) or exact_sum(tails.column("num_pieces")) != num_pieces:
             raise InputError(f"{shard_set.manifest_path}: {name}: the tails don’t fit the shards; build the set again")
         for number, (unit, shard) in enumerate(zip(units, split.shards, strict=True)):
-            continued: dict[int, int] = {}
-            if is_last := bool(tails) and number == len(units) - 1:
-                firsts = itertools.accumulate([tail.num_pieces for tail in tails], initial=0)
-                pairs = zip(firsts, tails, strict=False)
-                continued = {first: tail.unit for first, tail in pairs if tail.continues}
+            is_last = bool(tails) and number == len(units) - 1
             yield Part(
                 split=split,
                 number=number,
@@ -66,9 +67,18 @@ def parts(shard_set: ShardSet) -> Iterator[Part]:
                 index=read_shard_index(shard_set.path, shard, manifest.block_tokens),
                 tokens=split.map_shard(number).reshape(-1),
                 is_open=not is_last and unit in open_units,
-                continued=continued,
+                continued=continued if is_last else {},
             )
             first_block += shard.num_blocks
+
+
+def whole_documents(part: Part) -> npt.NDArray[np.bool_]:
+    """Which documents of the shard are one piece there, and in no other shard."""
+    is_whole: npt.NDArray[np.bool_] = np.diff(part.index.boundaries) == 1
+    is_whole[list(part.continued)] = False
+    if part.is_open:
+        is_whole[-1] = False
+    return is_whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,13 +214,10 @@ class FillingCounter:
     def _cut_documents(self, part: Part) -> int:
         index, size = part.index, self._block_tokens
         first, last = index.starts // size, (index.ends - 1) // size
-        is_whole = np.diff(index.boundaries) == 1  # a document of several pieces is longer than a block
-        for document in part.continued:
-            is_whole[document] = False
         if part.is_open:
-            is_whole[-1] = False
             self._open[part.unit] = int(index.lengths[index.boundaries[-2] :].sum())
-        pieces = index.boundaries[:-1][is_whole]
+        # A document of several pieces is longer than a block.
+        pieces = index.boundaries[:-1][whole_documents(part)]
         num_cut = int(((first != last) & (index.lengths <= size))[pieces].sum())
         joined = [int(index.lengths[document]) + self._open.pop(unit) for document, unit in part.continued.items()]
         return num_cut + sum(length <= size for length in joined)

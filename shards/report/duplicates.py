@@ -15,8 +15,9 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from shards.index import TOKEN_BYTES
+from shards.manifest import Manifest
 from shards.order import mix_64
-from shards.report.documents import Part
+from shards.report.documents import Part, whole_documents
 
 _DIGEST_BYTES = 16
 _BATCH_DOCUMENTS = 1 << 14
@@ -38,18 +39,10 @@ class Duplicates:
 class DuplicateFinder:
     """Hashes documents, shard after shard."""
 
-    def __init__(
-        self,
-        *,
-        num_documents: int,
-        num_tokens: int,
-        num_closing_tokens: int,
-        max_documents: int,
-        max_tokens: int,
-        seed: int,
-    ) -> None:
-        self._num_documents, self._num_closing_tokens, self._seed = num_documents, num_closing_tokens, mix_64(seed)
-        share = min(1.0, max_documents / max(1, num_documents), max_tokens / max(1, num_tokens))
+    def __init__(self, manifest: Manifest, *, max_documents: int, max_tokens: int, seed: int) -> None:
+        self._num_documents, self._num_closing_tokens = manifest.total("num_documents"), manifest.num_closing_tokens
+        self._seed, num_tokens = mix_64(seed), manifest.total("num_tokens")
+        share = min(1.0, max_documents / max(1, self._num_documents), max_tokens / max(1, num_tokens))
         self._threshold = None if share == 1 else np.uint64(int(share * 2**64))
         self._digests: list[bytes] = []
         self._open: dict[int, npt.NDArray[np.uint32]] = {}
@@ -57,11 +50,7 @@ class DuplicateFinder:
     def add(self, part: Part) -> Iterator[int]:
         """Compare a shard's documents; yields the number of tokens of those just done."""
         index, num_closing = part.index, self._num_closing_tokens
-        is_whole = np.diff(index.boundaries) == 1
-        for document in part.continued:
-            is_whole[document] = False
-        if part.is_open:
-            is_whole[-1] = False
+        is_whole = whole_documents(part)
         pieces = index.boundaries[:-1][is_whole]
         starts, ends = index.starts[pieces], index.ends[pieces] - num_closing
         content = part.tokens.view(np.uint8).data

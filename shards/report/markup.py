@@ -81,7 +81,7 @@ def ratio(part: int, whole: int) -> str:
     return f"{part / whole:.3f}" if whole else "–"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "", caption: str = "") -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
     """Cells are HTML. The first column heads its rows; columns whose head begins with `#` hold numbers."""
     classes = ["number" if name.startswith("#") else "" for name in head]
     heads = "".join(
@@ -92,9 +92,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "",
     for row in rows:
         cells = "".join(f"<td{_class(name)}>{cell}</td>" for name, cell in zip(classes[1:], row[1:], strict=True))
         lines.append(f'<tr><th scope="row"{_class(classes[0])}>{row[0]}</th>{cells}</tr>')
-    title = f"<caption>{caption}</caption>" if caption else ""
     body = "\n".join(lines)
-    return f"<table{_class(kind)}>{title}<thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    return f"<table{_class(kind)}><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table>"
 
 
 def _class(name: str) -> str:
@@ -114,11 +113,3 @@ def section(identifier: str, title: str, *content: str) -> str:
         f'<section id="{identifier}" aria-labelledby="{identifier}-title">'
         f'<h2 id="{identifier}-title">{title}</h2>\n{body}\n</section>'
     )
-
-
-def figure(title: str, chart: str, *, legend: Sequence[tuple[str, str]] = (), note: str = "") -> str:
-    """A chart with its title, a legend of (class, HTML) and a note."""
-    keys = "".join(f'<li><span class="key {kind}" aria-hidden="true"></span>{name}</li>' for kind, name in legend)
-    below = f"<figcaption>{note}</figcaption>" if note else ""
-    keys = f'<ul class="legend">{keys}</ul>' if keys else ""
-    return f"<figure><h3>{title}</h3>{keys}{chart}{below}</figure>"

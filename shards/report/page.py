@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from shards.entries import SPLITS
 from shards.manifest import MANIFEST_NAME, Manifest
 from shards.report import sections
 from shards.report.excerpts import Excerpt, Segment
 from shards.report.markup import compact, decoded, percent, ratio, section, table, terms, text, token
 from shards.report.statistics import Statistics, num_text_tokens
 from shards.report.style import STYLE
+from shards.report.tokens import is_whole
 from shards.tables import SHARDS_TABLE
 from shards.vocabulary import Vocabulary
 from shards.wording import plural
@@ -76,10 +76,9 @@ def _title(manifest: Manifest) -> str:
 
 
 def _summary(manifest: Manifest) -> str:
-    splits = [manifest.splits[name] for name in SPLITS]
     return (
-        f"{plural(sum(split.num_documents for split in splits), 'document')} in "
-        f"{plural(sum(split.num_blocks for split in splits), 'block')} of {manifest.block_tokens:,} tokens, packed by "
+        f"{plural(manifest.total('num_documents'), 'document')} in "
+        f"{plural(manifest.total('num_blocks'), 'block')} of {manifest.block_tokens:,} tokens, packed by "
         f"<code>{text(manifest.packing)}</code>, from the tokenizer <code>{text(manifest.tokenizer.name)}</code> of "
         f"{manifest.tokenizer.vocab_size:,} entries. Fingerprint <code>{text(manifest.fingerprint[:16])}</code>."
     )
@@ -87,16 +86,15 @@ def _summary(manifest: Manifest) -> str:
 
 def _tiles(manifest: Manifest, statistics: Statistics) -> str:
     lost, total = sections.tutorial_loss(manifest, statistics)
-    splits = [manifest.splits[name] for name in SPLITS]
-    num_tokens = sum(num_text_tokens(manifest, split) for split in splits)
+    num_tokens = sum(num_text_tokens(manifest, split) for split in manifest.splits.values())
     use, found = statistics.tokens, statistics.duplicates
     verb = "dropped" if manifest.packing == "tutorial" else "would drop"
     pairs = [
         ("documents", compact_or_whole(statistics.lengths.num_documents)),
         ("tokens of text", compact_or_whole(statistics.lengths.num_tokens)),
         ("blocks", compact_or_whole(statistics.filling.num_blocks)),
-        ("tokens a character", ratio(num_tokens, sum(split.num_text_chars for split in splits))),
-        ("bytes a token", ratio(sum(split.num_text_bytes for split in splits), num_tokens)),
+        ("tokens a character", ratio(num_tokens, manifest.total("num_text_chars"))),
+        ("bytes a token", ratio(manifest.total("num_text_bytes"), num_tokens)),
         (f"of the tokens the tutorial {verb}", percent(lost, total)),
         ("of the vocabulary occurs", percent(use.num_used_entries, use.num_entries)),
         ("of the documents repeat another", percent(found.num_duplicates, found.num_compared)),
@@ -157,19 +155,15 @@ def _spans(tokens: Sequence[int], vocabulary: Vocabulary) -> list[str]:
     content = b""
     for number in tokens:
         piece = vocabulary.piece(number)
-        if waiting and _is_whole(piece):  # what waits is a character cut at the block's edge
+        if waiting and is_whole(piece):  # what waits is a character cut at the block's edge
             spans.append(_span(waiting, content))
             waiting, content = [], b""
         waiting.append(number)
         content += piece
-        if _is_whole(content):
+        if is_whole(content):
             spans.append(_span(waiting, content))
             waiting, content = [], b""
     return [*spans, _span(waiting, content)] if waiting else spans
-
-
-def _is_whole(content: bytes) -> bool:
-    return not any("\udc80" <= character <= "\udcff" for character in decoded(content))
 
 
 def _span(numbers: Sequence[int], content: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from shards.entries import SPLITS
 from shards.manifest import Manifest, SourceEntry
 from shards.report.charts import Column, Tick, bar, histogram, log_ticks, zipf_plot
 from shards.report.documents import Filling, LengthBin
-from shards.report.markup import compact, decoded, figure, ratio, section, share, table, terms, text, token
+from shards.report.markup import compact, decoded, ratio, section, share, table, terms, text, token
 from shards.report.statistics import Statistics, num_text_tokens
 from shards.report.tokens import TokenUse
 from shards.vocabulary import Vocabulary
@@ -22,13 +23,9 @@ _FILL_CLASSES = (1, 5, 10, 25, 50, 100)
 _MOST_SINGLE_COLUMNS = 16
 
 
-def num_dropped(manifest: Manifest) -> int:
-    return sum(manifest.splits[name].num_dropped_tokens for name in SPLITS)
-
-
 def tutorial_loss(manifest: Manifest, statistics: Statistics) -> tuple[int, int]:
     """Tokens that the tutorial drops (or has dropped), and all tokens of the texts."""
-    dropped = num_dropped(manifest)
+    dropped = manifest.total("num_dropped_tokens")
     return statistics.lengths.num_lost_tokens + dropped, statistics.lengths.num_tokens + dropped
 
 
@@ -45,7 +42,7 @@ def split_table(manifest: Manifest) -> str:
         ("tokens a character", [ratio(num_text_tokens(manifest, s), s.num_text_chars) for s in splits]),
         ("bytes a token", [ratio(s.num_text_bytes, num_text_tokens(manifest, s)) for s in splits]),
     ]
-    if num_dropped(manifest):
+    if manifest.total("num_dropped_tokens"):
         rows.insert(4, ("tokens dropped by the packing", [f"{split.num_dropped_tokens:,}" for split in splits]))
     return table(["", *(f"#{name}" for name in SPLITS)], [[name, *values] for name, values in rows], kind="narrow")
 
@@ -53,7 +50,7 @@ def split_table(manifest: Manifest) -> str:
 def documents(manifest: Manifest, statistics: Statistics) -> str:
     lengths, size = statistics.lengths, manifest.block_tokens
     lost, total = tutorial_loss(manifest, statistics)
-    dropped = num_dropped(manifest)
+    dropped = manifest.total("num_dropped_tokens")
     if manifest.packing == "tutorial":
         left_out = manifest.num_records - manifest.num_empty - manifest.num_duplicates - lengths.num_documents
         left_out -= sum(entry.num_records for entry in manifest.rejected)
@@ -81,7 +78,6 @@ def documents(manifest: Manifest, statistics: Statistics) -> str:
             ("longest", f"{lengths.longest:,}"),
         ]
     )
-    charts = f'<div class="pair">{_length_chart(manifest, lengths.bins)}{_loss_chart(manifest, lengths.bins)}</div>'
     rows = [
         [
             _range(bin_),
@@ -98,7 +94,7 @@ def documents(manifest: Manifest, statistics: Statistics) -> str:
         "documents",
         "Documents",
         f"<p>{story}</p>",
-        charts,
+        f'<div class="pair">{_length_charts(manifest.block_tokens, lengths.bins)}</div>',
         numbers,
         note,
         f"<details><summary>The numbers behind these charts</summary>{details}</details>",
@@ -127,53 +123,42 @@ def _log_axis(
     return places, ticks, mark
 
 
-def _length_chart(manifest: Manifest, bins: Sequence[LengthBin]) -> str:
-    places, ticks, mark = _log_axis(bins, manifest.block_tokens)
-    columns = [
-        Column(
-            left=left,
-            right=right,
-            parts=(("loss" if bin_.last < manifest.block_tokens else "main", bin_.num_documents),),
-            label=f"{_range(bin_)} tokens: {plural(bin_.num_documents, 'document')}",
-        )
-        for (left, right), bin_ in zip(places, bins, strict=True)
-    ]
-    title = "Documents by length"
-    chart = histogram(
+def _length_charts(block_tokens: int, bins: Sequence[LengthBin]) -> str:
+    """How many documents have which length, and how many tokens lie in those."""
+    places, ticks, mark = _log_axis(bins, block_tokens)
+    chart = functools.partial(histogram, ticks=ticks, axis="tokens in the document", mark=mark)
+    lengths = chart(
         "lengths",
-        title=title,
+        title="Documents by length",
         description="How many documents have how many tokens, on a logarithmic axis. The table below has the numbers.",
-        columns=columns,
-        ticks=ticks,
-        axis="tokens in the document",
-        mark=mark,
+        columns=[
+            Column(
+                left=left,
+                right=right,
+                parts=(("loss" if bin_.last < block_tokens else "main", bin_.num_documents),),
+                label=f"{_range(bin_)} tokens: {plural(bin_.num_documents, 'document')}",
+            )
+            for (left, right), bin_ in zip(places, bins, strict=True)
+        ],
+        legend=[("loss", "shorter than a block"), ("main", "a block or longer")],
     )
-    return figure(title, chart, legend=[("loss", "shorter than a block"), ("main", "a block or longer")])
-
-
-def _loss_chart(manifest: Manifest, bins: Sequence[LengthBin]) -> str:
-    places, ticks, mark = _log_axis(bins, manifest.block_tokens)
-    columns = [
-        Column(
-            left=left,
-            right=right,
-            parts=(("main", bin_.num_tokens - bin_.num_lost_tokens), ("loss", bin_.num_lost_tokens)),
-            label=f"documents of {_range(bin_)} tokens: {bin_.num_tokens:,} tokens, "
-            f"the tutorial drops {bin_.num_lost_tokens:,}",
-        )
-        for (left, right), bin_ in zip(places, bins, strict=True)
-    ]
-    title = "Tokens by the length of their document"
-    chart = histogram(
+    losses = chart(
         "losses",
-        title=title,
+        title="Tokens by the length of their document",
         description="How many tokens lie in documents of which length, and how many of them the tutorial would drop.",
-        columns=columns,
-        ticks=ticks,
-        axis="tokens in the document",
-        mark=mark,
+        columns=[
+            Column(
+                left=left,
+                right=right,
+                parts=(("main", bin_.num_tokens - bin_.num_lost_tokens), ("loss", bin_.num_lost_tokens)),
+                label=f"documents of {_range(bin_)} tokens: {bin_.num_tokens:,} tokens, "
+                f"the tutorial drops {bin_.num_lost_tokens:,}",
+            )
+            for (left, right), bin_ in zip(places, bins, strict=True)
+        ],
+        legend=[("main", "in whole blocks"), ("loss", "dropped by the tutorial")],
     )
-    return figure(title, chart, legend=[("main", "in whole blocks"), ("loss", "dropped by the tutorial")])
+    return lengths + losses
 
 
 def text_section(manifest: Manifest, statistics: Statistics) -> str:
@@ -212,16 +197,15 @@ def tokens(manifest: Manifest, statistics: Statistics, vocabulary: Vocabulary) -
         f"(<strong>{share(unused, use.num_entries)}</strong>) never do, and {use.num_once:,} occur once. The "
         f"{use.entries_for_half:,} most frequent make up half of all tokens."
     )
-    title = "Tokens by rank"
     chart = zipf_plot(
         "zipf",
-        title=title,
+        title="Tokens by rank",
         description="How often tokens occur, from the most frequent to the rarest; both axes are logarithmic.",
         points=use.ranks,
         axis="rank of the token",
         noun="times",
+        legend=[("main", "how often it occurs"), ("guide", "falling as 1 over the rank")],
     )
-    legend = [("main", "how often it occurs"), ("guide", "falling as 1 over the rank")]
     rows = [
         [
             f'<span class="piece">{token(decoded(vocabulary.piece(number)))}</span>',
@@ -243,7 +227,7 @@ def tokens(manifest: Manifest, statistics: Statistics, vocabulary: Vocabulary) -
         "Tokens",
         f"<p>{story}</p>",
         f'<p class="note">{_looked_at(manifest, use)} EOS is not counted.</p>',
-        f'<div class="pair">{figure(title, chart, legend=legend)}<div><h3>The most frequent</h3>{first}{rest}</div></div>',
+        f'<div class="pair">{chart}<div><h3>The most frequent</h3>{first}{rest}</div></div>',
     )
 
 
@@ -310,17 +294,15 @@ def _sharing_chart(filling: Filling) -> str:
         columns.append(Column(left=left, right=right, parts=(("main", number),), label=label))
         if len(classes) <= 9 or place % 2 == 0:
             ticks.append(Tick(place=(place + 0.5) * width, label=f"{first:,}" + ("+" if last > first else "")))
-    title = "Documents in a block"
-    chart = histogram(
+    return histogram(
         "sharing",
-        title=title,
+        title="Documents in a block",
         description="How many blocks hold tokens of one, two and more documents: "
         + "; ".join(column.label for column in columns),
         columns=columns,
         ticks=ticks,
         axis="documents with a token in the block",
     )
-    return figure(title, chart)
 
 
 def left_out(manifest: Manifest, statistics: Statistics) -> str:

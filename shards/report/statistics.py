@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from shards.entries import SPLITS
 from shards.manifest import Manifest, SplitEntry
 from shards.order import epoch_order
 from shards.reader import ShardSet
@@ -40,21 +39,15 @@ class Statistics:
     seed: int
 
 
-def num_closing_tokens(manifest: Manifest) -> int:
-    """EOS tokens behind each document."""
-    return 0 if manifest.packing == "tutorial" else 1
-
-
 def num_text_tokens(manifest: Manifest, split: SplitEntry) -> int:
     """Tokens of a split's texts: without EOS, and with those that the packing left out."""
-    return split.num_tokens - split.num_documents * num_closing_tokens(manifest) + split.num_dropped_tokens
+    return split.num_tokens - split.num_documents * manifest.num_closing_tokens + split.num_dropped_tokens
 
 
 def num_steps(manifest: Manifest) -> int:
     """What `progress` of `compute` adds up to, at most."""
-    num_tokens = sum(manifest.splits[name].num_tokens for name in SPLITS)
-    num_blocks = sum(manifest.splits[name].num_blocks for name in SPLITS)
-    return num_tokens + min(num_blocks * manifest.block_tokens, MAX_COUNTED_TOKENS)
+    room = manifest.total("num_blocks") * manifest.block_tokens
+    return manifest.total("num_tokens") + min(room, MAX_COUNTED_TOKENS)
 
 
 def compute(shard_set: ShardSet, *, seed: int, progress: Callable[[int], None] = lambda _: None) -> Statistics:
@@ -63,17 +56,12 @@ def compute(shard_set: ShardSet, *, seed: int, progress: Callable[[int], None] =
     `progress` is called with the number of steps just done, of `num_steps`.
     """
     manifest, size = shard_set.manifest, shard_set.block_tokens
-    num_blocks = sum(manifest.splits[name].num_blocks for name in SPLITS)
-    lengths = LengthCounter(size, num_closing_tokens(manifest))
+    num_blocks = manifest.total("num_blocks")
+    lengths = LengthCounter(size, manifest.num_closing_tokens)
     filling = FillingCounter(size)
     tokens = TokenCounter(shard_set, Vocabulary(shard_set.tokenizer_path), num_blocks)
     duplicates = DuplicateFinder(
-        num_documents=sum(manifest.splits[name].num_documents for name in SPLITS),
-        num_tokens=sum(manifest.splits[name].num_tokens for name in SPLITS),
-        num_closing_tokens=num_closing_tokens(manifest),
-        max_documents=MAX_COMPARED_DOCUMENTS,
-        max_tokens=MAX_COMPARED_TOKENS,
-        seed=seed,
+        manifest, max_documents=MAX_COMPARED_DOCUMENTS, max_tokens=MAX_COMPARED_TOKENS, seed=seed
     )
     stretches = sample_stretches(num_blocks, size, max_tokens=MAX_COUNTED_TOKENS, seed=seed)
     # The first positions of an order of all blocks: as many different ones at random places.

@@ -120,7 +120,7 @@ class TokenCounter:
         self._characters: Counter[str] = Counter()
         self._partial = np.zeros(self._vocab_size, dtype=bool)
         for token in range(self._vocab_size):
-            self._partial[token] = token != self._eos_id and not _is_whole(vocabulary.piece(token))
+            self._partial[token] = token != self._eos_id and not is_whole(vocabulary.piece(token))
         # The pieces of such tokens, and behind them the same with a separator in front.
         self._partial_number = np.cumsum(self._partial) - 1
         pieces = [vocabulary.piece(token) for token in np.flatnonzero(self._partial).tolist()]
@@ -196,7 +196,8 @@ class TokenCounter:
         )
 
 
-def _is_whole(piece: bytes) -> bool:
+def is_whole(piece: bytes) -> bool:
+    """Whether these are whole characters in UTF-8."""
     try:
         piece.decode()
     except UnicodeDecodeError:

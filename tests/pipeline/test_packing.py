@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from shards.index import read_index
 from shards.packing import ConcatPacker, cut_lengths
+from shards.writer import ShardWriter
 
 
 def test_the_example_of_the_module() -> None:
     cut = cut_lengths(np.array([4, 3, 2]), 8)
-    assert cut.shard_pieces.tolist() == [4, 3, 1] and cut.num_documents == 2
+    assert cut.shard_pieces.tolist() == [4, 3, 1]
     assert cut.tail_pieces.tolist() == [1] and cut.continues
 
 
@@ -23,8 +24,8 @@ def test_the_example_of_the_module() -> None:
 def test_shard_and_tail_together_are_the_documents(tmp_path: Path, batches: list[list[int]], block_tokens: int) -> None:
     lengths = np.array([length for batch in batches for length in batch], dtype=np.int64)
     tokens = np.arange(lengths.sum(), dtype=np.uint32)
-    with ConcatPacker(tmp_path, 7, split="train", block_tokens=block_tokens, eos_id=0) as packer:
-        start = 0
+    with ShardWriter(tmp_path, "train", 7, block_tokens=block_tokens) as writer:
+        packer, start = ConcatPacker(writer, eos_id=0), 0
         for batch in batches:
             packer.add(tokens[start : start + sum(batch)], np.array(batch, dtype=np.int64))
             start += sum(batch)

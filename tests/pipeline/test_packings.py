@@ -22,6 +22,7 @@ from shards.best_fit import BestFitPacker, best_fit_decreasing
 from shards.errors import InputError
 from shards.verify import verify
 from shards.vocabulary import Vocabulary
+from shards.writer import ShardWriter
 from tests.conftest import directory_bytes, sample_records, write_corpus
 
 pytestmark = pytest.mark.usefixtures("inline_engine")
@@ -90,7 +91,8 @@ def test_best_fit_fills_less_than_one_percent_of_a_wikipedia_like_corpus(tmp_pat
     """On the lengths alone: log-normal, 430 characters on average, 0.79 tokens a character, 24,000 documents."""
     rng = np.random.default_rng(0)
     lengths = np.minimum(rng.lognormal(np.log(430) - 1.35**2 / 2, 1.35, 24_000), 107_000) * 0.79
-    with BestFitPacker(tmp_path, 0, split="train", block_tokens=512, eos_id=9) as packer:
+    with ShardWriter(tmp_path, "train", 0, block_tokens=512) as writer:
+        packer = BestFitPacker(writer, eos_id=9)
         for length in lengths.astype(np.int64).tolist():
             packer.add(np.zeros(length + 1, dtype=np.uint32), np.array([length + 1]))
         shard = packer.finish().shard

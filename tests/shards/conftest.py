@@ -1,4 +1,4 @@
-"""A small shard set, built once from the sample corpus."""
+"""A small shard set, built once from the sample corpus, and what several modules of tests make once each."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 from pipeline.build import build
 from pipeline.settings import BuildSettings
 from tests.conftest import SAMPLE
+from tests.shards.foreign_files import write_tokenizer
+from tests.shards.report_sets import MIXED, build_set
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +27,15 @@ def own_set(built_set: Path, tmp_path: Path) -> Path:
     """A copy that the test may damage."""
     shutil.copytree(built_set, tmp_path / "set")
     return tmp_path / "set"
+
+
+@pytest.fixture(scope="module", params=["concat", "best-fit", "tutorial"])
+def mixed_set(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    """The mixed texts in several units, with documents cut between shards, in each packing."""
+    return build_set(tmp_path_factory.mktemp("mixed"), tokenizer_dir, MIXED, packing=request.param)
+
+
+@pytest.fixture(scope="module")
+def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """128 entries, so that ids fit every type; EOS is 127."""
+    return write_tokenizer(tmp_path_factory.mktemp("small"), {f"w{number}": number for number in range(127)}, 127)

@@ -18,7 +18,7 @@ import pytest
 from blake3 import blake3
 
 import shards
-from shards.command_line import Parser
+from shards.command_line import Parser, ProgressLine
 from shards.errors import InputError
 from shards.exchange import arrow, command, importing, litdata, llm_c, mds
 from shards.exchange.blocks import cut_files
@@ -233,12 +233,12 @@ def test_one_split_alone(built_set: Path, tmp_path: Path, form: str) -> None:
 def test_an_interrupted_export_leaves_nothing(
     built_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    def stop(_self: command.Progress, _num_bytes: int) -> None:
+    def stop(_self: ProgressLine, _num_bytes: int) -> None:
         raise KeyboardInterrupt
 
     before = directory_bytes(built_set)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(command.Progress, "advance", stop)
+        patch.setattr(ProgressLine, "advance", stop)
         run("export", built_set, "--to", form, "--out", tmp_path / "out")
     assert not list(tmp_path.iterdir())
     assert directory_bytes(built_set) == before and verify(built_set) == []
@@ -363,11 +363,11 @@ def test_an_empty_split_is_left_out_and_not_exported_alone(wide_set: Path, tmp_p
 def test_a_file_that_shrinks_meanwhile_is_named(own_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = sorted(own_set.glob("train-*.bin"))[0]
 
-    def shrink(self: command.Progress) -> command.Progress:
+    def shrink(self: ProgressLine) -> ProgressLine:
         os.truncate(path, 100)
         return self
 
-    monkeypatch.setattr(command.Progress, "__enter__", shrink)
+    monkeypatch.setattr(ProgressLine, "__enter__", shrink)
     with pytest.raises(InputError, match=f"{path.name}: the file has changed"):
         run("export", own_set, "--to", "mds", "--out", tmp_path / "out")
 

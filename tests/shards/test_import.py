@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -21,69 +18,26 @@ from hypothesis import strategies as st
 import shards
 from pipeline.build import build
 from pipeline.settings import BuildSettings
-from pipeline.tokenizers import load_tokenizer_files
 from shards.errors import InputError
 from shards.exchange import importing, token_files
 from shards.exchange.datatrove import EndsFile
-from shards.exchange.importing import ImportSettings, import_files
-from shards.exchange.megatron import IndexedFile
-from shards.exchange.tokenizer import load_tokenizer
-from shards.manifest import Manifest
 from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes
+from tests.shards.foreign_files import (
+    DTYPE_CODES,
+    Documents,
+    documents_of,
+    take,
+    write_datatrove,
+    write_megatron,
+)
 from tests.shards.test_exchange import run
-
-EOS = 599  # the last id of the tests' tokenizer
-Documents = Sequence[Sequence[int]]
-DTYPE_CODES = {"<u1": 1, "<i1": 2, "<i2": 3, "<i4": 4, "<i8": 5, "<u2": 8}
 
 
 @pytest.fixture(autouse=True)
 def no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many small files, and no power failure."""
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
-
-
-def write_megatron(path: Path, documents: Documents, dtype: str = "<i4", cut: int = 0) -> Path:
-    """As Megatron-Core writes it; with `cut`, each document in sequences of at most so many tokens."""
-    sequences: list[Sequence[int]] = []
-    boundaries = [0]
-    for document in documents:
-        step = cut or len(document) or 1
-        sequences += [document[begin : begin + step] for begin in range(0, len(document), step)]
-        boundaries.append(len(sequences))
-    lengths = np.array([len(sequence) for sequence in sequences], dtype="<i4")
-    item_bytes = np.dtype(dtype).itemsize
-    offsets = (np.cumsum(lengths, dtype="<i8") - lengths) * item_bytes
-    np.array([token for sequence in sequences for token in sequence], dtype=dtype).tofile(path.with_suffix(".bin"))
-    header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, DTYPE_CODES[dtype], len(sequences), len(boundaries))
-    arrays = (lengths, offsets.astype("<i8"), np.array(boundaries, dtype="<i8"))
-    path.with_suffix(".idx").write_bytes(header + b"".join(array.tobytes() for array in arrays))
-    return path.with_suffix(".bin")
-
-
-def write_datatrove(path: Path, documents: Documents, dtype: str = "<u4") -> Path:
-    np.array([token for document in documents for token in document], dtype=dtype).tofile(path)
-    ends = np.cumsum([len(document) for document in documents], dtype="<u8")
-    path.with_name(path.name + ".index").write_bytes(ends.tobytes())
-    return path
-
-
-def opened(path: Path) -> token_files.TokenFile:
-    return EndsFile(path) if path.suffix == ".ds" else IndexedFile(path)
-
-
-def take(paths: Sequence[Path], out: Path, tokenizer: Path, **options: Any) -> Manifest:
-    """Import, and verify what came out of it."""
-    options = {"source_format": "datatrove" if paths[0].suffix == ".ds" else "megatron", "block_tokens": 8, **options}
-    files = [opened(path) for path in paths]
-    manifest = import_files(files, out, tokenizer=tokenizer, settings=ImportSettings(**options))
-    assert verify(out) == []
-    return manifest
-
-
-def documents_of(directory: Path, *splits: str) -> list[list[int]]:
-    return [document.tolist() for split in splits for document in shards.open(directory)[split].documents()]
 
 
 # --- what comes out -------------------------------------------------------------------------------------------------------
@@ -140,19 +94,6 @@ def test_every_document_comes_back_without_its_eos(
     assert not {tuple(ids) for ids in train} & {tuple(ids) for ids in val}
     assert train == [ids for ids in expected if ids in train] and val == [ids for ids in expected if ids in val]
     assert len(train) + len(val) == len(expected)
-
-
-@pytest.fixture(scope="module")
-def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """128 entries, so that ids fit every type; EOS is 127."""
-    return write_tokenizer(tmp_path_factory.mktemp("small"), {f"w{number}": number for number in range(127)}, 127)
-
-
-def write_tokenizer(directory: Path, vocabulary: Any, eos_id: int) -> Path:
-    added = [{"id": eos_id, "content": "</s>", "special": True}]
-    content = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": added}
-    (directory / "tokenizer.json").write_text(json.dumps(content))
-    return directory
 
 
 def test_the_split_depends_on_the_ids_and_the_seed_alone(tmp_path: Path, small_tokenizer: Path) -> None:
@@ -353,156 +294,6 @@ def test_any_place_of_eos(
         assert documents_of(work / "refuse", "train") == [*(list(body) for body in stripped if body), [9]]
 
 
-# --- damaged files --------------------------------------------------------------------------------------------------------
-
-
-def edited(offset: int, form: str, value: int | float | bytes) -> Callable[[bytearray], None]:
-    def edit(content: bytearray) -> None:
-        struct.pack_into(form, content, offset, value)
-
-    return edit
-
-
-def shortened(num_bytes: int) -> Callable[[bytearray], None]:
-    def edit(content: bytearray) -> None:
-        del content[-num_bytes:]
-
-    return edit
-
-
-# Of documents of 3, 2 and 4 tokens: lengths from byte 34, offsets from 46, boundaries from 70.
-INDEX_DAMAGES: dict[str, tuple[Callable[[bytearray], None], str]] = {
-    "empty": (shortened(102), r"which begins with b'MMIDIDX\\x00\\x00', found b''"),
-    "header cut short": (shortened(80), "expected a header of 34 bytes, found 22; the file is truncated"),
-    "truncated": (shortened(8), "has 102 bytes, the file has 94; it is truncated or damaged"),
-    "too long": (lambda content: content.extend(b"\0" * 8), "has 102 bytes, the file has 110"),
-    "magic": (edited(0, "<9s", b"TNTIDX\0\0\0"), r"found b'TNTIDX"),
-    "version": (edited(9, "<Q", 2), "expected version 1, found 2"),
-    "dtype unknown": (edited(17, "<B", 9), r"dtype code: expected one of ids, 1 \(uint8\), .*; found 9"),
-    "dtype float32": (edited(17, "<B", 7), r"found 7 \(float32\)"),
-    "dtype float64": (edited(17, "<B", 6), r"found 6 \(float64\)"),
-    "number of sequences": (edited(18, "<Q", 4), "4 sequences"),
-    "number of sequences huge": (edited(18, "<Q", 2**64 - 1), "the file has 102"),
-    "number of boundaries": (edited(26, "<Q", 0), "0 document boundaries"),
-    "several modalities": (lambda content: content.extend(b"\0" * 3), "an index of several modalities"),
-    "negative length": (edited(38, "<i", -2), "sequence 1: expected a length of at least 0, found -2"),
-    "length beyond the bin": (edited(42, "<i", 5), "sequence 2: expected an offset that leaves room for it in the 36"),
-    "length huge": (edited(42, "<i", 2**31 - 1), "sequence 2: expected an offset that leaves room"),
-    "negative offset": (edited(54, "<q", -4), "sequence 1: expected an offset of at least 0, found -4"),
-    "offset beyond the bin": (
-        edited(62, "<q", 40),
-        "sequence 2: expected an offset that leaves room for it .* found 40",
-    ),
-    "offset huge": (edited(62, "<q", 2**63 - 4), "sequence 2: expected an offset that leaves room"),
-    "offset least": (edited(62, "<q", -(2**63)), "sequence 2: expected an offset of at least 0"),
-    "offset odd": (edited(54, "<q", 13), "sequence 1: expected an offset that is a multiple of 4, found 13"),
-    "boundaries begin late": (edited(70, "<q", 1), "expected document boundaries from 0 to 3, found 1 to 3"),
-    "boundaries end early": (edited(94, "<q", 2), "expected document boundaries from 0 to 3, found 0 to 2"),
-    "boundaries fall": (edited(78, "<q", 3), "document boundary 2: expected at least 3, found 2"),
-    "boundary negative": (edited(78, "<q", -1), "document boundary 1: expected at least 0, found -1"),
-}
-
-
-@pytest.mark.parametrize("name", INDEX_DAMAGES)
-def test_a_damaged_index_of_megatron_is_refused(tmp_path: Path, name: str) -> None:
-    edit, expected = INDEX_DAMAGES[name]
-    path = write_megatron(tmp_path / "a", [[1, 2, 3], [4, 5], [6, 7, 8, 9]])
-    content = bytearray(path.with_suffix(".idx").read_bytes())
-    edit(content)
-    path.with_suffix(".idx").write_bytes(content)
-    with pytest.raises(InputError, match=expected) as error:
-        IndexedFile(path)
-    assert str(error.value).startswith(f"{path.with_suffix('.idx')}: ") and "\n" not in str(error.value)
-
-
-def test_a_truncated_bin_is_refused(tmp_path: Path) -> None:
-    path = write_megatron(tmp_path / "a", [[1, 2, 3], [4, 5], [6, 7, 8, 9]])
-    for num_bytes in (35, 20, 0):
-        os.truncate(path, num_bytes)
-        with pytest.raises(InputError, match=f"leaves room for it in the {num_bytes} bytes of the .bin"):
-            IndexedFile(path)
-    path.unlink()
-    with pytest.raises(InputError, match=r"a\.bin: No such file or directory; each file of tokens needs its index"):
-        IndexedFile(path)
-
-
-ENDS_DAMAGES: dict[str, tuple[Callable[[bytearray], None], str]] = {
-    "truncated": (
-        shortened(8),
-        "expected 2 or 4 bytes for each of the 5 tokens that its index ends with, found 36 bytes",
-    ),
-    "cut in a number": (shortened(3), "expected a multiple of 8 bytes, found 21"),
-    "empty": (shortened(24), "each of the 0 tokens"),
-    "falling": (edited(8, "<Q", 2), "document 1: expected an end of at least 3, found 2"),
-    "beyond the file": (edited(8, "<Q", 10), "document 2: expected an end of at least 10, found 9"),
-    "huge": (edited(8, "<Q", 2**64 - 1), "document 2: expected an end of at least 18,446,744,073,709,551,615, found 9"),
-    "last one huge": (edited(16, "<Q", 2**63), "each of the 9,223,372,036,854,775,808 tokens"),
-}
-
-
-@pytest.mark.parametrize("name", ENDS_DAMAGES)
-def test_a_damaged_index_of_datatrove_is_refused(tmp_path: Path, name: str) -> None:
-    edit, expected = ENDS_DAMAGES[name]
-    path = write_datatrove(tmp_path / "a.ds", [[1, 2, 3], [4, 5], [6, 7, 8, 9]])
-    content = bytearray((tmp_path / "a.ds.index").read_bytes())
-    edit(content)
-    (tmp_path / "a.ds.index").write_bytes(content)
-    with pytest.raises(InputError, match=expected) as error:
-        EndsFile(path)
-    assert "\n" not in str(error.value)
-
-
-def test_a_loss_mask_is_not_passed_over(tmp_path: Path) -> None:
-    path = write_datatrove(tmp_path / "a.ds", [[1, 2, 3]])
-    (tmp_path / "a.ds.loss").write_bytes(b"\1\1\1")
-    with pytest.raises(InputError, match="has a loss mask"):
-        EndsFile(path)
-
-
-def test_faults_far_behind_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The indexes are looked at a stretch at a time, and between two stretches too."""
-    monkeypatch.setattr("shards.exchange.megatron._CHECK_ITEMS", 2)
-    monkeypatch.setattr("shards.exchange.datatrove._CHECK_ITEMS", 2)
-    for number in range(1, 7):
-        path = write_megatron(tmp_path / "a", [[1]] * 7)
-        content = bytearray(path.with_suffix(".idx").read_bytes())
-        struct.pack_into("<q", content, 34 + 12 * 7 + 8 * number, number - 1)
-        struct.pack_into("<q", content, 34 + 12 * 7 + 8 * (number - 1), number)
-        if number == 1:
-            struct.pack_into("<q", content, 34 + 12 * 7, 0)
-            struct.pack_into("<q", content, 34 + 12 * 7 + 8, -1)
-        path.with_suffix(".idx").write_bytes(content)
-        with pytest.raises(InputError, match=f"document boundary {number}:"):
-            IndexedFile(path)
-        path = write_datatrove(tmp_path / "a.ds", [[1, 1]] * 7)
-        ends = np.fromfile(tmp_path / "a.ds.index", "<u8")
-        ends[number - 1], ends[number] = ends[number] - (number == 6), ends[number - 1]
-        ends[-1] = 14
-        if number < 6:
-            ends.tofile(tmp_path / "a.ds.index")
-            with pytest.raises(InputError, match=f"document {number}: expected an end"):
-                EndsFile(path)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "token"), [("<i4", 128), ("<i4", -1), ("<i8", 2**40), ("<u1", 200), ("<i2", -5), ("ds<u4", 2**32 - 1)]
-)
-def test_ids_that_are_none_of_the_tokenizers_are_refused(
-    tmp_path: Path, small_tokenizer: Path, dtype: str, token: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    documents = [[1, 2, 3], [], [4], [5, 6, token, 7]]
-    if dtype.startswith("ds"):
-        path = write_datatrove(tmp_path / "a.ds", documents, dtype[2:])
-    else:
-        path = write_megatron(tmp_path / "a", documents, dtype)
-    monkeypatch.setattr(token_files, "_BATCH_DOCUMENTS", 2)
-    with pytest.raises(
-        InputError, match=f"{path.name}: document 3, token 2: expected an id from 0 to 127, found {token:,};"
-    ):
-        take([path], tmp_path / "set", small_tokenizer)
-    assert not list(tmp_path.glob("set*"))
-
-
 # --- the command ----------------------------------------------------------------------------------------------------------
 
 
@@ -566,63 +357,3 @@ def test_wrong_usage_is_one_clear_line(tmp_path: Path, small_tokenizer: Path) ->
         with pytest.raises(InputError, match=r"nothing: no \*\.(bin|ds) there"):
             run("import", tmp_path / "nothing", *[part for pair in good.items() for part in pair])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.idx"]
-
-
-# --- the tokenizer's files ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["trained", "unigram", "named in the config", "known by name"])
-def test_the_tokenizer_is_read_as_where_texts_are_tokenized(tmp_path: Path, tokenizer_dir: Path, kind: str) -> None:
-    if kind == "trained":
-        shutil.copytree(tokenizer_dir, tmp_path, dirs_exist_ok=True)
-    elif kind == "unigram":
-        pieces = [["<unk>", 0.0], ['é\x7f\u2028"\\', -1.5e-5], ["b", -1e-7], ["c", -12345678901234567.0]]
-        write_tokenizer(tmp_path, pieces, 4)
-    elif kind == "named in the config":
-        write_tokenizer(tmp_path, {"a": 0, "b": 3}, 1)
-        (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "b"}, "x": "é"}')
-    else:
-        write_tokenizer(tmp_path, {"a": 0}, 7)
-    expected = load_tokenizer_files(str(tmp_path))
-    for path in (tmp_path, tmp_path / "tokenizer.json"):
-        found = load_tokenizer(path)
-        assert found.entry == expected.entry
-        assert found.contents == expected.contents
-
-
-def test_a_sets_tokenizer_is_taken_as_it_is(own_set: Path, tmp_path: Path) -> None:
-    for path in (own_set, own_set / "tokenizer"):
-        found = load_tokenizer(path)
-        assert found.entry == shards.open(own_set).manifest.tokenizer
-        assert found.contents == {file.name: file.read_bytes() for file in (own_set / "tokenizer").iterdir()}
-    other = tmp_path / "other"
-    other.mkdir()
-    shutil.copy(own_set / "tokenizer" / "tokenizer.json", other)
-    assert dataclasses.replace(load_tokenizer(other).entry, name="tokenizer") == dataclasses.replace(
-        found.entry, name="tokenizer"
-    )
-    (own_set / "tokenizer" / "tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match=r"expected sha256 .* it was changed"):
-        load_tokenizer(own_set)
-
-
-@pytest.mark.parametrize(
-    ("content", "config", "expected"),
-    [
-        ("{", None, "not a tokenizer.json that can be read"),
-        ("[]", None, "not a tokenizer.json that can be read"),
-        ('{"model": {"vocab": {}}}', None, "not a tokenizer.json that can be read"),
-        ('{"model": {"vocab": {"a": 0}}}', None, "nothing says which token ends a document"),
-        ('{"model": {"vocab": {"a": 0}}}', '{"eos_token": "b"}', "the EOS token 'b' is not in the vocabulary"),
-        ('{"model": {"vocab": {"a": 0}}}', "{", "tokenizer_config.json: not valid JSON"),
-        ('{"model": {"vocab": {"a": 0}}}', "[]", "tokenizer_config.json: expected an object, found list"),
-    ],
-)
-def test_a_tokenizer_that_cannot_be_read_is_refused(
-    tmp_path: Path, content: str, config: str | None, expected: str
-) -> None:
-    (tmp_path / "tokenizer.json").write_text(content)
-    if config is not None:
-        (tmp_path / "tokenizer_config.json").write_text(config)
-    with pytest.raises(InputError, match=expected):
-        load_tokenizer(tmp_path)

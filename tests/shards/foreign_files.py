@@ -1,0 +1,72 @@
+"""Token files as other programs write them, and their import."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import shards
+from shards.exchange import token_files
+from shards.exchange.datatrove import EndsFile
+from shards.exchange.importing import ImportSettings, import_files
+from shards.exchange.megatron import IndexedFile
+from shards.manifest import Manifest
+from shards.verify import verify
+
+EOS = 599  # the last id of the tests' tokenizer
+Documents = Sequence[Sequence[int]]
+DTYPE_CODES = {"<u1": 1, "<i1": 2, "<i2": 3, "<i4": 4, "<i8": 5, "<u2": 8}
+
+
+def write_megatron(path: Path, documents: Documents, dtype: str = "<i4", cut: int = 0) -> Path:
+    """As Megatron-Core writes it; with `cut`, each document in sequences of at most so many tokens."""
+    sequences: list[Sequence[int]] = []
+    boundaries = [0]
+    for document in documents:
+        step = cut or len(document) or 1
+        sequences += [document[begin : begin + step] for begin in range(0, len(document), step)]
+        boundaries.append(len(sequences))
+    lengths = np.array([len(sequence) for sequence in sequences], dtype="<i4")
+    item_bytes = np.dtype(dtype).itemsize
+    offsets = (np.cumsum(lengths, dtype="<i8") - lengths) * item_bytes
+    np.array([token for sequence in sequences for token in sequence], dtype=dtype).tofile(path.with_suffix(".bin"))
+    header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, DTYPE_CODES[dtype], len(sequences), len(boundaries))
+    arrays = (lengths, offsets.astype("<i8"), np.array(boundaries, dtype="<i8"))
+    path.with_suffix(".idx").write_bytes(header + b"".join(array.tobytes() for array in arrays))
+    return path.with_suffix(".bin")
+
+
+def write_datatrove(path: Path, documents: Documents, dtype: str = "<u4") -> Path:
+    np.array([token for document in documents for token in document], dtype=dtype).tofile(path)
+    ends = np.cumsum([len(document) for document in documents], dtype="<u8")
+    path.with_name(path.name + ".index").write_bytes(ends.tobytes())
+    return path
+
+
+def opened(path: Path) -> token_files.TokenFile:
+    return EndsFile(path) if path.suffix == ".ds" else IndexedFile(path)
+
+
+def take(paths: Sequence[Path], out: Path, tokenizer: Path, **options: Any) -> Manifest:
+    """Import, and verify what came out of it."""
+    options = {"source_format": "datatrove" if paths[0].suffix == ".ds" else "megatron", "block_tokens": 8, **options}
+    files = [opened(path) for path in paths]
+    manifest = import_files(files, out, tokenizer=tokenizer, settings=ImportSettings(**options))
+    assert verify(out) == []
+    return manifest
+
+
+def documents_of(directory: Path, *splits: str) -> list[list[int]]:
+    return [document.tolist() for split in splits for document in shards.open(directory)[split].documents()]
+
+
+def write_tokenizer(directory: Path, vocabulary: Any, eos_id: int) -> Path:
+    added = [{"id": eos_id, "content": "</s>", "special": True}]
+    content = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": added}
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    return directory
