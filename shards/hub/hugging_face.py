@@ -37,12 +37,12 @@ def endpoint() -> str:
     return address
 
 
-def _check_online(address: str) -> None:
+def check_online(address: str, what: str = "fetch it") -> None:
     """Raise `InputError` if `HF_HUB_OFFLINE=1` (or `TRANSFORMERS_OFFLINE=1`) forbids to ask the hub."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise InputError(f"{address}: HF_HUB_OFFLINE=1 forbids to fetch it; unset it (`env -u HF_HUB_OFFLINE …`)")
+        raise InputError(f"{address}: HF_HUB_OFFLINE=1 forbids to {what}; unset it (`env -u HF_HUB_OFFLINE …`)")
 
 
 def find_file(
@@ -57,7 +57,7 @@ def find_file(
     import huggingface_hub
 
     address = _address(repository, path, repository_type)
-    _check_online(address)
+    check_online(address)
     url = huggingface_hub.hf_hub_url(
         repository, path, revision=revision, repo_type=repository_type, endpoint=endpoint()
     )
@@ -113,7 +113,7 @@ def check_data_set(name: str) -> None:
     import huggingface_hub
 
     address = f"{endpoint()}/datasets/{name}"
-    _check_online(address)
+    check_online(address)
 
     def ask() -> None:
         with translated_errors(address):

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from shards.errors import InputError, printable
-from shards.hub.hugging_face import endpoint, is_offline
+from shards.hub.hugging_face import check_online, endpoint
 from shards.hub.remote import ANSWER_SECONDS, ConnectionFailed, reason, within
 
 _URL = re.compile(
@@ -85,8 +85,7 @@ def find_token(folder: HubFolder) -> str:
     """The token of this machine's user. Raises `InputError` if there is none, or if nothing may be asked."""
     import huggingface_hub
 
-    if is_offline():
-        raise InputError(f"{folder.address}: HF_HUB_OFFLINE=1 forbids to upload; unset it (`env -u HF_HUB_OFFLINE …`)")
+    check_online(folder.address, "upload")
     token = huggingface_hub.get_token()
     if not token:
         raise InputError(
