@@ -91,17 +91,17 @@ def plan_run(run: Path, resume: str | None) -> Plan:
     return Plan(checkpoint=None, position=None, notices=notices)
 
 
-def read_record(run: Path) -> dict[str, Any]:
-    """The content of `run.json`; empty if there is none. Raises `InputError` if it can't be read."""
+def read_record(run: Path, *, remedy: str = "; delete it or choose another --output_dir") -> dict[str, Any]:
+    """The content of `run.json`; empty if there is none. Raises `InputError`, with a `remedy`, if it can't be read."""
     path = run / RECORD_NAME
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), parse_constant=lambda _word: None)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path}: can't be read ({error}); delete it or choose another --output_dir") from None
+        raise InputError(f"{path}: can't be read ({error}){remedy}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected an object; delete it or choose another --output_dir")
+        raise InputError(f"{path}: expected an object, found {type(content).__name__}{remedy}")
     return content
 
 
@@ -137,24 +137,19 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON Lines file; a damaged line is left out; none if there is no file."""
-    return _read_file(path)[0]
+    return read_lines_and_damage(path)[0]
 
 
-def _read_file(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """As `parse_lines`; nothing if there is no file."""
-    try:
-        return parse_lines(path.read_text(encoding="utf-8", errors="replace"))
-    except FileNotFoundError:
-        return [], []
-
-
-def parse_lines(text: str) -> tuple[list[dict[str, Any]], list[int]]:
-    """The objects of JSON Lines, and the numbers of damaged lines, from 1. The last line of a running run may be torn.
+def read_lines_and_damage(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """As `read_lines`, and the numbers of damaged lines, from 1. The last line of a running run may be torn.
 
     Only a line feed ends a line: what a model wrote may hold other characters that `str.splitlines` cuts at.
     """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return [], []
     records, damaged = [], []
-    lines = text.split("\n")
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
@@ -177,7 +172,7 @@ def rewind_metrics(run: Path, step: int, *, is_last: bool = False) -> list[str]:
     for path in (run / METRICS_NAME, run / SAMPLES_NAME):
         if not path.exists():
             continue
-        records, damaged = _read_file(path)
+        records, damaged = read_lines_and_damage(path)
         if damaged:
             numbers = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
             notices.append(f"{path}: damaged, left out: line {numbers}")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.command_line import Parser
-from shards.errors import InputError
 from shards.files import write_atomically
+from shards.report.document import check_page
 from train.compare.page import PAGE_START, render
 from train.compare.runs import Run, differences, find_runs, read_runs
 from train.compare.table import comparability, difference_rows, remarks, result_rows, terminal_table, wrap
@@ -58,15 +58,8 @@ def main(argv: list[str]) -> None:
 
 def check_out(out: Path) -> None:
     """Raise `InputError` unless a page may be written to `out`."""
-    if out.is_dir():
-        raise InputError(f"--out {out}: is a directory; name a file in it")
-    if not out.parent.is_dir():
-        raise InputError(f"--out {out}: no directory {out.parent}; make it, or choose another file")
-    if out.exists():
-        with open(out, "rb") as file:
-            start = file.read(len(PAGE_START.encode()))
-        if start != PAGE_START.encode():
-            raise InputError(f"--out {out}: exists and is no comparison; choose another file, or move it elsewhere")
+    refusal = f"--out {out}: exists and is no comparison; choose another file, or move it elsewhere"
+    check_page(out, PAGE_START, refusal=refusal)
 
 
 def as_lines(runs: Sequence[Run], columns: int | None = None) -> list[str]:
@@ -83,6 +76,7 @@ def as_json(runs: Sequence[Run]) -> dict[str, Any]:
     records = []
     for run in runs:
         record = dataclasses.asdict(run) | {"path": str(run.path), "last_training_loss": run.last_training_loss}
+        record["samples"] = [{"prompt": prompt, "text": text} for prompt, text in run.samples.items()]
         for key, point in (("last_validation", run.last_validation), ("best_validation", run.best_validation)):
             record[key] = dataclasses.asdict(point) if point else None
         del record["defaults"]
