@@ -1,7 +1,7 @@
 """How the model continues the prompts at each evaluation, kept in `samples.jsonl` and shown in SwanLab.
 
-Training isn't disturbed: the random states, the modes of the model's parts and its configuration are afterwards as they
-were, so that losses are the same to the last bit with samples and without.
+Training isn't disturbed: the random states and the modes of the model's parts are afterwards as they were, so that losses
+are the same to the last bit with samples and without.
 """
 
 from __future__ import annotations
@@ -72,16 +72,13 @@ class SamplesAtEvaluation(TrainerCallback):  # type: ignore[misc]
 def undisturbed(model: PreTrainedModel) -> Iterator[None]:
     """The model ready to generate; at the end it and the random states of the process are as they were before."""
     modes = [(module, module.training) for module in model.modules()]
-    use_cache = model.config.use_cache
     numpy_state, python_state = np.random.get_state(), random.getstate()
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
-            model.config.use_cache = True  # the Trainer turns it off
             model.eval()
             yield
         finally:
-            model.config.use_cache = use_cache
             for module, training in modes:
                 module.training = training
             np.random.set_state(numpy_state)
