@@ -29,7 +29,7 @@ class BlockDataset(Dataset[torch.Tensor]):
     A loader worker that is spawned opens the shard sets itself.
     """
 
-    def __init__(self, data: shards.ShardSet | shards.Mixture, split: str) -> None:
+    def __init__(self, data: shards.Data, split: str) -> None:
         self._spec, self._name = data.description, split
         self._split = data[split]
 

@@ -29,7 +29,7 @@ from train.tracking import Tracking
 from train.trainer import BlockTrainer, wait_for_all_ranks
 
 
-def train(settings: Settings, data: shards.ShardSet | shards.Mixture, plan: Plan, command: Sequence[str]) -> None:
+def train(settings: Settings, data: shards.Data, plan: Plan, command: Sequence[str]) -> None:
     """Train, save, evaluate and sample. Raises `InputError`, and `KeyboardInterrupt` when it is stopped."""
     args = build_arguments(settings, num_blocks=shards.epoch_blocks(data))
     with process_group():
@@ -65,7 +65,7 @@ def train(settings: Settings, data: shards.ShardSet | shards.Mixture, plan: Plan
             records = sample_records(samples, steps, settings.generation)
             run_directory.append_lines(run / run_directory.SAMPLES_NAME, records)
             tracking.log_samples(samples, steps)
-            results = record.add_results(trainer, metrics, position)
+            results = record.add_results(trainer, metrics)
             record.write("finished")
             say(*write_model_card(run, record.content, data, samples))
             say(*end_lines(run, results, record.session["seconds"], samples))
@@ -91,7 +91,7 @@ def run_training(trainer: BlockTrainer, plan: Plan) -> None:
     trainer.save_final_model(run / run_directory.MODEL_NAME)
 
 
-def evaluate(trainer: BlockTrainer, data: shards.ShardSet | shards.Mixture) -> dict[str, float]:
+def evaluate(trainer: BlockTrainer, data: shards.Data) -> dict[str, float]:
     """Loss and perplexity on all validation blocks; empty if there are none."""
     if len(data["val"]) == 0:
         if trainer.is_world_process_zero():
@@ -101,10 +101,7 @@ def evaluate(trainer: BlockTrainer, data: shards.ShardSet | shards.Mixture) -> d
 
 
 def sample_at_evaluations(
-    trainer: BlockTrainer,
-    data: shards.ShardSet | shards.Mixture,
-    settings: GenerationSettings,
-    tracking: Tracking,
+    trainer: BlockTrainer, data: shards.Data, settings: GenerationSettings, tracking: Tracking
 ) -> None:
     """Let the prompts be continued at each evaluation, where there are any."""
     args = trainer.args
