@@ -20,8 +20,8 @@ from shards.errors import InputError
 from shards.pull_command import say
 from shards.verify import verify
 from train.environment import prepare_environment
-from train.run_directory import check_writable, plan_run, process_rank
-from train.settings import REFUSED_ARGUMENTS, SECTIONS, Settings, load_settings, section_types
+from train.run_directory import Plan, plan_run, process_rank
+from train.settings import REFUSED_ARGUMENTS, Settings, load_settings, option_types
 from train.tracking import check_tracking
 
 RANK_PATIENCE_SECONDS = 10
@@ -93,13 +93,10 @@ def build_parser() -> Parser:
     run.add_argument(
         "--check", action="store_true", help="only check the settings, the shard set and the run's directory"
     )
-    for section in SECTIONS:
-        prefix = "" if section == "training" else f"{section}."
-        for name, types in section_types(section).items():
-            if name in REFUSED_ARGUMENTS or (section, name) == ("training", "output_dir"):
-                continue
+    for name, types in option_types().items():
+        if name not in REFUSED_ARGUMENTS and name != "output_dir":
             flag: dict[str, Any] = {"nargs": "?", "const": "true"} if "bool" in types else {}
-            parser.add_argument(f"--{prefix}{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **flag)
+            parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **flag)
     return parser
 
 
@@ -125,15 +122,21 @@ def main(argv: list[str]) -> None:
         os._exit(0)
 
 
-def prepare(argv: list[str]) -> tuple[Settings, shards.ShardSet | shards.Mixture, Any]:
+def prepare(argv: list[str]) -> tuple[Settings, shards.Data, Plan]:
     """Settings, shard set and plan, all checked. Raises `InputError`. Imports no torch, writes nothing."""
-    options = vars(build_parser().parse_args(argv))
-    config_path, resume = options.pop("config"), options.pop("resume_from_checkpoint")
-    allow_data_change = options.pop("allow_data_change")
-    options.pop("check")
-    settings = load_settings(config_path, options)
+    settings, data, options = load(argv)
+    plan = plan_run(settings.output_dir, options["resume_from_checkpoint"])
+    return settings, data, dataclasses.replace(plan, allow_data_change=options["allow_data_change"])
+
+
+def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
+    """The settings and the shard set, checked, and the options that are no settings. Raises `InputError`."""
+    values = vars(build_parser().parse_args(argv))
+    options = {name: values.pop(name) for name in ("config", "resume_from_checkpoint", "allow_data_change", "check")}
+    config_path = options["config"]
+    settings = load_settings(config_path, values)
     data = shards.open_data(settings.shards, notice=say)
-    for part in data.sets if isinstance(data, shards.Mixture) else [data]:
+    for part in data.sets:
         for fault in verify(part.path, quick=True):
             raise InputError(fault)
     if len(data["train"]) == 0:
@@ -145,9 +148,7 @@ def prepare(argv: list[str]) -> tuple[Settings, shards.ShardSet | shards.Mixture
             f"whose blocks have {data.block_tokens:,} tokens"
         )
     check_tracking(settings.tracking)
-    plan = plan_run(settings.output_dir, resume)
-    check_writable(settings.output_dir)
-    return settings, data, dataclasses.replace(plan, allow_data_change=allow_data_change)
+    return settings, data, options
 
 
 if __name__ == "__main__":

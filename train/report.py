@@ -81,7 +81,7 @@ class Record:
         """Replace `run.json`."""
         self.content["state"] = state
         self.content["written_at"] = run_directory.now()
-        run_directory.write_record(self._run, self.content)
+        run_directory.write_json(self._run / run_directory.RECORD_NAME, self.content)
 
     def add_results(self, trainer: BlockTrainer, metrics: dict[str, float]) -> dict[str, Any]:
         """Put what came out of the run into the record, and return it."""

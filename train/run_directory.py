@@ -44,7 +44,7 @@ class Plan:
     allow_data_change: bool = False  # the checkpoint may be of other data, seed or batch
 
 
-def check_writable(run: Path) -> None:
+def _check_writable(run: Path) -> None:
     """Raise `InputError` if the run's directory can't be written to, or not be made."""
     place = run
     while not place.exists() and place != place.parent:
@@ -59,8 +59,14 @@ def plan_run(run: Path, resume: str | None) -> Plan:
     """Decide between starting and continuing, from what is in `run`. Writes nothing.
 
     `resume` is None (continue an interrupted run, else start), "latest", or a checkpoint's path. Raises
-    `InputError` if `run` holds something that must not be overwritten, or no such checkpoint.
+    `InputError` if `run` holds something that must not be overwritten, or no such checkpoint, or can't be written to.
     """
+    plan = _plan(run, resume)
+    _check_writable(run)
+    return plan
+
+
+def _plan(run: Path, resume: str | None) -> Plan:
     record = read_record(run)
     state = record.get("state")
     another = "choose another --output_dir (make: RUN=NAME), or delete it to train again"
@@ -105,10 +111,10 @@ def read_record(run: Path, *, remedy: str = "; delete it or choose another --out
     return content
 
 
-def write_record(run: Path, record: dict[str, Any]) -> None:
-    """Replace `run.json`."""
-    text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
-    write_atomically(run / RECORD_NAME, (text + "\n").encode())
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace a JSON file that is for people too, such as `run.json`."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
+    write_atomically(path, (text + "\n").encode())
 
 
 def lock_run(run: Path) -> IO[bytes]:

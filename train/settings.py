@@ -164,9 +164,7 @@ class Settings:
 
     def as_record(self) -> dict[str, Any]:
         """For `run.json`: plain values, the sections as in the YAML file."""
-        record = dataclasses.asdict(self)
-        record.update(output_dir=str(self.output_dir))
-        return record
+        return {**dataclasses.asdict(self), "output_dir": str(self.output_dir)}
 
 
 def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
@@ -211,7 +209,6 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
         except InputError as error:
             raise InputError(f"{where('model', 'config')}: {error}") from None
         sections["model"] = {**defaults, **sections["model"]}
-    values = {}
     for section, fields in sections.items():
         types = section_types(section)
         for key, value in fields.items():
@@ -221,8 +218,7 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
             if section == "training" and key in REFUSED_ARGUMENTS:
                 raise InputError(f"{where(section, key)}: can't be set: {REFUSED_ARGUMENTS[key]}")
             fields[key] = convert(value, types[key], where(section, key))
-        values[section] = fields
-    training = values["training"]
+    training = sections["training"]
     _check_training(training, lambda key: where("training", key))
     global_batch_blocks = _global_batch_blocks(top["global_batch_blocks"], training, config_path)
     output_dir = training.pop("output_dir", None)
@@ -235,10 +231,10 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
         loss=top["loss"],
         global_batch_blocks=global_batch_blocks,
         output_dir=Path(output_dir).expanduser(),
-        model=_record(ModelSettings, values["model"], config_path),
+        model=_record(ModelSettings, sections["model"], config_path),
         training=training,
-        tracking=_record(TrackingSettings, values["tracking"], config_path),
-        generation=_record(GenerationSettings, values["generation"], config_path),
+        tracking=_record(TrackingSettings, sections["tracking"], config_path),
+        generation=_record(GenerationSettings, sections["generation"], config_path),
         model_config=model_config,
     )
 
@@ -278,11 +274,20 @@ def section_types(section: str) -> FieldTypes:
     return {"config": frozenset({"str"}), **types} if section == "model" else types
 
 
+def option_types() -> FieldTypes:
+    """The keys of all sections, called as on the command line (`learning_rate`, `model.hidden_size`), and their types."""
+    return {
+        name if section == "training" else f"{section}.{name}": types
+        for section in SECTIONS
+        for name, types in section_types(section).items()
+    }
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `InputError`: no file, bad YAML, a key given twice."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such config file{nearest_path(path, Path.is_file)}") from None
     except IsADirectoryError:
         raise InputError(f"{path}: expected a YAML file, found a directory") from None
