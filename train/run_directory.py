@@ -137,8 +137,11 @@ def lock_run(run: Path) -> IO[bytes]:
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Append records as JSON Lines."""
     with open(path, "a", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=True) + "\n")
+        file.write(_json_lines(records))
+
+
+def _json_lines(records: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -171,35 +174,24 @@ def read_lines_and_damage(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
 def rewind_metrics(run: Path, step: int, *, is_last: bool = False) -> list[str]:
     """Drop what `metrics.jsonl` and `samples.jsonl` say of steps after `step`: they are about to be trained again.
 
-    Where a run ends, or was stopped, the Trainer sums up; behind the last step (`is_last`) it is evaluated once more.
+    Where a run ends, or was stopped, the Trainer sums up; behind the last step (`is_last`) it is evaluated once more, and
+    continues its prompts once more.
     Returns a notice for each file with damaged lines, which are gone for good.
     """
     notices = []
-    for path in (run / METRICS_NAME, run / SAMPLES_NAME):
+    for path, last in ((run / METRICS_NAME, step), (run / SAMPLES_NAME, step - 1 if is_last else step)):
         if not path.exists():
             continue
         records, damaged = read_lines_and_damage(path)
         if damaged:
             numbers = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
             notices.append(f"{path}: damaged, left out: line {numbers}")
-        kept = [record for record in records if record.get("step", 0) <= step]
+        kept = [record for record in records if record.get("step", 0) <= last]
         summed = [number for number, record in enumerate(kept) if record.get("step") == step and _SUMMARY_KEY in record]
         for number in reversed(summed):
             del kept[number : None if is_last else number + 1]
-        _replace_lines(path, kept)  # always: the last line may be torn
+        write_atomically(path, _json_lines(kept).encode())  # always: the last line may be torn
     return notices
-
-
-def rewind_lines(path: Path, step: int) -> None:
-    """Drop the lines after `step` from a JSON Lines file, if it is there."""
-    if path.exists():
-        _replace_lines(path, [record for record in read_lines(path) if record.get("step", 0) <= step])
-
-
-def _replace_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write a JSON Lines file anew."""
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    write_atomically(path, text.encode())
 
 
 def changed_settings(before: Any, after: Any, prefix: str = "") -> list[str]:

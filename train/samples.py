@@ -24,6 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from shards.command_line import say
 from shards.errors import printable
 from train.run_directory import append_lines
 from train.sampling import Continuation, continue_prompts, sample_records
@@ -45,9 +46,8 @@ class SamplesAtEvaluation(TrainerCallback):  # type: ignore[misc]
         tokenizer: PreTrainedTokenizerBase,
         *,
         on_samples: Callable[[Sequence[Continuation], int], None],
-        say: Callable[[str], None],
     ) -> None:
-        self._path, self._tokenizer, self._on_samples, self._say = path, tokenizer, on_samples, say
+        self._path, self._tokenizer, self._on_samples = path, tokenizer, on_samples
         self._settings = dataclasses.replace(settings, max_new_tokens=min(settings.max_new_tokens, MAX_NEW_TOKENS))
         self._failed = False
 
@@ -65,7 +65,7 @@ class SamplesAtEvaluation(TrainerCallback):  # type: ignore[misc]
         except Exception as error:
             self._failed = True
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            self._say(f"no samples from step {step:,} on: {printable(reason)}")
+            say(f"no samples from step {step:,} on: {printable(reason)}")
 
 
 @contextlib.contextmanager

@@ -100,17 +100,15 @@ def test_random_states_and_modes_are_as_before(trained: Any) -> None:
 
 
 def test_a_failure_ends_the_samples_and_not_the_training(
-    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, tokenizer = load_model(trained.run / "model")
-    said: list[str] = []
     shown: list[tuple[list[Continuation], int]] = []
     callback = SamplesAtEvaluation(
         tmp_path / "samples.jsonl",
         GenerationSettings(prompts=["ab"], max_new_tokens=10_000),
         tokenizer,
         on_samples=lambda samples, step: shown.append((list(samples), step)),
-        say=said.append,
     )
 
     def evaluate(step: int) -> None:
@@ -127,5 +125,5 @@ def test_a_failure_ends_the_samples_and_not_the_training(
     monkeypatch.setattr(Qwen2ForCausalLM, "generate", fail)
     evaluate(5)
     evaluate(6)
-    assert said == ["no samples from step 5 on: CUDA out of memory"]
+    assert capsys.readouterr().out == "no samples from step 5 on: CUDA out of memory\n"
     assert len(read_lines(tmp_path / "samples.jsonl")) == 1
