@@ -38,19 +38,18 @@ example: python -m train --config configs/sample.yaml --output_dir runs/fast --l
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="python -m train", description="Train a model on a shard set.", epilog=EPILOG)
+    description = "Train a model on a shard set."
+    parser = Parser(prog="python -m train", description=description, epilog=EPILOG, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE.yaml", help="the settings of the run")
     data = parser.add_argument_group("what is trained on")
     data.add_argument(
         "--shards",
         metavar="DIR",
-        default=argparse.SUPPRESS,
         help="the shard set to train on, or several: wiki:0.7,books:0.3 by shares, wiki:1epochs,books:4epochs by passes",
     )
     data.add_argument(
         "--shuffle",
         metavar="global|window|none",
-        default=argparse.SUPPRESS,
         help="how blocks are shuffled: all, within stretches for disks that hate random reads, or not (global)",
     )
     data.add_argument(
@@ -58,45 +57,45 @@ def build_parser() -> Parser:
         nargs="?",
         const="true",
         metavar="true|false",
-        default=argparse.SUPPRESS,
         help="documents that share a block don't see each other (false)",
     )
     data.add_argument(
         "--allow_data_change",
         action="store_true",
+        default=False,
         help="go on with another shard set (of the same tokenizer), seed, shuffle or batch than the checkpoint's",
     )
     training = parser.add_argument_group("how a step is computed")
     training.add_argument(
         "--global_batch_blocks",
         metavar="BLOCKS",
-        default=argparse.SUPPRESS,
         help="blocks a step over all processes; gradient accumulation follows from it",
     )
     training.add_argument(
         "--loss",
         metavar="auto|plain|chunked|liger",
-        default=argparse.SUPPRESS,
         help="all logits at once, or a chunk of tokens at a time, which saves memory (auto: by the vocabulary's size)",
     )
     run = parser.add_argument_group("the run")
-    run.add_argument(
-        "--output_dir", metavar="DIR", default=argparse.SUPPRESS, help="the run's directory, made if it is not there"
-    )
+    run.add_argument("--output_dir", metavar="DIR", help="the run's directory, made if it is not there")
     run.add_argument(
         "--resume_from_checkpoint",
         nargs="?",
         const="latest",
+        default=None,
         metavar="PATH|latest",
         help="the checkpoint to continue from (without a value: the newest complete one of the run)",
     )
     run.add_argument(
-        "--check", action="store_true", help="only check the settings, the shard set and the run's directory"
+        "--check",
+        action="store_true",
+        default=False,
+        help="only check the settings, the shard set and the run's directory",
     )
     for name, types in option_types().items():
         if name not in REFUSED_ARGUMENTS and name != "output_dir":
             flag: dict[str, Any] = {"nargs": "?", "const": "true"} if "bool" in types else {}
-            parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **flag)
+            parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **flag)
     return parser
 
 

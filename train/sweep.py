@@ -34,6 +34,7 @@ from shards.command_line import Parser, Terminated, run_command, say
 from shards.errors import InputError, nearest, printable
 from shards.files import write_atomically
 from train.__main__ import load
+from train.arguments import require
 from train.compare.__main__ import as_lines, check_out
 from train.compare.page import render
 from train.compare.runs import read_runs
@@ -124,8 +125,7 @@ def plan_sweep(file: Path) -> tuple[Path, list[SweptRun]]:
         if key not in KEYS:
             raise InputError(f"{file}: unknown key {printable(str(key))!r}{nearest(str(key), KEYS)}")
     for key in ("config", "output_dir"):
-        if not isinstance(content.get(key), str) or not content[key]:
-            raise InputError(f"{file}: {key}: expected a path, found {printable(repr(content.get(key)))[:80]}")
+        require(isinstance(content.get(key), str) and content[key] != "", f"{file}: {key}", "a path", content.get(key))
     if (content.get("grid") is None) == (content.get("runs") is None):
         raise InputError(f"{file}: expected either `grid` or `runs`")
     output_dir = Path(content["output_dir"]).expanduser()
@@ -147,8 +147,7 @@ def _from_grid(grid: Any, file: Path) -> list[tuple[str, dict[str, Any]]]:
     if not settings:
         raise InputError(f"{file}: grid: expected settings with a list of values each, found none")
     for key, values in settings.items():
-        if not isinstance(values, list) or not values:
-            raise InputError(f"{file}: grid: {key}: expected a list of values, found {printable(repr(values))[:80]}")
+        require(isinstance(values, list) and values != [], f"{file}: grid: {key}", "a list of values", values)
         spelt = [spelled(value) for value in values]
         for value in spelt:
             if spelt.count(value) > 1:
@@ -161,21 +160,17 @@ def _from_grid(grid: Any, file: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _from_list(entries: Any, file: Path) -> list[tuple[str, dict[str, Any]]]:
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{file}: runs: expected a list of mappings, found {printable(repr(entries))[:80]}")
+    require(isinstance(entries, list) and entries != [], f"{file}: runs", "a list of mappings", entries)
     if len(entries) > _MAX_RUNS:
         raise InputError(f"{file}: runs: {len(entries):,} runs; at most {_MAX_RUNS:,} make a sweep")
     named: list[tuple[str | None, dict[str, Any]]] = []
     for number, entry in enumerate(entries, start=1):
         where = f"{file}: runs: run {number}"
-        if not isinstance(entry, dict):
-            raise InputError(f"{where}: expected a mapping of settings, found {printable(repr(entry))[:80]}")
+        require(isinstance(entry, dict), where, "a mapping of settings", entry)
         name = entry.get("name")
-        if name is not None and (not isinstance(name, str) or safe_name(name) != name or name in _TAKEN_NAMES):
-            raise InputError(
-                f"{where}: name: expected letters, digits and . _ = , + - and at most {_MAX_NAME_CHARACTERS} characters, "
-                f"found {printable(repr(name))[:80]}"
-            )
+        is_name = isinstance(name, str) and safe_name(name) == name and name not in _TAKEN_NAMES
+        expected = f"letters, digits and . _ = , + - and at most {_MAX_NAME_CHARACTERS} characters"
+        require(name is None or is_name, f"{where}: name", expected, name)
         named.append((name, _settings({key: value for key, value in entry.items() if key != "name"}, where)))
     return _named(named, file)
 
@@ -220,8 +215,7 @@ def safe_name(text: str) -> str:
 
 def _settings(value: Any, where: str) -> dict[str, Any]:
     """A mapping whose keys are settings as on the command line. Raises `InputError` for an unknown one."""
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: expected a mapping of settings, found {printable(repr(value))[:80]}")
+    require(isinstance(value, dict), where, "a mapping of settings", value)
     known = [*TOP_LEVEL, *option_types()]
     settings = {}
     for key, setting in value.items():
