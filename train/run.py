@@ -83,7 +83,7 @@ def run_training(trainer: BlockTrainer, plan: Plan) -> None:
             raise Terminated if stop.requested else KeyboardInterrupt
     except KeyboardInterrupt:
         if trainer.is_world_process_zero():
-            checkpoint, _ = newest_complete_checkpoint(run)
+            checkpoint, _, _ = newest_complete_checkpoint(run)
             start = f"continues from {checkpoint}" if checkpoint else "starts again: there is no checkpoint yet"
             say("", f"stopped at step {trainer.state.global_step:,}; the same command {start}")
         raise

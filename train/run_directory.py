@@ -61,12 +61,7 @@ def plan_run(run: Path, resume: str | None) -> Plan:
     `resume` is None (continue an interrupted run, else start), "latest", or a checkpoint's path. Raises
     `InputError` if `run` holds something that must not be overwritten, or no such checkpoint, or can't be written to.
     """
-    plan = _plan(run, resume)
     _check_writable(run)
-    return plan
-
-
-def _plan(run: Path, resume: str | None) -> Plan:
     record = read_record(run)
     state = record.get("state")
     another = "choose another --output_dir (make: RUN=NAME), or delete it to train again"
@@ -75,9 +70,9 @@ def _plan(run: Path, resume: str | None) -> Plan:
         return Plan(checkpoint=checkpoint, position=read_position(checkpoint), notices=[])
     if resume is None and state == "finished":
         raise InputError(f"{run}: holds a finished run; {another}")
-    checkpoint_found, notices = newest_complete_checkpoint(run)
-    if checkpoint_found is not None and (record or resume):
-        return Plan(checkpoint=checkpoint_found, position=read_position(checkpoint_found), notices=notices)
+    newest, position, notices = newest_complete_checkpoint(run)
+    if newest is not None and (record or resume):
+        return Plan(checkpoint=newest, position=position, notices=notices)
     if resume == "latest":
         raise InputError(f"{run}: no complete checkpoint to continue from{''.join(f' ({line})' for line in notices)}")
     if state == "trained":
