@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "train": ("train.__main__", [], "train a model on a shard set"),
     "generate": ("train.generate", [], "continue prompts with a trained model"),
     "evaluate": ("train.evaluate", [], "loss, perplexity, bits per byte on held-out text"),
-    "compare": ("train.compare.command", [], "what differs between runs, and their curves"),
+    "compare": ("train.compare.__main__", [], "what differs between runs, and their curves"),
     "sweep": ("train.sweep", [], "train a grid of settings"),
 }
 

@@ -9,7 +9,7 @@ headerless little-endian uint32, `num_blocks` × `block_tokens` × 4 bytes.
 
 import shards.interruption  # noqa: F401
 from shards.errors import InputError
-from shards.mixture import Mixture, epoch_blocks, open_data, run_order
+from shards.mixture import Data, Mixture, epoch_blocks, open_data, run_order
 from shards.order import epoch_order, window_order
 from shards.reader import ShardSet, Split
 from shards.reader import open_shard_set as open
@@ -17,6 +17,7 @@ from shards.run_order import SHUFFLES, RunOrder, Shuffle, rank_positions
 
 __all__ = [
     "SHUFFLES",
+    "Data",
     "InputError",
     "Mixture",
     "RunOrder",

@@ -26,7 +26,7 @@ MAX_WEIGHT = 10**12
 _WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>[0-9.]+(?:e-?[0-9]+)?)(?P<epochs>epochs?)?")
 
 
-def open_data(spec: str, notice: Callable[[str], None] = lambda _line: None) -> ShardSet | Mixture:
+def open_data(spec: str, notice: Callable[[str], None] = lambda _line: None) -> Data:
     """The set at the path or URL `spec`, or the mixture that it describes. Raises `InputError`.
 
     A set at a URL is copied to this machine first (`shards.pull`); `notice` is told in a line what takes time.
@@ -45,14 +45,14 @@ def _open_part(path: str, notice: Callable[[str], None]) -> ShardSet:
     return open_shard_set(Path(path).expanduser())
 
 
-def run_order(data: ShardSet | Mixture, seed: int, shuffle: Shuffle = "global") -> RunOrder:
+def run_order(data: Data, seed: int, shuffle: Shuffle = "global") -> RunOrder:
     """The order in which a run visits the training blocks of `data`, as `data["train"]` numbers them."""
     if isinstance(data, Mixture):
         return RunOrder(tuple(len(part["train"]) for part in data.sets), seed, shuffle, data.per_mille)
     return RunOrder((len(data["train"]),), seed, shuffle)
 
 
-def epoch_blocks(data: ShardSet | Mixture) -> int:
+def epoch_blocks(data: Data) -> int:
     """Blocks that count as one epoch: all training blocks, in a mixture by passes each as often as asked."""
     return data.epoch_blocks if isinstance(data, Mixture) else len(data["train"])
 
@@ -109,6 +109,9 @@ class Mixture:
         if name not in self._splits:
             self._splits[name] = JoinedSplits([part[name] for part in self.sets])
         return self._splits[name]
+
+
+Data = ShardSet | Mixture  # what a model is trained on
 
 
 class JoinedSplits:

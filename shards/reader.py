@@ -101,6 +101,11 @@ class ShardSet:
         self._splits: dict[str, Split] = {}
 
     @property
+    def sets(self) -> list[ShardSet]:
+        """This one alone, as a mixture has several."""
+        return [self]
+
+    @property
     def description(self) -> str:
         return str(self.path)
 

@@ -264,16 +264,24 @@ def test_slow_examples_run(page: str, project: Path) -> None:
 
 @functools.cache
 def messages() -> list[str]:
-    """Every text in the packages' source, with a NUL where a value is put in."""
+    """Every text in the packages' source, with a NUL where a value is put in; for a call of `require` its message."""
+
+    def text(node: ast.expr) -> str:
+        if isinstance(node, ast.JoinedStr):
+            return "".join(map(text, node.values))
+        return str(node.value) if isinstance(node, ast.Constant) else "\0"
+
     texts = []
     for package in PACKAGES:
         for path in (REPOSITORY / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.JoinedStr):
-                    parts = (part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
-                    texts.append("".join(map(str, parts)))
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    texts.append(node.value)
+                match node:
+                    case ast.JoinedStr() | ast.Constant():
+                        texts.append(text(node))
+                    case ast.Call(func=ast.Name(id="require"), args=[_, where, expected, _]):
+                        texts.append(f"{text(where)}: expected {text(expected)}, found \0")
+                    case ast.Call(func=ast.Name(id="require_one_of"), args=[_, _, where]):
+                        texts.append(f"{text(where)}: expected one of \0, found \0")
     return texts
 
 

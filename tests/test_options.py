@@ -17,7 +17,7 @@ import pipeline.__main__
 import shards.__main__
 import tokenize_once
 import train.__main__
-import train.compare.command
+import train.compare.__main__
 import train.evaluate
 import train.generate
 import train.sweep
@@ -29,7 +29,7 @@ PARSERS = {
     "pipeline": pipeline.__main__.make_parser,
     "shards": shards.__main__.make_parser,
     "train": train.__main__.build_parser,
-    "train.compare": train.compare.command.build_parser,
+    "train.compare": train.compare.__main__.build_parser,
     "train.evaluate": train.evaluate.build_parser,
     "train.generate": train.generate.build_parser,
     "train.sweep": train.sweep.build_parser,

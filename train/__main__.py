@@ -20,8 +20,8 @@ from shards.errors import InputError
 from shards.pull_command import say
 from shards.verify import verify
 from train.environment import prepare_environment
-from train.run_directory import check_writable, plan_run, process_rank
-from train.settings import REFUSED_ARGUMENTS, SECTIONS, Settings, load_settings, section_types
+from train.run_directory import Plan, plan_run, process_rank
+from train.settings import REFUSED_ARGUMENTS, Settings, load_settings, option_types
 from train.tracking import check_tracking
 
 RANK_PATIENCE_SECONDS = 10
@@ -38,19 +38,18 @@ example: python -m train --config configs/sample.yaml --output_dir runs/fast --l
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="python -m train", description="Train a model on a shard set.", epilog=EPILOG)
+    description = "Train a model on a shard set."
+    parser = Parser(prog="python -m train", description=description, epilog=EPILOG, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE.yaml", help="the settings of the run")
     data = parser.add_argument_group("what is trained on")
     data.add_argument(
         "--shards",
         metavar="DIR",
-        default=argparse.SUPPRESS,
         help="the shard set to train on, or several: wiki:0.7,books:0.3 by shares, wiki:1epochs,books:4epochs by passes",
     )
     data.add_argument(
         "--shuffle",
         metavar="global|window|none",
-        default=argparse.SUPPRESS,
         help="how blocks are shuffled: all, within stretches for disks that hate random reads, or not (global)",
     )
     data.add_argument(
@@ -58,48 +57,45 @@ def build_parser() -> Parser:
         nargs="?",
         const="true",
         metavar="true|false",
-        default=argparse.SUPPRESS,
         help="documents that share a block don't see each other (false)",
     )
     data.add_argument(
         "--allow_data_change",
         action="store_true",
+        default=False,
         help="go on with another shard set (of the same tokenizer), seed, shuffle or batch than the checkpoint's",
     )
     training = parser.add_argument_group("how a step is computed")
     training.add_argument(
         "--global_batch_blocks",
         metavar="BLOCKS",
-        default=argparse.SUPPRESS,
         help="blocks a step over all processes; gradient accumulation follows from it",
     )
     training.add_argument(
         "--loss",
         metavar="auto|plain|chunked|liger",
-        default=argparse.SUPPRESS,
         help="all logits at once, or a chunk of tokens at a time, which saves memory (auto: by the vocabulary's size)",
     )
     run = parser.add_argument_group("the run")
-    run.add_argument(
-        "--output_dir", metavar="DIR", default=argparse.SUPPRESS, help="the run's directory, made if it is not there"
-    )
+    run.add_argument("--output_dir", metavar="DIR", help="the run's directory, made if it is not there")
     run.add_argument(
         "--resume_from_checkpoint",
         nargs="?",
         const="latest",
+        default=None,
         metavar="PATH|latest",
         help="the checkpoint to continue from (without a value: the newest complete one of the run)",
     )
     run.add_argument(
-        "--check", action="store_true", help="only check the settings, the shard set and the run's directory"
+        "--check",
+        action="store_true",
+        default=False,
+        help="only check the settings, the shard set and the run's directory",
     )
-    for section in SECTIONS:
-        prefix = "" if section == "training" else f"{section}."
-        for name, types in section_types(section).items():
-            if name in REFUSED_ARGUMENTS or (section, name) == ("training", "output_dir"):
-                continue
+    for name, types in option_types().items():
+        if name not in REFUSED_ARGUMENTS and name != "output_dir":
             flag: dict[str, Any] = {"nargs": "?", "const": "true"} if "bool" in types else {}
-            parser.add_argument(f"--{prefix}{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **flag)
+            parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **flag)
     return parser
 
 
@@ -125,15 +121,21 @@ def main(argv: list[str]) -> None:
         os._exit(0)
 
 
-def prepare(argv: list[str]) -> tuple[Settings, shards.ShardSet | shards.Mixture, Any]:
+def prepare(argv: list[str]) -> tuple[Settings, shards.Data, Plan]:
     """Settings, shard set and plan, all checked. Raises `InputError`. Imports no torch, writes nothing."""
-    options = vars(build_parser().parse_args(argv))
-    config_path, resume = options.pop("config"), options.pop("resume_from_checkpoint")
-    allow_data_change = options.pop("allow_data_change")
-    options.pop("check")
-    settings = load_settings(config_path, options)
+    settings, data, options = load(argv)
+    plan = plan_run(settings.output_dir, options["resume_from_checkpoint"])
+    return settings, data, dataclasses.replace(plan, allow_data_change=options["allow_data_change"])
+
+
+def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
+    """The settings and the shard set, checked, and the options that are no settings. Raises `InputError`."""
+    values = vars(build_parser().parse_args(argv))
+    options = {name: values.pop(name) for name in ("config", "resume_from_checkpoint", "allow_data_change", "check")}
+    config_path = options["config"]
+    settings = load_settings(config_path, values)
     data = shards.open_data(settings.shards, notice=say)
-    for part in data.sets if isinstance(data, shards.Mixture) else [data]:
+    for part in data.sets:
         for fault in verify(part.path, quick=True):
             raise InputError(fault)
     if len(data["train"]) == 0:
@@ -145,9 +147,7 @@ def prepare(argv: list[str]) -> tuple[Settings, shards.ShardSet | shards.Mixture
             f"whose blocks have {data.block_tokens:,} tokens"
         )
     check_tracking(settings.tracking)
-    plan = plan_run(settings.output_dir, resume)
-    check_writable(settings.output_dir)
-    return settings, data, dataclasses.replace(plan, allow_data_change=allow_data_change)
+    return settings, data, options
 
 
 if __name__ == "__main__":

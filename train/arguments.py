@@ -12,10 +12,11 @@ import functools
 import importlib.util
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.errors import InputError, printable
+from shards.errors import InputError, nearest, printable
 
 FieldTypes = dict[str, frozenset[str]]
 
@@ -74,23 +75,13 @@ def convert(value: Any, types: frozenset[str], where: str) -> Any:
     """
     if isinstance(value, str):
         return _convert_text(value, types, where)
-    if value is None and "None" in types:
-        return None
-    if isinstance(value, bool):
-        if "bool" in types:
-            return value
-    elif isinstance(value, int):
-        if "int" in types:
-            return value
-        if "float" in types:
-            return float(value)
-    elif isinstance(value, float):
-        if "float" in types:
-            return _finite(value, where)
-        if "int" in types and value.is_integer():
-            return int(value)
-    elif (isinstance(value, dict) and "dict" in types) or (isinstance(value, list) and "list" in types):
-        return value
+    kind = "None" if value is None else type(value).__name__
+    if kind in types:
+        return _finite(value, where) if kind == "float" else value
+    if kind == "int" and "float" in types:
+        return float(value)
+    if kind == "float" and "int" in types and value.is_integer():
+        return int(value)
     raise InputError(f"{where}: expected {describe(types)}, found {printable(repr(value))[:80]}")
 
 
@@ -136,3 +127,16 @@ def describe(types: frozenset[str]) -> str:
     names = types - {"int"} if "float" in types else types
     words = [kinds[name] for name in kinds if name in names]
     return " or ".join(words) if words else "text"
+
+
+def require(condition: bool, where: str, expected: str, found: object) -> None:
+    """Raise `InputError` unless `condition` holds."""
+    if not condition:
+        raise InputError(f"{where}: expected {expected}, found {printable(repr(found))[:80]}")
+
+
+def require_one_of(choices: Sequence[str], value: object, where: str) -> None:
+    """Raise `InputError`, with the nearest one, unless `value` is one of `choices`."""
+    if value not in choices:
+        found = f"{printable(repr(value))}{nearest(str(value), choices)}"
+        raise InputError(f"{where}: expected one of {', '.join(choices)}, found {found}")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from train.run_directory import append_lines
@@ -32,32 +33,20 @@ def finite(logs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class ProgressLines(ProgressCallback):  # type: ignore[misc]
-    """The Trainer's bar on a terminal, and one readable line for each log."""
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
-    ) -> None:
-        line = log_line(logs or {}, state.global_step, state.max_steps)
-        if not state.is_world_process_zero or line is None:
-            return
-        if self.training_bar is not None:
-            self.training_bar.write(line)
-        else:
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
-
-
 class PlainLines(TrainerCallback):  # type: ignore[misc]
-    """The same lines without a bar, for logs and pipes."""
+    """One readable line for each log, above the bars if there are some."""
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
         line = log_line(logs or {}, state.global_step, state.max_steps)
         if state.is_world_process_zero and line is not None:
-            sys.stdout.write(line + "\n")
+            tqdm.write(line)
             sys.stdout.flush()
+
+
+class ProgressLines(PlainLines, ProgressCallback):  # type: ignore[misc]
+    """The same lines, and the Trainer's bar on a terminal."""
 
 
 def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str | None:

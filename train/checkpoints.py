@@ -102,17 +102,15 @@ def numbered_checkpoints(run: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def newest_complete_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
-    """The complete checkpoint of the highest step, and a line about each newer one that is damaged."""
-    faults = []
+def newest_complete_checkpoint(run: Path) -> tuple[Path | None, DataPosition | None, list[str]]:
+    """The complete checkpoint of the highest step, its position, and a line about each newer one that is damaged."""
+    faults: list[str] = []
     for path in reversed(numbered_checkpoints(run)):
         try:
-            read_position(path)
+            return path, read_position(path), faults
         except InputError as error:
             faults.append(str(error))
-            continue
-        return path, faults
-    return None, faults
+    return None, None, faults
 
 
 def delete_old_checkpoints(run: Path, *, keep: int | None, best: str | None) -> None:

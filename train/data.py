@@ -29,8 +29,7 @@ class BlockDataset(Dataset[torch.Tensor]):
     A loader worker that is spawned opens the shard sets itself.
     """
 
-    def __init__(self, data: shards.ShardSet | shards.Mixture, split: str) -> None:
-        self._spec, self._name = data.description, split
+    def __init__(self, data: shards.Data, split: str) -> None:
         self._split = data[split]
 
     def __len__(self) -> int:
@@ -44,22 +43,14 @@ class BlockDataset(Dataset[torch.Tensor]):
         """Shape `(n, block_tokens)`: what the DataLoader asks for instead of n single blocks."""
         return torch.from_numpy(self._split[np.asarray(numbers, dtype=np.int64)].view(np.int32))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._spec, self._name)
 
-
-def _reopen(spec: str, split: str) -> BlockDataset:
-    return BlockDataset(shards.open_data(spec), split)
-
-
-def collate_blocks(blocks: torch.Tensor | Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A batch for a causal language model; the model itself shifts the labels by one.
+def collate_blocks(blocks: Any) -> dict[str, torch.Tensor]:
+    """A batch for a causal language model, of what `BlockDataset` gathered; the model itself shifts the labels by one.
 
     There is no attention mask, as nothing is padding, and the EOS that ends a document is a label like any other:
     that is how a model learns to stop.
     """
-    batch = blocks if isinstance(blocks, torch.Tensor) else torch.stack(list(blocks))
-    return {"input_ids": batch, "labels": batch}
+    return {"input_ids": blocks, "labels": blocks}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +63,12 @@ class DocumentCollator:
 
     eos_id: int
 
-    def __call__(self, blocks: torch.Tensor | Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        ids = collate_blocks(blocks)["input_ids"]
-        begins = torch.zeros_like(ids, dtype=torch.bool)
-        begins[:, 1:] = ids[:, :-1] == self.eos_id
-        places = torch.arange(ids.shape[1]).expand_as(ids)
+    def __call__(self, blocks: Any) -> dict[str, torch.Tensor]:
+        begins = torch.zeros_like(blocks, dtype=torch.bool)
+        begins[:, 1:] = blocks[:, :-1] == self.eos_id
+        places = torch.arange(blocks.shape[1]).expand_as(blocks)
         first = torch.where(begins, places, 0).cummax(dim=1).values
-        return {"input_ids": ids, "labels": ids.masked_fill(begins, IGNORED), "position_ids": places - first}
+        return {"input_ids": blocks, "labels": blocks.masked_fill(begins, IGNORED), "position_ids": places - first}
 
 
 def steps_of_epochs(num_train_epochs: float, num_blocks: int, global_batch_blocks: int) -> int:

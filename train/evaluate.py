@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import shards
-from shards.command_line import Parser, run_command
+from shards.command_line import Parser, run_command, say
 from shards.entries import SPLITS
 from shards.errors import InputError, choice
 from shards.wording import plural
@@ -70,10 +70,7 @@ def main(argv: list[str]) -> None:
 
     model, _tokenizer = load_model(directory)
     result = evaluate(model, split, shard_set.eos_id, batch_blocks=options.batch, num_blocks=options.blocks)
-    if options.json:
-        sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n")
-    else:
-        sys.stdout.write("\n".join(lines(result)) + "\n")
+    say(*([json.dumps(asdict(result), indent=2)] if options.json else lines(result)))
 
 
 def shards_of_run(directory: Path) -> str:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.command_line import Parser, run_command
+from shards.command_line import Parser, run_command, say
 from shards.errors import InputError, nearest, nearest_path, printable, visible
 from train.checkpoints import numbered_checkpoints
 from train.environment import prepare_environment
@@ -105,8 +105,7 @@ def main(argv: list[str]) -> None:
     size = batch or BATCH_SEQUENCES
     for sample in continue_prompts(model, tokenizer, settings, num_samples=num_samples, batch_sequences=size):
         line = json_line(sample, settings) if as_json else f"{printable_sample(sample)}\n"
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
+        say(line)
 
 
 def show_as_written(model: Any, tokenizer: Any, settings: GenerationSettings, *, num_samples: int = 1) -> None:
@@ -118,8 +117,7 @@ def show_as_written(model: Any, tokenizer: Any, settings: GenerationSettings, *,
         sys.stdout.flush()
 
     for _sample in continue_prompts(model, tokenizer, settings, num_samples=num_samples, on_text=show):
-        sys.stdout.write("\n\n")
-        sys.stdout.flush()
+        say("", "")
 
 
 def json_line(sample: Continuation, settings: GenerationSettings) -> str:

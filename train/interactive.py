@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from shards.command_line import Terminated
+from shards.command_line import Terminated, say
 from shards.errors import InputError, nearest, printable
 from train.generate import OPTIONS, show_as_written
 from train.settings import GenerationSettings
@@ -32,7 +32,7 @@ def converse(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: GenerationSettings, *, num_samples: int
 ) -> None:
     """Read prompts from standard input until it ends, and write their continuations."""
-    _say("A prompt, or /help. Ctrl-C stops a text, Ctrl-D ends.")
+    say("A prompt, or /help. Ctrl-C stops a text, Ctrl-D ends.")
     for line in _lines():
         try:
             if line.startswith("/"):
@@ -40,15 +40,15 @@ def converse(
                 if words == ["/quit"]:
                     return
                 settings, answer = obey(words, settings)
-                _say(answer)
+                say(answer)
                 continue
             show_as_written(model, tokenizer, dataclasses.replace(settings, prompts=[line]), num_samples=num_samples)
         except InputError as error:
-            _say(printable(str(error)))
+            say(printable(str(error)))
         except Terminated:
             raise
         except KeyboardInterrupt:
-            _say("\n(stopped)")
+            say("\n(stopped)")
 
 
 def obey(words: list[str], settings: GenerationSettings) -> tuple[GenerationSettings, str]:
@@ -83,21 +83,16 @@ def _lines() -> Iterator[str]:
         try:
             line = input("> " if on_terminal else "")
         except UnicodeDecodeError:
-            _say("that was not UTF-8")
+            say("that was not UTF-8")
             continue
         except EOFError:
-            _say("" if on_terminal else None)
+            if on_terminal:
+                say("")
             return
         except Terminated:
             raise
         except KeyboardInterrupt:
-            _say("")
+            say("")
             return
         if line.strip():
             yield line
-
-
-def _say(text: str | None) -> None:
-    if text is not None:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -11,31 +12,21 @@ from shards.errors import InputError
 from train.settings import GenerationSettings, ModelSettings
 
 
-def padded_vocab_size(vocab_size: int, multiple: int) -> int:
-    """`vocab_size` rounded up: matrix units work on whole tiles. 151,646 becomes 151,680 with multiple 128."""
-    return -(-vocab_size // multiple) * multiple
-
-
 def build_config(settings: ModelSettings, *, vocab_size: int, eos_id: int, block_tokens: int) -> Qwen2Config:
     """A configuration made afresh: none of it comes from a published model.
 
     There is no `pad_token_id` in it on purpose: the embedding row of that id gets no gradient, and the only id it
     could be, EOS, is one to be learnt. The generation config has one.
     """
+    values = dataclasses.asdict(settings)
+    multiple, rope_theta, positions = (
+        values.pop(name) for name in ("vocab_multiple", "rope_theta", "max_position_embeddings")
+    )
     return Qwen2Config(
-        vocab_size=padded_vocab_size(vocab_size, settings.vocab_multiple),
-        hidden_size=settings.hidden_size,
-        intermediate_size=settings.intermediate_size,
-        num_hidden_layers=settings.num_hidden_layers,
-        num_attention_heads=settings.num_attention_heads,
-        num_key_value_heads=settings.num_key_value_heads,
-        max_position_embeddings=settings.max_position_embeddings or block_tokens,
-        tie_word_embeddings=settings.tie_word_embeddings,
-        hidden_act=settings.hidden_act,
-        initializer_range=settings.initializer_range,
-        rms_norm_eps=settings.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
-        attention_dropout=settings.attention_dropout,
+        **values,
+        vocab_size=-(-vocab_size // multiple) * multiple,  # matrix units work on whole tiles: 151,646 becomes 151,680
+        max_position_embeddings=positions or block_tokens,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
         use_sliding_window=False,
         layer_types=["full_attention"] * settings.num_hidden_layers,
         bos_token_id=None,

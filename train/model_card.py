@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 import shards
 from shards.errors import printable, visible
@@ -28,26 +29,18 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&$!@:])|(?<=www)(\.)", re.IGNORECASE)
 
 
 def write_model_card(
-    run: Path,
-    record: Mapping[str, Any],
-    data: shards.ShardSet | shards.Mixture,
-    samples: Sequence[Continuation] = (),
+    run: Path, record: Mapping[str, Any], data: shards.Data, samples: Sequence[Continuation] = ()
 ) -> list[str]:
     """Write the card of the model in `run`, whose `run.json` is `record`. Returns a line for the user if that fails."""
     try:
         card = model_card(record, data, run / MODEL_NAME, samples)
         write_atomically(run / MODEL_NAME / CARD_NAME, card.encode())
-    except (OSError, ValueError, LookupError) as error:  # the model is there, and is worth more than its card
+    except (OSError, ValueError, LookupError, SafetensorError) as error:  # the model is worth more than its card
         return [f"the model card can't be written: {printable(str(error) or type(error).__name__)}"]
     return []
 
 
-def model_card(
-    record: Mapping[str, Any],
-    data: shards.ShardSet | shards.Mixture,
-    model: Path,
-    samples: Sequence[Continuation] = (),
-) -> str:
+def model_card(record: Mapping[str, Any], data: shards.Data, model: Path, samples: Sequence[Continuation] = ()) -> str:
     """The card's text, Markdown with a front matter in YAML. `model` is the directory with the saved model."""
     name = str(record["settings"]["tracking"]["name"] or Path(record["settings"]["output_dir"]).resolve().name)
     config = json.loads((model / "config.json").read_bytes())
@@ -59,7 +52,7 @@ def model_card(
         "## Model\n\n" + model_section(config, model),
         "## Training\n\n" + training_section(record),
         "## Evaluation\n\n" + evaluation_section(record, data),
-        "## Use\n\n" + use_section(samples[0].prompt if samples else first_prompt(record)),
+        "## Use\n\n" + use_section(record),
         "## Limits\n\n" + limits_section(config),
     ]
     if samples:
@@ -69,29 +62,26 @@ def model_card(
 
 def front_matter(model_type: str) -> str:
     """What the hubs read. Licence and language are for the user to state: they follow from the texts."""
-    return "\n".join(
-        [
-            "---",
-            "# license: state the licence that you give the model under, with regard to that of the texts",
-            "# language: state the languages of the texts, such as zh",
-            "library_name: transformers",
-            "pipeline_tag: text-generation",
-            f"tags: {json.dumps([model_type, 'pretrained', 'causal-lm'])}",
-            "---",
-        ]
-    )
+    return f"""\
+---
+# license: state the licence that you give the model under, with regard to that of the texts
+# language: state the languages of the texts, such as zh
+library_name: transformers
+pipeline_tag: text-generation
+tags: {json.dumps([model_type, "pretrained", "causal-lm"])}
+---"""
 
 
-def data_section(data: shards.ShardSet | shards.Mixture) -> str:
+def data_section(data: shards.Data) -> str:
     """A table of each shard set, and what it was made from."""
-    sets = data.sets if isinstance(data, shards.Mixture) else [data]
     parts = []
     if isinstance(data, shards.Mixture):
         shares = [
-            (escaped(part.path.name), f"{share / 10:g} %") for part, share in zip(sets, data.per_mille, strict=True)
+            (escaped(part.path.name), f"{share / 10:g} %")
+            for part, share in zip(data.sets, data.per_mille, strict=True)
         ]
         parts.append(table(("Shard set", "Share of the blocks trained on"), shares))
-    for part in sets:
+    for part in data.sets:
         manifest = part.manifest
         rows = [
             ("Shard set", escaped(part.path.name)),
@@ -135,11 +125,10 @@ def model_section(config: Mapping[str, Any], model: Path) -> str:
 def num_parameters(model: Path) -> int:
     """Of a saved model, from the headers of its safetensors files."""
     total = 0
-    for path in sorted(model.glob("*.safetensors")):
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    for path in model.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
     return total
 
 
@@ -175,7 +164,7 @@ def training_section(record: Mapping[str, Any]) -> str:
     return table(("", ""), rows)
 
 
-def evaluation_section(record: Mapping[str, Any], data: shards.ShardSet | shards.Mixture) -> str:
+def evaluation_section(record: Mapping[str, Any], data: shards.Data) -> str:
     """The results, or why there are none."""
     results = record.get("results")
     if results is None:
@@ -189,8 +178,9 @@ def evaluation_section(record: Mapping[str, Any], data: shards.ShardSet | shards
     return table(("", ""), rows) + f"\n\nOn the {len(data['val']):,} validation blocks, which were not trained on."
 
 
-def use_section(prompt: str) -> str:
-    """Python that loads the model. The prompt is one of the run's."""
+def use_section(record: Mapping[str, Any]) -> str:
+    """Python that loads the model and continues the first of the run's prompts."""
+    prompt = str((record["settings"]["generation"].get("prompts") or ["Once"])[0])
     code = f"""\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -204,14 +194,11 @@ print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))""
 
 def limits_section(config: Mapping[str, Any]) -> str:
     """What not to expect."""
-    return "\n".join(
-        [
-            "* What it writes sounds like its texts and need not be true. It has their mistakes and prejudices, and may "
-            "repeat passages of them.",
-            f"* It was trained on blocks of tokens; text beyond {config['max_position_embeddings']:,} tokens is new to it.",
-            "* Nothing was done to make it safe for the public.",
-        ]
-    )
+    return f"""\
+* What it writes sounds like its texts and need not be true. It has their mistakes and prejudices, and may repeat passages \
+of them.
+* It was trained on blocks of tokens; text beyond {config["max_position_embeddings"]:,} tokens is new to it.
+* Nothing was done to make it safe for the public."""
 
 
 def samples_section(record: Mapping[str, Any], samples: Sequence[Continuation]) -> str:
@@ -222,11 +209,6 @@ def samples_section(record: Mapping[str, Any], samples: Sequence[Continuation]) 
     )
     texts = [fenced(f"【{visible(sample.prompt)}】{visible(sample.text)}", "text") for sample in samples]
     return "\n\n".join([how, *texts])
-
-
-def first_prompt(record: Mapping[str, Any]) -> str:
-    prompts = record["settings"]["generation"].get("prompts") or ["Once"]
-    return str(prompts[0])
 
 
 def escaped(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from shards.errors import InputError, nearest, printable
 from shards.hub.reference import is_reference, parse_reference
-from train.arguments import FieldTypes, convert
+from train.arguments import FieldTypes, convert, require
 
 CONFIG_NAME: Final = "config.json"
 MODEL_TYPE = "qwen2"
@@ -89,14 +89,11 @@ def _check_attention(content: Mapping[str, Any], name: str) -> None:
     if content.get("use_sliding_window"):
         raise InputError(f"{name}: use_sliding_window: true; the models built here attend to all tokens before")
     layer_types = content.get("layer_types") or []
-    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
-        found = printable(repr(layer_types))[:80]
-        raise InputError(f"{name}: layer_types: expected full_attention alone, found {found}")
+    is_full = isinstance(layer_types, list) and all(kind == "full_attention" for kind in layer_types)
+    require(is_full, f"{name}: layer_types", "full_attention alone", layer_types)
     heads, width, head_dim = (content.get(key) for key in ("num_attention_heads", "hidden_size", "head_dim"))
-    if head_dim is not None and isinstance(heads, int) and isinstance(width, int) and head_dim * heads != width:
-        raise InputError(
-            f"{name}: head_dim: expected hidden_size / num_attention_heads, found {printable(repr(head_dim))}"
-        )
+    if head_dim is not None and isinstance(heads, int) and isinstance(width, int):
+        require(head_dim * heads == width, f"{name}: head_dim", "hidden_size / num_attention_heads", head_dim)
 
 
 def _rope_theta(content: Mapping[str, Any], name: str) -> Any:
@@ -104,12 +101,8 @@ def _rope_theta(content: Mapping[str, Any], name: str) -> Any:
     theta = content.get("rope_theta")
     for key in ("rope_parameters", "rope_scaling"):
         rope = content.get(key) or {}
-        if not isinstance(rope, dict):
-            raise InputError(f"{name}: {key}: expected a mapping, found {printable(repr(rope))[:80]}")
+        require(isinstance(rope, dict), f"{name}: {key}", "a mapping", rope)
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise InputError(
-                f"{name}: {key}: expected the rotary embedding 'default', found {printable(repr(kind))[:80]}"
-            )
+        require(kind == "default", f"{name}: {key}", "the rotary embedding 'default'", kind)
         theta = rope.get("rope_theta", theta)
     return theta

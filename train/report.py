@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -18,7 +19,6 @@ import shards
 from shards.wording import plural
 from train import run_directory
 from train.callbacks import finite
-from train.checkpoints import DataPosition
 from train.evaluate import bits
 from train.run_directory import Plan
 from train.sampling import Continuation, printable_sample
@@ -38,7 +38,7 @@ class Record:
     def __init__(
         self,
         settings: Settings,
-        data: shards.ShardSet | shards.Mixture,
+        data: shards.Data,
         plan: Plan,
         command: Sequence[str],
         args: TrainingArguments,
@@ -81,11 +81,11 @@ class Record:
         """Replace `run.json`."""
         self.content["state"] = state
         self.content["written_at"] = run_directory.now()
-        run_directory.write_record(self._run, self.content)
+        run_directory.write_json(self._run / run_directory.RECORD_NAME, self.content)
 
-    def add_results(self, trainer: BlockTrainer, metrics: dict[str, float], position: DataPosition) -> dict[str, Any]:
+    def add_results(self, trainer: BlockTrainer, metrics: dict[str, float]) -> dict[str, Any]:
         """Put what came out of the run into the record, and return it."""
-        steps = trainer.state.global_step
+        steps, position = trainer.state.global_step, trainer.position
         logs = run_directory.read_lines(self._run / run_directory.METRICS_NAME)
         losses = [log["loss"] for log in logs if log.get("loss") is not None]
         rates = sorted(log["tokens_per_second"] for log in logs if log.get("tokens_per_second"))
@@ -106,9 +106,9 @@ class Record:
         return dict(self.content["results"])
 
 
-def bits_per_byte(data: shards.ShardSet | shards.Mixture, loss: float | None) -> float | None:
+def bits_per_byte(data: shards.Data, loss: float | None) -> float | None:
     """What `loss`, in nats a token, is in bits per byte of the validation texts; None if that isn't known."""
-    splits = [part["val"] for part in (data.sets if isinstance(data, shards.Mixture) else [data])]
+    splits = [part["val"] for part in data.sets]
     num_bytes = sum(split.num_text_bytes for split in splits)
     if loss is None or not num_bytes:
         return None
@@ -119,10 +119,8 @@ def package_versions() -> dict[str, str]:
     """The installed ones among the packages that a result may depend on."""
     versions = {}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -164,7 +162,7 @@ def device_name(args: TrainingArguments) -> str:
     return f"{args.device.type}, {torch.get_num_threads()} threads"
 
 
-def start_lines(data: shards.ShardSet | shards.Mixture, trainer: BlockTrainer, plan: Plan, record: Record) -> list[str]:
+def start_lines(data: shards.Data, trainer: BlockTrainer, plan: Plan, record: Record) -> list[str]:
     """What is about to be trained, on what, where."""
     args, session = trainer.args, record.session
     num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())

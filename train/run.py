@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from accelerate import PartialState
 
 import shards
 from shards.command_line import Terminated, say
@@ -29,10 +29,11 @@ from train.tracking import Tracking
 from train.trainer import BlockTrainer, wait_for_all_ranks
 
 
-def train(settings: Settings, data: shards.ShardSet | shards.Mixture, plan: Plan, command: Sequence[str]) -> None:
+def train(settings: Settings, data: shards.Data, plan: Plan, command: Sequence[str]) -> None:
     """Train, save, evaluate and sample. Raises `InputError`, and `KeyboardInterrupt` when it is stopped."""
     args = build_arguments(settings, num_blocks=shards.epoch_blocks(data))
-    with process_group():
+    with contextlib.ExitStack() as stack:
+        stack.callback(PartialState().destroy_process_group)  # torchrun warns otherwise
         position = data_position(settings, data, args)
         changes = check_continuation(settings, data, plan, position, args)
         wait_for_all_ranks()  # each has read the run's directory; from here on the first writes into it
@@ -42,33 +43,32 @@ def train(settings: Settings, data: shards.ShardSet | shards.Mixture, plan: Plan
             evaluate(trainer, data)
             return
         run = settings.output_dir
-        with run_directory.lock_run(run), contextlib.ExitStack() as stack:
-            shutil.rmtree(run / SAVING_DIRECTORY, ignore_errors=True)
-            first_step = plan.position.step if plan.position else 0
-            say(*run_directory.rewind_metrics(run, first_step, is_last=first_step == args.max_steps))
-            record = Record(settings, data, plan, command, args, data_changes=changes)
-            record.write("training")
-            trainer = build_trainer(settings, data, args, position)
-            say(*start_lines(data, trainer, plan, record))
-            tracking = Tracking(settings.tracking, run)
-            stack.push(tracking.finish)
-            say(*tracking.start(trainer, {"run": str(run), "shards": record.content["shards"]}))
-            if settings.generation.every_evaluation:
-                sample_at_evaluations(trainer, data, settings.generation, tracking)
-            run_training(trainer, plan)
-            record.write("trained")
-            say(*write_model_card(run, record.content, data))
-            metrics = evaluate(trainer, data)
-            samples = sample(settings)
-            steps = trainer.state.global_step
-            run_directory.rewind_lines(run / run_directory.SAMPLES_NAME, steps - 1)  # of an end that was interrupted
-            records = sample_records(samples, steps, settings.generation)
-            run_directory.append_lines(run / run_directory.SAMPLES_NAME, records)
-            tracking.log_samples(samples, steps)
-            results = record.add_results(trainer, metrics, position)
-            record.write("finished")
-            say(*write_model_card(run, record.content, data, samples))
-            say(*end_lines(run, results, record.session["seconds"], samples))
+        stack.enter_context(run_directory.lock_run(run))
+        shutil.rmtree(run / SAVING_DIRECTORY, ignore_errors=True)
+        first_step = plan.position.step if plan.position else 0
+        say(*run_directory.rewind_metrics(run, first_step, is_last=first_step == args.max_steps))
+        record = Record(settings, data, plan, command, args, data_changes=changes)
+        record.write("training")
+        trainer = build_trainer(settings, data, args, position)
+        say(*start_lines(data, trainer, plan, record))
+        tracking = Tracking(settings.tracking, run)
+        stack.push(tracking.finish)
+        say(*tracking.start(trainer, {"run": str(run), "shards": record.content["shards"]}))
+        if settings.generation.every_evaluation:
+            sample_at_evaluations(trainer, data, settings.generation, tracking)
+        run_training(trainer, plan)
+        record.write("trained")
+        say(*write_model_card(run, record.content, data))
+        metrics = evaluate(trainer, data)
+        samples = sample(settings)
+        steps = trainer.state.global_step
+        records = sample_records(samples, steps, settings.generation)
+        run_directory.append_lines(run / run_directory.SAMPLES_NAME, records)
+        tracking.log_samples(samples, steps)
+        results = record.add_results(trainer, metrics)
+        record.write("finished")
+        say(*write_model_card(run, record.content, data, samples))
+        say(*end_lines(run, results, record.session["seconds"], samples))
 
 
 def run_training(trainer: BlockTrainer, plan: Plan) -> None:
@@ -83,7 +83,7 @@ def run_training(trainer: BlockTrainer, plan: Plan) -> None:
             raise Terminated if stop.requested else KeyboardInterrupt
     except KeyboardInterrupt:
         if trainer.is_world_process_zero():
-            checkpoint, _ = newest_complete_checkpoint(run)
+            checkpoint, _, _ = newest_complete_checkpoint(run)
             start = f"continues from {checkpoint}" if checkpoint else "starts again: there is no checkpoint yet"
             say("", f"stopped at step {trainer.state.global_step:,}; the same command {start}")
         raise
@@ -91,7 +91,7 @@ def run_training(trainer: BlockTrainer, plan: Plan) -> None:
     trainer.save_final_model(run / run_directory.MODEL_NAME)
 
 
-def evaluate(trainer: BlockTrainer, data: shards.ShardSet | shards.Mixture) -> dict[str, float]:
+def evaluate(trainer: BlockTrainer, data: shards.Data) -> dict[str, float]:
     """Loss and perplexity on all validation blocks; empty if there are none."""
     if len(data["val"]) == 0:
         if trainer.is_world_process_zero():
@@ -101,10 +101,7 @@ def evaluate(trainer: BlockTrainer, data: shards.ShardSet | shards.Mixture) -> d
 
 
 def sample_at_evaluations(
-    trainer: BlockTrainer,
-    data: shards.ShardSet | shards.Mixture,
-    settings: GenerationSettings,
-    tracking: Tracking,
+    trainer: BlockTrainer, data: shards.Data, settings: GenerationSettings, tracking: Tracking
 ) -> None:
     """Let the prompts be continued at each evaluation, where there are any."""
     args = trainer.args
@@ -116,7 +113,7 @@ def sample_at_evaluations(
 
     path = Path(args.output_dir, run_directory.SAMPLES_NAME)
     tokenizer = load_tokenizer(data.tokenizer_path)
-    trainer.add_callback(SamplesAtEvaluation(path, settings, tokenizer, on_samples=tracking.log_samples, say=say))
+    trainer.add_callback(SamplesAtEvaluation(path, settings, tokenizer, on_samples=tracking.log_samples))
 
 
 def sample(settings: Settings) -> list[Continuation]:
@@ -125,13 +122,3 @@ def sample(settings: Settings) -> list[Continuation]:
         return []
     model, tokenizer = load_model(settings.output_dir / run_directory.MODEL_NAME)
     return list(continue_prompts(model, tokenizer, settings.generation))
-
-
-@contextlib.contextmanager
-def process_group() -> Iterator[None]:
-    """Leave torchrun's process group at the end, which it warns about otherwise."""
-    try:
-        yield
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()

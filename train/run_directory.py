@@ -44,7 +44,7 @@ class Plan:
     allow_data_change: bool = False  # the checkpoint may be of other data, seed or batch
 
 
-def check_writable(run: Path) -> None:
+def _check_writable(run: Path) -> None:
     """Raise `InputError` if the run's directory can't be written to, or not be made."""
     place = run
     while not place.exists() and place != place.parent:
@@ -59,8 +59,9 @@ def plan_run(run: Path, resume: str | None) -> Plan:
     """Decide between starting and continuing, from what is in `run`. Writes nothing.
 
     `resume` is None (continue an interrupted run, else start), "latest", or a checkpoint's path. Raises
-    `InputError` if `run` holds something that must not be overwritten, or no such checkpoint.
+    `InputError` if `run` holds something that must not be overwritten, or no such checkpoint, or can't be written to.
     """
+    _check_writable(run)
     record = read_record(run)
     state = record.get("state")
     another = "choose another --output_dir (make: RUN=NAME), or delete it to train again"
@@ -69,9 +70,9 @@ def plan_run(run: Path, resume: str | None) -> Plan:
         return Plan(checkpoint=checkpoint, position=read_position(checkpoint), notices=[])
     if resume is None and state == "finished":
         raise InputError(f"{run}: holds a finished run; {another}")
-    checkpoint_found, notices = newest_complete_checkpoint(run)
-    if checkpoint_found is not None and (record or resume):
-        return Plan(checkpoint=checkpoint_found, position=read_position(checkpoint_found), notices=notices)
+    newest, position, notices = newest_complete_checkpoint(run)
+    if newest is not None and (record or resume):
+        return Plan(checkpoint=newest, position=position, notices=notices)
     if resume == "latest":
         raise InputError(f"{run}: no complete checkpoint to continue from{''.join(f' ({line})' for line in notices)}")
     if state == "trained":
@@ -91,24 +92,24 @@ def plan_run(run: Path, resume: str | None) -> Plan:
     return Plan(checkpoint=None, position=None, notices=notices)
 
 
-def read_record(run: Path) -> dict[str, Any]:
-    """The content of `run.json`; empty if there is none. Raises `InputError` if it can't be read."""
+def read_record(run: Path, *, remedy: str = "; delete it or choose another --output_dir") -> dict[str, Any]:
+    """The content of `run.json`; empty if there is none. Raises `InputError`, with a `remedy`, if it can't be read."""
     path = run / RECORD_NAME
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), parse_constant=lambda _word: None)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path}: can't be read ({error}); delete it or choose another --output_dir") from None
+        raise InputError(f"{path}: can't be read ({error}){remedy}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected an object; delete it or choose another --output_dir")
+        raise InputError(f"{path}: expected an object, found {type(content).__name__}{remedy}")
     return content
 
 
-def write_record(run: Path, record: dict[str, Any]) -> None:
-    """Replace `run.json`."""
-    text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
-    write_atomically(run / RECORD_NAME, (text + "\n").encode())
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace a JSON file that is for people too, such as `run.json`."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
+    write_atomically(path, (text + "\n").encode())
 
 
 def lock_run(run: Path) -> IO[bytes]:
@@ -131,30 +132,28 @@ def lock_run(run: Path) -> IO[bytes]:
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Append records as JSON Lines."""
     with open(path, "a", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=True) + "\n")
+        file.write(_json_lines(records))
+
+
+def _json_lines(records: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON Lines file; a damaged line is left out; none if there is no file."""
-    return _read_file(path)[0]
+    return read_lines_and_damage(path)[0]
 
 
-def _read_file(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """As `parse_lines`; nothing if there is no file."""
-    try:
-        return parse_lines(path.read_text(encoding="utf-8", errors="replace"))
-    except FileNotFoundError:
-        return [], []
-
-
-def parse_lines(text: str) -> tuple[list[dict[str, Any]], list[int]]:
-    """The objects of JSON Lines, and the numbers of damaged lines, from 1. The last line of a running run may be torn.
+def read_lines_and_damage(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """As `read_lines`, and the numbers of damaged lines, from 1. The last line of a running run may be torn.
 
     Only a line feed ends a line: what a model wrote may hold other characters that `str.splitlines` cuts at.
     """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return [], []
     records, damaged = [], []
-    lines = text.split("\n")
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
@@ -170,35 +169,24 @@ def parse_lines(text: str) -> tuple[list[dict[str, Any]], list[int]]:
 def rewind_metrics(run: Path, step: int, *, is_last: bool = False) -> list[str]:
     """Drop what `metrics.jsonl` and `samples.jsonl` say of steps after `step`: they are about to be trained again.
 
-    Where a run ends, or was stopped, the Trainer sums up; behind the last step (`is_last`) it is evaluated once more.
+    Where a run ends, or was stopped, the Trainer sums up; behind the last step (`is_last`) it is evaluated once more, and
+    continues its prompts once more.
     Returns a notice for each file with damaged lines, which are gone for good.
     """
     notices = []
-    for path in (run / METRICS_NAME, run / SAMPLES_NAME):
+    for path, last in ((run / METRICS_NAME, step), (run / SAMPLES_NAME, step - 1 if is_last else step)):
         if not path.exists():
             continue
-        records, damaged = _read_file(path)
+        records, damaged = read_lines_and_damage(path)
         if damaged:
             numbers = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
             notices.append(f"{path}: damaged, left out: line {numbers}")
-        kept = [record for record in records if record.get("step", 0) <= step]
+        kept = [record for record in records if record.get("step", 0) <= last]
         summed = [number for number, record in enumerate(kept) if record.get("step") == step and _SUMMARY_KEY in record]
         for number in reversed(summed):
             del kept[number : None if is_last else number + 1]
-        _replace_lines(path, kept)  # always: the last line may be torn
+        write_atomically(path, _json_lines(kept).encode())  # always: the last line may be torn
     return notices
-
-
-def rewind_lines(path: Path, step: int) -> None:
-    """Drop the lines after `step` from a JSON Lines file, if it is there."""
-    if path.exists():
-        _replace_lines(path, [record for record in read_lines(path) if record.get("step", 0) <= step])
-
-
-def _replace_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write a JSON Lines file anew."""
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    write_atomically(path, text.encode())
 
 
 def changed_settings(before: Any, after: Any, prefix: str = "") -> list[str]:

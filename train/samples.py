@@ -1,7 +1,7 @@
 """How the model continues the prompts at each evaluation, kept in `samples.jsonl` and shown in SwanLab.
 
-Training isn't disturbed: the random states, the modes of the model's parts and its configuration are afterwards as they
-were, so that losses are the same to the last bit with samples and without.
+Training isn't disturbed: the random states and the modes of the model's parts are afterwards as they were, so that losses
+are the same to the last bit with samples and without.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from shards.command_line import say
 from shards.errors import printable
 from train.run_directory import append_lines
 from train.sampling import Continuation, continue_prompts, sample_records
@@ -45,9 +46,8 @@ class SamplesAtEvaluation(TrainerCallback):  # type: ignore[misc]
         tokenizer: PreTrainedTokenizerBase,
         *,
         on_samples: Callable[[Sequence[Continuation], int], None],
-        say: Callable[[str], None],
     ) -> None:
-        self._path, self._tokenizer, self._on_samples, self._say = path, tokenizer, on_samples, say
+        self._path, self._tokenizer, self._on_samples = path, tokenizer, on_samples
         self._settings = dataclasses.replace(settings, max_new_tokens=min(settings.max_new_tokens, MAX_NEW_TOKENS))
         self._failed = False
 
@@ -65,23 +65,20 @@ class SamplesAtEvaluation(TrainerCallback):  # type: ignore[misc]
         except Exception as error:
             self._failed = True
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            self._say(f"no samples from step {step:,} on: {printable(reason)}")
+            say(f"no samples from step {step:,} on: {printable(reason)}")
 
 
 @contextlib.contextmanager
 def undisturbed(model: PreTrainedModel) -> Iterator[None]:
     """The model ready to generate; at the end it and the random states of the process are as they were before."""
     modes = [(module, module.training) for module in model.modules()]
-    use_cache = model.config.use_cache
     numpy_state, python_state = np.random.get_state(), random.getstate()
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
-            model.config.use_cache = True  # the Trainer turns it off
             model.eval()
             yield
         finally:
-            model.config.use_cache = use_cache
             for module, training in modes:
                 module.training = training
             np.random.set_state(numpy_state)

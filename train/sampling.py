@@ -150,7 +150,7 @@ def generate(
             pad_token_id=filling,
             suppress_tokens=sorted({*(config.suppress_tokens or ()), *beyond}) or None,
             logits_processor=LogitsProcessorList(choices),
-            use_cache=True,
+            use_cache=True,  # whatever the model's configuration says, where the Trainer turns it off
             streamer=stream,
         )
     return [_until_end(row, eos_ids) for row in output[:, width:].tolist()]
@@ -232,15 +232,4 @@ def printable_sample(sample: Continuation) -> str:
 def sample_records(samples: Sequence[Continuation], step: int, settings: GenerationSettings) -> list[dict[str, Any]]:
     """For `samples.jsonl`: what was written, and how to get it again."""
     how = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
-    return [
-        {
-            "step": step,
-            "prompt": sample.prompt,
-            "text": sample.text,
-            **how,
-            "seed": sample.seed,
-            "num_tokens": sample.num_tokens,
-            "ended": sample.ended,
-        }
-        for sample in samples
-    ]
+    return [{"step": step, **dataclasses.asdict(sample), **how} for sample in samples]

@@ -27,7 +27,7 @@ import yaml
 
 from shards.errors import InputError, nearest, nearest_path, printable
 from shards.run_order import SHUFFLES, Shuffle
-from train.arguments import FieldTypes, convert, training_argument_types, type_names
+from train.arguments import FieldTypes, convert, require, require_one_of, training_argument_types, type_names
 from train.model_config import published_fields
 
 Record = TypeVar("Record", "ModelSettings", "TrackingSettings", "GenerationSettings")
@@ -77,25 +77,24 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
-            _require(getattr(self, name) >= 1, f"model: {name}", "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, f"model: {name}", "at least 1", getattr(self, name))
         for name in ("intermediate_size", "vocab_multiple"):
-            _require(getattr(self, name) >= 1, f"model: {name}", "at least 1", getattr(self, name))
-        _require(
+            require(getattr(self, name) >= 1, f"model: {name}", "at least 1", getattr(self, name))
+        require(
             self.hidden_size % (2 * self.num_attention_heads) == 0,
             "model: hidden_size",
             f"a multiple of 2 × num_attention_heads = {2 * self.num_attention_heads}",
             self.hidden_size,
         )
-        _require(
+        require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             "model: num_key_value_heads",
             f"a divisor of num_attention_heads = {self.num_attention_heads}",
             self.num_key_value_heads,
         )
-        _require(0 <= self.attention_dropout < 1, "model: attention_dropout", "0 to 1", self.attention_dropout)
-        _require(self.rms_norm_eps > 0, "model: rms_norm_eps", "above 0", self.rms_norm_eps)
-        _require(self.initializer_range > 0, "model: initializer_range", "above 0", self.initializer_range)
-        _require(self.rope_theta > 0, "model: rope_theta", "above 0", self.rope_theta)
+        require(0 <= self.attention_dropout < 1, "model: attention_dropout", "0 to 1", self.attention_dropout)
+        for name in ("rms_norm_eps", "initializer_range", "rope_theta"):
+            require(getattr(self, name) > 0, f"model: {name}", "above 0", getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,12 +107,8 @@ class TrackingSettings:
     name: str | None = None  # of the run; None: the name of the output directory
 
     def __post_init__(self) -> None:
-        if self.mode not in TRACKING_MODES:
-            hint = nearest(self.mode, TRACKING_MODES)
-            raise InputError(
-                f"tracking: mode: expected one of {', '.join(TRACKING_MODES)}, found {printable(self.mode)!r}{hint}"
-            )
-        _require(self.project != "", "tracking: project", "a name", self.project)
+        require_one_of(TRACKING_MODES, self.mode, "tracking: mode")
+        require(self.project != "", "tracking: project", "a name", self.project)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,14 +126,13 @@ class GenerationSettings:
 
     def __post_init__(self) -> None:
         for number, prompt in enumerate(self.prompts):
-            if not isinstance(prompt, str) or not prompt:
-                raise InputError(f"generation: prompts[{number}]: expected text, found {printable(repr(prompt))[:80]}")
-        _require(self.max_new_tokens >= 1, "generation: max_new_tokens", "at least 1", self.max_new_tokens)
-        _require(self.temperature >= 0, "generation: temperature", "0 or more", self.temperature)
-        _require(0 < self.top_p <= 1, "generation: top_p", "above 0, at most 1", self.top_p)
-        _require(self.top_k >= 0, "generation: top_k", "0 or more", self.top_k)
-        _require(self.repetition_penalty > 0, "generation: repetition_penalty", "above 0", self.repetition_penalty)
-        _require(0 <= self.seed < 2**32, "generation: seed", "0 to 2**32 - 1", self.seed)
+            require(isinstance(prompt, str) and prompt != "", f"generation: prompts[{number}]", "text", prompt)
+        require(self.max_new_tokens >= 1, "generation: max_new_tokens", "at least 1", self.max_new_tokens)
+        require(self.temperature >= 0, "generation: temperature", "0 or more", self.temperature)
+        require(0 < self.top_p <= 1, "generation: top_p", "above 0, at most 1", self.top_p)
+        require(self.top_k >= 0, "generation: top_k", "0 or more", self.top_k)
+        require(self.repetition_penalty > 0, "generation: repetition_penalty", "above 0", self.repetition_penalty)
+        require(0 <= self.seed < 2**32, "generation: seed", "0 to 2**32 - 1", self.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,9 +158,7 @@ class Settings:
 
     def as_record(self) -> dict[str, Any]:
         """For `run.json`: plain values, the sections as in the YAML file."""
-        record = dataclasses.asdict(self)
-        record.update(output_dir=str(self.output_dir))
-        return record
+        return {**dataclasses.asdict(self), "output_dir": str(self.output_dir)}
 
 
 def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
@@ -196,9 +188,7 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
     for key, choices in (("shuffle", SHUFFLES), ("loss", LOSSES)):
         if top[key] is None:
             top[key] = choices[0]
-        if top[key] not in choices:
-            expected = f"expected one of {', '.join(choices)}, found {printable(repr(top[key]))}"
-            raise InputError(f"{config_path}: {key}: {expected}{nearest(str(top[key]), choices)}")
+        require_one_of(choices, top[key], f"{config_path}: {key}")
 
     def where(section: str, key: str) -> str:
         return origins.get((section, key), f"{config_path}: {section}: {key}")
@@ -211,7 +201,6 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
         except InputError as error:
             raise InputError(f"{where('model', 'config')}: {error}") from None
         sections["model"] = {**defaults, **sections["model"]}
-    values = {}
     for section, fields in sections.items():
         types = section_types(section)
         for key, value in fields.items():
@@ -221,8 +210,7 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
             if section == "training" and key in REFUSED_ARGUMENTS:
                 raise InputError(f"{where(section, key)}: can't be set: {REFUSED_ARGUMENTS[key]}")
             fields[key] = convert(value, types[key], where(section, key))
-        values[section] = fields
-    training = values["training"]
+    training = sections["training"]
     _check_training(training, lambda key: where("training", key))
     global_batch_blocks = _global_batch_blocks(top["global_batch_blocks"], training, config_path)
     output_dir = training.pop("output_dir", None)
@@ -235,10 +223,10 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
         loss=top["loss"],
         global_batch_blocks=global_batch_blocks,
         output_dir=Path(output_dir).expanduser(),
-        model=_record(ModelSettings, values["model"], config_path),
+        model=_record(ModelSettings, sections["model"], config_path),
         training=training,
-        tracking=_record(TrackingSettings, values["tracking"], config_path),
-        generation=_record(GenerationSettings, values["generation"], config_path),
+        tracking=_record(TrackingSettings, sections["tracking"], config_path),
+        generation=_record(GenerationSettings, sections["generation"], config_path),
         model_config=model_config,
     )
 
@@ -247,9 +235,8 @@ def _shards(value: Any, config_path: Path) -> str:
     """The spec of the shard sets; in YAML it may be a list of its parts."""
     if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
         value = ",".join(value)
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{config_path}: shards: expected a shard set's directory, found {printable(repr(value))}")
-    return value
+    require(isinstance(value, str) and value != "", f"{config_path}: shards", "a shard set's directory", value)
+    return str(value)
 
 
 def _global_batch_blocks(value: Any, training: Mapping[str, Any], config_path: Path) -> int | None:
@@ -259,7 +246,7 @@ def _global_batch_blocks(value: Any, training: Mapping[str, Any], config_path: P
     where = f"{config_path}: global_batch_blocks"
     blocks: int = convert(value, frozenset({"int"}), where)
     micro_batch = training.get("per_device_train_batch_size", 8)
-    _require(blocks >= 1 and blocks % micro_batch == 0, where, f"a multiple of the micro-batch, {micro_batch}", blocks)
+    require(blocks >= 1 and blocks % micro_batch == 0, where, f"a multiple of the micro-batch, {micro_batch}", blocks)
     if "gradient_accumulation_steps" in training:
         raise InputError(f"{where}: sets gradient_accumulation_steps too; leave one of the two out")
     return blocks
@@ -278,11 +265,20 @@ def section_types(section: str) -> FieldTypes:
     return {"config": frozenset({"str"}), **types} if section == "model" else types
 
 
+def option_types() -> FieldTypes:
+    """The keys of all sections, called as on the command line (`learning_rate`, `model.hidden_size`), and their types."""
+    return {
+        name if section == "training" else f"{section}.{name}": types
+        for section in SECTIONS
+        for name, types in section_types(section).items()
+    }
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `InputError`: no file, bad YAML, a key given twice."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such config file{nearest_path(path, Path.is_file)}") from None
     except IsADirectoryError:
         raise InputError(f"{path}: expected a YAML file, found a directory") from None
@@ -346,11 +342,8 @@ def _num_nodes(node: yaml.Node, known: dict[int, int]) -> int:
 
 def _section(content: Mapping[str, Any], name: str, config_path: Path) -> dict[str, Any]:
     section = content.get(name)
-    if section is None:
-        return {}
-    if not isinstance(section, dict):
-        raise InputError(f"{config_path}: {name}: expected a mapping, found {printable(repr(section))[:80]}")
-    return dict(section)
+    require(section is None or isinstance(section, dict), f"{config_path}: {name}", "a mapping", section)
+    return dict(section or {})
 
 
 def _record(kind: type[Record], fields: dict[str, Any], config_path: Path) -> Record:
@@ -369,19 +362,12 @@ def _record(kind: type[Record], fields: dict[str, Any], config_path: Path) -> Re
 def _check_training(training: dict[str, Any], where: Any) -> None:
     """What transformers would notice late, or never."""
     for key in AUTO_ARGUMENTS:
-        if training.get(key, "auto") not in (True, False, "auto"):
-            raise InputError(f"{where(key)}: expected true, false or auto, found {printable(repr(training[key]))[:80]}")
+        found = training.get(key, "auto")
+        require(found in (True, False, "auto"), where(key), "true, false or auto", found)
     for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        _require(training.get(key, 1) >= 1, where(key), "at least 1", training.get(key))
-    _require(
-        training.get("learning_rate", 1.0) >= 0, where("learning_rate"), "0 or more", training.get("learning_rate")
-    )
-    _require(0 <= training.get("seed", 42) < 2**32, where("seed"), "0 to 2**32 - 1", training.get("seed"))
+        require(training.get(key, 1) >= 1, where(key), "at least 1", training.get(key))
+    require(training.get("learning_rate", 1.0) >= 0, where("learning_rate"), "0 or more", training.get("learning_rate"))
+    require(0 <= training.get("seed", 42) < 2**32, where("seed"), "0 to 2**32 - 1", training.get("seed"))
     if training.get("max_steps", -1) <= 0:
         epochs = training.get("num_train_epochs", 3.0)
-        _require(epochs > 0, where("num_train_epochs"), "above 0", epochs)
-
-
-def _require(condition: bool, where: str, expected: str, found: object) -> None:
-    if not condition:
-        raise InputError(f"{where}: expected {expected}, found {printable(repr(found))[:80]}")
+        require(epochs > 0, where("num_train_epochs"), "above 0", epochs)

@@ -16,7 +16,6 @@ on. The same command again passes over finished runs and continues the others.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -27,25 +26,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shards.command_line import Parser, Terminated, run_command, say
 from shards.errors import InputError, nearest, printable
 from shards.files import write_atomically
-from train.__main__ import prepare
-from train.compare.command import as_lines, check_out
+from train.__main__ import load
+from train.arguments import require
+from train.compare.__main__ import as_lines, check_out
 from train.compare.page import render
-from train.compare.runs import find_runs, read_runs
+from train.compare.runs import read_runs
 from train.compare.table import duration
-from train.run_directory import RECORD_NAME, changed_settings, lock_run, now, read_record
-from train.settings import REFUSED_ARGUMENTS, SECTIONS, TOP_LEVEL, read_yaml, section_types
+from train.run_directory import RECORD_NAME, changed_settings, lock_run, now, plan_run, read_record, write_json
+from train.settings import REFUSED_ARGUMENTS, TOP_LEVEL, option_types, read_yaml
 
 KEYS = ("config", "output_dir", "fixed", "grid", "runs")
 STATE_NAME, PAGE_NAME, LOGS_NAME = "sweep.json", "compare.html", "logs"
+_TAKEN_NAMES = ("", STATE_NAME, PAGE_NAME, LOGS_NAME)
 _MAX_RUNS = 1000
 _MAX_NAME_CHARACTERS = 100
+_DECISIVE = ("training", "shards", "shuffle", "document_mask", "loss", "model_config", "model")  # for what is trained
 _OWN_DIRECTORY = "the sweep gives each run a directory of its own, in its `output_dir`"
 _EPILOG = """\
 FILE.yaml names a config, a directory and a grid of settings; see configs/sweep.yaml. For example:
@@ -55,33 +57,25 @@ FILE.yaml names a config, a directory and a grid of settings; see configs/sweep.
 """
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlannedRun:
-    """One run of a sweep."""
+@dataclasses.dataclass(kw_only=True)
+class SweptRun:
+    """One run of a sweep, and what becomes of it."""
 
     name: str  # of its directory
     directory: Path
     changes: dict[str, Any]  # what tells it from the other runs
     arguments: list[str]  # of `python -m train`
-    state: str = ""  # of its directory now: empty, or that of `run.json`
+    state: str = ""  # of its directory before this sweep: empty, or that of `run.json`
+    status: str = "waiting"  # then running, finished, failed or interrupted
+    exit_status: int | None = None
+    error: str | None = None  # the last line that it wrote, if it failed
+    seconds: float | None = None  # of this time
+    written_at: str | None = None
 
     @property
     def what_differs(self) -> str:
         """`learning_rate 1e-3, optim muon`."""
         return ", ".join(f"{key} {printable(spelled(value))}" for key, value in self.changes.items())
-
-
-@dataclasses.dataclass(kw_only=True)
-class Outcome:
-    """What became of a run in this sweep, for `sweep.json`."""
-
-    name: str
-    changes: dict[str, Any]
-    status: str  # waiting, running, finished, failed, interrupted
-    exit_status: int | None = None
-    error: str | None = None  # the last line that it wrote, if it failed
-    seconds: float | None = None  # of this time
-    written_at: str | None = None
 
 
 def build_parser() -> Parser:
@@ -100,23 +94,23 @@ def main(argv: list[str]) -> int:
     """Run the sweep. 0: all runs are finished; 1: some failed. Raises `InputError` before the first run starts."""
     options = build_parser().parse_args(argv)
     output_dir, runs = plan_sweep(options.file)
-    runs = [checked(run, options.file) for run in runs]
+    for run in runs:
+        check_run(run, options.file)
     finished = sum(run.state == "finished" for run in runs)
     say(f"sweep    {options.file}: {len(runs):,} runs in {output_dir}, {finished:,} of them finished")
     if options.dry_run:
         for number, run in enumerate(runs, start=1):
-            say(f"run {number} of {len(runs)}  {run.name}: {run.what_differs} ({_next(run)})")
+            comes = {"": "new", "finished": "finished, passed over"}.get(run.state, "interrupted, goes on")
+            say(f"run {number} of {len(runs)}  {run.name}: {run.what_differs} ({comes})")
         return 0
     if output_dir.is_dir():
         check_out(output_dir / PAGE_NAME)
     with lock_run(output_dir):
-        outcomes = run_all(runs, output_dir, quiet=options.quiet)
+        run_all(runs, output_dir, quiet=options.quiet)
         conclude(runs, output_dir)
-    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    failed = [run for run in runs if run.status == "failed"]
     if failed:
-        names = "; ".join(
-            f"{outcome.name} ({outcome.error or f'exit status {outcome.exit_status}'})" for outcome in failed
-        )
+        names = "; ".join(f"{run.name} ({run.error or f'exit status {run.exit_status}'})" for run in failed)
         sys.stderr.write(f"{len(failed):,} of {len(runs):,} runs failed: {printable(names)}\n")
     return 1 if failed else 0
 
@@ -124,15 +118,14 @@ def main(argv: list[str]) -> int:
 # ---- the plan ----
 
 
-def plan_sweep(file: Path) -> tuple[Path, list[PlannedRun]]:
+def plan_sweep(file: Path) -> tuple[Path, list[SweptRun]]:
     """The directory of a sweep and its runs, in order; nothing about their values is checked. Raises `InputError`."""
     content = read_yaml(file)
     for key in content:
         if key not in KEYS:
             raise InputError(f"{file}: unknown key {printable(str(key))!r}{nearest(str(key), KEYS)}")
     for key in ("config", "output_dir"):
-        if not isinstance(content.get(key), str) or not content[key]:
-            raise InputError(f"{file}: {key}: expected a path, found {printable(repr(content.get(key)))[:80]}")
+        require(isinstance(content.get(key), str) and content[key] != "", f"{file}: {key}", "a path", content.get(key))
     if (content.get("grid") is None) == (content.get("runs") is None):
         raise InputError(f"{file}: expected either `grid` or `runs`")
     output_dir = Path(content["output_dir"]).expanduser()
@@ -144,7 +137,7 @@ def plan_sweep(file: Path) -> tuple[Path, list[PlannedRun]]:
         values = {"tracking.name": name, **fixed, **changes}
         arguments = [f"--config={content['config']}", f"--output_dir={directory}"]
         arguments += [f"--{key}={spelled(value)}" for key, value in values.items()]
-        runs.append(PlannedRun(name=name, directory=directory, changes=changes, arguments=arguments))
+        runs.append(SweptRun(name=name, directory=directory, changes=changes, arguments=arguments))
     return output_dir, runs
 
 
@@ -154,8 +147,7 @@ def _from_grid(grid: Any, file: Path) -> list[tuple[str, dict[str, Any]]]:
     if not settings:
         raise InputError(f"{file}: grid: expected settings with a list of values each, found none")
     for key, values in settings.items():
-        if not isinstance(values, list) or not values:
-            raise InputError(f"{file}: grid: {key}: expected a list of values, found {printable(repr(values))[:80]}")
+        require(isinstance(values, list) and values != [], f"{file}: grid: {key}", "a list of values", values)
         spelt = [spelled(value) for value in values]
         for value in spelt:
             if spelt.count(value) > 1:
@@ -168,21 +160,17 @@ def _from_grid(grid: Any, file: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _from_list(entries: Any, file: Path) -> list[tuple[str, dict[str, Any]]]:
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{file}: runs: expected a list of mappings, found {printable(repr(entries))[:80]}")
+    require(isinstance(entries, list) and entries != [], f"{file}: runs", "a list of mappings", entries)
     if len(entries) > _MAX_RUNS:
         raise InputError(f"{file}: runs: {len(entries):,} runs; at most {_MAX_RUNS:,} make a sweep")
     named: list[tuple[str | None, dict[str, Any]]] = []
     for number, entry in enumerate(entries, start=1):
         where = f"{file}: runs: run {number}"
-        if not isinstance(entry, dict):
-            raise InputError(f"{where}: expected a mapping of settings, found {printable(repr(entry))[:80]}")
+        require(isinstance(entry, dict), where, "a mapping of settings", entry)
         name = entry.get("name")
-        if name is not None and (not isinstance(name, str) or safe_name(name) != name or name in _taken_names()):
-            raise InputError(
-                f"{where}: name: expected letters, digits and . _ = , + - and at most {_MAX_NAME_CHARACTERS} characters, "
-                f"found {printable(repr(name))[:80]}"
-            )
+        is_name = isinstance(name, str) and safe_name(name) == name and name not in _TAKEN_NAMES
+        expected = f"letters, digits and . _ = , + - and at most {_MAX_NAME_CHARACTERS} characters"
+        require(name is None or is_name, f"{where}: name", expected, name)
         named.append((name, _settings({key: value for key, value in entry.items() if key != "name"}, where)))
     return _named(named, file)
 
@@ -193,7 +181,7 @@ def _named(runs: Sequence[tuple[str | None, dict[str, Any]]], file: Path) -> lis
     lowered = [name.lower() for name in derived]  # a file system may not tell `A` from `a`
     named: list[tuple[str, dict[str, Any]]] = []
     for (given, changes), name in zip(runs, derived, strict=True):
-        if given is None and (lowered.count(name.lower()) > 1 or name in _taken_names()):
+        if given is None and (lowered.count(name.lower()) > 1 or name in _TAKEN_NAMES):
             digest = hashlib.sha256(json.dumps(changes, sort_keys=True, default=str).encode()).hexdigest()
             name = f"{name}-{digest[:6]}"
         if name.lower() in (other.lower() for other, _ in named):
@@ -225,17 +213,10 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=,+-]", "_", text).lstrip(".-")[:_MAX_NAME_CHARACTERS]
 
 
-def _taken_names() -> tuple[str, ...]:
-    return ("", STATE_NAME, PAGE_NAME, LOGS_NAME)
-
-
 def _settings(value: Any, where: str) -> dict[str, Any]:
     """A mapping whose keys are settings as on the command line. Raises `InputError` for an unknown one."""
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: expected a mapping of settings, found {printable(repr(value))[:80]}")
-    known = [*TOP_LEVEL]
-    for section in SECTIONS:
-        known += [name if section == "training" else f"{section}.{name}" for name in section_types(section)]
+    require(isinstance(value, dict), where, "a mapping of settings", value)
+    known = [*TOP_LEVEL, *option_types()]
     settings = {}
     for key, setting in value.items():
         name = key.removeprefix("training.") if isinstance(key, str) else str(key)
@@ -263,22 +244,23 @@ def spelled(value: Any) -> str:
 # ---- checks before the first run ----
 
 
-def checked(run: PlannedRun, file: Path) -> PlannedRun:
-    """`run` with its state, if it can be trained, continued or passed over. Raises `InputError`; writes nothing."""
+def check_run(run: SweptRun, file: Path) -> None:
+    """Note the state of `run`. Raises `InputError` unless it can be trained, continued or passed over; writes nothing."""
     record = read_record(run.directory)
-    state = str(record.get("state") or "")
-    arguments = run.arguments
-    if state == "finished":  # `train` would refuse the directory; what is in it is compared below
-        arguments = [f"--output_dir={run.directory}.none" if a.startswith("--output_dir=") else a for a in arguments]
+    run.state = str(record.get("state") or "")
     try:
-        settings, data, _ = prepare(arguments)
+        settings, data, _ = load(run.arguments)
+        if run.state == "finished":  # `train` would refuse the directory; what is in it is compared below
+            run.status = "finished"
+        else:
+            plan_run(settings.output_dir, None)
     except InputError as error:
         raise InputError(f"{file}: run {run.name}: {error}") from None
     if record:
         wanted = json.loads(json.dumps(settings.as_record(), default=str))
-        changes = _other_training(record.get("settings"), wanted)
-        shards_before = record.get("shards")
-        before = shards_before.get("fingerprint") if isinstance(shards_before, dict) else None
+        had, shards_had = (record[key] if isinstance(record.get(key), dict) else {} for key in ("settings", "shards"))
+        changes = [change for key in _DECISIVE if key in had for change in changed_settings(had[key], wanted[key], key)]
+        before = shards_had.get("fingerprint")
         if before is not None and before != data.fingerprint:
             changes.append(f"fingerprint of the shard set {str(before)[:12]} before, {data.fingerprint[:12]} now")
         if changes:
@@ -286,85 +268,59 @@ def checked(run: PlannedRun, file: Path) -> PlannedRun:
                 f"{run.directory}: holds a run with other settings ({'; '.join(changes)[:300]}); "
                 "delete it, or choose another output_dir for the sweep"
             )
-    return dataclasses.replace(run, state=state)
-
-
-def _other_training(before: Any, wanted: dict[str, Any]) -> list[str]:
-    """What was trained with other settings. Settings that an older version had not yet are left out."""
-    if not isinstance(before, dict):
-        return []
-    changes = changed_settings(before.get("training"), wanted["training"], "training")
-    for key in ("shards", "shuffle", "document_mask", "loss", "model_config"):
-        if key in before:
-            changes += changed_settings(before[key], wanted[key], key)
-    model = before.get("model")
-    if isinstance(model, dict):
-        shared = {key: value for key, value in wanted["model"].items() if key in model}
-        changes += changed_settings({key: model[key] for key in shared}, shared, "model")
-    return changes
-
-
-def _next(run: PlannedRun) -> str:
-    return {"": "new", "finished": "finished, passed over"}.get(run.state, "interrupted, goes on")
 
 
 # ---- running ----
 
 
-def run_all(runs: Sequence[PlannedRun], output_dir: Path, *, quiet: bool) -> list[Outcome]:
+def run_all(runs: Sequence[SweptRun], output_dir: Path, *, quiet: bool) -> None:
     """Train what is not finished, one run after another. Raises `KeyboardInterrupt` when it is stopped."""
-    outcomes = [
-        Outcome(name=run.name, changes=run.changes, status="finished" if run.state == "finished" else "waiting")
-        for run in runs
-    ]
     (output_dir / LOGS_NAME).mkdir(exist_ok=True)
     seconds: list[float] = []
-    for number, (run, outcome) in enumerate(zip(runs, outcomes, strict=True), start=1):
+    for number, run in enumerate(runs, start=1):
         head = f"run {number} of {len(runs)}  {run.name}: {run.what_differs}"
         if run.state == "finished":
             say(f"{head}  finished already")
             continue
-        waiting = sum(other.status == "waiting" for other in outcomes)
+        waiting = sum(other.status == "waiting" for other in runs)
         left = f"  about {duration(sum(seconds) / len(seconds) * waiting)} left" if seconds else ""
         say(f"{head}{'  continued' if run.state else ''}{left}")
-        outcome.status = "running"
-        _write_state(output_dir, outcomes)
+        run.status = "running"
+        _write_state(output_dir, runs)
         started = time.monotonic()
         try:
-            outcome.exit_status, last_line = run_one(run, output_dir / LOGS_NAME / f"{run.name}.log", quiet=quiet)
+            run.exit_status, last_line = run_one(run, output_dir / LOGS_NAME / f"{run.name}.log", quiet=quiet)
+            run.status, run.error = ("failed", last_line) if run.exit_status else ("finished", None)
         except KeyboardInterrupt:
-            outcome.status = "interrupted"
+            run.status = "interrupted"
             raise
         finally:
-            outcome.seconds, outcome.written_at = round(time.monotonic() - started, 2), now()
-            if outcome.exit_status is not None:
-                outcome.status = "finished" if outcome.exit_status == 0 else "failed"
-                outcome.error = None if outcome.exit_status == 0 else last_line
-            _write_state(output_dir, outcomes)
-        seconds.append(outcome.seconds)
-        if outcome.status == "failed":
-            say(f"failed   {run.name}: exit status {outcome.exit_status}: {printable(outcome.error or '')}")
-    return outcomes
+            run.seconds, run.written_at = round(time.monotonic() - started, 2), now()
+            _write_state(output_dir, runs)
+        seconds.append(run.seconds)
+        if run.status == "failed":
+            say(f"failed   {run.name}: exit status {run.exit_status}: {printable(run.error or '')}")
 
 
-def run_one(run: PlannedRun, log: Path, *, quiet: bool) -> tuple[int, str]:
+def run_one(run: SweptRun, log: Path, *, quiet: bool) -> tuple[int, str]:
     """Train one run in a process of its own: its exit status and the last line that it wrote.
 
     The process is in a group of its own, so that Ctrl-C reaches it once: from here, as SIGTERM does. Raises
     `KeyboardInterrupt` after it has ended.
     """
     last_line = ""
-    with open(log, "a", encoding="utf-8") as file:
-        process = subprocess.Popen(
+    with (
+        open(log, "a", encoding="utf-8") as file,
+        subprocess.Popen(
             [sys.executable, "-m", "train", *run.arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             encoding="utf-8",
             errors="replace",
             process_group=0,
-        )
+        ) as process,
+    ):
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -375,42 +331,30 @@ def run_one(run: PlannedRun, log: Path, *, quiet: bool) -> tuple[int, str]:
                     say(f"  {printable(line.rstrip())}")
             return process.wait(), last_line
         except BaseException as stop:
-            with _patience(process):
+            try:
                 process.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
-                for line in process.stdout:
-                    file.write(line)
+                file.writelines(process.stdout)
                 process.wait()
+            except BaseException:  # who stops the sweep a second time doesn't wait for the run to save itself
+                process.kill()
+                raise
             raise
-        finally:
-            process.stdout.close()
 
 
-@contextlib.contextmanager
-def _patience(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Whoever stops the sweep a second time doesn't wait for the run to save itself."""
-    try:
-        yield
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-
-
-def conclude(runs: Sequence[PlannedRun], output_dir: Path) -> None:
+def conclude(runs: Sequence[SweptRun], output_dir: Path) -> None:
     """Print the comparison of the runs that have a record, and write its page."""
     paths = [run.directory for run in runs if (run.directory / RECORD_NAME).is_file()]
     if not paths:
         return
-    found = read_runs(find_runs(paths))
+    found = read_runs(paths)
     page = output_dir / PAGE_NAME
     write_atomically(page, render(found))
     say("", *as_lines(found), "", f"page  {page}")
 
 
-def _write_state(output_dir: Path, outcomes: Sequence[Outcome]) -> None:
-    content = {"runs": [dataclasses.asdict(outcome) for outcome in outcomes]}
-    text = json.dumps(content, ensure_ascii=False, indent=2, default=str)
-    write_atomically(output_dir / STATE_NAME, (text + "\n").encode())
+def _write_state(output_dir: Path, runs: Sequence[SweptRun]) -> None:
+    keys = ("name", "changes", "status", "exit_status", "error", "seconds", "written_at")
+    write_json(output_dir / STATE_NAME, {"runs": [{key: getattr(run, key) for key in keys} for run in runs]})
 
 
 if __name__ == "__main__":

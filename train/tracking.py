@@ -60,28 +60,26 @@ class Tracking:
             warnings.simplefilter("ignore")
             import swanlab
         self._swanlab = swanlab
-        mode, notices = self._settings.mode, []
-        if mode in ("auto", "online"):
+        wanted, notices = self._settings.mode, []
+        if wanted in ("auto", "online"):
             key, host = api_key_and_host()
-            if not key:
-                if mode == "online":
-                    notices.append("SwanLab: not logged in (`swanlab login` does that): going on offline")
-                mode = "offline"
-            elif not can_connect(host):
+            is_reached = bool(key) and can_connect(host)
+            if key and not is_reached:
                 notices.append(f"SwanLab: {host} can't be reached: going on offline")
-                mode = "offline"
-            else:
-                mode = "online"
-        try:
-            callback = self._start(mode, trainer)
-        except Exception as error:  # whatever SwanLab raises must not stop a training
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            if mode == "offline":
-                self._swanlab = None
-                return [*notices, f"SwanLab can't be used ({reason}): this run is recorded in metrics.jsonl only"]
-            notices.append(f"SwanLab {mode} can't be used ({reason}): going on offline")
-            mode = "offline"
-            callback = self._start(mode, trainer)
+            elif not key and wanted == "online":
+                notices.append("SwanLab: not logged in (`swanlab login` does that): going on offline")
+            wanted = "online" if is_reached else "offline"
+        for mode in dict.fromkeys((wanted, "offline")):
+            try:
+                callback = self._start(mode, trainer)
+                break
+            except Exception as error:  # whatever SwanLab raises must not stop a training
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                if mode != "offline":
+                    notices.append(f"SwanLab {mode} can't be used ({reason}): going on offline")
+        else:
+            self._swanlab = None
+            return [*notices, f"SwanLab can't be used ({reason}): this run is recorded in metrics.jsonl only"]
         self.mode = mode
         trainer.add_callback(callback)
         callback.update_config(config)

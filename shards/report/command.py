@@ -58,19 +58,13 @@ def default_out(directory: Path) -> Path:
 
 def check_out(out: Path, directory: Path) -> None:
     """Raise `InputError` unless the page may be written to `out`."""
+    from shards.report.document import check_page
     from shards.report.page import PAGE_START
 
     if out.resolve().is_relative_to(directory.resolve()):
         raise InputError(f"--out {out}: lies inside the shard set, where nothing may be added; choose a file beside it")
-    if not out.parent.is_dir():
-        raise InputError(f"--out {out}: no directory {out.parent}; make it, or choose another file")
-    if out.is_dir():
-        raise InputError(f"--out {out}: is a directory; name a file in it")
-    if out.exists():
-        with open(out, "rb") as file:
-            start = file.read(len(PAGE_START))
-        if start != PAGE_START.encode():
-            raise InputError(f"--out {out}: exists and is no report; choose another file, or move it elsewhere")
+    refusal = f"--out {out}: exists and is no report; choose another file, or move it elsewhere"
+    check_page(out, PAGE_START, refusal=refusal)
 
 
 def summary(manifest: Manifest, statistics: Statistics) -> str:

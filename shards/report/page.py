@@ -1,7 +1,7 @@
 """The page: one HTML file that needs nothing else, the same bytes for the same set and seed.
 
-It loads nothing and runs no script, and its policy forbids both: the set's texts are other people's. It names no place on
-this machine and no time.
+It loads nothing and runs no script, and its policy forbids both (`document.py`): the set's texts are other people's. It
+names no place on this machine and no time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from shards.manifest import MANIFEST_NAME, Manifest
 from shards.report import sections
+from shards.report.document import document, page_start
 from shards.report.excerpts import Excerpt, Segment
 from shards.report.markup import compact, decoded, percent, ratio, section, table, terms, text, token
 from shards.report.statistics import Statistics, num_text_tokens
@@ -20,9 +21,7 @@ from shards.tables import SHARDS_TABLE
 from shards.vocabulary import Vocabulary
 from shards.wording import plural
 
-# Every page begins so; the command overwrites no file that doesn't.
-PAGE_START = '<!doctype html>\n<html lang="en" data-made-by="shards report">\n'
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+PAGE_START = page_start("shards report")
 _MAX_SHARD_ROWS = 500
 _PARTS = (
     ("splits", "Splits"),
@@ -59,13 +58,7 @@ def render(manifest: Manifest, statistics: Statistics, vocabulary: Vocabulary) -
         "</main>",
         f"<footer>Made by <code>python -m shards report</code> with seed {statistics.seed}.</footer>",
     ]
-    head = (
-        f'<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{text(title)} – shard set</title>\n<style>{STYLE}</style>\n</head>\n"
-    )
-    return f"{PAGE_START}{head}<body>\n{chr(10).join(body)}\n</body>\n</html>\n".encode()
+    return document(PAGE_START, title=f"{title} – shard set", style=STYLE, body=body)
 
 
 def _title(manifest: Manifest) -> str:

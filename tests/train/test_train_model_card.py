@@ -75,13 +75,13 @@ def test_nothing_in_the_files_becomes_markup(trained: Any) -> None:
     object.__setattr__(manifest.tokenizer, "name", HOSTILE)
 
     class Renamed:
-        path, sets = SimpleNamespace(name=HOSTILE), None
+        path = SimpleNamespace(name=HOSTILE)
 
         def __getitem__(self, name: str) -> Any:
             return data[name]
 
     renamed: Any = Renamed()
-    renamed.manifest = manifest
+    renamed.manifest, renamed.sets = manifest, [renamed]
     sample = Continuation(prompt=HOSTILE, text=f"````\n{HOSTILE}\n```", seed=0, num_tokens=1, ended=True)
     card = model_card(record, renamed, trained.run / "model", [sample])
     assert "\x1b" not in card

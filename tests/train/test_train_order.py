@@ -69,15 +69,14 @@ def test_batches_are_the_blocks_with_eos_as_a_label(shard_set_path: Path, num_wo
     assert (found[:, -1] == shard_set.eos_id).all()
 
 
-def test_single_blocks_collate_like_a_gathered_batch(shard_set_path: Path) -> None:
+def test_a_single_block_is_as_in_a_gathered_batch(shard_set_path: Path) -> None:
     dataset = BlockDataset(shards.open(shard_set_path), "val")
-    gathered = collate_blocks(dataset.__getitems__([3, 1]))
-    single = collate_blocks([dataset[3], dataset[1]])
-    assert torch.equal(gathered["input_ids"], single["input_ids"])
+    assert torch.equal(dataset.__getitems__([3, 1]), torch.stack([dataset[3], dataset[1]]))
 
 
-def test_dataset_travels_to_a_spawned_worker_without_its_data(shard_set_path: Path) -> None:
-    dataset = BlockDataset(shards.open(shard_set_path), "train")
+@pytest.mark.parametrize("spec", ["{0}", "{0}:0.5,{0}:0.5"])
+def test_dataset_travels_to_a_spawned_worker_without_its_data(shard_set_path: Path, spec: str) -> None:
+    dataset = BlockDataset(shards.open_data(spec.format(shard_set_path)), "train")
     dataset[0]
     content = pickle.dumps(dataset)
     assert len(content) < 1000

@@ -232,7 +232,7 @@ def stopped_run(whole_run: Path, tmp_path: Path) -> Path:
 
 
 def test_checkpoints_name_their_data(stopped_run: Path) -> None:
-    checkpoint, faults = newest_complete_checkpoint(stopped_run)
+    checkpoint, _, faults = newest_complete_checkpoint(stopped_run)
     assert checkpoint == stopped_run / "checkpoint-11"
     assert faults == []
     position = read_position(checkpoint)
@@ -385,7 +385,7 @@ def test_a_checkpoint_from_a_stranger_is_refused_with_a_line(
 ) -> None:
     config, run = write_config(), tmp_path / "run"
     stop_after(3, monkeypatch, config)
-    checkpoint, _ = newest_complete_checkpoint(run)
+    checkpoint, _, _ = newest_complete_checkpoint(run)
     assert checkpoint is not None and (checkpoint / "training_args.bin").is_file()
     torch.save({"state": _Harm(tmp_path / "owned")}, checkpoint / name)
     torch.save(_Harm(tmp_path / "owned too"), checkpoint / "training_args.bin")  # never loaded

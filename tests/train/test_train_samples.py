@@ -82,7 +82,6 @@ def test_random_states_and_modes_are_as_before(trained: Any) -> None:
     model, _ = load_model(trained.run / "model")
     model.train()
     model.model.layers[0].eval()
-    model.config.use_cache = False
 
     def state() -> list[Any]:
         numbers = [
@@ -90,28 +89,26 @@ def test_random_states_and_modes_are_as_before(trained: Any) -> None:
             np.random.get_state(legacy=False)["state"]["key"].tolist(),
             random.getstate(),
         ]
-        return [*numbers, [module.training for module in model.modules()], model.config.use_cache]
+        return [*numbers, [module.training for module in model.modules()]]
 
     before = state()
     with pytest.raises(RuntimeError), undisturbed(model):
-        assert not model.training and model.config.use_cache
+        assert not model.training
         torch.rand(1), np.random.rand(), random.random()
         raise RuntimeError
     assert state() == before
 
 
 def test_a_failure_ends_the_samples_and_not_the_training(
-    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, tokenizer = load_model(trained.run / "model")
-    said: list[str] = []
     shown: list[tuple[list[Continuation], int]] = []
     callback = SamplesAtEvaluation(
         tmp_path / "samples.jsonl",
         GenerationSettings(prompts=["ab"], max_new_tokens=10_000),
         tokenizer,
         on_samples=lambda samples, step: shown.append((list(samples), step)),
-        say=said.append,
     )
 
     def evaluate(step: int) -> None:
@@ -128,5 +125,5 @@ def test_a_failure_ends_the_samples_and_not_the_training(
     monkeypatch.setattr(Qwen2ForCausalLM, "generate", fail)
     evaluate(5)
     evaluate(6)
-    assert said == ["no samples from step 5 on: CUDA out of memory"]
+    assert capsys.readouterr().out == "no samples from step 5 on: CUDA out of memory\n"
     assert len(read_lines(tmp_path / "samples.jsonl")) == 1

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from shards.errors import InputError
 from train.__main__ import main, prepare
 from train.checkpoints import numbered_checkpoints
-from train.run_directory import append_lines, read_lines, rewind_lines
+from train.run_directory import append_lines, read_lines, rewind_metrics
 
 WriteConfig = Callable[..., Path]
 
@@ -75,7 +75,7 @@ def test_lines_end_at_line_feeds_only_when_a_run_is_rewound(tmp_path: Path) -> N
     path = tmp_path / "samples.jsonl"
     kept = {"step": 1, "text": "one\u2028two\x85three"}
     append_lines(path, [kept, {"step": 2, "text": "later"}])
-    rewind_lines(path, 1)
+    assert rewind_metrics(tmp_path, 1) == []
     assert read_lines(path) == [kept]
 
 

@@ -128,6 +128,12 @@ def test_faults_of_a_config_name_the_place(
     assert "\n" not in str(caught.value)
 
 
+def test_a_config_below_a_file_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").touch()
+    with pytest.raises(InputError, match=r"a\.yaml/b\.yaml: no such config file"):
+        load_settings(tmp_path / "a.yaml" / "b.yaml", {})
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -19,7 +19,7 @@ import yaml
 import train.sweep
 from shards.errors import InputError
 from train.run_directory import read_lines, read_record
-from train.sweep import checked, derived_name, main, plan_sweep, safe_name
+from train.sweep import check_run, derived_name, main, plan_sweep, safe_name
 
 WriteConfig = Callable[..., Path]
 CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -58,7 +58,7 @@ class FakeRuns:
     def __init__(self, failing: str = "", interrupted: str = "") -> None:
         self.failing, self.interrupted, self.names = failing, interrupted, list[str]()
 
-    def __call__(self, run: train.sweep.PlannedRun, log: Path, *, quiet: bool) -> tuple[int, str]:
+    def __call__(self, run: train.sweep.SweptRun, log: Path, *, quiet: bool) -> tuple[int, str]:
         self.names.append(run.name)
         if run.name == self.interrupted:
             raise KeyboardInterrupt
@@ -213,7 +213,7 @@ def test_a_run_with_other_settings_under_the_same_name_is_refused(write_sweep: C
     _, (run,) = plan_sweep(file)
     finish(run.directory, run.arguments, state=state, weight_decay=0.5)
     with pytest.raises(InputError, match=r"other settings \(training.weight_decay 0.5 before, None now\)"):
-        checked(run, file)
+        check_run(run, file)
 
 
 def test_another_build_of_the_shard_set_is_refused(write_sweep: Callable[..., Path]) -> None:
@@ -224,7 +224,7 @@ def test_another_build_of_the_shard_set_is_refused(write_sweep: Callable[..., Pa
     record["shards"]["fingerprint"] = "0" * 64
     (run.directory / "run.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="fingerprint of the shard set 000000000000 before"):
-        checked(run, file)
+        check_run(run, file)
 
 
 def test_doctests() -> None:
@@ -238,7 +238,7 @@ def test_a_process_that_fails_leaves_its_status_and_last_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    run = train.sweep.PlannedRun(name="a", directory=tmp_path, changes={}, arguments=["--config=none.yaml"])
+    run = train.sweep.SweptRun(name="a", directory=tmp_path, changes={}, arguments=["--config=none.yaml"])
     status, last_line = train.sweep.run_one(run, tmp_path / "a.log", quiet=False)
     assert (status, last_line) == (2, "error: none.yaml: no such config file")
     assert (tmp_path / "a.log").read_text() == f"{last_line}\n"

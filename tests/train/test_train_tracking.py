@@ -115,6 +115,24 @@ def test_failure_online_goes_on_offline(tmp_path: Path, monkeypatch: pytest.Monk
     assert run.mode == "offline"
 
 
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_swanlab_that_can_not_start_at_all_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    def start(self: Tracking, mode: str, trainer: Any) -> Any:
+        raise OSError(f"no room {mode}")
+
+    monkeypatch.setattr(Tracking, "_start", start)
+    monkeypatch.setattr(tracking, "api_key_and_host", lambda: ("key", "http://server"))
+    monkeypatch.setattr(tracking, "can_connect", lambda host: True)
+    run = Tracking(TrackingSettings(mode=mode), tmp_path)
+    notices = run.start(SimpleNamespace(), {})
+    assert notices[-1] == "SwanLab can't be used (no room offline): this run is recorded in metrics.jsonl only"
+    assert len(notices) == (2 if mode == "online" else 1)
+    run.log_samples([], 1)
+    run.finish(None)
+
+
 def test_training_goes_on_without_swanlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     notices = Tracking(TrackingSettings(), tmp_path).start(SimpleNamespace(), {})

@@ -1,5 +1,1 @@
 """Runs side by side: what they were trained with and what came of it, as a table, a page or JSON."""
-
-from train.compare.command import build_parser
-
-__all__ = ["build_parser"]

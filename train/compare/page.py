@@ -1,24 +1,22 @@
 """The page: one HTML file that needs nothing else.
 
 Names, settings and samples are other people's texts: they are escaped, and the page's policy lets no script run but the
-one that draws the plot, known by its digest.
+one that draws the plot (`shards.report.document`).
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 
+from shards.report.document import document, page_start
 from shards.report.markup import section, table, terms, text
 from shards.report.style import STYLE
 from shards.wording import plural
 from train.compare.plot import NUM_COLORS, PLOT_STYLE, SCRIPT, plot_data
 from train.compare.runs import Run
-from train.compare.table import NOTHING, comparability, difference_rows, remarks, result_rows, value_text
+from train.compare.table import NOTHING, best_runs, difference_rows, remarks, result_rows, value_text
 
-# Every page begins so; the command overwrites no file that doesn't.
-PAGE_START = '<!doctype html>\n<html lang="en" data-made-by="train.compare">\n'
+PAGE_START = page_start("train.compare")
 _MAX_PROMPTS = 50
 _MAX_SAMPLE_CHARACTERS = 4000
 
@@ -45,11 +43,6 @@ _STYLE = """
 
 def render(runs: Sequence[Run]) -> bytes:
     """The page in UTF-8."""
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
-        "form-action 'none'"
-    )
     notes = "".join(f"<li>{text(remark)}</li>" for remark in remarks(runs))
     body = [
         f'<header><p class="kicker">Training</p><h1>{plural(len(runs), "run")} compared</h1>',
@@ -63,16 +56,10 @@ def render(runs: Sequence[Run]) -> bytes:
         "</main>",
         "<footer>Made by <code>python -m train.compare</code>.</footer>",
         f'<script type="application/json" id="curves">{plot_data(runs)}</script>',
-        f"<script>{SCRIPT}</script>",
     ]
     title = ", ".join(run.name for run in runs[:4]) + ("" if len(runs) <= 4 else ", …")
-    head = (
-        f'<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{text(title)} – runs compared</title>\n<style>{STYLE}{PLOT_STYLE}{_STYLE}</style>\n</head>\n"
-    )
-    return f"{PAGE_START}{head}<body>\n{chr(10).join(part for part in body if part)}\n</body>\n</html>\n".encode()
+    style = f"{STYLE}{PLOT_STYLE}{_STYLE}"
+    return document(PAGE_START, title=f"{title} – runs compared", style=style, body=body, script=SCRIPT)
 
 
 def _color(number: int) -> str:
@@ -136,35 +123,26 @@ def _breakable(name: str) -> str:
 
 
 def _results(runs: Sequence[Run]) -> str:
-    best = {
-        run.name
-        for run in runs
-        if len(runs) > 1 and not comparability(runs) and (point := run.best_validation) and point.loss == _lowest(runs)
-    }
+    best = best_runs(runs)
     rows = []
     for label, values in result_rows(runs):
         cells = [text(value) for value in values]
         if label == "best validation loss":
-            cells = [f"<strong>{c}</strong>" if run.name in best else c for c, run in zip(cells, runs, strict=True)]
+            cells = [f"<strong>{c}</strong>" if run in best else c for c, run in zip(cells, runs, strict=True)]
         name = text(label.strip())
         rows.append((f'<span class="part">{name}</span>' if label.startswith(" ") else name, cells))
     return _run_table(runs, rows, "results")
 
 
-def _lowest(runs: Sequence[Run]) -> float | None:
-    losses = [point.loss for run in runs if (point := run.best_validation) and point.loss is not None]
-    return min(losses, default=None)
-
-
 def _samples(runs: Sequence[Run]) -> str:
-    prompts = list(dict.fromkeys(sample.prompt for run in runs for sample in run.samples))
+    prompts = list(dict.fromkeys(prompt for run in runs for prompt in run.samples))
     if not prompts:
         return ""
     parts = []
     for prompt in prompts[:_MAX_PROMPTS]:
         articles = []
         for number, run in enumerate(runs):
-            written = next((sample.text for sample in run.samples if sample.prompt == prompt), None)
+            written = run.samples.get(prompt)
             said = '<span class="muted">' + NOTHING + "</span>"
             if written is not None:
                 said = f"<b>{_lines(prompt)}</b>{_lines(written)}"

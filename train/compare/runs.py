@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
-import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -19,10 +18,17 @@ from typing import Any
 
 from shards.errors import InputError, nearest_path, printable
 from train.checkpoints import numbered_checkpoints
-from train.run_directory import METRICS_NAME, MODEL_NAME, RECORD_NAME, SAMPLES_NAME, parse_lines
+from train.run_directory import (
+    METRICS_NAME,
+    MODEL_NAME,
+    RECORD_NAME,
+    SAMPLES_NAME,
+    read_lines_and_damage,
+    read_record,
+)
 
-# What is said of a run elsewhere, or differs always.
-_IGNORED_SETTINGS = {"output_dir", "tracking.name"}
+# What is said of a run elsewhere, or differs always; the last where a session says nothing.
+_IGNORED_SETTINGS = {"output_dir", "tracking.name", "session"}
 _SESSION_KEYS = ("device", "processes", "precision", "python", "packages")
 
 
@@ -34,14 +40,6 @@ class Point:
     tokens: int | None  # trained on until then
     seconds: float | None  # of training until then, over all sessions
     loss: float | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sample:
-    """What the model wrote after `prompt`."""
-
-    prompt: str
-    text: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +62,7 @@ class Run:
     bits_per_byte: float | None  # on the validation blocks, if the record has it
     training: list[Point]
     validation: list[Point]
-    samples: list[Sample]
+    samples: dict[str, str]  # what the model wrote last, by prompt
     notices: list[str]
 
     @property
@@ -108,28 +106,21 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 def short_names(paths: Sequence[Path]) -> list[str]:
     """The ends of the paths that tell them apart: `["a", "b"]` for `runs/a` and `runs/b`."""
     parts = [path.resolve().parts for path in paths]
-    for length in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(set(parts)):
-            return [printable(name) for name in names]
-    return [printable(str(path)) for path in paths]
+    length = 1
+    while len({part[-length:] for part in parts}) < len(set(parts)):
+        length += 1
+    return [printable("/".join(part[-length:])) for part in parts]
 
 
 def _read_run(path: Path, name: str) -> Run:
-    record = _read_record(path)
+    record = read_record(path, remedy="; leave this run out")
     logs, notices = _read_json_lines(path / METRICS_NAME)
     results, planned = _mapping(record.get("results")), _mapping(record.get("training_arguments"))
     data, sessions = _mapping(record.get("shards")), record.get("sessions")
     training = _curve(logs, "loss")
     rates = [rate for log in logs if "loss" in log and (rate := number(log.get("tokens_per_second")))]
-    a_step = next((point.tokens / point.step for point in training if point.tokens and point.step), None)
-    validation = [
-        point
-        if point.tokens is not None or a_step is None
-        else dataclasses.replace(point, tokens=int(point.step * a_step))
-        for point in _curve(logs, "eval_loss")
-    ]
-    validation = [_timed(point, training) for point in validation]
+    step_tokens = next((point.tokens // point.step for point in training if point.tokens and point.step), None)
+    validation = _curve(logs, "eval_loss", step_tokens)
     loss = number(results.get("eval_loss"))
     steps = whole(results.get("steps"))
     if not validation and loss is not None and steps is not None:
@@ -146,11 +137,6 @@ def _read_run(path: Path, name: str) -> Run:
     max_steps = whole(planned.get("max_steps"))
     samples, sample_notices = _read_samples(path / SAMPLES_NAME)
     last_session = _mapping(sessions[-1]) if isinstance(sessions, list) and sessions else {}
-    bits = (
-        number(source.get(key))
-        for source in (results, *reversed(logs))
-        for key in ("bits_per_byte", "eval_bits_per_byte")
-    )
     return Run(
         path=path,
         name=name,
@@ -165,7 +151,7 @@ def _read_run(path: Path, name: str) -> Run:
         tokens=whole(results.get("tokens")) or (newest.tokens if newest else None),
         seconds=max((point.seconds for point in training if point.seconds is not None), default=None),
         tokens_per_second=number(results.get("tokens_per_second")) or (statistics.median(rates) if rates else None),
-        bits_per_byte=next((value for value in bits if value is not None), None),
+        bits_per_byte=number(results.get("eval_bits_per_byte")),
         training=training,
         validation=validation,
         samples=samples,
@@ -176,43 +162,29 @@ def _read_run(path: Path, name: str) -> Run:
 # ---- files ----
 
 
-def _read_record(run: Path) -> dict[str, Any]:
-    path = run / RECORD_NAME
-    try:
-        content = json.loads(path.read_bytes(), parse_constant=lambda _word: None)
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path}: can't be read ({str(error)[:100]}); leave this run out") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected an object, found {type(content).__name__}; leave this run out")
-    return content
-
-
 def _read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The objects of a JSON Lines file, and what is wrong with it."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return [], []
+        records, damaged = read_lines_and_damage(path)
     except OSError as error:
         return [], [f"{path.name} can't be read ({error.strerror})"]
-    records, damaged = parse_lines(text)
     if not damaged:
         return records, []
     lines_are = "line is" if len(damaged) == 1 else "lines are"
     return records, [f"{path.name}: {len(damaged):,} {lines_are} damaged and left out, first line {damaged[0]:,}"]
 
 
-def _read_samples(path: Path) -> tuple[list[Sample], list[str]]:
+def _read_samples(path: Path) -> tuple[dict[str, str], list[str]]:
     """The samples of the newest step, in the order in which they were written."""
     records, notices = _read_json_lines(path)
     stepped = [(whole(record.get("step")) or 0, record) for record in records]
     newest = max((step for step, _ in stepped), default=0)
-    samples: dict[str, Sample] = {}  # a second evaluation of the same step replaces the first
+    samples: dict[str, str] = {}  # a second evaluation of the same step replaces the first
     for step, record in stepped:
         prompt, text = record.get("prompt"), record.get("text")
         if step == newest and isinstance(prompt, str) and isinstance(text, str):
-            samples[prompt] = Sample(prompt=prompt, text=text)
-    return list(samples.values()), notices
+            samples[prompt] = text
+    return samples, notices
 
 
 def _tokenizer_digest(run: Path) -> str | None:
@@ -245,33 +217,23 @@ def is_locked(run: Path) -> bool:
 # ---- curves ----
 
 
-def _curve(logs: Iterable[dict[str, Any]], key: str) -> list[Point]:
-    """The logs that have `key`, by rising steps: what a run trained again replaces what it had logged before."""
+def _curve(logs: Iterable[dict[str, Any]], key: str, step_tokens: int | None = None) -> list[Point]:
+    """The logs that have `key`, by rising steps: what a run trained again replaces what it had logged before.
+
+    Those that don't say how many tokens there were until then had `step_tokens` a step.
+    """
     points: list[Point] = []
-    seconds: float | None = 0.0
     for log in logs:
         step = whole(log.get("step"))
         if step is None or key not in log:
             continue
         while points and points[-1].step >= step:
             points.pop()
-        before = points[-1] if points else None
-        tokens, rate, given = whole(log.get("tokens")), number(log.get("tokens_per_second")), number(log.get("seconds"))
-        seconds = given
-        if given is None and rate and tokens is not None:  # a log of before there were seconds
-            earlier = (0, 0.0) if before is None else (before.tokens, before.seconds)
-            if earlier[0] is not None and earlier[1] is not None:
-                seconds = earlier[1] + max(0, tokens - earlier[0]) / rate
-        points.append(Point(step=step, tokens=tokens, seconds=seconds, loss=number(log.get(key))))
+        tokens = whole(log.get("tokens"))
+        if tokens is None and step_tokens is not None:
+            tokens = step * step_tokens
+        points.append(Point(step=step, tokens=tokens, seconds=number(log.get("seconds")), loss=number(log.get(key))))
     return points
-
-
-def _timed(point: Point, training: Sequence[Point]) -> Point:
-    """An evaluation of before evaluations had seconds has those of the last training log until its step."""
-    if point.seconds is not None:
-        return point
-    before = [log.seconds for log in training if log.step <= point.step and log.seconds is not None]
-    return dataclasses.replace(point, seconds=before[-1] if before else None)
 
 
 # ---- settings ----
@@ -279,9 +241,8 @@ def _timed(point: Point, training: Sequence[Point]) -> Point:
 
 def _settings(settings: dict[str, Any], session: dict[str, Any]) -> dict[str, Any]:
     """Dotted names and values: what the run was set to, and what it ran on last."""
-    flat = flatten(settings) if settings else {}
-    flat |= flatten({"session": {key: session[key] for key in _SESSION_KEYS if key in session}})
-    return {key: value for key, value in flat.items() if key not in _IGNORED_SETTINGS and key != "session"}
+    flat = flatten({**settings, "session": {key: session[key] for key in _SESSION_KEYS if key in session}})
+    return {key: value for key, value in flat.items() if key not in _IGNORED_SETTINGS}
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -52,11 +52,19 @@ def difference_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 def remarks(runs: Sequence[Run]) -> list[str]:
     """Whether losses can be compared, which run is best, and what the files of each run lack."""
     lines = comparability(runs)
-    found = [(point.loss, run.name, point) for run in runs if (point := run.best_validation) and point.loss is not None]
-    if len(found) > 1 and not lines:
-        loss, name, point = min(found, key=lambda entry: entry[0])
-        lines.append(f"lowest validation loss: {name}, {loss:.4f} at step {point.step:,}")
+    for best in best_runs(runs)[:1]:
+        if point := best.best_validation:
+            lines.append(f"lowest validation loss: {best.name}, {point.loss:.4f} at step {point.step:,}")
     return [*lines, *(f"{run.name}: {notice}" for run in runs for notice in run.notices)]
+
+
+def best_runs(runs: Sequence[Run]) -> list[Run]:
+    """Those with the lowest validation loss, where there are several to compare."""
+    found = [(point.loss, run) for run in runs if (point := run.best_validation) and point.loss is not None]
+    if len(found) < 2 or comparability(runs):
+        return []
+    lowest = min(loss for loss, _ in found)
+    return [run for loss, run in found if loss == lowest]
 
 
 def comparability(runs: Sequence[Run]) -> list[str]:
