@@ -47,26 +47,35 @@ def open_stream(path: str | Path, compression: str, *, hashed: HashedFile | None
 
 
 class HashedFile:
-    """A file whose bytes go into a digest as they are read from front to back.
+    """A file whose bytes `[start, stop)` go into a digest as they are read from front to back, beginning at `start`.
 
-    With `max_bytes` it ends there: one that somebody appends to might never end otherwise.
+    With `max_bytes` the file ends there: one that somebody appends to might never end otherwise.
     """
 
-    def __init__(self, path: str | Path, max_bytes: int = sys.maxsize) -> None:
+    def __init__(
+        self, path: str | Path, max_bytes: int = sys.maxsize, *, start: int = 0, stop: int = sys.maxsize
+    ) -> None:
         self._file = open_binary(path)
         self._hash = blake3()
-        self._max_bytes = max_bytes
-        self.num_bytes = 0
+        self._max_bytes, self._start, self._stop = max_bytes, start, stop
+        self.seek(start)
+
+    def seek(self, offset: int) -> None:
+        """Go back to an `offset` up to `start`, for a look at what is before it."""
+        self._file.seek(offset)
+        self._position = offset
 
     def read(self, num_bytes: int) -> bytes:
-        content = self._file.read(min(num_bytes, self._max_bytes - self.num_bytes))
-        self._hash.update(content)
-        self.num_bytes += len(content)
+        begin = self._position
+        content = self._file.read(min(num_bytes, self._max_bytes - begin))
+        self._position += len(content)
+        is_inside = self._start <= begin and self._position <= self._stop
+        self._hash.update(content if is_inside else content[max(0, self._start - begin) : max(0, self._stop - begin)])
         return content
 
     def hexdigest(self) -> str:
-        """The digest of the whole file: what hasn't been read yet is read."""
-        while self.read(1 << 20):
+        """The digest of all the bytes `[start, stop)`: what hasn't been read yet is read."""
+        while self.read(min(1 << 20, max(0, self._stop - self._position))):
             pass
         return self._hash.hexdigest()
 

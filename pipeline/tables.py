@@ -36,10 +36,6 @@ def row_group_bytes(source: Source) -> list[int]:
 class TableReader(StretchReader):
     """The rows of one stretch, as objects with the columns that are needed."""
 
-    @property
-    def digest(self) -> str:
-        return file_digest(self._source.path) if self._stretch.is_first else ""
-
     def __iter__(self) -> Iterator[Batch]:
         try:
             row = self._first_row()
@@ -49,6 +45,8 @@ class TableReader(StretchReader):
                     row += batch.num_rows
         except _ERRORS as error:
             raise _unreadable(self._source, error) from None
+        if self._stretch.is_first:
+            self.digest = file_digest(self._source.path)
 
     def _batch(self, batch: pa.RecordBatch, row: int) -> Batch:
         columns = self._options.columns
