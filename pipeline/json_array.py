@@ -8,6 +8,7 @@ must equal `last` of the one before, which the build checks for all of them (`pi
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from pipeline.json_errors import diagnose, is_unfinished, load_exactly, refuse_constant, room_for_depth, whole_number
-from pipeline.records import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader
+from pipeline.records import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader, found_once
 from pipeline.sources import BYTE_ORDER_MARK
 
 LOOK_BACK_BYTES = 4096
@@ -160,7 +161,7 @@ def _could_be_record(content: bytes) -> bool:
 def _load(content: bytes, num_bytes: int, offset: int) -> Batch:
     """The whole records in the first `num_bytes` of `content`. Raises `orjson.JSONDecodeError` if those are none."""
     bracketed = b"".join((b"[", memoryview(content)[:num_bytes], b"]"))
-    return Batch(orjson.loads(bracketed), num_bytes, _Places(bracketed, offset).place)
+    return Batch(orjson.loads(bracketed), num_bytes, found_once(functools.partial(_places, bracketed, offset)))
 
 
 def _load_one(record: bytes) -> Any:
@@ -182,7 +183,7 @@ def _load_joined(pending: bytes, chunk: bytes, offset: int) -> tuple[Batch, byte
         values = orjson.loads(bracketed)
     except orjson.JSONDecodeError:
         return None
-    batch = Batch(values, len(bracketed) - 2, _Places(bracketed, offset).place)
+    batch = Batch(values, len(bracketed) - 2, found_once(functools.partial(_places, bracketed, offset)))
     return batch, chunk[match.end() - 1 :], len(pending) + match.end() - 1
 
 
@@ -242,7 +243,7 @@ def parse_one_by_one(
     text = content.decode("utf-8", "surrogateescape")
     decoder = json.JSONDecoder(parse_constant=refuse_constant, parse_int=whole_number)
     values: list[Any] = []
-    spans: list[tuple[int, int]] = []
+    places: list[tuple[int, bytes]] = []
     place = consumed = 0  # the next record in characters and in bytes
     error: BadRecord | None = None
     while stop is None or offset + consumed < stop:
@@ -288,10 +289,10 @@ def parse_one_by_one(
             error = BadRecord(where, *diagnose(record))
         if max_bytes is not None and len(record) > max_bytes:
             error = BadRecord(where, TOO_LARGE, f"the record is larger than --max-record-bytes ({max_bytes:,} bytes)")
-            del values[len(spans) :]
+            del values[len(places) :]
         if error is not None:
             break
-        spans.append((consumed, consumed + len(record)))
+        places.append((where, record))
         consumed += _num_bytes(text[place : separator.end()])
         place = separator.end()
         if separator["end"] is not None:
@@ -301,43 +302,25 @@ def parse_one_by_one(
         error.content = content[consumed : consumed + (1 << 16)]
     if not values:
         return _Parsed(None, consumed, error)
-    return _Parsed(
-        Batch(
-            values,
-            spans[-1][1],
-            lambda number: (offset + spans[number][0], content[spans[number][0] : spans[number][1]]),
-        ),
-        consumed,
-        error,
-    )
+    last, record = places[-1]
+    return _Parsed(Batch(values, last + len(record) - offset, places.__getitem__), consumed, error)
 
 
-class _Places:
-    """The place of each of the records between the brackets of `bracketed`, the first of which begins at `offset`; found
-    when first asked for."""
-
-    def __init__(self, bracketed: bytes, offset: int) -> None:
-        self._bracketed, self._offset = bracketed, offset
-        self._spans: list[tuple[int, int]] = []
-
-    def place(self, number: int) -> tuple[int, bytes]:
-        if not self._spans:
-            self._find_spans()
-        begin, end = self._spans[number]
-        return self._offset + begin, self._bracketed[begin + 1 : end + 1]
-
-    def _find_spans(self) -> None:
-        text = self._bracketed[1:-1].decode("utf-8")
-        decoder = json.JSONDecoder(parse_int=whole_number)
-        place = begin = 0  # in characters, in bytes
-        while place < len(text):
-            with room_for_depth():
-                _value, end = decoder.raw_decode(text, place)
-            num_bytes = _num_bytes(text[place:end])
-            self._spans.append((begin, begin + num_bytes))
-            separator = _SEPARATOR.match(text, end)
-            place = separator.end() if separator else len(text)
-            begin += num_bytes + place - end  # separators are ASCII
+def _places(bracketed: bytes, offset: int) -> list[tuple[int, bytes]]:
+    """The place of each of the records between the brackets of `bracketed`, the first of which begins at `offset`."""
+    text = bracketed[1:-1].decode("utf-8")
+    decoder = json.JSONDecoder(parse_int=whole_number)
+    places: list[tuple[int, bytes]] = []
+    place = 0
+    while place < len(text):
+        with room_for_depth():
+            _value, end = decoder.raw_decode(text, place)
+        record = text[place:end].encode()
+        places.append((offset, record))
+        separator = _SEPARATOR.match(text, end)
+        place = separator.end() if separator else len(text)
+        offset += len(record) + place - end  # separators are ASCII
+    return places
 
 
 def _num_bytes(text: str) -> int:

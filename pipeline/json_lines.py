@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
 from pipeline.json_errors import breaks_off, diagnose, load_exactly
-from pipeline.records import BadRecord, Batch, Incomplete, StreamReader
+from pipeline.records import BadRecord, Batch, Incomplete, StreamReader, found_once
 from pipeline.sources import BYTE_ORDER_MARK
 
 
@@ -20,7 +21,7 @@ class JsonLinesReader(StreamReader):
             if num_bytes <= self._options.max_record_bytes:
                 try:
                     values = [orjson.loads(line) for line in lines if line and not line.isspace()]
-                    yield Batch(values, num_bytes, _Places(lines, offset).place)
+                    yield Batch(values, num_bytes, found_once(functools.partial(places_of, lines, offset)))
                     continue
                 except orjson.JSONDecodeError:
                     pass
@@ -29,25 +30,21 @@ class JsonLinesReader(StreamReader):
     def _one_by_one(self, lines: list[bytes], offset: int, num_bytes: int) -> Batch:
         """The good ones among `lines`, the first of which begins at `offset`; the bad ones are reported."""
         values: list[Any] = []
-        good: list[bytes] = []
-        places: list[int] = []
-        last = len(lines) - 1
-        for number, line in enumerate(lines):
-            if line and not line.isspace():
-                try:
-                    if len(line) > self._options.max_record_bytes:
-                        raise self._too_large(offset, line)
-                    values.append(_load(line))
-                    good.append(line)
-                    places.append(offset)
-                except (orjson.JSONDecodeError, RecursionError):
-                    if number == last and self._at_end and breaks_off(line):
-                        raise Incomplete(offset, offset + len(line)) from None
-                    self._options.on_bad(BadRecord(offset, *diagnose(line), line))
-                except BadRecord as error:
-                    self._options.on_bad(error)
-            offset += len(line) + 1
-        return Batch(values, num_bytes, lambda number: (places[number], good[number]))
+        good: list[tuple[int, bytes]] = []
+        end = offset + num_bytes
+        for place, line in places_of(lines, offset):
+            try:
+                if len(line) > self._options.max_record_bytes:
+                    raise self._too_large(place, line)
+                values.append(_load(line))
+                good.append((place, line))
+            except (orjson.JSONDecodeError, RecursionError):
+                if place + len(line) == end and self._at_end and breaks_off(line):
+                    raise Incomplete(place, end) from None
+                self._options.on_bad(BadRecord(place, *diagnose(line), line))
+            except BadRecord as error:
+                self._options.on_bad(error)
+        return Batch(values, num_bytes, good.__getitem__)
 
     def _whole_lines(self) -> Iterator[tuple[list[bytes], int, int]]:
         """Stretches of whole lines, split at newlines; the first line's offset, and the bytes. A line that ends the source
@@ -125,18 +122,11 @@ def _load(line: bytes) -> Any:
             raise error from None
 
 
-class _Places:
-    """The place of each record among lines, the first of which begins at `offset`; found when first asked for."""
-
-    def __init__(self, lines: list[bytes], offset: int) -> None:
-        self._lines, self._offset = lines, offset
-        self._places: list[tuple[int, bytes]] = []
-
-    def place(self, number: int) -> tuple[int, bytes]:
-        if not self._places:
-            offset = self._offset
-            for line in self._lines:
-                if line and not line.isspace():
-                    self._places.append((offset, line))
-                offset += len(line) + 1
-        return self._places[number]
+def places_of(lines: list[bytes], offset: int) -> list[tuple[int, bytes]]:
+    """The offset and the content of each record among `lines`, the first of which begins at `offset`."""
+    places: list[tuple[int, bytes]] = []
+    for line in lines:
+        if line and not line.isspace():
+            places.append((offset, line))
+        offset += len(line) + 1
+    return places

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipeline.sources import BYTE_ORDER_MARK, Source
@@ -63,6 +64,12 @@ class Batch:
     values: list[Any]
     num_bytes: int
     place: Callable[[int], tuple[int, bytes]]
+
+
+def found_once(find: Callable[[], Sequence[tuple[int, bytes]]]) -> Callable[[int], tuple[int, bytes]]:
+    """For `Batch.place`: the places of all records, which `find` looks for when the first is asked for."""
+    places = functools.cache(find)
+    return lambda number: places()[number]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
