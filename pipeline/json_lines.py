@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.json_errors import breaks_off, diagnose, load_exactly
+from pipeline.json_errors import breaks_off, diagnose, load_record
 from pipeline.records import BadRecord, Batch, Incomplete, StreamReader, found_once
 from pipeline.sources import BYTE_ORDER_MARK
 
@@ -36,9 +36,9 @@ class JsonLinesReader(StreamReader):
             try:
                 if len(line) > self._options.max_record_bytes:
                     raise self._too_large(place, line)
-                values.append(_load(line))
+                values.append(load_record(line))
                 good.append((place, line))
-            except (orjson.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):
                 if place + len(line) == end and self._at_end and breaks_off(line):
                     raise Incomplete(place, end) from None
                 self._options.on_bad(BadRecord(place, *diagnose(line), line))
@@ -109,17 +109,6 @@ class JsonLinesReader(StreamReader):
             size = len(BYTE_ORDER_MARK)
             return [lines[0][size:], *lines[1:]], size, num_bytes - size
         return lines, offset, num_bytes
-
-
-def _load(line: bytes) -> Any:
-    """Raises `orjson.JSONDecodeError` or `RecursionError`."""
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        try:
-            return load_exactly(line)
-        except ValueError:
-            raise error from None
 
 
 def places_of(lines: list[bytes], offset: int) -> list[tuple[int, bytes]]:
