@@ -11,12 +11,12 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from pipeline.receipts import Receipt, SplitReceipt, rejected_path
+from pipeline.receipts import Receipt, rejected_path
 from pipeline.settings import BuildSettings
 from pipeline.sources import Source
 from pipeline.streams import HashedFile, file_digest
 from pipeline.units import Stretch, Unit, plan_units
-from shards.assemble import SplitAssembler, UnitPart, join_splits
+from shards.assemble import SplitAssembler, join_splits
 from shards.entries import SPLITS
 from shards.errors import InputError
 from shards.files import atomic_writer, write_atomically
@@ -103,7 +103,7 @@ def write_set(
             if receipt.rejected:
                 with_rejected.append(unit.number)
             for name in SPLITS:
-                assemblers[name].add(_unit_part(receipt.unit, receipt.splits[name]))
+                assemblers[name].add(unit.number, receipt.splits[name])
         totals.check()
         if not totals.num_documents:
             names = ", ".join(source.path for source in sources[:3])
@@ -140,18 +140,6 @@ def write_set(
     )
     write_manifest(directory, manifest.with_fingerprint())
     return totals
-
-
-def _unit_part(unit: int, split: SplitReceipt) -> UnitPart:
-    return UnitPart(
-        unit=unit,
-        shard=split.shard,
-        tail=split.tail,
-        num_tokens=split.num_tokens,
-        num_dropped_tokens=split.num_dropped_tokens,
-        num_text_bytes=split.num_text_bytes,
-        num_text_chars=split.num_text_chars,
-    )
 
 
 def _join_rejected(directory: Path, units: Sequence[int]) -> str:

@@ -33,7 +33,6 @@ PACKERS: dict[str, Callable[..., Packer]] = {
 class UnitPart:
     """What one unit adds to a split."""
 
-    unit: int
     shard: ShardEntry | None
     tail: Tail
     num_tokens: int  # EOS included, dropped ones not
@@ -68,7 +67,7 @@ class SplitAssembler:
         self._num_blocks = self._num_documents = 0
         self._shards, self._tails = RowSpool(ShardList, directory), RowSpool(TailList, directory)
 
-    def add(self, part: UnitPart) -> None:
+    def add(self, unit: int, part: UnitPart) -> None:
         for field in self._sums:
             self._sums[field] += getattr(part, field)
         if part.shard is not None:
@@ -82,7 +81,7 @@ class SplitAssembler:
         self._writer.write(tail.tokens)
         self._num_left_tokens += len(tail.tokens)
         self._left_pieces.extend(tail.piece_tokens.tolist())
-        entry = TailEntry(unit=part.unit, split=self._name, num_pieces=len(tail.piece_tokens), continues=tail.continues)
+        entry = TailEntry(unit=unit, split=self._name, num_pieces=len(tail.piece_tokens), continues=tail.continues)
         self._tails.append(TailList.pack(entry))
 
     def _add_shard(self, shard: ShardEntry) -> None:
@@ -127,12 +126,19 @@ def join_splits(directory: Path, splits: Iterable[AssembledSplit]) -> tuple[Shar
 
 
 def assemble_split(
-    directory: Path, name: SplitName, parts: Sequence[UnitPart], *, last_number: int, block_tokens: int, eos_id: int
+    directory: Path,
+    name: SplitName,
+    parts: Sequence[tuple[int, UnitPart]],
+    *,
+    last_number: int,
+    block_tokens: int,
+    eos_id: int,
 ) -> AssembledSplit:
-    """Write the split's last shard, number `last_number`, if anything is left over. `parts` are in the units' order."""
+    """Write the split's last shard, number `last_number`, if anything is left over. `parts`, each with its unit's number,
+    are in the units' order."""
     with SplitAssembler(
         directory, name, last_number=last_number, block_tokens=block_tokens, eos_id=eos_id
     ) as assembler:
-        for part in parts:
-            assembler.add(part)
+        for unit, part in parts:
+            assembler.add(unit, part)
         return assembler.finish()

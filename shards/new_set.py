@@ -115,7 +115,7 @@ class NewSet:
         self._directory, self._block_tokens, self._packing = directory, block_tokens, packing
         self._tokenizer, self._tokenizer_path = tokenizer, tokenizer_path
         self._vocabulary = Vocabulary(tokenizer_path)
-        self._parts: dict[SplitName, list[UnitPart]] = {name: [] for name in SPLITS}
+        self._parts: dict[SplitName, list[tuple[int, UnitPart]]] = {name: [] for name in SPLITS}
         self.num_units = 0
 
     def add_unit(self, batches: Iterable[DocumentBatch]) -> None:
@@ -141,24 +141,21 @@ class NewSet:
             for name, packer in packers.items():
                 packed = packer.finish()
                 num_tokens, num_bytes, num_chars = sizes[name]
-                self._parts[name].append(
-                    UnitPart(
-                        unit=self.num_units,
-                        shard=packed.shard,
-                        tail=packed.tail,
-                        num_tokens=num_tokens - packed.num_dropped_tokens,
-                        num_dropped_tokens=packed.num_dropped_tokens,
-                        num_text_bytes=num_bytes,
-                        num_text_chars=num_chars,
-                    )
+                part = UnitPart(
+                    shard=packed.shard,
+                    tail=packed.tail,
+                    num_tokens=num_tokens - packed.num_dropped_tokens,
+                    num_dropped_tokens=packed.num_dropped_tokens,
+                    num_text_bytes=num_bytes,
+                    num_text_chars=num_chars,
                 )
+                self._parts[name].append((self.num_units, part))
         self.num_units += 1
 
     def add_packed_unit(self, parts: dict[SplitName, UnitPart]) -> None:
         """Take a unit that is packed: its shards lie in the directory already, under the next unit's number."""
         for name, part in parts.items():
-            assert part.unit == self.num_units
-            self._parts[name].append(part)
+            self._parts[name].append((self.num_units, part))
         self.num_units += 1
 
     def finish(
