@@ -8,9 +8,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from pipeline.settings import DEFAULT_CHECK_EVERY, DEFAULT_MAX_RECORD_BYTES, DEFAULT_UNIT_BYTES, BuildSettings
+from pipeline.settings import DEFAULT_CHECK_EVERY, DEFAULT_MAX_RECORD_BYTES, DEFAULT_UNIT_BYTES, BuildSettings, choice
 from shards.command_line import Parser, byte_count, run_command
-from shards.errors import InputError, nearest, printable
+from shards.errors import InputError, printable
 
 
 def main(arguments: list[str]) -> int:
@@ -213,12 +213,6 @@ def check_every(value: str) -> int:
     if not value.isascii() or not value.isdigit() or not int(value):
         raise InputError(f"--check-tokenizer: expected all, off or a number of at least 1, found {value!r}")
     return int(value)
-
-
-def choice(option: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise InputError(f"{option}: expected {' or '.join(allowed)}, found {value!r}{nearest(value, allowed)}")
-    return value
 
 
 def run_tokenizer(options: argparse.Namespace) -> int:

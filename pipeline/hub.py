@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from pipeline.records import Batch, StretchReader
+from pipeline.records import Batch, StretchReader, row_batch
 from pipeline.sources import HUB_PREFIX, Source
 from shards.errors import InputError
 from shards.hub.hugging_face import check_data_set
@@ -49,10 +48,6 @@ class HubReader(StretchReader):
         while values := list(itertools.islice(rows, ROWS_AT_A_TIME)):
             content = repr(values).encode("utf-8", "surrogatepass")
             digest.update(content)
-            yield Batch(values, len(content), functools.partial(_place, row, values))
+            yield row_batch(values, row, len(content))
             row += len(values)
         self.digest = digest.hexdigest()
-
-
-def _place(row: int, values: list[Any], number: int) -> tuple[int, bytes]:
-    return row + number, repr(values[number]).encode()

@@ -55,7 +55,7 @@ class JsonArrayReader(StreamReader):
             if batch is not None:
                 yield batch
             offset += num_bytes
-            if error is None and not self._check_size(len(rest)) and not num_bytes:
+            if error is None and not num_bytes and len(rest) > self._options.max_record_bytes:
                 error = self._too_large(offset, rest)
             if error is not None:
                 self._options.on_bad(error)

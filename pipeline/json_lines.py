@@ -56,8 +56,9 @@ class JsonLinesReader(StreamReader):
             self._file.seek(start - 1)
             self.first = start if self._file.read(1) == b"\n" else None
         pending, offset = b"", start  # an unfinished line and its offset
+        read = b""  # what is read of the next chunk already
         while True:
-            chunk = self._read_next(len(pending))
+            chunk, read = read or self._read_next(len(pending)), b""
             if not chunk:
                 break
             if self.first is None:  # still in a line that began before the stretch
@@ -85,24 +86,23 @@ class JsonLinesReader(StreamReader):
                     offset += num_bytes
                 if self._position == stop and not pending:
                     break
-            if not self._check_size(len(pending)):
+            if len(pending) > self._options.max_record_bytes:
                 self._options.on_bad(self._too_large(offset, pending))
-                offset, pending = self._skip_line(offset + len(pending)), b""
+                offset, read = self._skip_line(offset + len(pending))
+                pending = b""
                 if offset >= stop:
                     break
         self.last = offset + len(pending)
         if pending:
             yield self._without_mark(pending.split(b"\n"), offset, len(pending))
 
-    def _skip_line(self, offset: int) -> int:
-        """Read on from `offset`, inside a line, to the line's end; the offset of the next line."""
+    def _skip_line(self, offset: int) -> tuple[int, bytes]:
+        """Read on from `offset`, inside a line, to the line's end; the offset of the next line, and what is read of it."""
         while chunk := self._read_next(0):
-            end = chunk.find(b"\n") + 1
-            offset += end or len(chunk)
-            if end:
-                self._push_back(chunk[end:])
-                break
-        return offset
+            if end := chunk.find(b"\n") + 1:
+                return offset + end, chunk[end:]
+            offset += len(chunk)
+        return offset, b""
 
     def _without_mark(self, lines: list[bytes], offset: int, num_bytes: int) -> tuple[list[bytes], int, int]:
         if offset == 0 and lines[0].startswith(BYTE_ORDER_MARK):

@@ -55,7 +55,7 @@ class PlainTextReader(StreamReader):
                 continue
             offset, pending, begin = offset + begin, pending[begin:], 0
             # No end in it: this is one document, maybe with the beginning of a separator behind it.
-            if not self._check_size(len(pending) - len(mark)):
+            if len(pending) - len(mark) > self._options.max_record_bytes:
                 if not too_large:
                     self._options.on_bad(self._too_large(offset + 1, pending[1:]))
                     too_large = True

@@ -72,6 +72,11 @@ def found_once(find: Callable[[], Sequence[tuple[int, bytes]]]) -> Callable[[int
     return lambda number: places()[number]
 
 
+def row_batch(values: list[Any], row: int, num_bytes: int) -> Batch:
+    """The rows `values`, the first of which has the number `row` in its source."""
+    return Batch(values, num_bytes, lambda number: (row + number, repr(values[number]).encode()))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadOptions:
     """How to read: `on_bad` is called with each bad record and raises it, or notes it so that reading goes on."""
@@ -114,7 +119,6 @@ class StreamReader(StretchReader):
             self._start, self._stop = 0, sys.maxsize
         self._position = self._start
         self._at_end = False
-        self._pushed_back = b""
 
     def __iter__(self) -> Iterator[Batch]:
         source = self._source
@@ -131,10 +135,6 @@ class StreamReader(StretchReader):
     def _read(self, num_bytes: int) -> bytes:
         """The next bytes. Notes whether the stream has ended."""
         source = self._source
-        if self._pushed_back:
-            content, self._pushed_back = self._pushed_back[:num_bytes], self._pushed_back[num_bytes:]
-            self._position += len(content)
-            return content
         try:
             content = self._file.read(num_bytes)
         except STREAM_ERRORS as error:
@@ -161,16 +161,6 @@ class StreamReader(StretchReader):
         while len(content) < len(BYTE_ORDER_MARK) and (more := self._read_next(0)):
             content += more
         return content
-
-    def _push_back(self, content: bytes) -> None:
-        """Let the next reads begin with `content`, which was just read."""
-        self._pushed_back = content + self._pushed_back
-        self._position -= len(content)
-        self._at_end = False
-
-    def _check_size(self, num_pending: int) -> bool:
-        """Whether a record that has `num_pending` bytes and no end yet is still allowed to go on."""
-        return num_pending <= self._options.max_record_bytes
 
     def _too_large(self, offset: int, content: bytes) -> BadRecord:
         limit = self._options.max_record_bytes

@@ -17,6 +17,13 @@ SpecialTokens = Literal["text", "parse"]
 Dedup = Literal["off", "exact"]
 
 
+def choice(option: str, value: str, allowed: tuple[str, ...]) -> str:
+    """The `value` given for `option`. Raises `InputError` if it isn't one of those `allowed`."""
+    if value not in allowed:
+        raise InputError(f"{option}: expected {' or '.join(allowed)}, found {value!r}{nearest(value, allowed)}")
+    return value
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildSettings:
     """Validated once, recorded in the manifest. The number of workers is no setting: it changes no byte."""
@@ -53,10 +60,7 @@ class BuildSettings:
             ("special_tokens", SpecialTokens),
             ("dedup", Dedup),
         ):
-            value, allowed = getattr(self, name), typing.get_args(kind)
-            if value not in allowed:
-                option = f"--{name.replace('_', '-')}"
-                raise InputError(f"{option}: expected {' or '.join(allowed)}, found {value!r}{nearest(value, allowed)}")
+            choice(f"--{name.replace('_', '-')}", getattr(self, name), typing.get_args(kind))
 
     @property
     def closes_documents(self) -> bool:

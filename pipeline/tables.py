@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from pipeline.records import Batch, StretchReader
+from pipeline.records import Batch, StretchReader, row_batch
 from pipeline.sources import Source
 from pipeline.storage import open_binary
 from pipeline.streams import file_digest
@@ -52,8 +52,7 @@ class TableReader(StretchReader):
         columns = self._options.columns
         if columns is not None and (known := [name for name in batch.schema.names if name in columns]):
             batch = batch.select(known)
-        values: list[Any] = batch.to_pylist()
-        return Batch(values, batch.nbytes, lambda number: (row + number, repr(values[number]).encode()))
+        return row_batch(batch.to_pylist(), row, batch.nbytes)
 
     def _first_row(self) -> int:
         """The number of rows before the stretch."""

@@ -194,7 +194,7 @@ def process_unit(
     with contextlib.ExitStack() as stack:
         rejected = stack.enter_context(_RejectedFile(rejected_path(job.directory, unit.number)))
         records = UnitRecords(unit, job.sources, job.settings, first=first, write_rejected=rejected.write)
-        splits = {name: stack.enter_context(_SplitBuilder(name, unit, job)) for name in SPLITS}
+        splits = {name: _SplitBuilder(name, unit, job, stack) for name in SPLITS}
         num_rejected = 0
         for texts, batch in records.batches():
             num_rejected, num_rejected_before = records.rejected.total(), num_rejected
@@ -278,12 +278,14 @@ def _difference(text: str, found: Any, expected: Any) -> str:
 class _SplitBuilder:
     """The packer of one split with the counts of its documents."""
 
-    def __init__(self, split: SplitName, unit: Unit, job: Job) -> None:
+    def __init__(self, split: SplitName, unit: Unit, job: Job, stack: contextlib.ExitStack) -> None:
+        """The packer is closed with `stack`."""
         settings = job.settings
         self._block_tokens = settings.block_tokens
-        self._packer = PACKERS[settings.packing](
+        packer = PACKERS[settings.packing](
             job.directory, unit.number, split=split, block_tokens=settings.block_tokens, eos_id=job.eos_id
         )
+        self._packer = stack.enter_context(packer)
         self._num_documents = self._num_tokens = self._num_text_bytes = self._num_text_chars = 0
         self._num_short = self._num_tail = 0
 
@@ -309,12 +311,6 @@ class _SplitBuilder:
             shard=packed.shard,
             tail=packed.tail,
         )
-
-    def __enter__(self) -> _SplitBuilder:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._packer.__exit__(*error)
 
 
 def _add_documents(
