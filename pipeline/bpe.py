@@ -7,12 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.fields import TextOf
-from pipeline.qwen2 import EOS_TOKEN, SPLIT_PATTERN, TOKENIZER_CONFIG, tokenizer_json
-from pipeline.readers import open_stretch
-from pipeline.records import BadRecord, ReadOptions, locate, raise_bad
+from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, tokenizer_json
+from pipeline.settings import BuildSettings
 from pipeline.sources import Source, find_sources
 from pipeline.units import plan_units
+from pipeline.work import UnitRecords
 from shards.errors import InputError
 from shards.files import write_atomically
 from shards.tokenizer_files import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON
@@ -27,24 +26,19 @@ def train_tokenizer(source_names: Sequence[str], out: Path, *, vocab_size: int, 
     """
     if not SMALLEST_VOCABULARY <= vocab_size <= 2**24:
         raise InputError(f"--vocab-size: expected {SMALLEST_VOCABULARY} to {2**24:,} entries, found {vocab_size:,}")
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, pre_tokenizers, trainers
 
     sources = find_sources(source_names)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
-        ]
-    )
+    settings = BuildSettings(text_field=text_field, unit_bytes=sys.maxsize)
+    untrained = tokenizer_json(vocabulary={}, merges=[], special_tokens=())
+    tokenizer = Tokenizer.from_str(json.dumps(untrained))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
         special_tokens=[],
     )
-    tokenizer.train_from_iterator(_texts(sources, text_field), trainer)
+    tokenizer.train_from_iterator(_texts(sources, settings), trainer)
     model = json.loads(tokenizer.to_str())["model"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     content = tokenizer_json(vocabulary=model["vocab"], merges=merges, special_tokens=(EOS_TOKEN,))
@@ -58,14 +52,7 @@ def train_tokenizer(source_names: Sequence[str], out: Path, *, vocab_size: int, 
     return len(model["vocab"]) + 1
 
 
-def _texts(sources: Sequence[Source], text_field: str) -> Iterator[list[str]]:
-    text_of = TextOf(text_field)
-    options = ReadOptions(on_bad=raise_bad, columns=text_of.columns)
-    for unit in plan_units(sources, sys.maxsize):
-        for stretch in unit.stretches:
-            source = sources[stretch.source]
-            try:
-                for batch in open_stretch(source, stretch, options):
-                    yield text_of.texts(batch, options)
-            except BadRecord as error:
-                raise locate(source, error) from None
+def _texts(sources: Sequence[Source], settings: BuildSettings) -> Iterator[list[str]]:
+    for unit in plan_units(sources, settings.unit_bytes):
+        for texts, _batch in UnitRecords(unit, sources, settings).batches():
+            yield texts

@@ -30,7 +30,7 @@ from pipeline.sources import Source, find_sources, removed
 from pipeline.storage import file_statuses
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
 from pipeline.units import Stretch, Unit, plan_units
-from pipeline.work import Job, Progress, UnitError
+from pipeline.work import Job, Progress
 from shards.errors import InputError
 from shards.manifest import Manifest, read_manifest
 from shards.storage import is_url
@@ -39,8 +39,6 @@ from shards.wording import size_text
 
 # Bytes of the set for each byte of the source: Chinese with Qwen2's vocabulary needs 1.1; 1.5 leaves room for others.
 _ESTIMATED_GROWTH = 1.5
-
-_PATIENCE_SECONDS = 70
 
 Engine = Literal["local", "ray"]
 Run = Callable[[Job, Sequence[Task], Progress], Any]
@@ -204,7 +202,7 @@ def _do_units(
         reporter.phase("checking what an earlier run has left")
     # Once for the units and once for their hashes: each stretch is read once.
     check = functools.partial(_check_stretches, job, _rewritten(job), functools.cache(stretch_digest))
-    built = _UnitChain(units, job.sources, read, check)
+    built = Chain(units, job.sources, read, check)
     missing = built.missing()
     num_bytes = sum(unit.num_bytes for unit in units)
     num_missing_bytes = sum(unit.num_bytes for unit in missing)
@@ -216,7 +214,7 @@ def _do_units(
             reporter.phase("looking for duplicates")
             (job.directory / DEDUP_DIRECTORY).mkdir(exist_ok=True)
             read_hashes = functools.partial(read_hash_receipt, job.directory, check_files=check_files)
-            _run_all(job, _UnitChain(units, job.sources, read_hashes, check), run, kind="hash")
+            _run_all(job, Chain(units, job.sources, read_hashes, check), run, kind="hash")
             if isinstance(place, RemotePlace):
                 place.fetch(DEDUP_DIRECTORY, ".hashes")
             find_duplicates(job.directory, len(units), check_digests=check_files)
@@ -243,72 +241,9 @@ def _do_units(
     )
 
 
-class _UnitChain:
-    """Which units are done, and the chain through them. Holds what the chain hasn't passed yet, and no receipt."""
-
-    def __init__(
-        self,
-        units: Sequence[Unit],
-        sources: Sequence[Source],
-        read: Callable[..., Any],
-        check: Callable[[Unit, list[StretchReceipt]], None],
-    ) -> None:
-        """`check` gets each unit that an earlier run has done."""
-        self._units, self._read = units, read
-        self._chain = Chain(units, sources)
-        self._ended: dict[int, list[StretchReceipt]] = {}
-        self._done = bytearray(len(units))
-        self._errors: dict[int, UnitError] = {}
-        for unit in units:
-            receipt = read(unit.number, check_digests=True)
-            if receipt is not None:
-                check(unit, receipt.stretches)
-                self._note(unit.number, receipt.stretches)
-
-    def _note(self, number: int, stretches: list[StretchReceipt]) -> None:
-        self._done[number] = True
-        self._ended[number] = stretches
-        self._chain.advance(self._ended)
-
-    def missing(self) -> list[Unit]:
-        return [unit for unit in self._units if not self._done[unit.number]]
-
-    def end(self, number: int, error: UnitError | None) -> None:
-        """A unit has ended: with its receipt, or in an error that may be one of a false start. Raises what is certain."""
-        if error is not None:
-            self._errors[number] = error
-        else:
-            self._note(number, self._receipt(number).stretches)
-        front = self._chain.front
-        if (
-            front is not None
-            and front.number in self._errors
-            and self._chain.is_right(self._errors[front.number].firsts)
-        ):
-            raise self._errors[front.number]
-
-    def _receipt(self, number: int) -> Any:
-        """The receipt of a unit that was just done. On a network file system it may take a minute to be seen."""
-        for _ in range(_PATIENCE_SECONDS):
-            receipt = self._read(number)
-            if receipt is not None:
-                return receipt
-            time.sleep(1)
-        raise RuntimeError(f"unit {number} was done, and its receipt isn't there")
-
-    def false_start(self) -> tuple[Unit, int | None] | None:
-        """The unit to do again, and the offset where its first record is; None if all is right."""
-        front = self._chain.front
-        if front is None:
-            return None
-        self._ended.pop(front.number, None)
-        self._errors.pop(front.number, None)
-        return front, self._chain.offset
-
-
 def _run_all(
     job: Job,
-    chain: _UnitChain,
+    chain: Chain,
     run: Run,
     *,
     kind: TaskKind,

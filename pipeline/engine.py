@@ -76,7 +76,7 @@ def run_task(job: Job, task: Task, progress: Progress) -> bytes | dict[str, byte
 
 def _run_local_task(job: Job, task: Task, progress: Progress) -> None:
     if task.kind == "hash":
-        records = UnitRecords(task.unit, job, task.first)
+        records = UnitRecords(task.unit, job.sources, job.settings, first=task.first)
         texts = (texts for texts, _batch in records.batches())
         write_hashes(job.directory, task.unit.number, texts, records.stretches)
         return

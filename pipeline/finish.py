@@ -11,13 +11,12 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from pipeline.receipts import Receipt, SplitReceipt, rejected_path
+from pipeline.receipts import Receipt, rejected_path
 from pipeline.settings import BuildSettings
 from pipeline.sources import Source
-from pipeline.storage import open_binary
-from pipeline.streams import file_digest
+from pipeline.streams import HashedFile, file_digest
 from pipeline.units import Stretch, Unit, plan_units
-from shards.assemble import SplitAssembler, UnitPart, join_splits
+from shards.assemble import SplitAssembler, join_splits
 from shards.entries import SPLITS
 from shards.errors import InputError
 from shards.files import atomic_writer, write_atomically
@@ -100,7 +99,7 @@ def write_set(
             if receipt.rejected:
                 with_rejected.append(unit.number)
             for name in SPLITS:
-                assemblers[name].add(_unit_part(receipt.unit, receipt.splits[name]))
+                assemblers[name].add(unit.number, receipt.splits[name])
         totals.check()
         if not totals.num_documents:
             names = ", ".join(source.path for source in sources[:3])
@@ -137,18 +136,6 @@ def write_set(
     )
     write_manifest(directory, manifest.with_fingerprint())
     return totals
-
-
-def _unit_part(unit: int, split: SplitReceipt) -> UnitPart:
-    return UnitPart(
-        unit=unit,
-        shard=split.shard,
-        tail=split.tail,
-        num_tokens=split.num_tokens,
-        num_dropped_tokens=split.num_dropped_tokens,
-        num_text_bytes=split.num_text_bytes,
-        num_text_chars=split.num_text_chars,
-    )
 
 
 def _join_rejected(directory: Path, units: Sequence[int]) -> str:
@@ -191,7 +178,7 @@ class _SourceEntries:
                 path=source.name,
                 format="+".join(part for part in (source.format, source.compression) if part),
                 num_bytes=source.num_bytes,
-                digest=self._digest.hexdigest(),  # as `combined_digest`
+                digest=self._digest.hexdigest(),  # as `source_digest`
                 num_stretches=self._num_stretches,
                 num_records=self._num_records,
             )
@@ -204,31 +191,22 @@ class _SourceEntries:
         return self._entries
 
 
-def combined_digest(digests: Sequence[str]) -> str:
-    """A source's digest: BLAKE3 over the (binary) digests of its stretches."""
-    return blake3(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()
-
-
 def source_digest(source: Source, unit_bytes: int) -> str:
-    """The digest of a file as its stretches' receipts would give it."""
-    if not source.is_splittable:
-        return combined_digest([file_digest(source.path)])
-    return combined_digest(
-        [stretch_digest(source, stretch) for unit in plan_units([source], unit_bytes) for stretch in unit.stretches]
-    )
+    """The digest of a file as its stretches' receipts would give it: BLAKE3 over the (binary) digests of the stretches."""
+    if source.is_splittable:
+        stretches = (stretch for unit in plan_units([source], unit_bytes) for stretch in unit.stretches)
+        digests = [stretch_digest(source, stretch) for stretch in stretches]
+    else:
+        digests = [file_digest(source.path)]
+    return blake3(b"".join(map(bytes.fromhex, digests))).hexdigest()
 
 
 def stretch_digest(source: Source, stretch: Stretch) -> str:
     """The digest of a stretch of a file as its receipt has it."""
     if not source.is_splittable:
         return file_digest(source.path) if stretch.is_first else ""
-    digest, left = blake3(), stretch.stop - stretch.start
-    with open_binary(source.path) as stream:
-        stream.seek(stretch.start)
-        while left and (chunk := stream.read(min(left, 1 << 22))):
-            digest.update(chunk)
-            left -= len(chunk)
-    return digest.hexdigest()
+    with HashedFile(source.path, start=stretch.start, stop=stretch.stop) as file:
+        return file.hexdigest()
 
 
 def encode_stamps(sources: Sequence[Source]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from pipeline.records import Batch, StretchReader
+from pipeline.records import Batch, StretchReader, row_batch
 from pipeline.sources import HUB_PREFIX, Source
 from shards.errors import InputError
 from shards.hub.hugging_face import check_data_set
@@ -40,28 +41,13 @@ def num_hub_shards(source: Source) -> int:
 class HubReader(StretchReader):
     """The rows of one of the data set's files. The digest is of what was read: there is no file to look at."""
 
-    _hash = None
-
-    @property
-    def digest(self) -> str:
-        return self._hash.hexdigest() if self._hash is not None else ""
-
     def __iter__(self) -> Iterator[Batch]:
         dataset = open_hub(self._source)
-        part = dataset.shard(num_shards=dataset.num_shards, index=self._stretch.start)
-        self._hash = blake3()
-        row = 0
-        values: list[Any] = []
-        for value in part:
-            values.append(value)
-            if len(values) == ROWS_AT_A_TIME:
-                yield self._batch(values, row)
-                row, values = row + len(values), []
-        if values:
-            yield self._batch(values, row)
-
-    def _batch(self, values: list[Any], row: int) -> Batch:
-        content = repr(values).encode("utf-8", "surrogatepass")
-        assert self._hash is not None
-        self._hash.update(content)
-        return Batch(values, len(content), lambda number: (row + number, repr(values[number]).encode()))
+        rows = iter(dataset.shard(num_shards=dataset.num_shards, index=self._stretch.start))
+        digest, row = blake3(), 0
+        while values := list(itertools.islice(rows, ROWS_AT_A_TIME)):
+            content = repr(values).encode("utf-8", "surrogatepass")
+            digest.update(content)
+            yield row_batch(values, row, len(content))
+            row += len(values)
+        self.digest = digest.hexdigest()

@@ -8,6 +8,7 @@ must equal `last` of the one before, which the build checks for all of them (`pi
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pipeline.json_errors import diagnose, is_unfinished, load_exactly, refuse_constant, room_for_depth, whole_number
-from pipeline.records import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader
+from pipeline.json_errors import diagnose, is_unfinished, load_record, refuse_constant, room_for_depth, whole_number
+from pipeline.records import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader, found_once
 from pipeline.sources import BYTE_ORDER_MARK
 
 LOOK_BACK_BYTES = 4096
@@ -30,10 +31,12 @@ _WHITE_SPACE = b" \t\r\n"
 
 
 class _Parsed(NamedTuple):
-    """What was parsed: a batch if there was a whole record, the bytes that took, and the bad record that ended it."""
+    """What was parsed: a batch if there was a whole record, the bytes that took, those that are left, and the bad record
+    that ended it."""
 
     batch: Batch | None
     num_bytes: int
+    rest: bytes
     error: BadRecord | None = None
 
 
@@ -41,45 +44,36 @@ class JsonArrayReader(StreamReader):
     """The records that begin in the stretch."""
 
     def _batches(self) -> Iterator[Batch]:
-        content, offset = self._first_record()  # `content` begins at a record, or is empty
-        if content and offset < self._stop:
+        pending = b""  # the beginning of a record, which goes on in `chunk`
+        chunk, offset = self._first_record()  # begins at a record, or is empty
+        if chunk and offset < self._stop:
             self.first = offset
         if self._start == 0:
             self.last = offset
-        limit = self._options.max_record_bytes
-        while content and offset < self._stop:
-            parsed = self._parse(content, offset)
-            if parsed.batch is not None:
-                yield parsed.batch
-            content, offset = content[parsed.num_bytes :], offset + parsed.num_bytes
-            error = parsed.error
-            if error is None and not self._check_size(len(content)) and not parsed.num_bytes:
-                error = self._too_large(offset, content)
+        while (pending or chunk) and offset < self._stop:
+            batch, num_bytes, rest, error = self._parse(pending, chunk, offset)
+            if batch is not None:
+                yield batch
+            offset += num_bytes
+            if error is None and not num_bytes and len(rest) > self._options.max_record_bytes:
+                error = self._too_large(offset, rest)
             if error is not None:
                 self._options.on_bad(error)
-                content, offset = self._next_plausible(content, offset, skip=1)
+                pending, (chunk, offset) = b"", self._next_plausible(rest, offset, skip=1)
+            else:
+                may_go_on = offset < self._stop and not self._at_end
+                pending, chunk = rest, self._read_next(len(rest)) if may_go_on else b""
             self.last = offset
-            while offset < self._stop and error is None and not self._at_end:
-                chunk = self._read_next(len(content))
-                whole = None
-                if self._position <= self._stop and not self._at_end and len(content) + len(chunk) <= limit:
-                    whole = _load_joined(content, chunk, offset)
-                if whole is None:
-                    content += chunk
-                    break
-                batch, content, num_bytes = whole
-                yield batch
-                self.last = offset = offset + num_bytes
-        while self._position < self._stop and self._read_next(0):
-            pass  # the digest is of all bytes of the stretch
 
-    def _parse(self, content: bytes, offset: int) -> _Parsed:
+    def _parse(self, pending: bytes, chunk: bytes, offset: int) -> _Parsed:
         limit = self._options.max_record_bytes
-        if len(content) > limit:
-            return parse_one_by_one(content, offset, stop=self._stop, at_end=self._at_end, max_bytes=limit)
-        if self._position <= self._stop and not self._at_end:
-            return _parse_to_last(content, offset)
-        return _parse_past(content, offset, self._stop, at_end=self._at_end)
+        is_small = len(pending) + len(chunk) <= limit
+        if is_small and self._position <= self._stop and not self._at_end:
+            return _parse_to_last(pending, chunk, offset)
+        content = pending + chunk
+        if is_small:
+            return _parse_past(content, offset, self._stop, at_end=self._at_end)
+        return parse_one_by_one(content, offset, stop=self._stop, at_end=self._at_end, max_bytes=limit)
 
     def _first_record(self) -> tuple[bytes, int]:
         """What has been read from the stretch's first record on, and that record's offset."""
@@ -159,48 +153,29 @@ def _could_be_record(content: bytes) -> bool:
     return isinstance(value, dict)
 
 
-def _load(content: bytes, num_bytes: int, offset: int) -> Batch:
-    """The whole records in the first `num_bytes` of `content`. Raises `orjson.JSONDecodeError` if those are none."""
-    bracketed = b"".join((b"[", memoryview(content)[:num_bytes], b"]"))
-    return Batch(orjson.loads(bracketed), num_bytes, _Places(bracketed, offset).place)
+def _load(pending: bytes, chunk: bytes, num_bytes: int, offset: int) -> Batch:
+    """The whole records in `pending` and the first `num_bytes` of `chunk`. Raises `orjson.JSONDecodeError`."""
+    bracketed = b"".join((b"[", pending, memoryview(chunk)[:num_bytes], b"]"))
+    places = found_once(functools.partial(_places, bracketed, offset))
+    return Batch(orjson.loads(bracketed), len(bracketed) - 2, places)
 
 
-def _load_one(record: bytes) -> Any:
-    """One record. Raises `ValueError` or `RecursionError`."""
-    try:
-        return orjson.loads(record)
-    except orjson.JSONDecodeError:
-        return load_exactly(record)
-
-
-def _load_joined(pending: bytes, chunk: bytes, offset: int) -> tuple[Batch, bytes, int] | None:
-    """The whole records in `pending` with `chunk` behind it, followed by another one that begins in `chunk`; then what
-    is left, and the bytes that were taken. None if it isn't that simple. The usual way, with one copy of the bytes."""
-    match = _last_candidate(chunk, len(chunk))
-    if match is None:
-        return None
-    bracketed = b"".join((b"[", pending, memoryview(chunk)[: match.start() + 1], b"]"))
-    try:
-        values = orjson.loads(bracketed)
-    except orjson.JSONDecodeError:
-        return None
-    batch = Batch(values, len(bracketed) - 2, _Places(bracketed, offset).place)
-    return batch, chunk[match.end() - 1 :], len(pending) + match.end() - 1
-
-
-def _parse_to_last(content: bytes, offset: int) -> _Parsed:
-    """Parse all whole records of `content` that are followed by another one."""
-    end = len(content)
+def _parse_to_last(pending: bytes, chunk: bytes, offset: int) -> _Parsed:
+    """Parse all whole records that are followed by another one: as a rule one in `chunk`, so that most bytes are copied
+    once."""
+    end = len(chunk)
     for _ in range(_MAX_TRIES):
-        match = _last_candidate(content, end)
+        match = _last_candidate(chunk, end)
         if match is None:
             break
         end = match.start()
         try:
-            return _Parsed(_load(content, end + 1, offset), match.end() - 1)
+            batch = _load(pending, chunk, end + 1, offset)
         except orjson.JSONDecodeError:
             continue
-    return parse_one_by_one(content, offset)
+        begin = match.end() - 1  # of the next record
+        return _Parsed(batch, len(pending) + begin, chunk[begin:])
+    return _parse_to_last(b"", pending + chunk, offset) if pending else parse_one_by_one(chunk, offset)
 
 
 def _parse_past(content: bytes, offset: int, stop: int, *, at_end: bool) -> _Parsed:
@@ -210,7 +185,8 @@ def _parse_past(content: bytes, offset: int, stop: int, *, at_end: bool) -> _Par
         if offset + match.end() - 1 < stop:
             continue
         try:
-            return _Parsed(_load(content, match.start() + 1, offset), match.end() - 1)
+            begin = match.end() - 1  # of the next record
+            return _Parsed(_load(b"", content, match.start() + 1, offset), begin, content[begin:])
         except orjson.JSONDecodeError:
             tries += 1
             if tries == _MAX_TRIES:
@@ -218,7 +194,7 @@ def _parse_past(content: bytes, offset: int, stop: int, *, at_end: bool) -> _Par
     stripped = content.rstrip(_WHITE_SPACE)
     if at_end and stripped.endswith(b"]") and (inside := stripped[:-1].rstrip(_WHITE_SPACE)):
         try:
-            return _Parsed(_load(content, len(inside), offset), len(content))
+            return _Parsed(_load(b"", content, len(inside), offset), len(content), b"")
         except orjson.JSONDecodeError:
             pass
     return parse_one_by_one(content, offset, stop=stop, at_end=at_end)
@@ -244,7 +220,7 @@ def parse_one_by_one(
     text = content.decode("utf-8", "surrogateescape")
     decoder = json.JSONDecoder(parse_constant=refuse_constant, parse_int=whole_number)
     values: list[Any] = []
-    spans: list[tuple[int, int]] = []
+    places: list[tuple[int, bytes]] = []
     place = consumed = 0  # the next record in characters and in bytes
     error: BadRecord | None = None
     while stop is None or offset + consumed < stop:
@@ -285,15 +261,15 @@ def parse_one_by_one(
                 break
         record = text[place:end].encode("utf-8", "surrogateescape")
         try:
-            values.append(_load_one(record))
+            values.append(load_record(record))
         except (ValueError, RecursionError):
             error = BadRecord(where, *diagnose(record))
         if max_bytes is not None and len(record) > max_bytes:
             error = BadRecord(where, TOO_LARGE, f"the record is larger than --max-record-bytes ({max_bytes:,} bytes)")
-            del values[len(spans) :]
+            del values[len(places) :]
         if error is not None:
             break
-        spans.append((consumed, consumed + len(record)))
+        places.append((where, record))
         consumed += _num_bytes(text[place : separator.end()])
         place = separator.end()
         if separator["end"] is not None:
@@ -302,44 +278,27 @@ def parse_one_by_one(
     if error is not None:
         error.content = content[consumed : consumed + (1 << 16)]
     if not values:
-        return _Parsed(None, consumed, error)
-    return _Parsed(
-        Batch(
-            values,
-            spans[-1][1],
-            lambda number: (offset + spans[number][0], content[spans[number][0] : spans[number][1]]),
-        ),
-        consumed,
-        error,
-    )
+        return _Parsed(None, consumed, content[consumed:], error)
+    last, record = places[-1]
+    batch = Batch(values, last + len(record) - offset, places.__getitem__)
+    return _Parsed(batch, consumed, content[consumed:], error)
 
 
-class _Places:
-    """The place of each of the records between the brackets of `bracketed`, the first of which begins at `offset`; found
-    when first asked for."""
-
-    def __init__(self, bracketed: bytes, offset: int) -> None:
-        self._bracketed, self._offset = bracketed, offset
-        self._spans: list[tuple[int, int]] = []
-
-    def place(self, number: int) -> tuple[int, bytes]:
-        if not self._spans:
-            self._find_spans()
-        begin, end = self._spans[number]
-        return self._offset + begin, self._bracketed[begin + 1 : end + 1]
-
-    def _find_spans(self) -> None:
-        text = self._bracketed[1:-1].decode("utf-8")
-        decoder = json.JSONDecoder(parse_int=whole_number)
-        place = begin = 0  # in characters, in bytes
-        while place < len(text):
-            with room_for_depth():
-                _value, end = decoder.raw_decode(text, place)
-            num_bytes = _num_bytes(text[place:end])
-            self._spans.append((begin, begin + num_bytes))
-            separator = _SEPARATOR.match(text, end)
-            place = separator.end() if separator else len(text)
-            begin += num_bytes + place - end  # separators are ASCII
+def _places(bracketed: bytes, offset: int) -> list[tuple[int, bytes]]:
+    """The place of each of the records between the brackets of `bracketed`, the first of which begins at `offset`."""
+    text = bracketed[1:-1].decode("utf-8")
+    decoder = json.JSONDecoder(parse_int=whole_number)
+    places: list[tuple[int, bytes]] = []
+    place = 0
+    while place < len(text):
+        with room_for_depth():
+            _value, end = decoder.raw_decode(text, place)
+        record = text[place:end].encode()
+        places.append((offset, record))
+        separator = _SEPARATOR.match(text, end)
+        place = separator.end() if separator else len(text)
+        offset += len(record) + place - end  # separators are ASCII
+    return places
 
 
 def _num_bytes(text: str) -> int:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import orjson
+
 from pipeline.records import INVALID_UTF8, LONE_SURROGATE, NOT_JSON
 
 # What Python's parser says of a text that might go on.
@@ -38,13 +40,16 @@ def whole_number(digits: str) -> int | float:
     return int(digits) if len(digits) < _LONGEST_INT else float(digits)
 
 
-def load_exactly(record: bytes) -> Any:
-    """The value of a record that the fast parser refuses and that is valid, for a number beyond a float's range.
+def load_record(record: bytes) -> Any:
+    """The value of a record, also where the fast parser refuses a valid one, for a number beyond a float's range.
 
     Raises `ValueError` if it isn't valid, or holds a lone surrogate, and `RecursionError`."""
-    value = json.loads(record.decode("utf-8"), parse_constant=refuse_constant, parse_int=whole_number)
-    json.dumps(value, ensure_ascii=False).encode()
-    return value
+    try:
+        return orjson.loads(record)
+    except orjson.JSONDecodeError:
+        value = json.loads(record.decode("utf-8"), parse_constant=refuse_constant, parse_int=whole_number)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
 
 
 def is_unfinished(error: json.JSONDecodeError, text: str) -> bool:

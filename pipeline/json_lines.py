@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
-from pipeline.json_errors import breaks_off, diagnose, load_exactly
-from pipeline.records import BadRecord, Batch, Incomplete, StreamReader
+from pipeline.json_errors import breaks_off, diagnose, load_record
+from pipeline.records import BadRecord, Batch, Incomplete, StreamReader, found_once
 from pipeline.sources import BYTE_ORDER_MARK
 
 
@@ -20,7 +21,7 @@ class JsonLinesReader(StreamReader):
             if num_bytes <= self._options.max_record_bytes:
                 try:
                     values = [orjson.loads(line) for line in lines if line and not line.isspace()]
-                    yield Batch(values, num_bytes, _Places(lines, offset).place)
+                    yield Batch(values, num_bytes, found_once(functools.partial(places_of, lines, offset)))
                     continue
                 except orjson.JSONDecodeError:
                     pass
@@ -29,25 +30,21 @@ class JsonLinesReader(StreamReader):
     def _one_by_one(self, lines: list[bytes], offset: int, num_bytes: int) -> Batch:
         """The good ones among `lines`, the first of which begins at `offset`; the bad ones are reported."""
         values: list[Any] = []
-        good: list[bytes] = []
-        places: list[int] = []
-        last = len(lines) - 1
-        for number, line in enumerate(lines):
-            if line and not line.isspace():
-                try:
-                    if len(line) > self._options.max_record_bytes:
-                        raise self._too_large(offset, line)
-                    values.append(_load(line))
-                    good.append(line)
-                    places.append(offset)
-                except (orjson.JSONDecodeError, RecursionError):
-                    if number == last and self._at_end and breaks_off(line):
-                        raise Incomplete(offset, offset + len(line)) from None
-                    self._options.on_bad(BadRecord(offset, *diagnose(line), line))
-                except BadRecord as error:
-                    self._options.on_bad(error)
-            offset += len(line) + 1
-        return Batch(values, num_bytes, lambda number: (places[number], good[number]))
+        good: list[tuple[int, bytes]] = []
+        end = offset + num_bytes
+        for place, line in places_of(lines, offset):
+            try:
+                if len(line) > self._options.max_record_bytes:
+                    raise self._too_large(place, line)
+                values.append(load_record(line))
+                good.append((place, line))
+            except (ValueError, RecursionError):
+                if place + len(line) == end and self._at_end and breaks_off(line):
+                    raise Incomplete(place, end) from None
+                self._options.on_bad(BadRecord(place, *diagnose(line), line))
+            except BadRecord as error:
+                self._options.on_bad(error)
+        return Batch(values, num_bytes, good.__getitem__)
 
     def _whole_lines(self) -> Iterator[tuple[list[bytes], int, int]]:
         """Stretches of whole lines, split at newlines; the first line's offset, and the bytes. A line that ends the source
@@ -59,8 +56,9 @@ class JsonLinesReader(StreamReader):
             self._file.seek(start - 1)
             self.first = start if self._file.read(1) == b"\n" else None
         pending, offset = b"", start  # an unfinished line and its offset
+        read = b""  # what is read of the next chunk already
         while True:
-            chunk = self._read_next(len(pending))
+            chunk, read = read or self._read_next(len(pending)), b""
             if not chunk:
                 break
             if self.first is None:  # still in a line that began before the stretch
@@ -88,24 +86,23 @@ class JsonLinesReader(StreamReader):
                     offset += num_bytes
                 if self._position == stop and not pending:
                     break
-            if not self._check_size(len(pending)):
+            if len(pending) > self._options.max_record_bytes:
                 self._options.on_bad(self._too_large(offset, pending))
-                offset, pending = self._skip_line(offset + len(pending)), b""
+                offset, read = self._skip_line(offset + len(pending))
+                pending = b""
                 if offset >= stop:
                     break
         self.last = offset + len(pending)
         if pending:
             yield self._without_mark(pending.split(b"\n"), offset, len(pending))
 
-    def _skip_line(self, offset: int) -> int:
-        """Read on from `offset`, inside a line, to the line's end; the offset of the next line."""
+    def _skip_line(self, offset: int) -> tuple[int, bytes]:
+        """Read on from `offset`, inside a line, to the line's end; the offset of the next line, and what is read of it."""
         while chunk := self._read_next(0):
-            end = chunk.find(b"\n") + 1
-            offset += end or len(chunk)
-            if end:
-                self._push_back(chunk[end:])
-                break
-        return offset
+            if end := chunk.find(b"\n") + 1:
+                return offset + end, chunk[end:]
+            offset += len(chunk)
+        return offset, b""
 
     def _without_mark(self, lines: list[bytes], offset: int, num_bytes: int) -> tuple[list[bytes], int, int]:
         if offset == 0 and lines[0].startswith(BYTE_ORDER_MARK):
@@ -114,29 +111,11 @@ class JsonLinesReader(StreamReader):
         return lines, offset, num_bytes
 
 
-def _load(line: bytes) -> Any:
-    """Raises `orjson.JSONDecodeError` or `RecursionError`."""
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        try:
-            return load_exactly(line)
-        except ValueError:
-            raise error from None
-
-
-class _Places:
-    """The place of each record among lines, the first of which begins at `offset`; found when first asked for."""
-
-    def __init__(self, lines: list[bytes], offset: int) -> None:
-        self._lines, self._offset = lines, offset
-        self._places: list[tuple[int, bytes]] = []
-
-    def place(self, number: int) -> tuple[int, bytes]:
-        if not self._places:
-            offset = self._offset
-            for line in self._lines:
-                if line and not line.isspace():
-                    self._places.append((offset, line))
-                offset += len(line) + 1
-        return self._places[number]
+def places_of(lines: list[bytes], offset: int) -> list[tuple[int, bytes]]:
+    """The offset and the content of each record among `lines`, the first of which begins at `offset`."""
+    places: list[tuple[int, bytes]] = []
+    for line in lines:
+        if line and not line.isspace():
+            places.append((offset, line))
+        offset += len(line) + 1
+    return places

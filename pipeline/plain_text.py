@@ -36,25 +36,26 @@ class PlainTextReader(StreamReader):
         self.last = self._position
 
     def _documents(self) -> Iterator[tuple[bytes, int]]:
-        """Each document with its offset. `pending` begins with the line feed before a document; the first has a made-up
-        one, so that a separator on the first line is one like any other."""
+        """Each document with its offset. The first has a made-up line feed before it, so that a separator on the first line
+        is one like any other."""
         mark = b"\n" + self._options.document_separator.encode() + b"\n"
         is_cut = len(mark) > 2
         pending, offset = b"\n" + self._read_head(), -1
         if pending.startswith(BYTE_ORDER_MARK, 1):
             pending, offset = b"\n" + pending[1 + len(BYTE_ORDER_MARK) :], len(BYTE_ORDER_MARK) - 1
+        begin = 0  # of what is pending: the line feed before a document
         too_large = False
         while True:
-            end = pending.find(mark) if is_cut else -1
+            end = pending.find(mark, begin) if is_cut else -1
             if end >= 0:
                 if not too_large:
-                    yield pending[1:end], offset + 1
+                    yield pending[begin + 1 : end], offset + begin + 1
                 too_large = False
-                skipped = end + len(mark) - 1
-                offset, pending = offset + skipped, pending[skipped:]
+                begin = end + len(mark) - 1
                 continue
+            offset, pending, begin = offset + begin, pending[begin:], 0
             # No end in it: this is one document, maybe with the beginning of a separator behind it.
-            if not self._check_size(len(pending) - len(mark)):
+            if len(pending) - len(mark) > self._options.max_record_bytes:
                 if not too_large:
                     self._options.on_bad(self._too_large(offset + 1, pending[1:]))
                     too_large = True

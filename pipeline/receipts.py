@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
+from shards.assemble import UnitPart
 from shards.entries import SPLITS, ShardEntry
 from shards.errors import machine_error
 from shards.packing import Tail
@@ -61,18 +62,12 @@ class StretchReceipt:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SplitReceipt:
-    """What a unit adds to one split."""
+class SplitReceipt(UnitPart):
+    """What a unit adds to one split, and what it tells of its documents."""
 
     num_documents: int
-    num_tokens: int
-    num_text_bytes: int
-    num_text_chars: int
     num_short_documents: int  # with fewer tokens than a block
     num_tail_tokens: int  # what cutting each document by itself would leave over: the tutorial's loss
-    num_dropped_tokens: int
-    shard: ShardEntry | None
-    tail: Tail
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

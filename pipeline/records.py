@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-
-from blake3 import blake3
 
 from pipeline.sources import BYTE_ORDER_MARK, Source
 from pipeline.streams import STREAM_ERRORS, HashedFile, open_stream
@@ -67,6 +66,17 @@ class Batch:
     place: Callable[[int], tuple[int, bytes]]
 
 
+def found_once(find: Callable[[], Sequence[tuple[int, bytes]]]) -> Callable[[int], tuple[int, bytes]]:
+    """For `Batch.place`: the places of all records, which `find` looks for when the first is asked for."""
+    places = functools.cache(find)
+    return lambda number: places()[number]
+
+
+def row_batch(values: list[Any], row: int, num_bytes: int) -> Batch:
+    """The rows `values`, the first of which has the number `row` in its source."""
+    return Batch(values, num_bytes, lambda number: (row + number, repr(values[number]).encode()))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadOptions:
     """How to read: `on_bad` is called with each bad record and raises it, or notes it so that reading goes on."""
@@ -82,6 +92,7 @@ class StretchReader(abc.ABC):
 
     Iterate once; then `digest`, `first` and `last` are known. `first` is the offset of the stretch's first record, `last`
     the offset behind its last one, where the next stretch's first begins; `first` is None if no record begins in it.
+    `digest` is BLAKE3 of the bytes of the stretch; empty if the first stretch's digest is of the whole source.
     """
 
     chunk_bytes = 1 << 21
@@ -92,11 +103,7 @@ class StretchReader(abc.ABC):
         self._known_first = first
         self.first: int | None = None
         self.last: int | None = None
-
-    @property
-    @abc.abstractmethod
-    def digest(self) -> str:
-        """BLAKE3 of the bytes of the stretch; empty if the first stretch's digest is of the whole source."""
+        self.digest = ""
 
     @abc.abstractmethod
     def __iter__(self) -> Iterator[Batch]: ...
@@ -110,59 +117,37 @@ class StreamReader(StretchReader):
         self._start, self._stop = stretch.start, stretch.stop
         if not source.is_splittable:
             self._start, self._stop = 0, sys.maxsize
-        self._hash = blake3()
-        self._hashed: HashedFile | None = None
-        self._packed_digest = ""
         self._position = self._start
         self._at_end = False
-        self._pushed_back = b""
-
-    @property
-    def digest(self) -> str:
-        return self._packed_digest or self._hash.hexdigest()
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._source.is_splittable:
-            with open_stream(self._source.path, "") as self._file:
-                yield from self._batches()
-            return
+        source = self._source
         with (
-            HashedFile(self._source.path, self._source.num_bytes) as self._hashed,
-            open_stream(self._source.path, self._source.compression, hashed=self._hashed) as self._file,
+            HashedFile(source.path, source.num_bytes, start=self._start, stop=self._stop) as hashed,
+            open_stream(source.path, source.compression, hashed=hashed) as self._file,
         ):
             yield from self._batches()
-            self._packed_digest = self._hashed.hexdigest()
+            self.digest = hashed.hexdigest()
 
     @abc.abstractmethod
     def _batches(self) -> Iterator[Batch]: ...
 
     def _read(self, num_bytes: int) -> bytes:
-        """The next bytes; those inside the stretch go into the digest. Notes whether the stream has ended."""
-        if self._pushed_back:
-            content, self._pushed_back = self._pushed_back[:num_bytes], self._pushed_back[num_bytes:]
-            self._position += len(content)
-            return content
-        if self._hashed is not None:
-            return self._read_packed(num_bytes)
-        content = self._file.read(num_bytes)
-        if not content and self._position < self._source.num_bytes:
-            raise InputError(f"{self._source.path}: the file became shorter while it was read; build again")
-        inside = max(0, min(len(content), self._stop - self._position))
-        self._hash.update(content if inside == len(content) else content[:inside])
-        self._position += len(content)
-        self._at_end = self._position >= self._source.num_bytes
-        return content
-
-    def _read_packed(self, num_bytes: int) -> bytes:
+        """The next bytes. Notes whether the stream has ended."""
+        source = self._source
         try:
             content = self._file.read(num_bytes)
         except STREAM_ERRORS as error:
+            if not source.compression:
+                raise
             raise InputError(
-                f"{self._source.path}: {self._source.compression}: {error} (after {self._position:,} unpacked bytes); "
+                f"{source.path}: {source.compression}: {error} (after {self._position:,} unpacked bytes); "
                 "the download is incomplete or damaged"
             ) from None
         self._position += len(content)
-        self._at_end = not content
+        self._at_end = self._position >= source.num_bytes if source.is_splittable else not content
+        if not content and not self._at_end:
+            raise InputError(f"{source.path}: the file became shorter while it was read; build again")
         return content
 
     def _read_next(self, num_pending: int) -> bytes:
@@ -176,16 +161,6 @@ class StreamReader(StretchReader):
         while len(content) < len(BYTE_ORDER_MARK) and (more := self._read_next(0)):
             content += more
         return content
-
-    def _push_back(self, content: bytes) -> None:
-        """Let the next reads begin with `content`, which was just read."""
-        self._pushed_back = content + self._pushed_back
-        self._position -= len(content)
-        self._at_end = False
-
-    def _check_size(self, num_pending: int) -> bool:
-        """Whether a record that has `num_pending` bytes and no end yet is still allowed to go on."""
-        return num_pending <= self._options.max_record_bytes
 
     def _too_large(self, offset: int, content: bytes) -> BadRecord:
         limit = self._options.max_record_bytes

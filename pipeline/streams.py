@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import abc
 import bz2
 import io
 import lzma
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import zstandard
 from blake3 import blake3
@@ -41,32 +41,41 @@ def open_stream(path: str | Path, compression: str, *, hashed: HashedFile | None
     raw = cast(BinaryIO, hashed) if hashed is not None else open_binary(path)
     if compression == "gzip":
         return cast(BinaryIO, _Owning(igzip.GzipFile(fileobj=io.BufferedReader(_Raw(raw), 1 << 18)), raw))
-    if (unpacked := _KINDS.get(compression)) is not None:
-        return cast(BinaryIO, _Owning(cast(IO[bytes], unpacked(raw, str(path))), raw))
+    if compression:
+        return cast(BinaryIO, _Owning(cast(IO[bytes], _Unpacked(_KINDS[compression], raw, str(path))), raw))
     return raw
 
 
 class HashedFile:
-    """A file whose bytes go into a digest as they are read from front to back.
+    """A file whose bytes `[start, stop)` go into a digest as they are read from front to back, beginning at `start`.
 
-    With `max_bytes` it ends there: one that somebody appends to might never end otherwise.
+    With `max_bytes` the file ends there: one that somebody appends to might never end otherwise.
     """
 
-    def __init__(self, path: str | Path, max_bytes: int = sys.maxsize) -> None:
+    def __init__(
+        self, path: str | Path, max_bytes: int = sys.maxsize, *, start: int = 0, stop: int = sys.maxsize
+    ) -> None:
         self._file = open_binary(path)
         self._hash = blake3()
-        self._max_bytes = max_bytes
-        self.num_bytes = 0
+        self._max_bytes, self._start, self._stop = max_bytes, start, stop
+        self.seek(start)
+
+    def seek(self, offset: int) -> None:
+        """Go back to an `offset` up to `start`, for a look at what is before it."""
+        self._file.seek(offset)
+        self._position = offset
 
     def read(self, num_bytes: int) -> bytes:
-        content = self._file.read(min(num_bytes, self._max_bytes - self.num_bytes))
-        self._hash.update(content)
-        self.num_bytes += len(content)
+        begin = self._position
+        content = self._file.read(min(num_bytes, self._max_bytes - begin))
+        self._position += len(content)
+        is_inside = self._start <= begin and self._position <= self._stop
+        self._hash.update(content if is_inside else content[max(0, self._start - begin) : max(0, self._stop - begin)])
         return content
 
     def hexdigest(self) -> str:
-        """The digest of the whole file: what hasn't been read yet is read."""
-        while self.read(1 << 20):
+        """The digest of all the bytes `[start, stop)`: what hasn't been read yet is read."""
+        while self.read(min(1 << 20, max(0, self._stop - self._position))):
             pass
         return self._hash.hexdigest()
 
@@ -86,18 +95,37 @@ def file_digest(path: str | Path) -> str:
         return file.hexdigest()
 
 
-class _Unpacked(abc.ABC):
+class _Kind(NamedTuple):
+    """How files of one kind are unpacked."""
+
+    open: Callable[[], Any]  # what unpacks one stream: has `eof`, `unused_data`, and raises one of STREAM_ERRORS
+    packed_bytes: int = 1 << 17  # unpacked at a time
+    is_limited: bool = True  # whether it gives no more than it is asked for, and keeps the rest
+
+
+_KINDS = {
+    "bzip2": _Kind(bz2.BZ2Decompressor),
+    "xz": _Kind(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_WINDOW_BYTES + (16 << 20))),
+    # The library unpacks at once all that it is given. Four bytes can be a block of 128 KiB: 1 KiB is at most 32 MiB.
+    "zstd": _Kind(
+        lambda: zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj(),
+        packed_bytes=1 << 10,
+        is_limited=False,
+    ),
+}
+
+
+class _Unpacked:
     """A packed file as a stream: streams of one kind, one behind the other, maybe with zero bytes as padding between.
 
     Unlike Python's own files of these kinds, a stream that is cut short is an error, and so is what follows a stream and
     is none: of a file in many streams, a damaged one in the middle would end it without a word.
     """
 
-    packed_bytes = 1 << 17  # unpacked at a time
-    _stream: Any  # has `eof`, `unused_data`, and raises one of STREAM_ERRORS
+    _stream: Any
 
-    def __init__(self, file: IO[bytes], path: str) -> None:
-        self._file, self._path = file, path
+    def __init__(self, kind: _Kind, file: IO[bytes], path: str) -> None:
+        self._kind, self._file, self._path = kind, file, path
         self._packed = b""
         self._is_new = True  # no byte of the stream has been seen
         self._unpacked, self._place = b"", 0  # unpacked, and asked for up to here
@@ -122,24 +150,24 @@ class _Unpacked(abc.ABC):
             if self._is_new:
                 packed = self._packed.lstrip(b"\0")
                 while not packed:
-                    if not (read := self._file.read(self.packed_bytes)):
+                    if not (read := self._file.read(self._kind.packed_bytes)):
                         return b""
                     packed = read.lstrip(b"\0")
-                self._packed, self._stream = packed, self._open()
+                self._packed, self._stream = packed, self._kind.open()
                 self._is_new = False
-            elif not self._packed and self._needs_input():
-                self._packed = self._file.read(self.packed_bytes)
+            elif not self._packed and (not self._kind.is_limited or self._stream.needs_input):
+                self._packed = self._file.read(self._kind.packed_bytes)
                 if not self._packed:
                     raise EOFError("the compressed stream ends early")
             packed, self._packed = self._packed, b""
             try:
-                content = self._unpack(packed, num_bytes)
+                limit = (num_bytes,) if self._kind.is_limited else ()
+                content: bytes = self._stream.decompress(packed, *limit)
             except (lzma.LZMAError, zstandard.ZstdError) as error:
                 if "memory" not in str(error).lower():
                     raise
-                limit = MAX_WINDOW_BYTES >> 20
                 raise InputError(
-                    f"{self._path}: packed so that unpacking needs more than {limit} MiB; pack it anew"
+                    f"{self._path}: packed so that unpacking needs more than {MAX_WINDOW_BYTES >> 20} MiB; pack it anew"
                 ) from None
             if self._stream.eof:
                 self._packed = self._stream.unused_data
@@ -147,48 +175,9 @@ class _Unpacked(abc.ABC):
             if content:
                 return content
 
-    @abc.abstractmethod
-    def _open(self) -> Any: ...
-
-    def _needs_input(self) -> bool:
-        return bool(self._stream.needs_input)
-
-    def _unpack(self, packed: bytes, num_bytes: int) -> bytes:
-        content: bytes = self._stream.decompress(packed, num_bytes)
-        return content
-
     def close(self) -> None:
         """Let go of what is unpacked; the file below belongs to the caller."""
         self._unpacked, self._place = b"", 0
-
-
-class _Bzip2(_Unpacked):
-    def _open(self) -> Any:
-        return bz2.BZ2Decompressor()
-
-
-class _Xz(_Unpacked):
-    def _open(self) -> Any:
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_WINDOW_BYTES + (16 << 20))
-
-
-class _Zstd(_Unpacked):
-    """The library unpacks at once all that it is given. Four bytes can be a block of 128 KiB, so it is given little."""
-
-    packed_bytes = 1 << 10  # at most 32 MiB
-
-    def _open(self) -> Any:
-        return zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj()
-
-    def _needs_input(self) -> bool:
-        return True
-
-    def _unpack(self, packed: bytes, num_bytes: int) -> bytes:
-        content: bytes = self._stream.decompress(packed)
-        return content
-
-
-_KINDS: dict[str, type[_Unpacked]] = {"bzip2": _Bzip2, "xz": _Xz, "zstd": _Zstd}
 
 
 class _Raw(io.RawIOBase):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from pipeline.records import Batch, StretchReader
+from pipeline.records import Batch, StretchReader, row_batch
 from pipeline.sources import Source
 from pipeline.storage import open_binary
 from pipeline.streams import file_digest
@@ -36,10 +36,6 @@ def row_group_bytes(source: Source) -> list[int]:
 class TableReader(StretchReader):
     """The rows of one stretch, as objects with the columns that are needed."""
 
-    @property
-    def digest(self) -> str:
-        return file_digest(self._source.path) if self._stretch.is_first else ""
-
     def __iter__(self) -> Iterator[Batch]:
         try:
             row = self._first_row()
@@ -49,13 +45,14 @@ class TableReader(StretchReader):
                     row += batch.num_rows
         except _ERRORS as error:
             raise _unreadable(self._source, error) from None
+        if self._stretch.is_first:
+            self.digest = file_digest(self._source.path)
 
     def _batch(self, batch: pa.RecordBatch, row: int) -> Batch:
         columns = self._options.columns
         if columns is not None and (known := [name for name in batch.schema.names if name in columns]):
             batch = batch.select(known)
-        values: list[Any] = batch.to_pylist()
-        return Batch(values, batch.nbytes, lambda number: (row + number, repr(values[number]).encode()))
+        return row_batch(batch.to_pylist(), row, batch.nbytes)
 
     def _first_row(self) -> int:
         """The number of rows before the stretch."""

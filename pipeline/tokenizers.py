@@ -210,13 +210,9 @@ class ReferenceEncoder:
         return ids, offsets
 
 
+@functools.lru_cache(maxsize=4)
 def load_encoder(name: str, tokenizer_json: bytes, *, parse_special: bool = False) -> Encoder:
     """The encoder called `fastokens` or `tokenizers`. Loaded once: a forked worker has its parent's at once."""
-    return _load_encoder(name, tokenizer_json, parse_special)
-
-
-@functools.lru_cache(maxsize=4)
-def _load_encoder(name: str, tokenizer_json: bytes, parse_special: bool) -> Encoder:
     encoder: type[FastEncoder | ReferenceEncoder] = FastEncoder if name == FastEncoder.name else ReferenceEncoder
     return encoder(tokenizer_json, parse_special=parse_special)
 

@@ -79,21 +79,28 @@ class UnitRecords:
     """The texts of a unit's records, stretch after stretch; then what was read of each, and what was rejected."""
 
     def __init__(
-        self, unit: Unit, job: Job, first: int | None, *, write_rejected: Callable[[bytes], None] | None = None
+        self,
+        unit: Unit,
+        sources: Sequence[Source],
+        settings: BuildSettings,
+        *,
+        first: int | None = None,
+        write_rejected: Callable[[bytes], None] | None = None,
     ) -> None:
-        """`write_rejected` gets a line of `rejected.jsonl` for each rejected record, in their order."""
-        self._unit, self._job, self._first = unit, job, first
+        """`first` is the offset of the first record where that is known. `write_rejected` gets a line of `rejected.jsonl`
+        for each rejected record, in their order."""
+        self._unit, self._sources, self._settings, self._first = unit, sources, settings, first
         self._write_rejected = write_rejected
-        self._text_of = TextOf(job.settings.text_field, job.settings.template)
+        self._text_of = TextOf(settings.text_field, settings.template)
         self._pending: list[BadRecord] = []
         self._lines: LineCounter | None = None
-        self._source = job.sources[unit.stretches[0].source]
+        self._source = sources[unit.stretches[0].source]
         self.rejected: Counter[str] = Counter()
         self.stretches: list[StretchReceipt] = []
 
     def batches(self) -> Iterator[tuple[list[str], Batch]]:
         """The texts of a batch of records, bad ones left out. Raises `UnitError`."""
-        settings = self._job.settings
+        settings = self._settings
         options = ReadOptions(
             on_bad=self._note if settings.on_bad_record == "skip" else raise_bad,
             max_record_bytes=settings.max_record_bytes,
@@ -101,7 +108,7 @@ class UnitRecords:
             columns=self._text_of.columns,
         )
         for stretch in self._unit.stretches:
-            self._source, self._lines = self._job.sources[stretch.source], None
+            self._source, self._lines = self._sources[stretch.source], None
             reader = open_stretch(self._source, stretch, options, first=self._first)
             num_rejected, num_good = self.rejected.total(), 0
             try:
@@ -187,8 +194,8 @@ def process_unit(
     check = _Check(job, unit, encoder, reference)
     with contextlib.ExitStack() as stack:
         rejected = stack.enter_context(_RejectedFile(rejected_path(job.directory, unit.number)))
-        records = UnitRecords(unit, job, first, write_rejected=rejected.write)
-        splits = {name: stack.enter_context(_SplitBuilder(name, unit, job)) for name in SPLITS}
+        records = UnitRecords(unit, job.sources, job.settings, first=first, write_rejected=rejected.write)
+        splits = {name: _SplitBuilder(name, unit, job, stack) for name in SPLITS}
         num_rejected = 0
         for texts, batch in records.batches():
             num_rejected, num_rejected_before = records.rejected.total(), num_rejected
@@ -272,11 +279,12 @@ def _difference(text: str, found: Any, expected: Any) -> str:
 class _SplitBuilder:
     """The packer of one split with the counts of its documents."""
 
-    def __init__(self, split: SplitName, unit: Unit, job: Job) -> None:
+    def __init__(self, split: SplitName, unit: Unit, job: Job, stack: contextlib.ExitStack) -> None:
+        """The packer is closed with `stack`."""
         settings = job.settings
         self._block_tokens = settings.block_tokens
-        self._writer = ShardWriter(job.directory, split, unit.number, block_tokens=settings.block_tokens)
-        self._packer = PACKERS[settings.packing](self._writer, job.eos_id)
+        writer = ShardWriter(job.directory, split, unit.number, block_tokens=settings.block_tokens)
+        self._packer = PACKERS[settings.packing](stack.enter_context(writer), job.eos_id)
         self._num_documents = self._num_tokens = self._num_text_bytes = self._num_text_chars = 0
         self._num_short = self._num_tail = 0
 
@@ -302,12 +310,6 @@ class _SplitBuilder:
             shard=packed.shard,
             tail=packed.tail,
         )
-
-    def __enter__(self) -> _SplitBuilder:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._writer.__exit__(*error)
 
 
 def _add_documents(

@@ -32,7 +32,6 @@ PACKERS: dict[str, Callable[..., Packer]] = {
 class UnitPart:
     """What one unit adds to a split."""
 
-    unit: int
     shard: ShardEntry | None
     tail: Tail
     num_tokens: int  # EOS included, dropped ones not
@@ -61,7 +60,7 @@ class SplitAssembler:
         self._num_blocks = self._num_documents = 0
         self._shards, self._tails = (RowSpool(kind, writer.directory) for kind in (ShardList, TailList))
 
-    def add(self, part: UnitPart) -> None:
+    def add(self, unit: int, part: UnitPart) -> None:
         for field in self._sums:
             self._sums[field] += getattr(part, field)
         if part.shard is not None:
@@ -72,7 +71,7 @@ class SplitAssembler:
         self._writer.write(tail.tokens)
         self._left_pieces.extend(tail.piece_tokens.tolist())
         num_pieces, split = len(tail.piece_tokens), self._writer.split
-        entry = TailEntry(unit=part.unit, split=split, num_pieces=num_pieces, continues=tail.continues)
+        entry = TailEntry(unit=unit, split=split, num_pieces=num_pieces, continues=tail.continues)
         self._tails.append(TailList.pack(entry))
 
     def _add_shard(self, shard: ShardEntry) -> None:

@@ -145,7 +145,6 @@ def _packed_units(shard_set: ShardSet, first_unit: int, take: _FileTaker) -> Ite
             entry = shard_set.manifest.splits[name]
             sums = (entry.num_dropped_tokens, entry.num_text_bytes, entry.num_text_chars) if unit == 0 else (0, 0, 0)
             parts[name] = UnitPart(
-                unit=first_unit + unit,
                 shard=shard and take.shard(shard_set.path, shard, shard_name(name, first_unit + unit)),
                 tail=tail,
                 num_tokens=(shard.num_tokens if shard else 0) + len(tail.tokens),

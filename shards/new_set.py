@@ -119,7 +119,7 @@ class NewSet:
         for name, content in tokenizer.contents.items():
             write_atomically(tokenizer_path / name, content)
         self._vocabulary = Vocabulary(tokenizer_path)
-        self._parts: dict[SplitName, list[UnitPart]] = {name: [] for name in SPLITS}
+        self._parts: dict[SplitName, list[tuple[int, UnitPart]]] = {name: [] for name in SPLITS}
         self.num_units = 0
 
     def add_unit(self, batches: Iterable[DocumentBatch]) -> None:
@@ -138,17 +138,15 @@ class NewSet:
             for name, packer in packers.items():
                 packed = packer.finish()
                 num_tokens, num_bytes, num_chars = sizes[name]
-                self._parts[name].append(
-                    UnitPart(
-                        unit=self.num_units,
-                        shard=packed.shard,
-                        tail=packed.tail,
-                        num_tokens=num_tokens - packed.num_dropped_tokens,
-                        num_dropped_tokens=packed.num_dropped_tokens,
-                        num_text_bytes=num_bytes,
-                        num_text_chars=num_chars,
-                    )
+                part = UnitPart(
+                    shard=packed.shard,
+                    tail=packed.tail,
+                    num_tokens=num_tokens - packed.num_dropped_tokens,
+                    num_dropped_tokens=packed.num_dropped_tokens,
+                    num_text_bytes=num_bytes,
+                    num_text_chars=num_chars,
                 )
+                self._parts[name].append((self.num_units, part))
         self.num_units += 1
 
     def _writer(self, name: SplitName) -> ShardWriter:
@@ -158,15 +156,14 @@ class NewSet:
     def add_packed_unit(self, parts: dict[SplitName, UnitPart]) -> None:
         """Take a unit that is packed: its shards lie in the directory already, under the next unit's number."""
         for name, part in parts.items():
-            assert part.unit == self.num_units
-            self._parts[name].append(part)
+            self._parts[name].append((self.num_units, part))
         self.num_units += 1
 
     def _assemble(self, name: SplitName) -> AssembledSplit:
         with self._writer(name) as writer:
             assembler = SplitAssembler(writer, self._tokenizer.eos_id)
-            for part in self._parts[name]:
-                assembler.add(part)
+            for unit, part in self._parts[name]:
+                assembler.add(unit, part)
             return assembler.finish()
 
     def finish(

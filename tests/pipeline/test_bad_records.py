@@ -120,7 +120,8 @@ def test_nesting_ten_thousand_deep_is_skipped_too(tmp_path: Path, tokenizer_dir:
 
 def test_the_places_of_a_batch_are_found_once() -> None:
     """A batch has a million of the shortest records: to look for each from the front took the square of that."""
-    from pipeline.json_lines import _Places
+    from pipeline.json_lines import places_of
+    from pipeline.records import found_once
 
     class Lines(list[bytes]):
         num_passes = 0
@@ -130,8 +131,8 @@ def test_the_places_of_a_batch_are_found_once() -> None:
             return super().__iter__()
 
     lines = Lines([b"{}", b" ", b"", b"[1]", b"{}"])
-    places = _Places(lines, 100)
-    assert [places.place(number) for number in (2, 0, 1)] == [(110, b"{}"), (100, b"{}"), (106, b"[1]")]
+    place = found_once(lambda: places_of(lines, 100))
+    assert [place(number) for number in (2, 0, 1)] == [(110, b"{}"), (100, b"{}"), (106, b"[1]")]
     assert lines.num_passes == 1
 
 
