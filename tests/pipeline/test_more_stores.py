@@ -79,9 +79,12 @@ def _oss(directory: Path) -> Iterator[Store]:
         yield Store(URL, refuse, be_ill)
 
 
-@pytest.fixture(scope="module", params=["gs", "oss"])
+STORES = {"gs": _gs, "oss": _oss}
+
+
+@pytest.fixture(scope="module", params=sorted(STORES))
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with {"gs": _gs, "oss": _oss}[request.param](tmp_path_factory.mktemp("store")) as store:
+    with STORES[request.param](tmp_path_factory.mktemp("store")) as store:
         yield store
 
 

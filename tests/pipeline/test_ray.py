@@ -21,8 +21,9 @@ from pipeline.build import build
 from shards.errors import InputError
 from shards.pull import pull
 from shards.verify import verify
-from tests.conftest import REPOSITORY, SAMPLE, directory_bytes, sample_records, write_corpus
+from tests.conftest import SAMPLE, directory_bytes, sample_records, write_corpus
 from tests.hub_server import Hub, hub
+from tests.pipeline.ray_cluster import command, finish, start, start_node, two_nodes, write_large_corpus
 from tests.pipeline.store import SETTINGS, URL, ill_for, stored_bytes
 
 __all__ = ["hub"]
@@ -30,40 +31,13 @@ __all__ = ["hub"]
 
 @pytest.fixture(scope="module")
 def cluster(illness: Path) -> Iterator[Any]:
-    """A head without cores, and two nodes of one core each, either of which may be lost."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", str(REPOSITORY))
-    patch.setenv("RAY_worker_register_timeout_seconds", "300")  # a busy machine takes its time
-    cluster = Cluster()
-    try:
-        start_node(cluster, num_cpus=0, include_dashboard=False)
-        for _ in range(2):
-            start_node(cluster, num_cpus=1)
+    with two_nodes() as cluster:
         yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        patch.undo()
-
-
-def start_node(cluster: Any, **options: Any) -> Any:
-    """On a machine that does much else, a node may miss Ray's 30 seconds."""
-    for _ in range(2):
-        try:
-            return cluster.add_node(**options)
-        except Exception as error:
-            if "timed out during startup" not in str(error):
-                raise
-    pytest.skip("this machine is too busy: no node of Ray starts within 30 seconds")
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    records = [{"text": record["text"] + str(number)} for number in range(6) for record in sample_records()]
-    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.json", records)
+    return write_large_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -72,22 +46,6 @@ def expected(corpus: Path, tokenizer_dir: Path, tmp_path_factory: pytest.TempPat
     out = tmp_path_factory.mktemp("local") / "set"
     build([str(corpus)], out, tokenizer_name=str(tokenizer_dir), settings=SETTINGS, num_workers=1)
     return directory_bytes(out)
-
-
-def command(corpus: Path, out: str, tokenizer_dir: Path, address: str) -> list[str]:
-    options = ["--tokenizer", str(tokenizer_dir), "--unit-bytes", str(SETTINGS.unit_bytes), "--block-tokens", "64"]
-    return [
-        *(sys.executable, "-m", "pipeline", "build", str(corpus), "--out", out, *options),
-        *("--engine", "ray", "--ray-address", address),
-    ]
-
-
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
-
-
-def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, cwd=REPOSITORY, check=False)
 
 
 def wait_for_receipts(name: str, number: int, process: subprocess.Popen[str]) -> None:
