@@ -25,7 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from shards.errors import InputError
 from train.data import IGNORED
 from train.settings import LossName
-from train.softmax import softmax_for
+from train.softmax import has_triton, softmax_for
 
 CHUNKED_FROM_VOCABULARY = 16_384  # `auto` on a GPU: below, all logits at once are small and faster
 CHUNKED_FROM_VOCABULARY_CPU = 2_048  # on a CPU the buffer that is used again is what makes it fast
@@ -178,7 +178,7 @@ def rows_at_a_time(weight: Tensor, device: torch.device) -> int:
     if device.type != "cuda":
         return tiles(CHUNK_LOGITS // vocab_size)
     properties = torch.cuda.get_device_properties(device)
-    if properties.total_memory < BIG_GPU_BYTES:
+    if properties.total_memory < BIG_GPU_BYTES or not has_triton():  # without the kernel logits take twice the bytes
         return tiles(CHUNK_LOGITS // vocab_size)
     # As many as give each multiprocessor one tile of the hidden states' gradient: 8,448 for a width of 512 on an H100.
     columns = math.ceil(hidden_size / CHUNK_TILE_COLUMNS)
