@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import Qwen2ForCausalLM
 
 from shards.errors import InputError
 from train.data import DocumentCollator
-from train.loss import chosen_loss, chunked_cross_entropy, install_loss, plain_cross_entropy
+from train.loss import chosen_loss, chunked_cross_entropy, install_loss, plain_cross_entropy, rows_at_a_time
 from train.model import build_model
 from train.settings import GenerationSettings, ModelSettings
 
@@ -243,6 +244,22 @@ for columns in (100, 256, 1000):
     environment = {**os.environ, **interpreted, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_chunks_on_a_big_gpu_fill_its_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(vocab_size: int, hidden_size: int, *, gigabytes: int = 80) -> int:
+        properties = types.SimpleNamespace(total_memory=gigabytes << 30, multi_processor_count=132)
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: properties)
+        return rows_at_a_time(torch.empty(vocab_size, hidden_size, device="meta"), torch.device("cuda"))
+
+    monkeypatch.setattr("train.loss.has_triton", lambda: True)
+    assert (
+        rows(151_680, 512) == 132 * 128 // 2 and rows(151_680, 1024) == 132 * 128 // 4 and rows(32_000, 64) == 132 * 128
+    )
+    assert rows(600_000, 512) == 20 * 128  # no more than 3 GiB of logits in bf16
+    assert rows(151_680, 512, gigabytes=24) == 13 * 128
+    monkeypatch.setattr("train.loss.has_triton", lambda: False)
+    assert rows(151_680, 512) == 13 * 128
 
 
 def test_auto_is_chosen_by_the_vocabulary() -> None:
