@@ -72,6 +72,11 @@ def build_parser() -> Parser:
         help="blocks a step over all processes; gradient accumulation follows from it",
     )
     training.add_argument(
+        "--eval_blocks",
+        metavar="BLOCKS",
+        help="validation blocks in an evaluation before the last one, which takes all (all)",
+    )
+    training.add_argument(
         "--loss",
         metavar="auto|plain|chunked|liger",
         help="all logits at once, or a chunk of tokens at a time, which saves memory (auto: by the vocabulary's size)",

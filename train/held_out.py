@@ -14,9 +14,10 @@ import torch
 from train.data import IGNORED
 
 
-def evaluate_held_out(trainer: Any) -> dict[str, float]:
+def evaluate_held_out(trainer: Any, *, most_blocks: int | None = None) -> dict[str, float]:
     """`eval_loss` in nats a token, and `eval_runtime` in seconds, `eval_samples`, `eval_samples_per_second` (blocks).
 
+    Of more than `most_blocks` so many are taken, or up to half as few, each time the same ones, spread evenly.
     `trainer` is a Trainer with an `eval_dataset`, a `data_collator`, and a model whose loss is divided by
     `num_items_in_batch` (`train.loss`). Every process calls this.
     """
@@ -24,10 +25,11 @@ def evaluate_held_out(trainer: Any) -> dict[str, float]:
     start = time.monotonic()
     was_training = model.training
     model.eval()
-    mine = list(range(args.process_index, len(dataset), args.world_size))
+    chosen = range(0, len(dataset), -(-len(dataset) // most_blocks) if most_blocks else 1)
+    mine = list(chosen[args.process_index :: args.world_size])
     # A sharded model takes all processes for each batch, so all go through equally many; and all batches are of one size,
     # for which a compiled model is compiled once: blocks that make them up have no labels.
-    most = -(-len(dataset) // args.world_size)
+    most = -(-len(chosen) // args.world_size)
     batch_blocks = min(args.per_device_eval_batch_size, most)
     starts = range(0, most, batch_blocks)
     trainer.callback_handler.eval_dataloader = starts  # its length is that of the progress bar
@@ -54,6 +56,6 @@ def evaluate_held_out(trainer: Any) -> dict[str, float]:
     return {
         "eval_loss": loss / max(count, 1),
         "eval_runtime": seconds,
-        "eval_samples": len(dataset),
-        "eval_samples_per_second": len(dataset) / max(seconds, 1e-9),
+        "eval_samples": len(chosen),
+        "eval_samples_per_second": len(chosen) / max(seconds, 1e-9),
     }

@@ -3,6 +3,7 @@
     shards: data/shards/sample      # a shard set's directory, or several with shares: wiki:0.7,books:0.3
     shuffle: global                 # or window, none: see `shards.order`
     global_batch_blocks: 256        # blocks a step, over all GPUs; sets gradient_accumulation_steps
+    eval_blocks: null               # validation blocks in an evaluation before the last one; null: all
     document_mask: false            # whether documents that share a block don't see each other
     loss: auto                      # or plain, chunked, liger: see `train.loss`
     model: {…}                      # `ModelSettings`: the Qwen2 model that is built; `config`: see `train.model_config`
@@ -32,7 +33,7 @@ from train.model_config import published_fields
 
 Record = TypeVar("Record", "ModelSettings", "TrackingSettings", "GenerationSettings")
 
-TOP_LEVEL = ("shards", "shuffle", "document_mask", "loss", "global_batch_blocks")
+TOP_LEVEL = ("shards", "shuffle", "document_mask", "loss", "global_batch_blocks", "eval_blocks")
 LossName = Literal["auto", "plain", "chunked", "liger"]
 LOSSES: tuple[LossName, ...] = ("auto", "plain", "chunked", "liger")
 SECTIONS = ("model", "training", "tracking", "generation")
@@ -144,6 +145,7 @@ class Settings:
     shuffle: Shuffle
     document_mask: bool
     global_batch_blocks: int | None  # of a step, over all processes; None: by gradient_accumulation_steps
+    eval_blocks: int | None  # of an evaluation, but of the last one, which takes all; None: of each
     loss: LossName
     model: ModelSettings
     training: dict[str, Any]  # fields of TrainingArguments, `output_dir` left out; see AUTO_ARGUMENTS
@@ -212,7 +214,12 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
             fields[key] = convert(value, types[key], where(section, key))
     training = sections["training"]
     _check_training(training, lambda key: where("training", key))
-    global_batch_blocks = _global_batch_blocks(top["global_batch_blocks"], training, config_path)
+    global_batch_blocks, eval_blocks = (
+        _blocks(top[key], f"{config_path}: {key}") for key in ("global_batch_blocks", "eval_blocks")
+    )
+    if global_batch_blocks is not None and "gradient_accumulation_steps" in training:
+        where_set = f"{config_path}: global_batch_blocks"
+        raise InputError(f"{where_set}: sets gradient_accumulation_steps too; leave one of the two out")
     output_dir = training.pop("output_dir", None)
     if not output_dir:
         raise InputError(f"{config_path}: training: output_dir is missing (or give --output_dir DIR)")
@@ -222,6 +229,7 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
         document_mask=convert(top["document_mask"] or False, frozenset({"bool"}), f"{config_path}: document_mask"),
         loss=top["loss"],
         global_batch_blocks=global_batch_blocks,
+        eval_blocks=eval_blocks,
         output_dir=Path(output_dir).expanduser(),
         model=_record(ModelSettings, sections["model"], config_path),
         training=training,
@@ -239,16 +247,12 @@ def _shards(value: Any, config_path: Path) -> str:
     return str(value)
 
 
-def _global_batch_blocks(value: Any, training: Mapping[str, Any], config_path: Path) -> int | None:
-    """Blocks a step: a multiple of the micro-batch, and the only one to say how often to accumulate."""
+def _blocks(value: Any, where: str) -> int | None:
+    """A number of blocks, or None where none is set."""
     if value is None:
         return None
-    where = f"{config_path}: global_batch_blocks"
     blocks: int = convert(value, frozenset({"int"}), where)
-    micro_batch = training.get("per_device_train_batch_size", 8)
-    require(blocks >= 1 and blocks % micro_batch == 0, where, f"a multiple of the micro-batch, {micro_batch}", blocks)
-    if "gradient_accumulation_steps" in training:
-        raise InputError(f"{where}: sets gradient_accumulation_steps too; leave one of the two out")
+    require(blocks >= 1, where, "a number of blocks from 1 on", blocks)
     return blocks
 
 

@@ -88,8 +88,9 @@ def micro_batches(global_batch_blocks: int, most_blocks: int, num_processes: int
     micro_batch = max(1, min(most_blocks, global_batch_blocks // num_processes))
     steps, rest = divmod(global_batch_blocks, micro_batch * num_processes)
     if rest:
+        processes = f" by {num_processes} processes" if num_processes > 1 else ""
         raise InputError(
-            f"global_batch_blocks: {global_batch_blocks} blocks can't be shared by {num_processes} processes in "
+            f"global_batch_blocks: {global_batch_blocks} blocks can't be shared{processes} in "
             f"micro-batches of {micro_batch}; choose another --per_device_train_batch_size"
         )
     return micro_batch, steps
@@ -197,6 +198,7 @@ def build_trainer(
         order=shards.run_order(data, settings.seed, settings.shuffle),
         epoch_blocks=shards.epoch_blocks(data),
         document_mask=settings.document_mask,
+        eval_blocks=settings.eval_blocks,
         eos_id=data.eos_id,
         use_muon=settings.training.get("optim") == MUON,
         finish_checkpoint=add_tokenizer,

@@ -76,8 +76,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
     """A Trainer over a `BlockDataset`. `args.max_steps` must be set.
 
     `position` describes the run's data (its `step` is ignored), `order` which block stands at each position,
-    `epoch_blocks` how many make an epoch; `finish_checkpoint` may add files to a checkpoint
-    before it is sealed.
+    `epoch_blocks` how many make an epoch; `eval_blocks` how many an evaluation takes before the last step, None for all;
+    `finish_checkpoint` may add files to a checkpoint before it is sealed.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         epoch_blocks: int,
         use_muon: bool = False,
         document_mask: bool = False,
+        eval_blocks: int | None = None,
         eos_id: int,
         finish_checkpoint: Callable[[Path], None],
         **kwargs: Any,
@@ -101,7 +102,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         on_gpu = args.device.type == "cuda"
         self._peak_flops = peak_flops(torch.cuda.get_device_name(args.device)) if on_gpu else None
         self._order, self._epoch_blocks, self._use_muon = order, epoch_blocks, use_muon
-        self._every_token_is_label = not document_mask
+        self._every_token_is_label, self._eval_blocks = not document_mask, eval_blocks
         self._last_log_step, self._training_seconds, self._resumed_at = 0, 0.0, time.monotonic()
         self._seconds_until_log = 0.0  # of training, until the last log
         collator = DocumentCollator(eos_id) if document_mask else collate_blocks
@@ -216,9 +217,10 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The loss on all validation blocks, logged (`train.held_out`); the Trainer's own arguments are not used."""
+        """The loss on validation blocks, behind the last step on all, logged; the Trainer's own arguments are not used."""
+        is_last = self.state.global_step >= self.args.max_steps
         with self._clock_stopped():
-            metrics = evaluate_held_out(self)
+            metrics = evaluate_held_out(self, most_blocks=None if is_last else self._eval_blocks)
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         return metrics

@@ -13,7 +13,7 @@ import shards
 from train.__main__ import main
 from train.data import IGNORED, DocumentCollator, collate_blocks
 from train.model import build_model
-from train.run_directory import read_record
+from train.run_directory import read_lines, read_record
 from train.settings import load_settings
 
 
@@ -39,3 +39,18 @@ def test_mean_over_all_labels(
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
     found = read_record(tmp_path / "run")["results"]["eval_loss"]
     assert found == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_evaluations_before_the_last_take_some_blocks(
+    write_config: Callable[..., Path], shard_set_path: Path, tmp_path: Path
+) -> None:
+    training = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "learning_rate": 0.0}
+    main(["--config", str(write_config(training=training, eval_blocks=3))])
+    found = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in line]
+    num_blocks = len(shards.open_data(str(shard_set_path))["val"])
+    assert num_blocks >= 5
+    some = len(range(0, num_blocks, -(-num_blocks // 3)))
+    assert 2 <= some <= 3
+    assert [(line["step"], line["eval_samples"]) for line in found] == [(1, some), (2, some), (3, num_blocks)]
+    first, second, last = (line["eval_loss"] for line in found)
+    assert first == second != last

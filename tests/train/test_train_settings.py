@@ -114,7 +114,8 @@ def test_every_training_argument_is_an_option_or_refused() -> None:
         ({"generation": {"prompts": [""]}}, r"generation: prompts\[0\]: expected text, found ''"),
         ({"generation": {"top_p": 0}}, "generation: top_p: expected above 0, at most 1, found 0"),
         ({"global_batch_blocks": 8}, "global_batch_blocks: sets gradient_accumulation_steps too"),
-        ({"global_batch_blocks": 7}, "global_batch_blocks: expected a multiple of the micro-batch, 2, found 7"),
+        ({"global_batch_blocks": 0}, "global_batch_blocks: expected a number of blocks from 1 on, found 0"),
+        ({"eval_blocks": 0}, "eval_blocks: expected a number of blocks from 1 on, found 0"),
         ({"global_batch_blocks": "many"}, "global_batch_blocks: expected a whole number, found 'many'"),
         ({"shards": None}, "config.yaml: shards: expected a shard set's directory"),
         ({"shards": "/nowhere/at/all"}, "/nowhere/at/all: no such shard set"),
@@ -138,7 +139,7 @@ def test_a_config_below_a_file_is_none(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("a: [1", "line 1, column 6: "),
-        ("- 1", "expected a mapping with the keys shards, shuffle, document_mask, loss, global_batch_blocks, model"),
+        ("- 1", "expected a mapping with the keys shards, shuffle, document_mask, .*_blocks, eval_blocks, model"),
         ("", "expected a mapping"),
         ("shards: a\nshards: b", "line 2, column 1: key 'shards' is given twice"),
         ("model: !!python/object/apply:os.system ['true']", "could not determine a constructor"),

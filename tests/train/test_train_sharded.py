@@ -54,5 +54,7 @@ def test_accumulation_follows_from_the_global_batch() -> None:
     assert [micro_batches(256, 128, processes) for processes in (1, 2, 8, 256)] == [(128, 2), (128, 1), (32, 1), (1, 1)]
     with pytest.raises(InputError, match="256 blocks can't be shared by 3 processes in micro-batches of 32"):
         micro_batches(256, 32, 3)
+    with pytest.raises(InputError, match="256 blocks can't be shared in micro-batches of 48"):
+        micro_batches(256, 48, 1)
     with pytest.raises(InputError, match="4 blocks can't be shared by 8 processes in micro-batches of 1"):
         micro_batches(4, 128, 8)
