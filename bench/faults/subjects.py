@@ -78,14 +78,18 @@ def contents(directory: Path) -> dict[str, bytes]:
     }
 
 
+def make_tokenizer(directory: Path) -> None:
+    from pipeline.bpe import train_tokenizer
+
+    if not directory.exists():
+        train_tokenizer([str(SAMPLE)], directory, vocab_size=600)
+
+
 class BuildSubject(Subject):
     def make_inputs(self) -> None:
         import json
 
-        from pipeline.bpe import train_tokenizer
-
-        if not (self.work / "tokenizer").exists():
-            train_tokenizer([str(SAMPLE)], self.work / "tokenizer", vocab_size=600)
+        make_tokenizer(self.work / "tokenizer")
         records = json.loads(SAMPLE.read_text(encoding="utf-8"))
         numbered = [{"text": record["text"] + str(number)} for number in range(12) for record in records]
         (self.work / "corpus.json").write_text(json.dumps(numbered, ensure_ascii=False), encoding="utf-8")
@@ -121,8 +125,8 @@ class TrainSubject(Subject):
         letters = "".join(chr(33 + number) for number in range(90))
         source = self.work / "source.jsonl"
         source.write_text("".join(json.dumps({"text": letters[n % 60 :][:40] + str(n)}) + "\n" for n in range(40)))
-        tokenizer = self.work.parent / "build" / "tokenizer"
-        options = ["--tokenizer", str(tokenizer), "--block-tokens", "16", "--val-fraction", "0.2", "--quiet"]
+        make_tokenizer(self.work / "tokenizer")
+        options = ["--tokenizer", str(self.work / "tokenizer"), "--block-tokens", "16", "--val-fraction", "0.2", "--quiet"]
         Command(main, ["build", str(source), "--out", str(self.work / "set"), *options], self.work).end()
         settings: dict[str, Any] = {
             "shards": str(self.work / "set"),
