@@ -126,7 +126,15 @@ class TrainSubject(Subject):
         source = self.work / "source.jsonl"
         source.write_text("".join(json.dumps({"text": letters[n % 60 :][:40] + str(n)}) + "\n" for n in range(40)))
         make_tokenizer(self.work / "tokenizer")
-        options = ["--tokenizer", str(self.work / "tokenizer"), "--block-tokens", "16", "--val-fraction", "0.2", "--quiet"]
+        options = [
+            "--tokenizer",
+            str(self.work / "tokenizer"),
+            "--block-tokens",
+            "16",
+            "--val-fraction",
+            "0.2",
+            "--quiet",
+        ]
         Command(main, ["build", str(source), "--out", str(self.work / "set"), *options], self.work).end()
         settings: dict[str, Any] = {
             "shards": str(self.work / "set"),
