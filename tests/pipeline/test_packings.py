@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -61,10 +61,28 @@ def test_best_fit_fills_no_block_beyond_its_capacity(lengths: list[int]) -> None
     blocks = best_fit_decreasing(lengths, 40)
     assert sorted(piece for block in blocks for piece in block) == list(range(len(lengths)))
     assert all(sum(lengths[piece] for piece in block) <= 40 for block in blocks)
-    # Best-fit decreasing needs at most 11/9 of the best possible, plus one (Johnson 1974).
-    assert (
-        len(blocks) <= -(-sum(lengths) // 40) * 11 / 9 + 1 or len(blocks) <= sum(length > 20 for length in lengths) + 1
-    )
+    sums = sorted(sum(lengths[piece] for piece in block) for block in blocks)
+    assert len(sums) < 2 or sums[0] + sums[1] > 40  # no two could be one
+
+
+def fewest_blocks(lengths: list[int], capacity: int) -> int:
+    """How many blocks are needed at least, by trying all subsets."""
+    everything = (1 << len(lengths)) - 1
+    sums = [
+        sum(length for place, length in enumerate(lengths) if chosen >> place & 1) for chosen in range(everything + 1)
+    ]
+    needed = [0] * (everything + 1)
+    for chosen in range(1, everything + 1):
+        parts = [part for part in range(1, chosen + 1) if part & chosen == part and sums[part] <= capacity]
+        needed[chosen] = 1 + min(needed[chosen ^ part] for part in parts)
+    return needed[everything]
+
+
+@given(lengths=st.lists(st.integers(1, 40), max_size=7))
+@example(lengths=[16, 16, 16, 25, 25, 25, 25])
+def test_best_fit_needs_few_blocks(lengths: list[int]) -> None:
+    """At most 11/9 of the fewest, plus one (Johnson 1974)."""
+    assert len(best_fit_decreasing(lengths, 40)) <= fewest_blocks(lengths, 40) * 11 / 9 + 1
 
 
 def test_best_fit_cuts_no_document_that_fits_a_block(tmp_path: Path, tokenizer_dir: Path) -> None:
