@@ -38,7 +38,7 @@ from shards.storage import StorageError, is_url
 TaskKind = Literal["build", "hash"]
 MAX_TRIES = 2
 _SECONDS_TO_END = 1.0
-HELD_BACK = (signal.SIGINT, signal.SIGTERM)
+_HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,19 +237,24 @@ def signals_held_back(*, spawns: bool) -> Generator[None, None, None]:
     """SIGINT and SIGTERM wait until the end; a process that is started within has them held back from its start on."""
     if spawns:
         multiprocessing.resource_tracker.ensure_running()  # the first spawned process starts it, and that lets them through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def take_signals() -> None:
+    """In a process that was started within `signals_held_back`: SIGTERM ends it now, and at SIGINT the parent decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+
+
 def _worker_main(pipe: Connection, job: Job, inherited: list[Connection]) -> None:
     for connection in inherited:
         connection.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+    take_signals()
     gc.disable()  # records hold no cycles, and there are many of them
     parent = os.getppid()
 

@@ -20,7 +20,6 @@ from shards.hub.download import Progress, download
 from shards.hub.remote import ANSWER_SECONDS, ConnectionFailed, RemoteFile, within
 
 MIRROR = "https://hf-mirror.com"
-_READ_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,16 +197,12 @@ def _find_nearest(corpus: Corpus, seconds: float) -> dict[str, RemoteFile]:
 
 def _is_same(path: Path, remote: RemoteFile) -> bool:
     """Whether `path` is the hub's file, as far as the hub says what that is."""
-    num_bytes = path.stat().st_size
-    if remote.num_bytes is not None and num_bytes != remote.num_bytes:
+    if remote.num_bytes is not None and path.stat().st_size != remote.num_bytes:
         return False
     if remote.digest is None:
         return remote.num_bytes is not None
-    hasher = remote.digest.start(num_bytes)
     with open(path, "rb") as file:
-        while block := file.read(_READ_BYTES):
-            hasher.update(block)
-    return bool(hasher.hexdigest() == remote.digest.value)
+        return remote.digest.matches_file(file)
 
 
 def _stamp_path(out: Path) -> Path:

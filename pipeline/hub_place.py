@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import re
 import shutil
-import signal
 import tempfile
 import threading
 import traceback
@@ -26,7 +25,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from pipeline.engine import HELD_BACK, signals_held_back
+from pipeline.engine import signals_held_back, take_signals
 from pipeline.place import Place
 from pipeline.remote_place import fetch_manifest
 from shards.errors import InputError
@@ -249,9 +248,7 @@ def _in_process(run: Callable[[], str]) -> str:
 
 
 def _upload_main(pipe: Connection, run: Callable[[], str]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+    take_signals()
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     try:
         outcome = "done", run()

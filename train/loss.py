@@ -175,10 +175,8 @@ def rows_at_a_time(weight: Tensor, device: torch.device) -> int:
     vocab_size, hidden_size = weight.shape
     if device.type == "cpu":
         return min(CHUNK_ROWS_CPU, max(CHUNK_ROWS_CPU // 2, CHUNK_LOGITS_CPU // vocab_size))
-    if device.type != "cuda":
-        return tiles(CHUNK_LOGITS // vocab_size)
-    properties = torch.cuda.get_device_properties(device)
-    if properties.total_memory < BIG_GPU_BYTES or not has_triton():  # without the kernel logits take twice the bytes
+    properties = torch.cuda.get_device_properties(device) if device.type == "cuda" and has_triton() else None
+    if properties is None or properties.total_memory < BIG_GPU_BYTES:  # without the kernel logits take twice the bytes
         return tiles(CHUNK_LOGITS // vocab_size)
     # As many as give each multiprocessor one tile of the hidden states' gradient: 8,448 for a width of 512 on an H100.
     columns = math.ceil(hidden_size / CHUNK_TILE_COLUMNS)

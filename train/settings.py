@@ -218,8 +218,9 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
         _blocks(top[key], f"{config_path}: {key}") for key in ("global_batch_blocks", "eval_blocks")
     )
     if global_batch_blocks is not None and "gradient_accumulation_steps" in training:
-        where_set = f"{config_path}: global_batch_blocks"
-        raise InputError(f"{where_set}: sets gradient_accumulation_steps too; leave one of the two out")
+        raise InputError(
+            f"{config_path}: global_batch_blocks: sets gradient_accumulation_steps too; leave one of the two out"
+        )
     output_dir = training.pop("output_dir", None)
     if not output_dir:
         raise InputError(f"{config_path}: training: output_dir is missing (or give --output_dir DIR)")

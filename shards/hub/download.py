@@ -24,7 +24,6 @@ from shards.hub.remote import CannotResume, ConnectionFailed, RemoteFile
 from shards.wording import size_text
 
 _PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # before the attempts that follow one which brought no byte
-_READ_BYTES = 1 << 20
 _LONG_CHECK_BYTES = 500_000_000
 
 
@@ -165,11 +164,7 @@ def _check_digest(file: BinaryIO, remote: RemoteFile, progress: Progress) -> Non
     num_bytes = file.seek(0, os.SEEK_END)
     if num_bytes >= _LONG_CHECK_BYTES:
         progress.notice(f"checking the digest of {size_text(num_bytes)}")
-    hasher = remote.digest.start(num_bytes)
-    file.seek(0)
-    while block := file.read(_READ_BYTES):
-        hasher.update(block)
-    if hasher.hexdigest() != remote.digest.value:
+    if not remote.digest.matches_file(file):
         raise _WrongBytes("the bytes that came aren't those that the hub lists")
 
 

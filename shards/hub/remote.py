@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import os
 import queue
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from shards.errors import InputError, printable
 
@@ -21,6 +22,7 @@ from shards.errors import InputError, printable
 ANSWER_SECONDS = 8.0
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_READ_BYTES = 1 << 20
 _TRIED_AGAIN = (408, 425, 429)  # and all from 500 on
 
 RepositoryType = Literal["model", "dataset"]
@@ -59,15 +61,17 @@ class Digest:
     kind: Literal["sha256", "git-sha1"]
     value: str  # hexadecimal
 
-    def start(self, num_bytes: int) -> Any:
-        """A hash object for a file of `num_bytes` bytes; its `hexdigest()` is to be `value`."""
-        if self.kind == "sha256":
-            return hashlib.sha256()
-        return hashlib.sha1(b"blob %d\0" % num_bytes, usedforsecurity=False)
-
     def matches(self, content: bytes) -> bool:
-        hasher = self.start(len(content))
-        hasher.update(content)
+        return self.matches_file(io.BytesIO(content))
+
+    def matches_file(self, file: BinaryIO) -> bool:
+        """Whether it is that of the whole file."""
+        hasher = hashlib.sha256()
+        if self.kind == "git-sha1":
+            hasher = hashlib.sha1(b"blob %d\0" % file.seek(0, os.SEEK_END), usedforsecurity=False)
+        file.seek(0)
+        while block := file.read(_READ_BYTES):
+            hasher.update(block)
         return bool(hasher.hexdigest() == self.value)
 
 

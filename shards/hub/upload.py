@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from urllib.parse import quote, unquote
 
 from shards.errors import InputError, printable
 from shards.hub.hugging_face import check_online, endpoint
-from shards.hub.remote import ANSWER_SECONDS, ConnectionFailed, reason, within
+from shards.hub.remote import ANSWER_SECONDS, ConnectionFailed, Digest, parse_digest, reason, within
 
 _URL = re.compile(
     r"hf://datasets/(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>refs/pr/\d+|[^/@]+))?(/(?P<folder>.+))?"
@@ -51,19 +50,11 @@ class HubFolder:
 
 
 @dataclasses.dataclass(frozen=True)
-class HubFile:
-    """A file as the hub lists it. `digest` is the SHA-256 of the content of a large file, else git's SHA-1 of it."""
-
-    num_bytes: int
-    digest: str
-
-
-@dataclasses.dataclass(frozen=True)
 class HubState:
-    """What is in a folder: the branch's newest commit, and all files by their names below the folder."""
+    """What is in a folder: the branch's newest commit, and the digests of all files by their names below the folder."""
 
     commit: str
-    files: dict[str, HubFile]
+    files: dict[str, Digest | None]
 
 
 def parse_folder(url: str) -> HubFolder:
@@ -183,7 +174,7 @@ def _newest_commit(folder: HubFolder, token: str) -> str:
     return str(info.sha or "")
 
 
-def _files(folder: HubFolder, token: str, commit: str) -> dict[str, HubFile]:
+def _files(folder: HubFolder, token: str, commit: str) -> dict[str, Digest | None]:
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
     from huggingface_hub.hf_api import RepoFile
@@ -199,7 +190,7 @@ def _files(folder: HubFolder, token: str, commit: str) -> dict[str, HubFile]:
     prefix = f"{folder.path}/" if folder.path else ""
     try:
         return {
-            entry.path.removeprefix(prefix): HubFile(entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
+            entry.path.removeprefix(prefix): parse_digest(entry.lfs.sha256 if entry.lfs else entry.blob_id)
             for entry in entries
             if isinstance(entry, RepoFile)
         }
@@ -212,18 +203,9 @@ def _check_commit(directory: Path, folder: HubFolder, token: str, commit: str, n
     there = _files(folder, token, commit)
     for name in names:
         found = there.get(name)
-        if found is None or found.digest != _digest(directory / name, is_sha256=len(found.digest) == 64):
-            raise ConnectionFailed(f"after commit {commit} the hub lists {folder.file(name)} not as it is here")
-
-
-def _digest(path: Path, *, is_sha256: bool) -> str:
-    hasher = hashlib.sha256()
-    if not is_sha256:
-        hasher = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while content := file.read(1 << 20):
-            hasher.update(content)
-    return hasher.hexdigest()
+        with (directory / name).open("rb") as file:
+            if found is None or not found.matches_file(file):
+                raise ConnectionFailed(f"after commit {commit} the hub lists {folder.file(name)} not as it is here")
 
 
 @contextlib.contextmanager

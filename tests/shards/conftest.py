@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -39,3 +40,9 @@ def mixed_set(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """128 entries, so that ids fit every type; EOS is 127."""
     return write_tokenizer(tmp_path_factory.mktemp("small"), {f"w{number}": number for number in range(127)}, 127)
+
+
+@pytest.fixture
+def no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small files, and no power failure."""
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)

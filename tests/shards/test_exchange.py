@@ -29,6 +29,7 @@ from tests.conftest import directory_bytes
 
 FORMATS = command.EXPORT_FORMATS
 SPLITS = ("train", "val")
+pytestmark = pytest.mark.usefixtures("no_flushing")
 
 
 def run(*arguments: object) -> int:
@@ -38,12 +39,6 @@ def run(*arguments: object) -> int:
     options = parser.parse_args([str(argument) for argument in arguments])
     status: int = options.run(options)
     return status
-
-
-@pytest.fixture(autouse=True)
-def no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many small files, and no power failure."""
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
 
 
 @pytest.fixture(scope="session")

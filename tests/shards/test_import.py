@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 import struct
 from pathlib import Path
@@ -33,11 +32,7 @@ from tests.shards.foreign_files import (
 )
 from tests.shards.test_exchange import run
 
-
-@pytest.fixture(autouse=True)
-def no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many small files, and no power failure."""
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+pytestmark = pytest.mark.usefixtures("no_flushing")
 
 
 # --- what comes out -------------------------------------------------------------------------------------------------------

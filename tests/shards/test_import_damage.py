@@ -20,11 +20,7 @@ from tests.shards.foreign_files import (
     write_megatron,
 )
 
-
-@pytest.fixture(autouse=True)
-def no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many small files, and no power failure."""
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+pytestmark = pytest.mark.usefixtures("no_flushing")
 
 
 def edited(offset: int, form: str, value: int | float | bytes) -> Callable[[bytearray], None]:
