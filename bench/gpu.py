@@ -60,7 +60,7 @@ def main() -> None:
             results.append(f"{loss}, {training}:\n\n" + run(*command))
 
     names = [f"tutorial,learning_rate={rate},tokens={tokens}" for rate in ("5e-4", "1e-3", "2e-3")]
-    names += [f"ours,learning_rate={rate},tokens={half}" for rate in ("1e-3", "2e-3", "4e-3")]
+    names += [f"ours,learning_rate={rate},tokens={half}" for rate in ("2e-3", "4e-3", "8e-3")]
     run("bench/recipe.py", "run", str(work), *names)
     results.append(run("bench/recipe.py", "table", str(work)))
     if options.out:

@@ -7,10 +7,10 @@
 CORPUS is a JSON array or JSON Lines (also .gz) with a field `text`; no passage may come twice. Each text is cut at line
 ends into documents of log-normal lengths with a mean of 430 characters, as Wikipedia's articles have, each part in one.
 
-A NAME is a recipe and what is changed in it, `tutorial,learning_rate=1e-3,tokens=800k,seed=1`. Recipes are in RECIPES. The
-model, the tokenizer, the held-out documents and the hardware are the same for all. A recipe with `shards: tutorial` trains
-on the blocks that the tutorial would have: of each document whole blocks only, no separator. `tokens` is what is trained
-on, with the schedule ending there.
+A NAME is a recipe and what is changed in it, `tutorial,learning_rate=1e-3,tokens=800k,seed=1`. Recipes are in RECIPES.
+`global_batch_blocks` is the blocks of a step. The model, the tokenizer, the held-out documents and the hardware are the
+same for all. A recipe with `shards: tutorial` trains on the blocks that the tutorial would have: of each document whole
+blocks only, no separator. `tokens` is what is trained on, with the schedule ending there.
 
 The measure is the loss a token on held-out documents, each by itself from its first token on, in windows of a block: EOS is
 no label, since the tutorial's model never sees one, and no document sees another. Several `run`s may go on side by side.
@@ -167,12 +167,13 @@ def parse(name: str) -> tuple[dict[str, Any], int]:
 def config(name: str, work: Path) -> dict[str, Any]:
     settings, tokens = parse(name)
     size = size_of(work)
-    steps = max(1, round(tokens / size["block_tokens"] / size["batch_blocks"]))
+    batch_blocks = int(settings.pop("global_batch_blocks", size["batch_blocks"]))
+    steps = max(1, round(tokens / size["block_tokens"] / batch_blocks))
     top: dict[str, Any] = {key: settings.pop(key) for key in ("document_mask", "loss", "shuffle") if key in settings}
     model = {key.removeprefix("model."): settings.pop(key) for key in list(settings) if key.startswith("model.")}
     return {
         "shards": str(work / settings.pop("shards")),
-        "global_batch_blocks": size["batch_blocks"],
+        "global_batch_blocks": batch_blocks,
         **top,
         "model": {**size["model"], **model},
         "training": {
