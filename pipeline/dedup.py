@@ -19,8 +19,8 @@ import numpy.typing as npt
 import xxhash
 from blake3 import blake3
 
-from pipeline.receipts import StretchReceipt, file_digest, raise_if_refused, sealed, unsealed
-from shards.files import flush_directory, write_atomically
+from pipeline.receipts import StretchReceipt, raise_if_refused, sealed, unsealed
+from shards.files import file_digest, flush_directory, write_atomically
 
 DEDUP_DIRECTORY = "dedup"
 DOCUMENTS_PER_BUCKET = 1 << 22

@@ -18,6 +18,7 @@ from blake3 import blake3
 from shards.assemble import UnitPart
 from shards.entries import SPLITS, ShardEntry
 from shards.errors import machine_error
+from shards.files import file_digest
 from shards.packing import Tail
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
 
@@ -44,11 +45,6 @@ def unsealed(raw: bytes) -> dict[str, Any]:
         raise ValueError("was changed")
     content: dict[str, Any] = json.loads(body)
     return content
-
-
-def file_digest(path: Path) -> str:
-    """BLAKE3 of a file's bytes."""
-    return blake3().update_mmap(path).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

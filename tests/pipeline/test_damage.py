@@ -15,9 +15,9 @@ import pytest
 from pipeline import build as build_module
 from pipeline.build import BuildResult, build
 from pipeline.place import Place
-from pipeline.receipts import file_digest
 from pipeline.settings import BuildSettings
 from shards.errors import InputError
+from shards.files import file_digest
 from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes
 
