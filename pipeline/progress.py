@@ -83,6 +83,7 @@ def summary(result: BuildResult) -> str:
     num_bytes = sum(source.num_bytes for source in manifest.sources)
     num_tokens = sum(split.num_tokens for split in splits)
     num_dropped = sum(split.num_dropped_tokens for split in splits)
+    num_eos = sum(split.num_documents for split in splits) * manifest.num_closing_tokens
     num_chars = sum(split.num_text_chars for split in splits)
     num_fill_tokens = sum(split.num_fill_tokens for split in splits)
     num_steps = -(-manifest.splits["train"].num_blocks // _BLOCKS_PER_STEP)
@@ -104,7 +105,7 @@ def summary(result: BuildResult) -> str:
         "blocks": ", ".join(f"{name} {split.num_blocks:,}" for name, split in manifest.splits.items())
         + f", of {plural(manifest.block_tokens, 'token')}; {plural(num_fill_tokens, 'token')} of filling",
         "short": f"{plural(statistics.num_short_documents, 'document')} shorter than a block",
-        "tails": _loss(statistics.num_tail_tokens, num_tokens + num_dropped, dropped=num_dropped > 0),
+        "tails": _loss(statistics.num_tail_tokens, num_tokens + num_dropped - num_eos, dropped=num_dropped > 0),
         "checked": f"{plural(statistics.num_checked, 'document')} against the reference tokenizer"
         if statistics.encoder != "tokenizers"
         else "not needed: the reference tokenizer did the work",

@@ -62,7 +62,7 @@ class SplitReceipt(UnitPart):
     """What a unit adds to one split, and what it tells of its documents."""
 
     num_documents: int
-    num_short_documents: int  # with fewer tokens than a block
+    num_short_documents: int  # with fewer tokens than a block, EOS not counted here and below
     num_tail_tokens: int  # what cutting each document by itself would leave over: the tutorial's loss
 
 

@@ -282,7 +282,7 @@ class _SplitBuilder:
     def __init__(self, split: SplitName, unit: Unit, job: Job, stack: contextlib.ExitStack) -> None:
         """The packer is closed with `stack`."""
         settings = job.settings
-        self._block_tokens = settings.block_tokens
+        self._block_tokens, self._num_closing = settings.block_tokens, int(settings.closes_documents)
         writer = ShardWriter(job.directory, split, unit.number, block_tokens=settings.block_tokens)
         self._packer = PACKERS[settings.packing](stack.enter_context(writer), job.eos_id)
         self._num_documents = self._num_tokens = self._num_text_bytes = self._num_text_chars = 0
@@ -294,8 +294,9 @@ class _SplitBuilder:
         self._num_text_chars += num_text_chars
         self._num_documents += len(counts)
         self._num_tokens += len(tokens)
-        self._num_short += int((counts < self._block_tokens).sum())
-        self._num_tail += int((counts % self._block_tokens).sum())
+        lengths = counts - self._num_closing
+        self._num_short += int((lengths < self._block_tokens).sum())
+        self._num_tail += int((lengths % self._block_tokens).sum())
 
     def receipt(self) -> SplitReceipt:
         packed = self._packer.finish()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import shards
 from pipeline import dedup, work
 from pipeline.build import build
+from pipeline.progress import summary
 from pipeline.settings import BuildSettings
 from pipeline.tokenizers import FastEncoder, ReferenceEncoder, load_tokenizer_files
 from shards.best_fit import BestFitPacker, best_fit_decreasing
@@ -146,6 +147,22 @@ def test_tutorial_keeps_exactly_what_the_original_script_keeps(tmp_path: Path, t
     assert split.num_fill_tokens == 0
     assert split.num_tokens + split.num_dropped_tokens == sum(map(len, ids))
     assert not (shard_set["train"][:] == shard_set.eos_id).any()
+
+
+@pytest.mark.parametrize(
+    ("packing", "verb"), [("concat", "would drop"), ("best-fit", "would drop"), ("tutorial", "drops")]
+)
+def test_the_summary_tells_what_the_original_script_drops(
+    tmp_path: Path, tokenizer_dir: Path, packing: Any, verb: str
+) -> None:
+    """EOS not counted, which it has none of: `report` tells the same number."""
+    corpus = write_corpus(tmp_path / "corpus.json", sample_records())
+    settings = BuildSettings(block_tokens=64, packing=packing)
+    result = build([str(corpus)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=1)
+    lengths = [len(ids) for ids in reference_ids(tokenizer_dir, TEXTS)]
+    lost = sum(length % 64 for length in lengths)
+    assert f" {verb} {lost:,} tokens ({100 * lost / sum(lengths):.1f} %)" in summary(result)
+    assert result.statistics.num_short_documents == sum(length < 64 for length in lengths)
 
 
 def test_parsed_special_tokens_become_special_ids(tmp_path: Path, tokenizer_dir: Path) -> None:
