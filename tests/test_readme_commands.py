@@ -61,10 +61,10 @@ STAND_INS = [
 ]
 # What is not there yet when a command is run that makes it.
 MADE_BY = [
-    (r"^make train$", ["data/shards", "data/tokenizers", "runs"]),
+    (r"^(PIP_INDEX_URL=\S+ )?make train$", ["data/shards", "data/tokenizers", "runs"]),
     (r"^make setup$", [".venv"]),
     (r"^make shards$", [SAMPLE_SET, "data/tokenizers/wikipedia-zh-sample"]),
-    (r"^make shards CORPUS=data/([\w-]+)\.json", [r"data/shards/\1"]),
+    (r"^make shards CORPUS=data/([\w-]+)", [r"data/shards/\1"]),
     (r"(make data|fetch wikipedia-zh)$", ["data/wikipedia-zh-cn-20240820.json"]),
     (r"make data .*--from ms", ["data/wikipedia-zh-20231101"]),
     (r"^make train CONFIG=configs/wikipedia", ["runs/wikipedia-zh-120m"]),
@@ -121,14 +121,17 @@ def hub_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
     caches = tmp_path_factory.mktemp("caches")
     with serve() as hub:
         hub.put("datasets/fjcanyue/wikipedia-zh-cn", "wikipedia-zh-cn-20240820.json", SAMPLE.read_bytes())
-        table = pa.table({"text": [record["text"] for record in sample_records()]})
-        pq.write_table(table, caches / "train.parquet")
+        pq.write_table(sample_table(), caches / "train.parquet")
         hub.put(
             "datasets/AI-ModelScope/wikipedia",
             "data/20231101.zh/train-00000-of-00001.parquet",
             (caches / "train.parquet").read_bytes(),
         )
         yield {**environment(hub, caches), "HOME": str(caches), "OMP_NUM_THREADS": "1", "PIP_NO_INDEX": "1"}
+
+
+def sample_table() -> pa.Table:
+    return pa.table({"text": [record["text"] for record in sample_records()]})
 
 
 def run(command: str, tree: Path, variables: dict[str, str], keyboard: str | None = None) -> str:
@@ -186,10 +189,22 @@ def tree_with_sets(tmp_path_factory: pytest.TempPathFactory, hub_environment: di
     write_corpus(tree / "data" / "mine.jsonl", records[:50], "lines")
     write_corpus(tree / "data" / "content.jsonl", [{"content": record["text"]} for record in records[:9]], "lines")
     shutil.copy(SAMPLE, tree / "data" / "wikipedia-zh-cn-20240820.json")
+    (tree / "data" / "wikipedia-zh-20231101").mkdir()
+    pq.write_table(sample_table(), tree / "data" / "wikipedia-zh-20231101" / "train.parquet")
     (tree / "prompts.txt").write_text("牛顿\n北京市\n", encoding="utf-8")
     run("make shards", tree, hub_environment)
     sample = tree / SAMPLE_SET
-    for name in ("a", "b", "ab", "wiki", "books", "mine", "sample-qwen2", "wikipedia-zh-cn-20240820"):
+    for name in (
+        "a",
+        "b",
+        "ab",
+        "wiki",
+        "books",
+        "mine",
+        "sample-qwen2",
+        "wikipedia-zh-cn-20240820",
+        "wikipedia-zh-20231101",
+    ):
         shutil.copytree(sample, sample.with_name(name))
     shutil.copytree(tree / "data" / "tokenizers" / "wikipedia-zh-sample", tree / "data" / "tokenizers" / "mine")
     (tree / "other" / "tokens").mkdir(parents=True)
