@@ -1,8 +1,8 @@
 """Checkpoints on disk: which are complete, what they belong to, how one appears as a whole.
 
-A checkpoint is written under `RUN/.saving/`, gets a `checkpoint.json` with the size of each of its files and the
-position in the data, is flushed to the disk, and is then renamed to `RUN/checkpoint-STEP`. So a directory of that name
-is whole; one whose files have since been damaged or lost is recognised by their sizes and passed over.
+A checkpoint is written under `RUN/.saving/`, gets a `checkpoint.json` with the size and BLAKE3 of each of its files and
+the position in the data, is flushed to the disk, and is then renamed to `RUN/checkpoint-STEP`. So a directory of that
+name is whole; one whose files have since been damaged or lost is recognised by them and passed over.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError, nearest_path
-from shards.files import flush_directory, write_atomically
+from shards.files import file_digest, flush_directory, write_atomically
 
 RECORD_NAME = "checkpoint.json"
 TRAINER_STATE_NAME = "trainer_state.json"
@@ -39,30 +39,43 @@ class DataPosition:
 
 def seal_checkpoint(directory: Path, position: DataPosition) -> None:
     """Write `checkpoint.json` into a checkpoint whose other files are all there, and flush it to the disk."""
-    sizes = {}
+    sizes, digests = {}, {}
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.name != RECORD_NAME:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-            sizes[path.relative_to(directory).as_posix()] = path.stat().st_size
-    record = {**dataclasses.asdict(position), "files": sizes}
+            name = path.relative_to(directory).as_posix()
+            sizes[name], digests[name] = path.stat().st_size, file_digest(path)
+    record = {**dataclasses.asdict(position), "files": sizes, "blake3": digests}
     write_atomically(directory / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def publish_checkpoint(directory: Path, final: Path) -> None:
-    """Rename a sealed checkpoint to its final name, in place of an older one of the same step."""
+    """Rename a sealed checkpoint to its final name, in place of an older one of the same step.
+
+    Its files get the usual permissions: safetensors writes weights that nobody else may read.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
     if final.exists():
         shutil.rmtree(final)
     os.replace(directory, final)
     flush_directory(final.parent)
 
 
-def read_position(checkpoint: Path) -> DataPosition:
-    """The position of a complete checkpoint. Raises `InputError` if it is not complete, saying why."""
+def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPosition:
+    """The position of a complete checkpoint. Raises `InputError` if it is not complete or damaged, saying why.
+
+    Without `check_content` files of the right size are taken for right.
+    """
     path = checkpoint / RECORD_NAME
     try:
         record = json.loads(path.read_bytes())
         sizes: dict[str, int] = record.pop("files")
+        digests: dict[str, str] = record.pop("blake3", {})
         position = DataPosition(**record)
         for field in dataclasses.fields(DataPosition):
             if type(getattr(position, field.name)).__name__ != field.type:
@@ -71,6 +84,8 @@ def read_position(checkpoint: Path) -> DataPosition:
             raise ValueError("files: expected names of files within the checkpoint, and their sizes")
         if position.step < 0 or any(type(size) is not int or not 0 <= size < 2**63 for size in sizes.values()):
             raise ValueError("expected sizes of files and a step that are whole numbers")
+        if not isinstance(digests, dict) or not digests.keys() <= sizes.keys():
+            raise ValueError("blake3: expected digests of the files")
         if (checkpoint / TRAINER_STATE_NAME).is_file():
             state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
             if state.get("global_step") != position.step:
@@ -88,6 +103,9 @@ def read_position(checkpoint: Path) -> DataPosition:
         if found != expected:
             state = "is missing" if found is None else f"has {found:,} bytes"
             raise InputError(f"{file}: {state}, expected {expected:,} bytes; the checkpoint is damaged")
+    for name, digest in digests.items() if check_content else ():
+        if file_digest(checkpoint / name) != digest:
+            raise InputError(f"{checkpoint / name}: has other bytes than were written; the checkpoint is damaged")
     return position
 
 
@@ -102,12 +120,14 @@ def numbered_checkpoints(run: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def newest_complete_checkpoint(run: Path) -> tuple[Path | None, DataPosition | None, list[str]]:
+def newest_complete_checkpoint(
+    run: Path, *, check_content: bool = True
+) -> tuple[Path | None, DataPosition | None, list[str]]:
     """The complete checkpoint of the highest step, its position, and a line about each newer one that is damaged."""
     faults: list[str] = []
     for path in reversed(numbered_checkpoints(run)):
         try:
-            return path, read_position(path), faults
+            return path, read_position(path, check_content=check_content), faults
         except InputError as error:
             faults.append(str(error))
     return None, None, faults

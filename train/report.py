@@ -47,8 +47,12 @@ class Record:
     ) -> None:
         self._run, self._data, self._started = settings.output_dir, data, time.monotonic()
         before = run_directory.read_record(self._run) if plan.checkpoint else {}
-        training_before = before.get("settings", {}).get("training", settings.training)
-        self.changes = [*data_changes, *run_directory.changed_settings(training_before, settings.training)]
+        origin = run_directory.read_record(plan.checkpoint.parent) if plan.checkpoint else {}
+        training_before = origin.get("settings", {}).get("training", settings.training)
+        changes = run_directory.changed_settings(
+            {**training_before, "seed": None}, {**settings.training, "seed": None}, "training"
+        )  # the seed's change is one of the data's
+        self.changes = [*data_changes, *(change.removeprefix("training.") for change in changes)]
         self.session: dict[str, Any] = {
             "started_at": run_directory.now(),
             "first_step": plan.position.step if plan.position else 0,
@@ -65,7 +69,7 @@ class Record:
         self.content: dict[str, Any] = {
             "state": "training",
             "settings": settings.as_record(),
-            "training_arguments": args.to_sanitized_dict(),
+            "training_arguments": {**args.to_dict(), "train_batch_size": args.train_batch_size},
             "shards": {
                 "path": data.description,
                 "fingerprint": data.fingerprint,

@@ -15,6 +15,7 @@ from accelerate import PartialState
 
 import shards
 from shards.command_line import Terminated, say
+from shards.errors import InputError
 from train import run_directory
 from train.checkpoints import SAVING_DIRECTORY, newest_complete_checkpoint
 from train.model_card import write_model_card
@@ -44,6 +45,8 @@ def train(settings: Settings, data: shards.Data, plan: Plan, command: Sequence[s
             return
         run = settings.output_dir
         stack.enter_context(run_directory.lock_run(run))
+        if run_directory.state_of(run) != plan.seen:
+            raise InputError(f"{run}: another process has trained there meanwhile; start the same command again")
         shutil.rmtree(run / SAVING_DIRECTORY, ignore_errors=True)
         first_step = plan.position.step if plan.position else 0
         say(*run_directory.rewind_metrics(run, first_step, is_last=first_step == args.max_steps))
@@ -83,8 +86,12 @@ def run_training(trainer: BlockTrainer, plan: Plan) -> None:
             raise Terminated if stop.requested else KeyboardInterrupt
     except KeyboardInterrupt:
         if trainer.is_world_process_zero():
-            checkpoint, _, _ = newest_complete_checkpoint(run)
+            checkpoint, _, _ = newest_complete_checkpoint(run, check_content=False)
             start = f"continues from {checkpoint}" if checkpoint else "starts again: there is no checkpoint yet"
+            if plan.resume not in (None, "latest"):
+                start = f"starts from {plan.checkpoint} again" + (
+                    f"; without --resume_from_checkpoint it {start}" if checkpoint else ""
+                )
             say("", f"stopped at step {trainer.state.global_step:,}; the same command {start}")
         raise
     trainer.delete_old_checkpoints()  # killed while it saved the last, a run has one too many

@@ -41,6 +41,8 @@ class Plan:
     checkpoint: Path | None  # continue from here; None: start at step 0
     position: DataPosition | None  # of that checkpoint
     notices: list[str]  # a line each, for the user
+    resume: str | None = None  # what was asked for: see `plan_run`
+    seen: tuple[Any, ...] = ()  # what the run's directory told: `state_of`
     allow_data_change: bool = False  # the checkpoint may be of other data, seed or batch
 
 
@@ -62,6 +64,17 @@ def plan_run(run: Path, resume: str | None) -> Plan:
     `InputError` if `run` holds something that must not be overwritten, or no such checkpoint, or can't be written to.
     """
     _check_writable(run)
+    seen = state_of(run)
+    plan = _plan_run(run, resume)
+    return dataclasses.replace(plan, resume=resume, seen=seen)
+
+
+def state_of(run: Path) -> tuple[Any, ...]:
+    """What another command would change that trains in `run`."""
+    return read_record(run), [path.name for path in numbered_checkpoints(run)]
+
+
+def _plan_run(run: Path, resume: str | None) -> Plan:
     record = read_record(run)
     state = record.get("state")
     another = "choose another --output_dir (make: RUN=NAME), or delete it to train again"
@@ -87,6 +100,8 @@ def plan_run(run: Path, resume: str | None) -> Plan:
         foreign = sorted(path.name for path in run.iterdir() if not path.name.startswith("."))
         if foreign:
             raise InputError(f"{run}: holds something else ({printable(foreign[0])}, …), not a run; {another}")
+    if notices:
+        raise InputError(f"{run}: no complete checkpoint to continue from ({'; '.join(notices)}); {another}")
     if state == "training":
         notices = [*notices, f"{run}: was interrupted before its first checkpoint; starting again"]
     return Plan(checkpoint=None, position=None, notices=notices)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import pickle
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
@@ -111,6 +114,12 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
 
     # ---- data ----
 
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)
+        inner.worker_init_fn = functools.partial(start_worker, inner.worker_init_fn)
+        return loader
+
     def true_epoch(self, step: int) -> float:
         """Passes over all blocks that are complete after `step` steps."""
         return step * self.position.global_batch_blocks / self._epoch_blocks
@@ -143,8 +152,21 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The state is the checkpoint's, the settings are this command's: what was changed holds from here on."""
+        groups = self.optimizer.param_groups
+        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        scheduler = self.lr_scheduler
+        rates = list(getattr(scheduler, "base_lrs", []))
         with loading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not isinstance(scheduler, LambdaLR):
+            return
+        scheduler.base_lrs = rates
+        scheduler._last_lr = [
+            rate * share(scheduler.last_epoch) for rate, share in zip(rates, scheduler.lr_lambdas, strict=True)
+        ]
+        for group, given, rate in zip(self.optimizer.param_groups, settings, scheduler._last_lr, strict=True):
+            group.update({**given, "lr": rate})
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Put off to the first step: the `Trainer` makes the loader's iterator in between, which draws a number."""
@@ -298,6 +320,13 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
 
 
+def start_worker(also: Callable[[int], None] | None, number: int) -> None:
+    """A loader's worker leaves SIGTERM to its parent, as schedulers send it to all; it ends when its parent does."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if also is not None:
+        also(number)
+
+
 class _TrueEpoch(TrainerCallback):  # type: ignore[misc]
     """Sets the true epoch after each step, and does what the Trainer does at the end of its own, only, epoch.
 
@@ -310,6 +339,7 @@ class _TrueEpoch(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        state.compute_steps(args, state.max_steps)  # a checkpoint brings those of its own command
         self._trainer.start_clock(
             seconds_before=max((log.get("seconds", 0.0) for log in state.log_history), default=0.0)
         )

@@ -11,60 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import train.run
 from shards.command_line import Terminated
 from shards.errors import InputError
-from train.__main__ import main, prepare
-from train.callbacks import MetricsFile
-from train.checkpoints import newest_complete_checkpoint, numbered_checkpoints, read_position
-from train.run_directory import read_lines, read_record
+from tests.train.runs import logged, losses, stop_after, train_to_the_end, weights
+from train.__main__ import prepare
+from train.checkpoints import newest_complete_checkpoint, numbered_checkpoints, read_position, seal_checkpoint
+from train.run_directory import read_record
 from train.stopping import StopOnSignal
 
 WriteConfig = Callable[..., Path]
 NUM_STEPS = 11  # 2 epochs of 22 blocks, 4 blocks a step
-
-
-def train_to_the_end(config: Path, *arguments: str) -> None:
-    main(["--config", str(config), *arguments])
-
-
-def stop_after(
-    step: int,
-    monkeypatch: pytest.MonkeyPatch,
-    config: Path,
-    *arguments: str,
-    signal_number: signal.Signals = signal.SIGINT,
-) -> None:
-    """Train, and be interrupted as by Ctrl-C when `step` has been logged."""
-    on_log = MetricsFile.on_log
-
-    def interrupt(self: MetricsFile, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        on_log(self, args, state, control, **kwargs)
-        if state.global_step == step:
-            signal.raise_signal(signal_number)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(MetricsFile, "on_log", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train_to_the_end(config, *arguments)
-
-
-def logged(run: Path) -> list[set[str]]:
-    """What each line of the metrics is about."""
-    return [{"loss", "eval_loss", "train_runtime"} & line.keys() for line in read_lines(run / "metrics.jsonl")]
-
-
-def losses(run: Path) -> list[tuple[int, float, float]]:
-    """Step, loss and gradient norm of each step."""
-    return [
-        (line["step"], line["loss"], line["grad_norm"]) for line in read_lines(run / "metrics.jsonl") if "loss" in line
-    ]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model" / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -308,8 +266,9 @@ def test_other_data_can_be_allowed(
 
 def test_another_tokenizer_is_never_allowed(stopped_run: Path, write_config: WriteConfig) -> None:
     path = stopped_run / "checkpoint-11" / "tokenizer.json"
-    content = path.read_bytes()
+    content, position = path.read_bytes(), read_position(path.parent)
     path.write_bytes(content.replace(b"endoftext", b"endOFtext"))
+    seal_checkpoint(path.parent, position)
     with pytest.raises(InputError, match="its tokenizer is another one than the shard set's"):
         train_to_the_end(write_config(), "--allow_data_change", "--num_train_epochs", "3")
 
@@ -387,11 +346,10 @@ def test_a_checkpoint_from_a_stranger_is_refused_with_a_line(
     stop_after(3, monkeypatch, config)
     checkpoint, _, _ = newest_complete_checkpoint(run)
     assert checkpoint is not None and (checkpoint / "training_args.bin").is_file()
+    position = read_position(checkpoint)
     torch.save({"state": _Harm(tmp_path / "owned")}, checkpoint / name)
     torch.save(_Harm(tmp_path / "owned too"), checkpoint / "training_args.bin")  # never loaded
-    record = json.loads((checkpoint / "checkpoint.json").read_bytes())
-    record["files"] = {file: (checkpoint / file).stat().st_size for file in record["files"]}
-    (checkpoint / "checkpoint.json").write_text(json.dumps(record))
+    seal_checkpoint(checkpoint, position)
     with pytest.raises(InputError, match="checkpoint-2: the checkpoint can't be loaded: "):
         train_to_the_end(config)
     assert not list(tmp_path.glob("owned*"))

@@ -1,0 +1,56 @@
+"""What the tests of interrupted and continued runs share."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from train.__main__ import main
+from train.callbacks import MetricsFile
+from train.run_directory import read_lines
+
+
+def train_to_the_end(config: Path, *arguments: str) -> None:
+    main(["--config", str(config), *arguments])
+
+
+def stop_after(
+    step: int,
+    monkeypatch: pytest.MonkeyPatch,
+    config: Path,
+    *arguments: str,
+    signal_number: signal.Signals = signal.SIGINT,
+) -> None:
+    """Train, and be interrupted as by Ctrl-C when `step` has been logged."""
+    on_log = MetricsFile.on_log
+
+    def interrupt(self: MetricsFile, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        on_log(self, args, state, control, **kwargs)
+        if state.global_step == step:
+            signal.raise_signal(signal_number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsFile, "on_log", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_to_the_end(config, *arguments)
+
+
+def logged(run: Path) -> list[set[str]]:
+    """What each line of the metrics is about."""
+    return [{"loss", "eval_loss", "train_runtime"} & line.keys() for line in read_lines(run / "metrics.jsonl")]
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    """Step, loss and gradient norm of each step."""
+    return [
+        (line["step"], line["loss"], line["grad_norm"]) for line in read_lines(run / "metrics.jsonl") if "loss" in line
+    ]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")

@@ -1,0 +1,178 @@
+"""Continued runs that are not quite as they were: changed settings, damaged checkpoints, signals and other commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.errors import InputError
+from tests.conftest import REPOSITORY
+from tests.train.runs import losses, stop_after, train_to_the_end
+from train.__main__ import prepare
+from train.checkpoints import newest_complete_checkpoint
+from train.run import train
+from train.run_directory import read_lines, read_record
+
+WriteConfig = Callable[..., Path]
+NUM_STEPS = 11  # 2 epochs of 22 blocks, 4 blocks a step
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def stopped_run(
+    stopped: dict[str, Path],
+    write_config: WriteConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+) -> Path:
+    """A run that was stopped behind step 7, with checkpoints of steps 2, 4 and 6."""
+    if "run" not in stopped:
+        stopped["run"] = tmp_path_factory.mktemp("stopped") / "run"
+        stop_after(7, monkeypatch, write_config("stopped.yaml"), "--output_dir", str(stopped["run"]))
+    return shutil.copytree(stopped["run"], tmp_path / "run")
+
+
+def rates(run: Path) -> dict[int, float]:
+    return {line["step"]: line["learning_rate"] for line in read_lines(run / "metrics.jsonl") if "loss" in line}
+
+
+def test_changed_settings_hold_from_the_checkpoint_on(
+    stopped_run: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = rates(stopped_run)
+    changes = ["--learning_rate", "0.02", "--weight_decay", "0.5", "--logging_steps", "2", "--save_steps", "5"]
+    train_to_the_end(write_config(), *changes)
+    told = capsys.readouterr().out
+    assert "changed since then: learning_rate 0.01 before, 0.02 now" in told
+    after = rates(stopped_run)
+    assert sorted(after) == [1, 2, 3, 4, 5, 6, 8, 10, 11]
+    assert {step: after[step] for step in range(1, 7)} == {step: before[step] for step in range(1, 7)}
+    # On a line from 0.02 after 2 steps of warming up to 0 at step 11. A log has the rate of its step.
+    assert [after[step] for step in (8, 10, 11)] == pytest.approx([0.02 * (12 - step) / 9 for step in (8, 10, 11)])
+    assert [path.name for path in stopped_run.glob("checkpoint-1*")] != []
+    groups = torch.load(stopped_run / "checkpoint-11" / "optimizer.pt", weights_only=True)["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.5, 0.0}
+    assert {path.name for path in stopped_run.glob("checkpoint-*")} == {
+        f"checkpoint-{step}" for step in (2, 4, 6, 10, 11)
+    }
+
+
+def test_a_longer_run_goes_on_by_the_schedule_of_its_new_length(stopped_run: Path, write_config: WriteConfig) -> None:
+    train_to_the_end(write_config(), "--num_train_epochs", "4")
+    assert rates(stopped_run)[7] == pytest.approx(0.01 * (22 - 6) / 20)
+
+
+def test_what_a_run_from_anothers_checkpoint_changes_is_told(
+    stopped_run: Path, write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["--resume_from_checkpoint", str(stopped_run / "checkpoint-6"), "--output_dir", str(tmp_path / "new")]
+    train_to_the_end(write_config(), *start, "--learning_rate", "0.02")
+    assert "changed since then: learning_rate 0.01 before, 0.02 now" in capsys.readouterr().out
+    assert read_record(tmp_path / "new")["sessions"][-1]["changes"] == ["learning_rate 0.01 before, 0.02 now"]
+
+
+def test_another_seed_is_told_once(
+    stopped_run: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_to_the_end(write_config(), "--seed", "7", "--allow_data_change")
+    assert capsys.readouterr().out.count("changed since then: seed 42 before, 7 now") == 1
+    assert len(read_record(stopped_run)["sessions"][-1]["changes"]) == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt"])
+def test_a_flipped_byte_is_seen_and_the_checkpoint_before_it_taken(
+    stopped_run: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    path = stopped_run / "checkpoint-6" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}: has other bytes than were written; the checkpoint is damaged"):
+        prepare(["--config", str(write_config()), "--resume_from_checkpoint", str(path.parent)])
+    train_to_the_end(write_config())
+    told = capsys.readouterr().out
+    assert f"{path}: has other bytes" in told and f"continuing from {stopped_run}/checkpoint-4" in told
+    assert [step for step, _, _ in losses(stopped_run)] == list(range(1, NUM_STEPS + 1))
+
+
+def test_a_checkpoint_without_digests_is_taken(stopped_run: Path) -> None:
+    path = stopped_run / "checkpoint-6" / "checkpoint.json"
+    record = json.loads(path.read_bytes())
+    del record["blake3"]
+    path.write_text(json.dumps(record))
+    assert newest_complete_checkpoint(stopped_run)[0] == path.parent
+
+
+def test_others_may_read_what_is_saved(stopped_run: Path, write_config: WriteConfig) -> None:
+    before = os.umask(0o027)
+    try:
+        train_to_the_end(write_config())
+    finally:
+        os.umask(before)
+    for path in (*(stopped_run / "model").iterdir(), *(stopped_run / "checkpoint-11").iterdir()):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640, path
+
+
+def test_a_command_whose_plan_is_out_of_date_changes_nothing(stopped_run: Path, write_config: WriteConfig) -> None:
+    """It was begun while another one trained, and gets the lock when that one has ended."""
+    arguments = ["--config", str(write_config())]
+    settings, data, plan = prepare(arguments)
+    train_to_the_end(write_config())
+    before = {path: path.read_bytes() for path in stopped_run.rglob("*.json*")}
+    with pytest.raises(InputError, match="another process has trained there meanwhile; start the same command again"):
+        train(settings, data, plan, arguments)
+    assert {path: path.read_bytes() for path in stopped_run.rglob("*.json*")} == before
+
+
+def test_ctrl_c_in_a_run_from_a_given_checkpoint_tells_where_it_starts_again(
+    stopped_run: Path,
+    write_config: WriteConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = stopped_run / "checkpoint-6"
+    start = ["--resume_from_checkpoint", str(given), "--output_dir", str(tmp_path / "new")]
+    stop_after(7, monkeypatch, write_config(), *start)
+    assert f"stopped at step 7; the same command starts from {given} again\n" in capsys.readouterr().out
+    stop_after(9, monkeypatch, write_config(), *start)
+    expected = f"{given} again; without --resume_from_checkpoint it continues from {tmp_path / 'new'}/checkpoint-8\n"
+    assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_sigterm_to_the_whole_process_group_saves_a_checkpoint(
+    write_config: WriteConfig, tmp_path: Path, num_workers: int
+) -> None:
+    """Schedulers send it to a job's processes, the loader's workers among them."""
+    command = [sys.executable, "-m", "train", "--config", str(write_config()), "--num_train_epochs", "2000"]
+    command += ["--save_steps", "100000", "--dataloader_num_workers", str(num_workers)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "output", "w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, env=environment)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 5) and time.monotonic() < deadline:
+        assert process.poll() is None, (tmp_path / "output").read_text()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    status, told = process.wait(timeout=60), (tmp_path / "output").read_text()
+    assert status == 128 + signal.SIGTERM and "Traceback" not in told, told
+    checkpoint, _, _ = newest_complete_checkpoint(tmp_path / "run")
+    assert checkpoint is not None and f"the same command continues from {checkpoint}" in told
