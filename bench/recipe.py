@@ -83,7 +83,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "ours": {
         "shards": "packed",
         "optim": "muon",
-        "learning_rate": 2e-3,
+        "learning_rate": 4e-3,
         "lr_scheduler_type": "linear",
         "warmup_steps": 0.02,
         "weight_decay": 0.1,

@@ -54,7 +54,8 @@ def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str | None:
     width = len(f"{max_steps:,}")
     head = f"step {step:>{width},}/{max_steps:,}  epoch {logs.get('epoch', 0.0):.2f}"
     if "loss" in logs:
-        line = f"{head}  loss {logs['loss']:.4f}  lr {logs.get('learning_rate', 0.0):.2e}"
+        seen = f"  {logs['tokens'] / 1e6:,.2f} M tokens" if "tokens" in logs else ""
+        line = f"{head}{seen}  loss {logs['loss']:.4f}  lr {logs.get('learning_rate', 0.0):.2e}"
         if "grad_norm" in logs:
             line += f"  grad {logs['grad_norm']:.2f}"
         if "tokens_per_second" in logs:

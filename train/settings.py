@@ -179,6 +179,11 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
     sections = {name: _section(content, name, config_path) for name in SECTIONS}
     top: dict[str, Any] = {key: content.get(key) for key in TOP_LEVEL}
     origins: dict[tuple[str, str], str] = {}
+    # Each of the two sets the other: the command line's wins over the file's.
+    if "gradient_accumulation_steps" not in overrides and "global_batch_blocks" in overrides:
+        sections["training"].pop("gradient_accumulation_steps", None)
+    if "gradient_accumulation_steps" in overrides and "global_batch_blocks" not in overrides:
+        top["global_batch_blocks"] = None
     for option, value in overrides.items():
         section, _, key = option.rpartition(".")
         if option in TOP_LEVEL:

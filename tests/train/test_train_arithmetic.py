@@ -60,7 +60,9 @@ def test_memory_is_that_of_this_process() -> None:
 
 def test_log_lines_say_what_is_left() -> None:
     logs = {"loss": 2.0, "epoch": 0.5, "tokens_per_second": 1234.5, "mfu": 0.412, "peak_memory_bytes": 4.1e9}
-    line = log_line({**logs, "seconds_left": 11_100.0}, 5, 1000)
+    line = log_line({**logs, "seconds_left": 11_100.0, "tokens": 13_107_200}, 5, 1000)
     assert line is not None
-    assert line.endswith("loss 2.0000  lr 0.00e+00  1,234 tokens/s  MFU 41.2 %  4.1 GB  3 h 5 min left")
+    assert line.endswith(
+        "  13.11 M tokens  loss 2.0000  lr 0.00e+00  1,234 tokens/s  MFU 41.2 %  4.1 GB  3 h 5 min left"
+    )
     assert [duration(value) for value in (0, 89, 91, 3540, 3600)] == ["0 s", "89 s", "2 min", "59 min", "1 h 0 min"]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 import shards
 from shards.errors import InputError
@@ -69,6 +70,20 @@ def test_options_win_over_the_file(write_config: WriteConfig, tmp_path: Path) ->
     assert settings.model.hidden_size == 32
     assert settings.generation.seed == 9
     assert settings.output_dir == tmp_path / "other"
+
+
+def test_of_two_ways_to_set_the_batch_the_command_lines_wins(write_config: WriteConfig) -> None:
+    accumulating = write_config("accumulating.yaml")  # gradient_accumulation_steps: 2
+    settings = load_settings(accumulating, {"global_batch_blocks": "8"})
+    assert settings.global_batch_blocks == 8 and "gradient_accumulation_steps" not in settings.training
+    content = yaml.safe_load(accumulating.read_text())
+    del content["training"]["gradient_accumulation_steps"]
+    by_blocks = accumulating.with_name("by-blocks.yaml")
+    by_blocks.write_text(yaml.safe_dump({**content, "global_batch_blocks": 8}))
+    settings = load_settings(by_blocks, {"gradient_accumulation_steps": "4"})
+    assert settings.global_batch_blocks is None and settings.training["gradient_accumulation_steps"] == 4
+    with pytest.raises(InputError, match="sets gradient_accumulation_steps too"):
+        load_settings(by_blocks, {"gradient_accumulation_steps": "4", "global_batch_blocks": "8"})
 
 
 def test_number_spelt_as_yaml_reads_text(write_config: WriteConfig) -> None:
