@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from shards.errors import InputError
 from tests.conftest import REPOSITORY
 from tests.train.runs import losses, stop_after, train_to_the_end
 from train.__main__ import prepare
+from train.callbacks import MetricsFile
 from train.checkpoints import newest_complete_checkpoint
 from train.run import train
 from train.run_directory import read_lines, read_record
@@ -73,9 +75,19 @@ def test_changed_settings_hold_from_the_checkpoint_on(
     }
 
 
-def test_a_longer_run_goes_on_by_the_schedule_of_its_new_length(stopped_run: Path, write_config: WriteConfig) -> None:
+def test_a_longer_run_goes_on_by_the_schedule_of_its_new_length(
+    stopped_run: Path, write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[float] = []
+
+    def note_rate(_self: MetricsFile, _args: Any, _state: Any, _control: Any, *, optimizer: Any, **_: Any) -> None:
+        used.append(optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(MetricsFile, "on_step_begin", note_rate)
     train_to_the_end(write_config(), "--num_train_epochs", "4")
-    assert rates(stopped_run)[7] == pytest.approx(0.01 * (22 - 6) / 20)
+    expected = [0.01 * (22 - step) / 20 for step in range(6, 22)]
+    assert used == pytest.approx(expected)
+    assert [rates(stopped_run)[step] for step in range(7, 23)] == used
 
 
 def test_what_a_run_from_anothers_checkpoint_changes_is_told(
