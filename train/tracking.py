@@ -112,7 +112,8 @@ class Tracking:
         """End the tracking, after success or (given the exception's type) not."""
         if self._swanlab is not None:
             with contextlib.suppress(Exception):
-                self._swanlab.finish(state="success" if kind is None else "aborted")
+                if self._swanlab.has_run():  # at Ctrl-C SwanLab ends it by itself
+                    self._swanlab.finish(state="success" if kind is None else "aborted")
 
 
 def api_key_and_host() -> tuple[str | None, str]:
