@@ -15,8 +15,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 from shards.errors import InputError, nearest_path
-from shards.files import file_digest, flush_directory, write_atomically
+from shards.files import flush_directory, write_atomically
 
 RECORD_NAME = "checkpoint.json"
 TRAINER_STATE_NAME = "trainer_state.json"
@@ -48,6 +50,11 @@ def seal_checkpoint(directory: Path, position: DataPosition) -> None:
             sizes[name], digests[name] = path.stat().st_size, file_digest(path)
     record = {**dataclasses.asdict(position), "files": sizes, "blake3": digests}
     write_atomically(directory / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def file_digest(path: Path) -> str:
+    """BLAKE3 of a file, by all cores: of a large model there are many gigabytes."""
+    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
 def publish_checkpoint(directory: Path, final: Path) -> None:
