@@ -158,6 +158,7 @@ class Split:
         self.num_documents = entry.num_documents
         self.num_tokens = entry.num_tokens
         self.num_fill_tokens = entry.num_fill_tokens
+        self.num_dropped_tokens = entry.num_dropped_tokens
         self.num_text_bytes = entry.num_text_bytes
         self.num_text_chars = entry.num_text_chars
         self.shards = shard_set.manifest.shards.of_split(name)

@@ -48,14 +48,40 @@ def collate_blocks(blocks: Any) -> dict[str, torch.Tensor]:
     """A batch for a causal language model, of what `BlockDataset` gathered; the model itself shifts the labels by one.
 
     There is no attention mask, as nothing is padding, and the EOS that ends a document is a label like any other:
-    that is how a model learns to stop.
+    that is how a model learns to stop. So is filling: this is for sets that have next to none.
     """
     return {"input_ids": blocks, "labels": blocks}
 
 
+def has_filling(data: shards.Data) -> bool:
+    """Whether many training blocks may end with filling, as `best-fit` makes them; `concat` fills up the last one alone."""
+    return any(part.manifest.packing == "best-fit" and part["train"].num_fill_tokens > 0 for part in data.sets)
+
+
+def is_filling(blocks: torch.Tensor, eos_id: int) -> torch.Tensor:
+    """Where an EOS is behind an EOS: a document has a token at least.
+
+    A cut document's rest may be nothing but EOS, and if that lies behind another document it is taken for filling too.
+    """
+    is_eos = blocks == eos_id
+    filling = torch.zeros_like(is_eos)
+    filling[:, 1:] = is_eos[:, 1:] & is_eos[:, :-1]
+    return filling
+
+
+@dataclasses.dataclass(frozen=True)
+class FilledCollator:
+    """As `collate_blocks`, but filling, which is no text, is no label."""
+
+    eos_id: int
+
+    def __call__(self, blocks: Any) -> dict[str, torch.Tensor]:
+        return {"input_ids": blocks, "labels": blocks.masked_fill(is_filling(blocks, self.eos_id), IGNORED)}
+
+
 @dataclasses.dataclass(frozen=True)
 class DocumentCollator:
-    """As `collate_blocks`, but no document sees another one that shares its block.
+    """As `FilledCollator`, but no document sees another one that shares its block.
 
     Positions restart at each document, from which the model's attention knows where documents begin; and the first token
     of a document, which nothing foretells, is no label. With the block `a b EOS c`: positions 0 1 2 0, labels a b EOS −100.

@@ -2,7 +2,8 @@
 
 Loss and perplexity are a token's; bits per byte and per character are of the text, so that models
 with different tokenizers can be compared. Filling is not counted, nor the first token of a block,
-which nothing foretells.
+which nothing foretells. A run whose documents don't see each other (document_mask) is evaluated so
+too; then the first token of a document isn't counted either.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,7 @@ class Evaluation:
 
     num_blocks: int
     num_tokens: int  # that were foretold
+    document_mask: bool  # whether documents that share a block didn't see each other
     loss: float
     perplexity: float
     bits_per_byte: float
@@ -69,7 +72,14 @@ def main(argv: list[str]) -> None:
     from train.sampling import load_model
 
     model, _tokenizer = load_model(directory)
-    result = evaluate(model, split, shard_set.eos_id, batch_blocks=options.batch, num_blocks=options.blocks)
+    result = evaluate(
+        model,
+        split,
+        shard_set.eos_id,
+        document_mask=document_mask_of_run(directory),
+        batch_blocks=options.batch,
+        num_blocks=options.blocks,
+    )
     say(*([json.dumps(asdict(result), indent=2)] if options.json else lines(result)))
 
 
@@ -79,6 +89,12 @@ def shards_of_run(directory: Path) -> str:
     if not isinstance(path, str):
         raise InputError(f"{directory}: evaluate on what? give --shards DIR")
     return path
+
+
+def document_mask_of_run(directory: Path) -> bool:
+    """Whether this model was trained on documents that don't see each other; False where no run tells."""
+    settings: Any = read_record(directory.parent).get("settings")
+    return isinstance(settings, dict) and settings.get("document_mask") is True
 
 
 def check_tokenizer(directory: Path, shard_set: shards.ShardSet) -> None:
@@ -93,28 +109,36 @@ def check_tokenizer(directory: Path, shard_set: shards.ShardSet) -> None:
 
 
 def evaluate(
-    model: PreTrainedModel, split: shards.Split, eos_id: int, *, batch_blocks: int, num_blocks: int | None = None
+    model: PreTrainedModel,
+    split: shards.Split,
+    eos_id: int,
+    *,
+    document_mask: bool = False,
+    batch_blocks: int,
+    num_blocks: int | None = None,
 ) -> Evaluation:
     """Evaluate on the first `num_blocks` blocks (None: all) of `split`."""
     import torch
 
+    from train.data import IGNORED, DocumentCollator, FilledCollator
     from train.loss import token_losses
 
+    collate = DocumentCollator(eos_id) if document_mask else FilledCollator(eos_id)
     count = min(len(split), num_blocks or len(split))
     sums, counts = np.zeros(split.block_tokens - 1), np.zeros(split.block_tokens - 1, dtype=np.int64)
     with torch.no_grad():
         for start in range(0, count, batch_blocks):
-            ids = torch.from_numpy(split[start : min(start + batch_blocks, count)].astype(np.int64))
-            # A document has a token at least, so EOS behind EOS is filling.
-            counted = ~((ids[:, 1:] == eos_id) & (ids[:, :-1] == eos_id)).numpy()
-            losses = token_losses(model, ids.to(model.device)).double().cpu().numpy()
-            sums += np.where(counted, losses, 0).sum(axis=0)
+            batch = collate(torch.from_numpy(split[start : min(start + batch_blocks, count)].astype(np.int64)))
+            counted = (batch.pop("labels")[:, 1:] != IGNORED).numpy()
+            losses = token_losses(model, **{name: tensor.to(model.device) for name, tensor in batch.items()})
+            sums += np.where(counted, losses.double().cpu().numpy(), 0).sum(axis=0)
             counts += counted.sum(axis=0)
     loss = float(sums.sum() / counts.sum())
-    num_bits = bits(loss, split.num_tokens)
+    num_bits = text_bits(loss, [split])
     return Evaluation(
         num_blocks=count,
         num_tokens=int(counts.sum()),
+        document_mask=document_mask,
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
         bits_per_byte=num_bits / split.num_text_bytes,
@@ -123,9 +147,15 @@ def evaluate(
     )
 
 
-def bits(loss: float, num_tokens: int) -> float:
-    """What a text of so many tokens takes when a token has `loss` nats."""
-    return loss / math.log(2) * num_tokens
+def text_bits(loss: float, splits: Sequence[shards.Split]) -> float:
+    """What the texts of `splits` take in bits when a token has `loss` nats.
+
+    These are whole texts, as `num_text_bytes` and `num_text_chars` count them: tokens that the packing drops or that
+    nothing foretells are taken to cost what the others do, so that packings can be compared. A document's EOS is a
+    token too: where documents are closed by one, saying where a text ends is part of its price. The packing `tutorial`
+    has none and doesn't pay for it: a token less for each document.
+    """
+    return loss / math.log(2) * sum(split.num_tokens + split.num_dropped_tokens for split in splits)
 
 
 def by_position(sums: np.ndarray, counts: np.ndarray) -> list[tuple[int, int, float]]:
@@ -148,6 +178,7 @@ def lines(result: Evaluation) -> list[str]:
         f"perplexity     {result.perplexity:,.2f}",
         f"bits per byte  {result.bits_per_byte:.4f}",
         f"bits per char  {result.bits_per_char:.4f}",
+        f"documents      {'apart' if result.document_mask else 'see each other'} in a block",
         "",
         "loss by position in the block",
     ]

@@ -201,13 +201,14 @@ def liger_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tenso
     return total
 
 
-def token_losses(model: Any, ids: Tensor) -> Tensor:
+def token_losses(model: Any, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
     """The loss of each token but the first of each row, shape `(rows, tokens - 1)`, fp32; a few rows' logits at a time.
 
-    `model` is a causal language model with a `model` and an `lm_head`; `ids` are int64 on its device.
+    `model` is a causal language model with a `model` and an `lm_head`; `input_ids` are int64 on its device. Documents are
+    kept apart by `position_ids` that restart (`train.data.DocumentCollator`).
     """
-    states = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    hidden, targets = states.flatten(0, 1), ids[:, 1:].flatten()
+    output = model.model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+    hidden, targets = output.last_hidden_state[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()
     rows = max(1, EVALUATION_LOGITS // model.lm_head.weight.shape[0])
     parts = [
         functional.cross_entropy(
@@ -215,7 +216,7 @@ def token_losses(model: Any, ids: Tensor) -> Tensor:
         )
         for start in range(0, len(targets), rows)
     ]
-    return torch.cat(parts).view(len(ids), -1)
+    return torch.cat(parts).view(len(input_ids), -1)
 
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

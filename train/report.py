@@ -19,7 +19,7 @@ import shards
 from shards.wording import plural
 from train import run_directory
 from train.callbacks import finite
-from train.evaluate import bits
+from train.evaluate import text_bits
 from train.run_directory import Plan
 from train.sampling import Continuation, printable_sample
 from train.settings import Settings
@@ -116,7 +116,7 @@ def bits_per_byte(data: shards.Data, loss: float | None) -> float | None:
     num_bytes = sum(split.num_text_bytes for split in splits)
     if loss is None or not num_bytes:
         return None
-    return bits(loss, sum(split.num_tokens for split in splits)) / num_bytes
+    return text_bits(loss, splits) / num_bytes
 
 
 def package_versions() -> dict[str, str]:

@@ -18,7 +18,7 @@ from shards.wording import plural
 from train import run_directory
 from train.callbacks import MetricsFile, PlainLines, ProgressLines, wants_bar
 from train.checkpoints import DataPosition, differences
-from train.data import BlockDataset, steps_of_epochs
+from train.data import BlockDataset, has_filling, steps_of_epochs
 from train.environment import release_memory_at_once
 from train.fused import install_gated_mlp
 from train.loss import chosen_loss, install_loss
@@ -198,6 +198,7 @@ def build_trainer(
         order=shards.run_order(data, settings.seed, settings.shuffle),
         epoch_blocks=shards.epoch_blocks(data),
         document_mask=settings.document_mask,
+        has_filling=has_filling(data),
         eval_blocks=settings.eval_blocks,
         eos_id=data.eos_id,
         use_muon=settings.training.get("optim") == MUON,

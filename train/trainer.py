@@ -37,7 +37,7 @@ from train.checkpoints import (
     publish_checkpoint,
     seal_checkpoint,
 )
-from train.data import BlockDataset, DocumentCollator, PositionSampler, collate_blocks
+from train.data import BlockDataset, DocumentCollator, FilledCollator, PositionSampler, collate_blocks
 from train.held_out import evaluate_held_out
 from train.optimizer import build_muon
 
@@ -80,7 +80,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
 
     `position` describes the run's data (its `step` is ignored), `order` which block stands at each position,
     `epoch_blocks` how many make an epoch; `eval_blocks` how many an evaluation takes before the last step, None for all;
-    `finish_checkpoint` may add files to a checkpoint before it is sealed.
+    with `has_filling` (`train.data`) filling is no label; `finish_checkpoint` may add files to a checkpoint before it is
+    sealed.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         epoch_blocks: int,
         use_muon: bool = False,
         document_mask: bool = False,
+        has_filling: bool = False,
         eval_blocks: int | None = None,
         eos_id: int,
         finish_checkpoint: Callable[[Path], None],
@@ -105,10 +107,15 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         on_gpu = args.device.type == "cuda"
         self._peak_flops = peak_flops(torch.cuda.get_device_name(args.device)) if on_gpu else None
         self._order, self._epoch_blocks, self._use_muon = order, epoch_blocks, use_muon
-        self._every_token_is_label, self._eval_blocks = not document_mask, eval_blocks
+        self._every_token_is_label, self._eval_blocks = not (document_mask or has_filling), eval_blocks
+        self.eos_id = eos_id
         self._last_log_step, self._training_seconds, self._resumed_at = 0, 0.0, time.monotonic()
         self._seconds_until_log = 0.0  # of training, until the last log
-        collator = DocumentCollator(eos_id) if document_mask else collate_blocks
+        collator: Callable[[Any], dict[str, torch.Tensor]] = collate_blocks
+        if document_mask:
+            collator = DocumentCollator(eos_id)
+        elif has_filling:
+            collator = FilledCollator(eos_id)
         super().__init__(args=args, train_dataset=train_dataset, data_collator=collator, **kwargs)
         self.add_callback(_TrueEpoch(self))
 

@@ -96,11 +96,11 @@ def make_shard_set(
     return directory
 
 
-def pipeline_build(work: Path, texts: list[str], out: Path) -> None:
+def pipeline_build(work: Path, texts: list[str], out: Path, *arguments: str) -> None:
     source = work / f"{out.name}.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     options = ["--tokenizer", str(work / "tokenizer"), "--block-tokens", str(BLOCK_TOKENS), "--val-fraction", "0.3"]
-    run = run_module("pipeline", "build", str(source), "--out", str(out), *options, "--quiet", cwd=work)
+    run = run_module("pipeline", "build", str(source), "--out", str(out), *options, *arguments, "--quiet", cwd=work)
     assert run.returncode == 0, run.stderr
 
 
@@ -123,6 +123,21 @@ def run_command_line() -> Run:
 @pytest.fixture(scope="session")
 def shard_set_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shard_set(tmp_path_factory.mktemp("shards") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def packed_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same documents in each packing, a few tokens more than half a block or one and a half: two never fit together."""
+    work = tmp_path_factory.mktemp("packed")
+    make_tokenizer(work / "tokenizer")
+    texts = []
+    for number in range(57):
+        size = (9, 10, 11, 26, 27)[number % 5]
+        texts.append("".join(chr(33 + (number * 11 + place) % 90) for place in range(size)))
+    sets = {packing: work / packing for packing in ("concat", "best-fit", "tutorial")}
+    for packing, path in sets.items():
+        pipeline_build(work, texts, path, "--packing", packing)
+    return sets
 
 
 @pytest.fixture

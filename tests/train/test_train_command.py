@@ -257,3 +257,22 @@ def test_two_processes_train_on_the_same_batches_as_one(
     assert [line for line in refused.stderr.splitlines() if line.startswith("error: ")] == [
         f"error: {two}: holds a finished run; choose another --output_dir (make: RUN=NAME), or delete it to train again"
     ]
+
+
+def test_two_processes_leave_out_the_filling_of_both(
+    write_config: WriteConfig,
+    packed_sets: dict[str, Path],
+    tmp_path: Path,
+    torchrun: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """Their batches have unequal numbers of labels, and one mean is taken over all."""
+    from train.__main__ import main
+
+    one, two = tmp_path / "one", tmp_path / "run"
+    changes = ("--shards", str(packed_sets["best-fit"]), "--max_steps", "4")
+    main(["--config", str(write_config()), "--output_dir", str(one), *changes])
+    finished = torchrun(*changes)
+    assert finished.returncode == 0, finished.stderr
+    assert train_losses(two) == pytest.approx(train_losses(one), rel=1e-5)
+    held_out = [read_record(run)["results"]["eval_loss"] for run in (one, two)]
+    assert held_out[1] == pytest.approx(held_out[0], rel=1e-5)

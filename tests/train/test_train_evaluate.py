@@ -45,7 +45,7 @@ def test_filling_is_not_counted(trained: Any) -> None:
     class Filled:
         """A split of two blocks, the second half empty."""
 
-        block_tokens, num_tokens, num_text_bytes, num_text_chars = 6, 9, 7, 7
+        block_tokens, num_tokens, num_dropped_tokens, num_text_bytes, num_text_chars = 6, 9, 0, 7, 7
         blocks = np.array([[1, 2, 3, EOS_ID, 4, 5], [6, EOS_ID, EOS_ID, EOS_ID, EOS_ID, EOS_ID]], dtype=np.uint32)
 
         def __len__(self) -> int:

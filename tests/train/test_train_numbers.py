@@ -1,0 +1,170 @@
+"""The numbers that a run reports are those of a plain model of transformers, counted by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
+
+import shards
+from train import evaluate
+from train.__main__ import main
+from train.data import BlockDataset
+from train.model import build_model
+from train.run_directory import read_lines, read_record
+from train.settings import load_settings
+from train.setup import build_arguments, build_trainer, data_position
+from train.trainer import BlockTrainer
+
+EOS_ID, BLOCK_TOKENS, BATCH_BLOCKS = 256, 16, 4
+WriteConfig = Callable[..., Path]
+WAYS = [("concat", False), ("concat", True), ("best-fit", False), ("best-fit", True), ("tutorial", False)]
+
+
+def without_filling(block: list[int]) -> list[int]:
+    while block[-2:] == [EOS_ID, EOS_ID]:
+        block = block[:-1]
+    return block
+
+
+def documents_of(block: list[int]) -> list[list[int]]:
+    """The block's pieces of documents, EOS included; filling gives pieces of one EOS."""
+    pieces: list[list[int]] = [[]]
+    for token in block:
+        pieces[-1].append(token)
+        if token == EOS_ID:
+            pieces.append([])
+    return [piece for piece in pieces if piece]
+
+
+def plain_loss(model: PreTrainedModel, blocks: Any, *, masked: bool, keep_filling: bool = False) -> tuple[float, int]:
+    """The mean loss and the number of labels; masked: each document is given to the model by itself."""
+    total, count = 0.0, 0
+    for block in blocks:
+        row = block.tolist() if keep_filling else without_filling(block.tolist())
+        for piece in documents_of(row) if masked else [row]:
+            if len(piece) > 1:
+                ids = torch.tensor([piece])
+                with torch.no_grad():
+                    total += model(input_ids=ids, labels=ids).loss.item() * (len(piece) - 1)
+                count += len(piece) - 1
+    return total / count, count
+
+
+def trainer_of(config: Path, data: shards.Data) -> BlockTrainer:
+    settings = load_settings(config, {})
+    args = build_arguments(settings, num_blocks=len(data["train"]))
+    return build_trainer(settings, data, args, data_position(settings, data, args))
+
+
+@pytest.mark.parametrize(("packing", "masked"), WAYS)
+@pytest.mark.parametrize("loss", ["plain", "chunked"])
+def test_first_logged_loss_is_a_plain_models(
+    write_config: WriteConfig, packed_sets: dict[str, Path], tmp_path: Path, packing: str, masked: bool, loss: str
+) -> None:
+    path = packed_sets[packing]
+    config = write_config(shards=str(path), document_mask=masked, loss=loss, training={"max_steps": 1})
+    main(["--config", str(config)])
+    settings, data = load_settings(config, {}), shards.open(str(path))
+    model = build_model(
+        settings.model,
+        settings.generation,
+        vocab_size=257,
+        eos_id=EOS_ID,
+        block_tokens=BLOCK_TOKENS,
+        seed=settings.seed,
+    ).train()
+    blocks = data["train"][shards.run_order(data, settings.seed).blocks(0, BATCH_BLOCKS)]
+    expected, count = plain_loss(model, blocks, masked=masked, keep_filling=packing == "concat")
+    assert (count < BATCH_BLOCKS * (BLOCK_TOKENS - 1)) == (masked or packing == "best-fit")
+    (found,) = (line["loss"] for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("packing", "masked"), WAYS)
+def test_run_and_evaluation_agree_with_a_plain_model(
+    write_config: WriteConfig,
+    packed_sets: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    packing: str,
+    masked: bool,
+) -> None:
+    """A token is a byte here: bits per byte are the loss in bits, times the tokens that the EOS add."""
+    path, run = packed_sets[packing], tmp_path / "run"
+    main(["--config", str(write_config(shards=str(path), document_mask=masked, training={"max_steps": 3}))])
+    results = read_record(run)["results"]
+    capsys.readouterr()
+    evaluate.main([str(run), "--json", "--batch", "3"])
+    evaluated = json.loads(capsys.readouterr().out)
+    split = shards.open(str(path))["val"]
+    assert (split.num_fill_tokens > 0, split.num_dropped_tokens > 0) == (packing != "tutorial", packing == "tutorial")
+    model = AutoModelForCausalLM.from_pretrained(run / "model").eval()
+    loss, count = plain_loss(model, split[:], masked=masked)
+    num_eos = 0 if packing == "tutorial" else split.num_documents
+    bits_per_byte = loss / math.log(2) * (split.num_text_bytes + num_eos) / split.num_text_bytes
+    for found in (results["eval_loss"], evaluated["loss"]):
+        assert found == pytest.approx(loss, rel=1e-5)
+    for found in (results["eval_bits_per_byte"], evaluated["bits_per_byte"], evaluated["bits_per_char"]):
+        assert found == pytest.approx(bits_per_byte, rel=1e-5)
+    assert results["eval_perplexity"] == pytest.approx(evaluated["perplexity"], rel=1e-4)
+    assert (evaluated["num_tokens"], evaluated["document_mask"]) == (count, masked)
+    evaluate.main([str(run)])
+    assert f"documents      {'apart' if masked else 'see each other'} in a block" in capsys.readouterr().out
+
+
+def test_documents_of_a_model_without_a_run_see_each_other(trained: Any) -> None:
+    assert not evaluate.document_mask_of_run(trained.run / "model" / "elsewhere")
+
+
+@pytest.mark.parametrize(("packing", "masked"), WAYS)
+def test_labels_of_a_step_are_counted_over_its_batches(
+    write_config: WriteConfig,
+    packed_sets: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    packing: str,
+    masked: bool,
+) -> None:
+    data = shards.open(str(packed_sets[packing]))
+    trainer = trainer_of(write_config(shards=data.description, document_mask=masked), data)
+    last = len(data["train"]) - 1
+    numbers = [[0, 1], [last]]
+    blocks = BlockDataset(data, "train")
+    batches = [trainer.data_collator(blocks.__getitems__(batch)) for batch in numbers]
+    found = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+    expected = 0
+    for block in data["train"][[0, 1, last]]:
+        row = without_filling(block.tolist()) if packing == "best-fit" else block.tolist()
+        expected += sum(len(piece) - 1 for piece in (documents_of(row) if masked else [row]))
+    assert found == expected
+    if packing != "best-fit" and not masked:
+        assert type(found) is int  # nothing is counted, so no GPU and no rank is waited for
+        monkeypatch.setattr(TrainingArguments, "world_size", 3)
+        assert trainer._get_num_items_in_batch(batches, torch.device("cpu")) == 3 * expected
+
+
+def test_utilization_is_of_all_devices(
+    write_config: WriteConfig, shard_set_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps of 4 blocks in half a second, on three devices of 1 GFLOP/s."""
+    trainer = trainer_of(write_config(), shards.open(str(shard_set_path)))
+    matrices = [parameter for name, parameter in trainer.model.model.layers.named_parameters() if parameter.ndim == 2]
+    parameters = sum(matrix.numel() for matrix in matrices) + trainer.model.lm_head.weight.numel()
+    flops_a_token = 6 * parameters + 12 * 2 * 16 * BLOCK_TOKENS  # 2 layers with heads of 16 numbers together
+    now = [100.0]
+    monkeypatch.setattr("train.trainer.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(TrainingArguments, "world_size", 3)
+    trainer._peak_flops = 1e9
+    trainer.state.global_step = 5
+    trainer.start_clock(seconds_before=0.0)
+    now[0], trainer.state.global_step = 100.5, 7
+    logs = {"loss": 1.0}
+    trainer.log(logs)
+    assert logs["tokens_per_second"] == 2 * BATCH_BLOCKS * BLOCK_TOKENS / 0.5
+    assert logs["mfu"] == pytest.approx(256 * flops_a_token / 3e9)
