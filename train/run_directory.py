@@ -133,6 +133,8 @@ def lock_run(run: Path) -> IO[bytes]:
         run.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{run}: can't be made: a file is in the way") from None
+    except FileNotFoundError:  # as in /proc
+        raise InputError(f"{run}: can't be made there; choose another --output_dir (make: RUN=NAME)") from None
     file = open(run / ".lock", "ab")  # noqa: SIM115 (held open while the run lasts)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

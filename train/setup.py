@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ from shards.wording import plural
 from train import run_directory
 from train.callbacks import MetricsFile, PlainLines, ProgressLines, wants_bar
 from train.checkpoints import DataPosition, differences
+from train.checks import MOST_STEPS, MUON
 from train.data import BlockDataset, steps_of_epochs
 from train.environment import release_memory_at_once
 from train.fused import install_gated_mlp
 from train.loss import chosen_loss, install_loss
 from train.model import add_chat_template, bf16_pays, build_model, must_use_cpu
-from train.optimizer import MUON
+from train.rehearsal import decay_settings, rehearse
 from train.run_directory import Plan
 from train.settings import Settings
 from train.softmax import has_triton
@@ -43,6 +43,7 @@ def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # looking for them makes a GPU wait, and they shall be seen
         "save_total_limit": 10,
+        "greater_is_better": False,  # of a loss and of a perplexity
         **settings.training,
         "output_dir": str(settings.output_dir),
         "use_cpu": on_cpu,
@@ -69,13 +70,19 @@ def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments
             values.setdefault("ddp_backend", "gloo")
     try:
         args = TrainingArguments(**values)
-        if args.max_steps <= 0:
-            args.max_steps = steps_of_epochs(args.num_train_epochs, num_blocks, global_batch_blocks(args))
-        if args.lr_scheduler_type == "warmup_stable_decay":
-            args.lr_scheduler_kwargs = decay_settings(args.lr_scheduler_kwargs or {}, args.max_steps)
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, KeyError, AttributeError, NotImplementedError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise InputError(f"training: {printable(reason)}") from None
+    if args.max_steps <= 0:
+        args.max_steps = steps_of_epochs(args.num_train_epochs, num_blocks, global_batch_blocks(args))
+        if args.max_steps > MOST_STEPS:
+            raise InputError(f"training: num_train_epochs: {args.max_steps:,} steps; expected at most {MOST_STEPS:,}")
+    if args.lr_scheduler_type == "warmup_stable_decay":
+        warmup = args.get_warmup_steps(args.max_steps)
+        args.lr_scheduler_kwargs = decay_settings(
+            args.lr_scheduler_kwargs or {}, max_steps=args.max_steps, warmup_steps=warmup
+        )
+    rehearse(args, use_muon=settings.training.get("optim") == MUON)
     return args
 
 
@@ -94,17 +101,6 @@ def micro_batches(global_batch_blocks: int, most_blocks: int, num_processes: int
             f"micro-batches of {micro_batch}; choose another --per_device_train_batch_size"
         )
     return micro_batch, steps
-
-
-def decay_settings(given: dict[str, Any], max_steps: int) -> dict[str, Any]:
-    """The settings of `warmup_stable_decay`: unless given, the rate falls on a line in the last fifth of the steps.
-
-    A `num_decay_steps` below 1 is a share of the steps, as `warmup_steps` is.
-    """
-    settings = {"num_decay_steps": 0.2, "decay_type": "linear", **given}
-    if settings["num_decay_steps"] < 1:
-        settings["num_decay_steps"] = math.ceil(settings["num_decay_steps"] * max_steps)
-    return settings
 
 
 def global_batch_blocks(args: TrainingArguments) -> int:
