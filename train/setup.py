@@ -22,6 +22,7 @@ from train.data import BlockDataset, steps_of_epochs
 from train.environment import release_memory_at_once
 from train.fused import install_gated_mlp
 from train.loss import chosen_loss, install_loss
+from train.memory import out_of_memory
 from train.model import add_chat_template, bf16_pays, build_model, must_use_cpu
 from train.rehearsal import decay_settings, rehearse
 from train.run_directory import Plan
@@ -138,8 +139,8 @@ def check_continuation(
     reasons = [] if plan.allow_data_change else list(changes)
     if plan.allow_data_change and not same_tokenizer(plan.checkpoint, data):
         reasons.append("its tokenizer is another one than the shard set's")
-    before = run_directory.read_record(plan.checkpoint.parent).get("settings", {}).get("model")
-    if before is not None:
+    before = run_directory.record_part(plan.checkpoint.parent, "settings", "model")
+    if before:
         reasons += run_directory.changed_settings(before, dataclasses.asdict(settings.model), "model")
     if reasons:
         raise InputError(
@@ -147,11 +148,22 @@ def check_continuation(
             "use the old ones, or another --output_dir"
             + ("" if plan.allow_data_change or reasons != changes else ", or --allow_data_change to go on with the new")
         )
+    if not holds_training_state(plan.checkpoint):
+        raise InputError(
+            f"{plan.checkpoint}: has no state of the optimizer or of the schedule, so it can't be continued; "
+            "choose another checkpoint, or another --output_dir"
+        )
     if plan.position.step > args.max_steps:
         raise InputError(
             f"{plan.checkpoint}: has {plural(plan.position.step, 'step')} already, the settings ask for {args.max_steps:,}"
         )
     return changes
+
+
+def holds_training_state(checkpoint: Path) -> bool:
+    """Whether optimizer and schedule are in it; a sharded optimizer (fsdp) is a directory, as `optimizer_0`."""
+    has_optimizer = any(path.name.startswith("optimizer") for path in checkpoint.iterdir())
+    return has_optimizer and (checkpoint / "scheduler.pt").is_file()
 
 
 def same_tokenizer(checkpoint: Path, data: shards.ShardSet | shards.Mixture) -> bool:
@@ -164,14 +176,15 @@ def build_trainer(
     settings: Settings, data: shards.ShardSet | shards.Mixture, args: TrainingArguments, position: DataPosition
 ) -> BlockTrainer:
     """The Trainer with its model, datasets and, in the first process, the callbacks that print and write."""
-    model = build_model(
-        settings.model,
-        settings.generation,
-        vocab_size=data.vocab_size,
-        eos_id=data.eos_id,
-        block_tokens=data.block_tokens,
-        seed=settings.seed,
-    )
+    with out_of_memory("the machine can't hold this model; choose a smaller one (section `model`)"):
+        model = build_model(
+            settings.model,
+            settings.generation,
+            vocab_size=data.vocab_size,
+            eos_id=data.eos_id,
+            block_tokens=data.block_tokens,
+            seed=settings.seed,
+        )
 
     if args.use_cpu and model.config.vocab_size >= BIG_VOCABULARY:
         release_memory_at_once()

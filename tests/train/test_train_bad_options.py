@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import yaml
 from transformers.training_args import trainer_log_levels
 
 from shards.errors import InputError
+from tests.train.conftest import SETTINGS
+from tests.train.runs import stop_after
 from train import checks
 from train.__main__ import main, prepare
+from train.checkpoints import numbered_checkpoints, read_position, seal_checkpoint
+from train.evaluate import main as evaluate
+from train.generate import main as generate
+from train.generate import saved_defaults
+from train.run_directory import read_record
+from train.sampling import continue_prompts, load_model
+from train.settings import GenerationSettings
+from train.setup import build_arguments, holds_training_state
+from train.trainer import BlockTrainer
 
 WriteConfig = Callable[..., Path]
 
@@ -130,3 +147,185 @@ def test_words_are_those_of_the_libraries() -> None:
 
     assert set(checks.LOG_LEVELS) == set(trainer_log_levels)
     assert set(checks.COMPILE_MODES) >= set(torch._inductor.list_mode_options())
+
+
+def test_the_rehearsal_draws_no_random_number(write_config: WriteConfig) -> None:
+    options = ["--lr_scheduler_type", "warmup_stable_decay", "--activation_checkpointing", "true"]
+    settings, _, _ = prepare(
+        ["--config", str(write_config()), *options, "--activation_checkpointing_kwargs", '{"debug":true}']
+    )
+    before = torch.get_rng_state(), random.getstate()
+    args = build_arguments(settings, num_blocks=22)
+    assert args.lr_scheduler_kwargs == {"num_decay_steps": 3, "decay_type": "linear"}
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+# ---- memory ----
+
+
+@pytest.mark.parametrize("option", ["--model.hidden_size=100000000000", "--model.vocab_multiple=1000000000000"])
+def test_a_model_that_is_too_large_is_refused(write_config: WriteConfig, option: str) -> None:
+    refused(write_config(), [option], "^out of memory.*: the machine can't hold this model; choose a smaller one")
+
+
+@pytest.mark.parametrize(
+    ("step", "options", "expected"),
+    [
+        (
+            0,
+            [],
+            r"with as many times more --gradient_accumulation_steps a step stays .*starts again: there is no check",
+        ),
+        (3, [], r"choose a smaller --per_device_train_batch_size .*continues from \S+/run/checkpoint-2$"),
+        (3, ["--global_batch_blocks", "4"], r"--per_device_train_batch_size \(a step stays the same\)"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_with_the_remedy(
+    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch, step: int, options: list[str], expected: str
+) -> None:
+    training_step = BlockTrainer.training_step
+
+    def run_out(self: BlockTrainer, *args: Any) -> torch.Tensor:
+        if self.state.global_step == step:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 8 GiB.")
+        return training_step(self, *args)
+
+    monkeypatch.setattr(BlockTrainer, "training_step", run_out)
+    config = write_config()
+    if options:
+        config.write_text(config.read_text().replace("  gradient_accumulation_steps: 2\n", ""))
+    refused(config, options, rf"^out of memory \(20.00 MiB more were needed\): .*{expected}")
+
+
+def test_other_faults_of_torch_keep_their_traceback(write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: Any) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(BlockTrainer, "training_step", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main(["--config", str(write_config())])
+
+
+# ---- what earlier runs have left ----
+
+
+@pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt"])
+def test_a_checkpoint_without_the_training_state_is_not_continued(
+    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: str
+) -> None:
+    config = write_config()
+    stop_after(3, monkeypatch, config)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    position = read_position(checkpoint)
+    (checkpoint / lost).unlink()
+    seal_checkpoint(checkpoint, position)
+    for newer in numbered_checkpoints(tmp_path / "run"):
+        if newer != checkpoint:
+            shutil.rmtree(newer)
+    refused(config, [], "checkpoint-2: has no state of the optimizer or of the schedule, so it can't be continued")
+
+
+def test_a_sharded_optimizer_is_a_training_state(tmp_path: Path) -> None:
+    (tmp_path / "optimizer_0").mkdir()
+    (tmp_path / "scheduler.pt").touch()
+    assert holds_training_state(tmp_path)
+
+
+RECORDS = [
+    (
+        {"settings": 3, "shards": []},
+        "settings: expected an object, found int",
+        "shards: expected an object, found list",
+    ),
+    ({"settings": {"generation": []}, "shards": {"path": 3}}, "generation: expected an object", "evaluate on what"),
+    ({"settings": {"generation": {"prompts": 7}}}, "what to continue", "evaluate on what"),
+    (
+        {"shards": {"path": "A:0.7,B:0.3"}},
+        "what to continue",
+        r"several sets \(A:0.7,B:0.3\); give one of them: --shards",
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "generating", "evaluating"), RECORDS)
+def test_a_record_of_another_shape_is_refused(
+    tmp_path: Path, content: dict[str, Any], generating: str, evaluating: str
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=generating):
+        generate([str(tmp_path)])
+    with pytest.raises(InputError, match=evaluating):
+        evaluate([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"settings": 3}, "settings: expected an object, found int"),
+        ({"settings": {"model": 3}}, "settings: model: expected an object, found int"),
+        ({"settings": {"training": [1]}}, "settings: training: expected an object, found list"),
+        ({"sessions": 3}, "sessions: expected a list of objects"),
+        ({"sessions": [3]}, "sessions: expected a list of objects"),
+    ],
+)
+def test_a_run_whose_record_has_another_shape_is_not_continued(
+    write_config: WriteConfig, stopped: Path, content: dict[str, Any], expected: str
+) -> None:
+    (stopped / "run.json").write_text(json.dumps({"state": "training", **content}))
+    refused(write_config(), ["--output_dir", str(stopped)], rf"run.json: {expected}")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, shard_set_path: Path) -> Path:
+    """A run that was stopped behind its first checkpoint."""
+    directory = tmp_path_factory.mktemp("stopped")
+    training = {**SETTINGS["training"], "output_dir": str(directory / "run")}
+    (directory / "config.yaml").write_text(
+        yaml.safe_dump({"shards": str(shard_set_path), **SETTINGS, "training": training})
+    )
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop_after(3, monkeypatch, directory / "config.yaml")
+    return directory / "run"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"temperature": "hot"}, "temperature: expected a number, found 'hot'"),
+        ({"max_new_tokens": [1]}, r"max_new_tokens: expected a whole number, found \[1\]"),
+        ({"temperature": 1e-45}, "temperature: expected 0, or 0.001 to 100"),
+    ],
+)
+def test_saved_settings_of_another_kind_are_refused(tmp_path: Path, content: dict[str, Any], expected: str) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"generation_config.json: .*{expected}"):
+        saved_defaults(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["1e-45", "1e-310", "inf", "nan"])
+def test_temperatures_that_overflow_are_refused(trained: Any, value: str) -> None:
+    with pytest.raises(InputError, match=r"temperature: expected 0"):
+        generate([str(trained.run), "--prompt", "a", "--temperature", value])
+
+
+def test_a_prompt_with_an_id_that_the_model_lacks_is_refused(trained: Any) -> None:
+    model, tokenizer = load_model(trained.run / "model")
+    tokenizer.add_tokens([f"<{number}>" for number in range(200)])
+    with pytest.raises(InputError, match=r"the prompt 'a<199>' has the token id 456, the model has 384 ids"):
+        list(continue_prompts(model, tokenizer, GenerationSettings(prompts=["a<199>"])))
+
+
+@pytest.mark.parametrize("temperature", ["0", "1"])
+def test_a_run_that_diverged_is_finished_without_samples(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], temperature: str
+) -> None:
+    options = "--learning_rate 1e5 --max_steps 8 --optim adamw_torch --model.initializer_range 1e30"
+    main(["--config", str(write_config()), *options.split(), "--generation.temperature", temperature])
+    assert "no samples: the model's outputs are no numbers" in capsys.readouterr().out
+    record = read_record(tmp_path / "run")
+    assert record["state"] == "finished"
+    with pytest.raises(InputError, match="the model's outputs are no numbers"):
+        generate([str(tmp_path / "run")])
