@@ -8,7 +8,13 @@ from collections.abc import Callable, Iterator
 
 from shards.errors import InputError
 
-_SIGNS = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")  # of a CPU's allocator
+_SIGNS = (
+    "can't allocate memory",
+    "not enough memory",
+    "Storage size calculation overflowed",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 @contextlib.contextmanager

@@ -26,13 +26,13 @@ _WITHOUT_SETTINGS = ("constant", "constant_with_warmup")
 
 
 @contextlib.contextmanager
-def refusing(setting: str) -> Iterator[None]:
-    """What goes wrong is an `InputError` about a setting of the section `training`, in the first line of the error."""
+def refusing(setting: str, faults: tuple[type[Exception], ...] = _FAULTS) -> Iterator[None]:
+    """`faults` become an `InputError` about a setting of the section `training`, with the first line of the error."""
     try:
         yield
     except (InputError, torch.OutOfMemoryError):
         raise
-    except _FAULTS as error:
+    except faults as error:
         words = str(error).strip().splitlines()[:1] or [""]
         reason = f"{type(error).__name__} {words[0]}" if isinstance(error, LookupError) else words[0]
         raise InputError(f"training: {setting}: {printable(reason or type(error).__name__)}") from None

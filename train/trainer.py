@@ -194,7 +194,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
                 eps=self.args.adam_epsilon,
                 decayed=self.get_decay_parameter_names(trained),
             )
-        with refusing("optim"):  # some look at the model
+        with refusing("optim", (ValueError, ImportError, NotImplementedError)):  # some look at the model
             optimizer: torch.optim.Optimizer = super().create_optimizer(*(() if model is None else (model,)))
         return optimizer
 

@@ -142,6 +142,13 @@ def test_usual_options_are_taken(write_config: WriteConfig, changes: dict[str, o
     prepare(["--config", str(write_config(training=changes)), *arguments])
 
 
+def test_words_are_checked_without_torch(write_config: WriteConfig) -> None:
+    """As by `--check`, and by `train.sweep` for all runs before the first."""
+    for name in ("lr_scheduler_type", "optim", "eval_strategy", "save_strategy", "logging_strategy", "hub_strategy"):
+        with pytest.raises(InputError, match=rf"^--{name}: expected one of .*, found 'nope'"):
+            prepare(["--config", str(write_config()), f"--{name}", "nope"])
+
+
 def test_words_are_those_of_the_libraries() -> None:
     import torch._inductor
 
