@@ -31,10 +31,15 @@ def open_data(spec: str, notice: Callable[[str], None] = lambda _line: None) -> 
 
     A set at a URL is copied to this machine first (`shards.pull`); `notice` is told in a line what takes time.
     """
-    if ("," not in spec and not _WEIGHTED.fullmatch(spec)) or Path(spec).exists():
+    if not is_mixture(spec):
         return _open_part(spec, notice)
     paths, weights, are_epochs = _parse(spec)
     return Mixture([_open_part(path, notice) for path in paths], weights, are_epochs=are_epochs)
+
+
+def is_mixture(spec: str) -> bool:
+    """Whether `spec` describes a mixture and is no set's path or URL."""
+    return ("," in spec or _WEIGHTED.fullmatch(spec) is not None) and not Path(spec).exists()
 
 
 def _open_part(path: str, notice: Callable[[str], None]) -> ShardSet:

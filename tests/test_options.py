@@ -22,7 +22,8 @@ import train.evaluate
 import train.generate
 import train.sweep
 from tests.conftest import REPOSITORY
-from train.settings import REFUSED_ARGUMENTS, section_types
+from train.checks import REFUSED_ARGUMENTS
+from train.settings import section_types
 
 LIST = REPOSITORY / "tests" / "options.txt"
 PARSERS = {

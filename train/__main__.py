@@ -19,9 +19,10 @@ from shards.command_line import Parser, run_command
 from shards.errors import InputError
 from shards.pull_command import say
 from shards.verify import verify
+from train.checks import REFUSED_ARGUMENTS
 from train.environment import prepare_environment
 from train.run_directory import Plan, plan_run, process_rank
-from train.settings import REFUSED_ARGUMENTS, Settings, load_settings, option_types
+from train.settings import Settings, load_settings, option_types
 from train.tracking import check_tracking
 
 RANK_PATIENCE_SECONDS = 10
@@ -135,6 +136,10 @@ def prepare(argv: list[str]) -> tuple[Settings, shards.Data, Plan]:
 
 def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
     """The settings and the shard set, checked, and the options that are no settings. Raises `InputError`."""
+    for argument in argv:
+        name = argument.removeprefix("--").partition("=")[0]
+        if argument.startswith("--") and name in REFUSED_ARGUMENTS and name != "resume_from_checkpoint":
+            raise InputError(f"--{name}: can't be set: {REFUSED_ARGUMENTS[name]}")
     values = vars(build_parser().parse_args(argv))
     options = {name: values.pop(name) for name in ("config", "resume_from_checkpoint", "allow_data_change", "check")}
     config_path = options["config"]

@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,8 @@ def training_argument_types() -> FieldTypes:
 
     `eval_steps: float | None` gives `{"eval_steps": {"float", "None"}}`. Raises `InputError` without transformers.
     """
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or spec.origin is None:
-        raise InputError("transformers is not installed; `make setup` installs it")
-    tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments":
+    for node in _classes("training_args.py"):
+        if node.name == "TrainingArguments":
             return {
                 statement.target.id: type_names(statement.annotation)
                 for statement in node.body
@@ -42,7 +38,42 @@ def training_argument_types() -> FieldTypes:
                 and isinstance(statement.target, ast.Name)
                 and not statement.target.id.startswith("_")
             }
-    raise AssertionError(f"{spec.origin}: no class TrainingArguments beside it")
+    raise AssertionError("transformers has no class TrainingArguments")
+
+
+@functools.cache
+def _classes(file: str) -> tuple[ast.ClassDef, ...]:
+    """The classes in a file of transformers. Raises `InputError` without transformers."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise InputError("transformers is not installed; `make setup` installs it")
+    tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
+    return tuple(node for node in tree.body if isinstance(node, ast.ClassDef))
+
+
+def training_argument_choices(keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Those of `keys` whose values are members of one enumeration of transformers, and these values."""
+    named = {key: training_argument_types()[key] - {"str", "None"} for key in keys}
+    enumerations = {key: next(iter(names)) for key, names in named.items() if len(names) == 1}
+    choices = _choices()
+    return {key: choices[name] for key, name in enumerations.items() if name in choices}
+
+
+@functools.cache
+def _choices() -> dict[str, tuple[str, ...]]:
+    """The values of transformers' enumerations of strings, by the names of their classes."""
+    return {
+        node.name: tuple(
+            statement.value.value
+            for statement in node.body
+            if isinstance(statement, ast.Assign)
+            and isinstance(statement.value, ast.Constant)
+            and isinstance(statement.value.value, str)
+        )
+        for file in ("training_args.py", "trainer_utils.py")
+        for node in _classes(file)
+        if any(isinstance(base, ast.Name) and base.id == "ExplicitEnum" for base in node.bases)
+    }
 
 
 def type_names(annotation: ast.expr) -> frozenset[str]:

@@ -23,10 +23,12 @@ import shards
 from shards.command_line import Parser, run_command, say
 from shards.entries import SPLITS
 from shards.errors import InputError, choice
+from shards.mixture import is_mixture
 from shards.wording import plural
 from train.environment import prepare_environment
 from train.generate import find_model
-from train.run_directory import read_record
+from train.memory import out_of_memory
+from train.run_directory import record_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,30 +73,32 @@ def main(argv: list[str]) -> None:
     prepare_environment()
     from train.sampling import load_model
 
-    model, _tokenizer = load_model(directory)
-    result = evaluate(
-        model,
-        split,
-        shard_set.eos_id,
-        document_mask=document_mask_of_run(directory),
-        batch_blocks=options.batch,
-        num_blocks=options.blocks,
-    )
+    with out_of_memory("choose a smaller --batch"):
+        model, _tokenizer = load_model(directory)
+        result = evaluate(
+            model,
+            split,
+            shard_set.eos_id,
+            document_mask=document_mask_of_run(directory),
+            batch_blocks=options.batch,
+            num_blocks=options.blocks,
+        )
     say(*([json.dumps(asdict(result), indent=2)] if options.json else lines(result)))
 
 
 def shards_of_run(directory: Path) -> str:
     """The shard set that the run of this model was trained on. Raises `InputError`."""
-    path: Any = read_record(directory.parent).get("shards", {}).get("path")
+    path: Any = record_part(directory.parent, "shards").get("path")
     if not isinstance(path, str):
         raise InputError(f"{directory}: evaluate on what? give --shards DIR")
+    if is_mixture(path):
+        raise InputError(f"{directory}: was trained on several sets ({path}); give one of them: --shards DIR")
     return path
 
 
 def document_mask_of_run(directory: Path) -> bool:
     """Whether this model was trained on documents that don't see each other; False where no run tells."""
-    settings: Any = read_record(directory.parent).get("settings")
-    return isinstance(settings, dict) and settings.get("document_mask") is True
+    return record_part(directory.parent, "settings").get("document_mask") is True
 
 
 def check_tokenizer(directory: Path, shard_set: shards.ShardSet) -> None:

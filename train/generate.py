@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from shards.command_line import Parser, run_command, say
 from shards.errors import InputError, nearest, nearest_path, printable, visible
+from train.arguments import convert
 from train.checkpoints import numbered_checkpoints
 from train.environment import prepare_environment
-from train.run_directory import MODEL_NAME, read_record
-from train.settings import GenerationSettings
+from train.memory import out_of_memory
+from train.run_directory import MODEL_NAME, record_part
+from train.settings import GenerationSettings, section_types
 
 if TYPE_CHECKING:
     from train.sampling import Continuation
@@ -93,19 +95,20 @@ def main(argv: list[str]) -> None:
     prepare_environment()
     from train.sampling import continue_prompts, load_model, printable_sample
 
-    model, tokenizer = load_model(directory)
-    if interactive:
-        from train.interactive import converse
+    with out_of_memory("choose a smaller --batch or --max-new-tokens"):
+        model, tokenizer = load_model(directory)
+        if interactive:
+            from train.interactive import converse
 
-        converse(model, tokenizer, settings, num_samples=num_samples)
-        return
-    if batch is None and not as_json and sys.stdout.isatty():
-        show_as_written(model, tokenizer, settings, num_samples=num_samples)
-        return
-    size = batch or BATCH_SEQUENCES
-    for sample in continue_prompts(model, tokenizer, settings, num_samples=num_samples, batch_sequences=size):
-        line = json_line(sample, settings) if as_json else f"{printable_sample(sample)}\n"
-        say(line)
+            converse(model, tokenizer, settings, num_samples=num_samples)
+            return
+        if batch is None and not as_json and sys.stdout.isatty():
+            show_as_written(model, tokenizer, settings, num_samples=num_samples)
+            return
+        size = batch or BATCH_SEQUENCES
+        for sample in continue_prompts(model, tokenizer, settings, num_samples=num_samples, batch_sequences=size):
+            line = json_line(sample, settings) if as_json else f"{printable_sample(sample)}\n"
+            say(line)
 
 
 def show_as_written(model: Any, tokenizer: Any, settings: GenerationSettings, *, num_samples: int = 1) -> None:
@@ -183,25 +186,30 @@ def _nearest_run(path: Path) -> str:
 
 def prompts_of_run(directory: Path) -> list[str]:
     """The prompts in the settings of the run that the model belongs to. Raises `InputError` if there are none."""
-    settings = read_record(directory.parent).get("settings", {})
-    prompts: list[str] = settings.get("generation", {}).get("prompts", [])
-    if not prompts:
+    prompts = record_part(directory.parent, "settings", "generation").get("prompts")
+    if not isinstance(prompts, list) or not prompts:
         raise InputError(f"{directory}: what to continue? give --prompt TEXT")
     return prompts
 
 
 def saved_defaults(directory: Path) -> GenerationSettings:
     """The sampling settings that the model was saved with."""
+    path = directory / "generation_config.json"
     try:
-        content: Any = json.loads((directory / "generation_config.json").read_bytes())
+        content: Any = json.loads(path.read_bytes())
         saved = {name: content[name] for name in OPTIONS if content.get(name) is not None}
     except FileNotFoundError:
         saved = {}
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise InputError(f"{directory / 'generation_config.json'}: can't be read ({error})") from None
+        raise InputError(f"{path}: can't be read ({error})") from None
     if saved and content.get("do_sample") is False:
         saved["temperature"] = 0.0
-    return GenerationSettings(**saved)
+    types = section_types("generation")
+    saved = {name: convert(value, types[name], f"{path}: {name}") for name, value in saved.items()}
+    try:
+        return GenerationSettings(**saved)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 if __name__ == "__main__":

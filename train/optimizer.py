@@ -21,7 +21,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from train.model import bf16_pays
 
-MUON = "muon"
 MOMENTUM = 0.95
 _OUTER = ("embed_tokens", "lm_head")
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic Newton–Schulz: https://kellerjordan.github.io/posts/muon/

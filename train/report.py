@@ -16,6 +16,7 @@ import torch
 from transformers import TrainingArguments
 
 import shards
+from shards.errors import InputError
 from shards.wording import plural
 from train import run_directory
 from train.callbacks import finite
@@ -47,8 +48,12 @@ class Record:
     ) -> None:
         self._run, self._data, self._started = settings.output_dir, data, time.monotonic()
         before = run_directory.read_record(self._run) if plan.checkpoint else {}
-        origin = run_directory.read_record(plan.checkpoint.parent) if plan.checkpoint else {}
-        training_before = origin.get("settings", {}).get("training", settings.training)
+        sessions = before.get("sessions") or []
+        if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
+            path = self._run / run_directory.RECORD_NAME
+            raise InputError(f"{path}: sessions: expected a list of objects; choose another --output_dir")
+        origin = plan.checkpoint.parent if plan.checkpoint else None
+        training_before = (origin and run_directory.record_part(origin, "settings", "training")) or settings.training
         changes = run_directory.changed_settings(
             {**training_before, "seed": None}, {**settings.training, "seed": None}, "training"
         )  # the seed's change is one of the data's
@@ -78,7 +83,7 @@ class Record:
                 "train_blocks": len(data["train"]),
                 "val_blocks": len(data["val"]),
             },
-            "sessions": [*before.get("sessions", []), self.session],
+            "sessions": [*sessions, self.session],
         }
 
     def write(self, state: str) -> None:

@@ -17,12 +17,13 @@ import shards
 from shards.command_line import Terminated, say
 from shards.errors import InputError
 from train import run_directory
-from train.checkpoints import SAVING_DIRECTORY, newest_complete_checkpoint
+from train.checkpoints import SAVING_DIRECTORY, newest_complete_checkpoint, numbered_checkpoints
+from train.memory import out_of_memory
 from train.model_card import write_model_card
 from train.report import Record, end_lines, start_lines
 from train.run_directory import Plan
 from train.samples import SamplesAtEvaluation
-from train.sampling import Continuation, continue_prompts, load_model, load_tokenizer, sample_records
+from train.sampling import Continuation, NoNumbersError, continue_prompts, load_model, load_tokenizer, sample_records
 from train.settings import GenerationSettings, Settings
 from train.setup import build_arguments, build_trainer, check_continuation, data_position
 from train.stopping import StopOnSignal
@@ -35,6 +36,7 @@ def train(settings: Settings, data: shards.Data, plan: Plan, command: Sequence[s
     args = build_arguments(settings, num_blocks=shards.epoch_blocks(data))
     with contextlib.ExitStack() as stack:
         stack.callback(PartialState().destroy_process_group)  # torchrun warns otherwise
+        stack.enter_context(out_of_memory(lambda: memory_remedy(settings, plan)))
         position = data_position(settings, data, args)
         changes = check_continuation(settings, data, plan, position, args)
         wait_for_all_ranks()  # each has read the run's directory; from here on the first writes into it
@@ -86,16 +88,32 @@ def run_training(trainer: BlockTrainer, plan: Plan) -> None:
             raise Terminated if stop.requested else KeyboardInterrupt
     except KeyboardInterrupt:
         if trainer.is_world_process_zero():
-            checkpoint, _, _ = newest_complete_checkpoint(run, check_content=False)
-            start = f"continues from {checkpoint}" if checkpoint else "starts again: there is no checkpoint yet"
-            if plan.resume not in (None, "latest"):
-                start = f"starts from {plan.checkpoint} again" + (
-                    f"; without --resume_from_checkpoint it {start}" if checkpoint else ""
-                )
-            say("", f"stopped at step {trainer.state.global_step:,}; the same command {start}")
+            say("", f"stopped at step {trainer.state.global_step:,}; the same command {what_comes_next(run, plan)}")
         raise
     trainer.delete_old_checkpoints()  # killed while it saved the last, a run has one too many
     trainer.save_final_model(run / run_directory.MODEL_NAME)
+
+
+def what_comes_next(run: Path, plan: Plan) -> str:
+    """What the same command does next: `continues from runs/x/checkpoint-500`."""
+    checkpoint, _, _ = newest_complete_checkpoint(run, check_content=False)
+    start = f"continues from {checkpoint}" if checkpoint else "starts again: there is no checkpoint yet"
+    if plan.resume in (None, "latest"):
+        return start
+    without = f"; without --resume_from_checkpoint it {start}" if checkpoint else ""
+    return f"starts from {plan.checkpoint} again{without}"
+
+
+def memory_remedy(settings: Settings, plan: Plan) -> str:
+    """What to do when a training ran out of memory."""
+    same = "a step stays the same"
+    if settings.global_batch_blocks is None:
+        same = f"with as many times more --gradient_accumulation_steps {same}"
+    model = settings.output_dir / run_directory.MODEL_NAME
+    comes = f"the same command with that {what_comes_next(settings.output_dir, plan)}"
+    if model.is_dir() and not numbered_checkpoints(settings.output_dir):
+        comes = f"the trained model is {model}"
+    return f"choose a smaller --per_device_train_batch_size ({same}) and --per_device_eval_batch_size; {comes}"
 
 
 def evaluate(trainer: BlockTrainer, data: shards.Data) -> dict[str, float]:
@@ -124,8 +142,12 @@ def sample_at_evaluations(
 
 
 def sample(settings: Settings) -> list[Continuation]:
-    """Continue the prompts with the model as it was saved: what a user will load."""
+    """Continue the prompts with the model as it was saved: what a user will load. None if its outputs are no numbers."""
     if not settings.generation.prompts:
         return []
     model, tokenizer = load_model(settings.output_dir / run_directory.MODEL_NAME)
-    return list(continue_prompts(model, tokenizer, settings.generation))
+    try:
+        return list(continue_prompts(model, tokenizer, settings.generation))
+    except NoNumbersError as error:  # the training has diverged
+        say(f"no samples: {error}")
+        return []

@@ -121,6 +121,19 @@ def read_record(run: Path, *, remedy: str = "; delete it or choose another --out
     return content
 
 
+def record_part(run: Path, *keys: str) -> dict[str, Any]:
+    """The object behind `keys` in `run.json`; empty if there is none. Raises `InputError` if something else is there."""
+    part: Any = read_record(run)
+    for number, key in enumerate(keys, start=1):
+        part = part.get(key)
+        if part is None:
+            return {}
+        if not isinstance(part, dict):
+            where = f"{run / RECORD_NAME}: {': '.join(keys[:number])}"
+            raise InputError(f"{where}: expected an object, found {type(part).__name__}; the file is damaged")
+    return dict(part)
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace a JSON file that is for people too, such as `run.json`."""
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
@@ -133,6 +146,8 @@ def lock_run(run: Path) -> IO[bytes]:
         run.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{run}: can't be made: a file is in the way") from None
+    except FileNotFoundError:  # as in /proc
+        raise InputError(f"{run}: can't be made there; choose another --output_dir (make: RUN=NAME)") from None
     file = open(run / ".lock", "ab")  # noqa: SIM115 (held open while the run lasts)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -46,6 +46,10 @@ class Continuation:
     ended: bool  # by EOS; else it has as many tokens as were allowed
 
 
+class NoNumbersError(InputError):
+    """A model's outputs are no numbers, so no token can be chosen."""
+
+
 def load_model(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer in `directory`, ready to generate on the best device. Nothing is downloaded."""
     try:
@@ -79,9 +83,17 @@ def continue_prompts(
     """For each prompt of `settings` its `num_samples` continuations, the first with `settings.seed`, then seed + 1 ….
 
     `batch_sequences` are generated at a time. `on_text(prompt, piece)` is called with each piece of text as it comes,
-    first with an empty one; then they are generated one by one. Raises `InputError` for a prompt without tokens.
+    first with an empty one; then they are generated one by one. Raises `InputError` for a prompt without tokens, or with
+    ids that the model doesn't have, and `NoNumbersError`.
     """
     encoded = [(prompt, encode(tokenizer, prompt)) for prompt in settings.prompts]
+    num_ids = model.config.vocab_size
+    for prompt, ids in encoded:
+        if max(ids) >= num_ids:
+            raise InputError(
+                f"generation: the prompt {printable(prompt)!r} has the token id {max(ids):,}, the model has {num_ids:,} "
+                "ids; is the tokenizer beside it its own?"
+            )
     wanted = [(prompt, ids, settings.seed + number) for prompt, ids in encoded for number in range(num_samples)]
     size = 1 if on_text else batch_sequences
     for batch in (wanted[start : start + size] for start in range(0, len(wanted), size)):
@@ -127,7 +139,7 @@ def generate(
     width = max(map(len, prompts))
     ids = torch.tensor([[filling] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    choices: list[LogitsProcessor] = []
+    choices: list[LogitsProcessor] = [RefuseNoNumbers()]
     if settings.temperature > 0:
         choices.append(TemperatureLogitsWarper(settings.temperature))
         if settings.top_k:
@@ -161,6 +173,15 @@ def _until_end(row: list[int], eos_ids: set[int]) -> tuple[list[int], bool]:
         if token in eos_ids:
             return row[:place], True
     return row, False
+
+
+class RefuseNoNumbers(LogitsProcessor):  # type: ignore[misc]
+    """Raises `NoNumbersError` where nothing can be drawn; a GPU's sampling would end the process."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if (scores.isnan() | scores.isposinf()).any():
+            raise NoNumbersError("the model's outputs are no numbers (nan or inf): its training has diverged")
+        return scores
 
 
 class SampleRows(LogitsProcessor):  # type: ignore[misc]

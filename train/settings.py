@@ -29,6 +29,7 @@ import yaml
 from shards.errors import InputError, nearest, nearest_path, printable
 from shards.run_order import SHUFFLES, Shuffle
 from train.arguments import FieldTypes, convert, require, require_one_of, training_argument_types, type_names
+from train.checks import AUTO_ARGUMENTS, REFUSED_ARGUMENTS, check_training
 from train.model_config import published_fields
 
 Record = TypeVar("Record", "ModelSettings", "TrackingSettings", "GenerationSettings")
@@ -38,24 +39,6 @@ LossName = Literal["auto", "plain", "chunked", "liger"]
 LOSSES: tuple[LossName, ...] = ("auto", "plain", "chunked", "liger")
 SECTIONS = ("model", "training", "tracking", "generation")
 TRACKING_MODES = ("auto", "online", "offline", "local", "disabled")
-
-# Fields of TrainingArguments that may also be "auto": what the device can do.
-AUTO_ARGUMENTS = ("bf16", "torch_compile")
-
-# Fields of TrainingArguments that would contradict how this trainer works.
-REFUSED_ARGUMENTS = {
-    "auto_find_batch_size": "the order of blocks is counted in global batches of one size",
-    "data_seed": "the order of blocks follows `seed`",
-    "dataloader_drop_last": "every global batch is full already",
-    "deepspeed": "it isn't supported; `fsdp` is",
-    "ignore_data_skip": "a resumed run always starts at its own position, without skipping",
-    "local_rank": "torchrun sets it",
-    "remove_unused_columns": "a batch has nothing but what the model needs",
-    "report_to": "see the section `tracking`",
-    "resume_from_checkpoint": "it is an option of the command line",
-    "run_name": "see `tracking: name`",
-    "train_sampling_strategy": "the order of blocks is that of the shard set",
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,9 +113,12 @@ class GenerationSettings:
             require(isinstance(prompt, str) and prompt != "", f"generation: prompts[{number}]", "text", prompt)
         require(self.max_new_tokens >= 1, "generation: max_new_tokens", "at least 1", self.max_new_tokens)
         require(self.temperature >= 0, "generation: temperature", "0 or more", self.temperature)
+        usable = self.temperature == 0 or 1e-3 <= self.temperature <= 100
+        require(usable, "generation: temperature", "0, or 0.001 to 100", self.temperature)
         require(0 < self.top_p <= 1, "generation: top_p", "above 0, at most 1", self.top_p)
         require(self.top_k >= 0, "generation: top_k", "0 or more", self.top_k)
-        require(self.repetition_penalty > 0, "generation: repetition_penalty", "above 0", self.repetition_penalty)
+        penalty = self.repetition_penalty
+        require(0.01 <= penalty <= 100, "generation: repetition_penalty", "0.01 to 100 (1: none)", penalty)
         require(0 <= self.seed < 2**32, "generation: seed", "0 to 2**32 - 1", self.seed)
 
 
@@ -148,7 +134,7 @@ class Settings:
     eval_blocks: int | None  # of an evaluation, but of the last one, which takes all; None: of each
     loss: LossName
     model: ModelSettings
-    training: dict[str, Any]  # fields of TrainingArguments, `output_dir` left out; see AUTO_ARGUMENTS
+    training: dict[str, Any]  # fields of TrainingArguments, `output_dir` left out; see `train.checks`
     tracking: TrackingSettings
     generation: GenerationSettings
     model_config: str | None = None  # where the section `model` took its defaults from
@@ -218,7 +204,7 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
                 raise InputError(f"{where(section, key)}: can't be set: {REFUSED_ARGUMENTS[key]}")
             fields[key] = convert(value, types[key], where(section, key))
     training = sections["training"]
-    _check_training(training, lambda key: where("training", key))
+    check_training(training, lambda key: where("training", key))
     global_batch_blocks, eval_blocks = (
         _blocks(top[key], f"{config_path}: {key}") for key in ("global_batch_blocks", "eval_blocks")
     )
@@ -367,17 +353,3 @@ def _record(kind: type[Record], fields: dict[str, Any], config_path: Path) -> Re
         return kind(**fields)
     except InputError as error:
         raise InputError(f"{config_path}: {error}") from None
-
-
-def _check_training(training: dict[str, Any], where: Any) -> None:
-    """What transformers would notice late, or never."""
-    for key in AUTO_ARGUMENTS:
-        found = training.get(key, "auto")
-        require(found in (True, False, "auto"), where(key), "true, false or auto", found)
-    for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        require(training.get(key, 1) >= 1, where(key), "at least 1", training.get(key))
-    require(training.get("learning_rate", 1.0) >= 0, where("learning_rate"), "0 or more", training.get("learning_rate"))
-    require(0 <= training.get("seed", 42) < 2**32, where("seed"), "0 to 2**32 - 1", training.get("seed"))
-    if training.get("max_steps", -1) <= 0:
-        epochs = training.get("num_train_epochs", 3.0)
-        require(epochs > 0, where("num_train_epochs"), "above 0", epochs)

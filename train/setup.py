@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,14 @@ from shards.wording import plural
 from train import run_directory
 from train.callbacks import MetricsFile, PlainLines, ProgressLines, wants_bar
 from train.checkpoints import DataPosition, differences
+from train.checks import MOST_STEPS, MUON
 from train.data import BlockDataset, has_filling, steps_of_epochs
 from train.environment import release_memory_at_once
 from train.fused import install_gated_mlp
 from train.loss import chosen_loss, install_loss
+from train.memory import out_of_memory
 from train.model import add_chat_template, bf16_pays, build_model, must_use_cpu
-from train.optimizer import MUON
+from train.rehearsal import decay_settings, rehearse
 from train.run_directory import Plan
 from train.settings import Settings
 from train.softmax import has_triton
@@ -43,6 +44,7 @@ def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # looking for them makes a GPU wait, and they shall be seen
         "save_total_limit": 10,
+        "greater_is_better": False,  # of a loss and of a perplexity
         **settings.training,
         "output_dir": str(settings.output_dir),
         "use_cpu": on_cpu,
@@ -69,13 +71,19 @@ def build_arguments(settings: Settings, *, num_blocks: int) -> TrainingArguments
             values.setdefault("ddp_backend", "gloo")
     try:
         args = TrainingArguments(**values)
-        if args.max_steps <= 0:
-            args.max_steps = steps_of_epochs(args.num_train_epochs, num_blocks, global_batch_blocks(args))
-        if args.lr_scheduler_type == "warmup_stable_decay":
-            args.lr_scheduler_kwargs = decay_settings(args.lr_scheduler_kwargs or {}, args.max_steps)
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, KeyError, AttributeError, NotImplementedError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise InputError(f"training: {printable(reason)}") from None
+    if args.max_steps <= 0:
+        args.max_steps = steps_of_epochs(args.num_train_epochs, num_blocks, global_batch_blocks(args))
+        if args.max_steps > MOST_STEPS:
+            raise InputError(f"training: num_train_epochs: {args.max_steps:,} steps; expected at most {MOST_STEPS:,}")
+    if args.lr_scheduler_type == "warmup_stable_decay":
+        warmup = args.get_warmup_steps(args.max_steps)
+        args.lr_scheduler_kwargs = decay_settings(
+            args.lr_scheduler_kwargs or {}, max_steps=args.max_steps, warmup_steps=warmup
+        )
+    rehearse(args, use_muon=settings.training.get("optim") == MUON)
     return args
 
 
@@ -94,17 +102,6 @@ def micro_batches(global_batch_blocks: int, most_blocks: int, num_processes: int
             f"micro-batches of {micro_batch}; choose another --per_device_train_batch_size"
         )
     return micro_batch, steps
-
-
-def decay_settings(given: dict[str, Any], max_steps: int) -> dict[str, Any]:
-    """The settings of `warmup_stable_decay`: unless given, the rate falls on a line in the last fifth of the steps.
-
-    A `num_decay_steps` below 1 is a share of the steps, as `warmup_steps` is.
-    """
-    settings = {"num_decay_steps": 0.2, "decay_type": "linear", **given}
-    if settings["num_decay_steps"] < 1:
-        settings["num_decay_steps"] = math.ceil(settings["num_decay_steps"] * max_steps)
-    return settings
 
 
 def global_batch_blocks(args: TrainingArguments) -> int:
@@ -142,8 +139,8 @@ def check_continuation(
     reasons = [] if plan.allow_data_change else list(changes)
     if plan.allow_data_change and not same_tokenizer(plan.checkpoint, data):
         reasons.append("its tokenizer is another one than the shard set's")
-    before = run_directory.read_record(plan.checkpoint.parent).get("settings", {}).get("model")
-    if before is not None:
+    before = run_directory.record_part(plan.checkpoint.parent, "settings", "model")
+    if before:
         reasons += run_directory.changed_settings(before, dataclasses.asdict(settings.model), "model")
     if reasons:
         raise InputError(
@@ -151,11 +148,22 @@ def check_continuation(
             "use the old ones, or another --output_dir"
             + ("" if plan.allow_data_change or reasons != changes else ", or --allow_data_change to go on with the new")
         )
+    if not holds_training_state(plan.checkpoint):
+        raise InputError(
+            f"{plan.checkpoint}: has no state of the optimizer or of the schedule, so it can't be continued; "
+            "choose another checkpoint, or another --output_dir"
+        )
     if plan.position.step > args.max_steps:
         raise InputError(
             f"{plan.checkpoint}: has {plural(plan.position.step, 'step')} already, the settings ask for {args.max_steps:,}"
         )
     return changes
+
+
+def holds_training_state(checkpoint: Path) -> bool:
+    """Whether optimizer and schedule are in it; a sharded optimizer (fsdp) is a directory, as `optimizer_0`."""
+    has_optimizer = any(path.name.startswith("optimizer") for path in checkpoint.iterdir())
+    return has_optimizer and (checkpoint / "scheduler.pt").is_file()
 
 
 def same_tokenizer(checkpoint: Path, data: shards.ShardSet | shards.Mixture) -> bool:
@@ -168,14 +176,15 @@ def build_trainer(
     settings: Settings, data: shards.ShardSet | shards.Mixture, args: TrainingArguments, position: DataPosition
 ) -> BlockTrainer:
     """The Trainer with its model, datasets and, in the first process, the callbacks that print and write."""
-    model = build_model(
-        settings.model,
-        settings.generation,
-        vocab_size=data.vocab_size,
-        eos_id=data.eos_id,
-        block_tokens=data.block_tokens,
-        seed=settings.seed,
-    )
+    with out_of_memory("the machine can't hold this model; choose a smaller one (section `model`)"):
+        model = build_model(
+            settings.model,
+            settings.generation,
+            vocab_size=data.vocab_size,
+            eos_id=data.eos_id,
+            block_tokens=data.block_tokens,
+            seed=settings.seed,
+        )
 
     if args.use_cpu and model.config.vocab_size >= BIG_VOCABULARY:
         release_memory_at_once()

@@ -35,12 +35,13 @@ from shards.errors import InputError, nearest, printable
 from shards.files import write_atomically
 from train.__main__ import load
 from train.arguments import require
+from train.checks import REFUSED_ARGUMENTS
 from train.compare.__main__ import as_lines, check_out
 from train.compare.page import render
 from train.compare.runs import read_runs
 from train.compare.table import duration
 from train.run_directory import RECORD_NAME, changed_settings, lock_run, now, plan_run, read_record, write_json
-from train.settings import REFUSED_ARGUMENTS, TOP_LEVEL, option_types, read_yaml
+from train.settings import TOP_LEVEL, option_types, read_yaml
 
 KEYS = ("config", "output_dir", "fixed", "grid", "runs")
 STATE_NAME, PAGE_NAME, LOGS_NAME = "sweep.json", "compare.html", "logs"

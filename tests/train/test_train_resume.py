@@ -288,7 +288,7 @@ def test_finished_run_is_refused(whole_run: Path, write_config: WriteConfig) -> 
 
 def test_bad_values_that_transformers_finds_are_one_line(write_config: WriteConfig) -> None:
     with pytest.raises(InputError, match=r"^training: .*sometimes") as caught:
-        train_to_the_end(write_config(), "--save_strategy", "sometimes")
+        train_to_the_end(write_config(), "--debug", "sometimes")
     assert "\n" not in str(caught.value)
 
 

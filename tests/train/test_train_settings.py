@@ -93,7 +93,7 @@ def test_number_spelt_as_yaml_reads_text(write_config: WriteConfig) -> None:
 
 
 def test_every_training_argument_is_an_option_or_refused() -> None:
-    from train.settings import REFUSED_ARGUMENTS
+    from train.checks import REFUSED_ARGUMENTS
 
     options = {option for action in build_parser()._actions for option in action.option_strings}
     for name in training_argument_types():
@@ -173,7 +173,7 @@ def test_faults_of_yaml_name_the_line(tmp_path: Path, text: str, expected: str) 
         (["--learning_rte", "1"], r"unrecognized argument '--learning_rte'; did you mean '--learning_rate'\?"),
         (["--learning_rate", "fast"], "--learning_rate: expected a number, found 'fast'"),
         (["--max_steps", "1.5"], "--max_steps: expected a whole number, found '1.5'"),
-        (["--report_to", "all"], "unrecognized argument '--report_to'"),
+        (["--report_to", "all"], "--report_to: can't be set: see the section `tracking`"),
         (["--resume_from_checkpoint"], "run: no complete checkpoint to continue from"),
         (["--resume_from_checkpoint", "/nowhere"], "/nowhere: no such checkpoint"),
     ],

@@ -12,8 +12,9 @@ import pytest
 
 from shards.errors import InputError
 from train.__main__ import main
+from train.rehearsal import decay_settings
 from train.run_directory import read_lines
-from train.setup import decay_settings, micro_batches
+from train.setup import micro_batches
 
 PROGRAM = Path(__file__).with_name("sharded_program.py")
 
@@ -37,9 +38,12 @@ def test_sharding_on_a_cpu_is_refused(write_config: Callable[..., Path]) -> None
 
 
 def test_decay_is_the_last_fifth_of_the_steps_or_the_share_that_is_given() -> None:
-    assert decay_settings({}, 11) == {"num_decay_steps": 3, "decay_type": "linear"}
-    assert decay_settings({"num_decay_steps": 0.5, "decay_type": "cosine"}, 10)["num_decay_steps"] == 5
-    assert decay_settings({"num_decay_steps": 4}, 10) == {"num_decay_steps": 4, "decay_type": "linear"}
+    assert decay_settings({}, max_steps=11, warmup_steps=0) == {"num_decay_steps": 3, "decay_type": "linear"}
+    assert decay_settings({"num_decay_steps": 0.5}, max_steps=10, warmup_steps=5)["num_decay_steps"] == 5
+    assert decay_settings({"num_decay_steps": 4, "decay_type": "cosine"}, max_steps=10, warmup_steps=0) == {
+        "num_decay_steps": 4,
+        "decay_type": "cosine",
+    }
 
 
 def test_warmup_stable_decay_falls_at_the_end(write_config: Callable[..., Path], tmp_path: Path) -> None:
