@@ -18,6 +18,7 @@ LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passiv
 DDP_BACKENDS = ("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl")
 COMPILE_MODES = ("default", "lite", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 MOST_STEPS = 2**31 - 1
+MOST_BLOCKS = 2**20  # in a micro-batch, whose positions are drawn at once
 MOST_EPOCHS = 1_000_000
 MOST_OF_RATES = 1e6  # beyond, numbers of fp32 overflow
 
@@ -56,7 +57,7 @@ def check_training(training: dict[str, Any], where: Where) -> None:
     for key in ("log_level", "log_level_replica"):
         require_one_of(LOG_LEVELS, training.get(key, "passive"), where(key))
     for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        require(training.get(key, 1) >= 1, where(key), "at least 1", training.get(key))
+        require(1 <= training.get(key, 1) <= MOST_BLOCKS, where(key), f"1 to {MOST_BLOCKS:,}", training.get(key))
     require(0 <= training.get("seed", 42) < 2**32, where("seed"), "0 to 2**32 - 1", training.get("seed"))
     smoothing = training.get("label_smoothing_factor", 0)
     require(smoothing == 0, where("label_smoothing_factor"), "0 (no loss of `loss` smooths)", smoothing)
