@@ -113,7 +113,10 @@ def test_every_training_argument_is_an_option_or_refused() -> None:
         ({"training": {"bf16": "sometimes"}}, "training: bf16: expected true, false or auto, found 'sometimes'"),
         ({"training": {"torch_compile": "often"}}, "torch_compile: expected true, false or auto, found 'often'"),
         ({"training": {"auto_find_batch_size": True}}, "training: auto_find_batch_size: can't be set: "),
-        ({"training": {"per_device_train_batch_size": 0}}, "per_device_train_batch_size: expected 1 to 1,048,576, found 0"),
+        (
+            {"training": {"per_device_train_batch_size": 0}},
+            "per_device_train_batch_size: expected 1 to 1,048,576, found 0",
+        ),
         ({"training": {"num_train_epochs": 0}}, "num_train_epochs: expected above 0, found 0"),
         ({"training": {"output_dir": None}}, "training: output_dir is missing"),
         ({"training": 7}, "config.yaml: training: expected a mapping, found 7"),
