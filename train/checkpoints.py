@@ -23,6 +23,7 @@ from shards.files import flush_directory, write_atomically
 RECORD_NAME = "checkpoint.json"
 TRAINER_STATE_NAME = "trainer_state.json"
 SAVING_DIRECTORY = ".saving"
+_READ_BYTES = 32 << 20  # at a time, for the cores to share
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 
 
@@ -53,8 +54,16 @@ def seal_checkpoint(directory: Path, position: DataPosition) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """BLAKE3 of a file, by all cores: of a large model there are many gigabytes."""
-    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+    """BLAKE3 of a file, by all cores: of a large model there are many gigabytes.
+
+    Not by `update_mmap`, whose errors don't tell what they are.
+    """
+    digest = blake3(max_threads=blake3.AUTO)
+    buffer = memoryview(bytearray(max(1, min(path.stat().st_size, _READ_BYTES))))
+    with open(path, "rb", buffering=0) as file:
+        while num_bytes := file.readinto(buffer):
+            digest.update(buffer[:num_bytes])
+    return digest.hexdigest()
 
 
 def publish_checkpoint(directory: Path, final: Path) -> None:

@@ -12,6 +12,7 @@ _SIGNS = (
     "can't allocate memory",
     "not enough memory",
     "Storage size calculation overflowed",
+    "Cannot allocate memory",  # safetensors
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )

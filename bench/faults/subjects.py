@@ -170,7 +170,7 @@ class TrainSubject(Subject):
             gone = [line for line in expected if line not in there]
             return f"other lines in metrics.jsonl: {there}; gone: {gone}"
         if read_lines(self.out / samples) != read_lines(self.whole / samples):
-            return "other samples"
+            return "other lines in samples.jsonl"
         # SIGTERM saves a checkpoint of its own: as many must be left, not the same.
         names, wanted = (sorted(path.name.split("-")[0] for path in run.iterdir()) for run in (self.out, self.whole))
         if names != wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,13 +17,14 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 
 from shards.errors import InputError
 from tests.conftest import REPOSITORY
 from tests.train.runs import losses, stop_after, train_to_the_end
 from train.__main__ import prepare
 from train.callbacks import MetricsFile
-from train.checkpoints import newest_complete_checkpoint
+from train.checkpoints import file_digest, newest_complete_checkpoint
 from train.run import train
 from train.run_directory import read_lines, read_record
 
@@ -188,3 +190,14 @@ def test_sigterm_to_the_whole_process_group_saves_a_checkpoint(
     assert status == 128 + signal.SIGTERM and "Traceback" not in told, told
     checkpoint, _, _ = newest_complete_checkpoint(tmp_path / "run")
     assert checkpoint is not None and f"the same command continues from {checkpoint}" in told
+
+
+def test_a_file_that_can_not_be_hashed_is_told_by_its_error(tmp_path: Path) -> None:
+    """Its number is what makes one clear line of it."""
+    with pytest.raises(OSError) as told:
+        file_digest(tmp_path)
+    assert told.value.errno == errno.EISDIR
+    (tmp_path / "large").write_bytes(bytes(range(256)) * 140_000)
+    assert file_digest(tmp_path / "large") == blake3((tmp_path / "large").read_bytes()).hexdigest()
+    (tmp_path / "empty").touch()
+    assert file_digest(tmp_path / "empty") == blake3(b"").hexdigest()
