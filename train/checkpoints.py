@@ -15,15 +15,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
-
 from shards.errors import InputError, nearest_path
-from shards.files import flush_directory, write_atomically
+from shards.files import file_digest, flush_directory, write_atomically
 
 RECORD_NAME = "checkpoint.json"
 TRAINER_STATE_NAME = "trainer_state.json"
 SAVING_DIRECTORY = ".saving"
-_READ_BYTES = 32 << 20  # at a time, for the cores to share
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 
 
@@ -48,22 +45,9 @@ def seal_checkpoint(directory: Path, position: DataPosition) -> None:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
             name = path.relative_to(directory).as_posix()
-            sizes[name], digests[name] = path.stat().st_size, file_digest(path)
+            sizes[name], digests[name] = path.stat().st_size, file_digest(path, all_cores=True)
     record = {**dataclasses.asdict(position), "files": sizes, "blake3": digests}
     write_atomically(directory / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
-
-
-def file_digest(path: Path) -> str:
-    """BLAKE3 of a file, by all cores: of a large model there are many gigabytes.
-
-    Not by `update_mmap`, whose errors don't tell what they are.
-    """
-    digest = blake3(max_threads=blake3.AUTO)
-    buffer = memoryview(bytearray(max(1, min(path.stat().st_size, _READ_BYTES))))
-    with open(path, "rb", buffering=0) as file:
-        while num_bytes := file.readinto(buffer):
-            digest.update(buffer[:num_bytes])
-    return digest.hexdigest()
 
 
 def publish_checkpoint(directory: Path, final: Path) -> None:
@@ -120,7 +104,7 @@ def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPositi
             state = "is missing" if found is None else f"has {found:,} bytes"
             raise InputError(f"{file}: {state}, expected {expected:,} bytes; the checkpoint is damaged")
     for name, digest in digests.items() if check_content else ():
-        if file_digest(checkpoint / name) != digest:
+        if file_digest(checkpoint / name, all_cores=True) != digest:
             raise InputError(f"{checkpoint / name}: has other bytes than were written; the checkpoint is damaged")
     return position
 

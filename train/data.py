@@ -58,25 +58,20 @@ def has_filling(data: shards.Data) -> bool:
     return any(part.manifest.packing == "best-fit" and part["train"].num_fill_tokens > 0 for part in data.sets)
 
 
-def is_filling(blocks: torch.Tensor, eos_id: int) -> torch.Tensor:
-    """Where an EOS is behind an EOS: a document has a token at least.
+@dataclasses.dataclass(frozen=True)
+class FilledCollator:
+    """As `collate_blocks`, but filling, which is no text, is no label: EOS behind EOS, as a document has a token at least.
 
     A cut document's rest may be nothing but EOS, and if that lies behind another document it is taken for filling too.
     """
-    is_eos = blocks == eos_id
-    filling = torch.zeros_like(is_eos)
-    filling[:, 1:] = is_eos[:, 1:] & is_eos[:, :-1]
-    return filling
-
-
-@dataclasses.dataclass(frozen=True)
-class FilledCollator:
-    """As `collate_blocks`, but filling, which is no text, is no label."""
 
     eos_id: int
 
     def __call__(self, blocks: Any) -> dict[str, torch.Tensor]:
-        return {"input_ids": blocks, "labels": blocks.masked_fill(is_filling(blocks, self.eos_id), IGNORED)}
+        is_eos = blocks == self.eos_id
+        filling = torch.zeros_like(is_eos)
+        filling[:, 1:] = is_eos[:, 1:] & is_eos[:, :-1]
+        return {"input_ids": blocks, "labels": blocks.masked_fill(filling, IGNORED)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +90,11 @@ class DocumentCollator:
         places = torch.arange(blocks.shape[1]).expand_as(blocks)
         first = torch.where(begins, places, 0).cummax(dim=1).values
         return {"input_ids": blocks, "labels": blocks.masked_fill(begins, IGNORED), "position_ids": places - first}
+
+
+def text_collator(eos_id: int, *, document_mask: bool) -> FilledCollator | DocumentCollator:
+    """What makes batches whose labels are text alone, in evaluation always."""
+    return DocumentCollator(eos_id) if document_mask else FilledCollator(eos_id)
 
 
 def steps_of_epochs(num_train_epochs: float, num_blocks: int, global_batch_blocks: int) -> int:

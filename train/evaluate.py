@@ -124,10 +124,10 @@ def evaluate(
     """Evaluate on the first `num_blocks` blocks (None: all) of `split`."""
     import torch
 
-    from train.data import IGNORED, DocumentCollator, FilledCollator
+    from train.data import IGNORED, text_collator
     from train.loss import token_losses
 
-    collate = DocumentCollator(eos_id) if document_mask else FilledCollator(eos_id)
+    collate = text_collator(eos_id, document_mask=document_mask)
     count = min(len(split), num_blocks or len(split))
     sums, counts = np.zeros(split.block_tokens - 1), np.zeros(split.block_tokens - 1, dtype=np.int64)
     with torch.no_grad():

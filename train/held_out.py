@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from train.data import IGNORED, is_filling
+from train.data import IGNORED
 
 
 def evaluate_held_out(trainer: Any, *, most_blocks: int | None = None) -> dict[str, float]:
     """`eval_loss` in nats a token, and `eval_runtime` in seconds, `eval_samples`, `eval_samples_per_second` (blocks).
 
     Of more than `most_blocks` so many are taken, or up to half as few, each time the same ones, spread evenly.
-    `trainer` is a Trainer with an `eval_dataset`, a `data_collator`, an `eos_id`, and a model whose loss is divided by
+    `trainer` is a Trainer with an `eval_dataset`, a `text_collator`, and a model whose loss is divided by
     `num_items_in_batch` (`train.loss`). Every process calls this.
     """
     args, dataset, model = trainer.args, trainer.eval_dataset, trainer.model_wrapped
@@ -40,8 +40,7 @@ def evaluate_held_out(trainer: Any, *, most_blocks: int | None = None) -> dict[s
     with torch.no_grad():
         for first in starts:
             numbers = mine[first : first + batch_blocks]
-            batch = trainer.data_collator(dataset.__getitems__(numbers + [0] * (batch_blocks - len(numbers))))
-            batch["labels"] = batch["labels"].masked_fill(is_filling(batch["input_ids"], trainer.eos_id), IGNORED)
+            batch = trainer.text_collator(dataset.__getitems__(numbers + [0] * (batch_blocks - len(numbers))))
             batch["labels"][len(numbers) :] = IGNORED
             batch = {name: tensor.to(args.device) for name, tensor in batch.items()}
             with trainer.compute_loss_context_manager():

@@ -55,9 +55,9 @@ class Record:
         origin = plan.checkpoint.parent if plan.checkpoint else None
         training_before = (origin and run_directory.record_part(origin, "settings", "training")) or settings.training
         changes = run_directory.changed_settings(
-            {**training_before, "seed": None}, {**settings.training, "seed": None}, "training"
+            {**training_before, "seed": None}, {**settings.training, "seed": None}
         )  # the seed's change is one of the data's
-        self.changes = [*data_changes, *(change.removeprefix("training.") for change in changes)]
+        self.changes = [*data_changes, *changes]
         self.session: dict[str, Any] = {
             "started_at": run_directory.now(),
             "first_step": plan.position.step if plan.position else 0,

@@ -65,7 +65,7 @@ def plan_run(run: Path, resume: str | None) -> Plan:
     """
     _check_writable(run)
     seen = state_of(run)
-    plan = _plan_run(run, resume)
+    plan = _plan_run(run, resume, record=seen[0])
     return dataclasses.replace(plan, resume=resume, seen=seen)
 
 
@@ -74,8 +74,7 @@ def state_of(run: Path) -> tuple[Any, ...]:
     return read_record(run), [path.name for path in numbered_checkpoints(run)]
 
 
-def _plan_run(run: Path, resume: str | None) -> Plan:
-    record = read_record(run)
+def _plan_run(run: Path, resume: str | None, *, record: dict[str, Any]) -> Plan:
     state = record.get("state")
     another = "choose another --output_dir (make: RUN=NAME), or delete it to train again"
     if resume is not None and resume != "latest":

@@ -37,7 +37,7 @@ from train.checkpoints import (
     publish_checkpoint,
     seal_checkpoint,
 )
-from train.data import BlockDataset, DocumentCollator, FilledCollator, PositionSampler, collate_blocks
+from train.data import BlockDataset, PositionSampler, collate_blocks, text_collator
 from train.held_out import evaluate_held_out
 from train.optimizer import build_muon
 from train.rehearsal import refusing
@@ -109,14 +109,10 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self._peak_flops = peak_flops(torch.cuda.get_device_name(args.device)) if on_gpu else None
         self._order, self._epoch_blocks, self._use_muon = order, epoch_blocks, use_muon
         self._every_token_is_label, self._eval_blocks = not (document_mask or has_filling), eval_blocks
-        self.eos_id = eos_id
+        self.text_collator = text_collator(eos_id, document_mask=document_mask)
         self._last_log_step, self._training_seconds, self._resumed_at = 0, 0.0, time.monotonic()
         self._seconds_until_log = 0.0  # of training, until the last log
-        collator: Callable[[Any], dict[str, torch.Tensor]] = collate_blocks
-        if document_mask:
-            collator = DocumentCollator(eos_id)
-        elif has_filling:
-            collator = FilledCollator(eos_id)
+        collator = collate_blocks if self._every_token_is_label else self.text_collator
         super().__init__(args=args, train_dataset=train_dataset, data_collator=collator, **kwargs)
         self.add_callback(_TrueEpoch(self))
 

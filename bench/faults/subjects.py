@@ -125,16 +125,9 @@ class TrainSubject(Subject):
         letters = "".join(chr(33 + number) for number in range(90))
         source = self.work / "source.jsonl"
         source.write_text("".join(json.dumps({"text": letters[n % 60 :][:40] + str(n)}) + "\n" for n in range(40)))
-        make_tokenizer(self.work / "tokenizer")
-        options = [
-            "--tokenizer",
-            str(self.work / "tokenizer"),
-            "--block-tokens",
-            "16",
-            "--val-fraction",
-            "0.2",
-            "--quiet",
-        ]
+        tokenizer = self.work / "tokenizer"
+        make_tokenizer(tokenizer)
+        options = ["--tokenizer", str(tokenizer), "--block-tokens", "16", "--val-fraction", "0.2", "--quiet"]
         Command(main, ["build", str(source), "--out", str(self.work / "set"), *options], self.work).end()
         settings: dict[str, Any] = {
             "shards": str(self.work / "set"),
