@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 import sys
 
-import shards.interruption  # noqa: F401
-from shards.command_line import run_command
-from shards.errors import InputError, nearest, printable
+from shards.common.command_line import run_command
+from shards.common.errors import InputError
+from shards.common.text import nearest, printable
 
 # For each command: the module with its `main`, what that is given before the user's arguments, and a line of help.
 COMMANDS: dict[str, tuple[str, list[str], str]] = {

@@ -1,3 +1,1 @@
 """From a corpus to a shard set: read, tokenize in parallel, pack, write. CPU only, run once."""
-
-import shards.interruption  # noqa: F401

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.settings import DEFAULT_CHECK_EVERY, DEFAULT_MAX_RECORD_BYTES, DEFAULT_UNIT_BYTES, BuildSettings
-from shards.command_line import Parser, byte_count, run_command
-from shards.errors import InputError, choice, printable
+from shards.common.command_line import Parser, byte_count, run_command
+from shards.common.errors import InputError, choice
+from shards.common.text import printable
 from shards.order import DEFAULT_SEED
 
 
@@ -170,8 +171,8 @@ def add_tokenizer(commands: Any) -> None:
 def run_fetch(options: argparse.Namespace) -> int:
     from pipeline.fetch import fetch
     from pipeline.fetch_progress import DownloadProgress
+    from shards.common.text import size_text
     from shards.hub.download import Progress
-    from shards.wording import size_text
 
     origin: Any = choice("--from", options.origin, ("hf", "ms", "auto"))
     progress = Progress() if options.quiet else DownloadProgress()

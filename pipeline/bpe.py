@@ -12,8 +12,8 @@ from pipeline.settings import BuildSettings
 from pipeline.sources import Source, find_sources
 from pipeline.units import plan_units
 from pipeline.work import UnitRecords
-from shards.errors import InputError
-from shards.files import write_atomically
+from shards.common.errors import InputError
+from shards.common.files import write_atomically
 from shards.tokenizer_files import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON
 
 SMALLEST_VOCABULARY = 256 + 1  # every byte, and EOS

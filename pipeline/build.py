@@ -31,11 +31,11 @@ from pipeline.storage import file_statuses
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
 from pipeline.units import Stretch, Unit, plan_units
 from pipeline.work import Job, Progress
-from shards.errors import InputError
+from shards.common.errors import InputError
+from shards.common.text import size_text
+from shards.common.urls import is_url
 from shards.manifest import Manifest, read_manifest
-from shards.storage import is_url
 from shards.tokenizer_files import TokenizerFiles
-from shards.wording import size_text
 
 # Bytes of the set for each byte of the source: Chinese with Qwen2's vocabulary needs 1.1; 1.5 leaves room for others.
 _ESTIMATED_GROWTH = 1.5

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.dedup import DEDUP_DIRECTORY, drops_path, hash_receipt_path
 from pipeline.receipts import RECEIPTS_DIRECTORY, receipt_path
 from pipeline.work import Job, Progress
-from shards.files import write_atomically
+from shards.common.files import write_atomically
 
 if TYPE_CHECKING:
     from pipeline.engine import Task

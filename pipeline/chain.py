@@ -15,7 +15,7 @@ from pipeline.receipts import StretchReceipt
 from pipeline.sources import Source
 from pipeline.units import Unit
 from pipeline.work import UnitError
-from shards.errors import InputError
+from shards.common.errors import InputError
 
 _PATIENCE_SECONDS = 70
 

@@ -20,7 +20,7 @@ import xxhash
 from blake3 import blake3
 
 from pipeline.receipts import StretchReceipt, raise_if_refused, sealed, unsealed
-from shards.files import file_digest, flush_directory, write_atomically
+from shards.common.files import file_digest, flush_directory, write_atomically
 
 DEDUP_DIRECTORY = "dedup"
 DOCUMENTS_PER_BUCKET = 1 << 22

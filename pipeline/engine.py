@@ -32,8 +32,8 @@ from pipeline.sources import removed
 from pipeline.tokenizers import ReferenceEncoder, load_encoder
 from pipeline.units import Unit
 from pipeline.work import Job, Progress, UnitError, UnitRecords, process_unit
-from shards.errors import InputError, machine_error
-from shards.storage import StorageError, is_url
+from shards.common.errors import InputError, machine_error
+from shards.common.urls import StorageError, is_url
 
 TaskKind = Literal["build", "hash"]
 MAX_TRIES = 2

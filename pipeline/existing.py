@@ -14,8 +14,8 @@ from pipeline.place import Place, settings_differences
 from pipeline.remote_place import RemotePlace
 from pipeline.settings import BuildSettings
 from pipeline.sources import Source
-from shards.errors import InputError
-from shards.files import write_atomically
+from shards.common.errors import InputError
+from shards.common.files import write_atomically
 from shards.manifest import MANIFEST_NAME, STAMPS_NAME, Manifest, read_manifest
 
 AnyPlace = Place | RemotePlace | HubPlace

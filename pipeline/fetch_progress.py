@@ -6,9 +6,8 @@ import sys
 import time
 from typing import Any
 
-from shards.errors import printable
+from shards.common.text import printable, size_text
 from shards.hub.download import Progress
-from shards.wording import size_text
 
 _SECONDS_BETWEEN_LINES = 5.0
 

@@ -6,7 +6,8 @@ import string
 from typing import Any
 
 from pipeline.records import NO_FIELD, NOT_A_STRING, NOT_AN_OBJECT, BadRecord, Batch, ReadOptions
-from shards.errors import InputError, nearest, printable
+from shards.common.errors import InputError
+from shards.common.text import nearest, printable
 
 _KINDS = {dict: "an object", list: "an array", str: "a string", type(None): "null", bool: "true or false"}
 

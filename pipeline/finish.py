@@ -17,9 +17,9 @@ from pipeline.sources import Source
 from pipeline.streams import HashedFile, file_digest
 from pipeline.units import Stretch, Unit, plan_units
 from shards.assemble import SplitAssembler, join_splits
+from shards.common.errors import InputError
+from shards.common.files import atomic_writer, write_atomically
 from shards.entries import SPLITS
-from shards.errors import InputError
-from shards.files import atomic_writer, write_atomically
 from shards.manifest import (
     GENERATOR,
     REJECTED_NAME,

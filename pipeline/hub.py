@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from pipeline.records import Batch, StretchReader, row_batch
 from pipeline.sources import HUB_PREFIX, Source
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.hub.hugging_face import check_data_set
 
 ROWS_AT_A_TIME = 1024

@@ -28,15 +28,15 @@ from blake3 import blake3
 from pipeline.engine import signals_held_back, take_signals
 from pipeline.place import Place
 from pipeline.remote_place import fetch_manifest
-from shards.errors import InputError
-from shards.files import user_cache
+from shards.common.errors import InputError
+from shards.common.files import user_cache
+from shards.common.text import plural, size_text
+from shards.common.urls import StorageError
 from shards.hub import upload as hub
 from shards.hub.hugging_face import endpoint
 from shards.hub.remote import ConnectionFailed
 from shards.manifest import MANIFEST_NAME, REJECTED_NAME, STAMPS_NAME, decode_table_entries, read_manifest
-from shards.storage import StorageError
 from shards.verify import verify
-from shards.wording import plural, size_text
 
 # Of the files of a folder the hub takes no more; a unit has up to four (two of train, two of val).
 _MAX_FILES = 10_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"%PDF-", "a PDF", "convert it to text first, as with pdftotext"),

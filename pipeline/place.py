@@ -21,8 +21,8 @@ from pipeline.dedup import DEDUP_DIRECTORY
 from pipeline.receipts import RECEIPTS_DIRECTORY
 from pipeline.settings import BuildSettings
 from pipeline.sources import Source
-from shards.errors import InputError
-from shards.files import TEMPORARY_SUFFIX, flush_directory, write_atomically
+from shards.common.errors import InputError
+from shards.common.files import TEMPORARY_SUFFIX, flush_directory, write_atomically
 from shards.manifest import MANIFEST_NAME
 from shards.tokenizer_files import TokenizerFiles
 from shards.verify import verify

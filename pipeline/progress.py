@@ -10,8 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.build import BuildResult, Reporter
-from shards.errors import printable
-from shards.wording import plural, size_text
+from shards.common.text import plural, printable, size_text
 
 _SECONDS_BETWEEN_LINES = 10.0
 # `global_batch_blocks` of configs/wikipedia-zh-120m.yaml.

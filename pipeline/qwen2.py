@@ -20,8 +20,8 @@ from typing import Any
 
 import orjson
 
-from shards.errors import InputError
-from shards.files import user_cache, write_atomically
+from shards.common.errors import InputError
+from shards.common.files import user_cache, write_atomically
 from shards.vocabulary import bytes_of_characters
 
 RANKS_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"

@@ -24,8 +24,8 @@ import shards
 from pipeline.carried_unit import with_drops
 from pipeline.engine import Task, keep_receipt, outcome_of, raise_outcome
 from pipeline.work import Job, Progress, UnitError
-from shards.errors import InputError
-from shards.storage import StorageError
+from shards.common.errors import InputError
+from shards.common.urls import StorageError
 
 MAX_RETRIES = 5
 TASKS_PER_CORE = 2

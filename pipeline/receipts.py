@@ -16,9 +16,9 @@ import numpy as np
 from blake3 import blake3
 
 from shards.assemble import UnitPart
+from shards.common.errors import machine_error
+from shards.common.files import file_digest
 from shards.entries import SPLITS, ShardEntry
-from shards.errors import machine_error
-from shards.files import file_digest
 from shards.packing import Tail
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
 

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.sources import BYTE_ORDER_MARK, Source
 from pipeline.streams import STREAM_ERRORS, HashedFile, open_stream
 from pipeline.units import Stretch
-from shards.errors import InputError
+from shards.common.errors import InputError
 
 # The kinds of bad records, as the manifest counts them.
 NOT_JSON = "not valid JSON"

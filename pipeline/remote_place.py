@@ -21,9 +21,8 @@ from pipeline.dedup import DEDUP_DIRECTORY
 from pipeline.place import PLAN_NAME, plan_differences
 from pipeline.receipts import FILES_KEY, RECEIPTS_DIRECTORY, REJECTED_SUFFIX, unsealed
 from pipeline.remote_unit import partial_url, put_files
-from shards.errors import InputError
-from shards.manifest import MANIFEST_NAME, STAMPS_NAME, decode_table_entries
-from shards.storage import (
+from shards.common.errors import InputError
+from shards.common.urls import (
     StorageError,
     exists,
     file_system,
@@ -35,6 +34,7 @@ from shards.storage import (
     version,
     write_bytes,
 )
+from shards.manifest import MANIFEST_NAME, STAMPS_NAME, decode_table_entries
 
 _FILES_AT_ONCE = 512
 

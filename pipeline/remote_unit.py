@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.dedup import DEDUP_DIRECTORY, drops_path, hash_receipt_path
 from pipeline.receipts import FILES_KEY, RECEIPTS_DIRECTORY, REJECTED_SUFFIX, receipt_path, sealed, unsealed
 from pipeline.work import Job, Progress
-from shards.storage import StorageError, file_system, join, read_bytes, storage_errors, version, write_bytes
+from shards.common.urls import StorageError, file_system, join, read_bytes, storage_errors, version, write_bytes
 
 if TYPE_CHECKING:
     from pipeline.engine import Task

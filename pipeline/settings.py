@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
-from shards.errors import InputError, choice
+from shards.common.errors import InputError, choice
 from shards.order import DEFAULT_SEED, check_seed
 
 DEFAULT_UNIT_BYTES = 64 * 2**20

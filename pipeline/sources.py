@@ -16,8 +16,9 @@ from typing import Literal
 from pipeline.not_text import check_text
 from pipeline.storage import file_status, find_urls, in_parallel, open_binary
 from pipeline.streams import COMPRESSIONS, STREAM_ERRORS, compression_of, open_stream
-from shards.errors import InputError, nearest, printable
-from shards.storage import is_url
+from shards.common.errors import InputError
+from shards.common.text import nearest, printable
+from shards.common.urls import is_url
 
 Format = Literal["json-lines", "json-array", "text", "parquet", "arrow", "arrow-stream", "hub"]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from blake3 import blake3
 
-from shards.errors import InputError
-from shards.storage import file_system, is_url, storage_errors, version
+from shards.common.errors import InputError
+from shards.common.urls import file_system, is_url, storage_errors, version
 
 # A reader asks for 2 MiB at a time. What a store is asked for at once is more: a request takes as long as a few MiB do.
 _BLOCK_BYTES = 8 << 20

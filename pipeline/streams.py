@@ -16,7 +16,7 @@ from blake3 import blake3
 from isal import igzip, igzip_lib
 
 from pipeline.storage import open_binary
-from shards.errors import InputError
+from shards.common.errors import InputError
 
 # By the first bytes of a file.
 _MAGICS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}

@@ -13,8 +13,8 @@ from pipeline.records import Batch, StretchReader, row_batch
 from pipeline.sources import Source
 from pipeline.storage import open_binary
 from pipeline.streams import file_digest
-from shards.errors import InputError
-from shards.storage import is_url
+from shards.common.errors import InputError
+from shards.common.urls import is_url
 
 ROWS_AT_A_TIME = 1024
 _ERRORS = (pa.ArrowException, OSError)

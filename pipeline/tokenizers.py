@@ -21,7 +21,8 @@ import numpy.typing as npt
 import orjson
 
 from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, canonical_tokenizer_json, qwen2_tokenizer_directory
-from shards.errors import InputError, nearest, printable
+from shards.common.errors import InputError
+from shards.common.text import nearest, printable
 from shards.hub.reference import HubReference, is_reference, parse_reference
 from shards.hub.remote import NoSuchFile
 from shards.hub.small_files import small_file

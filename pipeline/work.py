@@ -37,9 +37,9 @@ from pipeline.sources import Source
 from pipeline.tokenizers import Encoder
 from pipeline.units import Unit
 from shards.assemble import PACKERS
+from shards.common.errors import InputError
+from shards.common.files import atomic_writer, flush_directory, write_atomically
 from shards.entries import SPLITS, SplitName, shard_name
-from shards.errors import InputError
-from shards.files import atomic_writer, flush_directory, write_atomically
 from shards.packing import Ids, Lengths
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, ShardWriter
 

@@ -4,16 +4,28 @@
     train = shards.open("data/shards/sample")["train"]
 
 The byte layout is described in `shards.index` (the `.idx`) and `shards.manifest` (`manifest.json`); a `.bin` is
-headerless little-endian uint32, `num_blocks` × `block_tokens` × 4 bytes.
+headerless little-endian uint32, `num_blocks` × `block_tokens` × 4 bytes. Names are loaded when they are first used.
 """
 
-import shards.interruption  # noqa: F401
-from shards.errors import InputError
-from shards.mixture import Data, Mixture, epoch_blocks, open_data, run_order
-from shards.order import epoch_order, window_order
-from shards.reader import ShardSet, Split
-from shards.reader import open_shard_set as open
-from shards.run_order import SHUFFLES, RunOrder, Shuffle, rank_positions
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shards.common.errors import InputError
+    from shards.mixture import Data, Mixture, epoch_blocks, open_data, run_order
+    from shards.order import epoch_order, window_order
+    from shards.reader import ShardSet, Split
+    from shards.reader import open_shard_set as open
+    from shards.run_order import SHUFFLES, RunOrder, Shuffle, rank_positions
+
+_MODULES = {
+    "shards.common.errors": ["InputError"],
+    "shards.mixture": ["Data", "Mixture", "epoch_blocks", "open_data", "run_order"],
+    "shards.order": ["epoch_order", "window_order"],
+    "shards.reader": ["ShardSet", "Split", "open"],
+    "shards.run_order": ["SHUFFLES", "RunOrder", "Shuffle", "rank_positions"],
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "SHUFFLES",
@@ -32,3 +44,9 @@ __all__ = [
     "run_order",
     "window_order",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'shards' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), "open_shard_set" if name == "open" else name)

@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 
 from shards import pull_command, regroup_command
-from shards.command_line import Parser, ProgressLine, percent_done, run_command
+from shards.common.command_line import Parser, ProgressLine, percent_done, run_command
+from shards.common.errors import InputError
+from shards.common.text import plural, printable
 from shards.entries import SPLITS
-from shards.errors import InputError, printable
 from shards.exchange import command as exchange_command
 from shards.manifest import read_manifest
 from shards.reader import open_shard_set
 from shards.report import command as report_command
 from shards.show import describe, describe_json, differences, show_block, show_document
 from shards.verify import verify
-from shards.wording import plural
 from shards.writer import set_bytes
 
 

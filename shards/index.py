@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1

@@ -24,9 +24,10 @@ from typing import Any, Literal
 import numpy as np
 from blake3 import blake3
 
+from shards.common.errors import InputError, nearest_path
+from shards.common.files import flush_directory, write_atomically
+from shards.common.text import printable
 from shards.entries import MAX_NUMBER, SPLITS, ShardEntry, ShardList, TailEntry, TailList, exact_sum
-from shards.errors import InputError, nearest_path, printable
-from shards.files import flush_directory, write_atomically
 from shards.tables import (
     TABLE_NAMES,
     TableEntry,

@@ -31,9 +31,9 @@ import numpy as np
 from blake3 import blake3
 
 from shards.assemble import UnitPart
+from shards.common.errors import InputError
+from shards.common.files import atomic_writer, file_digest
 from shards.entries import SPLITS, ShardEntry, SplitName, exact_sum, shard_name, shard_number
-from shards.errors import InputError
-from shards.files import atomic_writer, file_digest
 from shards.manifest import REJECTED_NAME, Manifest, RejectedEntry
 from shards.new_set import NewSet, new_directory
 from shards.packing import Tail, no_tail

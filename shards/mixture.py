@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from shards.errors import InputError, printable
+from shards.common.errors import InputError
+from shards.common.text import printable
+from shards.common.urls import is_url
 from shards.manifest import canonical_json
 from shards.reader import ShardSet, Split, Tokens, open_shard_set
 from shards.run_order import PERIOD, RunOrder, Shuffle
-from shards.storage import is_url
 
 MAX_WEIGHT = 10**12
 _WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>[0-9.]+(?:e-?[0-9]+)?)(?P<epochs>epochs?)?")

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shards.assemble import PACKERS, AssembledSplit, SplitAssembler, UnitPart, join_splits
+from shards.common.errors import InputError
+from shards.common.files import flush_directory, write_atomically
 from shards.entries import SPLITS, SplitName
-from shards.errors import InputError
-from shards.files import flush_directory, write_atomically
 from shards.manifest import (
     GENERATOR,
     TOKENIZER_DIRECTORY,

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 
 DEFAULT_SEED = 2333
 NUM_ROUNDS = 6

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 
 # As long as the clients of other stores try.
 _PAUSES = (1, 2, 4, 8, 16, 32)

@@ -1,7 +1,7 @@
 """A set at a URL to a directory of this machine: in parallel, each file checked against the manifest, resumed file by file.
 
 A file gets its name when its digest is right, the directory when all its files are there: what has its name is whole. One
-process copies, others that want the same set wait for it. Needs the package fsspec (`shards.storage`).
+process copies, others that want the same set wait for it. Needs the package fsspec (`shards.common.urls`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from typing import Any
 
 from blake3 import blake3
 
-from shards.errors import InputError, printable
-from shards.files import TEMPORARY_SUFFIX, flush_directory, user_cache, write_atomically
+from shards.common.errors import InputError
+from shards.common.files import TEMPORARY_SUFFIX, flush_directory, user_cache, write_atomically
+from shards.common.text import printable, size_text
+from shards.common.urls import StorageError, file_system, join, listing, read_bytes, storage_errors
 from shards.index import index_bytes
 from shards.manifest import (
     MANIFEST_NAME,
@@ -33,8 +35,6 @@ from shards.manifest import (
     decode_table_entries,
     read_manifest,
 )
-from shards.storage import StorageError, file_system, join, listing, read_bytes, storage_errors
-from shards.wording import size_text
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes, set_bytes
 
 _FILES_AT_ONCE = 8

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from shards.errors import printable
+from shards.common.text import printable
 
 
 def add_parser(commands: Any) -> None:

@@ -25,9 +25,10 @@ from typing import NoReturn, overload
 import numpy as np
 import numpy.typing as npt
 
+from shards.common.errors import InputError
+from shards.common.files import regular_file_bytes
+from shards.common.text import nearest
 from shards.entries import ShardEntry, SplitName, UnitPlace, unit_places
-from shards.errors import InputError, nearest
-from shards.files import regular_file_bytes
 from shards.index import HEADER, Index, check_index_header, index_bytes, read_index
 from shards.manifest import MANIFEST_NAME, TOKENIZER_DIRECTORY, Manifest, read_manifest
 from shards.order import epoch_order

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shards.common.errors import InputError
 from shards.entries import SPLITS, SplitName
-from shards.errors import InputError
 from shards.manifest import Manifest, SourceEntry
 from shards.merge import check_outside, check_shard, new_set_like, special_tokens
 from shards.new_set import DocumentBatch, new_directory

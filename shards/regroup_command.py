@@ -8,10 +8,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.command_line import ProgressLine, percent_done, say
-from shards.errors import InputError
+from shards.common.command_line import ProgressLine, percent_done, say
+from shards.common.errors import InputError
+from shards.common.text import plural
 from shards.order import DEFAULT_SEED
-from shards.wording import plural
 
 if TYPE_CHECKING:
     from shards.manifest import Manifest

@@ -8,11 +8,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from shards.common.errors import InputError
+from shards.common.text import nearest, plural, printable, size_text, visible
 from shards.entries import SPLITS
-from shards.errors import InputError, nearest, printable, visible
 from shards.reader import ShardSet, Split
 from shards.vocabulary import Vocabulary
-from shards.wording import plural, size_text
 from shards.writer import set_bytes
 
 

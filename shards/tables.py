@@ -15,9 +15,9 @@ from typing import IO
 import numpy as np
 from blake3 import blake3
 
+from shards.common.errors import InputError
+from shards.common.files import TEMPORARY_SUFFIX, atomic_writer, regular_file_bytes
 from shards.entries import SPLITS, Rows, ShardList, TailList, shard_name, unordered
-from shards.errors import InputError
-from shards.files import TEMPORARY_SUFFIX, atomic_writer, regular_file_bytes
 
 # Of more shards or tails than this, the writer makes tables.
 MAX_LISTED = 16_384

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import orjson
 
-from shards.errors import InputError, printable
+from shards.common.errors import InputError
+from shards.common.text import printable
 from shards.manifest import MANIFEST_NAME, TOKENIZER_DIRECTORY, Manifest, TokenizerEntry, read_manifest
 from shards.vocabulary import tokenizer_contents
 

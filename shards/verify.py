@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from shards.common.errors import InputError
+from shards.common.files import regular_file_bytes
 from shards.entries import SPLITS, ShardEntry, exact_sum
-from shards.errors import InputError
-from shards.files import regular_file_bytes
 from shards.index import gaps
 from shards.manifest import (
     MANIFEST_NAME,

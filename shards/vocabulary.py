@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import InputError
-from shards.files import write_atomically
+from shards.common.errors import InputError
+from shards.common.files import write_atomically
 
 # What a tokenizer may consist of. Whatever else lies in a set's `tokenizer/` is left where it is, links too: a set may
 # come from a stranger, and its tokenizer is copied beside models.

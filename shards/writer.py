@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from shards.common.files import TEMPORARY_SUFFIX, atomic_writer
 from shards.entries import ShardEntry, SplitName, exact_sum, shard_name
-from shards.files import TEMPORARY_SUFFIX, atomic_writer
 from shards.index import TOKEN_BYTES, Index, encode_index, index_bytes
 from shards.manifest import Manifest
 
@@ -24,7 +24,7 @@ class ShardWriter:
     """Writes one shard, unless there is nothing to write. A context manager: without `finish`, nothing is left behind.
 
     Only `finish` makes the shard appear, the index after the `.bin`. The directory itself is flushed by the
-    caller, who knows when its last file is in place (`shards.files.flush_directory`).
+    caller, who knows when its last file is in place (`shards.common.files.flush_directory`).
     """
 
     def __init__(self, directory: Path, split: SplitName, number: int, *, block_tokens: int) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import shards.command_line
-import shards.wording
-from shards.command_line import ProgressLine, byte_count, percent_done
+import shards.common.command_line
+import shards.common.text
+from shards.common.command_line import ProgressLine, byte_count, percent_done
 from tests.conftest import REPOSITORY, assert_one_error_line, run_module
 
 PROGRAMS = [["-m", "pipeline"], ["-m", "shards"], ["-m", "train"], ["-m", "train.generate"], ["tokenize_once.py"]]
@@ -55,7 +55,7 @@ def test_ctrl_c_is_ignored_by_a_command_whose_caller_wants_so(tmp_path: Path) ->
 @pytest.mark.parametrize("num_lines", [1, 100_000])  # within the buffer, and beyond it
 def test_a_full_disk_behind_standard_output_is_named(num_lines: int, unbuffered: str) -> None:
     program = (
-        "from shards.command_line import run_command\n"
+        "from shards.common.command_line import run_command\n"
         f"run_command(lambda arguments: [print('line') for _ in range({num_lines})] and None, [])"
     )
     with open("/dev/full", "w") as full:
@@ -106,7 +106,7 @@ def test_bytes_are_a_number_or_one_with_a_unit(text: str, expected: int | None) 
 def test_ctrl_c_while_a_library_cleans_up_leaves_no_traceback() -> None:
     program = """
 import atexit, signal
-from shards.command_line import run_command
+from shards.common.command_line import run_command
 atexit.register(lambda: signal.raise_signal(signal.SIGINT))
 run_command(lambda argv: print("done"), [])
 """
@@ -118,7 +118,7 @@ run_command(lambda argv: print("done"), [])
 def test_a_signal_that_python_drops_comes_again(name: str, status: int, line: str) -> None:
     program = f"""
 import signal, time, weakref
-from shards.command_line import run_command
+from shards.common.command_line import run_command
 
 class Thing:
     pass
@@ -136,14 +136,16 @@ run_command(main, [])
 
 
 def test_no_more_memory_is_one_line() -> None:
-    program = "from shards.command_line import run_command\ndef main(argv): raise MemoryError\nrun_command(main, [])"
+    program = (
+        "from shards.common.command_line import run_command\ndef main(argv): raise MemoryError\nrun_command(main, [])"
+    )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
     assert_one_error_line(ended, "error: the system gave no more memory")
 
 
 def test_one_is_not_told_as_many() -> None:
-    assert doctest.testmod(shards.wording).failed == 0
-    assert doctest.testmod(shards.command_line).failed == 0
+    assert doctest.testmod(shards.common.text).failed == 0
+    assert doctest.testmod(shards.common.command_line).failed == 0
 
 
 def test_progress_is_one_line_that_goes_away(

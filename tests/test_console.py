@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tokenize_once
-from shards.errors import InputError
+from shards.common.errors import InputError
 from tests.conftest import REPOSITORY
 
 
@@ -52,6 +52,6 @@ def test_all_packages_are_installed() -> None:
 
 def test_a_closed_stdout_is_no_fault() -> None:
     command = f"exec '{sys.executable}' -c \"$1\" >&-"
-    program = "from shards.command_line import run_command; run_command(lambda arguments: None, [])"
+    program = "from shards.common.command_line import run_command; run_command(lambda arguments: None, [])"
     finished = subprocess.run(["sh", "-c", command, "sh", program], cwd=REPOSITORY, capture_output=True, text=True)
     assert (finished.returncode, finished.stderr) == (0, "")

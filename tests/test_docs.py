@@ -22,7 +22,7 @@ import pytest
 
 from pipeline.build import build
 from pipeline.settings import BuildSettings
-from shards.errors import InputError
+from shards.common.errors import InputError
 from tests.conftest import REPOSITORY, SAMPLE, run_module
 from train.settings import TOP_LEVEL, load_settings, section_types
 

@@ -15,8 +15,8 @@ import yaml
 from pipeline import qwen2
 from pipeline.build import build
 from pipeline.settings import BuildSettings
-from shards.errors import InputError
-from shards.files import user_cache
+from shards.common.errors import InputError
+from shards.common.files import user_cache
 from tests.conftest import REPOSITORY, SAMPLE, assert_one_error_line
 from tests.hub_server import environment, serve
 

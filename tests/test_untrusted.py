@@ -23,7 +23,7 @@ import shards
 from pipeline.build import build
 from pipeline.settings import BuildSettings
 from pipeline.tokenizers import FastEncoder, load_encoder
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.manifest import canonical_json, decode_manifest
 from shards.tokenizer_files import read_tokenizer_files
 from shards.verify import verify

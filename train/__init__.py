@@ -3,5 +3,3 @@
 Reads shard sets through `shards` and never imports `pipeline`. Modules that are needed before the first error
 can be told (`arguments`, `settings`, `run_directory`, `checkpoints`) don't import torch.
 """
-
-import shards.interruption  # noqa: F401

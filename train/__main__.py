@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import shards
-from shards.command_line import Parser, run_command
-from shards.errors import InputError
+from shards.common.command_line import Parser, run_command
+from shards.common.errors import InputError
 from shards.pull_command import say
 from shards.verify import verify
 from train.checks import REFUSED_ARGUMENTS

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.errors import InputError, nearest, printable
+from shards.common.errors import InputError
+from shards.common.text import nearest, printable
 
 FieldTypes = dict[str, frozenset[str]]
 

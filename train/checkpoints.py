@@ -15,8 +15,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from shards.errors import InputError, nearest_path
-from shards.files import file_digest, flush_directory, write_atomically
+from shards.common.errors import InputError, nearest_path
+from shards.common.files import file_digest, flush_directory, write_atomically
 
 RECORD_NAME = "checkpoint.json"
 TRAINER_STATE_NAME = "trainer_state.json"

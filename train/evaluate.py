@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import shards
-from shards.command_line import Parser, run_command, say
+from shards.common.command_line import Parser, run_command, say
+from shards.common.errors import InputError, choice
+from shards.common.text import plural
 from shards.entries import SPLITS
-from shards.errors import InputError, choice
 from shards.mixture import is_mixture
-from shards.wording import plural
 from train.environment import prepare_environment
 from train.generate import find_model
 from train.memory import out_of_memory

@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.command_line import Parser, run_command, say
-from shards.errors import InputError, nearest, nearest_path, printable, visible
+from shards.common.command_line import Parser, run_command, say
+from shards.common.errors import InputError, nearest_path
+from shards.common.text import nearest, printable, visible
 from train.arguments import convert
 from train.checkpoints import numbered_checkpoints
 from train.environment import prepare_environment

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from shards.command_line import Terminated, say
-from shards.errors import InputError, nearest, printable
+from shards.common.command_line import Terminated, say
+from shards.common.errors import InputError
+from shards.common.text import nearest, printable
 from train.generate import OPTIONS, show_as_written
 from train.settings import GenerationSettings
 

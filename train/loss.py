@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import Qwen2ForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from train.data import IGNORED
 from train.settings import LossName
 from train.softmax import has_triton, softmax_for

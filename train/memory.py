@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 
 _SIGNS = (
     "can't allocate memory",

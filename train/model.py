@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, set_seed
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from train.settings import GenerationSettings, ModelSettings
 
 

@@ -17,9 +17,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 import shards
-from shards.errors import printable, visible
-from shards.files import write_atomically
-from shards.wording import plural
+from shards.common.files import write_atomically
+from shards.common.text import plural, printable, visible
 from train.run_directory import MODEL_NAME
 from train.sampling import Continuation
 

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from shards.errors import InputError, nearest, printable
+from shards.common.errors import InputError
+from shards.common.text import nearest, printable
 from shards.hub.reference import is_reference, parse_reference
 from train.arguments import FieldTypes, convert, require
 

@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from shards.errors import InputError, printable
+from shards.common.errors import InputError
+from shards.common.text import printable
 from train.arguments import convert, require, require_one_of
 
 _FAULTS = (ValueError, TypeError, ImportError, LookupError, ArithmeticError, AttributeError, RuntimeError)

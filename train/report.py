@@ -16,8 +16,8 @@ import torch
 from transformers import TrainingArguments
 
 import shards
-from shards.errors import InputError
-from shards.wording import plural
+from shards.common.errors import InputError
+from shards.common.text import plural
 from train import run_directory
 from train.callbacks import finite
 from train.evaluate import text_bits

@@ -14,8 +14,8 @@ from pathlib import Path
 from accelerate import PartialState
 
 import shards
-from shards.command_line import Terminated, say
-from shards.errors import InputError
+from shards.common.command_line import Terminated, say
+from shards.common.errors import InputError
 from train import run_directory
 from train.checkpoints import SAVING_DIRECTORY, newest_complete_checkpoint, numbered_checkpoints
 from train.memory import out_of_memory

@@ -22,8 +22,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from shards.errors import InputError, printable
-from shards.files import write_atomically
+from shards.common.errors import InputError
+from shards.common.files import write_atomically
+from shards.common.text import printable
 from train.checkpoints import DataPosition, newest_complete_checkpoint, numbered_checkpoints, read_position
 
 RECORD_NAME = "run.json"

@@ -24,8 +24,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from shards.command_line import say
-from shards.errors import printable
+from shards.common.command_line import say
+from shards.common.text import printable
 from train.run_directory import append_lines
 from train.sampling import Continuation, continue_prompts, sample_records
 from train.settings import GenerationSettings

@@ -28,7 +28,8 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from shards.errors import InputError, printable, visible
+from shards.common.errors import InputError
+from shards.common.text import printable, visible
 from train.settings import GenerationSettings
 
 BATCH_SEQUENCES = 8

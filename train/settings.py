@@ -26,7 +26,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from shards.errors import InputError, nearest, nearest_path, printable
+from shards.common.errors import InputError, nearest_path
+from shards.common.text import nearest, printable
 from shards.run_order import SHUFFLES, Shuffle
 from train.arguments import FieldTypes, convert, require, require_one_of, training_argument_types, type_names
 from train.checks import AUTO_ARGUMENTS, REFUSED_ARGUMENTS, check_training

@@ -11,9 +11,9 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 import shards
-from shards.errors import InputError, printable
+from shards.common.errors import InputError
+from shards.common.text import plural, printable
 from shards.vocabulary import copy_tokenizer
-from shards.wording import plural
 from train import run_directory
 from train.callbacks import MetricsFile, PlainLines, ProgressLines, wants_bar
 from train.checkpoints import DataPosition, differences

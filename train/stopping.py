@@ -17,7 +17,7 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
-from shards.command_line import Terminated
+from shards.common.command_line import Terminated
 
 # With several processes they must stop at the same step, and asking each other makes a GPU wait: not at each step.
 _STEPS_BETWEEN_QUESTIONS = 10

@@ -30,9 +30,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.command_line import Parser, Terminated, run_command, say
-from shards.errors import InputError, nearest, printable
-from shards.files import write_atomically
+from shards.common.command_line import Parser, Terminated, run_command, say
+from shards.common.errors import InputError
+from shards.common.files import write_atomically
+from shards.common.text import nearest, printable
 from train.__main__ import load
 from train.arguments import require
 from train.checks import REFUSED_ARGUMENTS

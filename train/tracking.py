@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from train.run_directory import SWANLAB_NAME
 from train.settings import TrackingSettings
 

@@ -28,7 +28,8 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from transformers.trainer_callback import TrainerCallback
 
 import shards
-from shards.errors import InputError, printable
+from shards.common.errors import InputError
+from shards.common.text import printable
 from train.arithmetic import flops_a_token, peak_flops, peak_memory_bytes
 from train.checkpoints import (
     SAVING_DIRECTORY,

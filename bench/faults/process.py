@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from shards.command_line import run_command
+from shards.common.command_line import run_command
 
 LIMIT_SECONDS = 300.0
 INJECTOR = Path(__file__).with_name("injector.c")

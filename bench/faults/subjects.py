@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from bench.faults.process import Command, Fault
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.verify import verify
 from train.run_directory import read_lines, read_record
 

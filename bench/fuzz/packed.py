@@ -17,7 +17,7 @@ import zstandard
 from bench.fuzz.oracle import expect
 from pipeline.documents import DocumentEncoder
 from pipeline.streams import STREAM_ERRORS, open_stream
-from shards.errors import InputError
+from shards.common.errors import InputError
 
 KINDS = ("gzip", "zstd", "bzip2", "xz")
 _MAGICS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\x00")

@@ -15,7 +15,7 @@ from pipeline.plain_text import PlainTextReader
 from pipeline.records import BadRecord, Incomplete, ReadOptions, StreamReader, raise_bad
 from pipeline.sources import Source
 from pipeline.units import Stretch
-from shards.errors import InputError
+from shards.common.errors import InputError
 
 SEPARATOR = "----"
 _LONG_WHITE_SPACE = re.compile(rb"[ \t\r\n,]{10}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.fuzz.oracle import expect
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.index import DTYPE_CODE_INT32, HEADER, MAGIC, VERSION, encode_index, gaps, index_bytes, read_index
 from shards.manifest import canonical_json, decode_manifest, encode_manifest
 from shards.mixture import Mixture, _parse, run_order

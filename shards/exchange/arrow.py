@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from shards.errors import InputError
+from shards.common.errors import InputError
+from shards.common.files import atomic_writer, flush_directory, write_atomically
 from shards.exchange.blocks import Format, files_of, read_blocks
-from shards.files import atomic_writer, flush_directory, write_atomically
 from shards.reader import ShardSet, Split, Tokens
 
 COLUMN = "input_ids"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.errors import InputError
-from shards.files import atomic_writer
+from shards.common.errors import InputError
+from shards.common.files import atomic_writer
 from shards.reader import ShardSet, Split, Tokens
 from shards.writer import BIN_SUFFIX, bin_bytes
 

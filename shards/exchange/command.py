@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.command_line import ProgressLine, percent_done, say
+from shards.common.command_line import ProgressLine, percent_done, say
+from shards.common.errors import InputError, choice
+from shards.common.text import nearest, plural
 from shards.entries import SPLITS
-from shards.errors import InputError, choice, nearest
 from shards.order import DEFAULT_SEED
-from shards.wording import plural
 
 if TYPE_CHECKING:
     from shards.exchange.blocks import Format
@@ -68,9 +68,9 @@ def add_parsers(commands: Any) -> None:
 
 
 def run_export(options: argparse.Namespace) -> int:
+    from shards.common.text import size_text
     from shards.new_set import new_directory
     from shards.reader import open_shard_set
-    from shards.wording import size_text
     from shards.writer import bin_bytes
 
     form = _format(options.to)

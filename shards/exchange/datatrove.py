@@ -32,10 +32,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import InputError
+from shards.common.errors import InputError
+from shards.common.files import flush_directory, write_atomically
 from shards.exchange.blocks import Format
 from shards.exchange.token_files import Lengths, SetShard, TokenFile, check_rising, file_bytes, find_shard, map_array
-from shards.files import flush_directory, write_atomically
 from shards.index import Index
 from shards.manifest import MANIFEST_NAME
 from shards.reader import ShardSet, Split, check_shard_files, read_shard_index

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from shards.common.errors import InputError, choice
+from shards.common.files import file_digest
 from shards.entries import SplitName
-from shards.errors import InputError, choice
 from shards.exchange.token_files import Batch, TokenFile, arrange, read_batches
-from shards.files import file_digest
 from shards.manifest import Manifest, SourceEntry
 from shards.new_set import DocumentBatch, NewSet, new_directory
 from shards.order import DEFAULT_SEED, check_seed

@@ -24,8 +24,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shards.common.files import write_atomically
 from shards.exchange.blocks import Format, encode_head, files_of, write_blocks
-from shards.files import write_atomically
 from shards.reader import ShardSet, Split
 from shards.writer import bin_bytes
 

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.common.files import flush_directory
 from shards.exchange.blocks import Format, cut_files, write_blocks
-from shards.files import flush_directory
 from shards.reader import ShardSet, Split
 
 _FILE_TOKENS = 100_000_000

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from shards.common.files import write_atomically
 from shards.exchange.blocks import Format, encode_head, files_of, write_blocks
-from shards.files import write_atomically
 from shards.reader import ShardSet, Split
 
 COLUMN = "tokens"

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.exchange.token_files import Lengths, TokenFile, check_rising, file_bytes, find_shard, map_array
 from shards.index import HEADER, MAGIC, VERSION, index_bytes
 from shards.writer import BIN_SUFFIX, INDEX_SUFFIX

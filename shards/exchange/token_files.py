@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from shards.common.errors import InputError
 from shards.entries import ShardEntry, unit_places
-from shards.errors import InputError
 from shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 Lengths = npt.NDArray[np.int64]

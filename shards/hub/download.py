@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.errors import InputError
-from shards.files import flush_directory
+from shards.common.errors import InputError
+from shards.common.files import flush_directory
+from shards.common.text import size_text
 from shards.hub.remote import CannotResume, ConnectionFailed, RemoteFile
-from shards.wording import size_text
 
 _PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # before the attempts that follow one which brought no byte
 _LONG_CHECK_BYTES = 500_000_000

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.hub.remote import (
     ANSWER_SECONDS,
     CannotResume,

@@ -6,7 +6,8 @@ import dataclasses
 import re
 from typing import Literal
 
-from shards.errors import InputError, printable
+from shards.common.errors import InputError
+from shards.common.text import printable
 
 HubName = Literal["hf", "ms"]
 HUB_TITLES: dict[HubName, str] = {"hf": "Hugging Face", "ms": "ModelScope"}

@@ -16,7 +16,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, Literal, TypeVar
 
-from shards.errors import InputError, printable
+from shards.common.errors import InputError
+from shards.common.text import printable
 
 # How long a hub may take to answer a question about a file. Without a network the clients themselves try for a minute.
 ANSWER_SECONDS = 8.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.hub.reference import HUB_TITLES, HubReference
 from shards.hub.remote import ConnectionFailed, NoSuchFile
 

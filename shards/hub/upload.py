@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from shards.errors import InputError, printable
+from shards.common.errors import InputError
+from shards.common.text import printable
 from shards.hub.hugging_face import check_online, endpoint
 from shards.hub.remote import ANSWER_SECONDS, ConnectionFailed, Digest, parse_digest, reason, within
 

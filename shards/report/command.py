@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.command_line import ProgressLine, percent_done, say
-from shards.errors import InputError
+from shards.common.command_line import ProgressLine, percent_done, say
+from shards.common.errors import InputError
+from shards.common.text import plural
 from shards.order import DEFAULT_SEED, check_seed
-from shards.wording import plural
 
 if TYPE_CHECKING:
     from shards.manifest import Manifest
@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page and say what it shows. Raises `InputError`."""
-    from shards.files import write_atomically
+    from shards.common.files import write_atomically
     from shards.reader import open_shard_set
     from shards.report.page import render
     from shards.report.statistics import compute, num_steps

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.report.markup import text
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from shards.common.errors import InputError
 from shards.entries import SPLITS, exact_sum
-from shards.errors import InputError
 from shards.index import Index, Int64s
 from shards.reader import ShardSet, Split, Tokens, read_shard_index
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from shards.errors import printable
+from shards.common.text import printable
 
 _MAX_TOKEN_CHARACTERS = 60
 _VISIBLE = {"\n": "↵", "\t": "⇥", " ": "␣"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from shards.common.text import plural
 from shards.manifest import MANIFEST_NAME, Manifest
 from shards.report import sections
 from shards.report.document import document, page_start
@@ -19,7 +20,6 @@ from shards.report.style import STYLE
 from shards.report.tokens import is_whole
 from shards.tables import SHARDS_TABLE
 from shards.vocabulary import Vocabulary
-from shards.wording import plural
 
 PAGE_START = page_start("shards report")
 _MAX_SHARD_ROWS = 500

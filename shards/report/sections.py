@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from shards.common.text import plural, size_text
 from shards.entries import SPLITS
 from shards.manifest import Manifest, SourceEntry
 from shards.report.charts import Column, Tick, bar, histogram, log_ticks, zipf_plot
@@ -15,7 +16,6 @@ from shards.report.markup import compact, decoded, ratio, section, share, table,
 from shards.report.statistics import Statistics, num_text_tokens
 from shards.report.tokens import TokenUse
 from shards.vocabulary import Vocabulary
-from shards.wording import plural, size_text
 
 _MAX_SOURCES = 25
 # Upper ends of classes of filling, in percent of a block.

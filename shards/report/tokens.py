@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.order import mix_64
 from shards.reader import ShardSet, Tokens
 from shards.vocabulary import Vocabulary

@@ -80,7 +80,7 @@ def file_system() -> Any:
     """The server's files, as fsspec shows them, nothing remembered."""
     import fsspec
 
-    from shards.storage import file_system
+    from shards.common.urls import file_system
 
     fsspec.filesystem("s3").clear_instance_cache()
     system, _path = file_system(f"s3://{BUCKET}")

@@ -17,7 +17,7 @@ import shards
 from pipeline.build import build
 from pipeline.records import StretchReader
 from pipeline.settings import BuildSettings
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.verify import verify
 from shards.vocabulary import Vocabulary
 

@@ -19,7 +19,7 @@ from pipeline.build import build
 from pipeline.settings import BuildSettings
 from pipeline.sources import look_at
 from pipeline.tokenizers import load_tokenizer_files
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.verify import verify
 from shards.vocabulary import Vocabulary
 from tests.conftest import SAMPLE, assert_one_error_line, directory_bytes, run_module, sample_records, write_corpus

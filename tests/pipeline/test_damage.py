@@ -16,8 +16,8 @@ from pipeline import build as build_module
 from pipeline.build import BuildResult, build
 from pipeline.place import Place
 from pipeline.settings import BuildSettings
-from shards.errors import InputError
-from shards.files import file_digest
+from shards.common.errors import InputError
+from shards.common.files import file_digest
 from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes
 

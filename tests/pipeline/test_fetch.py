@@ -15,8 +15,8 @@ import pytest
 
 from pipeline.fetch import CORPORA, fetch
 from pipeline.fetch_progress import progress_line
-from shards.errors import InputError
-from shards.wording import size_text
+from shards.common.errors import InputError
+from shards.common.text import size_text
 from tests.conftest import REPOSITORY, assert_one_error_line, run_module
 from tests.hub_server import Hub, environment, hub  # noqa: F401
 

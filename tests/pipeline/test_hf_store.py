@@ -12,7 +12,7 @@ pytest.importorskip("fsspec", reason="needs the package fsspec")
 
 import shards
 from pipeline.build import build
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.pull import pull
 from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes, run_module

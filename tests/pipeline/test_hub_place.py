@@ -21,7 +21,7 @@ from pipeline.carried_unit import with_drops
 from pipeline.engine import Task, keep_receipt, run_task
 from pipeline.work import Job, Progress
 from shards import tables
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.pull import pull
 from shards.verify import verify
 from tests.conftest import REPOSITORY as PROJECT

@@ -13,7 +13,7 @@ from pipeline import qwen2
 from pipeline.build import build
 from pipeline.settings import BuildSettings
 from pipeline.tokenizers import load_tokenizer_files
-from shards.errors import InputError
+from shards.common.errors import InputError
 from tests.conftest import REPOSITORY, assert_one_error_line, directory_bytes, run_module, sample_records, write_corpus
 from tests.hub_server import Hub, environment, hub  # noqa: F401
 

@@ -16,8 +16,8 @@ pytest.importorskip("fsspec", reason="needs the package fsspec")
 
 from pipeline import build as build_module
 from pipeline.hub_place import HubPlace
-from shards.errors import InputError
-from shards.storage import StorageError
+from shards.common.errors import InputError
+from shards.common.urls import StorageError
 from shards.verify import verify
 from tests.conftest import assert_one_error_line, directory_bytes, run_module
 from tests.hub_server import Hub, hub

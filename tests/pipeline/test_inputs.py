@@ -21,7 +21,7 @@ from pipeline.build import build
 from pipeline.settings import BuildSettings
 from pipeline.sources import find_sources
 from pipeline.units import plan_units
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.vocabulary import Vocabulary
 from tests.conftest import write_corpus
 

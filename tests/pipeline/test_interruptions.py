@@ -21,7 +21,7 @@ from pipeline import engine
 from pipeline.build import build
 from pipeline.place import Place
 from pipeline.settings import BuildSettings
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.verify import verify
 from shards.writer import ShardWriter
 from tests.conftest import (

@@ -11,7 +11,7 @@ import pytest
 from pipeline.build import build
 from pipeline.records import BadRecord, ReadOptions, StretchReader, raise_bad
 from pipeline.settings import BuildSettings, OnBadRecord
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.verify import verify
 from tests.pipeline.test_records import read_all
 

@@ -20,9 +20,9 @@ from pipeline import remote_unit
 from pipeline.build import BuildResult, build
 from pipeline.sources import find_sources
 from shards import oss
-from shards.errors import InputError
+from shards.common.errors import InputError
+from shards.common.urls import exists, listing, read_bytes, write_bytes
 from shards.pull import pull
-from shards.storage import exists, listing, read_bytes, write_bytes
 from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes, run_module, sample_records, write_corpus
 from tests.pipeline.store import SETTINGS

@@ -17,7 +17,7 @@ import zstandard
 
 from pipeline.sources import find_sources
 from pipeline.streams import COMPRESSIONS, MAX_WINDOW_BYTES, STREAM_ERRORS, open_stream
-from shards.errors import InputError
+from shards.common.errors import InputError
 from tests.conftest import REPOSITORY, assert_one_error_line, run_module
 
 PACK: dict[str, Callable[[bytes], bytes]] = {

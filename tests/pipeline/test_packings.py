@@ -20,7 +20,7 @@ from pipeline.progress import summary
 from pipeline.settings import BuildSettings
 from pipeline.tokenizers import FastEncoder, ReferenceEncoder, load_tokenizer_files
 from shards.best_fit import BestFitPacker, best_fit_decreasing
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.verify import verify
 from shards.vocabulary import Vocabulary
 from shards.writer import ShardWriter

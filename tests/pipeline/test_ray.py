@@ -18,7 +18,7 @@ pytest.importorskip("s3fs", reason="needs the packages of requirements-s3.lock")
 pytest.importorskip("moto.server", reason="needs the packages of requirements-s3.lock")
 
 from pipeline.build import build
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.pull import pull
 from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes, sample_records, write_corpus

@@ -13,8 +13,8 @@ pytest.importorskip("ray", reason="needs the package ray: pip install '.[ray]'")
 pytest.importorskip("fsspec", reason="needs the package fsspec")
 
 from pipeline.build import build
+from shards.common.urls import listing, read_bytes, write_bytes
 from shards.pull import pull
-from shards.storage import listing, read_bytes, write_bytes
 from shards.verify import verify
 from tests.conftest import directory_bytes
 from tests.pipeline.ray_cluster import command, finish, two_nodes, write_large_corpus

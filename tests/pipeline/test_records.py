@@ -15,7 +15,7 @@ from pipeline.readers import open_stretch
 from pipeline.records import BadRecord, ReadOptions, StretchReader, raise_bad
 from pipeline.sources import find_sources
 from pipeline.units import plan_units
-from shards.errors import InputError
+from shards.common.errors import InputError
 from tests.conftest import write_corpus
 
 LAYOUTS = ["lines", "array", "pretty", "compact", "escaped"]

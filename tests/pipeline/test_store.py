@@ -17,7 +17,7 @@ pytest.importorskip("moto.server", reason="needs the packages of requirements-s3
 from pipeline.build import BuildResult, build
 from pipeline.sources import find_sources
 from shards import tables
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.pull import pull
 from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes, sample_records, write_corpus

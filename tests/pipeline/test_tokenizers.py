@@ -23,7 +23,7 @@ from pipeline.tokenizers import (
     load_tokenizer_files,
     same_ids,
 )
-from shards.errors import InputError
+from shards.common.errors import InputError
 from tests.conftest import REPOSITORY, SAMPLE, sample_records
 
 SHARED_QWEN2 = REPOSITORY.parent / "shared" / "qwen2" / "tokenizer.json"

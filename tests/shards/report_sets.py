@@ -13,7 +13,7 @@ import shards
 import shards.report
 from pipeline.build import build
 from pipeline.settings import BuildSettings
-from shards.command_line import Parser
+from shards.common.command_line import Parser
 from shards.report.command import add_parser
 from shards.report.page import render
 from shards.report.statistics import compute

@@ -18,8 +18,8 @@ import pytest
 from blake3 import blake3
 
 import shards
-from shards.command_line import Parser, ProgressLine
-from shards.errors import InputError
+from shards.common.command_line import Parser, ProgressLine
+from shards.common.errors import InputError
 from shards.exchange import arrow, command, importing, litdata, llm_c, mds
 from shards.exchange.blocks import cut_files
 from shards.exchange.megatron import IndexedFile

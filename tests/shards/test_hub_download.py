@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.hub import hugging_face, model_scope
 from shards.hub.download import Progress, download, part_path
 from shards.hub.remote import ConnectionFailed, RemoteFile, within

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.hub.reference import HubReference, parse_reference
 from shards.hub.remote import NoSuchFile
 from shards.hub.small_files import small_file

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import shards
-from shards.command_line import Parser
-from shards.errors import InputError, nearest_path
+from shards.common.command_line import Parser
+from shards.common.errors import InputError, nearest_path
 from shards.reader import open_shard_set
 from train.checkpoints import read_position
 from train.generate import find_model

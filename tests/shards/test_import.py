@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import shards
 from pipeline.build import build
 from pipeline.settings import BuildSettings
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.exchange import importing, token_files
 from shards.exchange.datatrove import EndsFile
 from shards.verify import verify

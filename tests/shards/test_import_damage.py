@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.exchange import token_files
 from shards.exchange.datatrove import EndsFile
 from shards.exchange.megatron import IndexedFile

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from shards.common.errors import InputError
 from shards.entries import SPLITS, ShardList
-from shards.errors import InputError
 from shards.manifest import encode_manifest, read_manifest
 from shards.merge import merge
 from shards.verify import verify
@@ -201,7 +201,7 @@ def test_tails_that_the_last_shard_does_not_hold_are_refused(tmp_path: Path, own
 def test_files_are_copied_and_checked_in_chunks(
     tmp_path: Path, sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.files._READ_BYTES", 1000)
+    monkeypatch.setattr("shards.common.files._READ_BYTES", 1000)
     done: list[int] = []
     merge([sets["concat"]], tmp_path / "merged", progress=done.append)
     assert content(tmp_path / "merged") == content(sets["concat"])

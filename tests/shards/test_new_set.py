@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import shards
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.new_set import new_directory
 from shards.verify import verify
 from tests.conftest import assert_one_error_line, run_module

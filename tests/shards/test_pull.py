@@ -17,7 +17,7 @@ pytest.importorskip("moto.server", reason="needs the packages of requirements-s3
 
 import shards
 from shards import pull as pull_module
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.pull import pull
 from shards.verify import verify
 from tests.conftest import REPOSITORY, SAMPLE, directory_bytes, run_module

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import shards
 from shards import regroup
+from shards.common.errors import InputError
 from shards.entries import SPLITS
-from shards.errors import InputError
 from shards.manifest import read_manifest
 from shards.merge import merge
 from shards.regroup import split, subset

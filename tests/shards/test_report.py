@@ -18,8 +18,8 @@ import shards
 import shards.report
 from pipeline.build import build
 from pipeline.settings import BuildSettings
+from shards.common.errors import InputError
 from shards.entries import TailList
-from shards.errors import InputError
 from shards.manifest import encode_manifest
 from shards.report import statistics as statistics_module
 from shards.report.command import default_out

@@ -18,8 +18,8 @@ from blake3 import blake3
 
 import shards
 from shards import tables
+from shards.common.errors import InputError
 from shards.entries import SPLITS, ShardEntry, ShardList, TailList
-from shards.errors import InputError
 from shards.manifest import _fingerprint, encode_manifest, read_manifest
 from shards.merge import merge
 from shards.pull import pull

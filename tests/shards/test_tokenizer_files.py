@@ -10,7 +10,7 @@ import pytest
 
 import shards
 from pipeline.tokenizers import load_tokenizer_files
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.tokenizer_files import load_tokenizer
 from tests.shards.foreign_files import (
     write_tokenizer,

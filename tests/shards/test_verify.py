@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import shards
-from shards.errors import InputError
+from shards.common.errors import InputError
 from shards.verify import verify
 from tests.conftest import assert_one_error_line, run_module
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 from transformers.training_args import trainer_log_levels
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from tests.train.conftest import SETTINGS
 from tests.train.runs import stop_after
 from train import checks

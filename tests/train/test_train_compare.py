@@ -22,7 +22,7 @@ import pytest
 import train.compare.plot
 import train.compare.runs
 import train.compare.table
-from shards.errors import InputError
+from shards.common.errors import InputError
 from train.compare.__main__ import as_json, as_lines, main
 from train.compare.page import PAGE_START, render
 from train.compare.plot import plot_data, smoothed, thinned

@@ -19,8 +19,8 @@ import pytest
 import torch
 from blake3 import blake3
 
-from shards.errors import InputError
-from shards.files import file_digest
+from shards.common.errors import InputError
+from shards.common.files import file_digest
 from tests.conftest import REPOSITORY
 from tests.train.runs import losses, stop_after, train_to_the_end
 from train.__main__ import prepare

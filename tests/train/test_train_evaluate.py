@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import shards
-from shards.errors import InputError
+from shards.common.errors import InputError
 from train.evaluate import by_position, evaluate, main
 from train.run_directory import read_record
 

@@ -20,7 +20,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from shards.errors import InputError, visible
+from shards.common.errors import InputError
+from shards.common.text import visible
 from train import generate as command
 from train.generate import find_model, main, read_prompts
 from train.interactive import converse

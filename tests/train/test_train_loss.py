@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from train.data import DocumentCollator
 from train.loss import chosen_loss, chunked_cross_entropy, install_loss, plain_cross_entropy, rows_at_a_time
 from train.model import build_model

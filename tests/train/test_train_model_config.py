@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from tests.hub_server import Hub, environment, hub  # noqa: F401
 from train.settings import load_settings
 

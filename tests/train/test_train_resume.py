@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import train.run
-from shards.command_line import Terminated
-from shards.errors import InputError
+from shards.common.command_line import Terminated
+from shards.common.errors import InputError
 from tests.train.runs import logged, losses, stop_after, train_to_the_end, weights
 from train.__main__ import prepare
 from train.checkpoints import newest_complete_checkpoint, numbered_checkpoints, read_position, seal_checkpoint

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from train.__main__ import main, prepare
 from train.checkpoints import numbered_checkpoints
 from train.run_directory import append_lines, read_lines, rewind_metrics

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import shards
-from shards.errors import InputError
+from shards.common.errors import InputError
 from train.__main__ import build_parser, main, prepare
 from train.arguments import convert, training_argument_types
 from train.settings import load_settings

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from train.__main__ import main
 from train.rehearsal import decay_settings
 from train.run_directory import read_lines

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import train.sweep
-from shards.errors import InputError
+from shards.common.errors import InputError
 from train.run_directory import read_lines, read_record
 from train.sweep import check_run, derived_name, main, plan_sweep, safe_name
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 from train import tracking
 from train.run_directory import read_lines
 from train.settings import TrackingSettings

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.command_line import Parser, run_command, say
-from shards.files import write_atomically
+from shards.common.command_line import Parser, run_command, say
+from shards.common.files import write_atomically
 from shards.report.document import check_page
 from train.compare.page import PAGE_START, render
 from train.compare.runs import Run, differences, find_runs, read_runs

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from shards.common.text import plural
 from shards.report.document import document, page_start
 from shards.report.markup import section, table, terms, text
 from shards.report.style import STYLE
-from shards.wording import plural
 from train.compare.plot import NUM_COLORS, PLOT_STYLE, SCRIPT, plot_data
 from train.compare.runs import Run
 from train.compare.table import NOTHING, best_runs, difference_rows, remarks, result_rows, value_text

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.errors import InputError, nearest_path, printable
+from shards.common.errors import InputError, nearest_path
+from shards.common.text import printable
 from train.checkpoints import numbered_checkpoints
 from train.run_directory import (
     METRICS_NAME,

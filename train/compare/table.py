@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from shards.errors import printable
+from shards.common.text import printable
 from train.compare.runs import Point, Run, differences
 
 NOTHING = "–"

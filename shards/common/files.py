@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from blake3 import blake3
 
-from shards.errors import InputError
+from shards.common.errors import InputError
 
 TEMPORARY_SUFFIX = ".tmp"
 _READ_BYTES = 1 << 22

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn, Self
 
-from shards import interruption
-from shards.errors import InputError, machine_error, nearest, printable, visible
+from shards.common.errors import InputError, machine_error
+from shards.common.text import nearest, printable, visible
 
 _SECONDS_UNTIL_AGAIN = 0.02  # a callback has ended by then
 _BYTE_UNITS = {"": 1, "b": 1} | {
@@ -155,7 +155,6 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
     signal.signal(signal.SIGTERM, _raise_terminated)
     sys.unraisablehook = _interrupt_again
     try:
-        interruption.end()
         status = main(list(sys.argv[1:] if argv is None else argv)) or 0
         if sys.stdout is not None:  # closed, as by `>&-`
             sys.stdout.flush()

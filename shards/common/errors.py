@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import errno
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from shards.common.text import nearest, printable
 
 
 class InputError(ValueError):
@@ -33,24 +34,6 @@ def machine_error(error: OSError) -> str | None:
     if error.errno not in _MACHINE_ERRNOS:
         return None
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-
-
-def printable(text: str) -> str:
-    """`text` on one line with control characters (terminal escapes included) written as `\\x1b`."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def visible(text: str) -> str:
-    """`text` with control and format characters (terminal escapes included) written as `\\x1b`; lines stay lines."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else printable(c) for c in text
-    )
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'text'?"` for the known word closest to `word`, or an empty string."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def choice(option: str, value: str, allowed: Sequence[str]) -> str:
