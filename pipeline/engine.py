@@ -32,8 +32,8 @@ from pipeline.sources import removed
 from pipeline.tokenizers import ReferenceEncoder, load_encoder
 from pipeline.units import Unit
 from pipeline.work import Job, Progress, UnitError, UnitRecords, process_unit
-from shards.common.errors import InputError, machine_error
-from shards.common.urls import StorageError, is_url
+from shards.common.errors import InputError, TransientError, machine_error
+from shards.common.urls import is_url
 
 TaskKind = Literal["build", "hash"]
 MAX_TRIES = 2
@@ -103,7 +103,7 @@ def outcome_of(job: Job, task: Task, progress: Progress) -> tuple[Any, ...]:
         return "done", run_task(job, task, progress)
     except UnitError as error:
         return ("input", str(error)) if error.certain else ("uncertain", str(error), error.firsts)
-    except (StorageError, BrokenPipeError, ConnectionResetError):
+    except (TransientError, BrokenPipeError, ConnectionResetError):
         raise
     except InputError as error:
         return "input", str(error)
@@ -267,7 +267,7 @@ def _worker_main(pipe: Connection, job: Job, inherited: list[Connection]) -> Non
         while (task := pipe.recv()) is not None:
             try:
                 pipe.send(outcome_of(job, task, progress))
-            except StorageError as error:
+            except TransientError as error:
                 pipe.send(("input", str(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone

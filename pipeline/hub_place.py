@@ -28,10 +28,9 @@ from blake3 import blake3
 from pipeline.engine import signals_held_back, take_signals
 from pipeline.place import Place
 from pipeline.remote_place import fetch_manifest
-from shards.common.errors import InputError
+from shards.common.errors import InputError, TransientError
 from shards.common.files import user_cache
 from shards.common.text import plural, size_text
-from shards.common.urls import StorageError
 from shards.hub import upload as hub
 from shards.hub.hugging_face import endpoint
 from shards.hub.remote import ConnectionFailed
@@ -97,7 +96,7 @@ class HubPlace:
         try:
             yield
         except ConnectionFailed as error:
-            raise StorageError(
+            raise TransientError(
                 f"{self._folder.address}: can't be reached ({error}); the same command goes on when it can"
             ) from None
 
@@ -189,7 +188,7 @@ class HubPlace:
         except KeyboardInterrupt as stop:
             raise type(stop)(kept) from None
         except ConnectionFailed as error:
-            raise StorageError(f"{self}: the upload failed ({error}); {kept}") from None
+            raise TransientError(f"{self}: the upload failed ({error}); {kept}") from None
         except InputError as error:
             raise InputError(f"{error}; {kept}") from None
         self._notice(f"commit {commit}")

@@ -24,8 +24,7 @@ import shards
 from pipeline.carried_unit import with_drops
 from pipeline.engine import Task, keep_receipt, outcome_of, raise_outcome
 from pipeline.work import Job, Progress, UnitError
-from shards.common.errors import InputError
-from shards.common.urls import StorageError
+from shards.common.errors import InputError, TransientError
 
 MAX_RETRIES = 5
 TASKS_PER_CORE = 2
@@ -96,7 +95,7 @@ def run_tasks_on_ray(
     import ray
 
     reference = [ray.put(job)]  # in a list: not taken apart for each task
-    remote = ray.remote(num_cpus=1, max_retries=MAX_RETRIES, retry_exceptions=[StorageError], max_calls=0)(_run_task)
+    remote = ray.remote(num_cpus=1, max_retries=MAX_RETRIES, retry_exceptions=[TransientError], max_calls=0)(_run_task)
     waiting = deque(tasks)
     running: dict[Any, Task] = {}
     try:

@@ -21,9 +21,8 @@ from pipeline.dedup import DEDUP_DIRECTORY
 from pipeline.place import PLAN_NAME, plan_differences
 from pipeline.receipts import FILES_KEY, RECEIPTS_DIRECTORY, REJECTED_SUFFIX, unsealed
 from pipeline.remote_unit import partial_url, put_files
-from shards.common.errors import InputError
+from shards.common.errors import InputError, TransientError
 from shards.common.urls import (
-    StorageError,
     exists,
     file_system,
     join,
@@ -192,7 +191,7 @@ class RemotePlace:
         for name, (num_bytes, right) in expected.items():
             entry = there.get(name, {})
             if entry.get("size") != num_bytes or (right is not None and version(entry) != right):
-                raise StorageError(f"{join(self.url, name)}: was changed while the set was built; repeat the command")
+                raise TransientError(f"{join(self.url, name)}: was changed while the set was built; repeat the command")
         if read_bytes(join(self._partial, PLAN_NAME)) is None:
             raise InputError(f"{self._partial}: was removed by another build while this one ran; repeat the command")
         for name in there.keys() - expected.keys():

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.dedup import DEDUP_DIRECTORY, drops_path, hash_receipt_path
 from pipeline.receipts import FILES_KEY, RECEIPTS_DIRECTORY, REJECTED_SUFFIX, receipt_path, sealed, unsealed
 from pipeline.work import Job, Progress
-from shards.common.urls import StorageError, file_system, join, read_bytes, storage_errors, version, write_bytes
+from shards.common.errors import TransientError
+from shards.common.urls import file_system, join, read_bytes, storage_errors, version, write_bytes
 
 if TYPE_CHECKING:
     from pipeline.engine import Task
@@ -31,7 +32,7 @@ def partial_url(url: str) -> str:
 def run_remote_task(job: Job, task: Task, progress: Progress, run: Callable[[Job, Task, Progress], None]) -> bytes:
     """Do `task` by `run` in a directory of its own and put what that leaves into the store; the receipt's content.
 
-    Raises what `run` raises, and `StorageError`.
+    Raises what `run` raises, and `TransientError`.
     """
     partial = partial_url(job.url)
     with tempfile.TemporaryDirectory(prefix="tokenize-once-") as name:
@@ -64,7 +65,7 @@ def run_remote_task(job: Job, task: Task, progress: Progress, run: Callable[[Job
 def put_files(files: dict[Path, str]) -> dict[Path, tuple[int, str]]:
     """Put each file to its URL, several at once; the size and version of each as the store says it afterwards.
 
-    Raises `StorageError` if a size isn't that of the file.
+    Raises `TransientError` if a size isn't that of the file.
     """
     if not files:
         return {}
@@ -79,7 +80,7 @@ def put_files(files: dict[Path, str]) -> dict[Path, tuple[int, str]]:
             put[path] = (int(entry["size"]), version(entry))
     for path, (num_bytes, _version) in put.items():
         if num_bytes != path.stat().st_size:
-            raise StorageError(
+            raise TransientError(
                 f"{files[path]}: expected {path.stat().st_size:,} bytes, the store has {num_bytes:,}; repeat the command"
             )
     return put

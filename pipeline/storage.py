@@ -25,14 +25,14 @@ class FileStatus(NamedTuple):
 
 
 def open_binary(path: str | Path) -> BinaryIO:
-    """`path` for reading, unbuffered where it is a file on a disk. Raises `OSError` or `StorageError`."""
+    """`path` for reading, unbuffered where it is a file on a disk. Raises `OSError` or `TransientError`."""
     if is_url(str(path)):
         return cast(BinaryIO, _RemoteFile(str(path)))
     return cast(BinaryIO, Path(path).open("rb", buffering=0))
 
 
 def file_status(path: str) -> FileStatus:
-    """Raises `FileNotFoundError`, other `OSError`s or `StorageError`."""
+    """Raises `FileNotFoundError`, other `OSError`s or `TransientError`."""
     if not is_url(path):
         status = Path(path).stat()
         return FileStatus(status.st_size, status.st_mtime_ns)
@@ -60,7 +60,7 @@ def in_parallel(function: Any, items: list[Any]) -> list[Any]:
 
 
 class _RemoteFile:
-    """A file at a URL, with the reading that the streams need. Faults of the store are `StorageError`s."""
+    """A file at a URL, with the reading that the streams need. Faults of the store are `TransientError`s."""
 
     def __init__(self, url: str) -> None:
         self._url = url

@@ -21,10 +21,10 @@ from typing import Any
 
 from blake3 import blake3
 
-from shards.common.errors import InputError
+from shards.common.errors import InputError, TransientError
 from shards.common.files import TEMPORARY_SUFFIX, flush_directory, user_cache, write_atomically
 from shards.common.text import printable, size_text
-from shards.common.urls import StorageError, file_system, join, listing, read_bytes, storage_errors
+from shards.common.urls import file_system, join, listing, read_bytes, storage_errors
 from shards.index import index_bytes
 from shards.manifest import (
     MANIFEST_NAME,
@@ -240,4 +240,4 @@ def _copy(url: str, partial: Path, file: _File) -> int:
             os.replace(temporary, path)
             return num_bytes
     temporary.unlink()
-    raise StorageError(f"{source}: {reason}; the file was changed or damaged, build the set again")
+    raise TransientError(f"{source}: {reason}; the file was changed or damaged, build the set again")

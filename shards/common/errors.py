@@ -1,7 +1,7 @@
-"""The one exception that means "the input is wrong", as opposed to "we are wrong".
+"""Three kinds of errors: the input is wrong, a server fails for now, we are wrong.
 
-A command line turns an `InputError` into one `error: …` line on stderr and exit status 2. Every other
-exception is a fault of ours and keeps its traceback.
+A command line turns an `InputError` into one `error: …` line on stderr and exit status 2. A `TransientError` is retried
+first where work is done in units. Every other exception is a fault of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ class InputError(ValueError):
 
     The message is one line: where, what was expected, what was found, what to do.
     """
+
+
+class TransientError(InputError):
+    """A server or a connection failed in a way that may pass: the same may work later."""
 
 
 # What the machine refuses, as opposed to what we asked wrongly.

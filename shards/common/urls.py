@@ -25,10 +25,6 @@ _VERSION_KEYS = ("md5Hash", "ETag", "etag", "blob_id", "LastModified", "last_mod
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "oss": "ossfs", "az": "adlfs", "abfs": "adlfs"}
 
 
-class StorageError(InputError):
-    """A store doesn't do what was asked of it. The same may work later."""
-
-
 def is_url(name: str) -> bool:
     """Whether `name` is a URL, and no path."""
     return _URL.fullmatch(name) is not None
@@ -86,7 +82,7 @@ def _prepare_gcsfs(fsspec: Any) -> None:
 
 @contextlib.contextmanager
 def storage_errors(where: str, *, writes: bool = False) -> Iterator[None]:
-    """What a store's client raises as one `StorageError`. `InputError` stays as it is, and `FileNotFoundError` does where
+    """What a store's client raises as one `TransientError`. `InputError` stays as it is, and `FileNotFoundError` does where
     nothing is written (there it means that there is no such bucket)."""
     try:
         yield
@@ -101,7 +97,7 @@ def storage_errors(where: str, *, writes: bool = False) -> Iterator[None]:
             raise InputError(f"{where}: {_reason(error)}{_CHECK_CREDENTIALS}") from None
         if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
             raise InputError(f"{where}: {_reason(error)}; set the store's credentials in the environment") from None
-        raise StorageError(f"{where}: {_reason(error)}; the same command goes on when the store answers") from None
+        raise TransientError(f"{where}: {_reason(error)}; the same command goes on when the store answers") from None
 
 
 def _is_refusal(error: BaseException | None) -> bool:

@@ -16,8 +16,7 @@ pytest.importorskip("fsspec", reason="needs the package fsspec")
 
 from pipeline import build as build_module
 from pipeline.hub_place import HubPlace
-from shards.common.errors import InputError
-from shards.common.urls import StorageError
+from shards.common.errors import InputError, TransientError
 from shards.verify import verify
 from tests.conftest import assert_one_error_line, directory_bytes, run_module
 from tests.hub_server import Hub, hub
@@ -50,7 +49,7 @@ def test_after_an_upload_that_failed_the_same_command_only_uploads(
         hub.put(REPOSITORY, "sets/zh/train-77777.bin", b"an older set's")
     hub.failures[kind] = [status]
     with pytest.raises(
-        StorageError, match=rf"upload failed \(HTTP {status}.*\); the set is kept in {uploads}/zh-.*, the"
+        TransientError, match=rf"upload failed \(HTTP {status}.*\); the set is kept in {uploads}/zh-.*, the"
     ):
         run(URL, tokenizer_dir, force=force)
     assert hub.commits == {} and len(list(uploads.iterdir())) == 1
@@ -82,7 +81,7 @@ def test_without_servers_of_xet_it_is_one_line_too(hub: Hub, tokenizer_dir: Path
 @pytest.mark.usefixtures("inline_engine")
 def test_a_commit_whose_answer_was_lost_is_found_the_next_time(hub: Hub, tokenizer_dir: Path, uploads: Path) -> None:
     hub.loses_commit_answer = True
-    with pytest.raises(StorageError, match="the same command only uploads it"):
+    with pytest.raises(TransientError, match="the same command only uploads it"):
         run(URL, tokenizer_dir)
     assert "manifest.json" in uploaded(hub) and len(list(uploads.iterdir())) == 1
     assert run(URL, tokenizer_dir).up_to_date
@@ -92,7 +91,7 @@ def test_a_commit_whose_answer_was_lost_is_found_the_next_time(hub: Hub, tokeniz
 @pytest.mark.usefixtures("inline_engine")
 def test_a_set_is_kept_while_the_hub_lists_other_bytes(hub: Hub, tokenizer_dir: Path, uploads: Path) -> None:
     hub.damages_objects = True
-    with pytest.raises(StorageError, match=r"the hub lists sets/zh/\S+ not as it is here"):
+    with pytest.raises(TransientError, match=r"the hub lists sets/zh/\S+ not as it is here"):
         run(URL, tokenizer_dir)
     assert len(list(uploads.iterdir())) == 1
 
@@ -107,7 +106,7 @@ def test_what_others_commit_meanwhile_stays(hub: Hub, tokenizer_dir: Path) -> No
         hub.heads[f"{REPOSITORY}@main"] = "f" * 40
 
     hub.before_commit = commit_another
-    with pytest.raises(StorageError, match=r"something else was committed at the same time \(HTTP 412\)"):
+    with pytest.raises(TransientError, match=r"something else was committed at the same time \(HTTP 412\)"):
         run(URL, tokenizer_dir)
     assert uploaded(hub) == {"manifest.json": b"{}"}
     del hub.commits["f" * 40], hub.heads[f"{REPOSITORY}@main"]
@@ -129,12 +128,12 @@ def test_a_set_that_waits_is_checked_and_another_is_not_mixed_up_with_it(
     hub: Hub, tmp_path: Path, tokenizer_dir: Path, uploads: Path
 ) -> None:
     hub.failures["commit"] = [500, 500]
-    with pytest.raises(StorageError):
+    with pytest.raises(TransientError):
         run(URL, tokenizer_dir)
     other = dataclasses.replace(SETTINGS, seed=7)
     with pytest.raises(InputError, match=r"a set from other inputs waits to be uploaded \(--seed was 2333, now 7\)"):
         run(URL, tokenizer_dir, settings=other)
-    with pytest.raises(StorageError):
+    with pytest.raises(TransientError):
         run(URL, tokenizer_dir, settings=other, force=True)
     damaged = next(next(uploads.iterdir()).glob("train-*.bin"))
     damaged.write_bytes(b"!" + damaged.read_bytes()[1:])
