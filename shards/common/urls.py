@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from shards import oss
-from shards.common.errors import InputError
+from shards.common.errors import InputError, TransientError
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://.+")
 # A store that answers 500 or not at all is asked again for two minutes or so, with growing pauses.

@@ -184,7 +184,8 @@ def test_ctrl_c_while_the_parts_get_their_names_waits_for_all_of_them(
 
 def test_sigterm_from_outside_leaves_nothing_behind(tmp_path: Path, sets: dict[str, Path]) -> None:
     code = (
-        "import time; from pathlib import Path; from shards import merge; from shards.common.command_line import run_command\n"
+        "import time; from pathlib import Path; from shards import merge\n"
+        "from shards.common.command_line import run_command\n"
         "def main(arguments):\n"
         "    def progress(number): print('going', flush=True); time.sleep(0.05)\n"
         "    merge.merge([Path(arguments[0])] * 50, Path(arguments[1]), progress=progress)\n"
