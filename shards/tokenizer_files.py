@@ -16,7 +16,8 @@ import orjson
 
 from shards.common.errors import InputError
 from shards.common.text import printable
-from shards.manifest import MANIFEST_NAME, TOKENIZER_DIRECTORY, Manifest, TokenizerEntry, read_manifest
+from shards.layout import MANIFEST_NAME, TOKENIZER_DIRECTORY
+from shards.manifest import Manifest, TokenizerEntry, read_manifest
 from shards.vocabulary import tokenizer_contents
 
 TOKENIZER_JSON: Final = "tokenizer.json"
