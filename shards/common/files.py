@@ -117,7 +117,7 @@ class FileLock:
         self._descriptor = -1
 
     def __enter__(self) -> FileLock:
-        if not self._path.name:  # `.` or `/`
+        if self._path.name in ("", ".."):  # `.`, `/`, `..`
             raise InputError(f"{self._path}: expected the name of a directory to make")
         while self._descriptor < 0:
             try:

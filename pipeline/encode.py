@@ -8,6 +8,7 @@ tokenizer for which this doesn't hold, each text is encoded by itself, as ordina
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from pipeline.tokenizers import PROBE_TEXTS, Encoder, FastEncoder
+from pipeline.tokenizers import PROBE_TEXTS, Encoder, FastEncoder, load_encoder
 
 Ids = npt.NDArray[np.uint32]
 Counts = npt.NDArray[np.int64]
@@ -24,7 +25,7 @@ Counts = npt.NDArray[np.int64]
 class Documents(NamedTuple):
     """A batch of documents."""
 
-    ids: Ids  # all documents' tokens, one behind the other
+    ids: Ids  # all documents' tokens, one after another
     counts: Counts  # shape (documents,): tokens in each, EOS included
     contents: Sequence[bytes]  # the texts in UTF-8
     num_bytes: Counts  # shape (documents,): bytes of UTF-8
@@ -32,19 +33,19 @@ class Documents(NamedTuple):
 
 
 class DocumentEncoder:
-    """Encodes batches of texts; `closes` says whether an EOS stands behind each."""
+    """Encodes batches of texts, each closed by EOS."""
 
-    def __init__(self, encoder: Encoder, tokenizer_json: bytes, eos_id: int, *, closes: bool) -> None:
+    def __init__(self, encoder: Encoder, tokenizer_json: bytes, eos_id: int) -> None:
         self.encoder = encoder
-        self._eos_id, self._num_closing = eos_id, int(closes)
-        self._closing = np.array([eos_id] * self._num_closing, dtype="<u4").tobytes()
+        self._eos_id = eos_id
+        self._closing = np.array([eos_id], dtype="<u4").tobytes()
         self._eos_token, self._lowest_special = _plain_eos(tokenizer_json, eos_id)
         self._eos_bytes = self._eos_token.encode()
         # A byte that occurs once in EOS as it is written: `<` of `<|endoftext|>`.
         once = [byte for byte in self._eos_bytes if self._eos_bytes.count(byte) == 1]
         self._mark = once[0] if once else 0
         self._mark_offset = self._eos_bytes.find(self._mark)
-        self._joins = closes and isinstance(encoder, FastEncoder) and not encoder.parse_special and self._can_join()
+        self._joins = isinstance(encoder, FastEncoder) and not encoder.parse_special and self._can_join()
 
     def _can_join(self) -> bool:
         """Whether joining gives the right ids, on the probes."""
@@ -77,7 +78,7 @@ class DocumentEncoder:
         num_chars = len(joined) - len(texts) * len(self._eos_token)
         if changes:
             return _documents(ids, counts, texts)
-        # The tokenizer has left the string's UTF-8 behind, so encode() is a copy.
+        # The tokenizer has cached the string's UTF-8, so encode() is a copy.
         content = joined.encode()
         text_ends = self._text_ends(content, len(texts))
         if text_ends is None:
@@ -99,12 +100,16 @@ class DocumentEncoder:
 
     def _encode_each(self, texts: list[str]) -> Documents:
         ids, offsets = self.encoder.encode(texts)
-        counts = (offsets[1:] - offsets[:-1]).astype(np.int64) + self._num_closing
-        if self._num_closing:
-            view, ends = ids.view(np.uint8).data, (offsets * 4).tolist()
-            parts: list[Any] = [*map(view.__getitem__, map(slice, ends, ends[1:])), b""]
-            ids = np.frombuffer(self._closing.join(parts), "<u4")
-        return _documents(ids, counts, texts)
+        counts = (offsets[1:] - offsets[:-1]).astype(np.int64) + 1
+        view, ends = ids.view(np.uint8).data, (offsets * 4).tolist()
+        parts: list[Any] = [*map(view.__getitem__, map(slice, ends, ends[1:])), b""]
+        return _documents(np.frombuffer(self._closing.join(parts), "<u4"), counts, texts)
+
+
+@functools.lru_cache(maxsize=2)
+def load_document_encoder(encoder: str, tokenizer_json: bytes, eos_id: int, *, parse_special: bool) -> DocumentEncoder:
+    """Loaded once: a forked worker has its parent's at once."""
+    return DocumentEncoder(load_encoder(encoder, tokenizer_json, parse_special=parse_special), tokenizer_json, eos_id)
 
 
 def _documents(ids: Ids, counts: Counts, texts: list[str]) -> Documents:
