@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from typing import Any
 
-from pipeline.records import NO_FIELD, NOT_A_STRING, NOT_AN_OBJECT, BadRecord, Batch, ReadOptions
+from pipeline.readers.base import NO_FIELD, NOT_A_STRING, NOT_AN_OBJECT, BadRecord, Batch, ReadOptions
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.records import INVALID_UTF8, BadRecord, Batch, StreamReader
+from pipeline.readers.base import INVALID_UTF8, BadRecord, Batch, StreamReader
 from pipeline.sources import BYTE_ORDER_MARK
 
 
-class PlainTextReader(StreamReader):
+class TextReader(StreamReader):
     """The documents of a `.txt` file, each as the record `{"text": …}`."""
 
     def _batches(self) -> Iterator[Batch]:
@@ -54,7 +54,7 @@ class PlainTextReader(StreamReader):
                 begin = end + len(mark) - 1
                 continue
             offset, pending, begin = offset + begin, pending[begin:], 0
-            # No end in it: this is one document, maybe with the beginning of a separator behind it.
+            # No end in it: this is one document, maybe with the beginning of a separator after it.
             if len(pending) - len(mark) > self._options.max_record_bytes:
                 if not too_large:
                     self._options.on_bad(self._too_large(offset + 1, pending[1:]))

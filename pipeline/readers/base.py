@@ -1,8 +1,7 @@
-"""What a stretch is read as: batches of parsed records, each record at a known place.
+"""What a byte range is read as: batches of parsed records, each record at a known place.
 
-The readers of the formats are in modules of their own; `pipeline.readers.open_stretch` takes the right one. In a source
-that can be read from the middle, a stretch `[start, stop)` owns the records whose first byte lies in it: its reader finds
-the first by looking from `start` on, and reads past `stop` to the end of the last.
+In a source that can be read from the middle, a range `[start, stop)` owns the records whose first byte lies in it: its
+reader finds the first by looking from `start` on, and reads past `stop` to the end of the last.
 """
 
 from __future__ import annotations
@@ -12,12 +11,15 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pipeline.readers.compression import STREAM_ERRORS, damage, unpack
+from pipeline.readers.files import HashedFile, open_binary
 from pipeline.sources import BYTE_ORDER_MARK, Source
-from pipeline.streams import STREAM_ERRORS, HashedFile, open_stream
-from pipeline.units import Stretch
 from shards.common.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.plan import ByteRange
 
 # The kinds of bad records, as the manifest counts them.
 NOT_JSON = "not valid JSON"
@@ -41,11 +43,6 @@ class BadRecord(Exception):
         self.offset, self.kind, self.reason, self.content = offset, kind, reason, content
 
 
-def raise_bad(error: BadRecord) -> None:
-    """For `ReadOptions.on_bad`: the first bad record ends the reading."""
-    raise error
-
-
 class Incomplete(BadRecord):
     """The source ends inside a record. Never skipped: the file is not what it should be."""
 
@@ -54,12 +51,14 @@ class Incomplete(BadRecord):
         super().__init__(offset, NOT_JSON, reason)
 
 
-@dataclasses.dataclass
-class Batch:
-    """Parsed records that lie together.
+def raise_bad(error: BadRecord) -> None:
+    """For `ReadOptions.on_bad`: the first bad record ends the reading."""
+    raise error
 
-    `place(number)` is the offset of record `number` of the batch and its content.
-    """
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """Parsed records that lie together. `place(number)` is the offset of record `number` and its content."""
 
     values: list[Any]
     num_bytes: int
@@ -72,12 +71,7 @@ def found_once(find: Callable[[], Sequence[tuple[int, bytes]]]) -> Callable[[int
     return lambda number: places()[number]
 
 
-def row_batch(values: list[Any], row: int, num_bytes: int) -> Batch:
-    """The rows `values`, the first of which has the number `row` in its source."""
-    return Batch(values, num_bytes, lambda number: (row + number, repr(values[number]).encode()))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ReadOptions:
     """How to read: `on_bad` is called with each bad record and raises it, or notes it so that reading goes on."""
 
@@ -85,49 +79,68 @@ class ReadOptions:
     max_record_bytes: int = 256 * 2**20
     document_separator: str = ""
     columns: tuple[str, ...] | None = None  # the top-level fields that are needed, None for all
+    counts_lines: bool = False
 
 
-class StretchReader(abc.ABC):
-    """The records of one stretch, in order: what the readers of all formats have in common.
+class RangeReader(abc.ABC):
+    """The records of one byte range, in order: what the readers of all formats have in common.
 
-    Iterate once; then `digest`, `first` and `last` are known. `first` is the offset of the stretch's first record, `last`
-    the offset behind its last one, where the next stretch's first begins; `first` is None if no record begins in it.
-    `digest` is BLAKE3 of the bytes of the stretch; empty if the first stretch's digest is of the whole source.
+    Iterate once; afterwards these are known:
+    `first`: the offset of the range's first record; None if no record begins in it, or the source has rows.
+    `last`: the offset after its last record, where the next range's first one begins.
+    `digest`: BLAKE3 of the range's own bytes; of Parquet, of what its row groups hold of the columns that are needed.
+    `num_newlines`: of the range's own bytes where `options.counts_lines` is set and the source can be cut, else 0.
     """
 
     chunk_bytes = 1 << 21
 
-    def __init__(self, source: Source, stretch: Stretch, options: ReadOptions, *, first: int | None = None) -> None:
-        """`first` is the offset of the stretch's first record where it is known already."""
-        self._source, self._stretch, self._options = source, stretch, options
+    def __init__(
+        self, source: Source, byte_range: ByteRange, options: ReadOptions, *, first: int | None = None
+    ) -> None:
+        """`first` is the offset of the range's first record where it is known already."""
+        self._source, self._range, self._options = source, byte_range, options
         self._known_first = first
         self.first: int | None = None
         self.last: int | None = None
         self.digest = ""
+        self.num_newlines = 0
 
     @abc.abstractmethod
     def __iter__(self) -> Iterator[Batch]: ...
 
+    @abc.abstractmethod
+    def compute_digest(self) -> str:
+        """`digest`, without parsing any record."""
 
-class StreamReader(StretchReader):
-    """A stretch of a stream of bytes, packed or not."""
 
-    def __init__(self, source: Source, stretch: Stretch, options: ReadOptions, *, first: int | None = None) -> None:
-        super().__init__(source, stretch, options, first=first)
-        self._start, self._stop = stretch.start, stretch.stop
-        if not source.is_splittable:
-            self._start, self._stop = 0, sys.maxsize
+class StreamReader(RangeReader):
+    """A range of a stream of bytes, compressed or not."""
+
+    def __init__(
+        self, source: Source, byte_range: ByteRange, options: ReadOptions, *, first: int | None = None
+    ) -> None:
+        super().__init__(source, byte_range, options, first=first)
+        self._start, self._stop = (byte_range.start, byte_range.stop) if source.is_splittable else (0, sys.maxsize)
         self._position = self._start
         self._at_end = False
+        self._file: Any = None  # the stream, which can seek where the source is splittable
 
     def __iter__(self) -> Iterator[Batch]:
-        source = self._source
-        with (
-            HashedFile(source.path, source.num_bytes, start=self._start, stop=self._stop) as hashed,
-            open_stream(source.path, source.compression, hashed=hashed) as self._file,
-        ):
+        with self._open() as hashed:
+            self._file = unpack(hashed, self._source.compression, self._source.path)
             yield from self._batches()
-            self.digest = hashed.hexdigest()
+            self.digest, self.num_newlines = hashed.hexdigest(), hashed.num_newlines
+
+    def compute_digest(self) -> str:
+        with self._open() as hashed:
+            return hashed.hexdigest()
+
+    def _open(self) -> HashedFile:
+        source = self._source
+        counts_lines = self._options.counts_lines and source.is_splittable
+        return HashedFile(
+            source.path, start=self._start, stop=self._stop, max_bytes=source.num_bytes, counts_lines=counts_lines
+        )
 
     @abc.abstractmethod
     def _batches(self) -> Iterator[Batch]: ...
@@ -136,14 +149,10 @@ class StreamReader(StretchReader):
         """The next bytes. Notes whether the stream has ended."""
         source = self._source
         try:
-            content = self._file.read(num_bytes)
+            content = self._file.read(num_bytes) or b""
         except STREAM_ERRORS as error:
-            if not source.compression:
-                raise
-            raise InputError(
-                f"{source.path}: {source.compression}: {error} (after {self._position:,} unpacked bytes); "
-                "the download is incomplete or damaged"
-            ) from None
+            place = f" (after {self._position:,} unpacked bytes)"
+            raise damage(source.path, source.compression, error, place) or error from None
         self._position += len(content)
         self._at_end = self._position >= source.num_bytes if source.is_splittable else not content
         if not content and not self._at_end:
@@ -151,7 +160,7 @@ class StreamReader(StretchReader):
         return content
 
     def _read_next(self, num_pending: int) -> bytes:
-        """The next chunk: up to the stretch's end, and beyond it as much again as is pending."""
+        """The next chunk: up to the range's end, and beyond it as much again as is pending."""
         room = max(self.chunk_bytes, num_pending)
         return self._read(min(room, self._stop - self._position) if self._position < self._stop else room)
 
@@ -164,28 +173,28 @@ class StreamReader(StretchReader):
 
     def _too_large(self, offset: int, content: bytes) -> BadRecord:
         limit = self._options.max_record_bytes
-        return BadRecord(
-            offset, TOO_LARGE, f"the record is larger than --max-record-bytes ({limit:,} bytes)", content[:1000]
-        )
+        reason = f"the record is larger than --max-record-bytes ({limit:,} bytes)"
+        return BadRecord(offset, TOO_LARGE, reason, content[:1000])
 
 
 def locate(source: Source, error: BadRecord) -> InputError:
     """`error` with its source, line (counted from 1) and byte offset, or its row."""
     if not source.is_stream:
         return InputError(f"{source.path}: row {error.offset:,}: {error.reason}")
-    lines = LineCounter(source)
-    line = lines.line(error.offset)
-    lines.close()
+    with LineCounter(source) as lines:
+        line = lines.line(error.offset)
     return InputError(f"{source.path}: line {line:,}, byte {error.offset:,}: {error.reason}")
 
 
 class LineCounter:
-    """Lines of offsets in a source, counted from 1. Asked in ascending order, so it reads the source once."""
+    """Lines of offsets in a source, counted from 1 at `start`. Asked in ascending order, so it reads the source once."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._line, self._position = 1, 0
-        self._file = open_stream(source.path, source.compression)
+    def __init__(self, source: Source, start: int = 0) -> None:
+        """`start` may be above 0 in a source that is splittable."""
+        self._raw = open_binary(source.path)
+        self._raw.seek(start)
+        self._file = unpack(self._raw, source.compression, source.path)
+        self._line, self._position = 1, start
 
     def line(self, offset: int) -> int:
         assert offset >= self._position, "asked in descending order"
@@ -195,4 +204,10 @@ class LineCounter:
         return self._line
 
     def close(self) -> None:
-        self._file.close()
+        self._raw.close()
+
+    def __enter__(self) -> LineCounter:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
