@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pipeline.readers.compression import COMPRESSIONS, STREAM_ERRORS, compression_of, damage, unpack, without_suffix
-from pipeline.readers.files import FileStatus, file_status, find_urls, in_parallel, open_binary
+from pipeline.readers.files import FileStatus, SourceFile, file_status, find_urls, in_parallel
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
 from shards.common.urls import is_url
@@ -25,21 +26,29 @@ HUB_PREFIX = "hf:"
 _HUB_URL = "hf://"
 _HEAD_BYTES = 1 << 16
 _KNOWN_SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow")
-# How files begin that hold no text yet, what they are, and what to do.
-_NOT_TEXT: tuple[tuple[bytes, str, str], ...] = (
-    (b"%PDF-", "a PDF", "convert it to text first, as with pdftotext"),
-    (b"PK\x03\x04", "a zip archive or an office document (docx, xlsx, epub)", "unpack it, or save it as text, first"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an office document (doc, xls, ppt)", "save it as text first"),
-    (b"Rar!\x1a\x07", "a rar archive", "unpack it first"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
-    (b"\x89PNG\r\n\x1a\n", "a picture (PNG)", "recognize its text first, or leave it out"),
-    (b"\xff\xd8\xff", "a picture (JPEG)", "recognize its text first, or leave it out"),
-    (b"GIF8", "a picture (GIF)", "recognize its text first, or leave it out"),
-    (b"\x7fELF", "a program", "leave it out"),
-    (b"SQLite format 3\x00", "an SQLite database", "export its texts as JSON Lines first"),
-    (b"{\\rtf", "an RTF document", "save it as text first"),
-)
-_TAR_OFFSET, _TAR_MARK = 257, b"ustar"
+# How files begin that hold no text yet; what they are, and what to do.
+_NOT_TEXT = {
+    rb"\xff\xfe|\xfe\xff": "text in UTF-16; convert it to UTF-8 first: iconv -f UTF-16 -t UTF-8",
+    rb"%PDF-": "a PDF, not text; convert it to text first, as with pdftotext",
+    rb"PK\x03\x04": "a zip archive or an office document (docx, xlsx, epub), not text; unpack or save it as text first",
+    rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an office document (doc, xls, ppt), not text; save it as text first",
+    rb".{257}ustar": "a tar archive, not text; unpack it first",
+    rb"Rar!\x1a\x07": "a rar archive, not text; unpack it first",
+    rb"7z\xbc\xaf\x27\x1c": "a 7z archive, not text; unpack it first",
+    rb"\x89PNG\r\n\x1a\n": "a picture (PNG), not text; recognize its text first, or leave it out",
+    rb"\xff\xd8\xff": "a picture (JPEG), not text; recognize its text first, or leave it out",
+    rb"GIF8": "a picture (GIF), not text; recognize its text first, or leave it out",
+    rb"\x7fELF": "a program, not text; leave it out",
+    rb"SQLite format 3\x00": "an SQLite database, not text; export its texts as JSON Lines first",
+    rb"\{\\rtf": "an RTF document, not text; save it as text first",
+}
+_FORMATS: dict[bytes, Format] = {
+    rb"PAR1": "parquet",
+    rb"ARROW1": "arrow",
+    rb"\xff{4}": "arrow-stream",
+    rb"(?:\xef\xbb\xbf)?\s*\[": "json-array",
+    rb"(?:\xef\xbb\xbf)?\s*\{": "json-lines",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,10 +169,10 @@ def look_at(path_name: str, name: str) -> Source:
     compression = ""
     try:
         status = file_status(path_name)
-        with open_binary(path_name, reads_ahead=False) as file:
-            head = file.read(_HEAD_BYTES) or b""
+        with SourceFile(path_name, reads_ahead=False) as file:
+            head = file.read(_HEAD_BYTES)
             file.seek(max(0, status.num_bytes - _HEAD_BYTES))
-            foot = file.read() or b""
+            foot = file.read(_HEAD_BYTES)
             if compression := compression_of(head):
                 file.seek(0)
                 head = unpack(file, compression, path_name).read(_HEAD_BYTES) or b""
@@ -200,33 +209,18 @@ def _missing(path_name: str) -> InputError:
 
 
 def _detect_format(name: str, head: bytes) -> Format:
-    _check_text(name, head)
+    for beginning, what in _NOT_TEXT.items():
+        if re.match(beginning, head, re.DOTALL):
+            raise InputError(f"{name}: is {what}")
     if without_suffix(name).endswith(".txt"):
         return "text"
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if head.startswith(b"ARROW1"):
-        return "arrow"
-    if head.startswith(b"\xff\xff\xff\xff"):
-        return "arrow-stream"
+    for beginning, file_format in _FORMATS.items():
+        if re.match(beginning, head):
+            return file_format
     first = head.removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
-    if first == b"[":
-        return "json-array"
-    if first == b"{":
-        return "json-lines"
     if not first:
         raise InputError(f"{name}: expected records, found only white space")
     raise InputError(
         f"{name}: expected JSON Lines (first character '{{'), a JSON array ('['), Parquet, Arrow or a .txt file, "
         f"found {printable(first.decode('latin-1'))!r}"
     )
-
-
-def _check_text(name: str, head: bytes) -> None:
-    """Raise `InputError` if a file that begins with `head` isn't text, saying what it is and what to do."""
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"{name}: is text in UTF-16; convert it to UTF-8 first: iconv -f UTF-16 -t UTF-8")
-    found = [("a tar archive", "unpack it first")] if head[_TAR_OFFSET:].startswith(_TAR_MARK) else []
-    found += [(what, cure) for beginning, what, cure in _NOT_TEXT if head.startswith(beginning)]
-    for what, cure in found:
-        raise InputError(f"{name}: is {what}, not text; {cure}")

@@ -7,6 +7,7 @@ reader finds the first by looking from `start` on, and reads past `stop` to the 
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.readers.compression import STREAM_ERRORS, damage, unpack
-from pipeline.readers.files import HashedFile, open_binary
+from pipeline.readers.files import HashedFile, SourceFile
 from pipeline.sources import BYTE_ORDER_MARK, Source
 from shards.common.errors import InputError
 
@@ -56,19 +57,21 @@ def raise_bad(error: BadRecord) -> None:
     raise error
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Batch:
-    """Parsed records that lie together. `place(number)` is the offset of record `number` and its content."""
+    """Parsed records that lie together."""
 
     values: list[Any]
     num_bytes: int
-    place: Callable[[int], tuple[int, bytes]]
+    find_places: Callable[[], Sequence[tuple[int, bytes]]]  # of all records; called when the first place is asked for
 
+    def place(self, number: int) -> tuple[int, bytes]:
+        """The offset of record `number` and its content."""
+        return self._places[number]
 
-def found_once(find: Callable[[], Sequence[tuple[int, bytes]]]) -> Callable[[int], tuple[int, bytes]]:
-    """For `Batch.place`: the places of all records, which `find` looks for when the first is asked for."""
-    places = functools.cache(find)
-    return lambda number: places()[number]
+    @functools.cached_property
+    def _places(self) -> Sequence[tuple[int, bytes]]:
+        return self.find_places()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,9 +111,11 @@ class RangeReader(abc.ABC):
     @abc.abstractmethod
     def __iter__(self) -> Iterator[Batch]: ...
 
-    @abc.abstractmethod
     def compute_digest(self) -> str:
-        """`digest`, without parsing any record."""
+        """`digest`, for which as little is read and parsed as can be."""
+        for _batch in self:
+            pass
+        return self.digest
 
 
 class StreamReader(RangeReader):
@@ -181,7 +186,7 @@ def locate(source: Source, error: BadRecord) -> InputError:
     """`error` with its source, line (counted from 1) and byte offset, or its row."""
     if not source.is_stream:
         return InputError(f"{source.path}: row {error.offset:,}: {error.reason}")
-    with LineCounter(source) as lines:
+    with contextlib.closing(LineCounter(source)) as lines:
         line = lines.line(error.offset)
     return InputError(f"{source.path}: line {line:,}, byte {error.offset:,}: {error.reason}")
 
@@ -191,7 +196,7 @@ class LineCounter:
 
     def __init__(self, source: Source, start: int = 0) -> None:
         """`start` may be above 0 in a source that is splittable."""
-        self._raw = open_binary(source.path)
+        self._raw = SourceFile(source.path)
         self._raw.seek(start)
         self._file = unpack(self._raw, source.compression, source.path)
         self._line, self._position = 1, start
@@ -205,9 +210,3 @@ class LineCounter:
 
     def close(self) -> None:
         self._raw.close()
-
-    def __enter__(self) -> LineCounter:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()

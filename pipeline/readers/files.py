@@ -9,6 +9,7 @@ import contextlib
 import errno
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,16 +38,6 @@ class FileStatus(NamedTuple):
     version: str = ""
 
 
-def open_binary(path: str | Path, *, reads_ahead: bool = True) -> io.RawIOBase:
-    """`path` for reading. Raises `OSError` or `TransientError`, as reading does.
-
-    With `reads_ahead=False` a server is asked for exactly what is read: for a look, or reads of many MiB.
-    """
-    if is_url(str(path)):
-        return _RemoteFile(str(path), reads_ahead=reads_ahead)
-    return _LocalFile(path)
-
-
 def file_status(path: str) -> FileStatus:
     """Raises `FileNotFoundError`, other `OSError`s or `TransientError`."""
     if not is_url(path):
@@ -69,47 +60,33 @@ def in_parallel(function: Callable[[Item], Result], items: list[Item]) -> list[R
         return list(pool.map(function, items))
 
 
-class _LocalFile(io.FileIO):
-    def read(self, num_bytes: int | None = -1) -> bytes:
-        with self._network_errors():
-            return super().read(-1 if num_bytes is None else num_bytes) or b""
+class SourceFile(io.RawIOBase):
+    """A file on a disk or at a URL, for reading, unbuffered. Raises `OSError` or `TransientError`.
 
-    def readinto(self, buffer: Any) -> int:
-        with self._network_errors():
-            return super().readinto(buffer) or 0
+    With `reads_ahead=False` a server is asked for exactly what is read: for a look, or reads of many MiB.
+    """
 
-    @contextlib.contextmanager
-    def _network_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if not isinstance(error, ConnectionError | TimeoutError) and error.errno not in _NETWORK_ERRNOS:
-                raise
-            reason = error.strerror or type(error).__name__
-            raise TransientError(f"{self.name}: {reason}; the same command goes on when the file can be read") from None
+    _file: Any = None
 
-
-class _RemoteFile(io.RawIOBase):
-    def __init__(self, url: str, *, reads_ahead: bool) -> None:
-        self._url = url
-        system, path = file_system(url)
-        with storage_errors(url):
-            cache = "readahead" if reads_ahead else "none"
-            self._file = system.open(path, "rb", block_size=_BLOCK_BYTES, cache_type=cache)
+    def __init__(self, path: str, *, reads_ahead: bool = True) -> None:
+        self.path = path
+        with _read_errors(path):
+            if is_url(path):
+                system, name = file_system(path)
+                cache = "readahead" if reads_ahead else "none"
+                self._file = system.open(name, "rb", block_size=_BLOCK_BYTES, cache_type=cache)
+            else:
+                self._file = io.FileIO(path)
 
     def read(self, num_bytes: int = -1) -> bytes:
-        with storage_errors(self._url):
+        with _read_errors(self.path):
             content: bytes = self._file.read(num_bytes)
         return content
 
     def readinto(self, buffer: Any) -> int:
-        return _read_into(self, buffer)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return int(self._file.seek(offset, whence))
@@ -117,13 +94,31 @@ class _RemoteFile(io.RawIOBase):
     def tell(self) -> int:
         return int(self._file.tell())
 
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
     def close(self) -> None:
-        if not self.closed:
+        if self._file is not None:
             self._file.close()
         super().close()
 
 
-class HashedFile(io.RawIOBase):
+@contextlib.contextmanager
+def _read_errors(path: str) -> Iterator[None]:
+    try:
+        with storage_errors(path) if is_url(path) else contextlib.nullcontext():
+            yield
+    except OSError as error:
+        if not isinstance(error, ConnectionError | TimeoutError) and error.errno not in _NETWORK_ERRNOS:
+            raise
+        reason = error.strerror or type(error).__name__
+        raise TransientError(f"{path}: {reason}; the same command goes on when the file can be read") from None
+
+
+class HashedFile(SourceFile):
     """A file whose bytes `[start, stop)` go into a digest as they are read from front to back, beginning at `start`.
 
     The file ends at `max_bytes`: one that somebody appends to might never end otherwise. With `counts_lines` it also
@@ -131,26 +126,23 @@ class HashedFile(io.RawIOBase):
     """
 
     def __init__(
-        self, path: str | Path, *, start: int = 0, stop: int, max_bytes: int, counts_lines: bool = False
+        self, path: str, *, start: int = 0, stop: int = sys.maxsize, max_bytes: int, counts_lines: bool = False
     ) -> None:
-        self._file = open_binary(path)
+        super().__init__(path)
         self._hash = blake3()
         self._start, self._stop, self._max_bytes, self._counts_lines = start, stop, max_bytes, counts_lines
         self.num_newlines = 0
         self.seek(start)
 
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, _whence: int = 0) -> int:
+    def seek(self, offset: int, whence: int = 0) -> int:
         """Go back to an `offset` up to `start`, for a look at what comes before it."""
-        self._position = self._file.seek(offset)
-        return offset
+        self._position = super().seek(offset, whence)
+        return self._position
 
     def read(self, num_bytes: int = -1) -> bytes:
         begin = self._position
         room = max(0, self._max_bytes - begin)
-        content = self._file.read(room if num_bytes < 0 else min(num_bytes, room)) or b""
+        content = super().read(min(num_bytes, room) if num_bytes >= 0 else room)
         self._position += len(content)
         is_inside = self._start <= begin and self._position <= self._stop
         own = content if is_inside else content[max(0, self._start - begin) : max(0, self._stop - begin)]
@@ -159,24 +151,11 @@ class HashedFile(io.RawIOBase):
             self.num_newlines += own.count(b"\n")
         return content
 
-    def readinto(self, buffer: Any) -> int:
-        return _read_into(self, buffer)
-
     def hexdigest(self) -> str:
         """The digest of all the bytes `[start, stop)`: those that haven't been read yet are read."""
         while self._position < self._stop and self.read(min(1 << 20, self._stop - self._position)):
             pass
         return self._hash.hexdigest()
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _read_into(file: HashedFile | _RemoteFile, buffer: Any) -> int:
-    content = file.read(len(buffer))
-    buffer[: len(content)] = content
-    return len(content)
 
 
 def find_urls(url: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pipeline.readers.base import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader, found_once
+from pipeline.readers.base import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader
 from pipeline.readers.json_record import (
     DECODER,
     LENIENT_DECODER,
@@ -194,7 +194,7 @@ def _ends_from(stop: int, content: bytes, *, at_end: bool) -> Iterator[tuple[int
 def _load(pending: bytes, chunk: bytes, num_bytes: int, offset: int) -> Batch:
     """The whole records in `pending` and the first `num_bytes` of `chunk`. Raises `orjson.JSONDecodeError`."""
     bracketed = b"".join((b"[", pending, memoryview(chunk)[:num_bytes], b"]"))
-    places = found_once(functools.partial(_places, bracketed, offset))
+    places = functools.partial(_places, bracketed, offset)
     return Batch(orjson.loads(bracketed), len(bracketed) - 2, places)
 
 
@@ -234,7 +234,7 @@ def _parse_one_by_one(content: bytes, offset: int, *, stop: int, source_bytes: i
     batch = None
     if places:
         last, record = places[-1]
-        batch = Batch(values, last + len(record) - offset, places.__getitem__)
+        batch = Batch(values, last + len(record) - offset, lambda: places)
     return _Parsed(batch, consumed, content[consumed:], error)
 
 

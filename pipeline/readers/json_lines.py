@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.readers.base import BadRecord, Batch, Incomplete, StreamReader, found_once
+from pipeline.readers.base import BadRecord, Batch, Incomplete, StreamReader
 from pipeline.readers.json_record import breaks_off, diagnose, load_record
 from pipeline.sources import BYTE_ORDER_MARK
 
@@ -22,7 +22,7 @@ class JsonLinesReader(StreamReader):
             if num_bytes <= self._options.max_record_bytes:
                 try:
                     values = [orjson.loads(line) for line in lines if line and not line.isspace()]
-                    yield Batch(values, num_bytes, found_once(functools.partial(places_of, lines, offset)))
+                    yield Batch(values, num_bytes, functools.partial(places_of, lines, offset))
                     continue
                 except orjson.JSONDecodeError:
                     pass
@@ -45,7 +45,7 @@ class JsonLinesReader(StreamReader):
                 self._options.on_bad(BadRecord(place, *diagnose(line), line))
             except BadRecord as error:
                 self._options.on_bad(error)
-        return Batch(values, num_bytes, good.__getitem__)
+        return Batch(values, num_bytes, lambda: good)
 
     def _whole_lines(self) -> Iterator[tuple[list[bytes], int, int]]:
         """The range's lines without their newlines, many at a time; the first one's offset, and the bytes. A line that ends

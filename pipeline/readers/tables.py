@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 from blake3 import blake3
 
 from pipeline.readers.base import Batch, RangeReader
-from pipeline.readers.files import HashedFile, open_binary
+from pipeline.readers.files import HashedFile, SourceFile
 from pipeline.sources import Source
 from shards.common.errors import InputError
 from shards.common.urls import is_url
@@ -43,19 +42,13 @@ class TableReader(RangeReader):
                     yield self._batch(batch, row)
                     row += batch.num_rows
 
-    def compute_digest(self) -> str:
-        with _readable(self._source):
-            if self._source.format != "parquet":
-                return self._arrow_digest()
-            for _loaded in self._loaded_row_groups():
-                pass
-            return self.digest
-
     def _batch(self, batch: pa.RecordBatch, row: int) -> Batch:
         known = self._known_columns(batch.schema)
         values = batch.select(known).to_pylist() if known else batch.to_pylist()
         return Batch(
-            values, batch.nbytes, lambda number: (self._first_row + row + number, repr(values[number]).encode())
+            values,
+            batch.nbytes,
+            lambda: [(self._first_row + row + number, repr(value).encode()) for number, value in enumerate(values)],
         )
 
     def _known_columns(self, schema: pa.Schema) -> list[str] | None:
@@ -82,22 +75,13 @@ class TableReader(RangeReader):
                 yield from map(pa.ipc.open_file(file).get_batch, range(self._range.start, self._range.stop))
             else:
                 yield from pa.ipc.open_stream(file)
-        self.digest = self._arrow_digest()
-
-    def _arrow_digest(self) -> str:
-        """pyarrow doesn't say where a batch lies: each has an equal share of the file's bytes."""
+        # pyarrow doesn't say where a batch lies: each has an equal share of the file's bytes.
         num_bytes, num_batches = self._source.num_bytes, _num_batches(self._source)
         start, stop = (number * num_bytes // num_batches for number in (self._range.start, self._range.stop))
-        with HashedFile(self._source.path, start=start, stop=stop, max_bytes=num_bytes) as file:
-            return file.hexdigest()
+        with HashedFile(self._source.path, start=start, stop=stop, max_bytes=num_bytes) as hashed:
+            self.digest = hashed.hexdigest()
 
     def _parquet_batches(self) -> Iterator[pa.RecordBatch]:
-        for parquet, number in self._loaded_row_groups():
-            columns = self._known_columns(parquet.schema_arrow)
-            yield from parquet.iter_batches(ROWS_AT_A_TIME, row_groups=[number], columns=columns)
-
-    def _loaded_row_groups(self) -> Iterator[tuple[Any, int]]:
-        """The open file and the number of each row group, when its needed columns are in memory and in the digest."""
         digest = blake3()
         with _LoadedFile(self._source.path) as file:
             parquet = pq.ParquetFile(pa.PythonFile(file, "r"), pre_buffer=False)
@@ -105,41 +89,25 @@ class TableReader(RangeReader):
             for number in range(self._range.start, self._range.stop):
                 for offset, num_bytes in _column_chunks(parquet.metadata.row_group(number), columns):
                     digest.update(file.load(offset, num_bytes))
-                yield parquet, number
+                yield from parquet.iter_batches(ROWS_AT_A_TIME, row_groups=[number], columns=columns)
         self.digest = digest.hexdigest()
 
 
-class _LoadedFile(io.RawIOBase):
+class _LoadedFile(SourceFile):
     """A file for pyarrow. What was loaded of it is given away from memory, once; all else is read when it is asked for."""
 
     def __init__(self, path: str) -> None:
-        self._file = open_binary(path, reads_ahead=False)
+        super().__init__(path, reads_ahead=False)
         self._loaded: dict[tuple[int, int], bytes] = {}
 
     def load(self, offset: int, num_bytes: int) -> bytes:
-        self._file.seek(offset)
-        content = self._loaded[offset, num_bytes] = self._file.read(num_bytes) or b""
+        self.seek(offset)
+        content = self._loaded[offset, num_bytes] = super().read(num_bytes)
         return content
 
     def read(self, num_bytes: int = -1) -> bytes:
         content = self._loaded.pop((self.tell(), num_bytes), None)
-        return content if content is not None else self._file.read(num_bytes) or b""
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+        return content if content is not None else super().read(num_bytes)
 
 
 def _column_chunks(row_group: Any, columns: list[str] | None) -> Iterator[tuple[int, int]]:
@@ -153,7 +121,7 @@ def _column_chunks(row_group: Any, columns: list[str] | None) -> Iterator[tuple[
 
 
 def _parquet_metadata(source: Source) -> Any:
-    with open_binary(source.path, reads_ahead=False) as file:
+    with SourceFile(source.path, reads_ahead=False) as file:
         return pq.read_metadata(file)
 
 
@@ -165,7 +133,7 @@ def _num_batches(source: Source) -> int:
 
 
 def _open_arrow(source: Source) -> Any:
-    return pa.PythonFile(open_binary(source.path), "r") if is_url(source.path) else pa.memory_map(source.path)
+    return pa.PythonFile(SourceFile(source.path), "r") if is_url(source.path) else pa.memory_map(source.path)
 
 
 @contextlib.contextmanager

@@ -29,10 +29,10 @@ class TextReader(StreamReader):
                 reason = f"invalid UTF-8 at byte {error.start:,} of the document"
                 self._options.on_bad(BadRecord(offset, INVALID_UTF8, reason, content))
             if num_bytes >= self.chunk_bytes:
-                yield Batch(values, num_bytes, places.__getitem__)
+                yield Batch(values, num_bytes, places.copy)
                 places, values, num_bytes = [], [], 0
         if values or num_bytes:
-            yield Batch(values, num_bytes, places.__getitem__)
+            yield Batch(values, num_bytes, places.copy)
         self.last = self._position
 
     def _documents(self) -> Iterator[tuple[bytes, int]]:
