@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from typing import Any
 
-from pipeline.records import NO_FIELD, NOT_A_STRING, NOT_AN_OBJECT, BadRecord, Batch, ReadOptions
+from pipeline.readers.base import NO_FIELD, NOT_A_STRING, NOT_AN_OBJECT, BadRecord, Batch, ReadOptions
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
 
@@ -38,62 +38,53 @@ class TextOf:
                 pass
         good: list[str] = []
         for number, value in enumerate(values):
-            text = self._text(value)
-            if isinstance(text, str):
-                good.append(text)
-            else:
+            try:
+                good.append(self._text(value))
+            except _Unusable as error:
                 offset, content = batch.place(number)
-                options.on_bad(BadRecord(offset, *text, content))
+                options.on_bad(BadRecord(offset, error.kind, str(error), content))
         return good
 
-    def _text(self, record: Any) -> str | tuple[str, str]:
-        """The text of one record, or the kind of its fault and the fault in words."""
+    def _text(self, record: Any) -> str:
+        """The text of one record. Raises `_Unusable`."""
         if not isinstance(record, dict):
-            return NOT_AN_OBJECT, f"expected an object, found {_kind(record)}"
-        pieces: list[str] = []
-        has_text = False
-        for literal, name in self._parts:
-            pieces.append(literal)
-            if name is None:
-                continue
-            value = _lookup(record, name)
-            if isinstance(value, _Missing):
-                names = printable(", ".join(value.known[:12])) or "no fields at all"
-                hint = nearest(value.step, value.known)
-                return NO_FIELD, f"no field {name!r}; this record has {names}{hint} (choose with --text-field)"
-            if not isinstance(value, str):
-                return NOT_A_STRING, f"field {name!r}: expected a string, found {_kind(value)}"
-            pieces.append(value)
-            has_text = has_text or value != ""
-        if not has_text:
-            return ""  # all fields of a template are empty
-        text = "".join(pieces)
+            raise _Unusable(NOT_AN_OBJECT, f"expected an object, found {_kind(record)}")
+        values = ["" if name is None else _string(record, name) for _literal, name in self._parts]
+        if not any(values):
+            return ""
+        text = "".join(literal + value for (literal, _name), value in zip(self._parts, values, strict=True))
         try:
             text.encode()
         except UnicodeEncodeError:
-            return NOT_A_STRING, "a lone surrogate is no text"
+            raise _Unusable(NOT_A_STRING, "a lone surrogate is no text") from None
         return text
 
 
-class _Missing:
-    def __init__(self, step: str, known: list[str]) -> None:
-        self.step, self.known = step, known
+class _Unusable(Exception):
+    """A record without a text: the kind of its fault, and the fault in words."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
-def _lookup(record: dict[str, Any], name: str) -> Any:
+def _string(record: dict[str, Any], name: str) -> str:
     """The field `name` of `record`; where there is none, `name` is a path with a dot between its steps."""
-    if name in record:
-        return record[name]
     value: Any = record
-    for step in name.split("."):
-        if not isinstance(value, dict) or step not in value:
-            return _Missing(step, list(value) if isinstance(value, dict) else [])
+    for step in [name] if name in record else name.split("."):
+        known = list(value) if isinstance(value, dict) else []
+        if step not in known:
+            names = printable(", ".join(known[:12])) or "no fields at all"
+            hint = nearest(step, known)
+            raise _Unusable(NO_FIELD, f"no field {name!r}; this record has {names}{hint} (choose with --text-field)")
         value = value[step]
+    if not isinstance(value, str):
+        raise _Unusable(NOT_A_STRING, f"field {name!r}: expected a string, found {_kind(value)}")
     return value
 
 
 def _parse_template(template: str) -> list[tuple[str, str | None]]:
-    """Pairs of literal text and the field behind it. `\\n` and `\\t` may be written as two characters."""
+    """Pairs of literal text and the field after it. `\\n` and `\\t` may be written as two characters."""
     unescaped = template.replace("\\n", "\n").replace("\\t", "\t")
     try:
         parts = list(string.Formatter().parse(unescaped))

@@ -1,7 +1,7 @@
-"""The corpus: which files, in what format.
+"""The corpus: which files, in what format, and which version of each.
 
-Files are looked at, not their names: a JSON array, JSON Lines, Parquet and Arrow are told apart by their content, as
-is compression. Only plain text (`.txt`) goes by its name, since any content is plain text.
+File types are detected from content, not names: a JSON array, JSON Lines, Parquet, Arrow, and the compression. Only
+plain text (`.txt`) goes by its name, since any content is plain text. What a name means on a hub is pinned to a commit.
 """
 
 from __future__ import annotations
@@ -9,34 +9,59 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pipeline.not_text import check_text
-from pipeline.storage import file_status, find_urls, in_parallel, open_binary
-from pipeline.streams import COMPRESSIONS, STREAM_ERRORS, compression_of, open_stream
+from pipeline.readers.compression import COMPRESSIONS, STREAM_ERRORS, compression_of, damage, unpack, without_suffix
+from pipeline.readers.files import FileStatus, SourceFile, file_status, find_urls, in_parallel
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
 from shards.common.urls import is_url
 
-Format = Literal["json-lines", "json-array", "text", "parquet", "arrow", "arrow-stream", "hub"]
+Format = Literal["json-lines", "json-array", "text", "parquet", "arrow", "arrow-stream"]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HUB_PREFIX = "hf:"
+_HUB_URL = "hf://"
 _HEAD_BYTES = 1 << 16
 _KNOWN_SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow")
+# How files begin that hold no text yet; what they are, and what to do.
+_NOT_TEXT = {
+    rb"\xff\xfe|\xfe\xff": "text in UTF-16; convert it to UTF-8 first: iconv -f UTF-16 -t UTF-8",
+    rb"%PDF-": "a PDF, not text; convert it to text first, as with pdftotext",
+    rb"PK\x03\x04": "a zip archive or an office document (docx, xlsx, epub), not text; unpack or save it as text first",
+    rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an office document (doc, xls, ppt), not text; save it as text first",
+    rb".{257}ustar": "a tar archive, not text; unpack it first",
+    rb"Rar!\x1a\x07": "a rar archive, not text; unpack it first",
+    rb"7z\xbc\xaf\x27\x1c": "a 7z archive, not text; unpack it first",
+    rb"\x89PNG\r\n\x1a\n": "a picture (PNG), not text; recognize its text first, or leave it out",
+    rb"\xff\xd8\xff": "a picture (JPEG), not text; recognize its text first, or leave it out",
+    rb"GIF8": "a picture (GIF), not text; recognize its text first, or leave it out",
+    rb"\x7fELF": "a program, not text; leave it out",
+    rb"SQLite format 3\x00": "an SQLite database, not text; export its texts as JSON Lines first",
+    rb"\{\\rtf": "an RTF document, not text; save it as text first",
+}
+_FORMATS: dict[bytes, Format] = {
+    rb"PAR1": "parquet",
+    rb"ARROW1": "arrow",
+    rb"\xff{4}": "arrow-stream",
+    rb"(?:\xef\xbb\xbf)?\s*\[": "json-array",
+    rb"(?:\xef\xbb\xbf)?\s*\{": "json-lines",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """One file of the corpus, or a data set on the hub (then `path` is its `hf:NAME[:SPLIT]`)."""
+    """One file of the corpus."""
 
     path: str  # absolute, or a URL
     name: str  # as recorded in the manifest: relative to the directory or pattern that was given
     format: Format
     compression: str = ""  # gzip, zstd, bzip2 or xz
     num_bytes: int
-    modified_ns: int  # of a file at a URL: a digest of the store's word for its version
+    modified_ns: int  # of a local file; 0 for a URL
+    version: str = ""  # of a URL: what the server calls the file's version
 
     @property
     def is_stream(self) -> bool:
@@ -45,12 +70,12 @@ class Source:
 
     @property
     def is_splittable(self) -> bool:
-        """Whether reading can begin in the middle."""
+        """Whether reading can begin at any byte."""
         return self.format in ("json-lines", "json-array") and not self.compression
 
 
 def find_sources(names: Sequence[str]) -> list[Source]:
-    """All files meant by `names` (files, directories, patterns, `hf:NAME`), in a fixed order, each looked at.
+    """All files meant by `names` (files, directories, patterns, URLs, `hf:NAME`), in a fixed order, each looked at.
 
     Raises `InputError` for the first that is missing, empty, of an unknown kind, or visibly incomplete.
     """
@@ -63,16 +88,48 @@ def find_sources(names: Sequence[str]) -> list[Source]:
     return sources
 
 
+def check_unchanged(source: Source) -> None:
+    """Raise `InputError` if the file is gone, or another one than when it was found."""
+    try:
+        status = file_status(source.path)
+    except FileNotFoundError:
+        raise InputError(_removed(source)) from None
+    if status != FileStatus(source.num_bytes, source.modified_ns, source.version):
+        raise InputError(
+            f"{source.path}: the file was changed while it was read; build again with --force when it is complete"
+        )
+
+
+def removed(sources: Iterable[Source]) -> str | None:
+    """What to say of the first source that isn't there any more; None if all are."""
+    for source in sources:
+        try:
+            file_status(source.path)
+        except FileNotFoundError:
+            return _removed(source)
+    return None
+
+
+def _removed(source: Source) -> str:
+    return f"{source.path}: was removed while it was read; put it back, then the same command goes on"
+
+
 def _find(name: str) -> list[Source]:
-    if name.startswith("file://"):
-        name = name.removeprefix("file://")
+    name = name.removeprefix("file://")
+    if name.startswith(_HUB_URL):
+        from shards.share.hub import pin_url
+
+        name = pin_url(name)
+    elif name.startswith(HUB_PREFIX):
+        from pipeline.fetch import data_files
+
+        return in_parallel(lambda url: look_at(url, url.split("/", 3)[3]), data_files(name))
     if is_url(name):
-        return _find_at_url(name)
-    if name.startswith(HUB_PREFIX):
-        return [Source(path=name, name=name, format="hub", num_bytes=0, modified_ns=0)]
+        suffixes = tuple(known + packed for known in _KNOWN_SUFFIXES for packed in ("", *COMPRESSIONS.values()))
+        return in_parallel(lambda found: look_at(*found), find_urls(name, suffixes))
     path = Path(name)
     if path.is_dir():
-        return _find_in_directory(path)
+        return [look_at(str(file), file.relative_to(path).as_posix()) for file in _files_in(path)]
     if not path.exists() and glob.has_magic(name):
         matches = sorted(match for match in glob.glob(name, recursive=True) if Path(match).is_file())
         if not matches:
@@ -82,14 +139,7 @@ def _find(name: str) -> list[Source]:
     return [look_at(name, path.name)]
 
 
-def _find_at_url(url: str) -> list[Source]:
-    packed = tuple(known + packing for known in _KNOWN_SUFFIXES for packing in ("", *COMPRESSIONS.values()))
-    found = find_urls(url, packed)
-    sources: list[Source] = in_parallel(lambda file: look_at(*file), found)
-    return sources
-
-
-def _find_in_directory(directory: Path) -> list[Source]:
+def _files_in(directory: Path) -> list[Path]:
     if (directory / "state.json").is_file() and (directory / "dataset_info.json").is_file():  # datasets' save_to_disk
         paths = sorted(directory.glob("*.arrow"))
     elif (directory / "dataset_dict.json").is_file():
@@ -103,56 +153,34 @@ def _find_in_directory(directory: Path) -> list[Source]:
             for path in directory.rglob("*")
             if path.is_file()
             and not any(part.startswith(".") for part in path.relative_to(directory).parts)
-            and _without_compression(path.name).endswith(_KNOWN_SUFFIXES)
+            and without_suffix(path.name).endswith(_KNOWN_SUFFIXES)
         )
     if not paths:
         raise InputError(
             f"{directory}: no file in this directory is called {', '.join('*' + s for s in _KNOWN_SUFFIXES)}"
         )
-    return [look_at(str(path), path.relative_to(directory).as_posix()) for path in paths]
-
-
-def _without_compression(name: str) -> str:
-    for suffix in COMPRESSIONS.values():
-        name = name.removesuffix(suffix)
-    return name
-
-
-def removed(sources: Iterable[Source]) -> str | None:
-    """What to say of the first source that isn't there any more; None if all are."""
-    for source in sources:
-        try:
-            if source.format != "hub":
-                file_status(source.path)
-        except FileNotFoundError:
-            return f"{source.path}: was removed while it was read; put it back, then the same command goes on"
-    return None
+    return paths
 
 
 def look_at(path_name: str, name: str) -> Source:
     """The file `path_name` as a source called `name`."""
-    path = Path(path_name)
     if any("\ud800" <= character <= "\udfff" for character in path_name):  # bytes of the name that weren't decoded
         raise InputError(f"{path_name}: the name isn't UTF-8; rename it, or set LC_ALL=C.UTF-8 if it is")
     compression = ""
     try:
         status = file_status(path_name)
-        with open_binary(path_name) as file:
-            magic = file.read(8)
+        with SourceFile(path_name, reads_ahead=False) as file:
+            head = file.read(_HEAD_BYTES)
             file.seek(max(0, status.num_bytes - _HEAD_BYTES))
-            foot = file.read()
-        compression = compression_of(magic)
-        with open_stream(path_name, compression) as stream:
-            head = stream.read(_HEAD_BYTES)
+            foot = file.read(_HEAD_BYTES)
+            if compression := compression_of(head):
+                file.seek(0)
+                head = unpack(file, compression, path_name).read(_HEAD_BYTES) or b""
     except FileNotFoundError:
-        is_local = not is_url(path_name) and path.parent.is_dir()
-        siblings = os.listdir(path.parent) if is_local else []
-        how = "; fetch it with `make data`" if path.name in _published_files() else nearest(path.name, siblings)
-        raise InputError(f"{path_name}: no such file{how}") from None
+        raise _missing(path_name) from None
     except STREAM_ERRORS as error:
-        if compression and not getattr(error, "errno", None):
-            raise InputError(f"{path_name}: {compression}: {error}; the download is incomplete or damaged") from None
-        raise InputError(f"{path_name}: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise damage(path_name, compression, error) or InputError(f"{path_name}: {reason}") from None
     if not head and not path_name.endswith(".txt"):
         raise InputError(f"{path_name}: the file is empty; expected records")
     file_format = _detect_format(path_name, head)
@@ -166,32 +194,30 @@ def look_at(path_name: str, name: str) -> Source:
         name=name,
         format=file_format,
         compression=compression,
-        num_bytes=status.num_bytes,
-        modified_ns=status.modified_ns,
+        **status._asdict(),
     )
 
 
-def _published_files() -> set[str]:
+def _missing(path_name: str) -> InputError:
     from pipeline.fetch import CORPORA  # needed for a hint alone
 
-    return {corpus.file for corpus in CORPORA.values()}
+    path = Path(path_name)
+    siblings = os.listdir(path.parent) if not is_url(path_name) and path.parent.is_dir() else []
+    is_published = path.name in {corpus.file for corpus in CORPORA.values()}
+    hint = "; fetch it with `make data`" if is_published else nearest(path.name, siblings)
+    return InputError(f"{path_name}: no such file{hint}")
 
 
 def _detect_format(name: str, head: bytes) -> Format:
-    check_text(name, head)
-    if _without_compression(name).endswith(".txt"):
+    for beginning, what in _NOT_TEXT.items():
+        if re.match(beginning, head, re.DOTALL):
+            raise InputError(f"{name}: is {what}")
+    if without_suffix(name).endswith(".txt"):
         return "text"
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if head.startswith(b"ARROW1"):
-        return "arrow"
-    if head.startswith(b"\xff\xff\xff\xff"):
-        return "arrow-stream"
+    for beginning, file_format in _FORMATS.items():
+        if re.match(beginning, head):
+            return file_format
     first = head.removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
-    if first == b"[":
-        return "json-array"
-    if first == b"{":
-        return "json-lines"
     if not first:
         raise InputError(f"{name}: expected records, found only white space")
     raise InputError(

@@ -13,9 +13,6 @@ from typing import Any
 import hypothesis
 import pytest
 
-from pipeline import build, engine
-from pipeline.work import Job, Progress, UnitError
-
 # A busy machine makes an example slow, which is no fault of the code.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
@@ -74,6 +71,8 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def inline_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units are done in the test's own process, in reverse order: fast, and no order is relied upon."""
+    from pipeline import build, engine
+    from pipeline.work import Job, Progress, UnitError
 
     def run_inline(
         job: Job, tasks: Sequence[engine.Task], num_workers: int, progress: Progress

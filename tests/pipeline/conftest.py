@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from pipeline import remote_unit
-
 
 @pytest.fixture(scope="module")
 def illness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -27,6 +25,7 @@ class Killed(BaseException):
 @pytest.fixture
 def kill_after_three_units(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
     """Runs a build to a store, which is killed when three of its units are there."""
+    from pipeline import remote_unit
 
     def run_and_kill(run: Callable[[], object]) -> None:
         put_files = remote_unit.put_files

@@ -1,21 +1,22 @@
-"""Units hold exactly the corpus's records, whatever the layout and wherever the cuts fall."""
+"""Byte ranges hold exactly the corpus's records, whatever the layout and wherever the cuts fall."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.fields import TextOf
-from pipeline.readers import open_stretch
-from pipeline.records import BadRecord, ReadOptions, StretchReader, raise_bad
-from pipeline.sources import find_sources
-from pipeline.units import plan_units
-from shards.common.errors import InputError
+from pipeline.plan import ByteRange
+from pipeline.readers import open_range
+from pipeline.readers.base import BadRecord, Incomplete, LineCounter, RangeReader, ReadOptions, raise_bad
+from pipeline.readers.files import SourceFile
+from pipeline.sources import Source, find_sources
 from tests.conftest import write_corpus
 
 LAYOUTS = ["lines", "array", "pretty", "compact", "escaped"]
@@ -28,137 +29,120 @@ json_value = st.recursive(
     max_leaves=6,
 )
 record = st.builds(lambda text, extra: {"refs": extra, "text": text}, tricky_text, json_value)
-
-
 OPTIONS = ReadOptions(on_bad=raise_bad)
 
 
-def read_all(path: Path, unit_bytes: int, options: ReadOptions = OPTIONS) -> list[Any]:
-    """All records, stretch by stretch, with false starts mended as the build does it."""
+def find(path: Path) -> Source:
     (source,) = find_sources([str(path)])
+    return source
+
+
+def ranges_of(source: Source, range_bytes: int) -> list[ByteRange]:
+    """A source cut every `range_bytes`, or whole where it can't be cut."""
+    if not source.is_splittable:
+        return [ByteRange(source=0, start=0, stop=1, num_bytes=source.num_bytes)]
+    starts = range(0, source.num_bytes, range_bytes)
+    stops = [min(start + range_bytes, source.num_bytes) for start in starts]
+    return [ByteRange(source=0, start=a, stop=b, num_bytes=b - a) for a, b in zip(starts, stops, strict=True)]
+
+
+def read_all(path: Path, range_bytes: int = 10**9, options: ReadOptions = OPTIONS) -> list[Any]:
+    """All records, range by range, with wrong guesses mended as a build does it."""
+    source = find(path)
     values: list[Any] = []
     expected = 0
-    for unit in plan_units([source], unit_bytes):
-        (stretch,) = unit.stretches
-        reader = open_stretch(source, stretch, options)
+    for byte_range in ranges_of(source, range_bytes):
+        reader = open_range(source, byte_range, options)
         try:
             own = [value for batch in reader for value in batch.values]
         except BadRecord:
-            if stretch.is_first or reader.first == expected:
+            if byte_range.is_first or reader.first == expected:
                 raise
-        if not stretch.is_first and reader.first != (expected if expected < stretch.stop else None):
-            reader = open_stretch(source, stretch, options, first=expected)
+        if not byte_range.is_first and reader.first != (expected if expected < byte_range.stop else None):
+            reader = open_range(source, byte_range, options, first=expected)
             own = [value for batch in reader for value in batch.values]
-            assert reader.first == (expected if expected < stretch.stop else None)
-        if reader.last is not None and (reader.first is not None or stretch.is_first):
+            assert reader.first == (expected if expected < byte_range.stop else None)
+        if reader.last is not None and (reader.first is not None or byte_range.is_first):
             expected = reader.last
         values += own
     assert not source.is_splittable or expected == source.num_bytes
     return values
 
 
+def texts_and_bad(path: Path, range_bytes: int = 10**9, **options: Any) -> tuple[list[str], list[BadRecord]]:
+    """The texts of all records, and those that are bad, which are skipped."""
+    bad: list[BadRecord] = []
+
+    def note(error: BadRecord) -> None:
+        if isinstance(error, Incomplete):
+            raise error
+        bad.append(error)
+
+    source, read_options = find(path), ReadOptions(on_bad=note, **options)
+    texts: list[str] = []
+    for byte_range in ranges_of(source, range_bytes):
+        for batch in open_range(source, byte_range, read_options):
+            texts += TextOf("text").texts(batch, read_options)
+    return texts, bad
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(values=st.lists(record, max_size=8), unit_bytes=st.integers(1, 400), chunk_bytes=st.integers(1, 200))
+@given(
+    values=st.lists(record, min_size=1, max_size=8), range_bytes=st.integers(1, 400), chunk_bytes=st.integers(1, 200)
+)
 def test_each_record_exactly_once_in_order(
-    tmp_path: Path, layout: str, values: list[Any], unit_bytes: int, chunk_bytes: int
+    tmp_path: Path, layout: str, values: list[Any], range_bytes: int, chunk_bytes: int
 ) -> None:
-    path = write_corpus(tmp_path / "corpus", values or [{"text": "x"}], layout)
-    before = StretchReader.chunk_bytes
-    StretchReader.chunk_bytes = chunk_bytes
-    try:
-        assert read_all(path, unit_bytes) == (values or [{"text": "x"}])
-    finally:
-        StretchReader.chunk_bytes = before
+    path = write_corpus(tmp_path / "corpus", values, layout)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RangeReader, "chunk_bytes", chunk_bytes)
+        assert read_all(path, range_bytes) == values
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_unit_digest_covers_its_bytes_and_no_others(tmp_path: Path, layout: str) -> None:
-    from blake3 import blake3
-
+def test_a_range_knows_the_digest_and_the_newlines_of_its_own_bytes(tmp_path: Path, layout: str) -> None:
     path = write_corpus(tmp_path / "corpus", [{"text": "字" * number} for number in range(60)], layout)
-    (source,) = find_sources([str(path)])
-    for unit in plan_units([source], 700):
-        (stretch,) = unit.stretches
-        reader = open_stretch(source, stretch, OPTIONS)
+    source, options = find(path), dataclasses.replace(OPTIONS, counts_lines=True)
+    for byte_range in ranges_of(source, 700):
+        reader = open_range(source, byte_range, options)
         for _batch in reader:
             pass
-        assert reader.digest == blake3(path.read_bytes()[stretch.start : stretch.stop]).hexdigest()
+        own = path.read_bytes()[byte_range.start : byte_range.stop]
+        assert reader.digest == reader.compute_digest() == blake3(own).hexdigest()
+        assert reader.num_newlines == own.count(b"\n")
 
 
-@pytest.mark.parametrize("layout", ["array", "lines"])
-def test_a_byte_order_mark_is_no_text(tmp_path: Path, layout: str) -> None:
+def test_lines_are_counted_from_a_range_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from the file's beginning for each range that has a bad record."""
+    path = write_corpus(tmp_path / "corpus", [{"text": "字"}] * 1000, "lines")
+    content, start = path.read_bytes(), 15_000
+    read, num_read = SourceFile.read, []
+
+    def count(file: SourceFile, num_bytes: int = -1) -> bytes:
+        num_read.append(num_bytes)
+        return read(file, num_bytes)
+
+    lines = LineCounter(find(path), start)
+    monkeypatch.setattr(SourceFile, "read", count)
+    for offset in (start, start + 300, start + 500):
+        assert lines.line(offset) == content[start:offset].count(b"\n") + 1
+    assert sum(num_read) == 500
+    lines.close()
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("range_bytes", [1, 2, 3, 4, 1000])
+@pytest.mark.parametrize("layout", ["compact", "lines"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, layout: str, mark: bytes, range_bytes: int) -> None:
     path = write_corpus(tmp_path / "corpus", [{"text": "甲"}, {"text": "乙"}], layout)
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert read_all(path, 1000) == [{"text": "甲"}, {"text": "乙"}]
+    path.write_bytes(mark + path.read_bytes())
+    assert read_all(path, range_bytes) == [{"text": "甲"}, {"text": "乙"}]
 
 
 def test_blank_lines_and_carriage_returns_are_no_records(tmp_path: Path) -> None:
-    path = tmp_path / "corpus.jsonl"
-    path.write_bytes(b'{"text": "a"}\r\n\r\n  \n{"text": "b"}')
-    assert read_all(path, 1000) == [{"text": "a"}, {"text": "b"}]
-
-
-BAD = {
-    "cut string": '{"text": "abc',
-    "bare word": '{"text": abc}',
-    "NaN": '{"text": NaN}',
-    "raw control character": '{"text": "a\x01b"}',
-    "lone surrogate": '{"text": "\\ud800"}',
-    "trailing comma": '{"text": "a",}',
-    "no colon": '{"text" "a"}',
-    "too deep": '{"text": ' + "[" * 10_000 + "]" * 10_000 + "}",
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-@pytest.mark.parametrize("layout", ["array", "lines", "compact"])
-def test_a_bad_record_is_found_where_it_stands(tmp_path: Path, layout: str, name: str) -> None:
-    good = [json.dumps({"text": f"文{number}"}, ensure_ascii=False) for number in range(5)]
-    separator = {"array": ",\n", "lines": "\n", "compact": ", "}[layout]
-    content = separator.join([*good, BAD[name], *good])
-    content = content if layout == "lines" else f"[{content}]"
-    path = tmp_path / "corpus"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(BadRecord) as caught:
-        read_all(path, 10**6)
-    assert caught.value.offset == content.encode().index(BAD[name].encode())
-
-
-def test_invalid_utf8_is_found(tmp_path: Path) -> None:
-    path = tmp_path / "corpus.jsonl"
-    path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
-    with pytest.raises(BadRecord, match="invalid UTF-8") as caught:
-        read_all(path, 10**6)
-    assert caught.value.offset == 14
-
-
-@pytest.mark.parametrize(
-    "content", ['{"text": "a"}\n{"text": "b', '[{"text": "a"}, {"text": "b"', '[\n{"text": "a"},\n']
-)
-def test_a_file_that_breaks_off_is_an_incomplete_download(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "corpus"
-    path.write_text(content)
-    with pytest.raises((BadRecord, InputError), match="incomplete"):
-        read_all(path, 10**6)
-
-
-@pytest.mark.parametrize(
-    ("value", "reason"),
-    [
-        ({"id": 1, "title": "t"}, "no field 'text'; this record has id, title"),
-        ({"text": 5}, "field 'text': expected a string, found a number"),
-        ({"text": None}, "expected a string, found null"),
-        ([1], "expected an object, found an array"),
-    ],
-)
-@pytest.mark.parametrize("layout", ["lines", "compact"])
-def test_a_record_without_text_is_found_where_it_stands(tmp_path: Path, layout: str, value: Any, reason: str) -> None:
-    path = write_corpus(tmp_path / "corpus", [{"text": "字"}, {"text": "文"}, value, {"text": "b"}], layout)
-    (source,) = find_sources([str(path)])
-    (unit,) = plan_units([source], 10**6)
-    with pytest.raises(BadRecord) as caught:
-        for batch in open_stretch(source, unit.stretches[0], OPTIONS):
-            TextOf("text").texts(batch, OPTIONS)
-    assert reason in caught.value.reason
-    assert caught.value.offset == path.read_bytes().index(json.dumps(value).encode())
+    (tmp_path / "corpus.jsonl").write_bytes(b'{"text": "a"}\r\n\r\n  \n{"text": "a", "text": "b"}')
+    assert read_all(tmp_path / "corpus.jsonl") == [
+        {"text": "a"},
+        {"text": "b"},
+    ]  # of two equal keys the last, as in json

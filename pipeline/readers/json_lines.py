@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
-from pipeline.json_errors import breaks_off, diagnose, load_record
-from pipeline.records import BadRecord, Batch, Incomplete, StreamReader, found_once
+from pipeline.readers.base import BadRecord, Batch, Incomplete, StreamReader
+from pipeline.readers.json_record import breaks_off, diagnose, load_record
 from pipeline.sources import BYTE_ORDER_MARK
 
 
 class JsonLinesReader(StreamReader):
-    """The lines that begin in the stretch; blank ones are no records."""
+    """The lines that begin in the range; blank ones are no records."""
 
     def _batches(self) -> Iterator[Batch]:
         for lines, offset, num_bytes in self._whole_lines():
             if num_bytes <= self._options.max_record_bytes:
                 try:
                     values = [orjson.loads(line) for line in lines if line and not line.isspace()]
-                    yield Batch(values, num_bytes, found_once(functools.partial(places_of, lines, offset)))
+                    yield Batch(values, num_bytes, functools.partial(places_of, lines, offset))
                     continue
                 except orjson.JSONDecodeError:
                     pass
@@ -44,33 +45,22 @@ class JsonLinesReader(StreamReader):
                 self._options.on_bad(BadRecord(place, *diagnose(line), line))
             except BadRecord as error:
                 self._options.on_bad(error)
-        return Batch(values, num_bytes, good.__getitem__)
+        return Batch(values, num_bytes, lambda: good)
 
     def _whole_lines(self) -> Iterator[tuple[list[bytes], int, int]]:
-        """Stretches of whole lines, split at newlines; the first line's offset, and the bytes. A line that ends the source
-        without a newline is the last in its list."""
-        start, stop = self._start, self._stop
-        if start == 0:
-            self.first = 0
-        else:
-            self._file.seek(start - 1)
-            self.first = start if self._file.read(1) == b"\n" else None
-        pending, offset = b"", start  # an unfinished line and its offset
-        read = b""  # what is read of the next chunk already
-        while True:
-            chunk, read = read or self._read_next(len(pending)), b""
-            if not chunk:
-                break
-            if self.first is None:  # still in a line that began before the stretch
-                skipped = chunk.find(b"\n") + 1 or len(chunk)
-                ends_line = chunk[skipped - 1 : skipped] == b"\n"
-                offset, chunk = offset + skipped, chunk[skipped:]
-                if ends_line and offset < stop:
-                    self.first = offset
-                elif self._position >= stop:
+        """The range's lines without their newlines, many at a time; the first one's offset, and the bytes. A line that ends
+        the source without a newline is the last in its list."""
+        offset, stop = self._start, self._stop
+        pending = read = b""  # an unfinished line, which begins at `offset`; and what is read of the next chunk already
+        if offset > 0:
+            self._file.seek(offset - 1)
+            if self._file.read(1) != b"\n":
+                offset, read = self._skip_line(offset, stop)
+                if offset >= stop:
                     return
-                else:
-                    continue
+        self.first = offset
+        while chunk := read or self._read_next(len(pending)):
+            read = b""
             if self._position > stop:  # only the line that is begun belongs to us
                 end = chunk.find(b"\n") + 1
                 pending += chunk[: end or len(chunk)]
@@ -96,9 +86,9 @@ class JsonLinesReader(StreamReader):
         if pending:
             yield self._without_mark(pending.split(b"\n"), offset, len(pending))
 
-    def _skip_line(self, offset: int) -> tuple[int, bytes]:
-        """Read on from `offset`, inside a line, to the line's end; the offset of the next line, and what is read of it."""
-        while chunk := self._read_next(0):
+    def _skip_line(self, offset: int, limit: int = sys.maxsize) -> tuple[int, bytes]:
+        """Read on from `offset`, inside a line, to its end or `limit`; the offset there, and what is read from there on."""
+        while offset < limit and (chunk := self._read_next(0)):
             if end := chunk.find(b"\n") + 1:
                 return offset + end, chunk[end:]
             offset += len(chunk)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.records import INVALID_UTF8, BadRecord, Batch, StreamReader
+from pipeline.readers.base import INVALID_UTF8, BadRecord, Batch, StreamReader
 from pipeline.sources import BYTE_ORDER_MARK
 
 
-class PlainTextReader(StreamReader):
+class TextReader(StreamReader):
     """The documents of a `.txt` file, each as the record `{"text": …}`."""
 
     def _batches(self) -> Iterator[Batch]:
@@ -29,10 +29,10 @@ class PlainTextReader(StreamReader):
                 reason = f"invalid UTF-8 at byte {error.start:,} of the document"
                 self._options.on_bad(BadRecord(offset, INVALID_UTF8, reason, content))
             if num_bytes >= self.chunk_bytes:
-                yield Batch(values, num_bytes, places.__getitem__)
+                yield Batch(values, num_bytes, places.copy)
                 places, values, num_bytes = [], [], 0
         if values or num_bytes:
-            yield Batch(values, num_bytes, places.__getitem__)
+            yield Batch(values, num_bytes, places.copy)
         self.last = self._position
 
     def _documents(self) -> Iterator[tuple[bytes, int]]:
@@ -54,7 +54,7 @@ class PlainTextReader(StreamReader):
                 begin = end + len(mark) - 1
                 continue
             offset, pending, begin = offset + begin, pending[begin:], 0
-            # No end in it: this is one document, maybe with the beginning of a separator behind it.
+            # No end in it: this is one document, maybe with the beginning of a separator after it.
             if len(pending) - len(mark) > self._options.max_record_bytes:
                 if not too_large:
                     self._options.on_bad(self._too_large(offset + 1, pending[1:]))

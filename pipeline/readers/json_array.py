@@ -1,14 +1,16 @@
 """JSON arrays, in any layout: one record a line, pretty-printed, all on one line.
 
 `}`, white space, `,`, white space, `{` is a *candidate* for the end of a record; it may also stand inside a string, or
-in an array within a record. From a record's true start, a stretch that parses as `[` stretch `]` ends at a true end.
-So each batch is checked by parsing it, and only a stretch's first record rests on a candidate: `first` of each stretch
-must equal `last` of the one before, which the build checks for all of them (`pipeline.chain`).
+in an array within a record. From a record's true start, bytes that parse between `[` and `]` end at a true end. So each
+batch is proven by parsing it, and only a range's first record rests on a guess: `first` of each range must equal `last`
+of the one before it, or the range is read again with its `first` given.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -16,8 +18,15 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pipeline.json_errors import diagnose, is_unfinished, load_record, refuse_constant, room_for_depth, whole_number
-from pipeline.records import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader, found_once
+from pipeline.readers.base import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader
+from pipeline.readers.json_record import (
+    DECODER,
+    LENIENT_DECODER,
+    diagnose,
+    is_unfinished,
+    load_record,
+    room_for_depth,
+)
 from pipeline.sources import BYTE_ORDER_MARK
 
 LOOK_BACK_BYTES = 4096
@@ -31,7 +40,7 @@ _WHITE_SPACE = b" \t\r\n"
 
 
 class _Parsed(NamedTuple):
-    """What was parsed: a batch if there was a whole record, the bytes that took, those that are left, and the bad record
+    """What was parsed: a batch if there was a whole record, the bytes that took, those that remain, and the bad record
     that ended it."""
 
     batch: Batch | None
@@ -41,7 +50,7 @@ class _Parsed(NamedTuple):
 
 
 class JsonArrayReader(StreamReader):
-    """The records that begin in the stretch."""
+    """The records that begin in the range."""
 
     def _batches(self) -> Iterator[Batch]:
         pending = b""  # the beginning of a record, which goes on in `chunk`
@@ -66,17 +75,28 @@ class JsonArrayReader(StreamReader):
             self.last = offset
 
     def _parse(self, pending: bytes, chunk: bytes, offset: int) -> _Parsed:
+        """As many whole records as `pending` and `chunk` after it hold, the first of which begins at `offset`.
+
+        As a rule up to the last end that can be found in `chunk`, so that most bytes are copied once; at the range's or
+        the source's end up to the first record that isn't ours.
+        """
         limit = self._options.max_record_bytes
-        is_small = len(pending) + len(chunk) <= limit
-        if is_small and self._position <= self._stop and not self._at_end:
-            return _parse_to_last(pending, chunk, offset)
-        content = pending + chunk
-        if is_small:
-            return _parse_past(content, offset, self._stop, at_end=self._at_end)
-        return parse_one_by_one(content, offset, stop=self._stop, at_end=self._at_end, max_bytes=limit)
+        if len(pending) + len(chunk) <= limit:
+            if self._position <= self._stop and not self._at_end:
+                ends = _ends_from_the_back(chunk)
+            else:
+                pending, chunk = b"", pending + chunk
+                ends = _ends_from(self._stop - offset, chunk, at_end=self._at_end)
+            for end, begin in itertools.islice(ends, _MAX_TRIES):
+                with contextlib.suppress(orjson.JSONDecodeError):
+                    return _Parsed(_load(pending, chunk, end, offset), len(pending) + begin, chunk[begin:])
+            if pending:
+                return self._parse(b"", pending + chunk, offset)
+        at_end = self._position if self._at_end else None
+        return _parse_one_by_one(pending + chunk, offset, stop=self._stop, source_bytes=at_end, max_bytes=limit)
 
     def _first_record(self) -> tuple[bytes, int]:
-        """What has been read from the stretch's first record on, and that record's offset."""
+        """What has been read from the range's first record on, and that record's offset."""
         if self._start == 0:
             return self._opening()
         look_back = min(self._start, LOOK_BACK_BYTES)
@@ -145,7 +165,7 @@ def _could_be_record(content: bytes) -> bool:
     """Whether an object begins `content`, as far as can be seen: it parses, or breaks off at the end."""
     text = content.decode("utf-8", "replace")
     try:
-        value, _end = json.JSONDecoder(parse_int=whole_number).raw_decode(text)
+        value, _end = LENIENT_DECODER.raw_decode(text)
     except json.JSONDecodeError as error:
         return is_unfinished(error, text)
     except RecursionError:
@@ -153,146 +173,115 @@ def _could_be_record(content: bytes) -> bool:
     return isinstance(value, dict)
 
 
+def _ends_from_the_back(content: bytes) -> Iterator[tuple[int, int]]:
+    """Where a record seems to end in `content` and the next one begins: the last such pair first."""
+    end = len(content)
+    while (end := content.rfind(b"}", 0, end)) >= 0:
+        if match := _CANDIDATE.match(content, end):
+            yield end + 1, match.end() - 1
+
+
+def _ends_from(stop: int, content: bytes, *, at_end: bool) -> Iterator[tuple[int, int]]:
+    """Where a record seems to end in `content` and the next one begins, at `stop` or after it; the array's end too."""
+    for match in _CANDIDATE.finditer(content, max(0, stop - LOOK_BACK_BYTES)):
+        if match.end() - 1 >= stop:
+            yield match.start() + 1, match.end() - 1
+    stripped = content.rstrip(_WHITE_SPACE) if at_end else b""
+    if stripped.endswith(b"]") and (inside := stripped[:-1].rstrip(_WHITE_SPACE)):
+        yield len(inside), len(content)
+
+
 def _load(pending: bytes, chunk: bytes, num_bytes: int, offset: int) -> Batch:
     """The whole records in `pending` and the first `num_bytes` of `chunk`. Raises `orjson.JSONDecodeError`."""
     bracketed = b"".join((b"[", pending, memoryview(chunk)[:num_bytes], b"]"))
-    places = found_once(functools.partial(_places, bracketed, offset))
+    places = functools.partial(_places, bracketed, offset)
     return Batch(orjson.loads(bracketed), len(bracketed) - 2, places)
 
 
-def _parse_to_last(pending: bytes, chunk: bytes, offset: int) -> _Parsed:
-    """Parse all whole records that are followed by another one: as a rule one in `chunk`, so that most bytes are copied
-    once."""
-    end = len(chunk)
-    for _ in range(_MAX_TRIES):
-        match = _last_candidate(chunk, end)
-        if match is None:
-            break
-        end = match.start()
-        try:
-            batch = _load(pending, chunk, end + 1, offset)
-        except orjson.JSONDecodeError:
-            continue
-        begin = match.end() - 1  # of the next record
-        return _Parsed(batch, len(pending) + begin, chunk[begin:])
-    return _parse_to_last(b"", pending + chunk, offset) if pending else parse_one_by_one(chunk, offset)
-
-
-def _parse_past(content: bytes, offset: int, stop: int, *, at_end: bool) -> _Parsed:
-    """Parse the records of `content` that begin before `stop`, the last of which ends behind it."""
-    tries = 0
-    for match in _CANDIDATE.finditer(content, max(0, stop - offset - LOOK_BACK_BYTES)):
-        if offset + match.end() - 1 < stop:
-            continue
-        try:
-            begin = match.end() - 1  # of the next record
-            return _Parsed(_load(b"", content, match.start() + 1, offset), begin, content[begin:])
-        except orjson.JSONDecodeError:
-            tries += 1
-            if tries == _MAX_TRIES:
-                break
-    stripped = content.rstrip(_WHITE_SPACE)
-    if at_end and stripped.endswith(b"]") and (inside := stripped[:-1].rstrip(_WHITE_SPACE)):
-        try:
-            return _Parsed(_load(b"", content, len(inside), offset), len(content), b"")
-        except orjson.JSONDecodeError:
-            pass
-    return parse_one_by_one(content, offset, stop=stop, at_end=at_end)
-
-
-def _last_candidate(content: bytes, end: int) -> re.Match[bytes] | None:
-    """The last candidate that begins before `end`."""
-    while (place := content.rfind(b"}", 0, end)) >= 0:
-        if match := _CANDIDATE.match(content, place):
-            return match
-        end = place
-    return None
-
-
-def parse_one_by_one(
-    content: bytes, offset: int, *, stop: int | None = None, at_end: bool = False, max_bytes: int | None = None
-) -> _Parsed:
+def _parse_one_by_one(content: bytes, offset: int, *, stop: int, source_bytes: int | None, max_bytes: int) -> _Parsed:
     """The exact way: one record after another with Python's parser, up to the first that begins at `stop`.
 
     `num_bytes` is where the next record begins in `content`: its length at the array's end, less where more must be
-    read first, the bad record's place if there is one. Raises `Incomplete`.
+    read first, the bad record's place if there is one. `source_bytes` is known where `content` ends the source. Raises
+    `Incomplete`.
     """
     text = content.decode("utf-8", "surrogateescape")
-    decoder = json.JSONDecoder(parse_constant=refuse_constant, parse_int=whole_number)
     values: list[Any] = []
     places: list[tuple[int, bytes]] = []
     place = consumed = 0  # the next record in characters and in bytes
     error: BadRecord | None = None
-    while stop is None or offset + consumed < stop:
-        where = offset + consumed
-        if text.startswith("]", place):
-            error = BadRecord(where, NOT_JSON, "not valid JSON: expected a record behind the comma, found ']'")
-            break
-        try:
-            with room_for_depth():
-                _value, end = decoder.raw_decode(text, place)
-        except json.JSONDecodeError as fault:
-            if not is_unfinished(fault, text):
-                distance = _num_bytes(text[place : fault.pos])
-                reason = f"not valid JSON: {fault.msg} at byte {distance:,} of the record"
-                error = BadRecord(where, NOT_JSON, reason)
-            elif at_end:
-                raise Incomplete(where, offset + len(content)) from None
-            break
-        except (ValueError, RecursionError) as fault:
-            reason = "nested too deeply" if isinstance(fault, RecursionError) else str(fault)
-            error = BadRecord(where, NOT_JSON, f"not valid JSON: {reason}")
-            break
+    try:
+        while (where := offset + consumed) < stop and (separator := _end_of(text, place, where, source_bytes)):
+            record = _encoded(text[place : separator.start()])
+            if len(record) > max_bytes:
+                reason = f"the record is larger than --max-record-bytes ({max_bytes:,} bytes)"
+                raise BadRecord(where, TOO_LARGE, reason)
+            try:
+                values.append(load_record(record))
+            except (ValueError, RecursionError):
+                raise BadRecord(where, *diagnose(record)) from None
+            places.append((where, record))
+            if separator["end"]:
+                consumed = len(content)
+                break
+            consumed += len(_encoded(text[place : separator.end()]))
+            place = separator.end()
+    except Incomplete:
+        raise
+    except BadRecord as bad:
+        error = bad
+        error.content = content[consumed : consumed + (1 << 16)]
+    batch = None
+    if places:
+        last, record = places[-1]
+        batch = Batch(values, last + len(record) - offset, lambda: places)
+    return _Parsed(batch, consumed, content[consumed:], error)
+
+
+def _end_of(text: str, place: int, offset: int, source_bytes: int | None) -> re.Match[str] | None:
+    """What follows the record at `place` of `text`, and so begins where that ends; None if more must be read first.
+
+    `source_bytes` is known where no more can be. Raises `BadRecord` for the record, which begins at `offset`.
+    """
+    if text.startswith("]", place):
+        raise BadRecord(offset, NOT_JSON, "not valid JSON: expected a record after the comma, found ']'")
+    separator = None
+    try:
+        with room_for_depth():
+            _value, end = DECODER.raw_decode(text, place)
+    except json.JSONDecodeError as fault:
+        if not is_unfinished(fault, text):
+            distance = len(_encoded(text[place : fault.pos]))
+            reason = f"not valid JSON: {fault.msg} at byte {distance:,} of the record"
+            raise BadRecord(offset, NOT_JSON, reason) from None
+    except (ValueError, RecursionError) as fault:
+        reason = "nested too deeply" if isinstance(fault, RecursionError) else str(fault)
+        raise BadRecord(offset, NOT_JSON, f"not valid JSON: {reason}") from None
+    else:
         separator = _SEPARATOR.match(text, end)
         if separator is None:
             rest = text[end:].strip(" \t\r\n")
-            if not at_end and _NUMBER_GOES_ON.fullmatch(text, end):
-                break
-            if rest not in ("", ","):
-                error = BadRecord(where, NOT_JSON, f"expected ',' or ']' after the record, found {rest[0]!r}")
-            elif at_end:
-                raise Incomplete(where, offset + len(content))
-            break
-        if separator["end"] is not None:
+            may_go_on = source_bytes is None and _NUMBER_GOES_ON.fullmatch(text, end)
+            if rest not in ("", ",") and not may_go_on:
+                raise BadRecord(offset, NOT_JSON, f"expected ',' or ']' after the record, found {rest[0]!r}")
+        elif separator["end"]:
             if text[separator.end() :].strip(" \t\r\n"):
-                error = BadRecord(where, NOT_JSON, "the array ends behind this record, but the file goes on")
-                break
-            if not at_end:
-                break
-        record = text[place:end].encode("utf-8", "surrogateescape")
-        try:
-            values.append(load_record(record))
-        except (ValueError, RecursionError):
-            error = BadRecord(where, *diagnose(record))
-        if max_bytes is not None and len(record) > max_bytes:
-            error = BadRecord(where, TOO_LARGE, f"the record is larger than --max-record-bytes ({max_bytes:,} bytes)")
-            del values[len(places) :]
-        if error is not None:
-            break
-        places.append((where, record))
-        consumed += _num_bytes(text[place : separator.end()])
-        place = separator.end()
-        if separator["end"] is not None:
-            consumed = len(content)
-            break
-    if error is not None:
-        error.content = content[consumed : consumed + (1 << 16)]
-    if not values:
-        return _Parsed(None, consumed, content[consumed:], error)
-    last, record = places[-1]
-    batch = Batch(values, last + len(record) - offset, places.__getitem__)
-    return _Parsed(batch, consumed, content[consumed:], error)
+                raise BadRecord(offset, NOT_JSON, "the array ends after this record, but the file goes on")
+            if source_bytes is None:
+                return None
+    if separator is None and source_bytes is not None:
+        raise Incomplete(offset, source_bytes)
+    return separator
 
 
 def _places(bracketed: bytes, offset: int) -> list[tuple[int, bytes]]:
     """The place of each of the records between the brackets of `bracketed`, the first of which begins at `offset`."""
     text = bracketed[1:-1].decode("utf-8")
-    decoder = json.JSONDecoder(parse_int=whole_number)
     places: list[tuple[int, bytes]] = []
     place = 0
     while place < len(text):
         with room_for_depth():
-            _value, end = decoder.raw_decode(text, place)
+            _value, end = LENIENT_DECODER.raw_decode(text, place)
         record = text[place:end].encode()
         places.append((offset, record))
         separator = _SEPARATOR.match(text, end)
@@ -301,5 +290,5 @@ def _places(bracketed: bytes, offset: int) -> list[tuple[int, bytes]]:
     return places
 
 
-def _num_bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogateescape"))
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -1,0 +1,212 @@
+"""What a byte range is read as: batches of parsed records, each record at a known place.
+
+In a source that can be read from the middle, a range `[start, stop)` owns the records whose first byte lies in it: its
+reader finds the first by looking from `start` on, and reads past `stop` to the end of the last.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.readers.compression import STREAM_ERRORS, damage, unpack
+from pipeline.readers.files import HashedFile, SourceFile
+from pipeline.sources import BYTE_ORDER_MARK, Source
+from shards.common.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.plan import ByteRange
+
+# The kinds of bad records, as the manifest counts them.
+NOT_JSON = "not valid JSON"
+INVALID_UTF8 = "invalid UTF-8"
+LONE_SURROGATE = "lone surrogate"
+TOO_LARGE = "record too large"
+NOT_AN_OBJECT = "not an object"
+NO_FIELD = "no text field"
+NOT_A_STRING = "text is not a string"
+
+
+class BadRecord(Exception):
+    """A record that can't be used: where it is, what kind of fault it has, and what exactly.
+
+    `offset` is in bytes of the (unpacked) source, or the row's number where a source has rows. `content` is the record
+    as it stands, maybe cut short.
+    """
+
+    def __init__(self, offset: int, kind: str, reason: str, content: bytes = b"") -> None:
+        super().__init__(reason)
+        self.offset, self.kind, self.reason, self.content = offset, kind, reason, content
+
+
+class Incomplete(BadRecord):
+    """The source ends inside a record. Never skipped: the file is not what it should be."""
+
+    def __init__(self, offset: int, num_bytes: int) -> None:
+        reason = f"the file ends inside a record (at byte {num_bytes:,}): the download is incomplete"
+        super().__init__(offset, NOT_JSON, reason)
+
+
+def raise_bad(error: BadRecord) -> None:
+    """For `ReadOptions.on_bad`: the first bad record ends the reading."""
+    raise error
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Parsed records that lie together."""
+
+    values: list[Any]
+    num_bytes: int
+    find_places: Callable[[], Sequence[tuple[int, bytes]]]  # of all records; called when the first place is asked for
+
+    def place(self, number: int) -> tuple[int, bytes]:
+        """The offset of record `number` and its content."""
+        return self._places[number]
+
+    @functools.cached_property
+    def _places(self) -> Sequence[tuple[int, bytes]]:
+        return self.find_places()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ReadOptions:
+    """How to read: `on_bad` is called with each bad record and raises it, or notes it so that reading goes on."""
+
+    on_bad: Callable[[BadRecord], None]
+    max_record_bytes: int = 256 * 2**20
+    document_separator: str = ""
+    columns: tuple[str, ...] | None = None  # the top-level fields that are needed, None for all
+    counts_lines: bool = False
+
+
+class RangeReader(abc.ABC):
+    """The records of one byte range, in order: what the readers of all formats have in common.
+
+    Iterate once; afterwards these are known:
+    `first`: the offset of the range's first record; None if no record begins in it, or the source has rows.
+    `last`: the offset after its last record, where the next range's first one begins.
+    `digest`: BLAKE3 of the range's own bytes; of Parquet, of what its row groups hold of the columns that are needed.
+    `num_newlines`: of the range's own bytes where `options.counts_lines` is set and the source can be cut, else 0.
+    """
+
+    chunk_bytes = 1 << 21
+
+    def __init__(
+        self, source: Source, byte_range: ByteRange, options: ReadOptions, *, first: int | None = None
+    ) -> None:
+        """`first` is the offset of the range's first record where it is known already."""
+        self._source, self._range, self._options = source, byte_range, options
+        self._known_first = first
+        self.first: int | None = None
+        self.last: int | None = None
+        self.digest = ""
+        self.num_newlines = 0
+
+    @abc.abstractmethod
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def compute_digest(self) -> str:
+        """`digest`, for which as little is read and parsed as can be."""
+        for _batch in self:
+            pass
+        return self.digest
+
+
+class StreamReader(RangeReader):
+    """A range of a stream of bytes, compressed or not."""
+
+    def __init__(
+        self, source: Source, byte_range: ByteRange, options: ReadOptions, *, first: int | None = None
+    ) -> None:
+        super().__init__(source, byte_range, options, first=first)
+        self._start, self._stop = (byte_range.start, byte_range.stop) if source.is_splittable else (0, sys.maxsize)
+        self._position = self._start
+        self._at_end = False
+        self._file: Any = None  # the stream, which can seek where the source is splittable
+
+    def __iter__(self) -> Iterator[Batch]:
+        with self._open() as hashed:
+            self._file = unpack(hashed, self._source.compression, self._source.path)
+            yield from self._batches()
+            self.digest, self.num_newlines = hashed.hexdigest(), hashed.num_newlines
+
+    def compute_digest(self) -> str:
+        with self._open() as hashed:
+            return hashed.hexdigest()
+
+    def _open(self) -> HashedFile:
+        source = self._source
+        counts_lines = self._options.counts_lines and source.is_splittable
+        return HashedFile(
+            source.path, start=self._start, stop=self._stop, max_bytes=source.num_bytes, counts_lines=counts_lines
+        )
+
+    @abc.abstractmethod
+    def _batches(self) -> Iterator[Batch]: ...
+
+    def _read(self, num_bytes: int) -> bytes:
+        """The next bytes. Notes whether the stream has ended."""
+        source = self._source
+        try:
+            content = self._file.read(num_bytes) or b""
+        except STREAM_ERRORS as error:
+            place = f" (after {self._position:,} unpacked bytes)"
+            raise damage(source.path, source.compression, error, place) or error from None
+        self._position += len(content)
+        self._at_end = self._position >= source.num_bytes if source.is_splittable else not content
+        if not content and not self._at_end:
+            raise InputError(f"{source.path}: the file became shorter while it was read; build again")
+        return content
+
+    def _read_next(self, num_pending: int) -> bytes:
+        """The next chunk: up to the range's end, and beyond it as much again as is pending."""
+        room = max(self.chunk_bytes, num_pending)
+        return self._read(min(room, self._stop - self._position) if self._position < self._stop else room)
+
+    def _read_head(self) -> bytes:
+        """The first bytes, at least as many as a byte order mark has."""
+        content = self._read_next(0)
+        while len(content) < len(BYTE_ORDER_MARK) and (more := self._read_next(0)):
+            content += more
+        return content
+
+    def _too_large(self, offset: int, content: bytes) -> BadRecord:
+        limit = self._options.max_record_bytes
+        reason = f"the record is larger than --max-record-bytes ({limit:,} bytes)"
+        return BadRecord(offset, TOO_LARGE, reason, content[:1000])
+
+
+def locate(source: Source, error: BadRecord) -> InputError:
+    """`error` with its source, line (counted from 1) and byte offset, or its row."""
+    if not source.is_stream:
+        return InputError(f"{source.path}: row {error.offset:,}: {error.reason}")
+    with contextlib.closing(LineCounter(source)) as lines:
+        line = lines.line(error.offset)
+    return InputError(f"{source.path}: line {line:,}, byte {error.offset:,}: {error.reason}")
+
+
+class LineCounter:
+    """Lines of offsets in a source, counted from 1 at `start`. Asked in ascending order, so it reads the source once."""
+
+    def __init__(self, source: Source, start: int = 0) -> None:
+        """`start` may be above 0 in a source that is splittable."""
+        self._raw = SourceFile(source.path)
+        self._raw.seek(start)
+        self._file = unpack(self._raw, source.compression, source.path)
+        self._line, self._position = 1, start
+
+    def line(self, offset: int) -> int:
+        assert offset >= self._position, "asked in descending order"
+        while self._position < offset and (chunk := self._file.read(min(offset - self._position, 1 << 20))):
+            self._line += chunk.count(b"\n")
+            self._position += len(chunk)
+        return self._line
+
+    def close(self) -> None:
+        self._raw.close()

@@ -1,0 +1,190 @@
+"""The files that a corpus is read from: on a disk, or at URLs by fsspec in ranges of bytes.
+
+A connection that breaks while a file is read, also one of a network file system, is a `TransientError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from blake3 import blake3
+
+from shards.common.errors import InputError, TransientError
+from shards.common.urls import file_system, is_url, storage_errors, version
+
+# A reader asks for 2 MiB at a time. What an object store is asked for at once is more: a request takes as long as a few
+# MiB do.
+_BLOCK_BYTES = 8 << 20
+_REQUESTS_AT_ONCE = 32
+_NETWORK_ERRNOS = {errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class FileStatus(NamedTuple):
+    """What changes when a file does: its size, and its time or, at a URL, what the server calls its version."""
+
+    num_bytes: int
+    modified_ns: int = 0
+    version: str = ""
+
+
+def file_status(path: str) -> FileStatus:
+    """Raises `FileNotFoundError`, other `OSError`s or `TransientError`."""
+    if not is_url(path):
+        status = Path(path).stat()
+        return FileStatus(status.st_size, modified_ns=status.st_mtime_ns)
+    system, name = file_system(path)
+    with storage_errors(path):
+        system.invalidate_cache(name)
+        entry = system.info(name)
+    if entry.get("size") is None:
+        raise InputError(f"{path}: the server doesn't say how large this file is; fetch it and build from the copy")
+    return FileStatus(int(entry["size"]), version=version(entry))
+
+
+def in_parallel(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+    """`function` of each item, in order, many at once: for questions that a server takes its time to answer."""
+    if len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(_REQUESTS_AT_ONCE, len(items))) as pool:
+        return list(pool.map(function, items))
+
+
+class SourceFile(io.RawIOBase):
+    """A file on a disk or at a URL, for reading, unbuffered. Raises `OSError` or `TransientError`.
+
+    With `reads_ahead=False` a server is asked for exactly what is read: for a look, or reads of many MiB.
+    """
+
+    _file: Any = None
+
+    def __init__(self, path: str, *, reads_ahead: bool = True) -> None:
+        self.path = path
+        with _read_errors(path):
+            if is_url(path):
+                system, name = file_system(path)
+                cache = "readahead" if reads_ahead else "none"
+                self._file = system.open(name, "rb", block_size=_BLOCK_BYTES, cache_type=cache)
+            else:
+                self._file = io.FileIO(path)
+
+    def read(self, num_bytes: int = -1) -> bytes:
+        with _read_errors(self.path):
+            content: bytes = self._file.read(num_bytes)
+        return content
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+
+@contextlib.contextmanager
+def _read_errors(path: str) -> Iterator[None]:
+    try:
+        with storage_errors(path) if is_url(path) else contextlib.nullcontext():
+            yield
+    except OSError as error:
+        if not isinstance(error, ConnectionError | TimeoutError) and error.errno not in _NETWORK_ERRNOS:
+            raise
+        reason = error.strerror or type(error).__name__
+        raise TransientError(f"{path}: {reason}; the same command goes on when the file can be read") from None
+
+
+class HashedFile(SourceFile):
+    """A file whose bytes `[start, stop)` go into a digest as they are read from front to back, beginning at `start`.
+
+    The file ends at `max_bytes`: one that somebody appends to might never end otherwise. With `counts_lines` it also
+    counts the newlines of `[start, stop)`.
+    """
+
+    def __init__(
+        self, path: str, *, start: int = 0, stop: int = sys.maxsize, max_bytes: int, counts_lines: bool = False
+    ) -> None:
+        super().__init__(path)
+        self._hash = blake3()
+        self._start, self._stop, self._max_bytes, self._counts_lines = start, stop, max_bytes, counts_lines
+        self.num_newlines = 0
+        self.seek(start)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go back to an `offset` up to `start`, for a look at what comes before it."""
+        self._position = super().seek(offset, whence)
+        return self._position
+
+    def read(self, num_bytes: int = -1) -> bytes:
+        begin = self._position
+        room = max(0, self._max_bytes - begin)
+        content = super().read(min(num_bytes, room) if num_bytes >= 0 else room)
+        self._position += len(content)
+        is_inside = self._start <= begin and self._position <= self._stop
+        own = content if is_inside else content[max(0, self._start - begin) : max(0, self._stop - begin)]
+        self._hash.update(own)
+        if self._counts_lines:
+            self.num_newlines += own.count(b"\n")
+        return content
+
+    def hexdigest(self) -> str:
+        """The digest of all the bytes `[start, stop)`: those that haven't been read yet are read."""
+        while self._position < self._stop and self.read(min(1 << 20, self._stop - self._position)):
+            pass
+        return self._hash.hexdigest()
+
+
+def find_urls(url: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The files that `url` means (a file, a directory, a pattern): the URL of each, and its name relative to `url`.
+
+    In a directory only files whose names end with one of `suffixes` count. Raises `InputError` if there is none.
+    """
+    system, path = file_system(url)
+    system.invalidate_cache()
+    path = path.rstrip("/")
+    magic = min((place for character in "*?[" if (place := path.find(character)) >= 0), default=None)
+    reason = ""
+    with storage_errors(url):
+        try:
+            found = sorted(system.find(path) if magic is None else filter(system.isfile, system.glob(path)))
+        except FileNotFoundError as error:  # no such bucket, or repository
+            found, reason = [], str(error)
+    if not found:
+        why = f"; {reason}" if "not found" in reason else ""
+        raise InputError(f"{url}: no such file, and no file below it{why}")
+    if found == [path]:
+        return [(url, path.rpartition("/")[2])]
+    if magic is None:
+        found = [
+            name for name in found if name.endswith(suffixes) and "/." not in "/" + name.removeprefix(path).lstrip("/")
+        ]
+        if not found:
+            raise InputError(f"{url}: no file below it is called {', '.join('*' + suffix for suffix in suffixes)}")
+        base = path
+    else:
+        base = os.path.commonprefix(found).rpartition("/")[0]  # noqa: RUF071 (cut at a slash)
+    return [(system.unstrip_protocol(name), name.removeprefix(base).lstrip("/")) for name in found]
