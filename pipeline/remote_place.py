@@ -80,13 +80,13 @@ class RemotePlace:
     def finish_publishing(self, *, force: bool = False) -> None:
         """Remove the receipts of a set whose manifest is there: the build was killed between the two."""
         if self.holds_set:
-            remove(self._partial, recursive=True)
+            remove(*(join(self._partial, name) for name in listing(self._partial)))
 
     def discard_partial(self) -> None:
         """Remove an unfinished build, and nothing that is none."""
         if not self.holds_set and read_bytes(join(self._partial, PLAN_NAME)) is not None:
-            remove(self._partial, recursive=True)
-            remove(self.url, recursive=True)
+            remove(*(join(self._partial, name) for name in listing(self._partial)))
+            remove(*(join(self.url, name) for name in listing(self.url)))
 
     def prepare(self, plan: dict[str, Any]) -> None:
         """Put the plan, or find it there; then get all receipts whose files are there, unchanged.
@@ -110,7 +110,7 @@ class RemotePlace:
             )
         if self.holds_set:
             remove(join(self.url, MANIFEST_NAME))
-            remove(self.url, recursive=True)
+            remove(*(join(self.url, name) for name in listing(self.url)))
         for name in (RECEIPTS_DIRECTORY, DEDUP_DIRECTORY):
             (self.directory / name).mkdir(exist_ok=True)
         self._fetch_receipts()
@@ -197,7 +197,7 @@ class RemotePlace:
         for name in there.keys() - expected.keys():
             remove(join(self.url, name))
         write_bytes(join(self.url, MANIFEST_NAME), manifest)
-        remove(self._partial, recursive=True)
+        remove(*(join(self._partial, name) for name in listing(self._partial)))
         self.fetch_existing()
 
     def _own_files(self) -> list[Path]:
