@@ -253,7 +253,8 @@ def download_file(reference: HubReference, part: Path, *, shows_bar: bool = Fals
     listed = find_file(reference)
     with hub_errors(reference.hub, reference), open(part, "ab") as file:
         if file.tell() > listed.num_bytes:
-            file.truncate(0)
+            file.seek(0)
+            file.truncate()
         headers = build_hf_headers() | {"Accept-Encoding": "identity"}
         options: Any = {"headers": headers, "tqdm_class": None if shows_bar else _no_bar()}
         http_get(_file_url(reference), file, resume_size=file.tell(), expected_size=listed.num_bytes, **options)
