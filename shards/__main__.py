@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from shards import pull_command, regroup_command
+from shards import regroup_command
 from shards.common.command_line import Parser, ProgressLine, percent_done, run_command
 from shards.common.errors import InputError
 from shards.common.text import plural, printable
@@ -15,6 +15,7 @@ from shards.exchange import command as exchange_command
 from shards.manifest import read_manifest
 from shards.reader import open_shard_set
 from shards.report import command as report_command
+from shards.share import command as share_command
 from shards.show import describe, describe_json, differences, show_block, show_document
 from shards.verify import verify
 from shards.writer import set_bytes
@@ -52,7 +53,7 @@ def make_parser() -> Parser:
     report_command.add_parser(commands)
     regroup_command.add_parsers(commands)
     exchange_command.add_parsers(commands)
-    pull_command.add_parser(commands)
+    share_command.add_parsers(commands)
     return parser
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import shards
 from shards.common.command_line import Parser, run_command
 from shards.common.errors import InputError
-from shards.pull_command import say
+from shards.share.command import note as say
 from shards.verify import verify
 from train.checks import REFUSED_ARGUMENTS
 from train.environment import prepare_environment

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
-from shards.hub.reference import is_reference, parse_reference
+from shards.share.hub import is_reference, parse_reference, small_file
 from train.arguments import FieldTypes, convert, require
 
 CONFIG_NAME: Final = "config.json"
@@ -56,8 +56,6 @@ def _find(name: str) -> Path:
     """The file with the configuration called `name`."""
     path = Path(name).expanduser()
     if is_reference(name) and not path.exists():
-        from shards.hub.small_files import small_file
-
         return small_file(parse_reference(name), CONFIG_NAME)
     if path.is_dir():
         path = path / CONFIG_NAME
