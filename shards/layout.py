@@ -24,6 +24,17 @@ BIN_SUFFIX = ".bin"
 INDEX_SUFFIX = ".idx"
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_DIRECTORY = "tokenizer"
+# What a tokenizer may consist of. Nothing else, and no link, is taken from a set's `tokenizer/`: a set may come from a
+# stranger, and its tokenizer is copied beside models.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 REJECTED_NAME = "rejected.jsonl"
 # Not a part of the format and never needed: the sources' sizes and times, so that a rebuild sees at once that none changed.
 STAMPS_NAME = ".sources.json"

@@ -34,9 +34,9 @@ from shards.layout import (
     REJECTED_NAME,
     SPLITS,
     TOKENIZER_DIRECTORY,
+    TOKENIZER_FILES,
     SplitName,
     bin_bytes,
-    shard_name,
 )
 
 FORMAT_VERSION = 1
@@ -45,8 +45,7 @@ Packing = Literal["concat", "best-fit"]
 MAX_NUMBER = 2**63 - 1  # of any count in the manifest
 
 _DIGEST = re.compile("[0-9a-f]{64}")
-_SHARD_NAME = re.compile(r"(train|val)-(\d{5,18})", re.ASCII)
-_TOKENIZER_FILE = re.compile(rf"{TOKENIZER_DIRECTORY}/[A-Za-z0-9][\w.-]*", re.ASCII)
+_SHARD_NAME = re.compile(r"(train|val)-(\d{5}|[1-9]\d{5,17})", re.ASCII)
 _MAX_DEPTH = 30  # lists and objects within each other in the settings
 
 
@@ -163,7 +162,7 @@ class Manifest:
         return bin_bytes(self.total("num_blocks"), self.block_tokens)
 
     def with_fingerprint(self) -> Manifest:
-        return dataclasses.replace(self, fingerprint=_fingerprint(_content(self)))
+        return dataclasses.replace(self, fingerprint=_fingerprint(dataclasses.asdict(self)))
 
 
 def sum_splits(shards: Sequence[ShardEntry], block_tokens: int) -> dict[str, SplitEntry]:
@@ -187,15 +186,10 @@ def _fingerprint(content: Mapping[str, Any]) -> str:
     return blake3(canonical_json({key: value for key, value in content.items() if key != "fingerprint"})).hexdigest()
 
 
-def _content(manifest: Manifest) -> dict[str, Any]:
-    """What `manifest.json` holds."""
-    return dataclasses.asdict(manifest)
-
-
 def encode_manifest(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`: indented for people, one shard a line."""
     lines = []
-    for key, value in _content(manifest).items():
+    for key, value in dataclasses.asdict(manifest).items():
         if isinstance(value, list) and value:
             rows = ",\n    ".join(json.dumps(row, ensure_ascii=False) for row in value)
             lines.append(f"  {json.dumps(key)}: [\n    {rows}\n  ]")
@@ -265,6 +259,10 @@ def _check(manifest: Manifest, where: str) -> None:
     _check_settings(manifest.settings, f"{where}: settings")
     _check_shards(manifest, where)
     _check_other_files(manifest, where)
+    digests = [file.digest for file in manifest.other_files]
+    digests += [digest for shard in manifest.shards for digest in (shard.digest, shard.index_digest)]
+    if not all(map(_DIGEST.fullmatch, digests)):
+        raise InputError(f"{where}: expected digests of 64 lower-case hexadecimal digits")
     expected = sum_splits(manifest.shards, manifest.block_tokens)
     if manifest.splits.keys() != expected.keys():
         raise InputError(f"{where}: splits: expected {', '.join(SPLITS)}, found {_shown(', '.join(manifest.splits))}")
@@ -279,19 +277,15 @@ def _check(manifest: Manifest, where: str) -> None:
 def _check_shards(manifest: Manifest, where: str) -> None:
     """Names as `shard_name` gives them, train before val, ascending; tokens that fit the blocks."""
     before, block_tokens = ("", -1), manifest.block_tokens
-    min_padding = 0 if manifest.packing == "best-fit" else block_tokens - 1
     for shard in manifest.shards:
         match = _SHARD_NAME.fullmatch(shard.name)
-        if match is None or match[1] != shard.split or shard.name != shard_name(shard.split, int(match[2])):
+        if match is None or match[1] != shard.split:
             raise InputError(f"{where}: shard {printable(shard.name)!r}: expected a name such as {SPLITS[0]}-00000")
         key = (match[1], int(match[2]))
         if key <= before:
             raise InputError(f"{where}: shard {shard.name!r}: listed twice, or not in ascending order")
-        before = key
-        if not (_DIGEST.fullmatch(shard.digest) and _DIGEST.fullmatch(shard.index_digest)):
-            raise InputError(f"{where}: shard {shard.name!r}: expected digests of 64 lower-case hexadecimal digits")
-        room = shard.num_blocks * block_tokens
-        least = room - min_padding if min_padding else 1
+        before, room = key, shard.num_blocks * block_tokens
+        least = room - block_tokens + 1 if manifest.packing == "concat" else 1
         if not (1 <= shard.num_blocks <= MAX_NUMBER // (4 * block_tokens) and least <= shard.num_tokens <= room):
             raise InputError(
                 f"{where}: shard {shard.name!r}: {shard.num_tokens:,} tokens don't fit {shard.num_blocks:,} blocks"
@@ -305,13 +299,12 @@ def _check_shards(manifest: Manifest, where: str) -> None:
 
 def _check_other_files(manifest: Manifest, where: str) -> None:
     names = [file.name for file in manifest.other_files]
+    known = {f"{TOKENIZER_DIRECTORY}/{name}" for name in TOKENIZER_FILES} | (
+        {REJECTED_NAME} if manifest.rejected else set()
+    )
     for file in manifest.other_files:
-        if not (_TOKENIZER_FILE.fullmatch(file.name) or (file.name == REJECTED_NAME and manifest.rejected)):
+        if file.name not in known:
             raise InputError(f"{where}: other_files: {printable(file.name)!r} is not a file of a shard set")
-        if not _DIGEST.fullmatch(file.digest):
-            raise InputError(
-                f"{where}: other_files: {file.name}: expected a digest of 64 lower-case hexadecimal digits"
-            )
     expected = {f"{TOKENIZER_DIRECTORY}/tokenizer.json"} | ({REJECTED_NAME} if manifest.rejected else set())
     if missing := expected - set(names):
         raise InputError(f"{where}: other_files: {min(missing)} is not listed")
@@ -326,7 +319,7 @@ def _decode_record(kind: type[R], value: Any, where: str) -> R:
     """`value` (from JSON) as a record of the dataclass `kind`. Raises `InputError` naming the field."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected an object, found {_kind(value)}")
-    hints, names, types_ = _type_hints(kind)
+    hints, names, types_ = _type_hints(typing.cast(type, kind))
     # The usual case at once, as there are many shards: plain values in the usual order, and no number too large or below 0.
     values = tuple(value.values())
     if tuple(value) == names and tuple(map(type, values)) == types_:
@@ -339,12 +332,7 @@ def _decode_record(kind: type[R], value: Any, where: str) -> R:
                 raise InputError(f"{where}: no field {name!r}")
         unknown = next(name for name in value if name not in hints)
         raise InputError(f"{where}: unknown field {printable(unknown)!r}")
-    fields = dict(value)
-    for name, hint in hints.items():
-        field = value[name]
-        if not (type(field) is hint and (hint is not int or 0 <= field <= MAX_NUMBER)):
-            fields[name] = _decode_field(hint, field, f"{where}: {name}")
-    return kind(**fields)
+    return kind(**{name: _decode_field(hint, value[name], f"{where}: {name}") for name, hint in hints.items()})
 
 
 def _decode_field(expected: Any, value: Any, where: str) -> Any:
@@ -355,10 +343,10 @@ def _decode_field(expected: Any, value: Any, where: str) -> Any:
         if value not in arguments:
             raise InputError(f"{where}: expected one of {', '.join(arguments)}, found {_shown(value)}")
         return value
-    if type(value) is not (origin or expected) or (expected is int and value < 0):
+    if type(value) is not (origin or expected):
         raise InputError(f"{where}: expected {_kind((origin or expected)())}, found {_shown(value)}")
-    if expected is int:
-        raise InputError(f"{where}: expected a number below 2**63, found {_shown(value)}")
+    if expected is int and not 0 <= value <= MAX_NUMBER:
+        raise InputError(f"{where}: expected a whole number from 0 to 2**63 - 1, found {_shown(value)}")
     if origin is list:
         return [_decode_field(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
     if origin is dict and arguments[1] is not Any:

@@ -139,7 +139,8 @@ class JoinedSplits:
     def __getitem__(self, key: int | slice | npt.NDArray[np.integer] | list[int]) -> Tokens:
         """As `shards.reader.Split` does it, but always a copy. Raises `IndexError`."""
         if isinstance(key, (int, np.integer)):
-            return self[[int(key)]][0]
+            block: Tokens = self[[int(key)]][0]
+            return block
         numbers = np.arange(len(self))[key] if isinstance(key, slice) else np.asarray(key, dtype=np.int64)
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):

@@ -11,12 +11,12 @@ sent through less than twice on average.
 
 The mixing function is the finalizer of SplitMix64 (Steele, Lea & Flood 2014) and the round keys are its outputs.
 
-Position p of a run is one block, counted over all epochs, ranks and accumulation steps. `RunOrder.blocks` is a pure function
-of it, so resuming at any position, on any number of processes, is a matter of one integer. A mixture deals positions out to
-its sets in a pattern that repeats every 1,000 positions, with each set's positions spread evenly in it: so any 1,000
-consecutive blocks have exactly the shares asked for, and fewer have nearly them. The k-th position that a set gets is
-position k of the set's own order, whose epochs follow one another: each of its blocks exactly once before any comes again.
-With shares 0.5, 0.25 and 0.25: A B A C A B A C …
+Position p of a run is one block, counted over all epochs, ranks and accumulation steps. `RunOrder.blocks` is a pure
+function of it, so resuming at any position, on any number of processes, is a matter of one integer. A mixture assigns
+positions to its sets in a pattern that repeats every 1,000 positions, with each set's positions spread evenly in it: so
+any 1,000 consecutive blocks have exactly the shares asked for, and fewer have nearly them. The k-th position that a set
+gets is position k of the set's own order, whose epochs follow one another: each of its blocks exactly once before any
+comes again. With shares 0.5, 0.25 and 0.25: A B A C A B A C …
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _mix(half: npt.NDArray[np.uint64], key: int | npt.NDArray[np.uint64]) -> npt
 class RunOrder:
     """Which block stands at each position of a run.
 
-    Blocks are numbered through the sets, one behind the other. `per_mille` are the sets' shares; they sum to 1,000.
+    Blocks are numbered through the sets, one set after another. `per_mille` are the sets' shares; they sum to 1,000.
     """
 
     sizes: tuple[int, ...]  # blocks in each set

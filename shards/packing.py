@@ -1,7 +1,7 @@
 """Packing: how the documents of one split of one unit become the blocks of a shard. Nothing is lost.
 
-`concat` joins documents, each closed by EOS, and cuts blocks; the last block is padded with EOS. With blocks of 4 tokens and
-the documents `a b c EOS`, `d e EOS`, `f EOS`, where `_` is padding:
+`concat` joins documents, each closed by EOS, and cuts blocks; the last block is padded with EOS. With blocks of 4 tokens
+and the documents `a b c EOS`, `d e EOS`, `f EOS`, where `_` is padding:
 
     a b c EOS | d e EOS f | EOS _ _ _
 

@@ -12,6 +12,7 @@ for document in train.documents(): ...   # all of them, in the corpus's order
 
 from __future__ import annotations
 
+import bisect
 import collections
 import functools
 import itertools
@@ -36,6 +37,7 @@ from shards.order import epoch_order
 Tokens = npt.NDArray[np.uint32]
 
 _MAX_MAPPED = 4096  # a process may have some 65,000 maps, and each takes an open file
+_MAX_ROWS = 32  # blocks gathered at once: each may keep one map more
 
 
 def open_shard_set(directory: str | os.PathLike[str]) -> ShardSet:
@@ -147,11 +149,12 @@ class Split:
         self.shards = shard_set.manifest.of_split(name)
         self.directory = shard_set.path
         # Where each shard's blocks and documents begin, and the numbers of all.
-        self._first_blocks = np.array([0, *itertools.accumulate(shard.num_blocks for shard in self.shards)])
-        self._first_documents = np.array([0, *itertools.accumulate(shard.num_documents for shard in self.shards)])
+        self._first_blocks = [0, *itertools.accumulate(shard.num_blocks for shard in self.shards)]
+        self._first_documents = [0, *itertools.accumulate(shard.num_documents for shard in self.shards)]
         self._maps: list[Tokens | None] = [None] * len(self.shards)
         self._mapped: collections.deque[int] = collections.deque()
-        self._max_mapped = min(_MAX_MAPPED, max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._max_mapped = _MAX_MAPPED if limit == resource.RLIM_INFINITY else min(_MAX_MAPPED, limit // 2)
         self._index = functools.lru_cache(maxsize=16)(self._read_index)
 
     def __reduce__(self) -> tuple[Callable[[str, str], Split], tuple[str, str]]:
@@ -159,7 +162,7 @@ class Split:
 
     def __len__(self) -> int:
         """Number of blocks."""
-        return int(self._first_blocks[-1])
+        return self._first_blocks[-1]
 
     def shard_blocks(self, number: int) -> Tokens:
         """All blocks of the split's shard `number`, shape `(num_blocks, block_tokens)`, a read-only view.
@@ -185,7 +188,7 @@ class Split:
 
     def first_block(self, shard: int) -> int:
         """The number of the first block of a shard; for the number after the last shard, the number of blocks."""
-        return int(self._first_blocks[shard])
+        return self._first_blocks[shard]
 
     @overload
     def __getitem__(self, key: int) -> Tokens: ...
@@ -199,18 +202,22 @@ class Split:
         if isinstance(key, slice):
             return self._slice(key)
         if isinstance(key, (int, np.integer)):
-            number = int(key) + len(self) if key < 0 else int(key)
-            if not 0 <= number < len(self):
-                raise IndexError(f"block {int(key):,}: split {self.name!r} has {len(self):,} blocks")
-            shard = int(np.searchsorted(self._first_blocks, number, side="right")) - 1
-            block: Tokens = self.shard_blocks(shard)[number - self._first_blocks[shard]]
-            return block
+            return self._block(int(key))
         return self._gather(np.asarray(key))
+
+    def _block(self, number: int) -> Tokens:
+        if number < 0:
+            number += len(self)
+        shard = bisect.bisect_right(self._first_blocks, number) - 1
+        if not 0 <= shard < len(self.shards):
+            raise IndexError(f"block numbers must lie in 0 … {len(self) - 1:,} (split {self.name!r})")
+        block: Tokens = self.shard_blocks(shard)[number - self._first_blocks[shard]]
+        return block
 
     def _slice(self, key: slice) -> Tokens:
         start, stop, step = key.indices(len(self))
         if step == 1 and start < stop:
-            shard = int(np.searchsorted(self._first_blocks, start, side="right")) - 1
+            shard = bisect.bisect_right(self._first_blocks, start) - 1
             if stop <= self._first_blocks[shard + 1]:
                 first = self._first_blocks[shard]
                 return self.shard_blocks(shard)[start - first : stop - first]
@@ -219,24 +226,11 @@ class Split:
     def _gather(self, numbers: npt.NDArray[np.integer]) -> Tokens:
         if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
             raise IndexError(f"expected a 1-D array of block numbers, found {numbers.dtype} {numbers.shape}")
-        numbers = numbers.astype(np.int64)
-        numbers[numbers < 0] += len(self)
         blocks = np.empty((len(numbers), self.block_tokens), dtype=np.uint32)
-        if not len(numbers):
-            return blocks
-        if not (numbers.min() >= 0 and numbers.max() < len(self)):
-            raise IndexError(f"block numbers must lie in 0 … {len(self) - 1:,} (split {self.name!r})")
-        shards = np.searchsorted(self._first_blocks, numbers, side="right") - 1
-        offsets = numbers - self._first_blocks[shards]
-        if shards.min() == shards.max():
-            return self.shard_blocks(int(shards[0])).take(offsets, axis=0)
-        if len(numbers) < 4 * len(self.shards):  # a few from many shards: one by one
-            for row, shard, offset in zip(blocks, shards.tolist(), offsets.tolist(), strict=True):
-                row[:] = self.shard_blocks(shard)[offset]
-        else:
-            for shard in np.unique(shards).tolist():
-                own = np.flatnonzero(shards == shard)
-                blocks[own] = self.shard_blocks(shard).take(offsets[own], axis=0)
+        wanted = numbers.tolist()
+        for first in range(0, len(wanted), _MAX_ROWS):
+            rows = [self._block(number) for number in wanted[first : first + _MAX_ROWS]]
+            np.concatenate(rows, out=blocks[first : first + _MAX_ROWS].reshape(-1))
         return blocks
 
     def epoch(self, seed: int, epoch: int, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
@@ -276,7 +270,7 @@ class Split:
         if not -self.num_documents <= number < self.num_documents:
             raise IndexError(f"document {number:,}: split {self.name!r} has {self.num_documents:,} documents")
         number %= self.num_documents
-        shard = int(np.searchsorted(self._first_documents, number, side="right")) - 1
+        shard = bisect.bisect_right(self._first_documents, number) - 1
         index, tokens = self.shard_index(shard), self.shard_blocks(shard).reshape(-1)
         first, stop = index.boundaries[number - self._first_documents[shard] :][:2].tolist()
         parts = [tokens[index.starts[sequence] : index.ends[sequence]] for sequence in range(first, stop)]

@@ -1,4 +1,4 @@
-"""New shard sets: what building, merging, cutting and importing have in common.
+"""New shard sets: what building, merging, splitting and importing have in common.
 
 Apart from a build, which resumes, a set is written to `NAME.partial/` and renamed when it is whole, so it is there whole or
 not at all. What an interrupted attempt has left is removed by the next one.
@@ -31,7 +31,6 @@ from shards.manifest import (
 )
 from shards.packing import PACKERS, Ids, Lengths, Packer
 from shards.tokenizer_files import TokenizerFiles
-from shards.vocabulary import Vocabulary
 from shards.writer import ShardWriter
 
 # In a partial directory: it is ours, and may be removed.
@@ -98,28 +97,52 @@ def _file_entry(directory: Path, name: str) -> FileEntry:
 
 @contextlib.contextmanager
 def new_directory(out: Path) -> Iterator[Path]:
-    """A directory that becomes `out` if the block ends without an exception, and is removed otherwise.
+    """`new_directories` for one."""
+    with new_directories([out]) as directories:
+        yield directories[0]
 
-    Raises `InputError` if `out` is there already, or another process is writing it.
+
+@contextlib.contextmanager
+def new_directories(outs: Sequence[Path]) -> Iterator[list[Path]]:
+    """Directories that become `outs`, all of them if the block ends without an exception, otherwise none.
+
+    Raises `InputError` if one of `outs` is there already, or another process is writing it.
     """
-    partial = out.with_name(out.name + ".partial")
-    with FileLock(out, "another process is writing it; wait for that, or stop it"):
-        if out.exists() or out.is_symlink():
-            raise InputError(f"{out}: exists already; choose another --out, or move it elsewhere")
-        if partial.exists() and any(partial.iterdir()) and not _is_ours(partial):
-            raise InputError(f"{partial}: an unfinished build, or not ours; finish it, or move it elsewhere")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        (partial / _MARK).touch()
+    partials = []
+    with contextlib.ExitStack() as locks:
+        for out in outs:
+            _check_outside_sets(out)
+            locks.enter_context(FileLock(out, "another process is writing it; wait for that, or stop it"))
+            partials.append(out.with_name(out.name + ".partial"))
+            if out.exists() or out.is_symlink():
+                raise InputError(f"{out}: exists already; choose another name, or move it elsewhere")
+            if partials[-1].exists() and any(partials[-1].iterdir()) and not _is_ours(partials[-1]):
+                raise InputError(f"{partials[-1]}: an unfinished build, or not ours; finish it, or move it elsewhere")
         try:
-            yield partial
-            (partial / _MARK).unlink()
-            flush_directory(partial)
-            os.rename(partial, out)
+            for partial in partials:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                (partial / _MARK).touch()
+            yield partials
+            for partial in partials:
+                (partial / _MARK).unlink()
+                flush_directory(partial)
+            for partial, out in zip(partials, outs, strict=True):
+                os.rename(partial, out)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            for partial, out in zip(partials, outs, strict=True):
+                if out.exists() and not partial.exists():  # renamed before the next one failed, or Ctrl-C
+                    os.rename(out, partial)
+                shutil.rmtree(partial, ignore_errors=True)
             raise
-        flush_directory(out.parent)
+        for parent in {out.parent for out in outs}:
+            flush_directory(parent)
+
+
+def _check_outside_sets(out: Path) -> None:
+    for parent in out.resolve().parents:
+        if (parent / MANIFEST_NAME).is_file() and (parent / TOKENIZER_DIRECTORY).is_dir():
+            raise InputError(f"{out}: lies within the shard set {parent}; choose a directory outside")
 
 
 def _is_ours(partial: Path) -> bool:
@@ -138,7 +161,6 @@ class NewSet:
     def __init__(self, directory: Path, *, block_tokens: int, packing: Packing, tokenizer: TokenizerFiles) -> None:
         self.directory, self._tokenizer = directory, tokenizer
         self._block_tokens, self._packing = block_tokens, packing
-        self._vocabulary = Vocabulary(tokenizer.tokenizer_json, str(directory / TOKENIZER_DIRECTORY))
         self.shards: list[ShardEntry] = []
 
     def add_unit(self, number: int, batches: Iterable[DocumentBatch]) -> None:
@@ -149,7 +171,7 @@ class NewSet:
                 if name not in packers:
                     writer = ShardWriter(self.directory, name, number, block_tokens=self._block_tokens)
                     packers[name] = PACKERS[self._packing](stack.enter_context(writer), self._tokenizer.eos_id)
-                num_bytes, num_chars = self._vocabulary.text_sizes(tokens)
+                num_bytes, num_chars = self._tokenizer.vocabulary.text_sizes(tokens)
                 packers[name].add(tokens, lengths, num_text_bytes=num_bytes, num_text_chars=num_chars)
             self.shards += filter(None, [packer.finish() for packer in packers.values()])
 

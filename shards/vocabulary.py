@@ -16,18 +16,8 @@ import numpy.typing as npt
 
 from shards.common.errors import InputError
 from shards.common.files import write_atomically
+from shards.layout import TOKENIZER_FILES
 
-# What a tokenizer may consist of. Whatever else lies in a set's `tokenizer/` is left where it is, links too: a set may
-# come from a stranger, and its tokenizer is copied beside models.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 _BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 

@@ -93,7 +93,7 @@ def file_digest(
 
 
 def regular_file_bytes(path: Path | str) -> int:
-    """Size of `path` in bytes. Raises `InputError` if it is missing or not a regular file, `OSError` if it can't be seen."""
+    """Size of `path` in bytes. Raises `InputError` if it is missing or no regular file, `OSError` if it can't be seen."""
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -112,13 +112,13 @@ class FileLock:
     """
 
     def __init__(self, path: Path, busy: str, *, wait: Callable[[], None] | None = None) -> None:
+        if path.name in ("", ".."):  # `.`, `/`, `..`
+            raise InputError(f"{path}: expected the name of a directory to make")
         self._path, self._busy, self._wait = path, busy, wait
         self._lock_path = path.with_name(f".{path.name}.lock")
         self._descriptor = -1
 
     def __enter__(self) -> FileLock:
-        if self._path.name in ("", ".."):  # `.`, `/`, `..`
-            raise InputError(f"{self._path}: expected the name of a directory to make")
         while self._descriptor < 0:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,10 +21,10 @@ def add_parsers(commands: Any) -> None:
     """Add the three commands to `commands`, an argparse object of sub-parsers."""
     merge = commands.add_parser(
         "merge",
-        help="make one set of several, one behind the other",
-        description="Make one shard set of several with the same tokenizer, block size and packing, one behind\n"
-        "the other. Shards are copied; what was left over in the last blocks is put together anew.\n"
-        "Texts that are in several sets stay there several times, perhaps both in train and in val.",
+        help="make one set of several, one after another",
+        description="Make one shard set of several with the same tokenizer, block size and packing, one after\n"
+        "another. Shards are copied under new numbers. Texts that are in several sets stay there\n"
+        "several times, perhaps both in train and in val.",
     )
     merge.add_argument("sets", type=Path, nargs="+", metavar="SET", help="the shard sets, in order")
     merge.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new shard set")
@@ -33,9 +33,9 @@ def add_parsers(commands: Any) -> None:
 
     split = commands.add_parser(
         "split",
-        help="deal the documents of a set out to several, at random",
-        description="Deal the documents of a shard set out to several, at random: each document to exactly one\n"
-        "of them. Train stays train, val stays val.",
+        help="divide the documents of a set among several, at random",
+        description="Divide the documents of a shard set among several, at random: each document goes to exactly\n"
+        "one of them. Train stays train, val stays val.",
     )
     split.add_argument("set", type=Path, metavar="SET", help="the shard set")
     how = split.add_mutually_exclusive_group(required=True)
@@ -44,13 +44,8 @@ def add_parsers(commands: Any) -> None:
     split.add_argument(
         "--out", type=Path, required=True, metavar="PREFIX", help="the new sets are PREFIX-0, PREFIX-1, …"
     )
-    split.add_argument(
-        "--seed",
-        type=int,
-        default=DEFAULT_SEED,
-        metavar="S",
-        help=f"another seed, other parts (default {DEFAULT_SEED})",
-    )
+    seed_help = f"another seed, other parts (default {DEFAULT_SEED})"
+    split.add_argument("--seed", type=int, default=DEFAULT_SEED, metavar="S", help=seed_help)
     split.set_defaults(run=run_split)
 
     subset = commands.add_parser(
@@ -73,19 +68,18 @@ def add_parsers(commands: Any) -> None:
 
 
 def run_merge(options: argparse.Namespace) -> int:
+    from shards.edit.merge import merge
     from shards.manifest import read_manifest
-    from shards.merge import merge
-    from shards.writer import set_bytes
 
-    total = sum(set_bytes(manifest, with_indexes=True) for manifest in map(read_manifest, options.sets))
+    total = sum(manifest.num_bytes for manifest in map(read_manifest, options.sets))
     with ProgressLine(percent_done("copied", total, "bytes")) as progress:
-        manifest = merge(options.sets, options.out, link=options.link, progress=progress.advance, note=progress.note)
+        manifest = merge(options.sets, options.out, link=options.link, progress=progress.advance)
     say(f"{options.out}: {_summary(manifest)}, from {plural(len(options.sets), 'set')}")
     return 0
 
 
 def run_split(options: argparse.Namespace) -> int:
-    from shards.regroup import split
+    from shards.edit.parts import split
 
     if options.fractions is not None:
         fractions = [parse_fraction("--fractions", text) for text in options.fractions.split(",")]
@@ -96,7 +90,7 @@ def run_split(options: argparse.Namespace) -> int:
     if not options.out.name:
         raise InputError(f"--out: expected the beginning of a name, found {str(options.out)!r}")
     outs = [options.out.with_name(f"{options.out.name}-{number}") for number in range(len(fractions))]
-    with ProgressLine(lambda done: f"packed {plural(done, 'document')}") as progress:
+    with ProgressLine(_packed) as progress:
         manifests = split(options.set, outs, fractions, seed=options.seed, progress=progress.advance)
     for out, manifest in zip(outs, manifests, strict=True):
         say(f"{out}: {_summary(manifest)}")
@@ -104,9 +98,9 @@ def run_split(options: argparse.Namespace) -> int:
 
 
 def run_subset(options: argparse.Namespace) -> int:
-    from shards.regroup import subset
+    from shards.edit.parts import subset
 
-    with ProgressLine(lambda done: f"packed {plural(done, 'document')}") as progress:
+    with ProgressLine(_packed) as progress:
         manifest = subset(
             options.set,
             options.out,
@@ -118,6 +112,10 @@ def run_subset(options: argparse.Namespace) -> int:
         )
     say(f"{options.out}: {_summary(manifest)}")
     return 0
+
+
+def _packed(num_documents: int) -> str:
+    return f"packed {plural(num_documents, 'document')}"
 
 
 def parse_fraction(option: str, text: str) -> Fraction:
@@ -133,9 +131,6 @@ def parse_fraction(option: str, text: str) -> Fraction:
 
 
 def _summary(manifest: Manifest) -> str:
-    documents, tokens = (
-        plural(manifest.total("num_documents"), "document"),
-        plural(manifest.total("num_tokens"), "token"),
-    )
+    counts = [plural(manifest.total(f"num_{noun}s"), noun) for noun in ("document", "token")]
     blocks = ", ".join(f"{name} {split.num_blocks:,}" for name, split in manifest.splits.items())
-    return f"{documents}, {tokens}, blocks: {blocks}"
+    return f"{', '.join(counts)}, blocks: {blocks}"
