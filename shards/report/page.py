@@ -1,212 +1,210 @@
-"""The page: one HTML file that needs nothing else, the same bytes for the same set and seed.
-
-It loads nothing and runs no script, and its policy forbids both (`document.py`): the set's texts are other people's. It
-names no place on this machine and no time.
-"""
+"""The report's page: the same bytes for the same set and seed. It names no place on this machine and no time."""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from shards.common.text import plural
-from shards.manifest import MANIFEST_NAME, Manifest
-from shards.report import sections
-from shards.report.document import document, page_start
-from shards.report.excerpts import Excerpt, Segment
-from shards.report.markup import compact, decoded, percent, ratio, section, table, terms, text, token
-from shards.report.statistics import Statistics, num_text_tokens
-from shards.report.style import STYLE
-from shards.report.tokens import is_whole
-from shards.tables import SHARDS_TABLE
+from shards.manifest import Manifest, SourceEntry
+from shards.report.document import render
+from shards.report.documents import LengthBin, length_bins, quantile
+from shards.report.plot import Axis, Bar, Chart, Line, linear_axis, log_axis
+from shards.report.statistics import Statistics
+from shards.report.tokens import TokenUse, is_whole
 from shards.vocabulary import Vocabulary
 
-PAGE_START = page_start("shards report")
-_MAX_SHARD_ROWS = 500
-_PARTS = (
-    ("splits", "Splits"),
-    ("documents", "Documents"),
-    ("text", "Text"),
-    ("tokens", "Tokens"),
-    ("blocks", "Blocks"),
-    ("left-out", "Duplicates"),
-    ("sources", "Sources"),
-    ("excerpts", "Excerpts"),
-    ("settings", "Settings"),
-)
+PROGRAM = "shards report"
+_MAX_SOURCES = 25
+_MAX_SHARDS = 500
+# Upper ends of the classes of padding, in percent of a block.
+_PADDING_CLASSES = (1, 5, 10, 25, 50, 100)
+_MOST_SINGLE_COLUMNS = 16
+_MAX_TOKEN_CHARACTERS = 60
+_SIGNS = str.maketrans({"\n": "↵", "\t": "⇥"})
 
 
-def render(manifest: Manifest, statistics: Statistics, vocabulary: Vocabulary) -> bytes:
+def make_page(manifest: Manifest, statistics: Statistics, vocabulary: Vocabulary) -> bytes:
     """The page in UTF-8."""
-    title = _title(manifest)
-    links = "".join(f'<li><a href="#{identifier}">{name}</a></li>' for identifier, name in _PARTS)
-    body = [
-        f'<header><p class="kicker">Shard set</p><h1>{text(title)}</h1>',
-        f"<p>{_summary(manifest)}</p>",
-        _tiles(manifest, statistics),
-        f'<nav aria-label="Parts of this page"><ul>{links}</ul></nav></header>',
-        "<main>",
-        section("splits", "Splits", sections.split_table(manifest)),
-        sections.documents(manifest, statistics),
-        sections.text_section(manifest, statistics),
-        sections.tokens(manifest, statistics, vocabulary),
-        sections.blocks(manifest, statistics),
-        sections.left_out(manifest, statistics),
-        sections.sources(manifest),
-        _excerpts(manifest, statistics, vocabulary),
-        _settings(manifest),
-        "</main>",
-        f"<footer>Made by <code>python -m shards report</code> with seed {statistics.seed}.</footer>",
-    ]
-    return document(PAGE_START, title=f"{title} – shard set", style=STYLE, body=body)
+    documents, use = statistics.documents, statistics.tokens
+    bins = length_bins(documents.lengths, manifest.block_tokens)
+    num_tokens = sum(bin_.num_tokens for bin_ in bins)
+    return render(
+        "report.html.j2",
+        package="shards.report",
+        program=PROGRAM,
+        title=_title(manifest),
+        manifest=manifest,
+        num_shown_shards=_MAX_SHARDS,
+        settings={name: json.dumps(value, ensure_ascii=False) for name, value in manifest.settings.items()},
+        statistics=statistics,
+        bins=bins,
+        quantiles={part: quantile(documents.lengths, part) for part in (0, 50, 90, 100)},
+        num_text_tokens=num_tokens,
+        num_lost_tokens=sum(bin_.num_lost_tokens for bin_ in bins),
+        num_short_documents=sum(bin_.num_documents for bin_ in bins if bin_.last < manifest.block_tokens),
+        length_charts=_length_charts(manifest.block_tokens, bins),
+        padding_classes=padding_classes(documents.padding, manifest.block_tokens),
+        sharing_chart=_sharing_chart(documents.sharing),
+        rank_chart=_rank_chart(use),
+        sources=source_rows(manifest.sources),
+        spans=lambda tokens: spans(tokens, vocabulary),
+        token=lambda number: shown_token(vocabulary.piece(number)).replace(" ", "␣"),
+    )
 
 
 def _title(manifest: Manifest) -> str:
     names = [source.path for source in manifest.sources]
-    if len(names) > 2:
-        return f"{names[0]} and {len(names) - 1:,} more sources"
-    return " and ".join(names) or "no source"
+    return " and ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1:,} more sources"
 
 
-def _summary(manifest: Manifest) -> str:
-    return (
-        f"{plural(manifest.total('num_documents'), 'document')} in "
-        f"{plural(manifest.total('num_blocks'), 'block')} of {manifest.block_tokens:,} tokens, packed by "
-        f"<code>{text(manifest.packing)}</code>, from the tokenizer <code>{text(manifest.tokenizer.name)}</code> of "
-        f"{manifest.tokenizer.vocab_size:,} entries. Fingerprint <code>{text(manifest.fingerprint[:16])}</code>."
-    )
+def shown_token(piece: bytes) -> str:
+    """The text of a token or several, cut off where it is long; bytes that are no character as `\\xad`."""
+    text = piece.decode("utf-8", "backslashreplace")
+    shown = text[:_MAX_TOKEN_CHARACTERS].translate(_SIGNS)
+    return (shown + "…" if len(text) > len(shown) else shown) or "(empty)"
 
 
-def _tiles(manifest: Manifest, statistics: Statistics) -> str:
-    lost, total = sections.tutorial_loss(manifest, statistics)
-    num_tokens = sum(num_text_tokens(manifest, split) for split in manifest.splits.values())
-    use, found = statistics.tokens, statistics.duplicates
-    verb = "dropped" if manifest.packing == "tutorial" else "would drop"
-    pairs = [
-        ("documents", compact_or_whole(statistics.lengths.num_documents)),
-        ("tokens of text", compact_or_whole(statistics.lengths.num_tokens)),
-        ("blocks", compact_or_whole(statistics.filling.num_blocks)),
-        ("tokens a character", ratio(num_tokens, manifest.total("num_text_chars"))),
-        ("bytes a token", ratio(manifest.total("num_text_bytes"), num_tokens)),
-        (f"of the tokens the tutorial {verb}", percent(lost, total)),
-        ("of the vocabulary occurs", percent(use.num_used_entries, use.num_entries)),
-        ("of the documents repeat another", percent(found.num_duplicates, found.num_compared)),
-    ]
-    return terms([(name, text(value)) for name, value in pairs], kind="tiles")
-
-
-def compact_or_whole(number: int) -> str:
-    """`96,670`, and `484M` where that would be too long for a tile."""
-    return f"{number:,}" if number < 10_000_000 else compact(number)
-
-
-def _excerpts(manifest: Manifest, statistics: Statistics, vocabulary: Vocabulary) -> str:
-    found = statistics.excerpts
-    intro = (
-        f"{plural(len(found), 'block')} picked at random (seed {statistics.seed}), as a training sees them. Each token has "
-        "one of two colors in turn; pointing at it shows its id. Tokens that only together make a character share "
-        "one color."
-    )
-    return section(
-        "excerpts", "Excerpts", f"<p>{intro}</p>", *(_excerpt(block, manifest, vocabulary) for block in found)
-    )
-
-
-def _excerpt(block: Excerpt, manifest: Manifest, vocabulary: Vocabulary) -> str:
-    lines = [_segment(segment, manifest, vocabulary) for segment in block.segments]
-    hidden = sum(segment.num_tokens - len(segment.tokens) for segment in block.segments if not segment.is_filling)
-    if hidden:
-        shown = manifest.block_tokens - hidden
-        lines.append(f'<p class="note">The first {shown:,} of {manifest.block_tokens:,} tokens.</p>')
-    name = f"{text(block.split)}, block {block.block:,}"
-    return (
-        f'<article class="excerpt"><h3>{name} <span>· {plural(block.num_documents, "document")}</span></h3>\n'
-        + "\n".join(lines)
-        + "</article>"
-    )
-
-
-def _segment(segment: Segment, manifest: Manifest, vocabulary: Vocabulary) -> str:
-    if segment.is_filling:
-        return f'<p class="filling">{plural(segment.num_tokens, "token")} of filling</p>'
-    shown, eos = segment.tokens, ""
-    if segment.ends and manifest.packing != "tutorial" and len(shown) == segment.num_tokens:
-        shown, eos = shown[:-1], f' · EOS, id <span class="eos">{shown[-1]}</span>'
-    above = "" if segment.begins else '<span class="place">… of a document that begins elsewhere</span>'
-    end = f"end of the document{eos}" if segment.ends else "… goes on elsewhere"
-    kind = "segment" if segment.begins else "segment open-above"
-    return (
-        f'<p class="{kind}">{above}<span class="run">{"".join(_spans(shown, vocabulary))}</span>'
-        f'<span class="place">{end}</span></p>'
-    )
-
-
-def _spans(tokens: Sequence[int], vocabulary: Vocabulary) -> list[str]:
-    """A span for each token, or for as many as make whole characters."""
-    spans: list[str] = []
+def spans(tokens: Sequence[int], vocabulary: Vocabulary) -> Iterator[tuple[str, str]]:
+    """Ids and text of each token, or of as many as make whole characters."""
     waiting: list[int] = []
     content = b""
-    for number in tokens:
-        piece = vocabulary.piece(number)
+    for token in tokens:
+        piece = vocabulary.piece(token)
         if waiting and is_whole(piece):  # what waits is a character cut at the block's edge
-            spans.append(_span(waiting, content))
+            yield " ".join(map(str, waiting)), shown_token(content)
             waiting, content = [], b""
-        waiting.append(number)
+        waiting.append(token)
         content += piece
         if is_whole(content):
-            spans.append(_span(waiting, content))
+            yield " ".join(map(str, waiting)), shown_token(content)
             waiting, content = [], b""
-    return [*spans, _span(waiting, content)] if waiting else spans
+    if waiting:
+        yield " ".join(map(str, waiting)), shown_token(content)
 
 
-def _span(numbers: Sequence[int], content: bytes) -> str:
-    name = f"id {numbers[0]}" if len(numbers) == 1 else "ids " + " ".join(map(str, numbers))
-    return f'<span title="{name}">{token(decoded(content), keeps_spaces=True)}</span>'
+def source_rows(sources: Sequence[SourceEntry]) -> list[tuple[str, int, int]]:
+    """Name, bytes and records of the largest sources, and of all others together."""
+    largest = sorted(sources, key=lambda source: (-source.num_bytes, -source.num_records, source.path))
+    rows = [(source.path, source.num_bytes, source.num_records) for source in largest[:_MAX_SOURCES]]
+    if rest := largest[_MAX_SOURCES:]:
+        name = plural(len(rest), "other source")
+        rows.append((name, sum(source.num_bytes for source in rest), sum(source.num_records for source in rest)))
+    return rows
 
 
-def _settings(manifest: Manifest) -> str:
-    tokenizer = manifest.tokenizer
-    settings = [
-        (f"<code>{text(name)}</code>", f"<code>{text(json.dumps(value, ensure_ascii=False))}</code>")
-        for name, value in manifest.settings.items()
+def padding_classes(padding: Counter[int], block_tokens: int) -> list[tuple[str, int]]:
+    """Blocks by the share of them that is padding: full ones, then up to 1 %, 5 % and so on; none left out."""
+    names = ["full", "up to 1 % padding"]
+    names += [f"{low} to {high} % padding" for low, high in itertools.pairwise(_PADDING_CLASSES)]
+    totals = [0] * len(names)
+    for value, number in padding.items():
+        place = next(n for n, high in enumerate((0, *_PADDING_CLASSES)) if 100 * value <= high * block_tokens)
+        totals[place] += number
+    return list(zip(names, totals, strict=True))
+
+
+def sharing_classes(sharing: Counter[int]) -> list[tuple[int, int, int]]:
+    """Numbers of documents in a block: first, last (both included), and blocks with so many."""
+    last = max(sharing, default=1)
+    edges = list(range(min(1, *sharing) if sharing else 1, min(last, _MOST_SINGLE_COLUMNS) + 2))
+    if last > _MOST_SINGLE_COLUMNS:  # 0 … 8 alone, then classes that grow by a half
+        edges = edges[: edges.index(9) + 1]
+        while edges[-1] <= last:
+            edges.append(edges[-1] + edges[-1] // 2)
+    return [
+        (first, stop - 1, sum(sharing[number] for number in range(first, stop)))
+        for first, stop in itertools.pairwise(edges)
     ]
-    identity = [
-        ("name", text(tokenizer.name)),
-        ("entries", f"{tokenizer.vocab_size:,}"),
-        ("EOS", f"{tokenizer.eos_id:,} <code>{text(tokenizer.eos_token)}</code>"),
-        ("SHA-256", f"<code>{text(tokenizer.sha256)}</code>"),
-    ]
-    digests = [
-        ("fingerprint of the set", f"<code>{text(manifest.fingerprint)}</code>"),
-        *((text(source.path), f"<code>{text(source.digest)}</code>") for source in manifest.sources[:_MAX_SHARD_ROWS]),
-        ("format, generator", f"{manifest.format_version}, {text(manifest.generator)}"),
-    ]
-    return section(
-        "settings",
-        "Settings and digests",
-        "<h3>Settings of the build</h3>",
-        terms(settings, kind="terms wide"),
-        "<h3>Tokenizer</h3>",
-        terms(identity, kind="terms wide"),
-        "<h3>Digests</h3>",
-        terms(digests, kind="terms wide"),
-        _shard_table(manifest),
+
+
+def _range(first: int, last: int) -> str:
+    return f"{first:,}" if first == last else f"{first:,} – {last:,}"
+
+
+def _length_charts(block_tokens: int, bins: Sequence[LengthBin]) -> list[Chart]:
+    """How many documents have which length, and how many tokens lie in those."""
+    if not bins:
+        return []
+    # A length of 0 has no logarithm: its bin begins where half a token would.
+    x = log_axis(max(bins[0].first, 0.5), bins[-1].last + 1, label="tokens in the document")
+    mark = (block_tokens, "one block") if x.low <= block_tokens <= x.high else None
+    places = [{"left": max(bin_.first, 0.5), "right": bin_.last + 1} for bin_ in bins]
+    by_length = Chart(
+        title="Documents by length",
+        description="how many documents have how many tokens; the table below has the numbers",
+        x=x,
+        y=linear_axis(0, max(bin_.num_documents for bin_ in bins), whole=True, rounded=True),
+        bars=[
+            Bar(
+                **place,
+                parts=[(int(bin_.last < block_tokens), bin_.num_documents)],
+                tooltip=f"{_range(bin_.first, bin_.last)} tokens: {plural(bin_.num_documents, 'document')}",
+            )
+            for bin_, place in zip(bins, places, strict=True)
+        ],
+        mark=mark,
+        legend=[("c1", "shorter than a block"), ("c0", "a block or longer")],
+    )
+    by_tokens = Chart(
+        title="Tokens by the length of their document",
+        description="how many tokens are in documents of which length, and how many the tutorial’s script would drop",
+        x=x,
+        y=linear_axis(0, max(bin_.num_tokens for bin_ in bins), whole=True, rounded=True),
+        bars=[
+            Bar(
+                **place,
+                parts=[(0, bin_.num_tutorial_tokens), (1, bin_.num_lost_tokens)],
+                tooltip=f"documents of {_range(bin_.first, bin_.last)} tokens: {bin_.num_tokens:,} tokens, "
+                f"{bin_.num_lost_tokens:,} of them dropped by the tutorial",
+            )
+            for bin_, place in zip(bins, places, strict=True)
+        ],
+        mark=mark,
+        legend=[("c0", "in whole blocks"), ("c1", "dropped by the tutorial")],
+    )
+    return [by_length, by_tokens]
+
+
+def _sharing_chart(sharing: Counter[int]) -> Chart:
+    classes = sharing_classes(sharing)
+    names = [_range(first, last) for first, last, _ in classes]
+    ticks = [(place + 0.5, f"{first:,}" + ("+" if last > first else "")) for place, (first, last, _) in enumerate(classes)]
+    return Chart(
+        title="Documents in a block",
+        description="; ".join(f"{name}: {plural(row[2], 'block')}" for name, row in zip(names, classes, strict=True)),
+        x=Axis(
+            label="documents with a token in the block",
+            low=0,
+            high=len(classes),
+            ticks=ticks if len(classes) <= 9 else ticks[::2],
+        ),
+        y=linear_axis(0, max(number for _, _, number in classes), whole=True, rounded=True),
+        bars=[
+            Bar(left=place + 0.1, right=place + 0.9, parts=[(0, row[2])], tooltip=f"{name}: {plural(row[2], 'block')}")
+            for place, (name, row) in enumerate(zip(names, classes, strict=True))
+        ],
     )
 
 
-def _shard_table(manifest: Manifest) -> str:
-    rows = [
-        [
-            text(shard.name),
-            f"{shard.num_blocks:,}",
-            f"{shard.num_documents:,}",
-            f"<code>{text(shard.digest[:16])}…</code>",
-        ]
-        for shard in manifest.shards[:_MAX_SHARD_ROWS]
-    ]
-    left = len(manifest.shards) - len(rows)
-    where = SHARDS_TABLE if manifest.has_tables else MANIFEST_NAME
-    more = f'<p class="note">And {left:,} more; <code>{where}</code> has them all.</p>' if left else ""
-    head = ["shard", "#blocks", "#documents", "BLAKE3 of the .bin"]
-    summary = f"<summary>{plural(len(manifest.shards), 'shard')}</summary>"
-    return f"<details>{summary}{table(head, rows)}{more}</details>"
+def _rank_chart(use: TokenUse) -> Chart | None:
+    """Counts over ranks, with the line of a count that falls as 1 over the rank."""
+    if not use.ranks:
+        return None
+    (_, most), (last_rank, _) = use.ranks[0], use.ranks[-1]
+    x_high, y_high = (10.0 ** max(1, math.ceil(math.log10(value))) for value in (last_rank, most))
+    end = min(most, x_high)
+    return Chart(
+        title="Tokens by rank",
+        description="how often tokens occur, from the most frequent to the rarest; both axes are logarithmic",
+        x=log_axis(1, x_high, label="rank of the token"),
+        y=log_axis(1, y_high),
+        lines=[
+            Line(style="guide", points=[(1, most), (end, most / end)]),
+            Line(points=use.ranks, tooltips=[f"rank {rank:,}: {count:,} times" for rank, count in use.ranks]),
+        ],
+        legend=[("c0", "how often it occurs"), ("guide", "falling as 1 over the rank")],
+    )
