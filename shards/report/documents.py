@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -18,13 +17,54 @@ from shards.index import Index, Int64s
 _BINS_PER_DOUBLING = 2
 
 
-def tutorial_tokens(lengths: Int64s, block_tokens: int) -> Int64s:
-    """Tokens that the tutorial's script keeps of documents of these lengths (without EOS): their whole blocks.
+def tutorial_tokens(length: int, block_tokens: int) -> int:
+    """Tokens that the tutorial's script keeps of a document of this length (without EOS): its whole blocks.
 
-    >>> tutorial_tokens(np.array([3, 512, 1300]), 512).tolist()
+    >>> [tutorial_tokens(length, 512) for length in (3, 512, 1300)]
     [0, 512, 1024]
     """
-    return lengths // block_tokens * block_tokens
+    return length // block_tokens * block_tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Documents by their tokens, EOS not counted: `counts[3]` documents of 3 tokens."""
+
+    counts: Counter[int]
+    block_tokens: int
+
+    @property
+    def num_documents(self) -> int:
+        return self.counts.total()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(length * count for length, count in self.counts.items())
+
+    @property
+    def num_lost_tokens(self) -> int:
+        """What the tutorial's script would drop."""
+        kept = sum(tutorial_tokens(length, self.block_tokens) * count for length, count in self.counts.items())
+        return self.num_tokens - kept
+
+    def between(self, first: int, last: int) -> Lengths:
+        """The documents of `first` to `last` tokens, both included."""
+        inside = {length: count for length, count in self.counts.items() if first <= length <= last}
+        return Lengths(counts=Counter(inside), block_tokens=self.block_tokens)
+
+    def quantile(self, percent: int) -> int:
+        """The smallest length that `percent` of the documents don't exceed."""
+        needed, total = -(-self.num_documents * percent // 100), 0
+        for length in sorted(self.counts):
+            total += self.counts[length]
+            if total >= needed:
+                return length
+        return 0
+
+    def bins(self) -> list[tuple[int, int, Lengths]]:
+        """All documents by classes of lengths, each with its first and its last length."""
+        edges = bin_edges(self.block_tokens, min(self.counts), max(self.counts))
+        return [(first, stop - 1, self.between(first, stop - 1)) for first, stop in itertools.pairwise(edges)]
 
 
 class Documents:
@@ -32,7 +72,7 @@ class Documents:
 
     def __init__(self, block_tokens: int) -> None:
         self.block_tokens = block_tokens
-        self.lengths = Counter[int]()  # documents by their tokens, EOS not counted
+        self.lengths = Lengths(counts=Counter(), block_tokens=block_tokens)
         self.sharing = Counter[int]()  # blocks by the documents that have at least one token in them
         self.padding = Counter[int]()  # blocks by their padding tokens
         self.num_cut_documents = 0  # that would fit into one block and lie in two
@@ -41,7 +81,11 @@ class Documents:
         size = self.block_tokens
         lengths = np.add.reduceat(index.lengths, index.boundaries[:-1])
         sharing, used = occupancy(index, num_blocks, size)
-        for totals, values in ((self.lengths, lengths - 1), (self.sharing, sharing), (self.padding, size - used)):
+        for totals, values in (
+            (self.lengths.counts, lengths - 1),
+            (self.sharing, sharing),
+            (self.padding, size - used),
+        ):
             found, counts = np.unique(values, return_counts=True)
             totals.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
         # A document of several sequences is longer than a block.
@@ -66,42 +110,6 @@ def occupancy(index: Index, num_blocks: int, block_tokens: int) -> tuple[Int64s,
     return sequences, sequences * block_tokens - missing.astype(np.int64)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LengthBin:
-    """Documents of `first` to `last` tokens, both included."""
-
-    first: int
-    last: int
-    num_documents: int
-    num_tokens: int
-    num_tutorial_tokens: int
-
-    @property
-    def num_lost_tokens(self) -> int:
-        return self.num_tokens - self.num_tutorial_tokens
-
-
-def length_bins(lengths: Mapping[int, int], block_tokens: int) -> list[LengthBin]:
-    """All documents, in bins that are evenly wide on a logarithmic axis."""
-    values = np.array(sorted(lengths), dtype=np.int64)
-    if not len(values):
-        return []
-    counts = np.array([lengths[value] for value in values.tolist()], dtype=np.int64)
-    edges = bin_edges(block_tokens, int(values[0]), int(values[-1]))
-    tokens, kept = values * counts, tutorial_tokens(values, block_tokens) * counts
-    places = [slice(*np.searchsorted(values, pair)) for pair in itertools.pairwise(edges)]
-    return [
-        LengthBin(
-            first=first,
-            last=stop - 1,
-            num_documents=int(counts[inside].sum()),
-            num_tokens=int(tokens[inside].sum()),
-            num_tutorial_tokens=int(kept[inside].sum()),
-        )
-        for (first, stop), inside in zip(itertools.pairwise(edges), places, strict=True)
-    ]
-
-
 def bin_edges(block_tokens: int, shortest: int, longest: int) -> list[int]:
     """Edges of bins that grow evenly on a logarithmic axis; one edge is the block size, so that no bin straddles it.
 
@@ -115,17 +123,3 @@ def bin_edges(block_tokens: int, shortest: int, longest: int) -> list[int]:
     ascending = sorted(edges)
     begin = max(number for number, edge in enumerate(ascending) if edge <= max(1, shortest))
     return ([0] if shortest < 1 else []) + ascending[begin:]
-
-
-def quantile(counts: Mapping[int, int], percent: int) -> int:
-    """The smallest value that `percent` of all don't exceed; 0 if there is none.
-
-    >>> quantile({3: 1, 5: 2, 9: 1}, 50)
-    5
-    """
-    needed, total = -(-sum(counts.values()) * percent // 100), 0
-    for value in sorted(counts):
-        total += counts[value]
-        if total >= needed:
-            return value
-    return 0

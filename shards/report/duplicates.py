@@ -34,7 +34,7 @@ class DuplicateFinder:
         self._hashes = array.array("Q")
 
     def add(self, document: Tokens) -> None:
-        value = int.from_bytes(blake3(np.ascontiguousarray(document).data).digest(8), "little")
+        value = int.from_bytes(blake3(document.view(np.uint8).data).digest(8), "little")
         if value < self._limit:
             self._hashes.append(value)
 

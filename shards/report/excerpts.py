@@ -10,14 +10,12 @@ import numpy as np
 from shards.index import Index
 from shards.reader import Tokens
 
-MAX_SHOWN_TOKENS = 1024
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segment:
     """Consecutive tokens of one document in one block, or padding."""
 
-    tokens: tuple[int, ...]  # those among the first MAX_SHOWN_TOKENS of the block
+    tokens: tuple[int, ...]  # those among the first tokens of the block that are kept
     num_tokens: int
     is_padding: bool = False
     begins: bool = False  # the document's first token is here
@@ -32,18 +30,15 @@ class Excerpt:
     block: int  # in the split
     segments: tuple[Segment, ...]
 
-    @property
-    def num_documents(self) -> int:
-        return sum(not segment.is_padding for segment in self.segments)
 
-
-def segments(index: Index, shard_tokens: Tokens, block: int, block_tokens: int) -> Iterator[Segment]:
-    """The block with number `block` in a shard, divided at the ends of sequences."""
-    begin, stop = block * block_tokens, (block + 1) * block_tokens
+def segments(index: Index, blocks: Tokens, number: int, max_tokens: int) -> Iterator[Segment]:
+    """One of a shard's blocks, divided at the ends of sequences; its first `max_tokens` tokens are kept."""
+    block_tokens, tokens = blocks.shape[1], blocks.reshape(-1)
+    begin, stop = number * block_tokens, (number + 1) * block_tokens
 
     def segment(first: int, last: int, **more: bool) -> Segment:
-        shown = shard_tokens[first : min(last, begin + MAX_SHOWN_TOKENS)]
-        return Segment(tokens=tuple(shown.tolist()), num_tokens=last - first, **more)
+        kept = tokens[first : min(last, begin + max_tokens)]
+        return Segment(tokens=tuple(kept.tolist()), num_tokens=last - first, **more)
 
     inside = np.flatnonzero((index.starts < stop) & (index.ends > begin))
     done = begin

@@ -1,7 +1,7 @@
 """Charts: bars and lines over two axes, with a legend. The template `chart.html.j2` draws them as inline SVG.
 
 Colors come from the page's style sheet by class (`c0` to `c7`), so a chart is light or dark as its page is. A chart has
-no script and no link; bars, bands and dots show their numbers in a tooltip.
+no script and no link; its bars show their numbers in a tooltip.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from shards.common.text import compact
 
 NUM_COLORS = 8
+
+Parts = Sequence[tuple[int, float]]  # color and value, from the bottom up
+Legend = Sequence[tuple[str, str]]  # class and text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,36 +45,47 @@ class Bar:
 
     left: float
     right: float
-    parts: Sequence[tuple[int, float]] = ()  # color and value, from the bottom up
+    parts: Parts = ()
     tooltip: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """Points joined by a line, interrupted where a value is None. With `tooltips`, each point is a dot."""
+    """Points joined by a line that is interrupted where a value is None."""
 
     color: int = 0
     style: str = ""  # classes of the style sheet: faint, dashed, guide
     points: Sequence[tuple[float, float | None]]
-    tooltips: Sequence[str] = ()
+    has_dots: bool = False
 
 
-def linear_axis(low: float, high: float, *, label: str = "", whole: bool = False, rounded: bool = False) -> Axis:
-    """Ticks at multiples of 1, 2 or 5 times a power of ten; `rounded` moves `high` up to the next tick.
+def linear_axis(low: float, high: float, *, label: str = "") -> Axis:
+    """Ticks at multiples of 1, 2 or 5 times a power of ten.
 
-    >>> [label for _, label in linear_axis(0, 1234, rounded=True).ticks], linear_axis(0, 3).high
-    (['0', '500', '1k', '1.5k'], 3)
+    >>> [label for _, label in linear_axis(1.5, 9).ticks], linear_axis(0, 3).high
+    (['2', '4', '6', '8'], 3)
     """
-    span = high - low if high > low else 1
+    step = _step(high - low)
+    numbers = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ticks = [(number * step, compact(round(number * step, 9))) for number in numbers]
+    return Axis(label=label, low=low, high=high, ticks=ticks)
+
+
+def count_axis(bars: Iterable[Bar]) -> Axis:
+    """From 0 to a whole tick that no bar exceeds.
+
+    >>> [label for _, label in count_axis([Bar(left=0, right=1, parts=[(0, 1200), (1, 34)], tooltip="")]).ticks]
+    ['0', '500', '1k', '1.5k']
+    """
+    largest = max((sum(value for _, value in bar.parts) for bar in bars), default=0) or 1
+    step = max(1, _step(largest))
+    return linear_axis(0, math.ceil(largest / step) * step)
+
+
+def _step(span: float) -> float:
+    """The smallest round number of which five span it."""
     power = 10.0 ** math.floor(math.log10(span / 5))
-    step = next(factor * power for factor in (1, 2, 5, 10) if span <= 5 * factor * power * (1 + 1e-9))
-    step = max(step, 1) if whole else step
-    top = low + span
-    if rounded:
-        top = math.ceil(top / step - 1e-9) * step
-    first, last = math.ceil(low / step - 1e-9), math.floor(top / step + 1e-9)
-    ticks = [(number * step, compact(round(number * step, 9))) for number in range(first, last + 1)]
-    return Axis(label=label, low=low, high=top, ticks=ticks)
+    return next(factor * power for factor in (1, 2, 5, 10) if span <= 5 * factor * power * (1 + 1e-9))
 
 
 def log_axis(low: float, high: float, *, label: str = "") -> Axis:
@@ -99,7 +113,7 @@ class Chart:
     bars: Sequence[Bar] = ()
     lines: Sequence[Line] = ()
     mark: tuple[float, str] | None = None  # a labelled vertical line at a value of x
-    legend: Sequence[tuple[str, str]] = ()  # classes and text
+    legend: Legend = ()
     width: int = 360
     height: int = 216
     left: int = 40

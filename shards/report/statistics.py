@@ -10,20 +10,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from shards.manifest import Manifest
 from shards.order import epoch_order
-from shards.reader import ShardSet, read_shard_index
+from shards.reader import ShardSet
 from shards.report.documents import Documents
 from shards.report.duplicates import DuplicateFinder, Duplicates
 from shards.report.excerpts import Excerpt, segments
-from shards.report.tokens import TokenCounter, TokenUse, sample_blocks
-from shards.vocabulary import Vocabulary
+from shards.report.tokens import TokenCounter, sample_blocks
+from shards.vocabulary import read_vocabulary
 
 MAX_COUNTED_TOKENS = 1 << 29
 MAX_COMPARED_DOCUMENTS = 1 << 22
 NUM_EXCERPTS = 10
-NUM_MOST_FREQUENT = 40
-_PROGRESS_TOKENS = 1 << 20
+MAX_SHOWN_TOKENS = 1024  # of an excerpt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,57 +29,43 @@ class Statistics:
     """What the page shows, beyond the manifest."""
 
     documents: Documents
-    tokens: TokenUse
-    scripts: dict[str, int]  # characters
+    tokens: TokenCounter
     duplicates: Duplicates
     excerpts: tuple[Excerpt, ...]
     seed: int
 
 
-def num_steps(manifest: Manifest) -> int:
-    """What `progress` of `compute` adds up to, about."""
-    return manifest.total("num_tokens") + min(manifest.total("num_blocks") * manifest.block_tokens, MAX_COUNTED_TOKENS)
-
-
 def compute(shard_set: ShardSet, *, seed: int, progress: Callable[[int], None] = lambda _: None) -> Statistics:
     """Read the set once. Raises `InputError` where a file of it is damaged.
 
-    `progress` is called with the number of steps just done, of `num_steps`.
+    `progress` is called after each shard, with the number of its blocks.
     """
     manifest, size = shard_set.manifest, shard_set.block_tokens
     num_blocks = manifest.total("num_blocks")
-    documents, tokens = Documents(size), TokenCounter(shard_set, Vocabulary(shard_set.tokenizer_path))
+    documents, tokens = Documents(size), TokenCounter(shard_set, read_vocabulary(shard_set.tokenizer_path))
     duplicates = DuplicateFinder(manifest.total("num_documents"), max_documents=MAX_COMPARED_DOCUMENTS)
-    share = min(1.0, MAX_COUNTED_TOKENS / max(1, num_blocks * size))
+    share = min(1.0, MAX_COUNTED_TOKENS / (num_blocks * size))
     # The first positions of an order of all blocks: as many different ones at random places.
-    wanted = sorted(epoch_order(num_blocks, seed, 0, range(min(NUM_EXCERPTS, num_blocks))).tolist()) if num_blocks else []
-    excerpts = []
-    first_block = 0  # of a shard, counted through both splits
+    chosen = epoch_order(num_blocks, seed, 0, range(min(NUM_EXCERPTS, num_blocks)))
+    excerpts, first_block = [], 0  # the shard's first block, counted through both splits
     for name in manifest.splits:
-        split, first_of_split = shard_set[name], first_block
+        split = shard_set[name]
         for number, shard in enumerate(split.shards):
-            index = read_shard_index(shard_set.path, shard, size)
-            shard_tokens = split.shard_blocks(number).reshape(-1)
+            index, shard_blocks = split.shard_index(number), split.shard_blocks(number)
             documents.add(index, shard.num_blocks)
-            for blocks in sample_blocks(shard.num_blocks, share, seed ^ first_block):
-                for num_done in tokens.add(shard_tokens[blocks.start * size : blocks.stop * size]):
-                    progress(num_done)
-            num_waiting = 0
+            for sample in sample_blocks(shard.num_blocks, share, seed ^ first_block):
+                tokens.add(shard_blocks[sample.start : sample.stop])
             for document in split.shard_documents(number):
                 duplicates.add(document)
-                num_waiting += len(document)
-                if num_waiting >= _PROGRESS_TOKENS:
-                    progress(num_waiting)
-                    num_waiting = 0
-            progress(num_waiting)
-            for block in [block for block in wanted if first_block <= block < first_block + shard.num_blocks]:
-                found = segments(index, shard_tokens, block - first_block, size)
-                excerpts.append(Excerpt(split=name, block=block - first_of_split, segments=tuple(found)))
+            for block in sorted(block - first_block for block in chosen.tolist()):
+                if 0 <= block < shard.num_blocks:
+                    found = tuple(segments(index, shard_blocks, block, MAX_SHOWN_TOKENS))
+                    excerpts.append(Excerpt(split=name, block=split.first_block(number) + block, segments=found))
             first_block += shard.num_blocks
+            progress(shard.num_blocks)
     return Statistics(
         documents=documents,
-        tokens=tokens.tokens(NUM_MOST_FREQUENT),
-        scripts=tokens.scripts(),
+        tokens=tokens,
         duplicates=duplicates.result(),
         excerpts=tuple(excerpts),
         seed=seed,

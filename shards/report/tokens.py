@@ -5,10 +5,9 @@ Memory: two numbers for each entry of the vocabulary, and one for each character
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,6 @@ from shards.vocabulary import Vocabulary
 
 _MAX_RANGES = 16  # that a sample takes from one shard
 _CHUNK_TOKENS = 1 << 20
-_ZIPF_POINTS = 120
 # A byte that no UTF-8 text holds: it separates parts of characters that don't follow each other in the text.
 _SEPARATOR = b"\xff"
 
@@ -53,20 +51,6 @@ def sample_blocks(num_blocks: int, share: float, seed: int) -> list[range]:
     return ranges
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenUse:
-    """How often the entries of the vocabulary occur in the blocks that were counted. EOS is never counted."""
-
-    num_counted_blocks: int
-    num_tokens: int
-    num_entries: int  # of the vocabulary, without EOS
-    num_used_entries: int
-    num_once: int  # entries that occur once
-    most_frequent: tuple[tuple[int, int], ...]  # id and count, the most frequent first, then by id
-    ranks: tuple[tuple[int, int], ...]  # rank from 1 and count, at evenly spaced ranks of a logarithmic axis
-    entries_for_half: int  # so many of the most frequent entries are half of all tokens
-
-
 class TokenCounter:
     """Counts tokens and the characters that they spell.
 
@@ -76,7 +60,7 @@ class TokenCounter:
 
     def __init__(self, shard_set: ShardSet, vocabulary: Vocabulary) -> None:
         self._shard_set, self._vocabulary = shard_set, vocabulary
-        self._num_counted_blocks = 0
+        self.num_counted_blocks = 0
         self._counts: npt.NDArray[np.int64] = np.zeros(shard_set.vocab_size, dtype=np.int64)
         self._characters = Counter[str]()
         pieces = [vocabulary.piece(token) for token in range(shard_set.vocab_size)]
@@ -87,12 +71,10 @@ class TokenCounter:
         partial = [pieces[token] for token in np.flatnonzero(self._is_partial).tolist()]
         self._partial_pieces = partial + [_SEPARATOR + piece for piece in partial]
 
-    def add(self, tokens: Tokens) -> Iterator[int]:
-        """Count whole blocks that follow each other, shape `(n,)`; yields the number of tokens just counted.
-
-        A character that is cut in two by either end is not counted.
-        """
-        self._num_counted_blocks += len(tokens) // self._shard_set.block_tokens
+    def add(self, blocks: Tokens) -> None:
+        """Count blocks that follow each other, shape `(n, block_tokens)`; not a character that either end cuts in two."""
+        self.num_counted_blocks += len(blocks)
+        tokens = blocks.reshape(-1)
         for start in range(0, len(tokens), _CHUNK_TOKENS):
             chunk = tokens[start : start + _CHUNK_TOKENS].astype(np.int64)
             counts = np.bincount(chunk)
@@ -107,33 +89,22 @@ class TokenCounter:
             numbers[np.diff(places, prepend=-2) > 1] += len(self._partial_pieces) // 2
             content = b"".join(map(self._partial_pieces.__getitem__, numbers.tolist()))
             self._characters.update(content.decode("utf-8", "ignore"))
-            yield len(chunk)
 
-    def tokens(self, num_most_frequent: int) -> TokenUse:
+    @functools.cached_property
+    def ranking(self) -> list[tuple[int, int]]:
+        """Each id that occurs, EOS aside, and its count: the most frequent first, then by id. Take it after all tokens."""
         counts = self._counts.copy()
         counts[self._shard_set.eos_id] = 0
-        used = np.flatnonzero(counts)
-        order = used[np.argsort(-counts[used], kind="stable")]
-        descending = counts[order]
-        total = int(descending.sum())
-        return TokenUse(
-            num_counted_blocks=self._num_counted_blocks,
-            num_tokens=total,
-            num_entries=len(counts) - 1,
-            num_used_entries=len(order),
-            num_once=int((descending == 1).sum()),
-            most_frequent=tuple((int(token), int(counts[token])) for token in order[:num_most_frequent]),
-            ranks=tuple((rank, int(descending[rank - 1])) for rank in log_spaced(len(order), _ZIPF_POINTS)),
-            entries_for_half=int(np.searchsorted(2 * np.cumsum(descending), total)) + 1 if total else 0,
-        )
+        order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+        return list(zip(order.tolist(), counts[order].tolist(), strict=True))
 
     def scripts(self) -> dict[str, int]:
         """How many characters belong to each script, the most frequent first."""
         characters = self._characters.copy()
-        for token in np.flatnonzero(self._counts).tolist():
-            if token != self._shard_set.eos_id and not self._is_partial[token]:
+        for token, count in self.ranking:
+            if not self._is_partial[token]:
                 for character in self._vocabulary.piece(token).decode():
-                    characters[character] += int(self._counts[token])
+                    characters[character] += count
         scripts = Counter[str]()
         for character, number in characters.items():
             scripts[script_of(character)] += number
@@ -147,11 +118,6 @@ def is_whole(piece: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def log_spaced(last: int, num_points: int) -> list[int]:
-    """Whole numbers from 1 to `last`, evenly spaced on a logarithmic axis, none twice."""
-    return sorted({round(last ** (number / (num_points - 1))) for number in range(num_points)}) if last else []
 
 
 def script_of(character: str) -> str:
