@@ -1,4 +1,4 @@
-"""What a run tells: the record kept in `run.json`, and the lines at its start and end."""
+"""The record of a run, kept in `run.json`: what it was set to, on what it ran, what came of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,14 @@ from transformers import TrainingArguments
 
 import shards
 from shards.common.errors import InputError
-from shards.common.text import plural
 from train import run_directory
-from train.callbacks import finite
-from train.evaluate import text_bits
+from train.evaluation import bits_per_byte
+from train.log_lines import finite
 from train.run_directory import Plan
-from train.sampling import Continuation, printable_sample
 from train.settings import Settings
 from train.trainer import BlockTrainer
 
-PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "swanlab", "liger-kernel")
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "swanlab")
 GIT_SECONDS = 5
 
 
@@ -58,6 +57,7 @@ class Record:
             {**training_before, "seed": None}, {**settings.training, "seed": None}
         )  # the seed's change is one of the data's
         self.changes = [*data_changes, *changes]
+        tracking_id = before.get("tracking_id")
         self.session: dict[str, Any] = {
             "started_at": run_directory.now(),
             "first_step": plan.position.step if plan.position else 0,
@@ -73,6 +73,7 @@ class Record:
         }
         self.content: dict[str, Any] = {
             "state": "training",
+            "tracking_id": tracking_id if isinstance(tracking_id, str) else uuid.uuid4().hex,
             "settings": settings.as_record(),
             "training_arguments": {**args.to_dict(), "train_batch_size": args.train_batch_size},
             "shards": {
@@ -115,15 +116,6 @@ class Record:
         return dict(self.content["results"])
 
 
-def bits_per_byte(data: shards.Data, loss: float | None) -> float | None:
-    """What `loss`, in nats a token, is in bits per byte of the validation texts; None if that isn't known."""
-    splits = [part["val"] for part in data.sets]
-    num_bytes = sum(split.num_text_bytes for split in splits)
-    if loss is None or not num_bytes:
-        return None
-    return text_bits(loss, splits) / num_bytes
-
-
 def package_versions() -> dict[str, str]:
     """The installed ones among the packages that a result may depend on."""
     versions = {}
@@ -134,7 +126,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_state(file: Path) -> dict[str, Any] | None:
-    """The commit of the checkout that `file` belongs to, and whether its files differ from it (None: unknown).
+    """The commit of the checkout that `file` is in, and whether its files differ from it (`dirty`; None: unknown).
 
     None where `file` is in no checkout, as when this package is installed, or git doesn't answer.
     """
@@ -142,26 +134,20 @@ def git_state(file: Path) -> dict[str, Any] | None:
     def git(*arguments: str) -> str | None:
         command = ["git", "-c", "core.fsmonitor=false", "-C", str(file.parent), *arguments]
         variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        variables["GIT_OPTIONAL_LOCKS"] = "0"
         try:
             finished = subprocess.run(
-                command,
-                env={**variables, "GIT_OPTIONAL_LOCKS": "0"},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=GIT_SECONDS,
-                check=True,
+                command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_SECONDS, check=True
             )
         except (OSError, subprocess.SubprocessError):
             return None
-        return finished.stdout.strip()
+        return finished.stdout.decode(errors="replace").strip()
 
-    if git("ls-files", "--error-unmatch", "--", file.name) is None:
-        return None
     commit = git("rev-parse", "--verify", "HEAD")
+    if not commit or git("ls-files", "--error-unmatch", "--", file.name) is None:
+        return None
     changes = git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": None if changes is None else changes != ""} if commit else None
+    return {"commit": commit, "dirty": None if changes is None else changes != ""}
 
 
 def device_name(args: TrainingArguments) -> str:
@@ -169,47 +155,3 @@ def device_name(args: TrainingArguments) -> str:
     if args.device.type == "cuda":
         return torch.cuda.get_device_name(args.device)
     return f"{args.device.type}, {torch.get_num_threads()} threads"
-
-
-def start_lines(data: shards.Data, trainer: BlockTrainer, plan: Plan, record: Record) -> list[str]:
-    """What is about to be trained, on what, where."""
-    args, session = trainer.args, record.session
-    num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    vocab_size, padded = data.vocab_size, trainer.model.config.vocab_size
-    vocabulary = f"{vocab_size:,}" + (f" padded to {padded:,}" if padded != vocab_size else "")
-    processes = f", {args.world_size} processes" if args.world_size > 1 else ""
-    batch_blocks = trainer.position.global_batch_blocks
-    lines = [
-        f"shards   {data.description}: {len(data['train']):,} training and {len(data['val']):,} validation "
-        f"blocks of {data.block_tokens:,} tokens",
-        f"model    {num_parameters / 1e6:,.2f} M parameters, vocabulary {vocabulary}",
-        f"device   {session['device']}, {session['precision']}{processes}",
-        f"steps    {args.max_steps:,} of {plural(batch_blocks, 'block')} = {batch_blocks * data.block_tokens:,} tokens: "
-        f"{trainer.true_epoch(args.max_steps):.2f} epochs",
-        f"run      {Path(args.output_dir)}",
-        *plan.notices,
-    ]
-    if plan.checkpoint is not None:
-        lines.append(f"continuing from {plan.checkpoint}")
-        lines += [f"changed since then: {change}" for change in record.changes]
-    return lines
-
-
-def end_lines(run: Path, results: dict[str, Any], seconds: float, samples: Sequence[Continuation]) -> list[str]:
-    """The samples and the summary."""
-
-    def number(value: float | None, spec: str) -> str:
-        return "-" if value is None else format(value, spec)
-
-    first, last = number(results["first_train_loss"], ".4f"), number(results["last_train_loss"], ".4f")
-    lines = ["", *(f"{printable_sample(sample)}\n" for sample in samples)]
-    lines += [
-        f"steps            {results['steps']:,} ({results['epochs']:.2f} epochs, {results['tokens']:,} tokens)",
-        f"time             {seconds:,.0f} s, {number(results['tokens_per_second'], ',.0f')} tokens/s",
-        f"training loss    {first} → {last}",
-    ]
-    if results["eval_loss"] is not None:
-        perplexity = number(results["eval_perplexity"], ",.1f")
-        lines.append(f"validation loss  {results['eval_loss']:.4f}, perplexity {perplexity}")
-    lines.append(f"model            {run / run_directory.MODEL_NAME}")
-    return lines
