@@ -133,9 +133,10 @@ def add_tokenizer(commands: Any) -> None:
 
 
 def run_fetch(options: argparse.Namespace) -> int:
+    from shards.hub.download import Progress
+
     from pipeline.fetch import fetch
     from pipeline.fetch_progress import DownloadProgress
-    from shards.hub.download import Progress
 
     origin: Any = choice("--from", options.origin, ("hf", "ms", "auto"))
     progress = Progress() if options.quiet else DownloadProgress()
