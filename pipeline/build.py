@@ -11,19 +11,16 @@ import dataclasses
 import functools
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from blake3 import blake3
 
 from pipeline.dedup import (
-    decode_duplicates,
     duplicates_name,
     find_duplicates,
     hash_receipt_name,
-    hash_texts,
     hashes_name,
 )
 from pipeline.engines.base import Engine
@@ -32,13 +29,12 @@ from pipeline.finish import encode_stamps, write_set
 from pipeline.outputs.base import Output
 from pipeline.outputs.local import LocalOutput
 from pipeline.plan import PLAN_NAME, Plan, Unit, decode_plan, make_plan, plan_differences, settings_differences
-from pipeline.readers import range_digest
-from pipeline.receipts import RangeReceipt, Receipt, decode_receipt, receipt_name, seal, unseal
+from pipeline.receipts import RangeReceipt, Receipt, decode_receipt, receipt_name, unseal
 from pipeline.schedule import BuildWork, HashWork, run_all
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
 from pipeline.sources import Source, check_unchanged, find_sources
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
-from pipeline.worker import Decisions, Progress, UnitRecords, process_unit
+from pipeline.worker import Decisions, range_digest
 from shards.common.errors import InputError
 from shards.common.text import size_text
 from shards.common.urls import is_url
@@ -121,7 +117,7 @@ def build(
             _check_existing(output, manifest, plan)
             up_to_date = True
         else:
-            _prepare(output, plan, force=force)
+            begun = _prepare(output, plan, force=force)
             if encoder == "auto":
                 encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
             units = plan.units()
@@ -135,7 +131,9 @@ def build(
                 num_units=len(units),
             )
             with _engine(engine, ray_address, num_workers, plan.sources, output) as runner:
-                receipts, num_reused = _do_units(output, decisions, units, runner, reporter)
+                receipts, num_reused = _do_units(
+                    output, _ContentCheck(output, decisions, *begun), decisions, units, runner, reporter
+                )
             for source in plan.sources:
                 check_unchanged(source)
             with output.scratch() as directory:
@@ -184,19 +182,21 @@ def _engine(
 
 
 def _check_existing(output: Output, manifest: Manifest, plan: Plan) -> None:
-    """Raise `InputError` unless the set that is there was made by this very build: sources by their times, else by content."""
+    """Raise `InputError` unless the set that is there was made by this very build."""
     differences = settings_differences(manifest.settings, manifest.tokenizer, plan.settings, plan.tokenizer)
     recorded = [(entry.path, entry.num_bytes, entry.version) for entry in manifest.sources]
     if recorded != [(source.name, source.num_bytes, source.version) for source in plan.sources]:
-        differences = [line for line in differences if not line.startswith("--unit-bytes")] + ["the sources have changed"]
+        differences = [line for line in differences if not line.startswith("--unit-bytes")] + [
+            "the sources have changed"
+        ]
     elif not differences and not output.same_sources(encode_stamps(plan.sources)):
         digests = _source_digests(plan)
         if digests != [entry.digest for entry in manifest.sources]:
             differences = ["the sources have changed"]
     if differences:
         raise InputError(
-            f"{output}: a shard set from other inputs is there ({'; '.join(differences)}); choose another --out, or build it "
-            "anew with --force"
+            f"{output}: a shard set from other inputs is there ({'; '.join(differences)}); choose another --out, "
+            "or build it anew with --force"
         )
 
 
@@ -207,35 +207,46 @@ def _source_digests(plan: Plan) -> list[str]:
     entries = SourceEntries(plan.sources)
     for unit in plan.units():
         for byte_range in unit.ranges:
-            entries.add(byte_range, range_digest(plan.sources[byte_range.source], byte_range), num_records=0)
+            entries.add(
+                byte_range, range_digest(plan.sources[byte_range.source], byte_range, plan.settings), num_records=0
+            )
     return [entry.digest for entry in entries.finish()]
 
 
-def _prepare(output: Output, plan: Plan, *, force: bool) -> None:
-    """Have the plan in the output. Raises `InputError` if work of another plan is there, unless with `force`."""
-    encoded = output.read(PLAN_NAME)
+def _prepare(output: Output, plan: Plan, *, force: bool) -> tuple[Plan | None, int | None]:
+    """Have the plan in the output; the one of an earlier run, if its work is continued, and when that was written.
+
+    Raises `InputError` if work of another plan is there, unless with `force`.
+    """
+    encoded, before, begun_ns = output.read(PLAN_NAME), None, output.begun_ns()
     if encoded is not None and not force:
         try:
-            differences = plan_differences(decode_plan(encoded), plan)
+            before = decode_plan(encoded)
+            differences = plan_differences(before, plan)
         except (ValueError, TypeError, KeyError):
             differences = [f"{PLAN_NAME} is damaged, or of an older version"]
         if differences and output.state_names() - {PLAN_NAME}:
             raise InputError(
-                f"{output}: an unfinished build with other inputs ({'; '.join(differences)}); repeat the command it was begun "
-                "with, or begin anew with --force"
+                f"{output}: an unfinished build with other inputs ({'; '.join(differences)}); repeat the command "
+                "it was begun with, or begin anew with --force"
             )
         force = bool(differences)  # nothing was done yet, so that beginning anew loses nothing
     output.prepare(plan.encode(), replace=force)
+    return before, begun_ns
 
 
 def _do_units(
-    output: Output, decisions: Decisions, units: list[Unit], engine: Engine, reporter: Reporter
+    output: Output,
+    check: _ContentCheck,
+    decisions: Decisions,
+    units: list[Unit],
+    engine: Engine,
+    reporter: Reporter,
 ) -> tuple[list[Receipt], int]:
     """Do the units without a receipt. All receipts in the units' order, and how many there were before."""
     names = output.state_names()
     if names - {PLAN_NAME}:
         reporter.phase("checking what an earlier run has left")
-    check = _ContentCheck(output, decisions.sources)
     receipts = _read_receipts(output, units, names)
     for number, receipt in receipts.items():
         check(units[number], receipt.ranges)
@@ -253,10 +264,10 @@ def _do_units(
         work = BuildWork(output=output, decisions=decisions)
         ranges = {number: receipt.ranges for number, receipt in receipts.items()}
         for task, content in run_all(work, units, engine, ranges, reporter.progress):
-            receipt = decode_receipt(content, task.unit.number)
-            assert receipt is not None
-            receipts[task.unit.number] = receipt
-            ranges[task.unit.number] = receipt.ranges
+            done = decode_receipt(content, task.unit.number)
+            assert done is not None
+            receipts[task.unit.number] = done
+            ranges[task.unit.number] = done.ranges
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{len(receipts):,} of {len(units):,} units are kept; the same command continues") from None
     finally:
@@ -282,7 +293,7 @@ def _find_duplicates(
     units: Sequence[Unit],
     engine: Engine,
     names: set[str],
-    check: Callable[[Unit, Sequence[RangeReceipt]], None],
+    check: _ContentCheck,
 ) -> None:
     """Hash the documents of all units, and write for each unit which of its documents occur earlier in the corpus."""
     ranges: dict[int, list[RangeReceipt]] = {}
@@ -295,8 +306,8 @@ def _find_duplicates(
                     check(unit, done)
                     ranges[unit.number] = done
     work = HashWork(output=output, decisions=decisions)
-    for task, content in run_all(work, units, engine, ranges, lambda _bytes, _tokens, _rejected: None):
-        ranges[task.unit.number] = [RangeReceipt(**entry) for entry in unseal(content)["ranges"]]
+    for task, result in run_all(work, units, engine, ranges, lambda _bytes, _tokens, _rejected: None):
+        ranges[task.unit.number] = [RangeReceipt(**entry) for entry in unseal(result)["ranges"]]
     find_duplicates(
         len(units),
         lambda number: output.read(hashes_name(number)) or b"",
@@ -318,12 +329,18 @@ def _check_room(output: Output, num_bytes: int, reporter: Reporter) -> None:
 class _ContentCheck:
     """Sees that the sources of finished units are what they were, where their times can't tell."""
 
-    def __init__(self, output: Output, sources: Sequence[Source]) -> None:
-        self._output, self._sources = output, sources
-        encoded = output.read(PLAN_NAME)
-        before = decode_plan(encoded).sources if encoded else ()
-        self._suspects = {number for number, source in enumerate(sources) if source not in before}
-        self._digest_of = functools.cache(lambda byte_range: range_digest(sources[byte_range.source], byte_range))
+    def __init__(self, output: Output, decisions: Decisions, before: Plan | None, begun_ns: int | None) -> None:
+        """`before` is the plan of the earlier run and `begun_ns` when it was written, by the clock of the disk."""
+        self._output, self._sources = output, decisions.sources
+        known = before.sources if before is not None else ()
+        self._suspects = {
+            number
+            for number, source in enumerate(self._sources)
+            if source not in known or (begun_ns is not None and _changed_after(source, begun_ns))
+        }
+        self._digest_of = functools.cache(
+            lambda byte_range: range_digest(self._sources[byte_range.source], byte_range, decisions.settings)
+        )
 
     def __call__(self, unit: Unit, ranges: Sequence[RangeReceipt]) -> None:
         """Raise `InputError` if a source has other bytes than those that the unit was made of."""
@@ -333,3 +350,11 @@ class _ContentCheck:
                 raise InputError(
                     f"{self._output}: an unfinished build with other inputs ({path} has changed); begin anew with --force"
                 )
+
+
+def _changed_after(source: Source, time_ns: int) -> bool:
+    """Whether a file was written or replaced since, by a time that nobody can set. It may have the same content still."""
+    try:
+        return not is_url(source.path) and os.stat(source.path).st_ctime_ns > time_ns
+    except FileNotFoundError:
+        return False  # reported where it is read

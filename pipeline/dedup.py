@@ -1,8 +1,8 @@
 """`--dedup exact`: of equal texts, only the first in the corpus is kept.
 
 Before anything is tokenized, a worker hashes each document of a unit (128 bits). Then `find_duplicates` looks for equal
-hashes in bounded memory: they are dealt out to buckets by their first bits, and each bucket is sorted by itself. The outcome
-depends on the corpus alone.
+hashes in bounded memory: they are dealt out to buckets by their first bits, and each bucket is sorted by itself. The
+outcome depends on the corpus alone.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from pipeline.plan import ByteRange, Plan, Unit
+from pipeline.plan import Plan, Unit
 from pipeline.receipts import Receipt, rejected_name
-from pipeline.sources import Source
+from pipeline.sources import ByteRange, Source
 from shards.common.errors import InputError
 from shards.common.files import atomic_writer, write_atomically
 from shards.layout import REJECTED_NAME, STAMPS_NAME
@@ -43,8 +43,8 @@ def write_set(
     num_documents = sum(shard.num_documents for shard in shards)
     if num_records != num_documents + num_empty + num_duplicates + rejected.total():
         raise AssertionError(
-            f"{num_records} records are not {num_documents} documents, {num_empty} empty texts, {num_duplicates} duplicates "
-            f"and {rejected.total()} rejected records"
+            f"{num_records} records are not {num_documents} documents, {num_empty} empty texts, {num_duplicates} "
+            f"duplicates and {rejected.total()} rejected records"
         )
     if not num_documents:
         names = ", ".join(source.path for source in plan.sources[:3])

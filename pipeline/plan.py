@@ -13,26 +13,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.settings import BuildSettings
-from pipeline.sources import Source
+from pipeline.sources import ByteRange, Source
 from shards.manifest import TokenizerEntry
 
 PLAN_NAME = "plan.json"
 MIN_UNIT_BYTES, MAX_UNIT_BYTES = 2 * 2**20, 64 * 2**20
 MAX_UNITS = 16_384
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ByteRange:
-    """A part of a source: `[start, stop)` in bytes, in row groups, or all of it (0, 1)."""
-
-    source: int
-    start: int
-    stop: int
-    num_bytes: int  # for the progress
-
-    @property
-    def is_first(self) -> bool:
-        return self.start == 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +97,7 @@ def settings_differences(
 
 
 def plan_differences(before: Plan, now: Plan) -> list[str]:
-    """What differs, in words. A file whose time alone differs is no difference: its content is compared where it was read."""
+    """What differs, in words. Times of files are left out: where one differs, the content is compared."""
     differences = settings_differences(before.settings.as_dict(), before.tokenizer, now.settings, now.tokenizer)
     if [source.path for source in before.sources] != [source.path for source in now.sources]:
         return [*differences, "the list of sources differs"]
@@ -151,15 +137,26 @@ def _append(ranges: list[ByteRange], byte_range: ByteRange) -> None:
         ranges.append(byte_range)
 
 
+def num_parts(source: Source) -> int:
+    """The `stop` of a byte range of the whole source."""
+    if source.is_splittable:
+        return source.num_bytes
+    return len(_row_group_bytes(source)) if source.format in ("parquet", "arrow") else 1
+
+
 def _ranges(number: int, source: Source, unit_bytes: int) -> Iterator[ByteRange]:
     if source.is_splittable:
         for start in range(0, source.num_bytes, unit_bytes):
             stop = min(start + unit_bytes, source.num_bytes)
             yield ByteRange(source=number, start=start, stop=stop, num_bytes=stop - start)
     elif source.format in ("parquet", "arrow"):
-        from pipeline.readers.tables import row_group_bytes  # pyarrow takes a while to load
-
-        for start, num_bytes in enumerate(row_group_bytes(source)):
+        for start, num_bytes in enumerate(_row_group_bytes(source)):
             yield ByteRange(source=number, start=start, stop=start + 1, num_bytes=num_bytes)
     else:
         yield ByteRange(source=number, start=0, stop=1, num_bytes=source.num_bytes)
+
+
+def _row_group_bytes(source: Source) -> list[int]:
+    from pipeline.readers.tables import row_group_bytes  # pyarrow takes a while to load
+
+    return row_group_bytes(source)

@@ -44,7 +44,9 @@ class Receipt:
     num_remainder_tokens: int  # what cutting each document by itself would leave over: the tutorial's loss
     rejected: dict[str, int]  # by kind
     rejected_digest: str  # of the unit's part of `rejected.jsonl`; empty if there is none
-    versions: dict[str, str] = dataclasses.field(default_factory=dict)  # of the files, where the output is an object store
+    versions: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # of the files, where the output is an object store
 
     def file_digests(self) -> dict[str, str]:
         """The unit's shard files and their digests."""

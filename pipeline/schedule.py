@@ -57,7 +57,7 @@ class HashWork:
 
     def prepare(self) -> None: ...
 
-    def __call__(self, task: Task, _progress: Progress) -> bytes:
+    def __call__(self, task: Task, progress: Progress) -> bytes:
         records = UnitRecords(task.unit.ranges, self.sources, self.decisions.settings, first=task.first)
         hashes = hash_texts(texts for texts, _batch in records.batches())
         self.output.write(hashes_name(task.unit.number), hashes)

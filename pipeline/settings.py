@@ -34,17 +34,24 @@ class BuildSettings:
         "", "LINE", "the line between documents in .txt files (a file is one document)", group=_TEXT
     )
     dedup: Literal["off", "exact"] = _option("off", "", "drop documents that occurred before", group=_TEXT)
-    on_bad_record: Literal["fail", "skip"] = _option("fail", "", "what to do with a record that can't be read", group=_TEXT)
+    on_bad_record: Literal["fail", "skip"] = _option(
+        "fail", "", "what to do with a record that can't be read", group=_TEXT
+    )
     max_record_bytes: int = _option(256 * 2**20, "BYTES", "a larger record is a bad one", group=_TEXT)
     block_tokens: int = _option(512, "N", "block size in tokens", group=_TOKENS)
-    packing: Packing = _option("concat", "", "concat joins documents; best-fit cuts none that fits a block", group=_TOKENS)
+    packing: Packing = _option(
+        "concat", "", "concat joins documents; best-fit cuts none that fits a block", group=_TOKENS
+    )
     special_tokens: Literal["text", "parse"] = _option(
         "text", "", "what <|endoftext|> and the like in a text are: ordinary text, or special tokens", group=_TOKENS
     )
     val_fraction: float = _option(0.1, "F", "share of texts held out", group=_TOKENS)
     seed: int = _option(DEFAULT_SEED, "N", "of the train/val split", group=_TOKENS)
     unit_bytes: int = _option(
-        0, "BYTES", "bytes of source in a unit of work and so in a shard; by default it follows from the corpus", group=_RUN
+        0,
+        "BYTES",
+        "bytes of source in a unit of work and so in a shard; by default it follows from the corpus",
+        group=_RUN,
     )
 
     def __post_init__(self) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pipeline.plan import num_parts
 from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, tokenizer_json
 from pipeline.settings import BuildSettings
-from pipeline.sources import Source, find_sources
-from pipeline.units import plan_units
-from pipeline.work import UnitRecords
+from pipeline.sources import ByteRange, Source, find_sources
+from pipeline.worker import UnitRecords
 from shards.common.errors import InputError
 from shards.common.files import write_atomically
 from shards.tokenizer_files import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON
@@ -29,7 +28,7 @@ def train_tokenizer(source_names: Sequence[str], out: Path, *, vocab_size: int, 
     from tokenizers import Tokenizer, pre_tokenizers, trainers
 
     sources = find_sources(source_names)
-    settings = BuildSettings(text_field=text_field, unit_bytes=sys.maxsize)
+    settings = BuildSettings(text_field=text_field)
     untrained = tokenizer_json(vocabulary={}, merges=[], special_tokens=())
     tokenizer = Tokenizer.from_str(json.dumps(untrained))
     trainer = trainers.BpeTrainer(
@@ -53,6 +52,7 @@ def train_tokenizer(source_names: Sequence[str], out: Path, *, vocab_size: int, 
 
 
 def _texts(sources: Sequence[Source], settings: BuildSettings) -> Iterator[list[str]]:
-    for unit in plan_units(sources, settings.unit_bytes):
-        for texts, _batch in UnitRecords(unit, sources, settings).batches():
+    for number, source in enumerate(sources):
+        whole = ByteRange(source=number, start=0, stop=num_parts(source), num_bytes=source.num_bytes)
+        for texts, _batch in UnitRecords([whole], sources, settings).batches():
             yield texts

@@ -22,12 +22,12 @@ from blake3 import blake3
 
 from pipeline.encode import DocumentEncoder, load_document_encoder
 from pipeline.fields import TextOf
-from pipeline.plan import ByteRange, Unit
+from pipeline.plan import Unit
 from pipeline.readers import open_range
-from pipeline.readers.base import BadRecord, Batch, Incomplete, LineCounter, ReadOptions, locate
+from pipeline.readers.base import BadRecord, Batch, Incomplete, LineCounter, ReadOptions, locate, raise_bad
 from pipeline.receipts import RangeReceipt, Receipt
 from pipeline.settings import BuildSettings
-from pipeline.sources import Source
+from pipeline.sources import ByteRange, Source
 from pipeline.tokenizers import ReferenceEncoder, load_encoder
 from shards.common.errors import InputError
 from shards.layout import SPLITS, SplitName
@@ -88,7 +88,7 @@ class UnitRecords:
         settings = self._settings
         skips = settings.on_bad_record == "skip"
         options = ReadOptions(
-            on_bad=self._note if skips else _raise,
+            on_bad=self._note if skips else raise_bad,
             max_record_bytes=settings.max_record_bytes,
             document_separator=settings.document_separator,
             columns=self._text_of.columns,
@@ -126,8 +126,10 @@ class UnitRecords:
         self._pending.append(error)
 
 
-def _raise(error: BadRecord) -> None:
-    raise error
+def range_digest(source: Source, byte_range: ByteRange, settings: BuildSettings) -> str:
+    """The digest that reading a byte range would give (`RangeReceipt.digest`)."""
+    columns = TextOf(settings.text_field, settings.template).columns
+    return open_range(source, byte_range, ReadOptions(on_bad=raise_bad, columns=columns)).compute_digest()
 
 
 class _RejectedWriter:
@@ -200,9 +202,7 @@ def process_unit(
     remainders = _Remainders(settings.block_tokens)
     with contextlib.ExitStack() as stack:
         rejected = stack.enter_context(_RejectedFile(scratch / REJECTED_PART))
-        records = UnitRecords(
-            unit.ranges, decisions.sources, settings, first=first, write_rejected=rejected.write
-        )
+        records = UnitRecords(unit.ranges, decisions.sources, settings, first=first, write_rejected=rejected.write)
         packers: dict[SplitName, Packer] = {}
         for name in SPLITS:
             writer = ShardWriter(scratch, name, unit.number, block_tokens=settings.block_tokens)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import zstandard
-
-from bench.fuzz.oracle import expect
 from pipeline.documents import DocumentEncoder
 from pipeline.streams import STREAM_ERRORS, open_stream
+
+from bench.fuzz.oracle import expect
 from shards.common.errors import InputError
 
 KINDS = ("gzip", "zstd", "bzip2", "xz")
@@ -110,6 +110,7 @@ def _encoder() -> DocumentEncoder:
     import tempfile
 
     from pipeline.bpe import train_tokenizer
+
     from pipeline.tokenizers import FastEncoder, load_encoder
 
     with tempfile.TemporaryDirectory() as directory:

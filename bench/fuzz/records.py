@@ -7,14 +7,15 @@ import json
 import re
 from typing import Any
 
-from bench.fuzz.oracle import BYTE_ORDER_MARK, expect, is_deep, load, same
-from pipeline.fields import TextOf
 from pipeline.json_array import JsonArrayReader
 from pipeline.json_lines import JsonLinesReader
 from pipeline.plain_text import PlainTextReader
 from pipeline.records import BadRecord, Incomplete, ReadOptions, StreamReader, raise_bad
-from pipeline.sources import Source
 from pipeline.units import Stretch
+
+from bench.fuzz.oracle import BYTE_ORDER_MARK, expect, is_deep, load, same
+from pipeline.fields import TextOf
+from pipeline.sources import Source
 from shards.common.errors import InputError
 
 SEPARATOR = "----"

@@ -1,8 +1,8 @@
 """An engine runs a function over units: on worker processes of this machine, or on a Ray cluster.
 
-The function is any picklable object with `__call__(task, progress) -> bytes`. What it may raise is of three kinds: bad input
-(`InputError`) ends the task, and the caller decides; a `TransientError` is retried with pauses; anything else is a fault of
-ours and ends the run with the worker's traceback.
+The function is any picklable object with `__call__(task, progress) -> bytes`. What it may raise is of three kinds: bad
+input (`InputError`) ends the task, and the caller decides; a `TransientError` is retried with pauses; anything else is a
+fault of ours and ends the run with the worker's traceback.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Task:
 class Work(Protocol):
     """What an engine runs for each task."""
 
-    sources: tuple[Source, ...]
+    @property
+    def sources(self) -> tuple[Source, ...]: ...
 
     def __call__(self, task: Task, progress: Progress) -> bytes: ...
 

@@ -37,6 +37,10 @@ class Output(Protocol):
         """Have `plan.json` there. With `replace`, an unfinished build goes first."""
         ...
 
+    def begun_ns(self) -> int | None:
+        """When `plan.json` was written, where that can be compared with the times of local files."""
+        ...
+
     def state_names(self) -> set[str]:
         """The names of all files of the build's state."""
         ...
@@ -71,4 +75,3 @@ class Output(Protocol):
         At each instant of this, a kill loses no finished unit.
         """
         ...
-

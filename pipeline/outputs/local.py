@@ -95,8 +95,15 @@ class LocalOutput:
             self.write(PLAN_NAME, plan)
         flush_directory(self.partial.parent)
 
+    def begun_ns(self) -> int | None:
+        with contextlib.suppress(FileNotFoundError):
+            return (self.partial / PLAN_NAME).stat().st_mtime_ns
+        return None
+
     def state_names(self) -> set[str]:
-        names = {f"{directory}/{path.name}" for directory in ("receipts", "dedup") for path in self._files_in(directory)}
+        names = {
+            f"{directory}/{path.name}" for directory in ("receipts", "dedup") for path in self._files_in(directory)
+        }
         return names | ({PLAN_NAME} if (self.partial / PLAN_NAME).exists() else set())
 
     def _files_in(self, name: str) -> list[Path]:
@@ -158,7 +165,9 @@ class LocalOutput:
         """What lies in the partial directory and isn't a build's own, but for a set that is replaced."""
         files = [path for path in self.partial.rglob("*") if path.is_symlink() or not path.is_dir()]
         names = {path: path.relative_to(self.partial).as_posix() for path in files}
-        return [path for path, name in names.items() if not _OWN_FILE.fullmatch(name) and not name.startswith("replaced/")]
+        return [
+            path for path, name in names.items() if not _OWN_FILE.fullmatch(name) and not name.startswith("replaced/")
+        ]
 
     def _remove_partial(self) -> None:
         """Remove what a build has left, its plan last. Raises `InputError` if something else lies there."""
@@ -189,9 +198,9 @@ def _remove_set(directory: Path) -> None:
             (directory / name).unlink(missing_ok=True)
     for path in sorted(directory.rglob("*")):
         if not path.is_dir():
-            raise InputError(f"{path}: not part of the set that was replaced; move it elsewhere, then repeat the command")
+            raise InputError(
+                f"{path}: not part of the set that was replaced; move it elsewhere, then repeat the command"
+            )
     for path in (directory / TOKENIZER_DIRECTORY, directory):
         with contextlib.suppress(FileNotFoundError):
             path.rmdir()
-
-

@@ -1,12 +1,12 @@
 """A shard set in an object store, where there are neither renames nor locks.
 
-    URL/            the shards as units are finished; then the set's other files; `manifest.json` last: with it the set is there
+    URL/            the shards as units are finished; then the set's other files; `manifest.json` last
     URL.partial/    plan.json, receipts/, dedup/; removed when the manifest is there
 
-What counts is the order: a unit's files first, each whole or absent, its receipt last. Nothing needs a lock. All that is put
-follows from the plan, so two builds with one plan put the same bytes; a build with another plan is refused when it begins,
-and before the manifest is put the plan and all files are looked at once more. Only files that a plan, receipt or manifest
-names are ever removed.
+What counts is the order: a unit's files first, each whole or absent, its receipt last; with the manifest the set is there.
+Nothing needs a lock. All that is put follows from the plan, so two builds with one plan put the same bytes; a build with
+another plan is refused when it begins, and before the manifest is put the plan and all files are looked at once more. Only
+files that a plan, receipt or manifest names are ever removed.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class ObjectStoreOutput:
         before = self.read(PLAN_NAME)
         if before is None:
             if names := listing(self.partial):
-                raise InputError(f"{self.partial}/{min(names)}: not of an unfinished build (no {PLAN_NAME}); move it elsewhere")
+                raise InputError(
+                    f"{self.partial}/{min(names)}: not of an unfinished build (no {PLAN_NAME}); move it elsewhere"
+                )
             self._create_plan(plan)
         elif before != plan:
             self.write(PLAN_NAME, plan)
@@ -94,6 +96,9 @@ class ObjectStoreOutput:
                 system.pipe_file(path, plan)
         if self.read(PLAN_NAME) != plan:
             raise InputError(f"{self}: another build with other inputs began at the same time; choose another --out")
+
+    def begun_ns(self) -> None:
+        return None
 
     def state_names(self) -> set[str]:
         return set(listing(self.partial))
@@ -136,7 +141,9 @@ class ObjectStoreOutput:
         there = listing(self.url)
         for file in decode_manifest(content, MANIFEST_NAME).files():
             if there.get(file.name, {}).get("size") != file.num_bytes:
-                raise TransientError(f"{join(self.url, file.name)}: was changed while the set was built; repeat the command")
+                raise TransientError(
+                    f"{join(self.url, file.name)}: was changed while the set was built; repeat the command"
+                )
         if self.read(PLAN_NAME) is None:
             raise InputError(f"{self.partial}: was removed by another build while this one ran; repeat the command")
         write_bytes(join(self.url, MANIFEST_NAME), content)
@@ -184,6 +191,8 @@ def _put(files: dict[Path, str]) -> dict[str, str]:
         for path, target in zip(files, targets, strict=True):
             entry = system.info(target)
             if int(entry["size"]) != path.stat().st_size:
-                raise TransientError(f"{files[path]}: {path.stat().st_size:,} bytes were put, {int(entry['size']):,} are there")
+                raise TransientError(
+                    f"{files[path]}: {path.stat().st_size:,} bytes were put, {int(entry['size']):,} are there"
+                )
             versions[path.name] = version(entry)
     return versions

@@ -31,7 +31,9 @@ HubName = Literal["hf", "ms"]
 # No part of a name or path leads elsewhere: it begins with neither `.` nor `-`.
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
 _NAME = re.compile(rf"(hf|ms):({_PART}/{_PART})(?:@({_PART}(?:/{_PART})*))?")
-_URL = re.compile(rf"(hf|ms)://(datasets/)?({_PART}/{_PART})(?:@(refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?:/(.*))?")
+_URL = re.compile(
+    rf"(hf|ms)://(datasets/)?(?!(?:datasets|spaces|buckets)/)({_PART}/{_PART})(?:@(refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?:/(.*))?"
+)
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -54,12 +56,12 @@ class HubReference:
         return dataclasses.replace(self, path=f"{self.path}/{path}" if self.path else path)
 
     def __str__(self) -> str:
-        revision = (
-            f"@{quote(self.revision, safe='/' if self.revision.startswith('refs/') else '')}" if self.revision else ""
-        )
-        path = f"/{self.path}" if self.path else ""
-        if not self.is_dataset and not path:
+        revision = f"@{self.revision}" if self.revision else ""
+        if not self.is_dataset and not self.path:
             return f"{self.hub}:{self.repository}{revision}"
+        if self.revision and not self.revision.startswith("refs/"):
+            revision = f"@{quote(self.revision, safe='')}"
+        path = f"/{self.path}" if self.path else ""
         return f"{self.hub}://{'datasets/' if self.is_dataset else ''}{self.repository}{revision}{path}"
 
 
@@ -99,7 +101,7 @@ def resolve(reference: HubReference, *, prefer_cache: bool = False, seconds: flo
     if reference.hub == "ms":
         if not prefer_cache:
             with hub_errors(reference.hub, reference):
-                within(seconds, lambda: _model_scope().legacy.get_repo_info(reference.repository, reference.kind))
+                within(seconds, lambda: model_scope_client().legacy.get_repo_info(reference.repository, reference.kind))
         return dataclasses.replace(reference, revision=reference.revision or "master")
     if reference.revision and _COMMIT.fullmatch(reference.revision):
         return reference
@@ -140,7 +142,7 @@ def small_file(reference: HubReference, name: str) -> Path:
     Raises `InputError`: no such repository or file, no network, no permission; `NoSuchFile` if only the file is missing.
     """
     if reference.hub == "ms":
-        return _small_file_of_model_scope(reference, name)
+        return _model_scope_file(reference, name)
     import huggingface_hub
 
     found = resolve(reference, prefer_cache=True)
@@ -152,10 +154,10 @@ def small_file(reference: HubReference, name: str) -> Path:
         return Path(huggingface_hub.hf_hub_download(found.repository, name, **options))
 
 
-def _small_file_of_model_scope(reference: HubReference, name: str) -> Path:
+def _model_scope_file(reference: HubReference, name: str) -> Path:
     from modelscope_hub import errors
 
-    client = _model_scope()
+    client = model_scope_client()
     options: Any = {"revision": reference.revision or "master"}
     with contextlib.suppress(errors.CacheNotFound, FileNotFoundError):
         return Path(client.download_file(reference.repository, "model", name, **options, local_files_only=True))
@@ -195,7 +197,7 @@ def list_files(reference: HubReference) -> dict[str, HubFile]:
                 if isinstance(entry, huggingface_hub.hf_api.RepoFile)
             }
         else:
-            listed = _model_scope().legacy.list_repo_files(
+            listed = model_scope_client().legacy.list_repo_files(
                 reference.repository, reference.kind, reference.revision, recursive=True, root=reference.path or None
             )
             found = {
@@ -230,7 +232,7 @@ def snapshot(reference: HubReference, directory: Path, patterns: list[str], *, s
                 tqdm_class=None if shows_bars else _no_bar(),
             )
         else:
-            _model_scope().download_repo(
+            model_scope_client().download_repo(
                 reference.repository,
                 reference.kind,
                 revision=reference.revision,
@@ -251,10 +253,11 @@ def download_file(reference: HubReference, part: Path, *, shows_bar: bool = Fals
     listed = find_file(reference)
     with hub_errors(reference.hub, reference), open(part, "ab") as file:
         if file.tell() > listed.num_bytes:
-            file.truncate(0)
+            file.seek(0)
+            file.truncate()
         headers = build_hf_headers() | {"Accept-Encoding": "identity"}
-        size = {"resume_size": file.tell(), "expected_size": listed.num_bytes}
-        http_get(_file_url(reference), file, headers=headers, tqdm_class=None if shows_bar else _no_bar(), **size)
+        options: Any = {"headers": headers, "tqdm_class": None if shows_bar else _no_bar()}
+        http_get(_file_url(reference), file, resume_size=file.tell(), expected_size=listed.num_bytes, **options)
         os.fsync(file.fileno())
     sha256 = file_sha256(part)
     if listed.sha256 not in (None, sha256):
@@ -301,7 +304,7 @@ def _no_bar() -> Any:
     return functools.partial(tqdm, disable=True)
 
 
-def _model_scope() -> Any:
+def model_scope_client() -> Any:
     """A `modelscope_hub.HubApi` for the environment as it is now. (`modelscope` itself imports torch.)"""
     import modelscope_hub
     from modelscope_hub.config import HubConfig

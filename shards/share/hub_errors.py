@@ -72,7 +72,7 @@ def hub_errors(hub: str, where: object) -> Iterator[None]:
 def _translated(error: BaseException, hub: str, where: object) -> InputError | None:
     kinds = type(error).__mro__
     names = {kind.__name__ for kind in kinds}
-    if names & {"LocalEntryNotFoundError", "FileDownloadError"}:  # wrapped round the reason
+    if names & {"RevisionResolutionError", "LocalEntryNotFoundError", "FileDownloadError"}:  # wrapped round the reason
         failed: dict[str, BaseException] = getattr(error, "failed_files", {})
         inner = error.__cause__ or next(iter(failed.values()), None)
         if inner is not None:
@@ -112,7 +112,7 @@ def _is_cut_short(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     """An exception in a few words: those of what is at its root, such as `Name or service not known`."""
     for _ in range(10):
-        error = error.__cause__ or error.__context__ or error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__) or error
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return printable(" ".join(text.split()))[:200]
 

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from pipeline.units import plan_units
 
 import shards
 from pipeline.build import build
 from pipeline.settings import BuildSettings
 from pipeline.sources import find_sources
-from pipeline.units import plan_units
 from shards.common.errors import InputError
 from shards.vocabulary import Vocabulary
 from tests.conftest import write_corpus
@@ -199,8 +199,9 @@ def test_memory_for_a_unit_does_not_grow_with_the_corpus(tmp_path: Path) -> None
     """A reader holds a chunk or two, never the file: of a single-line array too."""
     import tracemalloc
 
-    from pipeline.readers import open_stretch
     from pipeline.records import ReadOptions, raise_bad
+
+    from pipeline.readers import open_stretch
 
     path = tmp_path / "corpus"
     record = json.dumps({"text": "文" * 300}, ensure_ascii=False)

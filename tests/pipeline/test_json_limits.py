@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.records import BadRecord, ReadOptions, StretchReader, raise_bad
 
 from pipeline.build import build
-from pipeline.records import BadRecord, ReadOptions, StretchReader, raise_bad
 from pipeline.settings import BuildSettings, OnBadRecord
 from shards.common.errors import InputError
 from shards.verify import verify
@@ -104,9 +104,10 @@ def test_small_documents_under_a_limit_smaller_than_a_chunk(
     tmp_path: Path, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`--max-record-bytes` is of a document, not of what is read at once."""
+    from pipeline.units import plan_units
+
     from pipeline.readers import open_stretch
     from pipeline.sources import find_sources
-    from pipeline.units import plan_units
 
     monkeypatch.setattr(StretchReader, "chunk_bytes", chunk_bytes)
     texts = ["x" * (number % 20 + 1) for number in range(100)]

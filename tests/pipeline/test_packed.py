@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from pipeline.streams import COMPRESSIONS, MAX_WINDOW_BYTES, STREAM_ERRORS, open_stream
 
 from pipeline.sources import find_sources
-from pipeline.streams import COMPRESSIONS, MAX_WINDOW_BYTES, STREAM_ERRORS, open_stream
 from shards.common.errors import InputError
 from tests.conftest import REPOSITORY, assert_one_error_line, run_module
 
