@@ -15,7 +15,7 @@ from tests.shards.sets import TEXTS, text_units, write_set
 @pytest.fixture(scope="session")
 def built_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample's first texts in several shards of blocks of 64 tokens."""
-    return write_set(tmp_path_factory.mktemp("built") / "set", text_units(TEXTS[:120]), block_tokens=64)
+    return write_set(tmp_path_factory.mktemp("built") / "set", text_units(TEXTS[:60], per_unit=12), block_tokens=64)
 
 
 @pytest.fixture

@@ -179,8 +179,8 @@ def test_every_block_is_about_equally_often_at_every_position() -> None:
 # Many blocks: statistics of an order, each about normal with mean 0 and variance 1 for a random one.
 
 
-def stretches(found: Ints) -> float:
-    """Blocks from each of 16 stretches of the set are spread evenly over 16 stretches of the epoch."""
+def sixteenths(found: Ints) -> float:
+    """Blocks from each sixteenth of the set are spread evenly over the sixteenths of the epoch."""
     num_blocks = len(found)
     table = np.zeros((16, 16), dtype=np.int64)
     np.add.at(table, (np.arange(num_blocks) * 16 // num_blocks, found * 16 // num_blocks), 1)
@@ -229,7 +229,7 @@ def bits(found: Ints) -> float:
 
 
 STATISTICS: dict[str, Callable[[Ints], float]] = {
-    "stretches": stretches,
+    "sixteenths": sixteenths,
     "gaps": gaps,
     "near gaps": near_gaps,
     "neighbours": functools.partial(serial_correlation, lag=1),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shards
-from shards import reader
 from shards.common.errors import InputError
+from tests.conftest import REPOSITORY
 from tests.shards.sets import EOS, TEXTS, documents_of, text_units, write_set
 
 
@@ -33,6 +36,11 @@ def bare_blocks(directory: Path, split: str) -> np.ndarray:
     return tokens.reshape(-1, shards.open(directory).block_tokens)
 
 
+@functools.cache
+def opened(directory: Path) -> tuple[shards.Split, np.ndarray]:
+    return shards.open(directory)["train"], bare_blocks(directory, "train")
+
+
 def test_blocks_are_the_files_bytes(built_set: Path) -> None:
     for name in ("train", "val"):
         split, bare = shards.open(built_set)[name], bare_blocks(built_set, name)
@@ -44,7 +52,7 @@ def test_blocks_are_the_files_bytes(built_set: Path) -> None:
 
 @given(data=st.data())
 def test_any_slice_and_any_list_of_numbers_is_that_of_an_array(many_shards: Path, data: st.DataObject) -> None:
-    split, bare = shards.open(many_shards)["train"], bare_blocks(many_shards, "train")
+    split, bare = opened(many_shards)
     key = data.draw(st.slices(len(bare)))
     assert np.array_equal(split[key], bare[key])
     numbers = data.draw(st.lists(st.integers(-len(bare), len(bare) - 1), max_size=100))
@@ -79,30 +87,22 @@ def test_the_last_block_and_those_around_the_ends_of_shards(built_set: Path) -> 
         split[len(split)]
 
 
-def test_more_shards_than_a_process_may_map(many_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Maps beyond the limit are given up, the oldest first; the limit follows from the files that may be open."""
-    mapped: list[int] = []
-    right = reader.Split._map
-
-    def counted(self: shards.Split, number: int) -> reader.Tokens:
-        mapped.append(number)
-        return right(self, number)
-
-    monkeypatch.setattr(reader.Split, "_map", counted)
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (60, limit[1]))
-    try:
-        split, bare = shards.open(many_shards)["train"], bare_blocks(many_shards, "train")
-        numbers = np.arange(len(split))[::-1]
-        assert np.array_equal(split[numbers], bare[numbers])
-        assert sum(blocks is not None for blocks in split._maps) == 30
-        assert len(mapped) == 130 == len(set(mapped))
-        assert np.array_equal(split[:], bare)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resource, "getrlimit", lambda _which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        assert shards.open(many_shards)["train"]._max_mapped > 1000
+def test_more_shards_than_files_that_may_be_open(many_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps beyond half of the limit are given up, the oldest first, also while a batch is gathered from many shards."""
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+import numpy, shards
+train = shards.open({str(many_shards)!r})["train"]
+assert len(train.shards) == 130
+numbers = numpy.arange(len(train))[::-1]
+blocks = train[numbers]
+assert sum(own is not None for own in train._maps) == 50
+assert all((train[int(number)] == block).all() for number, block in zip(numbers, blocks))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert shards.open(many_shards)["train"]._max_mapped > 1000
 
 
 def test_documents_hold_every_token_once(built_set: Path) -> None:
@@ -112,7 +112,7 @@ def test_documents_hold_every_token_once(built_set: Path) -> None:
         assert len(documents) == split.num_documents
         assert sum(len(document) + 1 for document in documents) == split.num_tokens
         assert not any((document == EOS).any() for document in documents)
-    train = [ids for unit in text_units(TEXTS[:120]) for ids in unit["train"]]
+    train = [ids for unit in text_units(TEXTS[:60], per_unit=12) for ids in unit["train"]]
     assert documents_of(built_set, "train") == train
 
 
