@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shards
@@ -43,7 +43,8 @@ from tests.shards.sets import (
     write_set,
 )
 
-THIRDS = [Fraction(1, 2), Fraction(3, 10), Fraction(1, 5)]
+pytestmark = pytest.mark.usefixtures("no_flushing")
+PARTS = [Fraction(1, 2), Fraction(3, 10), Fraction(1, 5)]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,9 @@ def test_units_get_consecutive_numbers_and_files_stay_as_they_are(tmp_path: Path
         old = next(own for own in read_manifest(paths[number]).shards if own.name == name)
         assert dataclasses.replace(shard, name=name) == old
         for suffix in (".bin", ".idx"):
-            assert (tmp_path / "merged" / (shard.name + suffix)).read_bytes() == (paths[number] / (name + suffix)).read_bytes()
+            assert (tmp_path / "merged" / (shard.name + suffix)).read_bytes() == (
+                paths[number] / (name + suffix)
+            ).read_bytes()
     rejected = [(paths[number] / "rejected.jsonl").read_bytes() for number in (0, 1)]
     assert (tmp_path / "merged" / "rejected.jsonl").read_bytes() == b"".join(rejected)
     assert {entry.kind: entry.num_records for entry in manifest.rejected} == {"no text": 4, "of 0": 1, "of 1": 1}
@@ -105,7 +108,9 @@ def test_units_get_consecutive_numbers_and_files_stay_as_they_are(tmp_path: Path
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_merging_loses_nothing_and_is_the_same_step_by_step(tmp_path: Path, sets: dict[str, Path], packing: str) -> None:
+def test_merging_loses_nothing_and_is_the_same_step_by_step(
+    tmp_path: Path, sets: dict[str, Path], packing: str
+) -> None:
     merge([sets[packing]] * 3, tmp_path / "merged")
     merge([sets[packing]] * 2, tmp_path / "two")
     merge([tmp_path / "two", sets[packing]], tmp_path / "stepwise")
@@ -240,7 +245,7 @@ def test_the_tokens_are_counted_right_for_any_number_of_ranges(
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_parts_are_disjoint_and_together_the_whole(tmp_path: Path, sets: dict[str, Path], packing: str) -> None:
     outs = [tmp_path / f"part-{number}" for number in range(3)]
-    manifests = split(sets[packing], outs, THIRDS, seed=11)
+    manifests = split(sets[packing], outs, PARTS, seed=11)
     assert manifests == [read_manifest(out) for out in outs]
     assert [verify(out) for out in outs] == [[], [], []]
     whole = read_manifest(sets[packing])
@@ -248,7 +253,7 @@ def test_parts_are_disjoint_and_together_the_whole(tmp_path: Path, sets: dict[st
         originals = documents_of(sets[packing], name)
         own_parts = [documents_of(out, name) for out in outs]
         assert all(is_part_in_order(part, originals) for part in own_parts)
-        for part, fraction in zip(own_parts, THIRDS, strict=True):
+        for part, fraction in zip(own_parts, PARTS, strict=True):
             assert abs(len(part) - fraction * len(originals)) < 1
         for field in ("num_documents", "num_tokens", "num_text_bytes", "num_text_chars"):
             total = sum(getattr(manifest.splits[name], field) for manifest in manifests)
@@ -256,7 +261,7 @@ def test_parts_are_disjoint_and_together_the_whole(tmp_path: Path, sets: dict[st
     assert [manifest.settings["part"] for manifest in manifests] == [0, 1, 2]
     assert manifests[0].settings["set"] == whole.fingerprint
     # The first part is the subset of this share, and the parts merged are all documents again.
-    subset(sets[packing], tmp_path / "subset", fraction=THIRDS[0], seed=11)
+    subset(sets[packing], tmp_path / "subset", fraction=PARTS[0], seed=11)
     assert shard_files(tmp_path / "subset") == shard_files(outs[0])
     merge(outs, tmp_path / "merged")
     for name in SPLITS:
@@ -274,9 +279,11 @@ def test_smaller_subsets_lie_within_larger_ones_and_other_seeds_take_others(
     assert taken(25, 1) != taken(25, 2)
 
 
-@settings(max_examples=30)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_parts_of_any_set_hold_every_document_once(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_parts_of_any_set_hold_every_document_once(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     documents = st.lists(st.lists(st.integers(0, 255), max_size=30), max_size=8)
     unit = st.fixed_dictionaries({"train": documents, "val": documents})
     units = [{"train": [[1]]}, *data.draw(st.lists(unit, max_size=5))]
@@ -301,7 +308,9 @@ def test_parts_of_any_set_hold_every_document_once(tmp_path_factory: pytest.Temp
     assert verify(tmp_path / "merged") == []
 
 
-def test_small_batches_give_the_same_bytes(tmp_path: Path, sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_batches_give_the_same_bytes(
+    tmp_path: Path, sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parts, "_BATCH_TOKENS", 100)
     subset(sets["best-fit"], tmp_path / "set", fraction=Fraction(1))
     assert shard_files(tmp_path / "set") == shard_files(sets["best-fit"])

@@ -51,7 +51,10 @@ INDEX_DAMAGES: dict[str, tuple[Callable[[bytearray], None], str]] = {
     "number of sequences": (edited(18, "<Q", 4), "4 sequences"),
     "number of sequences huge": (edited(18, "<Q", 2**64 - 1), "the file has 102"),
     "number of boundaries": (edited(26, "<Q", 0), "0 document boundaries"),
-    "several modalities": (lambda content: content.extend(b"\0" * 3), "it is for several modalities, and only text can be imported"),
+    "several modalities": (
+        lambda content: content.extend(b"\0" * 3),
+        "it is for several modalities, and only text can be imported",
+    ),
     "negative length": (edited(38, "<i", -2), "sequence 1: expected a length of at least 0, found -2"),
     "length beyond the bin": (edited(42, "<i", 5), "sequence 2: expected an offset that leaves room for it in the 36"),
     "length huge": (edited(42, "<i", 2**31 - 1), "sequence 2: expected an offset that leaves room"),

@@ -36,7 +36,9 @@ def test_what_is_written_is_read(own: Path) -> None:
     # People can read it, and one shard is one line.
     fields = [field.name for field in dataclasses.fields(ShardEntry)]
     line = ", ".join(f'"{name}": {json.dumps(getattr(manifest.shards[0], name))}' for name in fields)
-    assert f'  "shards": [\n    {{{line}}},\n'.encode() in encoded and encoded.startswith(b'{\n  "format_version": 1,\n')
+    assert f'  "shards": [\n    {{{line}}},\n'.encode() in encoded and encoded.startswith(
+        b'{\n  "format_version": 1,\n'
+    )
 
 
 def test_every_file_is_listed_with_its_size_and_digest(own: Path) -> None:
@@ -70,7 +72,9 @@ def test_the_order_of_keys_and_white_space_do_not_matter(own: Path) -> None:
 @pytest.mark.parametrize("older", [{"tails": []}, {"format_version": 2}])
 def test_what_older_builds_wrote_is_to_be_built_again(own: Path, older: dict[str, Any]) -> None:
     forge(own, lambda content: content.update(older))
-    with pytest.raises(InputError, match=r"manifest\.json: written by an older version of this program; build the set again"):
+    with pytest.raises(
+        InputError, match=r"manifest\.json: written by an older version of this program; build the set again"
+    ):
         shards.open(own)
 
 
@@ -121,7 +125,10 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda content: content["splits"]["val"].update(num_padding_tokens=0),
         "split val: num_padding_tokens is 0, its shards hold 11",
     ),
-    "a third split": (lambda content: content["splits"].update(test=content["splits"]["val"]), "splits: expected train"),
+    "a third split": (
+        lambda content: content["splits"].update(test=content["splits"]["val"]),
+        "splits: expected train",
+    ),
     "another packing": (lambda content: content.update(packing="tutorial"), "expected one of concat, best-fit, found"),
     "no tokenizer": (lambda content: content.update(other_files=content["other_files"][1:]), "json is not listed"),
     "no rejected.jsonl": (lambda content: content.update(rejected=[]), "'rejected.jsonl' is not a file of a shard set"),

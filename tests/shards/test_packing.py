@@ -137,12 +137,16 @@ def test_padding_is_what_lies_in_no_sequence(lengths: list[int], seed: int, gap:
     for number in order.tolist():
         starts[number], position = position + gap, position + gap + lengths[number]
     index = Index(np.array(lengths), starts, np.arange(len(lengths) + 1))
-    covered = {token for start, length in zip(starts.tolist(), lengths, strict=True) for token in range(start, start + length)}
+    covered = {
+        token for start, length in zip(starts.tolist(), lengths, strict=True) for token in range(start, start + length)
+    }
     assert padding_positions(index, position + 2).tolist() == sorted({*range(position + 2)} - covered)
 
 
 @pytest.mark.parametrize("own", PACKINGS)
-def test_a_shard_appears_whole_and_flushed_or_not_at_all(tmp_path: Path, own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_appears_whole_and_flushed_or_not_at_all(
+    tmp_path: Path, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events: list[str] = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: (events.append("flush"), fsync(descriptor)))

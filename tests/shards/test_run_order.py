@@ -185,7 +185,16 @@ def test_a_mixture_is_used_like_a_set(built_set: Path, other_set: Path, name: st
     sets = [shards.open(path) for path in (built_set, other_set)]
     split, whole = mixture[name], np.concatenate([part[name][:] for part in sets])
     assert len(split) == len(whole)
-    for key in (0, -1, len(whole) - 1, slice(3, -3), slice(None, None, -7), [], [5, 2, -1], np.arange(len(whole))[::-3]):
+    for key in (
+        0,
+        -1,
+        len(whole) - 1,
+        slice(3, -3),
+        slice(None, None, -7),
+        [],
+        [5, 2, -1],
+        np.arange(len(whole))[::-3],
+    ):
         assert np.array_equal(split[key], whole[key]), key
     assert split[0].shape == (64,) and split[0].dtype == np.uint32
     for wrong in (len(whole), -len(whole) - 1, [0, len(whole)]):

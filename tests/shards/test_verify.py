@@ -148,7 +148,12 @@ def test_every_fault_is_reported(own: Path) -> None:
         (VISIBLE | HIDDEN)[damage][0](own)
     (own / "rejected.jsonl").write_text("")
     faults = verify(own)
-    for part in ("train-00000.bin: no such", "notes.txt: not part", "tokenizer.json: expected", "rejected.jsonl: expec"):
+    for part in (
+        "train-00000.bin: no such",
+        "notes.txt: not part",
+        "tokenizer.json: expected",
+        "rejected.jsonl: expec",
+    ):
         assert sum(part in fault for fault in faults) == 1, faults
 
 
