@@ -34,6 +34,7 @@ class Hub:
     questions: list[str] = dataclasses.field(default_factory=list)  # all, as `METHOD path`
     status: int = 0  # instead of every answer
     seconds_before_answer: float = 0.0
+    seconds_before_content: float = 0.0
     break_after: list[int] = dataclasses.field(default_factory=list)  # bytes, for one content after the other
     sent: bytes | None = None  # instead of a content
     is_hub: bool = True  # else a page of a proxy, as it were
@@ -178,6 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         content, status = content if hub.sent is None else hub.sent, 200
         if self.command == "GET":
             hub.requests.append(f"{path} {wanted}".strip())
+            time.sleep(hub.seconds_before_content)
         if wanted:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             start, stop = int(first), min(int(last) + 1, len(content)) if last else len(content)
