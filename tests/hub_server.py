@@ -126,6 +126,12 @@ class _Handler(BaseHTTPRequestHandler):
         if question == "tree":
             prefix = "".join(f"{part}/" for part in rest[1:])
             found = [entry(path, content) for path, content in sorted(files.items()) if path.startswith(prefix)]
+            if query.get("recursive", [""])[0].lower() != "true":
+                folders = {
+                    prefix + path.removeprefix(prefix).partition("/")[0] for path in files if path.startswith(prefix)
+                }
+                found = [one for one in found if one["path"] in folders]
+                found += [{"type": "directory", "path": path, "oid": "0"} for path in sorted(folders - files.keys())]
             return self._send(*(200, found) if found or not prefix else (404, {}, {"X-Error-Code": "EntryNotFound"}))
         if question == "preupload":
             paths = [file["path"] for file in json.loads(body)["files"]]
