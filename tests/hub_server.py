@@ -107,15 +107,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hugging_face(self, parts: list[str], body: bytes, query: dict[str, list[str]]) -> None:
         hub = self.hub
+        if parts == ["validate-yaml"]:
+            return self._send(200, {"errors": [], "warnings": []})
         if parts == ["repos", "create"]:
             asked = json.loads(body)
             repository = (
                 f"{asked['type']}s/{asked['organization'] + '/' if asked.get('organization') else ''}{asked['name']}"
             )
-            if repository in hub.commits:
-                return self._send(409, {"error": "there already"})
-            hub.commit(repository, {".gitattributes": b"", "private": str(asked["private"]).encode()})
-            return self._send(200, {"url": f"{hub.address}/{repository}", "id": repository.partition("/")[2]})
+            status = 409 if repository in hub.commits else 200
+            if status == 200:
+                assert asked.get("visibility") == "private" or asked.get("private")
+                hub.commit(repository, {".gitattributes": b""})
+            return self._send(status, {"url": f"{hub.address}/{repository}", "id": repository.partition("/")[2]})
         repository, question, rest = "/".join(parts[:3]), "".join(parts[3:4]), parts[4:]
         if repository not in hub.commits:
             return self._send(404, {}, {"X-Error-Code": "RepoNotFound"})

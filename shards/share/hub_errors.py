@@ -114,7 +114,7 @@ def _reason(error: BaseException) -> str:
     for _ in range(10):
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__) or error
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return printable(" ".join(text.split()))[:200]
+    return printable(re.sub(r"^\[Errno \d+\] ", "", " ".join(text.split())))[:200]
 
 
 def _proxy() -> str:

@@ -99,8 +99,8 @@ def pull(
 
 def read_small(source: HubReference | str, name: str) -> bytes | None:
     """A small file at a resolved reference or a URL; None: it isn't there. Raises `InputError`."""
-    if isinstance(source, str):
-        return read_bytes(join(source, name))
+    if isinstance(source, str) or source.hub == "hf":
+        return read_bytes(join(str(source), name))
     with tempfile.TemporaryDirectory() as temporary:
         path = snapshot(source, Path(temporary), [name]) / name
         return path.read_bytes() if path.is_file() else None

@@ -77,7 +77,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(served: Hub, tmp_path
     part.write_bytes(CONTENT[:100_000])
     served.seconds_before_content, served.requests = 0, []
     resumed = run(served, tmp_path)
-    assert resumed.returncode == 0 and "100 kB of it are here already" in resumed.stderr
+    assert resumed.returncode == 0 and "100.00 kB of it are here already" in resumed.stderr
     assert served.requests == [f"{NAME} bytes=100000-"]
     assert (tmp_path / "data" / NAME).read_bytes() == CONTENT
 
