@@ -185,9 +185,9 @@ def be_empty(hub: Hub) -> None:  # noqa: F811
 @pytest.mark.parametrize(
     ("fail", "message", "kind"),
     [
-        (refuse, "access is refused|needs permission", InputError),
+        (refuse, r"refused \(HTTP 403\): .*; log in, or ask for permission|needs permission", InputError),
         (be_down, r"can't be reached \(.*502.*\); try later", TransientError),
-        (be_a_page, "doesn't answer as .* does", InputError),
+        (be_a_page, "doesn't answer as a hub does", InputError),
         (be_empty, "no such repository", InputError),
     ],
 )
