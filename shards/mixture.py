@@ -141,7 +141,7 @@ class JoinedSplits:
         if isinstance(key, (int, np.integer)):
             block: Tokens = self[[int(key)]][0]
             return block
-        numbers = np.arange(len(self))[key] if isinstance(key, slice) else np.asarray(key, dtype=np.int64)
+        numbers = np.arange(*key.indices(len(self))) if isinstance(key, slice) else np.asarray(key, dtype=np.int64)
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
             raise IndexError(f"block numbers must lie in 0 … {len(self) - 1:,}")
