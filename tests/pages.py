@@ -49,9 +49,9 @@ class PageParser(HTMLParser):
 def assert_harmless(page: str) -> PageParser:
     """Nothing is loaded, nothing runs, nothing moves the cursor or turns the writing direction."""
     parser = PageParser(page)
-    allowed = """html head meta title style body header footer main nav section article figure figcaption h1 h2 h3 h4 p ul li
-        a dl div dt dd table thead tbody tr th td details summary span strong b code svg g rect line circle path text form
-        fieldset legend label input"""
+    allowed = """html head meta title style body header footer main nav section article figure figcaption h1 h2 h3 h4 p ul
+        li a dl div dt dd table thead tbody tr th td details summary span strong b code svg g rect line circle path text
+        form fieldset legend label input"""
     assert set(parser.tags) <= set(allowed.split())
     assert parser.tags["style"] == 1
     for tag, name, value in parser.attributes:

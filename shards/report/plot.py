@@ -99,7 +99,7 @@ def log_axis(low: float, high: float, *, label: str = "") -> Axis:
     factors = (1,) if high > 300 * low else (1, 2, 5)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     values = [factor * 10.0**exponent for exponent in exponents for factor in factors]
-    ticks = [(value, compact(value)) for value in values if low * 0.999 <= value <= high * 1.001]
+    ticks = [(value, compact(value)) for value in values if low <= value * (1 + 1e-9) <= high * (1 + 2e-9)]
     return Axis(label=label, low=low, high=high, is_log=True, ticks=ticks)
 
 

@@ -14,9 +14,10 @@ import shards
 from shards.common.command_line import Parser
 from shards.layout import SplitName
 from shards.manifest import Packing, SourceEntry
+from shards.reader import ShardSet
 from shards.report.command import add_parser
 from shards.report.page import make_page
-from shards.report.statistics import compute
+from shards.report.statistics import Statistics, compute
 from shards.set_writer import DocumentBatch, NewSet, new_directory
 from shards.tokenizer_files import load_tokenizer
 from shards.vocabulary import read_vocabulary
@@ -87,7 +88,7 @@ def report(*arguments: object) -> None:
     assert options.run(options) == 0
 
 
-def page_of(directory: Path, seed: int = 2333) -> str:
-    shard_set = shards.open(directory)
-    statistics, vocabulary = compute(shard_set, seed=seed), read_vocabulary(shard_set.tokenizer_path)
-    return make_page(shard_set.manifest, statistics, vocabulary).decode()
+def page_of(opened: Path | ShardSet, *, seed: int = 2333, statistics: Statistics | None = None) -> str:
+    shard_set = opened if isinstance(opened, ShardSet) else shards.open(opened)
+    vocabulary = read_vocabulary(shard_set.tokenizer_path)
+    return make_page(shard_set.manifest, statistics or compute(shard_set, seed=seed), vocabulary).decode()
