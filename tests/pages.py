@@ -78,7 +78,7 @@ addEventListener("load", () => {
   const seen = [...document.querySelectorAll("iframe")].map((frame) => {
     const page = frame.contentDocument, root = page.documentElement, view = frame.contentWindow;
     page.querySelectorAll("details").forEach((e) => { e.open = true; });
-    const drawn = [...page.querySelectorAll("body *:not(.scroll *)")].filter((e) => e.checkVisibility());
+    const drawn = [...page.querySelectorAll("body *:not(.scroll *)")].filter((e) => e.getBoundingClientRect().width);
     const style = view.getComputedStyle(page.body);
     return {
       width: view.innerWidth,
