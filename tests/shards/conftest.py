@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build import build
-from pipeline.settings import BuildSettings
 from tests.conftest import SAMPLE
 from tests.shards.foreign_files import write_tokenizer
 from tests.shards.report_sets import MIXED, build_set
@@ -17,6 +15,9 @@ from tests.shards.report_sets import MIXED, build_set
 
 @pytest.fixture(scope="session")
 def built_set(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    from pipeline.build import build
+    from pipeline.settings import BuildSettings
+
     out = tmp_path_factory.mktemp("built") / "set"
     settings = BuildSettings(block_tokens=64, unit_bytes=100_000)
     build([str(SAMPLE)], out, tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=2)
@@ -30,9 +31,9 @@ def own_set(built_set: Path, tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-@pytest.fixture(scope="module", params=["concat", "best-fit", "tutorial"])
+@pytest.fixture(scope="module", params=["concat", "best-fit"])
 def mixed_set(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    """The mixed texts in several units, with documents cut between shards, in each packing."""
+    """The mixed texts in several units, in each packing."""
     return build_set(tmp_path_factory.mktemp("mixed"), tokenizer_dir, MIXED, packing=request.param)
 
 

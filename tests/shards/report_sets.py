@@ -15,7 +15,7 @@ from shards.common.command_line import Parser
 from shards.layout import SplitName
 from shards.manifest import Packing, SourceEntry
 from shards.reader import ShardSet
-from shards.report.command import add_parser
+from shards.report.command import add_parsers
 from shards.report.page import make_page
 from shards.report.statistics import Statistics, compute
 from shards.set_writer import DocumentBatch, NewSet, new_directory
@@ -83,7 +83,7 @@ def documents(directory: Path) -> list[list[int]]:
 def report(*arguments: object) -> None:
     """`python -m shards report …`, in this process."""
     parser = Parser(prog="python -m shards")
-    add_parser(parser.add_subparsers(dest="command", required=True))
+    add_parsers(parser.add_subparsers(dest="command", required=True))
     options = parser.parse_args(["report", *map(str, arguments)])
     assert options.run(options) == 0
 
