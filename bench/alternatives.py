@@ -19,16 +19,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pipeline.build
 import pipeline.engine
+from pipeline.records import ReadOptions, raise_bad
+from pipeline.units import plan_units
+
+import pipeline.build
 from pipeline.build import Reporter
 from pipeline.fields import TextOf
 from pipeline.readers import open_stretch
-from pipeline.records import ReadOptions, raise_bad
 from pipeline.settings import BuildSettings
 from pipeline.sources import find_sources
 from pipeline.tokenizers import load_tokenizer_files
-from pipeline.units import plan_units
 
 LIST_BYTES = 1_000_000
 BLOCK_TOKENS = 512

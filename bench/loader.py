@@ -101,7 +101,6 @@ def own_gather(shard_set: shards.ShardSet, chunk: int = CHUNK_POSITIONS) -> Iter
 
 def own_tensors(shard_set: shards.ShardSet) -> Iterator[Any]:
     from torch.utils.data import DataLoader
-
     from train.data import BlockDataset, PositionSampler, collate_blocks
 
     order = shards.run_order(shard_set, seed=0)

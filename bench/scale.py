@@ -20,19 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pipeline.units import plan_units
+from shards.entries import SPLITS, ShardEntry, shard_name
+from shards.run_order import RunOrder
+from shards.tables import TABLE_NAMES
 
 from pipeline.finish import write_set
 from pipeline.receipts import RECEIPTS_DIRECTORY, Receipt, SplitReceipt, StretchReceipt, encode_receipt, read_receipt
 from pipeline.settings import DEFAULT_UNIT_BYTES, BuildSettings
 from pipeline.sources import Source
 from pipeline.tokenizers import load_tokenizer_files
-from pipeline.units import plan_units
-from shards.entries import SPLITS, ShardEntry, shard_name
 from shards.manifest import MANIFEST_NAME, read_manifest
 from shards.packing import Tail
 from shards.reader import ShardSet
-from shards.run_order import RunOrder
-from shards.tables import TABLE_NAMES
 from shards.tokenizer_files import TokenizerFiles
 
 _BLOCKS = {"train": 29_500, "val": 3_277}  # of a unit of 64 MiB of Chinese text

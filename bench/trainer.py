@@ -165,9 +165,9 @@ def time_to_first_step() -> float:
 def utilization(layers: int, directory: Path, rates: list[float]) -> str:
     """Our model FLOPs utilization, in words."""
     import torch
+    from train.arithmetic import flops_a_token, peak_flops
 
     import shards
-    from train.arithmetic import flops_a_token, peak_flops
     from train.model import build_config
     from train.settings import ModelSettings
 

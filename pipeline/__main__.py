@@ -5,14 +5,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
+import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pipeline.settings import DEFAULT_CHECK_EVERY, DEFAULT_MAX_RECORD_BYTES, DEFAULT_UNIT_BYTES, BuildSettings
 from shards.common.command_line import Parser, byte_count, run_command
 from shards.common.errors import InputError, choice
-from shards.common.text import printable
-from shards.order import DEFAULT_SEED
+from shards.common.text import printable, size_text
+
+SOURCE_HELP = (
+    "a file (JSON array, JSON Lines, Parquet, Arrow, .txt; also .gz, .zst, .bz2, .xz), a directory, a pattern, a URL, "
+    "or hf:NAME[:SPLIT]"
+)
+
+FETCH_EPILOG = """\
+example: python -m pipeline fetch wikipedia-zh
+
+From a mirror: HF_ENDPOINT=https://hf-mirror.com python -m pipeline fetch wikipedia-zh
+
+An interrupted fetch continues with the same command; a complete one is up to date."""
 
 
 def main(arguments: list[str]) -> int:
@@ -28,20 +39,6 @@ def make_parser() -> Parser:
     add_build(commands)
     add_tokenizer(commands)
     return parser
-
-
-SOURCE_HELP = (
-    "a file (JSON array, JSON Lines, Parquet, Arrow, .txt; also .gz, .zst, .bz2, .xz), a directory, a pattern, "
-    "or hf:NAME[:SPLIT]"
-)
-
-
-FETCH_EPILOG = """\
-example: python -m pipeline fetch wikipedia-zh
-
-From a mirror: HF_ENDPOINT=https://hf-mirror.com python -m pipeline fetch wikipedia-zh
-
-What was interrupted goes on with the same command; what is complete is up to date."""
 
 
 def add_fetch(commands: Any) -> None:
@@ -62,6 +59,8 @@ def add_fetch(commands: Any) -> None:
 
 
 def add_build(commands: Any) -> None:
+    from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings, option_name
+
     build = commands.add_parser(
         "build",
         help="build a shard set from a corpus",
@@ -69,72 +68,40 @@ def add_build(commands: Any) -> None:
     )
     build.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
     build.add_argument(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="the shard set to make: a directory, s3://BUCKET/NAME, or hf://datasets/USER/NAME/FOLDER",
+        "--out", required=True, metavar="DIR", help="the shard set to make: a directory, or s3://BUCKET/NAME"
     )
-
-    text = build.add_argument_group("what the documents are")
-    text.add_argument(
-        "--text-field", default="text", metavar="NAME", help="field with the text, or a path such as page.body (text)"
-    )
-    text.add_argument(
-        "--template", default="", metavar="TEXT", help=r"text made of several fields, e.g. '{title}\n{text}'"
-    )
-    text.add_argument(
-        "--document-separator",
-        default="",
-        metavar="LINE",
-        help="the line between documents in .txt files (a file is one document)",
-    )
-    text.add_argument("--dedup", default="off", metavar="off|exact", help="drop documents that occurred before (off)")
-    text.add_argument(
-        "--on-bad-record", default="fail", metavar="fail|skip", help="what a record that can't be read does (fail)"
-    )
-    text.add_argument(
-        "--max-record-bytes",
-        type=byte_count,
-        default=DEFAULT_MAX_RECORD_BYTES,
-        metavar="BYTES",
-        help=f"a larger record is a bad one ({DEFAULT_MAX_RECORD_BYTES >> 20}MiB)",
-    )
-
-    tokens = build.add_argument_group("tokenizing and packing")
-    tokens.add_argument(
+    groups: dict[str, Any] = {}
+    types = typing.get_type_hints(BuildSettings)
+    for field in dataclasses.fields(BuildSettings):
+        group = field.metadata["group"]
+        groups[group] = groups.get(group) or build.add_argument_group(group)
+        kind, metavar = types[field.name], field.metadata["metavar"]
+        if typing.get_origin(kind) is Literal:
+            kind, metavar = str, "|".join(typing.get_args(kind))
+        default = f" ({_shown(field.default, metavar)})" if field.default else ""
+        groups[group].add_argument(
+            option_name(field.name),
+            type=byte_count if metavar == "BYTES" else kind,
+            default=field.default,
+            metavar=metavar,
+            help=field.metadata["help"].replace("%", "%%") + default,
+        )
+    run = groups["running"]
+    groups["tokenizing and packing"].add_argument(
         "--tokenizer",
         default="qwen2",
         metavar="NAME",
         help="qwen2, a directory with a tokenizer.json, or hf:ORG/NAME, ms:ORG/NAME of a hub, then @REVISION (qwen2)",
     )
-    tokens.add_argument("--block-tokens", type=int, default=512, metavar="N", help="block size in tokens (512)")
-    tokens.add_argument(
-        "--packing",
-        default="concat",
-        metavar="concat|best-fit|tutorial",
-        help="concat loses nothing; best-fit cuts no document that fits a block; tutorial drops tails (concat)",
-    )
-    tokens.add_argument(
-        "--special-tokens",
-        default="text",
-        metavar="text|parse",
-        help="what <|endoftext|> and the like in a text are: ordinary text, or special tokens (text)",
-    )
-    tokens.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="share of texts held out (0.1)")
-    tokens.add_argument(
-        "--seed", type=int, default=DEFAULT_SEED, metavar="N", help=f"of the train/val split ({DEFAULT_SEED})"
-    )
-    tokens.add_argument(
+    run.add_argument(
         "--check-tokenizer",
         default=str(DEFAULT_CHECK_EVERY),
         metavar="all|N|off",
         help=f"encode one document in N by the reference tokenizer too ({DEFAULT_CHECK_EVERY})",
     )
-    tokens.add_argument(
+    run.add_argument(
         "--encoder", default="auto", metavar="auto|fastokens|tokenizers", help="fastokens where it is exact (auto)"
     )
-
-    run = build.add_argument_group("running")
     run.add_argument(
         "--workers", type=int, metavar="N", help="tokenizer worker processes (one a core; of the cluster, with ray)"
     )
@@ -142,16 +109,13 @@ def add_build(commands: Any) -> None:
         "--engine", default="local", metavar="local|ray", help="processes of this machine, or of a Ray cluster (local)"
     )
     run.add_argument("--ray-address", metavar="ADDRESS", help="the cluster: auto, HOST:PORT or ray://HOST:PORT")
-    run.add_argument(
-        "--unit-bytes",
-        type=byte_count,
-        default=DEFAULT_UNIT_BYTES,
-        metavar="BYTES",
-        help=f"bytes of source in a unit of work; changes the shards' sizes ({DEFAULT_UNIT_BYTES >> 20}MiB)",
-    )
     run.add_argument("--force", action="store_true", help="build anew what is there already")
     run.add_argument("--quiet", action="store_true", help="no progress and no summary")
     build.set_defaults(run=run_build)
+
+
+def _shown(default: Any, metavar: str) -> str:
+    return f"{default >> 20}MiB" if metavar == "BYTES" else str(default)
 
 
 def add_tokenizer(commands: Any) -> None:
@@ -169,10 +133,10 @@ def add_tokenizer(commands: Any) -> None:
 
 
 def run_fetch(options: argparse.Namespace) -> int:
+    from shards.hub.download import Progress
+
     from pipeline.fetch import fetch
     from pipeline.fetch_progress import DownloadProgress
-    from shards.common.text import size_text
-    from shards.hub.download import Progress
 
     origin: Any = choice("--from", options.origin, ("hf", "ms", "auto"))
     progress = Progress() if options.quiet else DownloadProgress()
@@ -187,7 +151,8 @@ def run_fetch(options: argparse.Namespace) -> int:
 
 def run_build(options: argparse.Namespace) -> int:
     from pipeline.build import Reporter, build
-    from pipeline.progress import BarReporter, summary
+    from pipeline.progress import BarReporter, print_summary
+    from pipeline.settings import BuildSettings
 
     fields = [field.name for field in dataclasses.fields(BuildSettings)]
     settings = BuildSettings(**{name: getattr(options, name) for name in fields})
@@ -208,7 +173,7 @@ def run_build(options: argparse.Namespace) -> int:
     if result.up_to_date:
         print(f"{options.out}: up to date (fingerprint {result.manifest.fingerprint[:16]})")
     elif not options.quiet:
-        print(summary(result))
+        print_summary(result)
     return 0
 
 
@@ -223,7 +188,7 @@ def check_every(value: str) -> int:
 
 
 def run_tokenizer(options: argparse.Namespace) -> int:
-    from pipeline.bpe import train_tokenizer
+    from pipeline.train_tokenizer import train_tokenizer
 
     path = options.out / "tokenizer.json"
     if path.exists() and not options.force:

@@ -1,7 +1,7 @@
-"""A build from beginning to end: plan, do the missing units, join what they left over, publish.
+"""A build from beginning to end: plan, do the missing units, publish.
 
-The set depends on the corpus and the settings alone: not on the number of workers, nor on the order in which units
-finish, nor on how often the build was killed and begun again.
+The set depends on the corpus and the settings alone: not on the number of workers, nor on the engine, nor on the order in
+which units finish, nor on how often the build was killed and started again.
 """
 
 from __future__ import annotations
@@ -10,42 +10,42 @@ import contextlib
 import dataclasses
 import functools
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pipeline.chain import Chain
-from pipeline.dedup import DEDUP_DIRECTORY, find_duplicates, read_hash_receipt
-from pipeline.engine import Task, TaskKind, run_tasks
-from pipeline.existing import AnyPlace, check_existing, is_staged
-from pipeline.finish import stretch_digest, write_set
-from pipeline.hub_place import HubPlace
-from pipeline.place import PLAN_NAME, Place, make_plan
-from pipeline.receipts import RECEIPTS_DIRECTORY, REJECTED_SUFFIX, StretchReceipt, read_receipt, receipt_path
-from pipeline.remote_place import RemotePlace
+from blake3 import blake3
+
+from pipeline.dedup import (
+    duplicates_name,
+    find_duplicates,
+    hash_receipt_name,
+    hashes_name,
+)
+from pipeline.engines.base import Engine
+from pipeline.engines.local import LocalEngine
+from pipeline.finish import encode_stamps, write_set
+from pipeline.outputs.base import Output
+from pipeline.outputs.local import LocalOutput
+from pipeline.plan import PLAN_NAME, Plan, Unit, decode_plan, make_plan, plan_differences, settings_differences
+from pipeline.receipts import RangeReceipt, Receipt, decode_receipt, receipt_name, unseal
+from pipeline.schedule import BuildWork, HashWork, run_all
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
-from pipeline.sources import Source, find_sources, removed
-from pipeline.storage import file_statuses
+from pipeline.sources import Source, check_unchanged, find_sources
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
-from pipeline.units import Stretch, Unit, plan_units
-from pipeline.work import Job, Progress
+from pipeline.worker import Decisions, range_digest
 from shards.common.errors import InputError
 from shards.common.text import size_text
 from shards.common.urls import is_url
-from shards.manifest import Manifest, read_manifest
-from shards.tokenizer_files import TokenizerFiles
+from shards.manifest import Manifest
 
-# Bytes of the set for each byte of the source: Chinese with Qwen2's vocabulary needs 1.1; 1.5 leaves room for others.
-_ESTIMATED_GROWTH = 1.5
-
-Engine = Literal["local", "ray"]
-Run = Callable[[Job, Sequence[Task], Progress], Any]
+# Bytes of the set for each byte of the source: Chinese with Qwen2's vocabulary needs 1.1. Far less can't be.
+_EXPECTED_GROWTH, _LEAST_GROWTH = 1.1, 0.05
 
 
 class Reporter:
-    """Hears how a build goes on. This one says nothing."""
+    """Is notified of how a build goes. This one says nothing."""
 
     def started(self, num_bytes: int, num_bytes_done: int, num_workers: int) -> None: ...
 
@@ -57,11 +57,6 @@ class Reporter:
 
     def notice(self, line: str) -> None: ...
 
-    @property
-    def shows_bars(self) -> bool:
-        """Whether others may show how far they are, too."""
-        return False
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildStatistics:
@@ -69,7 +64,7 @@ class BuildStatistics:
 
     num_units_reused: int = 0
     num_short_documents: int = 0
-    num_tail_tokens: int = 0
+    num_remainder_tokens: int = 0
     num_checked: int = 0
     encoder: str = ""
 
@@ -78,7 +73,7 @@ class BuildStatistics:
 class BuildResult:
     """What came of a build."""
 
-    path: Path | str
+    out: str
     manifest: Manifest
     up_to_date: bool
     statistics: BuildStatistics
@@ -95,7 +90,7 @@ def build(
     check_every: int = DEFAULT_CHECK_EVERY,
     encoder: str = "auto",
     force: bool = False,
-    engine: Engine = "local",
+    engine: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
     reporter: Reporter | None = None,
 ) -> BuildResult:
@@ -104,218 +99,262 @@ def build(
     Raises `InputError`. `num_workers` is by default the number of cores: of this machine, or with the engine `ray` of the
     cluster at `ray_address` (without one: of a cluster of this machine alone, for trying).
 
-    One document in `check_every` (0: none) is also encoded by the reference tokenizer. `encoder` is `auto`,
-    `fastokens` or `tokenizers`.
+    One document in `check_every` (0: none) is also encoded by the reference tokenizer. `encoder` is `auto`, `fastokens` or
+    `tokenizers`.
     """
     begin = time.monotonic()
     reporter = reporter or Reporter()
     if num_workers is not None and num_workers < 1:
         raise InputError(f"--workers: expected at least 1, found {num_workers}")
-    place = _place(out, engine, reporter)
+    output = open_output(os.path.abspath(out) if engine == "ray" and not is_url(str(out)) else out)
     sources = find_sources(source_names)
     tokenizer = load_tokenizer_files(tokenizer_name)
-    plan = make_plan(settings, sources, tokenizer)
-    statistics = BuildStatistics()
-    with place.lock():
-        place.finish_publishing(force=force)
-        if force:
-            place.discard_partial()
-        if up_to_date := place.is_there and not (force and place.holds_set):
-            place.fetch_existing()
-            check_existing(place, plan, sources, settings)
+    plan = make_plan(settings, tokenizer.entry, sources)
+    statistics, up_to_date = BuildStatistics(), False
+    with output.lock():
+        manifest = output.existing()
+        if manifest is not None and not force:
+            _check_existing(output, manifest, plan)
+            up_to_date = True
         else:
-            if not is_staged(place, plan, sources, settings, force=force):
-                place.prepare(plan)
-                if encoder == "auto":
-                    encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
-                units = plan_units(sources, settings.unit_bytes)
-                if isinstance(place, HubPlace):
-                    place.check_files(len(units))
-                job = Job(
-                    sources=tuple(sources),
-                    settings=settings,
-                    encoder=encoder,
-                    tokenizer_json=tokenizer.tokenizer_json,
-                    eos_id=tokenizer.eos_id,
-                    directory=place.directory,
-                    check_every=check_every,
-                    num_units=len(units),
-                    url=place.url,
-                    carried=engine == "ray" and isinstance(place, HubPlace),
+            begun = _prepare(output, plan, force=force)
+            if encoder == "auto":
+                encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
+            units = plan.units()
+            decisions = Decisions(
+                sources=plan.sources,
+                settings=plan.settings,
+                encoder=encoder,
+                tokenizer_json=tokenizer.tokenizer_json,
+                eos_id=tokenizer.eos_id,
+                check_every=check_every,
+                num_units=len(units),
+            )
+            with _engine(engine, ray_address, num_workers, plan.sources, output) as runner:
+                receipts, num_reused = _do_units(
+                    output, _ContentCheck(output, decisions, *begun), decisions, units, runner, reporter
                 )
-                with _running(engine, ray_address, num_workers) as (run, num_running):
-                    statistics = _do_units(job, units, tokenizer, place, run, num_running, reporter)
-                place.publish()
-            if isinstance(place, HubPlace):
-                place.upload()
-        manifest = read_manifest(place.existing)
+            for source in plan.sources:
+                check_unchanged(source)
+            with output.scratch() as directory:
+                manifest = write_set(directory, plan, units, tokenizer, receipts, output.read)
+                output.publish(directory)
+            statistics = BuildStatistics(
+                num_units_reused=num_reused,
+                num_short_documents=sum(receipt.num_short_documents for receipt in receipts),
+                num_remainder_tokens=sum(receipt.num_remainder_tokens for receipt in receipts),
+                num_checked=sum(receipt.num_checked for receipt in receipts),
+                encoder=encoder,
+            )
     return BuildResult(
-        path=out, manifest=manifest, up_to_date=up_to_date, statistics=statistics, seconds=time.monotonic() - begin
+        out=str(out),
+        manifest=manifest,
+        up_to_date=up_to_date,
+        statistics=statistics,
+        seconds=time.monotonic() - begin,
     )
 
 
-def _place(out: Path | str, engine: Engine, reporter: Reporter) -> AnyPlace:
-    if str(out).startswith("hf://"):
-        return HubPlace(str(out), notice=reporter.notice, shows_bars=reporter.shows_bars)
+def open_output(out: Path | str) -> Output:
+    """The output at a path or URL."""
     if is_url(str(out)):
-        return RemotePlace(str(out))
-    return Place(Path(out).absolute() if engine == "ray" else Path(out))
+        from pipeline.outputs.object_store import ObjectStoreOutput
+
+        if str(out).startswith(("hf://", "ms://")):
+            raise InputError(f"{out}: build in a directory, then `python -m shards push DIRECTORY {out}`")
+        return ObjectStoreOutput(str(out).rstrip("/"))
+    return LocalOutput(Path(out))
 
 
 @contextlib.contextmanager
-def _running(engine: Engine, address: str | None, num_workers: int | None) -> Iterator[tuple[Run, int]]:
-    """What does tasks, and how many at a time."""
-    if engine == "ray":
-        from pipeline.ray_engine import num_cluster_cores, ray_cluster, run_tasks_on_ray
+def _engine(
+    name: str, address: str | None, num_workers: int | None, sources: Sequence[Source], output: Output
+) -> Iterator[Engine]:
+    if name == "ray":
+        from pipeline.engines.ray import ray_engine
 
-        with ray_cluster(address):
-            yield functools.partial(_run_with, run_tasks_on_ray, num_workers or 0), num_workers or num_cluster_cores()
+        with ray_engine(address, num_workers) as engine:
+            yield engine
     else:
-        number = num_workers or num_cores()
-        yield functools.partial(_run_with, run_tasks, number), number
+        # pyarrow and the clients of object stores start threads.
+        may_fork = not is_url(str(output)) and all(source.is_stream and not is_url(source.path) for source in sources)
+        yield LocalEngine(num_workers, may_fork=may_fork)
 
 
-def _run_with(function: Any, num_workers: int, job: Job, tasks: Sequence[Task], progress: Progress) -> Any:
-    return function(job, tasks, num_workers, progress)
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _do_units(
-    job: Job,
-    units: list[Unit],
-    tokenizer: TokenizerFiles,
-    place: AnyPlace,
-    run: Run,
-    num_workers: int,
-    reporter: Reporter,
-) -> BuildStatistics:
-    """Do the units without a receipt, then write all else."""
-    check_files = not job.url
-    read = functools.partial(
-        read_receipt, job.directory, block_tokens=job.settings.block_tokens, check_files=check_files
-    )
-    if any((job.directory / RECEIPTS_DIRECTORY).iterdir()):
-        reporter.phase("checking what an earlier run has left")
-    # Once for the units and once for their hashes: each stretch is read once.
-    check = functools.partial(_check_stretches, job, _rewritten(job), functools.cache(stretch_digest))
-    built = Chain(units, job.sources, read, check)
-    missing = built.missing()
-    num_bytes = sum(unit.num_bytes for unit in units)
-    num_missing_bytes = sum(unit.num_bytes for unit in missing)
-    if not job.url:
-        _check_room(job.directory, num_missing_bytes, place)
-    reporter.started(num_bytes, num_bytes - num_missing_bytes, min(num_workers, max(1, len(missing))))
-    try:
-        if job.settings.dedup == "exact":
-            reporter.phase("looking for duplicates")
-            (job.directory / DEDUP_DIRECTORY).mkdir(exist_ok=True)
-            read_hashes = functools.partial(read_hash_receipt, job.directory, check_files=check_files)
-            _run_all(job, Chain(units, job.sources, read_hashes, check), run, kind="hash")
-            if isinstance(place, RemotePlace):
-                place.fetch(DEDUP_DIRECTORY, ".hashes")
-            find_duplicates(job.directory, len(units), check_digests=check_files)
-            if isinstance(place, RemotePlace):
-                place.put_dedup()
-            reporter.phase("tokenizing")
-        _run_all(job, built, run, kind="build", progress=reporter.progress)
-    except KeyboardInterrupt as stop:
-        num_done = sum(receipt_path(job.directory, unit.number).exists() for unit in units)
-        raise type(stop)(f"{num_done:,} of {len(units):,} units are kept; the same command goes on") from None
-    finally:
-        reporter.finished()
-    _check_unchanged(job.sources)
-    if isinstance(place, RemotePlace):
-        place.fetch(RECEIPTS_DIRECTORY, REJECTED_SUFFIX)
-    whole = (receipt for receipt in (read(unit.number) for unit in units) if receipt is not None)
-    totals = write_set(job.directory, job.sources, units, job.settings, tokenizer, whole)
-    return BuildStatistics(
-        num_units_reused=len(units) - len(missing),
-        num_short_documents=totals.num_short_documents,
-        num_tail_tokens=totals.num_tail_tokens,
-        num_checked=totals.num_checked,
-        encoder=job.encoder,
-    )
-
-
-def _run_all(
-    job: Job,
-    chain: Chain,
-    run: Run,
-    *,
-    kind: TaskKind,
-    progress: Progress = lambda _bytes, _tokens, _rejected: None,
-) -> None:
-    """Do the units that aren't done, and again those that took a false start, until the chain holds."""
-    tasks = [Task(unit=unit, kind=kind) for unit in chain.missing()]
-    while True:
-        with contextlib.closing(run(job, tasks, progress)) as ended:
-            for number, error in ended:
-                chain.end(number, error)
-        again = chain.false_start()
-        if again is None:
-            return
-        tasks = [Task(unit=again[0], kind=kind, first=again[1])]
-
-
-def _check_room(directory: Path, num_bytes: int, place: AnyPlace) -> None:
-    """Raise `InputError` if the disk has clearly less room than what is missing will take."""
-    expected, free = int(num_bytes * _ESTIMATED_GROWTH), shutil.disk_usage(directory).free
-    if free < expected:
+def _check_existing(output: Output, manifest: Manifest, plan: Plan) -> None:
+    """Raise `InputError` unless the set that is there was made by this very build."""
+    differences = settings_differences(manifest.settings, manifest.tokenizer, plan.settings, plan.tokenizer)
+    recorded = [(entry.path, entry.num_bytes, entry.version) for entry in manifest.sources]
+    if recorded != [(source.name, source.num_bytes, source.version) for source in plan.sources]:
+        differences = [line for line in differences if not line.startswith("--unit-bytes")] + [
+            "the sources have changed"
+        ]
+    elif not differences and not output.same_sources(encode_stamps(plan.sources)):
+        digests = _source_digests(plan)
+        if digests != [entry.digest for entry in manifest.sources]:
+            differences = ["the sources have changed"]
+    if differences:
         raise InputError(
-            f"{directory}: about {size_text(expected)} are needed, {size_text(free)} are free; make room or "
-            f"{place.elsewhere}"
+            f"{output}: a shard set from other inputs is there ({'; '.join(differences)}); choose another --out, "
+            "or build it anew with --force"
         )
 
 
-def _check_unchanged(sources: Sequence[Source]) -> None:
-    files = [source for source in sources if source.format != "hub"]
-    try:
-        statuses = file_statuses([source.path for source in files])
-    except FileNotFoundError:
-        raise InputError(removed(files) or "a source was removed while it was read") from None
-    for source, status in zip(files, statuses, strict=True):
-        if status != (source.num_bytes, source.modified_ns):
-            raise InputError(
-                f"{source.path}: the file was changed while it was read; build again with --force when it is complete"
+def _source_digests(plan: Plan) -> list[str]:
+    """The digest of each source as the manifest of a build would give it."""
+    from pipeline.finish import SourceEntries
+
+    entries = SourceEntries(plan.sources)
+    for unit in plan.units():
+        for byte_range in unit.ranges:
+            entries.add(
+                byte_range, range_digest(plan.sources[byte_range.source], byte_range, plan.settings), num_records=0
             )
+    return [entry.digest for entry in entries.finish()]
 
 
-def _rewritten(job: Job) -> set[int]:
-    """The numbers of the sources that were written or replaced since the build began, by a time that nobody can set. They
-    may have been copied or have other rights, and the same content."""
+def _prepare(output: Output, plan: Plan, *, force: bool) -> tuple[Plan | None, int | None]:
+    """Have the plan in the output; the one of an earlier run, if its work is continued, and when that was written.
+
+    Raises `InputError` if work of another plan is there, unless with `force`.
+    """
+    encoded, before, begun_ns = output.read(PLAN_NAME), None, output.begun_ns()
+    if encoded is not None and not force:
+        try:
+            before = decode_plan(encoded)
+            differences = plan_differences(before, plan)
+        except (ValueError, TypeError, KeyError):
+            differences = [f"{PLAN_NAME} is damaged, or of an older version"]
+        if differences and output.state_names() - {PLAN_NAME}:
+            raise InputError(
+                f"{output}: an unfinished build with other inputs ({'; '.join(differences)}); repeat the command "
+                "it was begun with, or begin anew with --force"
+            )
+        force = bool(differences)  # nothing was done yet, so that beginning anew loses nothing
+    output.prepare(plan.encode(), replace=force)
+    return before, begun_ns
+
+
+def _do_units(
+    output: Output,
+    check: _ContentCheck,
+    decisions: Decisions,
+    units: list[Unit],
+    engine: Engine,
+    reporter: Reporter,
+) -> tuple[list[Receipt], int]:
+    """Do the units without a receipt. All receipts in the units' order, and how many there were before."""
+    names = output.state_names()
+    if names - {PLAN_NAME}:
+        reporter.phase("checking what an earlier run has left")
+    receipts = _read_receipts(output, units, names)
+    for number, receipt in receipts.items():
+        check(units[number], receipt.ranges)
+    num_reused = len(receipts)
+    num_bytes = sum(unit.num_bytes for unit in units)
+    num_missing_bytes = sum(unit.num_bytes for unit in units if unit.number not in receipts)
+    _check_room(output, num_missing_bytes, reporter)
+    num_busy = min(engine.num_workers, max(1, len(units) - num_reused))
+    reporter.started(num_bytes, num_bytes - num_missing_bytes, num_busy)
     try:
-        begin = (job.directory / PLAN_NAME).stat().st_mtime_ns
-    except FileNotFoundError:  # the set is built in a store
-        return set()
-    files = (
-        (number, source.path)
-        for number, source in enumerate(job.sources)
-        if source.format != "hub" and not is_url(source.path)
-    )
-    rewritten = set()
-    for number, path in files:
-        with contextlib.suppress(FileNotFoundError):  # which is told where it is read
-            if os.stat(path).st_ctime_ns > begin:
-                rewritten.add(number)
-    return rewritten
+        if decisions.settings.dedup == "exact":
+            reporter.phase("looking for duplicates")
+            _find_duplicates(output, decisions, units, engine, names, check)
+            reporter.phase("tokenizing")
+        work = BuildWork(output=output, decisions=decisions)
+        ranges = {number: receipt.ranges for number, receipt in receipts.items()}
+        for task, content in run_all(work, units, engine, ranges, reporter.progress):
+            done = decode_receipt(content, task.unit.number)
+            assert done is not None
+            receipts[task.unit.number] = done
+            ranges[task.unit.number] = done.ranges
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"{len(receipts):,} of {len(units):,} units are kept; the same command continues") from None
+    finally:
+        reporter.finished()
+    return [receipts[unit.number] for unit in units], num_reused
 
 
-def _check_stretches(
-    job: Job,
-    rewritten: set[int],
-    digest_of: Callable[[Source, Stretch], str],
-    unit: Unit,
-    receipts: list[StretchReceipt],
+def _read_receipts(output: Output, units: Sequence[Unit], names: set[str]) -> dict[int, Receipt]:
+    """The receipts of finished units whose files are all there, unchanged, by the units' numbers."""
+    found = []
+    for unit in units:
+        if (name := receipt_name(unit.number)) in names:
+            receipt = decode_receipt(output.read(name), unit.number)
+            if receipt is not None and len(receipt.ranges) == len(unit.ranges):
+                found.append(receipt)
+    held = output.holds(found)
+    return {receipt.unit: receipt for receipt, is_held in zip(found, held, strict=True) if is_held}
+
+
+def _find_duplicates(
+    output: Output,
+    decisions: Decisions,
+    units: Sequence[Unit],
+    engine: Engine,
+    names: set[str],
+    check: _ContentCheck,
 ) -> None:
-    """Raise `InputError` if a source has other bytes than those that the unit was made of. Size and time are the same."""
-    for stretch, receipt in zip(unit.stretches, receipts, strict=True):
-        source = job.sources[stretch.source]
-        if stretch.source in rewritten and digest_of(source, stretch) != receipt.digest:
-            raise InputError(
-                f"{job.directory}: an unfinished build with other inputs ({source.path} has changed); begin anew with "
-                "--force"
-            )
+    """Hash the documents of all units, and write for each unit which of its documents occur earlier in the corpus."""
+    ranges: dict[int, list[RangeReceipt]] = {}
+    for unit in units:
+        if hash_receipt_name(unit.number) in names:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                content = unseal(output.read(hash_receipt_name(unit.number)) or b"")
+                if blake3(output.read(hashes_name(unit.number)) or b"").hexdigest() == content["hashes"]:
+                    done = [RangeReceipt(**entry) for entry in content["ranges"]]
+                    check(unit, done)
+                    ranges[unit.number] = done
+    work = HashWork(output=output, decisions=decisions)
+    for task, result in run_all(work, units, engine, ranges, lambda _bytes, _tokens, _rejected: None):
+        ranges[task.unit.number] = [RangeReceipt(**entry) for entry in unseal(result)["ranges"]]
+    find_duplicates(
+        len(units),
+        lambda number: output.read(hashes_name(number)) or b"",
+        lambda number, found: output.write(duplicates_name(number), found),
+    )
+
+
+def _check_room(output: Output, num_bytes: int, reporter: Reporter) -> None:
+    """Say so if the output has less room than the missing units will probably take; raise `InputError` if it can't do."""
+    free, expected = output.free_bytes(), int(num_bytes * _EXPECTED_GROWTH)
+    if free is None or free >= expected:
+        return
+    line = f"{output}: about {size_text(expected)} are needed, {size_text(free)} are free"
+    if free < num_bytes * _LEAST_GROWTH:
+        raise InputError(f"{line}; make room, or choose another --out")
+    reporter.notice(f"{line}; if that is not enough, finished units are kept, and the same command continues")
+
+
+class _ContentCheck:
+    """Sees that the sources of finished units are what they were, where their times can't tell."""
+
+    def __init__(self, output: Output, decisions: Decisions, before: Plan | None, begun_ns: int | None) -> None:
+        """`before` is the plan of the earlier run and `begun_ns` when it was written, by the clock of the disk."""
+        self._output, self._sources = output, decisions.sources
+        known = before.sources if before is not None else ()
+        self._suspects = {
+            number
+            for number, source in enumerate(self._sources)
+            if source not in known or (begun_ns is not None and _changed_after(source, begun_ns))
+        }
+        self._digest_of = functools.cache(
+            lambda byte_range: range_digest(self._sources[byte_range.source], byte_range, decisions.settings)
+        )
+
+    def __call__(self, unit: Unit, ranges: Sequence[RangeReceipt]) -> None:
+        """Raise `InputError` if a source has other bytes than those that the unit was made of."""
+        for byte_range, done in zip(unit.ranges, ranges, strict=True):
+            if byte_range.source in self._suspects and self._digest_of(byte_range) != done.digest:
+                path = self._sources[byte_range.source].path
+                raise InputError(
+                    f"{self._output}: an unfinished build with other inputs ({path} has changed); begin anew with --force"
+                )
+
+
+def _changed_after(source: Source, time_ns: int) -> bool:
+    """Whether a file was written or replaced since, by a time that nobody can set. It may have the same content still."""
+    try:
+        return not is_url(source.path) and os.stat(source.path).st_ctime_ns > time_ns
+    except FileNotFoundError:
+        return False  # reported where it is read

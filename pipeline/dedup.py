@@ -1,149 +1,105 @@
 """`--dedup exact`: of equal texts, only the first in the corpus is kept.
 
-Before anything is tokenized, each unit writes the 128-bit hashes of its documents (`write_hashes`). Then `find_duplicates`
-looks for equal ones in bounded memory: the hashes are dealt out to buckets by their first bits, and each bucket is sorted
-by itself. What each unit has to drop is written to a file of its own, which its worker reads. The outcome depends on the
-corpus alone.
+Before anything is tokenized, a worker hashes each document of a unit (128 bits). Then `find_duplicates` looks for equal
+hashes in bounded memory: they are dealt out to buckets by their first bits, and each bucket is sorted by itself. The
+outcome depends on the corpus alone.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import shutil
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from blake3 import blake3
 
-from pipeline.receipts import StretchReceipt, raise_if_refused, sealed, unsealed
-from shards.common.files import file_digest, flush_directory, write_atomically
-
-DEDUP_DIRECTORY = "dedup"
-DOCUMENTS_PER_BUCKET = 1 << 22
+DOCUMENTS_AT_ONCE = 1 << 22
 _HASHES = np.dtype([("high", "<u8"), ("low", "<u8")])
 _ENTRIES = np.dtype([("high", "<u8"), ("low", "<u8"), ("unit", "<u4"), ("document", "<u4")])
 
 
-def hashes_path(directory: Path, unit: int) -> Path:
-    return directory / DEDUP_DIRECTORY / f"{unit:05}.hashes"
+def hashes_name(unit: int) -> str:
+    return f"dedup/{unit:05}.hashes"
 
 
-def drops_path(directory: Path, unit: int) -> Path:
-    return directory / DEDUP_DIRECTORY / f"{unit:05}.drops"
+def hash_receipt_name(unit: int) -> str:
+    return f"dedup/{unit:05}.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class HashReceipt:
-    """Says that a unit's hashes are written, and where its stretches begin and end."""
-
-    stretches: list[StretchReceipt]
-    digest: str  # of the file of hashes
+def duplicates_name(unit: int) -> str:
+    return f"dedup/{unit:05}.duplicates"
 
 
-def hash_receipt_path(directory: Path, unit: int) -> Path:
-    return directory / DEDUP_DIRECTORY / f"{unit:05}.json"
+def hash_texts(batches: Iterable[list[str]]) -> bytes:
+    """The hash of each text, 16 bytes; empty texts are left out."""
+    return b"".join(xxhash.xxh3_128_digest(text.encode())[::-1] for texts in batches for text in texts if text)
 
 
-def write_hashes(directory: Path, unit: int, batches: Iterable[list[str]], stretches: Sequence[StretchReceipt]) -> None:
-    """Write the hash of each text of a unit, empty ones left out; then the receipt, with what `stretches` holds by then."""
-    digests = b"".join(xxhash.xxh3_128_digest(text.encode())[::-1] for texts in batches for text in texts if text)
-    write_atomically(hashes_path(directory, unit), digests)
-    receipt = HashReceipt(list(stretches), blake3(digests).hexdigest())
-    write_atomically(hash_receipt_path(directory, unit), sealed(dataclasses.asdict(receipt)))
+def decode_duplicates(content: bytes | None) -> frozenset[int]:
+    """The numbers of a unit's documents that `find_duplicates` found."""
+    return frozenset(np.frombuffer(content or b"", "<u4").tolist())
 
 
-def read_hash_receipt(
-    directory: Path, unit: int, *, check_files: bool = True, check_digests: bool = False
-) -> HashReceipt | None:
-    """The receipt of a unit whose hashes are there, or None. `check_files` is off where those lie in a store."""
-    try:
-        content = unsealed(hash_receipt_path(directory, unit).read_bytes())
-        receipt = HashReceipt([StretchReceipt(**stretch) for stretch in content["stretches"]], content["digest"])
-        path = hashes_path(directory, unit)
-        if check_files and (file_digest(path) != receipt.digest if check_digests else not path.exists()):
-            return None
-    except OSError as error:
-        raise_if_refused(error)
-        return None
-    except (ValueError, TypeError, KeyError):
-        return None
-    return receipt
+def find_duplicates(num_units: int, read_hashes: Callable[[int], bytes], write: Callable[[int, bytes], None]) -> None:
+    """Call `write` with the number of each unit that has documents whose text occurs earlier in the corpus, and their
+    numbers within the unit (uint32, little-endian, ascending).
 
-
-def find_duplicates(directory: Path, num_units: int, *, check_digests: bool = True) -> None:
-    """Write, for each unit, the numbers of its documents whose text occurs earlier in the corpus.
-
-    `check_digests` is off where an earlier run's findings lie in a store.
+    `read_hashes` gives what `hash_texts` made of a unit. Up to 4 million documents are sorted in memory, 100 MB; more are
+    dealt out to 256 files first, each of which is sorted once.
     """
-    done = directory / DEDUP_DIRECTORY / "done"
-    if done.exists() and (not check_digests or done.read_bytes() == _digest_of_drops(directory)):
-        return
-    buckets = directory / DEDUP_DIRECTORY / "buckets"
-    shutil.rmtree(buckets, ignore_errors=True)
-    for path in (directory / DEDUP_DIRECTORY).glob("*.drops"):
-        path.unlink()
-    num_documents = sum(hashes_path(directory, unit).stat().st_size // _HASHES.itemsize for unit in range(num_units))
-    num_bits = max(0, (num_documents // DOCUMENTS_PER_BUCKET).bit_length())
-    buckets.mkdir()
-    for unit in range(num_units):
-        _deal_out(directory, unit, buckets, num_bits)
-    for path in sorted(buckets.iterdir()):
-        duplicates = _duplicates_in(np.fromfile(path, _ENTRIES))
-        for unit in np.unique(duplicates["unit"]).tolist():
-            with drops_path(directory, unit).open("ab") as file:
-                file.write(duplicates["document"][duplicates["unit"] == unit].astype("<u4").tobytes())
-        path.unlink()
-    flush_directory(directory / DEDUP_DIRECTORY)
-    write_atomically(done, _digest_of_drops(directory))
-    shutil.rmtree(buckets)
+    with tempfile.TemporaryDirectory(prefix="tokenize-once-") as name:
+        buckets, found = Path(name) / "buckets", Path(name) / "found"
+        buckets.mkdir()
+        found.mkdir()
+        pending: list[npt.NDArray[np.void]] = []
+        for unit in range(num_units):
+            pending.append(_entries(unit, read_hashes(unit)))
+            if sum(map(len, pending)) >= DOCUMENTS_AT_ONCE:
+                _deal_out(pending, buckets)
+                pending = []
+        if any(buckets.iterdir()):
+            _deal_out(pending, buckets)
+            pending = []
+        elif pending:
+            _find_in(np.concatenate(pending), found)
+        for path in sorted(buckets.iterdir()):
+            _find_in(np.fromfile(path, _ENTRIES), found)
+            path.unlink()
+        for path in sorted(found.iterdir()):
+            write(int(path.name), np.sort(np.fromfile(path, "<u4")).tobytes())
 
 
-def _digest_of_drops(directory: Path) -> bytes:
-    """One digest of all that is to be dropped."""
-    found = blake3()
-    for path in sorted((directory / DEDUP_DIRECTORY).glob("*.drops")):
-        found.update(f"{path.name} {file_digest(path)}\n".encode())
-    return found.hexdigest().encode()
-
-
-def _deal_out(directory: Path, unit: int, buckets: Path, num_bits: int) -> None:
-    """Append a unit's hashes, with unit and number, to the buckets."""
-    hashes = np.fromfile(hashes_path(directory, unit), _HASHES)
+def _entries(unit: int, content: bytes) -> npt.NDArray[np.void]:
+    """The hashes of a unit, with unit and document number."""
+    hashes = np.frombuffer(content, _HASHES)
     entries = np.empty(len(hashes), dtype=_ENTRIES)
     entries["high"], entries["low"] = hashes["high"], hashes["low"]
     entries["unit"], entries["document"] = unit, np.arange(len(hashes))
-    bucket = (hashes["high"] >> np.uint64(64 - num_bits)) if num_bits else np.zeros(len(hashes), np.uint64)
-    for number in np.unique(bucket).tolist():
-        with (buckets / f"{number:06}").open("ab") as file:
-            file.write(entries[bucket == number].tobytes())
+    return entries
 
 
-def _duplicates_in(entries: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    """All entries but the first of each hash, in the corpus's order within a hash."""
-    order = np.lexsort((entries["document"], entries["unit"], entries["low"], entries["high"]))
-    entries = entries[order]
+def _deal_out(parts: list[npt.NDArray[np.void]], buckets: Path) -> None:
+    """Append entries to the files of 256 buckets, by the first 8 bits of their hashes."""
+    if parts:
+        entries = np.concatenate(parts)
+        _append_groups(entries, (entries["high"] >> np.uint64(56)).astype(np.int64), buckets)
+
+
+def _find_in(entries: npt.NDArray[np.void], found: Path) -> None:
+    """Append the numbers of all documents but the first of each hash to the files of their units."""
+    entries = entries[np.lexsort((entries["document"], entries["unit"], entries["low"], entries["high"]))]
     same = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
-    duplicates: npt.NDArray[np.void] = entries[1:][same]
-    return duplicates
+    duplicates = entries[1:][same]
+    _append_groups(duplicates["document"].astype("<u4"), duplicates["unit"].astype(np.int64), found)
 
 
-class DropList:
-    """Which documents of a unit are duplicates."""
-
-    def __init__(self, directory: Path, unit: int) -> None:
-        self._drops: set[int] = set()
-        with contextlib.suppress(FileNotFoundError):
-            self._drops = set(np.fromfile(drops_path(directory, unit), "<u4").tolist())
-        self._seen = 0
-
-    def keep(self, texts: list[str]) -> list[str]:
-        """The next texts of the unit (empty ones left out) without the duplicates."""
-        begin = self._seen
-        self._seen += len(texts)
-        if not self._drops:
-            return texts
-        return [text for number, text in enumerate(texts, begin) if number not in self._drops]
+def _append_groups(values: npt.NDArray[Any], keys: npt.NDArray[np.int64], directory: Path) -> None:
+    """Append the values of each key to the file of that name."""
+    order = np.argsort(keys, kind="stable")
+    names, starts = np.unique(keys[order], return_index=True)
+    for key, group in zip(names.tolist(), np.split(values[order], starts[1:]), strict=True) if len(names) else ():
+        with (directory / str(key)).open("ab") as file:
+            file.write(group.tobytes())

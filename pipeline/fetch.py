@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.common.errors import InputError
-from shards.common.files import flush_directory, write_atomically
-from shards.common.text import nearest, printable
 from shards.hub import hugging_face, model_scope
 from shards.hub.download import Progress, download
 from shards.hub.remote import ANSWER_SECONDS, ConnectionFailed, RemoteFile, within
+
+from shards.common.errors import InputError
+from shards.common.files import flush_directory, write_atomically
+from shards.common.text import nearest, printable
 
 MIRROR = "https://hf-mirror.com"
 

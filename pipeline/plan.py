@@ -1,19 +1,162 @@
-"""What is read by whom."""
+"""The plan of a build: all that decides the bytes of the shard set. It is written to the output before any work is done.
+
+A large source that can be read from the middle is cut every `unit_bytes`; small ones, one after another, share a unit until
+it holds `unit_bytes`. So a corpus of 100,000 tiny files has few units, and one file of a terabyte has many.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.settings import BuildSettings
+from pipeline.sources import ByteRange, Source
+from shards.manifest import TokenizerEntry
+
+PLAN_NAME = "plan.json"
+MIN_UNIT_BYTES, MAX_UNIT_BYTES = 2 * 2**20, 64 * 2**20
+MAX_UNITS = 16_384
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ByteRange:
-    """A part of a source: `[start, stop)` in bytes, in row groups, or all of it (0, 1)."""
+class Unit:
+    """What one worker turns into shard files: byte ranges, in the corpus's order."""
 
-    source: int
-    start: int
-    stop: int
-    num_bytes: int  # for the progress
+    number: int
+    ranges: tuple[ByteRange, ...]
 
     @property
-    def is_first(self) -> bool:
-        return self.start == 0
+    def num_bytes(self) -> int:
+        return sum(byte_range.num_bytes for byte_range in self.ranges)
+
+
+def default_unit_bytes(num_bytes: int) -> int:
+    """The size of a unit for sources of `num_bytes` together: a power of two near a 64th of them, from 2 MiB to 64 MiB, and
+    larger only so that there are at most 16,384 units.
+
+    >>> [default_unit_bytes(size) >> 20 for size in (0, 51_000_000, 2_000_000_000, 10**13)]
+    [2, 2, 32, 1024]
+    """
+    near = 2 ** round(math.log2(max(1, num_bytes) / 64)) if num_bytes > 64 else 1
+    unit_bytes = min(max(near, MIN_UNIT_BYTES), MAX_UNIT_BYTES)
+    while num_bytes > unit_bytes * MAX_UNITS:
+        unit_bytes *= 2
+    return unit_bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Settings (with the units' size resolved), tokenizer and sources."""
+
+    settings: BuildSettings
+    tokenizer: TokenizerEntry
+    sources: tuple[Source, ...]
+
+    def units(self) -> list[Unit]:
+        return plan_units(self.sources, self.settings.unit_bytes)
+
+    def encode(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False).encode()
+
+
+def make_plan(settings: BuildSettings, tokenizer: TokenizerEntry, sources: Sequence[Source]) -> Plan:
+    if not settings.unit_bytes:
+        unit_bytes = default_unit_bytes(sum(source.num_bytes for source in sources))
+        settings = dataclasses.replace(settings, unit_bytes=unit_bytes)
+    return Plan(settings=settings, tokenizer=tokenizer, sources=tuple(sources))
+
+
+def decode_plan(encoded: bytes) -> Plan:
+    """The plan that `Plan.encode` wrote. Raises `ValueError` or `TypeError` for anything else."""
+    content = json.loads(encoded)
+    if not isinstance(content, dict) or content.keys() != {"settings", "tokenizer", "sources"}:
+        raise ValueError("not a plan")
+    return Plan(
+        settings=BuildSettings(**content["settings"]),
+        tokenizer=TokenizerEntry(**content["tokenizer"]),
+        sources=tuple(Source(**source) for source in content["sources"]),
+    )
+
+
+def settings_differences(
+    before: dict[str, Any], tokenizer_before: TokenizerEntry, settings: BuildSettings, tokenizer: TokenizerEntry
+) -> list[str]:
+    """What differs, in words: `--seed was 2333, now 7`. A setting that is absent in `before` had its default."""
+    defaults = BuildSettings().as_dict()
+    differences = [
+        f"--{name.replace('_', '-')} was {before.get(name, defaults[name])}, now {value}"
+        for name, value in settings.as_dict().items()
+        if before.get(name, defaults[name]) != value
+    ]
+    if tokenizer_before != tokenizer:
+        differences.append(f"the tokenizer was {tokenizer_before.name}, now {tokenizer.name}")
+    return differences
+
+
+def plan_differences(before: Plan, now: Plan) -> list[str]:
+    """What differs, in words. Times of files are left out: where one differs, the content is compared."""
+    differences = settings_differences(before.settings.as_dict(), before.tokenizer, now.settings, now.tokenizer)
+    if [source.path for source in before.sources] != [source.path for source in now.sources]:
+        return [*differences, "the list of sources differs"]
+    for old, new in zip(before.sources, now.sources, strict=True):
+        if dataclasses.replace(old, modified_ns=0) != dataclasses.replace(new, modified_ns=0):
+            differences.append(f"{new.path} has changed")
+    return differences
+
+
+def plan_units(sources: Sequence[Source], unit_bytes: int) -> list[Unit]:
+    """All units in the corpus's order.
+
+    With units of 64 bytes, a source of 130 bytes gives [0, 64), [64, 128), [128, 130); sources of 30, 30 and 20 bytes after
+    it share: the first two make one unit, the third the next.
+    """
+    groups: list[list[ByteRange]] = []
+    room = 0
+    for number, source in enumerate(sources):
+        for byte_range in _ranges(number, source, unit_bytes):
+            is_part = source.is_splittable and source.num_bytes > unit_bytes
+            if not groups or is_part or byte_range.num_bytes > room:
+                groups.append([byte_range])
+                room = 0 if is_part else unit_bytes - byte_range.num_bytes
+            else:
+                _append(groups[-1], byte_range)
+                room -= byte_range.num_bytes
+    return [Unit(number=number, ranges=tuple(ranges)) for number, ranges in enumerate(groups)]
+
+
+def _append(ranges: list[ByteRange], byte_range: ByteRange) -> None:
+    """Add a range to a unit's; row groups that follow one another are one range."""
+    last = ranges[-1]
+    if last.source == byte_range.source and last.stop == byte_range.start:
+        num_bytes = last.num_bytes + byte_range.num_bytes
+        ranges[-1] = dataclasses.replace(last, stop=byte_range.stop, num_bytes=num_bytes)
+    else:
+        ranges.append(byte_range)
+
+
+def num_parts(source: Source) -> int:
+    """The `stop` of a byte range of the whole source."""
+    if source.is_splittable:
+        return source.num_bytes
+    return len(_row_group_bytes(source)) if source.format in ("parquet", "arrow") else 1
+
+
+def _ranges(number: int, source: Source, unit_bytes: int) -> Iterator[ByteRange]:
+    if source.is_splittable:
+        for start in range(0, source.num_bytes, unit_bytes):
+            stop = min(start + unit_bytes, source.num_bytes)
+            yield ByteRange(source=number, start=start, stop=stop, num_bytes=stop - start)
+    elif source.format in ("parquet", "arrow"):
+        for start, num_bytes in enumerate(_row_group_bytes(source)):
+            yield ByteRange(source=number, start=start, stop=start + 1, num_bytes=num_bytes)
+    else:
+        yield ByteRange(source=number, start=0, stop=1, num_bytes=source.num_bytes)
+
+
+def _row_group_bytes(source: Source) -> list[int]:
+    from pipeline.readers.tables import row_group_bytes  # pyarrow takes a while to load
+
+    return row_group_bytes(source)

@@ -66,62 +66,58 @@ class BarReporter(Reporter):
     def notice(self, line: str) -> None:
         _say(printable(line))
 
-    @property
-    def shows_bars(self) -> bool:
-        return sys.stderr.isatty()
-
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def summary(result: BuildResult) -> str:
+def print_summary(result: BuildResult) -> None:
     """A table of what the build made, and what to do next."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for name, text in summary(result).items():
+        table.add_row(name, Text(printable(text)))
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+def summary(result: BuildResult) -> dict[str, str]:
+    """What the build made, in words, by what it is."""
     manifest, statistics = result.manifest, result.statistics
-    splits = manifest.splits.values()
     num_bytes = sum(source.num_bytes for source in manifest.sources)
-    num_tokens = sum(split.num_tokens for split in splits)
-    num_dropped = sum(split.num_dropped_tokens for split in splits)
-    num_eos = sum(split.num_documents for split in splits) * manifest.num_closing_tokens
-    num_chars = sum(split.num_text_chars for split in splits)
-    num_fill_tokens = sum(split.num_fill_tokens for split in splits)
+    num_tokens, num_documents = manifest.total("num_tokens"), manifest.total("num_documents")
+    num_chars, num_padding_tokens = manifest.total("num_text_chars"), manifest.total("num_padding_tokens")
     num_steps = -(-manifest.splits["train"].num_blocks // _BLOCKS_PER_STEP)
-    left_out = [
-        f"{number:,} {what}"
-        for number, what in (
-            (manifest.num_empty, "empty"),
-            (manifest.num_duplicates, "duplicate"),
-            (sum(entry.num_records for entry in manifest.rejected), "rejected (see rejected.jsonl)"),
-        )
-        if number
-    ]
-    rows = {
-        "shard set": str(result.path),
-        "documents": f"{sum(split.num_documents for split in splits):,}"
-        + (f"; left out: {', '.join(left_out)}" if left_out else ""),
+    num_rejected = sum(entry.num_records for entry in manifest.rejected)
+    counts = {
+        "empty": manifest.num_empty,
+        "duplicate": manifest.num_duplicates,
+        "rejected (see rejected.jsonl)": num_rejected,
+    }
+    left_out = ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
+    blocks = ", ".join(f"{name} {split.num_blocks:,}" for name, split in manifest.splits.items())
+    checked = f"{plural(statistics.num_checked, 'document')} against the reference tokenizer"
+    if statistics.encoder == "tokenizers":
+        checked = "not needed: the reference tokenizer did the work"
+    speed = num_bytes / 1e6 / max(result.seconds, 1e-9)
+    reused = plural(statistics.num_units_reused, "unit")
+    lost = statistics.num_remainder_tokens
+    share = 100 * lost / max(1, num_tokens - num_documents)
+    return {
+        "shard set": result.out,
+        "documents": f"{num_documents:,}" + (f"; left out: {left_out}" if left_out else ""),
         "characters": f"{num_chars:,}",
         "tokens": f"{num_tokens:,} ({num_tokens / max(1, num_chars):.3f} a character)",
-        "blocks": ", ".join(f"{name} {split.num_blocks:,}" for name, split in manifest.splits.items())
-        + f", of {plural(manifest.block_tokens, 'token')}; {plural(num_fill_tokens, 'token')} of filling",
+        "blocks": f"{blocks}, of {plural(manifest.block_tokens, 'token')}; "
+        f"{plural(num_padding_tokens, 'token')} of padding",
         "short": f"{plural(statistics.num_short_documents, 'document')} shorter than a block",
-        "tails": _loss(statistics.num_tail_tokens, num_tokens + num_dropped - num_eos, dropped=num_dropped > 0),
-        "checked": f"{plural(statistics.num_checked, 'document')} against the reference tokenizer"
-        if statistics.encoder != "tokenizers"
-        else "not needed: the reference tokenizer did the work",
-        "time": f"{result.seconds:.1f} s, {num_bytes / 1e6 / max(result.seconds, 1e-9):,.1f} MB/s"
-        + (
-            f"; {plural(statistics.num_units_reused, 'unit')} from an earlier run"
-            if statistics.num_units_reused
-            else ""
-        ),
+        "nothing lost": f"cutting each document by itself would drop {plural(lost, 'token')} ({share:.1f} %)",
+        "checked": checked,
+        "time": f"{result.seconds:.1f} s, {speed:,.1f} MB/s"
+        + (f"; {reused} from an earlier run" if statistics.num_units_reused else ""),
         "fingerprint": manifest.fingerprint,
         "an epoch": f"{plural(num_steps, 'step')} of {_BLOCKS_PER_STEP} blocks",
-        "next": f"python -m train --config FILE.yaml --shards {shlex.quote(str(result.path))}",
+        "next": f"python -m train --config FILE.yaml --shards {shlex.quote(result.out)}",
     }
-    return "\n".join(f"{name:12} {text}" for name, text in rows.items())
-
-
-def _loss(num_tail_tokens: int, num_tokens: int, *, dropped: bool) -> str:
-    share = 100 * num_tail_tokens / max(1, num_tokens)
-    what = "this packing drops" if dropped else "cutting each document by itself would drop"
-    return f"{what} {plural(num_tail_tokens, 'token')} ({share:.1f} %)"

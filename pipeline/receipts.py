@@ -1,43 +1,76 @@
-"""Receipts: what a finished unit leaves behind. Written last, so a receipt means that its files are on the disk, whole.
+"""Receipts: what a finished unit leaves for the build. Written last, so a receipt means that its files are in the output.
 
-A receipt begins with a digest of the rest of it, and holds those of the unit's files: a run that goes on with what an
-earlier one has left takes no unit of which a byte was changed.
+A receipt begins with a digest of the rest of it, and holds those of the unit's files: a run that continues an earlier one
+uses no unit of which a byte was changed.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from blake3 import blake3
 
-from shards.assemble import UnitPart
-from shards.common.errors import machine_error
-from shards.common.files import file_digest
-from shards.entries import SPLITS, ShardEntry
-from shards.packing import Tail
-from shards.writer import BIN_SUFFIX, INDEX_SUFFIX, bin_bytes
+from shards.layout import BIN_SUFFIX, INDEX_SUFFIX
+from shards.manifest import ShardEntry
 
-RECEIPTS_DIRECTORY = "receipts"
-REJECTED_SUFFIX = ".rejected"
-# In a receipt that lies in a store: the names of the unit's files, their bytes, and the store's word for their versions.
-FILES_KEY = "files"
 _SEAL = (b'{"digest": "', b'", ')
 _HEX_DIGITS = 64
 
 
-def sealed(content: dict[str, Any]) -> bytes:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RangeReceipt:
+    """What was read of one byte range; see `pipeline.readers.base.RangeReader`."""
+
+    first: int | None  # offset of the first record that begins in it
+    last: int | None  # offset after its last record
+    digest: str
+    num_records: int  # documents, empty, duplicate and rejected ones
+    num_newlines: int  # in the range, counted where bad records are skipped
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What a finished unit leaves."""
+
+    unit: int
+    ranges: list[RangeReceipt]
+    shards: list[ShardEntry]
+    num_empty: int
+    num_duplicates: int
+    num_checked: int  # documents that were also encoded by the reference tokenizer
+    num_short_documents: int  # with fewer tokens than a block, EOS not counted here and below
+    num_remainder_tokens: int  # what cutting each document by itself would leave over: the tutorial's loss
+    rejected: dict[str, int]  # by kind
+    rejected_digest: str  # of the unit's part of `rejected.jsonl`; empty if there is none
+    versions: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # of the files, where the output is an object store
+
+    def file_digests(self) -> dict[str, str]:
+        """The unit's shard files and their digests."""
+        bins = {shard.name + BIN_SUFFIX: shard.digest for shard in self.shards}
+        return bins | {shard.name + INDEX_SUFFIX: shard.index_digest for shard in self.shards}
+
+
+def receipt_name(unit: int) -> str:
+    return f"receipts/{unit:05}.json"
+
+
+def rejected_name(unit: int) -> str:
+    """The unit's part of `rejected.jsonl`; its lines are counted from the beginning of their byte range."""
+    return f"receipts/{unit:05}.rejected"
+
+
+def seal(content: dict[str, Any]) -> bytes:
     """`content` as JSON, with the BLAKE3 digest of its other bytes as the first field."""
     body = json.dumps(content).encode()
     return blake3(body).hexdigest().encode().join(_SEAL) + body[1:]
 
 
-def unsealed(raw: bytes) -> dict[str, Any]:
-    """The content of what `sealed` has made. Raises `ValueError` if a byte was changed."""
+def unseal(raw: bytes) -> dict[str, Any]:
+    """The content of what `seal` has made. Raises `ValueError` if a byte was changed."""
     begin = len(_SEAL[0])
     digest, end = raw[begin : begin + _HEX_DIGITS], begin + _HEX_DIGITS + len(_SEAL[1])
     body = b"{" + raw[end:]
@@ -47,106 +80,17 @@ def unsealed(raw: bytes) -> dict[str, Any]:
     return content
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StretchReceipt:
-    """What was read of one stretch; see `pipeline.records.StretchReader`."""
-
-    first: int | None
-    last: int | None
-    digest: str
-    num_records: int  # documents, empty, duplicate and rejected ones
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SplitReceipt(UnitPart):
-    """What a unit adds to one split, and what it tells of its documents."""
-
-    num_documents: int
-    num_short_documents: int  # with fewer tokens than a block, EOS not counted here and below
-    num_tail_tokens: int  # what cutting each document by itself would leave over: the tutorial's loss
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Receipt:
-    """What a finished unit leaves behind."""
-
-    unit: int
-    stretches: list[StretchReceipt]
-    num_empty: int
-    num_duplicates: int
-    num_checked: int  # documents that were also encoded by the reference tokenizer
-    rejected: dict[str, int]  # by kind
-    rejected_digest: str  # of the unit's part of `rejected.jsonl`; empty if there is none
-    splits: dict[str, SplitReceipt]
-
-
-def receipt_path(directory: Path, unit: int) -> Path:
-    return directory / RECEIPTS_DIRECTORY / f"{unit:05}.json"
-
-
-def rejected_path(directory: Path, unit: int) -> Path:
-    """The unit's part of `rejected.jsonl`."""
-    return receipt_path(directory, unit).with_suffix(REJECTED_SUFFIX)
-
-
 def encode_receipt(receipt: Receipt) -> bytes:
-    content = dataclasses.asdict(receipt)
-    for split in content["splits"].values():
-        tail = split["tail"]
-        tail["tokens"] = base64.b64encode(tail["tokens"].astype("<u4").tobytes()).decode()
-        tail["piece_tokens"] = tail["piece_tokens"].tolist()
-    return sealed(content)
+    return seal(dataclasses.asdict(receipt))
 
 
-def read_receipt(
-    directory: Path, unit: int, block_tokens: int, *, check_files: bool = True, check_digests: bool = False
-) -> Receipt | None:
-    """The receipt of a finished unit, or None if the unit has to be done (again).
-
-    `check_files` is off where the unit's files lie in a store (`pipeline.remote_place` has checked them). `check_digests`
-    reads them all, at gigabytes a second.
-    """
+def decode_receipt(raw: bytes | None, unit: int) -> Receipt | None:
+    """The receipt of a unit, or None if there is none that is whole and of this version."""
     try:
-        content = unsealed(receipt_path(directory, unit).read_bytes())
-        content.pop(FILES_KEY, None)
-        for split in content["splits"].values():
-            tail = split["tail"]
-            split["tail"] = Tail(
-                tokens=np.frombuffer(base64.b64decode(tail["tokens"]), "<u4"),
-                piece_tokens=np.array(tail["piece_tokens"], dtype=np.int64),
-                continues=tail["continues"],
-            )
-            if split["shard"] is not None:
-                split["shard"] = ShardEntry(**split["shard"])
-        content["splits"] = {name: SplitReceipt(**content["splits"][name]) for name in SPLITS}
-        content["stretches"] = [StretchReceipt(**stretch) for stretch in content["stretches"]]
+        content = unseal(raw or b"")
+        content["ranges"] = [RangeReceipt(**entry) for entry in content["ranges"]]
+        content["shards"] = [ShardEntry(**entry) for entry in content["shards"]]
         receipt = Receipt(**content)
-        whole = not check_files or _files_are_whole(directory, receipt, block_tokens, check_digests)
-    except OSError as error:
-        raise_if_refused(error)
-        return None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return receipt if whole and receipt.unit == unit else None
-
-
-def raise_if_refused(error: OSError) -> None:
-    """Raises `error` if the system refused to read a file, which may be all right; one that isn't there is made again."""
-    if machine_error(error) is not None:
-        raise error
-
-
-def _files_are_whole(directory: Path, receipt: Receipt, block_tokens: int, check_digests: bool) -> bool:
-    """Whether a unit's files are there and, with `check_digests`, as the receipt says. Raises `OSError`."""
-    digests: dict[Path, str] = {}
-    for split in receipt.splits.values():
-        if split.shard is not None:
-            path = directory / (split.shard.name + BIN_SUFFIX)
-            if path.stat().st_size != bin_bytes(split.shard.num_blocks, block_tokens):
-                return False
-            digests |= {path: split.shard.digest, path.with_suffix(INDEX_SUFFIX): split.shard.index_digest}
-    if receipt.rejected:
-        digests[rejected_path(directory, receipt.unit)] = receipt.rejected_digest
-    if check_digests:
-        return all(file_digest(path) == digest for path, digest in digests.items())
-    return all(path.exists() for path in digests)
+    return receipt if receipt.unit == unit else None

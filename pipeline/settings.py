@@ -1,4 +1,7 @@
-"""The settings of a build: what, together with the corpus, decides every byte of the shard set."""
+"""The settings of a build: what, together with the corpus, decides every byte of the shard set.
+
+The command line is made from these fields (`pipeline.__main__`): a field's metadata has its help and the name of its value.
+"""
 
 from __future__ import annotations
 
@@ -7,58 +10,65 @@ import typing
 from typing import Any, Literal
 
 from shards.common.errors import InputError, choice
+from shards.manifest import Packing
 from shards.order import DEFAULT_SEED, check_seed
 
-DEFAULT_UNIT_BYTES = 64 * 2**20
-DEFAULT_MAX_RECORD_BYTES = 256 * 2**20
 DEFAULT_CHECK_EVERY = 1000
-Packing = Literal["concat", "best-fit", "tutorial"]
-OnBadRecord = Literal["fail", "skip"]
-SpecialTokens = Literal["text", "parse"]
-Dedup = Literal["off", "exact"]
+_MAX_BLOCK_TOKENS = 2**20
+
+
+def _option(default: Any, metavar: str, text: str, *, group: str) -> Any:
+    return dataclasses.field(default=default, metadata={"metavar": metavar, "help": text, "group": group})
+
+
+_TEXT, _TOKENS, _RUN = "what the documents are", "tokenizing and packing", "running"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """Validated once, recorded in the manifest. The number of workers is no setting: it changes no byte."""
+    """Validated once, recorded in the manifest. The number of workers is not a setting: it changes no byte."""
 
-    text_field: str = "text"
-    template: str = ""
-    document_separator: str = ""
-    block_tokens: int = 512
-    packing: Packing = "concat"
-    special_tokens: SpecialTokens = "text"
-    val_fraction: float = 0.1
-    seed: int = DEFAULT_SEED
-    dedup: Dedup = "off"
-    on_bad_record: OnBadRecord = "fail"
-    max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES
-    unit_bytes: int = DEFAULT_UNIT_BYTES
+    text_field: str = _option("text", "NAME", "field with the text, or a path such as page.body", group=_TEXT)
+    template: str = _option("", "TEXT", r"text made of several fields, e.g. '{title}\n{text}'", group=_TEXT)
+    document_separator: str = _option(
+        "", "LINE", "the line between documents in .txt files (a file is one document)", group=_TEXT
+    )
+    dedup: Literal["off", "exact"] = _option("off", "", "drop documents that occurred before", group=_TEXT)
+    on_bad_record: Literal["fail", "skip"] = _option(
+        "fail", "", "what to do with a record that can't be read", group=_TEXT
+    )
+    max_record_bytes: int = _option(256 * 2**20, "BYTES", "a larger record is a bad one", group=_TEXT)
+    block_tokens: int = _option(512, "N", "block size in tokens", group=_TOKENS)
+    packing: Packing = _option(
+        "concat", "", "concat joins documents; best-fit cuts none that fits a block", group=_TOKENS
+    )
+    special_tokens: Literal["text", "parse"] = _option(
+        "text", "", "what <|endoftext|> and the like in a text are: ordinary text, or special tokens", group=_TOKENS
+    )
+    val_fraction: float = _option(0.1, "F", "share of texts held out", group=_TOKENS)
+    seed: int = _option(DEFAULT_SEED, "N", "of the train/val split", group=_TOKENS)
+    unit_bytes: int = _option(
+        0,
+        "BYTES",
+        "bytes of source in a unit of work and so in a shard; by default it follows from the corpus",
+        group=_RUN,
+    )
 
     def __post_init__(self) -> None:
         if not self.text_field:
             raise InputError("--text-field: expected a field's name, found an empty string")
-        if not 2 <= self.block_tokens <= 2**20:
-            raise InputError(f"--block-tokens: expected 2 to 1,048,576 tokens, found {self.block_tokens:,}")
+        if not 2 <= self.block_tokens <= _MAX_BLOCK_TOKENS:
+            raise InputError(f"--block-tokens: expected 2 to {_MAX_BLOCK_TOKENS:,} tokens, found {self.block_tokens:,}")
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"--val-fraction: expected 0 or more and less than 1, found {self.val_fraction}")
         check_seed(self.seed)
-        if not self.unit_bytes >= 1:
+        if self.unit_bytes < 0:
             raise InputError(f"--unit-bytes: expected at least 1 byte, found {self.unit_bytes:,}")
         if not 1 <= self.max_record_bytes < 2**31:
             raise InputError(f"--max-record-bytes: expected 1 to {2**31 - 1:,}, found {self.max_record_bytes:,}")
-        for name, kind in (
-            ("packing", Packing),
-            ("on_bad_record", OnBadRecord),
-            ("special_tokens", SpecialTokens),
-            ("dedup", Dedup),
-        ):
-            choice(f"--{name.replace('_', '-')}", getattr(self, name), typing.get_args(kind))
-
-    @property
-    def closes_documents(self) -> bool:
-        """Whether an EOS stands behind each document."""
-        return self.packing != "tutorial"
+        for name, kind in typing.get_type_hints(type(self)).items():
+            if typing.get_origin(kind) is Literal:
+                choice(option_name(name), getattr(self, name), typing.get_args(kind))
 
     @property
     def parses_special_tokens(self) -> bool:
@@ -67,3 +77,8 @@ class BuildSettings:
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def option_name(field: str) -> str:
+    """`--block-tokens` for `block_tokens`."""
+    return f"--{field.replace('_', '-')}"

@@ -74,6 +74,20 @@ class Source:
         return self.format in ("json-lines", "json-array") and not self.compression
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ByteRange:
+    """A part of a source: `[start, stop)` in bytes, in row groups, or all of it (0, 1)."""
+
+    source: int
+    start: int
+    stop: int
+    num_bytes: int  # for the progress
+
+    @property
+    def is_first(self) -> bool:
+        return self.start == 0
+
+
 def find_sources(names: Sequence[str]) -> list[Source]:
     """All files meant by `names` (files, directories, patterns, URLs, `hf:NAME`), in a fixed order, each looked at.
 

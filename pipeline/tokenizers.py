@@ -23,9 +23,8 @@ import orjson
 from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, canonical_tokenizer_json, qwen2_tokenizer_directory
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
-from shards.hub.reference import HubReference, is_reference, parse_reference
-from shards.hub.remote import NoSuchFile
-from shards.hub.small_files import small_file
+from shards.share.hub import HubReference, is_reference, parse_reference, resolve, small_file
+from shards.share.hub_errors import NoSuchFile
 from shards.tokenizer_files import (
     TOKENIZER_CONFIG_JSON,
     TOKENIZER_JSON,
@@ -94,9 +93,10 @@ def _nearest_tokenizer(name: str) -> str:
 
 def _hub_tokenizer(reference: HubReference) -> TokenizerFiles:
     """A tokenizer from a hub, or its cache."""
-    path = small_file(reference, TOKENIZER_JSON)
+    pinned = resolve(reference, prefer_cache=True)
+    path = small_file(pinned, TOKENIZER_JSON)
     try:
-        config_path = small_file(reference, TOKENIZER_CONFIG_JSON)
+        config_path = small_file(pinned, TOKENIZER_CONFIG_JSON)
     except NoSuchFile:
         config_path = None
     files = read_tokenizer_files(reference.repository, path, config_path, where=str(reference))

@@ -1,23 +1,18 @@
-"""`python -m shards COMMAND`: look at shard sets, check, exchange, merge and cut them."""
+"""`python -m shards COMMAND`: look at shard sets, check, exchange, share, merge and split them."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
-from shards import pull_command, regroup_command
-from shards.common.command_line import Parser, ProgressLine, percent_done, run_command
+from shards.common.command_line import Parser, ProgressLine, percent_done, run_command, say
 from shards.common.errors import InputError
 from shards.common.text import plural, printable
-from shards.entries import SPLITS
-from shards.exchange import command as exchange_command
-from shards.manifest import read_manifest
-from shards.reader import open_shard_set
-from shards.report import command as report_command
-from shards.show import describe, describe_json, differences, show_block, show_document
-from shards.verify import verify
-from shards.writer import set_bytes
+from shards.layout import SPLITS
+
+_COMMANDS = ("shards.report.command", "shards.edit.command", "shards.exchange.command", "shards.share.command")
 
 
 def main(arguments: list[str]) -> int:
@@ -38,7 +33,7 @@ def make_parser() -> Parser:
 
     check = commands.add_parser("verify", help="check every byte; exit status 2 if anything is wrong")
     check.add_argument("directory", type=Path, metavar="DIR", help="the shard set")
-    check.add_argument("--quick", action="store_true", help="look at sizes and structure alone")
+    check.add_argument("--quick", action="store_true", help="look at names, sizes and the small files alone")
     check.set_defaults(run=run_verify)
 
     cat = commands.add_parser("cat", help="show a block or a document as text")
@@ -49,43 +44,49 @@ def make_parser() -> Parser:
     cat.add_argument("--tokens", action="store_true", help="show ids beside the pieces")
     cat.set_defaults(run=run_cat)
 
-    report_command.add_parser(commands)
-    regroup_command.add_parsers(commands)
-    exchange_command.add_parsers(commands)
-    pull_command.add_parser(commands)
+    for module in _COMMANDS:
+        importlib.import_module(module).add_parsers(commands)
     return parser
 
 
 def run_info(options: argparse.Namespace) -> int:
+    from shards.reader import open_shard_set
+    from shards.show import describe, describe_json, differences
+
     shard_set = open_shard_set(options.directory)
     if options.other is not None:
-        lines = differences(shard_set, open_shard_set(options.other))
-        print("\n".join(lines) or "no difference")
-        return 0
-    print(describe_json(shard_set) if options.json else describe(shard_set))
+        say("\n".join(differences(shard_set, open_shard_set(options.other))) or "no difference")
+    else:
+        say(describe_json(shard_set) if options.json else describe(shard_set))
     return 0
 
 
 def run_verify(options: argparse.Namespace) -> int:
+    from shards.manifest import read_manifest
+    from shards.verify import verify
+
     manifest = read_manifest(options.directory)
-    num_bytes = set_bytes(manifest)
+    num_bytes = manifest.num_bytes
     with ProgressLine(percent_done("verified", num_bytes, "bytes"), show=not options.quick) as progress:
         faults = verify(options.directory, quick=options.quick, progress=progress.advance)
     for fault in faults[1:]:
         print(f"error: {printable(fault)}", file=sys.stderr)
     if faults:
         raise InputError(faults[0])
-    extent = "sizes and structure" if options.quick else f"{num_bytes:,} bytes"
-    print(f"{options.directory}: good ({plural(len(manifest.shards), 'shard')}, {extent} verified)")
+    extent = "names and sizes" if options.quick else f"{num_bytes:,} bytes"
+    say(f"{options.directory}: good ({plural(len(manifest.shards), 'shard')}, {extent} verified)")
     return 0
 
 
 def run_cat(options: argparse.Namespace) -> int:
+    from shards.reader import open_shard_set
+    from shards.show import show_block, show_document
+
     shard_set = open_shard_set(options.directory)
     if options.document is not None:
-        print(show_document(shard_set, options.split, options.document, with_ids=options.tokens))
+        say(show_document(shard_set, options.split, options.document, with_ids=options.tokens))
     else:
-        print(show_block(shard_set, options.split, options.block, with_ids=options.tokens))
+        say(show_block(shard_set, options.split, options.block, with_ids=options.tokens))
     return 0
 
 

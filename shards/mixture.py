@@ -1,6 +1,6 @@
 """Several shard sets trained on as one: `wiki:0.7,books:0.3` by shares, `wiki:1epochs,books:4epochs` by passes.
 
-Shares are of the blocks trained on, rounded to thousandths (`shards.run_order` deals them out). With passes, a set's share
+Shares are of the blocks trained on, rounded to thousandths (`shards.order` deals them out). With passes, a set's share
 is its size times its passes; a plain list `wiki,books` means one pass over each. The sets must have the same tokenizer and
 block size. Validation is on all held-out blocks of all sets.
 """
@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,8 @@ from shards.common.errors import InputError
 from shards.common.text import printable
 from shards.common.urls import is_url
 from shards.manifest import canonical_json
+from shards.order import PERIOD, RunOrder, Shuffle
 from shards.reader import ShardSet, Split, Tokens, open_shard_set
-from shards.run_order import PERIOD, RunOrder, Shuffle
 
 MAX_WEIGHT = 10**12
 _WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>[0-9.]+(?:e-?[0-9]+)?)(?P<epochs>epochs?)?")
@@ -30,7 +31,7 @@ _WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>[0-9.]+(?:e-?[0-9]+)?)(?P<epoch
 def open_data(spec: str, notice: Callable[[str], None] = lambda _line: None) -> Data:
     """The set at the path or URL `spec`, or the mixture that it describes. Raises `InputError`.
 
-    A set at a URL is copied to this machine first (`shards.pull`); `notice` is told in a line what takes time.
+    A set at a URL is copied to this machine first (`shards.share.pull`); `notice` is told in a line what takes time.
     """
     if not is_mixture(spec):
         return _open_part(spec, notice)
@@ -45,7 +46,7 @@ def is_mixture(spec: str) -> bool:
 
 def _open_part(path: str, notice: Callable[[str], None]) -> ShardSet:
     if is_url(path):
-        from shards.pull import pull
+        from shards.share.pull import pull
 
         return open_shard_set(pull(path, notice=notice))
     return open_shard_set(Path(path).expanduser())
@@ -121,7 +122,7 @@ Data = ShardSet | Mixture  # what a model is trained on
 
 
 class JoinedSplits:
-    """The blocks of one split of several sets, numbered through, one set behind the other."""
+    """The blocks of one split of several sets, numbered through the sets, one after another."""
 
     def __init__(self, splits: Sequence[Split]) -> None:
         self._splits = list(splits)
@@ -131,16 +132,24 @@ class JoinedSplits:
     def __len__(self) -> int:
         return int(self._first_blocks[-1])
 
-    def __getitem__(self, numbers: npt.NDArray[np.integer] | list[int]) -> Tokens:
-        """The blocks `numbers`, shape `(n, block_tokens)`, one copy. Raises `IndexError`."""
-        wanted = np.asarray(numbers, dtype=np.int64)
-        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
+    @overload
+    def __getitem__(self, key: int) -> Tokens: ...
+    @overload
+    def __getitem__(self, key: slice | npt.NDArray[np.integer] | list[int]) -> Tokens: ...
+    def __getitem__(self, key: int | slice | npt.NDArray[np.integer] | list[int]) -> Tokens:
+        """As `shards.reader.Split` does it, but always a copy. Raises `IndexError`."""
+        if isinstance(key, (int, np.integer)):
+            block: Tokens = self[[int(key)]][0]
+            return block
+        numbers = np.arange(len(self))[key] if isinstance(key, slice) else np.asarray(key, dtype=np.int64)
+        numbers = np.where(numbers < 0, numbers + len(self), numbers)
+        if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
             raise IndexError(f"block numbers must lie in 0 … {len(self) - 1:,}")
-        sets = np.searchsorted(self._first_blocks, wanted, side="right") - 1
-        blocks = np.empty((len(wanted), self.block_tokens), dtype=np.uint32)
+        sets = np.searchsorted(self._first_blocks, numbers, side="right") - 1
+        blocks = np.empty((len(numbers), self.block_tokens), dtype=np.uint32)
         for number in np.unique(sets).tolist():
             own = sets == number
-            blocks[own] = self._splits[number][wanted[own] - self._first_blocks[number]]
+            blocks[own] = self._splits[number][numbers[own] - self._first_blocks[number]]
         return blocks
 
 
@@ -161,7 +170,7 @@ def _parse(spec: str) -> tuple[list[str], list[float], bool]:
         try:
             weights.append(float(match["weight"]))
         except ValueError:
-            raise InputError(f"shards: {printable(part)!r}: expected a number behind the colon") from None
+            raise InputError(f"shards: {printable(part)!r}: expected a number after the colon") from None
         if not 0 < weights[-1] <= MAX_WEIGHT:
             raise InputError(f"shards: {printable(part)!r}: expected a weight above 0 and at most {MAX_WEIGHT:,}")
         paths.append(match["path"])

@@ -1,7 +1,7 @@
-"""The order of blocks in an epoch: a keyed bijection of 0 … N−1, computed position by position.
+"""The order of blocks: in an epoch, and in a run of many epochs over one set or a mixture.
 
-A pure function of (number of blocks, seed, epoch, position). Nothing is stored, so a billion blocks cost what a
-thousand do, and resuming at any position costs nothing.
+The order of an epoch is a keyed bijection of 0 … N−1, a pure function of (number of blocks, seed, epoch, position). Nothing
+is stored, so a billion blocks cost what a thousand do, and resuming at any position costs nothing.
 
 The bijection is an unbalanced Feistel network on the smallest power of two 2**b >= N: the two halves have
 b // 2 and b - b // 2 bits, each round adds to one half (exclusive or) a mixed function of the other half and of
@@ -10,11 +10,20 @@ a round key. It permutes 0 … 2**b − 1. Results of N and above are sent throu
 sent through less than twice on average.
 
 The mixing function is the finalizer of SplitMix64 (Steele, Lea & Flood 2014) and the round keys are its outputs.
+
+Position p of a run is one block, counted over all epochs, ranks and accumulation steps. `RunOrder.blocks` is a pure
+function of it, so resuming at any position, on any number of processes, is a matter of one integer. A mixture assigns
+positions to its sets in a pattern that repeats every 1,000 positions, with each set's positions spread evenly in it: so
+any 1,000 consecutive blocks have exactly the shares asked for, and fewer have nearly them. The k-th position that a set
+gets is position k of the set's own order, whose epochs follow one another: each of its blocks exactly once before any
+comes again. With shares 0.5, 0.25 and 0.25: A B A C A B A C …
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +35,20 @@ NUM_ROUNDS = 6
 MAX_BLOCKS = 2**62
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK_64 = 2**64 - 1
+PERIOD = 1000  # positions after which a mixture's pattern repeats
+_SEEDS = 2**63 - 1
 _CHUNK = 1 << 15  # positions at a time: their intermediate arrays stay in the processor's cache
 
 
+Int64s = npt.NDArray[np.int64]
+Shuffle = Literal["global", "window", "none"]
+SHUFFLES: tuple[Shuffle, ...] = ("global", "window", "none")
+
+
 def check_seed(seed: int) -> None:
-    """Raise `InputError` unless `--seed` may have this value."""
+    """Raise `InputError` unless `seed` may have this value."""
     if not 0 <= seed <= _MASK_64:
-        raise InputError(f"--seed: expected 0 to 2**64 - 1, found {seed}")
+        raise InputError(f"seed: expected 0 to 2**64 - 1, found {seed}")
 
 
 def epoch_order(num_blocks: int, seed: int, epoch: int, positions: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -44,13 +60,7 @@ def epoch_order(num_blocks: int, seed: int, epoch: int, positions: npt.ArrayLike
     >>> sorted(epoch_order(5, seed=2333, epoch=0, positions=range(5)).tolist())
     [0, 1, 2, 3, 4]
     """
-    if not 0 < num_blocks <= MAX_BLOCKS:
-        raise ValueError(f"num_blocks: expected 1 to {MAX_BLOCKS}, found {num_blocks}")
-    if epoch < 0:
-        raise ValueError(f"epoch: expected at least 0, found {epoch}")
-    places = np.asarray(positions, dtype=np.int64)
-    if places.size and not (places.min() >= 0 and places.max() < num_blocks):
-        raise ValueError(f"positions must lie in 0 … {num_blocks - 1:,}")
+    places = _checked(num_blocks, epoch, positions)
     flat = places.reshape(-1)
     keys = round_keys(seed, epoch)
     order = np.empty(flat.shape, dtype=np.int64)
@@ -59,20 +69,30 @@ def epoch_order(num_blocks: int, seed: int, epoch: int, positions: npt.ArrayLike
     return order.reshape(places.shape)
 
 
+def _checked(num_blocks: int, epoch: int, positions: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """`positions` as an array. Raises `ValueError` for what no order has."""
+    if not 0 < num_blocks <= MAX_BLOCKS:
+        raise ValueError(f"num_blocks: expected 1 to {MAX_BLOCKS}, found {num_blocks}")
+    if epoch < 0:
+        raise ValueError(f"epoch: expected at least 0, found {epoch}")
+    places = np.asarray(positions, dtype=np.int64)
+    if places.size and not (places.min() >= 0 and places.max() < num_blocks):
+        raise ValueError(f"positions must lie in 0 … {num_blocks - 1:,}")
+    return places
+
+
 WINDOW_BLOCKS = 4096  # a power of two; 8 MiB of blocks of 512 tokens
 _WINDOW_BITS = WINDOW_BLOCKS.bit_length() - 1
 
 
 def window_order(num_blocks: int, seed: int, epoch: int, positions: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """As `epoch_order`, but shuffled in stretches, for disks and network file systems that hate random reads.
+    """As `epoch_order`, but shuffled in windows, for disks and network file systems that are slow at random reads.
 
     Blocks are taken in windows of 4,096 that lie together; the order of the windows is shuffled, and the blocks within
     each. Where windows begin is shifted from epoch to epoch, so that other blocks meet. The last, shorter, window comes
     last. Each block exactly once an epoch.
     """
-    places = np.asarray(positions, dtype=np.int64)
-    if places.size and not (places.min() >= 0 and places.max() < num_blocks):
-        raise ValueError(f"positions must lie in 0 … {num_blocks - 1:,}")
+    places = _checked(num_blocks, epoch, positions)
     flat = places.reshape(-1)
     num_windows = num_blocks // WINDOW_BLOCKS
     whole = flat < num_windows * WINDOW_BLOCKS
@@ -145,3 +165,95 @@ def _mix(half: npt.NDArray[np.uint64], key: int | npt.NDArray[np.uint64]) -> npt
     value *= np.uint64(0x94D049BB133111EB)
     value >>= np.uint64(32)
     return value
+
+
+@dataclass(frozen=True)
+class RunOrder:
+    """Which block stands at each position of a run.
+
+    Blocks are numbered through the sets, one set after another. `per_mille` are the sets' shares; they sum to 1,000.
+    """
+
+    sizes: tuple[int, ...]  # blocks in each set
+    seed: int
+    shuffle: Shuffle = "global"
+    per_mille: tuple[int, ...] = (PERIOD,)
+
+    def __post_init__(self) -> None:
+        if len(self.per_mille) != len(self.sizes) or sum(self.per_mille) != PERIOD or min(self.per_mille) < 1:
+            raise ValueError(f"per_mille: expected a share of at least 1 for each set, {PERIOD} together")
+        if min(self.sizes) < 1:
+            raise ValueError("sizes: expected at least one block in each set")
+        if self.shuffle not in SHUFFLES:
+            raise ValueError(f"shuffle: expected {', '.join(SHUFFLES)}, found {self.shuffle!r}")
+
+    def blocks(self, start: int, stop: int) -> Int64s:
+        """The blocks at positions `start` … `stop` − 1, shape `(stop - start,)`.
+
+        With one set of N = 10, positions 8 … 12 are places 8 and 9 of epoch 0 and places 0, 1 and 2 of epoch 1.
+
+        >>> RunOrder((2, 2), seed=0, shuffle="none", per_mille=(500, 500)).blocks(0, 6).tolist()
+        [0, 2, 1, 3, 0, 2]
+        """
+        positions = np.arange(start, stop)
+        if len(self.sizes) == 1:
+            return self._set_blocks(0, positions)
+        sets, ranks = mixture_pattern(self.per_mille)
+        cycles, slots = np.divmod(positions, PERIOD)
+        chosen, result = sets[slots], np.empty_like(positions)
+        first = 0
+        for number, size in enumerate(self.sizes):
+            own = chosen == number
+            result[own] = first + self._set_blocks(number, cycles[own] * self.per_mille[number] + ranks[slots[own]])
+            first += size
+        return result
+
+    def _set_blocks(self, number: int, positions: Int64s) -> Int64s:
+        """The set's blocks at its own ascending `positions`, numbered from 0."""
+        size, seed = self.sizes[number], set_seed(self.seed, number)
+        if self.shuffle == "none":
+            return positions % size
+        result = np.empty_like(positions)
+        begin = 0
+        while begin < len(positions):
+            epoch = int(positions[begin]) // size
+            end = int(np.searchsorted(positions, (epoch + 1) * size))
+            order = epoch_order if self.shuffle == "global" else window_order
+            result[begin:end] = order(size, seed, epoch, positions[begin:end] - epoch * size)
+            begin = end
+        return result
+
+
+def set_seed(seed: int, number: int) -> int:
+    """The seed of a mixture's set `number`: the first has the run's own, so a mixture of one is that set alone."""
+    return seed if number == 0 else mix_64(mix_64(seed & _SEEDS) + number) & _SEEDS
+
+
+def mixture_pattern(per_mille: tuple[int, ...]) -> tuple[Int64s, Int64s]:
+    """For each of the 1,000 slots: the set that gets it, and how many slots that set got before.
+
+    The k-th of n slots of a set wants to stand at (k + 1/2) / n of the way; slots are taken in that order.
+    """
+    sets = np.repeat(np.arange(len(per_mille)), per_mille)
+    ranks = np.concatenate([np.arange(count) for count in per_mille])
+    wanted = (2 * ranks + 1) / (2 * np.array(per_mille)[sets])
+    order = np.lexsort((sets, wanted))
+    return sets[order], ranks[order]
+
+
+def rank_positions(
+    step: int, *, rank: int, world_size: int, micro_batch_blocks: int, accumulation_steps: int = 1
+) -> Int64s:
+    """The positions of the run that process `rank` trains on in `step`, shape `(accumulation_steps, micro_batch_blocks)`.
+
+    As accelerate deals them out: micro-batches one after another in turn to the processes. All ranks together have the
+    positions step × global batch … (step + 1) × global batch − 1, for any number of processes.
+
+    >>> [rank_positions(0, rank=r, world_size=2, micro_batch_blocks=2).tolist() for r in (0, 1)]
+    [[[0, 1]], [[2, 3]]]
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank: expected 0 to {world_size - 1}, found {rank}")
+    first = step * world_size * accumulation_steps * micro_batch_blocks
+    micro_batches = np.arange(accumulation_steps) * world_size + rank
+    return first + micro_batches[:, np.newaxis] * micro_batch_blocks + np.arange(micro_batch_blocks)

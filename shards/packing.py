@@ -1,79 +1,35 @@
-"""Packing: how the documents of one split of one unit become blocks.
+"""Packing: how the documents of one split of one unit become the blocks of a shard. Nothing is lost.
 
-`concat`, here: documents, each closed by EOS, joined and cut into blocks; nothing lost. Whole blocks go to the unit's
-shard as they fill up; what is left over (less than a block) is the unit's tail, which joins the other units' tails in the
-last shard of the split. With blocks of 4 tokens and the documents `a b c EOS`, `d e EOS`, `f EOS`:
+`concat` joins documents, each closed by EOS, and cuts blocks; the last block is padded with EOS. With blocks of 4 tokens
+and the documents `a b c EOS`, `d e EOS`, `f EOS`, where `_` is padding:
 
-    shard   a b c EOS | d e EOS f      documents of 4, 3 and 1 tokens; the last one is cut
-    tail    EOS                        one piece of 1 token, which continues the shard's last
+    a b c EOS | d e EOS f | EOS _ _ _
 
-`best-fit` (`shards.best_fit`) cuts no document that fits a block. `tutorial`, here too, keeps what the original script
-keeps: of each document its whole blocks, without EOS.
+`best-fit` cuts no document that fits a block. Longer documents give their full blocks at once, and a remainder. Remainders
+and short documents are collected in windows and put into blocks by best-fit decreasing (Johnson 1974; for language models
+Ding et al. 2024, "Fewer Truncations Improve Language Modeling"): the longest first, each into the fullest block that still
+has room. What stays free is padded. With documents of 3, 6 and 1 tokens, of which the second gives a full block and a
+remainder of 2:
+
+    d e f g | a b c i | h EOS _ _
 """
 
 from __future__ import annotations
 
 import abc
-import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
-from shards.entries import ShardEntry
-from shards.index import contiguous_index
+from shards.index import Index, contiguous_index
+from shards.manifest import Packing, ShardEntry
 from shards.writer import ShardWriter
+
+WINDOW_TOKENS = 1 << 24
 
 Ids = npt.NDArray[np.uint32]
 Lengths = npt.NDArray[np.int64]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tail:
-    """What is left over in a unit: fewer tokens than a block."""
-
-    tokens: Ids
-    piece_tokens: Lengths
-    continues: bool  # the first piece continues the last document of the unit's shard
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Packed:
-    """What became of a unit's documents."""
-
-    shard: ShardEntry | None  # none if not one block was filled
-    tail: Tail
-    num_dropped_tokens: int = 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cut:
-    """How the documents' lengths divide at the end of the last whole block."""
-
-    shard_pieces: Lengths
-    tail_pieces: Lengths
-    continues: bool  # the first piece of the tail continues the last one of the shard
-
-
-def no_tail() -> Tail:
-    return Tail(tokens=np.empty(0, dtype=np.uint32), piece_tokens=np.empty(0, dtype=np.int64), continues=False)
-
-
-def cut_lengths(document_tokens: Lengths, num_shard_tokens: int) -> Cut:
-    """Divide documents of `document_tokens` each (EOS included) after `num_shard_tokens`.
-
-    >>> cut_lengths(np.array([4, 3, 2]), 8).shard_pieces.tolist()
-    [4, 3, 1]
-    """
-    ends = np.cumsum(document_tokens)
-    num_whole = int(np.searchsorted(ends, num_shard_tokens, side="right"))
-    whole_tokens = int(ends[num_whole - 1]) if num_whole else 0
-    num_open = num_shard_tokens - whole_tokens
-    if not num_open:
-        return Cut(shard_pieces=document_tokens[:num_whole], tail_pieces=document_tokens[num_whole:], continues=False)
-    tail_pieces = document_tokens[num_whole:].copy()
-    tail_pieces[0] -= num_open
-    shard_pieces = np.append(document_tokens[:num_whole], num_open)
-    return Cut(shard_pieces=shard_pieces, tail_pieces=tail_pieces, continues=True)
 
 
 class Packer(abc.ABC):
@@ -81,68 +37,121 @@ class Packer(abc.ABC):
 
     def __init__(self, writer: ShardWriter, eos_id: int) -> None:
         self._writer, self._block_tokens, self._eos_id = writer, writer.block_tokens, eos_id
+        self._num_text_bytes = self._num_text_chars = 0
+
+    def add(self, tokens: Ids, document_tokens: Lengths, *, num_text_bytes: int, num_text_chars: int) -> None:
+        """Append documents: all their tokens, EOS included, the tokens in each, and the size of their text in UTF-8."""
+        self._num_text_bytes += num_text_bytes
+        self._num_text_chars += num_text_chars
+        self._add(tokens, document_tokens)
+
+    def finish(self) -> ShardEntry | None:
+        """Complete the shard; None if there was no document."""
+        return self._writer.finish(
+            self._index(), num_text_bytes=self._num_text_bytes, num_text_chars=self._num_text_chars
+        )
 
     @abc.abstractmethod
-    def add(self, tokens: Ids, document_tokens: Lengths) -> None:
-        """Append documents: all their tokens (EOS included, but for `tutorial`), and the tokens in each."""
+    def _add(self, tokens: Ids, document_tokens: Lengths) -> None: ...
 
     @abc.abstractmethod
-    def finish(self) -> Packed:
-        """Complete the shard."""
+    def _index(self) -> Index:
+        """Write what isn't written yet, padded to whole blocks; where the documents lie."""
 
 
 class ConcatPacker(Packer):
-    """Joins documents and cuts blocks. Memory: a batch, and 8 bytes a document."""
+    """Joins documents and cuts blocks. Memory: 8 bytes a document."""
 
     def __init__(self, writer: ShardWriter, eos_id: int) -> None:
         super().__init__(writer, eos_id)
-        self._rest = np.empty(0, dtype=np.uint32)
         self._lengths: list[Lengths] = []
 
-    def add(self, tokens: Ids, document_tokens: Lengths) -> None:
+    def _add(self, tokens: Ids, document_tokens: Lengths) -> None:
+        self._writer.write(tokens)
         self._lengths.append(document_tokens)
-        if len(self._rest):
-            missing = self._block_tokens - len(self._rest)
-            if len(tokens) < missing:
-                self._rest = np.concatenate([self._rest, tokens])
-                return
-            self._writer.write(np.concatenate([self._rest, tokens[:missing]]))
-            tokens = tokens[missing:]
-        num_whole = len(tokens) // self._block_tokens * self._block_tokens
-        if num_whole:
-            self._writer.write(tokens[:num_whole])
-        self._rest = tokens[num_whole:].copy()
 
-    def finish(self) -> Packed:
-        lengths = np.concatenate([np.empty(0, dtype=np.int64), *self._lengths])
-        cut = cut_lengths(lengths, self._writer.num_tokens)
-        shard = self._writer.finish(contiguous_index(cut.shard_pieces), is_open=cut.continues)
-        tail = Tail(tokens=self._rest, piece_tokens=cut.tail_pieces, continues=cut.continues)
-        return Packed(shard=shard, tail=tail)
+    def _index(self) -> Index:
+        if num_padding := -self._writer.num_tokens % self._block_tokens:
+            self._writer.write(np.full(num_padding, self._eos_id, dtype=np.uint32))
+        return contiguous_index(np.concatenate([np.empty(0, dtype=np.int64), *self._lengths]))
 
 
-class TutorialPacker(Packer):
-    """Of each document the whole blocks, and nothing of it if it is shorter than one: as the original script does."""
+class BestFitPacker(Packer):
+    """Cuts no document that fits a block. Memory: a window of tokens, and some 40 bytes a document."""
 
     def __init__(self, writer: ShardWriter, eos_id: int) -> None:
         super().__init__(writer, eos_id)
-        self._lengths: list[Lengths] = []
-        self._num_dropped = 0
+        self._lengths: list[int] = []  # of all sequences, in the corpus's order
+        self._starts: list[int] = []  # -1 while the sequence waits for its block
+        self._boundaries = [0]
+        self._waiting: list[tuple[int, Ids]] = []  # sequences by number, with their tokens
+        self._num_waiting_tokens = 0
 
-    def add(self, tokens: Ids, document_tokens: Lengths) -> None:
-        kept = document_tokens // self._block_tokens * self._block_tokens
-        starts = np.cumsum(document_tokens) - document_tokens
-        parts = [
-            tokens[start : start + length]
-            for start, length in zip(starts.tolist(), kept.tolist(), strict=True)
-            if length
-        ]
-        if parts:
-            self._writer.write(np.concatenate(parts))
-        self._lengths.append(kept[kept > 0])
-        self._num_dropped += int((document_tokens - kept).sum())
+    def _add(self, tokens: Ids, document_tokens: Lengths) -> None:
+        begin = 0
+        for length in document_tokens.tolist():
+            full = length // self._block_tokens * self._block_tokens
+            if full:
+                self._add_sequence(full, self._writer.num_tokens)
+                self._writer.write(tokens[begin : begin + full])
+            if length > full:
+                remainder = tokens[begin + full : begin + length]
+                self._waiting.append((self._add_sequence(length - full, -1), remainder))
+                self._num_waiting_tokens += len(remainder)
+            self._boundaries.append(len(self._lengths))
+            begin += length
+            if self._num_waiting_tokens >= WINDOW_TOKENS:
+                self._pack_window()
 
-    def finish(self) -> Packed:
-        lengths = np.concatenate([np.empty(0, dtype=np.int64), *self._lengths])
-        shard = self._writer.finish(contiguous_index(lengths))
-        return Packed(shard=shard, tail=no_tail(), num_dropped_tokens=self._num_dropped)
+    def _add_sequence(self, length: int, start: int) -> int:
+        self._lengths.append(length)
+        self._starts.append(start)
+        return len(self._lengths) - 1
+
+    def _pack_window(self) -> None:
+        blocks = best_fit_decreasing([len(tokens) for _sequence, tokens in self._waiting], self._block_tokens)
+        content = np.full((len(blocks), self._block_tokens), self._eos_id, dtype=np.uint32)
+        for row, (block, members) in enumerate(zip(content, blocks, strict=True)):
+            place = 0
+            for member in members:
+                sequence, tokens = self._waiting[member]
+                block[place : place + len(tokens)] = tokens
+                self._starts[sequence] = self._writer.num_tokens + row * self._block_tokens + place
+                place += len(tokens)
+        if len(blocks):
+            self._writer.write(content.reshape(-1))
+        self._waiting, self._num_waiting_tokens = [], 0
+
+    def _index(self) -> Index:
+        self._pack_window()
+        return Index(np.array(self._lengths), np.array(self._starts), np.array(self._boundaries))
+
+
+PACKERS: dict[Packing, Callable[[ShardWriter, int], Packer]] = {"concat": ConcatPacker, "best-fit": BestFitPacker}
+
+
+def best_fit_decreasing(lengths: list[int], capacity: int) -> list[list[int]]:
+    """Numbers of the sequences that share each block, so that none holds more than `capacity` tokens.
+
+    >>> best_fit_decreasing([3, 2, 1], 4)
+    [[0, 2], [1]]
+    """
+    blocks: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # blocks by the room that they have left
+    rooms = 0  # bit r is set if some block has r tokens of room left
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        length = lengths[number]
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            block = with_room[room].pop()
+            if not with_room[room]:
+                rooms ^= 1 << room
+            blocks[block].append(number)
+        else:
+            room, block = capacity, len(blocks)
+            blocks.append([number])
+        if left := room - length:
+            with_room[left].append(block)
+            rooms |= 1 << left
+    return blocks

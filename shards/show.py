@@ -2,64 +2,89 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from shards.common.errors import InputError
 from shards.common.text import nearest, plural, printable, size_text, visible
-from shards.entries import SPLITS
+from shards.layout import SPLITS
 from shards.reader import ShardSet, Split
-from shards.vocabulary import Vocabulary
-from shards.writer import set_bytes
+from shards.report.excerpts import segments
+from shards.vocabulary import Vocabulary, read_vocabulary
 
 
 def describe_json(shard_set: ShardSet) -> str:
-    """The manifest as JSON, without the list of shards and tails, with their number instead."""
+    """The manifest as JSON, with the number of shards in place of their list."""
     content: dict[str, Any] = dataclasses.asdict(shard_set.manifest)
     content["num_shards"] = len(content.pop("shards"))
-    del content["tails"]
     text = json.dumps(content, ensure_ascii=False, indent=2)
     return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)  # 8-bit escapes too
 
 
 def describe(shard_set: ShardSet) -> str:
-    """A table for people."""
-    manifest = shard_set.manifest
-    num_bytes = set_bytes(manifest)
-    tokenizer = manifest.tokenizer
-    lines = [
-        f"shard set    {printable(str(shard_set.path))}",
-        f"tokenizer    {printable(tokenizer.name)}, {tokenizer.vocab_size:,} entries, EOS {tokenizer.eos_id} "
-        f"{printable(tokenizer.eos_token)}",
-        f"blocks       {plural(manifest.block_tokens, 'token')} each; {plural(len(manifest.shards), 'shard')}, "
-        f"{size_text(num_bytes)}",
-        f"records      {manifest.num_records:,} read, {manifest.num_empty:,} empty, "
-        f"{sum(entry.num_records for entry in manifest.rejected):,} rejected",
-        f"fingerprint  {manifest.fingerprint}",
-        "",
-        f"{'split':8}{'documents':>14}{'tokens':>18}{'blocks':>14}{'filling':>10}{'text':>12}{'tokens/char':>14}",
+    """Tables for people."""
+    manifest, tokenizer = shard_set.manifest, shard_set.manifest.tokenizer
+    num_rejected = sum(entry.num_records for entry in manifest.rejected)
+    about = [
+        ("shard set", str(shard_set.path)),
+        (
+            "tokenizer",
+            f"{tokenizer.name}, {tokenizer.vocab_size:,} entries, EOS {tokenizer.eos_id} {tokenizer.eos_token}",
+        ),
+        (
+            "blocks",
+            f"{plural(manifest.block_tokens, 'token')} each; {plural(len(manifest.shards), 'shard')}, "
+            f"{size_text(manifest.num_bytes)}",
+        ),
+        ("records", f"{manifest.num_records:,} read, {manifest.num_empty:,} empty, {num_rejected:,} rejected"),
+        ("fingerprint", manifest.fingerprint),
     ]
-    for name in SPLITS:
-        split = manifest.splits[name]
-        ratio = f"{split.num_tokens / split.num_text_chars:.3f}" if split.num_text_chars else "–"
-        lines.append(
-            f"{name:8}{split.num_documents:14,}{split.num_tokens:18,}{split.num_blocks:14,}"
-            f"{split.num_fill_tokens:10,}{size_text(split.num_text_bytes):>12}{ratio:>14}"
+    splits = [
+        (
+            name,
+            f"{split.num_documents:,}",
+            f"{split.num_tokens:,}",
+            f"{split.num_blocks:,}",
+            f"{split.num_padding_tokens:,}",
+            size_text(split.num_text_bytes),
+            f"{split.num_tokens / split.num_text_chars:.3f}" if split.num_text_chars else "–",
         )
-    lines += ["", "sources"]
-    lines += [
-        f"  {printable(source.path + '  ' + source.format)}, {size_text(source.num_bytes)}, "
-        f"{plural(source.num_records, 'record')}"
+        for name, split in manifest.splits.items()
+    ]
+    sources = [
+        (source.path, source.format, size_text(source.num_bytes), f"{source.num_records:,}")
         for source in manifest.sources
     ]
-    return "\n".join(lines)
+    return "\n\n".join(
+        [
+            table_text(about),
+            table_text(splits, "split", "#documents", "#tokens", "#blocks", "#padding", "#text", "#tokens/char"),
+            table_text(sources, "source", "format", "#size", "#records"),
+        ]
+    )
+
+
+def table_text(rows: Sequence[Sequence[str]], *columns: str) -> str:
+    """Rows in columns, as wide as they need: plain text to copy. A column whose name begins with `#` holds numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=bool(columns))
+    for name in columns or [""] * len(rows[0]):
+        table.add_column(name.removeprefix("#"), justify="right" if name.startswith("#") else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(printable, row))
+    console = Console(color_system=None, width=1_000_000, markup=False, emoji=False, highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def differences(left: ShardSet, right: ShardSet) -> list[str]:
-    """What two sets differ in, a line for each value: its name, left, right. Shards and tails are left out."""
+    """What two sets differ in, a line for each value: its name, left, right. Shards are left out."""
     flat = [dict(_flat(json.loads(describe_json(shard_set)))) for shard_set in (left, right)]
     names = [*flat[0], *(name for name in flat[1] if name not in flat[0])]
     rows = [(name, flat[0].get(name, "–"), flat[1].get(name, "–")) for name in names]
@@ -83,14 +108,14 @@ def _shown(value: Any) -> str:
 
 
 def show_document(shard_set: ShardSet, split_name: str, number: int, *, with_ids: bool = False) -> str:
-    """Document `number` of a split, counted from 0 in the corpus's order, also where it is cut between shards."""
+    """Document `number` of a split, counted from 0 in the corpus's order."""
     split = _split(shard_set, split_name)
     if not 0 <= number < split.num_documents:
         expected = f"expected 0 to {split.num_documents - 1:,}" if split.num_documents else "this split is empty"
         raise InputError(f"no document {number:,} in split {split_name!r}: {expected}")
-    tokens = next(itertools.islice(split.documents(), number, None)).tolist()
+    tokens = split.document(number).tolist()
     head = f"document {number:,} of {split.num_documents:,}, split {split_name}, {plural(len(tokens), 'token')}"
-    return "\n".join([head, *_document_lines(Vocabulary(shard_set.tokenizer_path), tokens, with_ids)])
+    return "\n".join([head, *_document_lines(read_vocabulary(shard_set.tokenizer_path), tokens, with_ids)])
 
 
 def _split(shard_set: ShardSet, name: str) -> Split:
@@ -100,22 +125,21 @@ def _split(shard_set: ShardSet, name: str) -> Split:
 
 
 def show_block(shard_set: ShardSet, split_name: str, number: int, *, with_ids: bool = False) -> str:
-    """Block `number` as text, a line `── end of document ──` at each EOS; `with_ids` shows ids and pieces."""
+    """Block `number` as text, a line where each document ends and for padding; `with_ids` shows ids and pieces."""
     split = _split(shard_set, split_name)
     if not 0 <= number < len(split):
         expected = f"expected 0 to {len(split) - 1:,}" if len(split) else "this split is empty"
         raise InputError(f"no block {number:,} in split {split_name!r}: {expected}")
-    vocabulary = Vocabulary(shard_set.tokenizer_path)
+    vocabulary = read_vocabulary(shard_set.tokenizer_path)
     lines = [f"block {number:,} of {len(split):,}, split {split_name}, {shard_set.block_tokens} tokens"]
-    document: list[int] = []
-    for token in split[number].tolist():
-        if token != shard_set.eos_id:
-            document.append(token)
+    shard = bisect.bisect_right(range(len(split.shards)), number, key=split.first_block) - 1
+    place = number - split.first_block(shard)
+    for segment in segments(split.shard_index(shard), split.shard_blocks(shard), place, shard_set.block_tokens):
+        if segment.is_padding:
+            lines.append(f"── {plural(segment.num_tokens, 'padding token')} ──")
             continue
-        lines += _document_lines(vocabulary, document, with_ids)
-        lines.append("── end of document ──")
-        document = []
-    lines += _document_lines(vocabulary, document, with_ids)
+        lines += _document_lines(vocabulary, list(segment.tokens[:-1] if segment.ends else segment.tokens), with_ids)
+        lines += ["── end of document ──"] if segment.ends else []
     return "\n".join(lines)
 
 

@@ -7,17 +7,20 @@ as one that was built with that tokenizer.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
+from blake3 import blake3
 
 from shards.common.errors import InputError
 from shards.common.text import printable
-from shards.manifest import MANIFEST_NAME, TOKENIZER_DIRECTORY, Manifest, TokenizerEntry, read_manifest
-from shards.vocabulary import tokenizer_contents
+from shards.layout import MANIFEST_NAME, TOKENIZER_DIRECTORY
+from shards.manifest import Manifest, TokenizerEntry, read_manifest
+from shards.vocabulary import Vocabulary, tokenizer_contents
 
 TOKENIZER_JSON: Final = "tokenizer.json"
 TOKENIZER_CONFIG_JSON: Final = "tokenizer_config.json"
@@ -41,6 +44,10 @@ class TokenizerFiles:
     @property
     def eos_id(self) -> int:
         return self.entry.eos_id
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer_json, TOKENIZER_JSON)
 
 
 def read_tokenizer_files(name: str, path: Path, config_path: Path | None = None, *, where: str = "") -> TokenizerFiles:
@@ -75,23 +82,27 @@ def load_tokenizer(path: Path) -> TokenizerFiles:
     if not file.is_file():
         reason = f"no {TOKENIZER_JSON} in it" if path.is_dir() else "no such file or directory"
         raise InputError(
-            f"--tokenizer {path}: {reason}; expected a shard set, a directory with a {TOKENIZER_JSON}, or such a file"
+            f"tokenizer: {path}: {reason}; expected a shard set, a directory with a {TOKENIZER_JSON}, or such a file"
         )
     return read_tokenizer_files(file.resolve().parent.name, file)
 
 
 def tokenizer_of_set(path: Path, manifest: Manifest) -> TokenizerFiles:
-    """The tokenizer of the shard set at `path`. Raises `InputError` if it isn't the one that the manifest names."""
-    directory, expected = path / TOKENIZER_DIRECTORY, manifest.tokenizer.sha256
-    contents = tokenizer_contents(directory)
-    file = directory / TOKENIZER_JSON
-    if TOKENIZER_JSON not in contents:
-        raise InputError(f"{file}: no such file; build the set again")
-    found = hashlib.sha256(contents[TOKENIZER_JSON]).hexdigest()
-    if found != expected:
-        raise InputError(
-            f"{file}: expected sha256 {expected}, found {found}; the tokenizer was changed, build the set again"
-        )
+    """The tokenizer of the shard set at `path`. Raises `InputError` if a file isn't as the manifest says."""
+    found, contents = tokenizer_contents(path / TOKENIZER_DIRECTORY), {}
+    for entry in manifest.other_files:
+        directory, _, name = entry.name.rpartition("/")
+        if directory != TOKENIZER_DIRECTORY:
+            continue
+        if name not in found:
+            raise InputError(f"{path / entry.name}: no such file; build the set again")
+        digest = blake3(found[name]).hexdigest()
+        if digest != entry.digest:
+            raise InputError(
+                f"{path / entry.name}: expected digest {entry.digest}, found {digest}; the file was changed, build the "
+                "set again"
+            )
+        contents[name] = found[name]
     return TokenizerFiles(contents=contents, entry=manifest.tokenizer)
 
 

@@ -7,6 +7,7 @@ as visible characters) and, for other kinds, the vocabulary's own strings.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,18 +16,9 @@ import numpy.typing as npt
 
 from shards.common.errors import InputError
 from shards.common.files import write_atomically
+from shards.layout import TOKENIZER_FILES
 
-# What a tokenizer may consist of. Whatever else lies in a set's `tokenizer/` is left where it is, links too: a set may
-# come from a stranger, and its tokenizer is copied beside models.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
+_BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -51,29 +43,25 @@ def bytes_of_characters() -> dict[str, int]:
 class Vocabulary:
     """The pieces of text behind the ids."""
 
-    def __init__(self, tokenizer_path: Path) -> None:
-        path = tokenizer_path / "tokenizer.json"
+    def __init__(self, tokenizer_json: bytes, where: str) -> None:
+        """`where` is what errors call the file. Raises `InputError`."""
         try:
-            content = json.loads(path.read_bytes())
+            content = json.loads(tokenizer_json)
             vocabulary = content["model"]["vocab"]
             added = content.get("added_tokens") or []
             is_byte_level = "ByteLevel" in json.dumps(content.get("decoder"))
+            has_byte_fallback = bool(content["model"].get("byte_fallback"))
             if isinstance(vocabulary, list):  # Unigram: [piece, score] by id
                 vocabulary = {piece: number for number, (piece, _score) in enumerate(vocabulary)}
             byte_of = bytes_of_characters() if is_byte_level else {}
             self._pieces = {
-                number: bytes(byte_of[c] for c in piece)
-                if all(c in byte_of for c in piece)
-                else piece.replace("▁", " ").encode()
-                for piece, number in vocabulary.items()
+                number: _piece_bytes(piece, byte_of, has_byte_fallback) for piece, number in vocabulary.items()
             }
             self._pieces |= {token["id"]: token["content"].encode() for token in added}
             self._special = {token["id"] for token in added if token.get("special")}
             self._sizes: npt.NDArray[np.int64] | None = None
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{path}: not a tokenizer.json that can be read ({error!r})") from None
+            raise InputError(f"{where}: not a tokenizer.json that can be read ({error!r})") from None
 
     def piece(self, token: int) -> bytes:
         """The bytes behind one id; a token may hold a part of a character."""
@@ -85,7 +73,7 @@ class Vocabulary:
             self._sizes = np.zeros((2, max(self._pieces, default=0) + 1), dtype=np.int64)
             for number, piece in self._pieces.items():
                 if number not in self._special:
-                    # A byte 10xxxxxx goes on with a character.
+                    # A byte 10xxxxxx continues a character.
                     self._sizes[:, number] = len(piece), sum(byte & 0xC0 != 0x80 for byte in piece)
         num_bytes, num_chars = (int(sizes.take(tokens, mode="clip").sum()) for sizes in self._sizes)
         return num_bytes, num_chars
@@ -93,3 +81,21 @@ class Vocabulary:
     def text(self, tokens: Iterable[int]) -> str:
         """The text of `tokens`; a character cut in two at either end shows as U+FFFD."""
         return b"".join(self.piece(int(token)) for token in tokens).decode("utf-8", "replace")
+
+
+def read_vocabulary(tokenizer_path: Path) -> Vocabulary:
+    """The vocabulary of the tokenizer in a directory. Raises `InputError`."""
+    path = tokenizer_path / "tokenizer.json"
+    try:
+        return Vocabulary(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+
+
+def _piece_bytes(piece: str, byte_of: dict[str, int], has_byte_fallback: bool) -> bytes:
+    """The bytes that a vocabulary entry stands for: `ä½ł` in a byte-level vocabulary is `你`, `<0xE4>` is one byte."""
+    if byte_of and all(character in byte_of for character in piece):
+        return bytes(byte_of[character] for character in piece)
+    if has_byte_fallback and _BYTE_PIECE.fullmatch(piece):
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace("▁", " ").encode()

@@ -71,8 +71,9 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def inline_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units are done in the test's own process, in reverse order: fast, and no order is relied upon."""
-    from pipeline import build, engine
     from pipeline.work import Job, Progress, UnitError
+
+    from pipeline import build, engine
 
     def run_inline(
         job: Job, tasks: Sequence[engine.Task], num_workers: int, progress: Progress

@@ -1,173 +1,204 @@
-"""A server on loopback that speaks as Hugging Face and ModelScope do, as well or as badly as it is told.
+"""A hub on loopback that both clients take for theirs: each change is a commit, and what goes wrong is told to it.
 
-Downloads are here, uploads in `hub_uploads.py`, what it holds in `hub_contents.py`.
+What it speaks of Hugging Face: repository, listing, file (by redirect, as large files come), creation, and commits of files
+within the request. Of ModelScope: repository, listing, file.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import dataclasses
 import hashlib
 import json
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from tests.hub_contents import COMMIT, Hub, entry
-from tests.hub_uploads import UploadHandler
-
-__all__ = ["COMMIT", "Hub", "environment", "hub", "serve"]
+Files = dict[str, bytes]
 
 
-class _Handler(UploadHandler):
-    def do_HEAD(self) -> None:
-        self.do_GET()
+@dataclasses.dataclass
+class Hub:
+    """What is there, what was asked for, and what goes wrong."""
 
-    def do_GET(self) -> None:
-        with contextlib.suppress(ConnectionError):
-            self._answer()
+    address: str = ""
+    commits: dict[str, list[Files]] = dataclasses.field(default_factory=dict)  # of `datasets/ORG/NAME`, oldest first
+    requests: list[str] = dataclasses.field(default_factory=list)  # for contents: `path range`
+    questions: list[str] = dataclasses.field(default_factory=list)  # all, as `METHOD path`
+    status: int = 0  # instead of every answer
+    seconds_before_answer: float = 0.0
+    break_after: list[int] = dataclasses.field(default_factory=list)  # bytes, for one content after the other
+    sent: bytes | None = None  # instead of a content
+    is_hub: bool = True  # else a page of a proxy, as it were
+    ignored: str = "no such suffix"  # what the repository's .gitignore has
+
+    def put(self, repository: str, path: str, content: bytes) -> str:
+        """Commit one file; the commit."""
+        return self.commit(repository, {**self.files(repository), path: content})
+
+    def commit(self, repository: str, files: Files) -> str:
+        commits = self.commits.setdefault(repository, [])
+        commits.append(files)
+        return commit_name(len(commits))
+
+    def files(self, repository: str, revision: str = "main") -> Files:
+        commits = self.commits.get(repository, [{}])
+        return commits[int(revision) - 1 if revision.isdigit() and len(revision) == 40 else -1]
+
+    def head(self, repository: str, revision: str = "main") -> str:
+        return revision if len(revision) == 40 else commit_name(len(self.commits[repository]))
+
+
+def commit_name(number: int) -> str:
+    return f"{number:040}"
+
+
+def entry(path: str, content: bytes) -> dict[str, Any]:
+    """A file as Hugging Face lists it: as a large one."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    large = {"oid": sha256, "size": len(content), "pointerSize": 130}
+    return {"type": "file", "path": path, "size": len(content), "oid": sha256[:40], "lfs": large}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *_arguments: object) -> None: ...
 
     def _answer(self) -> None:
-        hub, url = self.hub, urlsplit(self.path)
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        url, hub = urlsplit(self.path), self.hub
+        hub.questions.append(f"{self.command} {url.path}")
         time.sleep(hub.seconds_before_answer)
-        path = unquote(url.path).strip("/") if "/api/datasets/" not in url.path else url.path.strip("/")
-        if hub.status:
-            return self.send(hub.status, b"{}")
-        if not hub.is_hub:
-            return self.send(200, b"<html>Log in to the network</html>")
-        if path.startswith("cdn/"):
-            linked = path.removeprefix("cdn/")
-            return self._send_content(hub.linked[linked], linked.partition("//")[2])
-        if path.startswith("api/v1/"):
-            return self._model_scope(path.removeprefix("api/v1/").split("/"), parse_qs(url.query))
-        return self._hugging_face(path)
+        parts = [unquote(part) for part in url.path.strip("/").split("/")]
+        with contextlib.suppress(ConnectionError):
+            if hub.status:
+                self._send(hub.status, {})
+            elif not hub.is_hub:
+                self._send(200, b"<html>Log in to the network</html>")
+            elif parts[:2] == ["api", "v1"]:
+                self._model_scope(parts[2:], parse_qs(url.query))
+            elif parts[0] == "api":
+                self._hugging_face(parts[1:], body, parse_qs(url.query))
+            else:
+                self._hugging_face_file(url.path)
 
-    def _hugging_face(self, path: str) -> None:
-        if path.startswith("api/datasets/"):
-            return self._file_system(path.removeprefix("api/").split("/"))
-        if path.startswith("api/"):  # the client's own questions, such as api/agent-harnesses
-            return self.send(404, b"{}")
-        repository, _, rest = path.partition("/resolve/")
-        if not repository.startswith("datasets/"):
-            repository = f"models/{repository}"
-        revision, _, file = rest.partition("/")
-        self.hub.revisions.append(revision)
-        if repository not in self.hub.repositories:
-            return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
-        content = self.hub.files(repository, unquote(revision)).get(file)
+    do_GET = do_HEAD = do_POST = do_PUT = _answer
+
+    def _send(self, status: int, content: object, headers: dict[str, str] | None = None) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _hugging_face(self, parts: list[str], body: bytes, query: dict[str, list[str]]) -> None:
+        hub = self.hub
+        if parts == ["repos", "create"]:
+            asked = json.loads(body)
+            repository = (
+                f"{asked['type']}s/{asked['organization'] + '/' if asked.get('organization') else ''}{asked['name']}"
+            )
+            if repository in hub.commits:
+                return self._send(409, {"error": "there already"})
+            hub.commit(repository, {".gitattributes": b"", "private": str(asked["private"]).encode()})
+            return self._send(200, {"url": f"{hub.address}/{repository}", "id": repository.partition("/")[2]})
+        repository, question, rest = "/".join(parts[:3]), "".join(parts[3:4]), parts[4:]
+        if repository not in hub.commits:
+            return self._send(404, {}, {"X-Error-Code": "RepoNotFound"})
+        revision = rest[0] if rest else "main"
+        if revision not in ("main", "v1") and len(revision) != 40:
+            return self._send(404, {}, {"X-Error-Code": "RevisionNotFound"})
+        files = hub.files(repository, revision)
+        if question == "tree":
+            prefix = "".join(f"{part}/" for part in rest[1:])
+            found = [entry(path, content) for path, content in sorted(files.items()) if path.startswith(prefix)]
+            return self._send(*(200, found) if found or not prefix else (404, {}, {"X-Error-Code": "EntryNotFound"}))
+        if question == "preupload":
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            is_ignored = {path: path.endswith(hub.ignored) for path in paths}
+            answers = [{"path": path, "uploadMode": "regular", "shouldIgnore": is_ignored[path]} for path in paths]
+            return self._send(200, {"files": answers})
+        if question == "commit":
+            files = dict(files)
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "deletedFile":
+                    del files[line["value"]["path"]]
+            commit = hub.commit(repository, files)
+            return self._send(200, {"commitUrl": f"{hub.address}/{repository}/commit/{commit}", "commitOid": commit})
+        return self._send(200, {"id": "/".join(parts[1:3]), "sha": hub.head(repository, revision)})
+
+    def _hugging_face_file(self, path: str) -> None:
+        repository, _, rest = path.strip("/").partition("/resolve/")
+        repository = repository if repository.startswith("datasets/") else f"models/{repository}"
+        revision, _, name = unquote(rest).partition("/")
+        if repository not in self.hub.commits:
+            return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+        commit = self.hub.head(repository, revision)
+        content = self.hub.files(repository, revision).get(name)
         if content is None:
-            return self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-        listed = len(content) if self.hub.listed_bytes is None else self.hub.listed_bytes
-        headers = {
-            "X-Repo-Commit": COMMIT,
-            "X-Linked-Size": str(listed),
-            "X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"',
-            "ETag": '"other"',
-        }
-        if self.hub.redirects:
-            self.hub.linked[f"{repository}//{file}"] = content
-            headers["Location"] = f"{self.hub.elsewhere}/cdn/{repository}//{file}?Signature=1"
-            return self.send(302, b"", headers)
-        return self._send_content(content, file, headers)
-
-    def _file_system(self, parts: list[str]) -> None:
-        """What `HfFileSystem` and an upload ask of a repository: whether it is there, and what files are in it."""
-        repository, question, below = "/".join(parts[:3]), parts[3:4], unquote("/".join(parts[5:]))
-        if not self.is_known():
-            return None
-        if repository not in self.hub.repositories or not self.hub.lists_files:
-            return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        if question in (["xet-write-token"], ["xet-read-token"]):
-            return self.send(404, b"{}")
-        if question == ["auth-check"]:
-            return self.send(200 if self.hub.may_write else 403, b"{}")
-        commit = self.hub.head(repository, unquote(parts[4]) if len(parts) > 4 else "main")
-        if commit is None:
-            return self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        if question != ["tree"]:
-            return self.send(200, json.dumps({"id": "/".join(parts[1:3]), "sha": commit}).encode())
-        files = self.hub.files(repository, commit)
-        prefix = f"{below}/" if below else ""
-        found = {path: content for path, content in files.items() if path.startswith(prefix)}
-        if not found:
-            return self.send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-        is_recursive = parse_qs(urlsplit(self.path).query).get("recursive", [""])[0].lower() == "true"
-        entries: list[dict[str, object]] = [
-            entry(path, content)
-            for path, content in sorted(found.items())
-            if is_recursive or "/" not in path.removeprefix(prefix)
-        ]
-        for path in found if not is_recursive else ():
-            name, inner, _ = path.removeprefix(prefix).partition("/")
-            folder: dict[str, object] = {"type": "directory", "path": prefix + name, "oid": "0"}
-            if inner and folder not in entries:
-                entries.append(folder)
-        return self.send(200, json.dumps(entries).encode())
+            return self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+        return self._send_content(name, content, headers)
 
     def _model_scope(self, parts: list[str], query: dict[str, list[str]]) -> None:
-        repository = "/".join(parts[:3])
-        files = self.hub.repositories.get(repository)
-        if files is None:
-            return self.send(404, json.dumps({"Code": 10010205001, "Message": "not found"}).encode())
-        if parts[3:] in (["repo", "files"], ["repo", "tree"]):
+        repository, question = "/".join(parts[:3]), parts[3:]
+        if repository not in self.hub.commits:
+            return self._send(404, {"Code": 10010205001, "Message": "not found"})
+        files = self.hub.files(repository)
+        if question in (["repo", "files"], ["repo", "tree"]):
             root = query.get("Root", [""])[0].strip("/")
+            listed = [(path, content) for path, content in files.items() if path.startswith(root)]
             entries = [
-                {
-                    "Path": path,
-                    "Type": "blob",
-                    "Size": len(content) if self.hub.listed_bytes is None else self.hub.listed_bytes,
-                    "Sha256": hashlib.sha256(content).hexdigest(),
-                }
-                for path, content in files.items()
-                if path.startswith(root)
+                {"Path": path, "Type": "blob", "Size": len(content), "Sha256": hashlib.sha256(content).hexdigest()}
+                for path, content in listed
             ]
-            entries += [{"Path": path, "Type": "blob", "Size": 1, "Sha256": "0" * 64} for path in self.hub.listed_paths]
-            return self.send(200, json.dumps({"Code": 200, "Data": {"Files": entries}}).encode())
+            return self._send(200, {"Code": 200, "Data": {"Files": entries}})
+        if not question:
+            return self._send(200, {"Code": 200, "Data": {"Name": parts[2]}})
         path = query["FilePath"][0]
-        if path not in files:
-            return self.send(404, b"{}")
-        return self._send_content(files[path], path)
+        return self._send_content(path, files[path], {}) if path in files else self._send(404, {})
 
-    def _send_content(self, content: bytes, path: str, headers: dict[str, str] | None = None) -> None:
-        hub = self.hub
+    def _send_content(self, path: str, content: bytes, headers: dict[str, str]) -> None:
+        hub, wanted = self.hub, self.headers.get("Range", "")
+        content, status = content if hub.sent is None else hub.sent, 200
         if self.command == "GET":
-            hub.requests.append(f"{path} {self.headers.get('Range', '')}".strip())
-        if hub.content_status:
-            return self.send(hub.content_status, b"")
-        content = content if hub.sent is None else hub.sent
-        begin, end = 0, len(content)
-        status, headers = 200, dict(headers or {})
-        wanted = self.headers.get("Range", "")
-        if wanted and hub.knows_ranges:
+            hub.requests.append(f"{path} {wanted}".strip())
+        if wanted:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
-            begin, end = int(first), min(int(last) + 1, len(content)) if last else len(content)
-            if begin >= len(content):
-                return self.send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
-            status = 206
-            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(content)}"
-        return self.send(status, content[begin:end], headers, breaks=True)
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hung up, or a fault here that a test would otherwise show as a broken connection."""
-        if not isinstance(sys.exception(), ConnectionError):
-            traceback.print_exc()
+            start, stop = int(first), min(int(last) + 1, len(content)) if last else len(content)
+            headers |= {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
+            content, status = content[start:stop], 206
+        if self.command != "GET" or not hub.break_after:
+            return self._send(status, content, headers)
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(content))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content[: hub.break_after.pop(0)])
+        self.close_connection = True
+        return self.connection.close()
 
 
 @contextlib.contextmanager
 def serve() -> Iterator[Hub]:
     hub = Hub()
-    handler = type("Handler", (_Handler,), {"hub": hub})
-    server = _Server(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server.daemon_threads = True
     hub.address = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
@@ -179,15 +210,17 @@ def serve() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub that both clients take for theirs, in this process and in those that it starts; caches in `tmp_path`."""
-    from huggingface_hub import constants
+    """A hub for both clients, in this process and in those that it starts; caches in `tmp_path`."""
+    from huggingface_hub import constants, hf_api
 
     with serve() as served:
         monkeypatch.setattr(constants, "ENDPOINT", served.address)
         template = served.address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its servers can't be had on loopback
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+        monkeypatch.setattr(hf_api, "is_xet_available", lambda: False)
         for name, value in environment(served, tmp_path).items():
             monkeypatch.setenv(name, value)
         yield served
@@ -198,8 +231,11 @@ def environment(hub: Hub, caches: Path) -> dict[str, str]:
     return {
         "HF_ENDPOINT": hub.address,
         "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "hf_token",
         "HF_HOME": str(caches / "hf"),
         "MODELSCOPE_ENDPOINT": hub.address,
         "MODELSCOPE_CACHE": str(caches / "ms"),
         "MODELSCOPE_HOME": str(caches / "ms-home"),
+        "NO_PROXY": "127.0.0.1,localhost",
     }

@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Iterator
 
 import pytest
+from train.checks import REFUSED_ARGUMENTS
 
 import pipeline.__main__
 import shards.__main__
@@ -22,7 +23,6 @@ import train.evaluate
 import train.generate
 import train.sweep
 from tests.conftest import REPOSITORY
-from train.checks import REFUSED_ARGUMENTS
 from train.settings import section_types
 
 LIST = REPOSITORY / "tests" / "options.txt"

@@ -1,13 +1,12 @@
 """`python -m train --config FILE.yaml`: train a model on a shard set.
 
-Everything that can be wrong with the settings, the shard set and the run's directory is found before torch is imported.
+What can be wrong with the settings, the shard set and the run's directory is found before torch is imported; what
+transformers knows better is checked by it before anything is written.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
 import signal
 import sys
 import time
@@ -15,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import shards
-from shards.common.command_line import Parser, run_command
+from shards.common.command_line import Parser, run_command, say
 from shards.common.errors import InputError
-from shards.pull_command import say
 from shards.verify import verify
-from train.checks import REFUSED_ARGUMENTS
 from train.environment import prepare_environment
 from train.run_directory import Plan, plan_run, process_rank
-from train.settings import Settings, load_settings, option_types
+from train.settings import Settings, load_settings, option_names
 from train.tracking import check_tracking
+from train.training_fields import REFUSED_ARGUMENTS
 
 RANK_PATIENCE_SECONDS = 10
 
@@ -37,54 +35,43 @@ The same command again continues an interrupted run from its newest complete che
 example: python -m train --config configs/sample.yaml --output_dir runs/fast --learning_rate 5e-3
 """
 
+_OPTIONS = {
+    "what is trained on": [
+        (
+            "shards",
+            "DIR",
+            "shard set to train on, or several: wiki:0.7,books:0.3 by shares, wiki:1epochs,books:4epochs by passes",
+        ),
+        (
+            "shuffle",
+            "global|window|none",
+            "how blocks are shuffled: all, within windows for disks that hate random reads, or not (global)",
+        ),
+        ("document_mask", "true|false", "documents that share a block are masked from each other (false)"),
+    ],
+    "how a step is computed": [
+        ("global_batch_blocks", "BLOCKS", "blocks a step over all processes; gradient accumulation follows from it"),
+        ("eval_blocks", "BLOCKS", "validation blocks in an evaluation before the last one, which takes all (all)"),
+        (
+            "loss",
+            "auto|plain|chunked",
+            "all logits at once, or a chunk of tokens at a time, which saves memory (auto: by the vocabulary's size)",
+        ),
+    ],
+    "the run": [("output_dir", "DIR", "the run's directory, made if it is not there")],
+}
+
 
 def build_parser() -> Parser:
     description = "Train a model on a shard set."
     parser = Parser(prog="python -m train", description=description, epilog=EPILOG, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE.yaml", help="the settings of the run")
-    data = parser.add_argument_group("what is trained on")
-    data.add_argument(
-        "--shards",
-        metavar="DIR",
-        help="the shard set to train on, or several: wiki:0.7,books:0.3 by shares, wiki:1epochs,books:4epochs by passes",
-    )
-    data.add_argument(
-        "--shuffle",
-        metavar="global|window|none",
-        help="how blocks are shuffled: all, within stretches for disks that hate random reads, or not (global)",
-    )
-    data.add_argument(
-        "--document_mask",
-        nargs="?",
-        const="true",
-        metavar="true|false",
-        help="documents that share a block don't see each other (false)",
-    )
-    data.add_argument(
-        "--allow_data_change",
-        action="store_true",
-        default=False,
-        help="go on with another shard set (of the same tokenizer), seed, shuffle or batch than the checkpoint's",
-    )
-    training = parser.add_argument_group("how a step is computed")
-    training.add_argument(
-        "--global_batch_blocks",
-        metavar="BLOCKS",
-        help="blocks a step over all processes; gradient accumulation follows from it",
-    )
-    training.add_argument(
-        "--eval_blocks",
-        metavar="BLOCKS",
-        help="validation blocks in an evaluation before the last one, which takes all (all)",
-    )
-    training.add_argument(
-        "--loss",
-        metavar="auto|plain|chunked|liger",
-        help="all logits at once, or a chunk of tokens at a time, which saves memory (auto: by the vocabulary's size)",
-    )
-    run = parser.add_argument_group("the run")
-    run.add_argument("--output_dir", metavar="DIR", help="the run's directory, made if it is not there")
-    run.add_argument(
+    for title, options in _OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for name, metavar, text in options:
+            flag: dict[str, Any] = {"nargs": "?", "const": "true"} if metavar == "true|false" else {}
+            group.add_argument(f"--{name}", metavar=metavar, help=text, **flag)
+    group.add_argument(
         "--resume_from_checkpoint",
         nargs="?",
         const="latest",
@@ -92,46 +79,43 @@ def build_parser() -> Parser:
         metavar="PATH|latest",
         help="the checkpoint to continue from (without a value: the newest complete one of the run)",
     )
-    run.add_argument(
-        "--check",
-        action="store_true",
-        default=False,
-        help="only check the settings, the shard set and the run's directory",
-    )
-    for name, types in option_types().items():
+    for name, text in (
+        ("allow_data_change", "go on with another shard set (of the same tokenizer), seed, shuffle or batch"),
+        ("check", "only check the settings, the shard set and the run's directory"),
+    ):
+        group.add_argument(f"--{name}", action="store_true", default=False, help=text)
+    for name in option_names():
         if name not in REFUSED_ARGUMENTS and name != "output_dir":
-            flag: dict[str, Any] = {"nargs": "?", "const": "true"} if "bool" in types else {}
-            parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **flag)
+            parser.add_argument(f"--{name}", nargs="?", const="true", help=argparse.SUPPRESS)
     return parser
 
 
 def main(argv: list[str]) -> None:
     try:
-        settings, data, plan = prepare(argv)
+        settings, data, plan, options = prepare(argv)
+        prepare_environment()
+        from train.run import check, train
+
+        if options["check"]:
+            check(settings, data)
+            return
+        command = ["python", "-m", "train", *argv]
+        train(settings, data, plan, command, allow_data_change=options["allow_data_change"])
     except InputError:
-        if process_rank() != 0:  # the first process tells, and torchrun then ends this one
+        if process_rank() != 0:  # the first process reports it, and torchrun then ends this one
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(RANK_PATIENCE_SECONDS)
         raise
-    if "--check" in argv:
-        return
-    prepare_environment()
-    from train.run import train
-
-    train(settings, data, plan, ["python", "-m", "train", *argv])
-    if process_rank() != 0:
-        # The first process has written everything. At interpreter exit torch's communication threads now and then abort
-        # this one ("terminate called without an active exception"), and torchrun would then end the first one too.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
 
-def prepare(argv: list[str]) -> tuple[Settings, shards.Data, Plan]:
-    """Settings, shard set and plan, all checked. Raises `InputError`. Imports no torch, writes nothing."""
+def prepare(argv: list[str]) -> tuple[Settings, shards.Data, Plan | None, dict[str, Any]]:
+    """Settings, shard set, plan (of the first process alone), and the options that are no settings.
+
+    Raises `InputError`. Imports no torch, writes nothing.
+    """
     settings, data, options = load(argv)
-    plan = plan_run(settings.output_dir, options["resume_from_checkpoint"])
-    return settings, data, dataclasses.replace(plan, allow_data_change=options["allow_data_change"])
+    plan = plan_run(settings.output_dir, options["resume_from_checkpoint"]) if process_rank() == 0 else None
+    return settings, data, plan, options
 
 
 def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:

@@ -1,12 +1,14 @@
-"""Checkpoints on disk: which are complete, what they belong to, how one appears as a whole.
+"""Checkpoints on disk: which are complete, what they belong to, how one replaces another.
 
-A checkpoint is written under `RUN/.saving/`, gets a `checkpoint.json` with the size and BLAKE3 of each of its files and
-the position in the data, is flushed to the disk, and is then renamed to `RUN/checkpoint-STEP`. So a directory of that
-name is whole; one whose files have since been damaged or lost is recognised by them and passed over.
+Trainer writes into `RUN/checkpoint-STEP`. When every file is there `checkpoint.json` is written last: the seal, with the
+size and BLAKE3 of each file and the position in the data. A directory without one was cut short: it is passed over, and
+removed when the run goes on. A sealed one whose files have since been damaged is recognized by them. An older checkpoint of
+the same name is `checkpoint-STEP.old` until the new one is sealed, so that at each instant one of the two is whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,7 +22,7 @@ from shards.common.files import file_digest, flush_directory, write_atomically
 
 RECORD_NAME = "checkpoint.json"
 TRAINER_STATE_NAME = "trainer_state.json"
-SAVING_DIRECTORY = ".saving"
+OLD_SUFFIX = ".old"
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 
 
@@ -38,32 +40,67 @@ class DataPosition:
 
 
 def seal_checkpoint(directory: Path, position: DataPosition) -> None:
-    """Write `checkpoint.json` into a checkpoint whose other files are all there, and flush it to the disk."""
+    """Write `checkpoint.json` into a checkpoint whose other files are all there, and flush everything to the disk.
+
+    Its files get the usual permissions: safetensors writes weights that nobody else may read.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
     sizes, digests = {}, {}
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.name != RECORD_NAME:
+            path.chmod(0o666 & ~umask)
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
             name = path.relative_to(directory).as_posix()
             sizes[name], digests[name] = path.stat().st_size, file_digest(path, all_cores=True)
     record = {**dataclasses.asdict(position), "files": sizes, "blake3": digests}
     write_atomically(directory / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
+    flush_directory(directory.parent)
 
 
-def publish_checkpoint(directory: Path, final: Path) -> None:
-    """Rename a sealed checkpoint to its final name, in place of an older one of the same step.
+def is_sealed(directory: Path) -> bool:
+    return (directory / RECORD_NAME).is_file()
 
-    Its files get the usual permissions: safetensors writes weights that nobody else may read.
-    """
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in directory.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~umask)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(directory, final)
+
+def set_aside(directory: Path) -> None:
+    """Make room for a new checkpoint of that name: a sealed one becomes `.old`, an unsealed one goes."""
+    if is_sealed(directory):
+        remove(directory.with_name(directory.name + OLD_SUFFIX))
+        os.rename(directory, directory.with_name(directory.name + OLD_SUFFIX))
+    else:
+        remove(directory)
+
+
+def remove(directory: Path) -> None:
+    """Delete a directory, its seal first: what a kill leaves of it is no checkpoint."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(directory / RECORD_NAME)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def replace_directory(new: Path, final: Path) -> None:
+    """Rename `new` to `final`; an older `final` is deleted after that."""
+    old = final.with_name(final.name + OLD_SUFFIX)
+    shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(final, old)
+    os.rename(new, final)
     flush_directory(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def tidy_checkpoints(run: Path) -> None:
+    """Remove what was cut short, and give a checkpoint that was set aside its name back where no new one was sealed."""
+    for path in numbered_checkpoints(run):
+        if not is_sealed(path):
+            remove(path)
+    for old in run.glob(f"checkpoint-*{OLD_SUFFIX}"):
+        plain = old.with_suffix("")
+        if plain.exists() or not is_sealed(old):
+            remove(old)
+        else:
+            os.rename(old, plain)
 
 
 def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPosition:
@@ -75,25 +112,15 @@ def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPositi
     try:
         record = json.loads(path.read_bytes())
         sizes: dict[str, int] = record.pop("files")
-        digests: dict[str, str] = record.pop("blake3", {})
+        digests: dict[str, str] = record.pop("blake3")
         position = DataPosition(**record)
-        for field in dataclasses.fields(DataPosition):
-            if type(getattr(position, field.name)).__name__ != field.type:
-                raise TypeError(f"{field.name}: expected {field.type}")
-        if not isinstance(sizes, dict) or any(".." in Path(name).parts or Path(name).is_absolute() for name in sizes):
-            raise ValueError("files: expected names of files within the checkpoint, and their sizes")
-        if position.step < 0 or any(type(size) is not int or not 0 <= size < 2**63 for size in sizes.values()):
-            raise ValueError("expected sizes of files and a step that are whole numbers")
-        if not isinstance(digests, dict) or not digests.keys() <= sizes.keys():
-            raise ValueError("blake3: expected digests of the files")
-        if (checkpoint / TRAINER_STATE_NAME).is_file():
-            state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
-            if state.get("global_step") != position.step:
-                raise ValueError(f"{TRAINER_STATE_NAME}: is of another step")
+        _check_record(position, sizes, digests)
+        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes()) if TRAINER_STATE_NAME in sizes else {}
+        if state.get("global_step", position.step) != position.step:
+            raise ValueError(f"{TRAINER_STATE_NAME}: is of another step")
     except FileNotFoundError:
-        hint = nearest_path(checkpoint, Path.is_dir)
-        unfinished = f"no {RECORD_NAME}, so it was not written to its end"
-        what = unfinished if checkpoint.is_dir() else f"no such checkpoint{hint}"
+        unsealed = f"no {RECORD_NAME}, so it was not written to its end"
+        what = unsealed if checkpoint.is_dir() else f"no such checkpoint{nearest_path(checkpoint, Path.is_dir)}"
         raise InputError(f"{checkpoint}: {what}") from None
     except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
         raise InputError(f"{path}: can't be read ({error})") from None
@@ -109,25 +136,44 @@ def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPositi
     return position
 
 
+def _check_record(position: DataPosition, sizes: Any, digests: Any) -> None:
+    """Raise `ValueError` unless the values of a `checkpoint.json` are of the right kinds."""
+    for field in dataclasses.fields(DataPosition):
+        if type(getattr(position, field.name)).__name__ != field.type:
+            raise ValueError(f"{field.name}: expected {field.type}")
+    if not isinstance(sizes, dict) or any(".." in Path(name).parts or Path(name).is_absolute() for name in sizes):
+        raise ValueError("files: expected names of files within the checkpoint, and their sizes")
+    if position.step < 0 or any(type(size) is not int or not 0 <= size < 2**63 for size in sizes.values()):
+        raise ValueError("expected sizes of files and a step that are whole numbers")
+    if not isinstance(digests, dict) or digests.keys() != sizes.keys():
+        raise ValueError("blake3: expected a digest of each file")
+
+
 def numbered_checkpoints(run: Path) -> list[Path]:
-    """The directories `checkpoint-STEP` in `run`, by step, complete or not."""
+    """The directories `checkpoint-STEP` in `run`, by step, sealed or not."""
     found = []
-    if run.is_dir():
-        for path in run.iterdir():
-            match = _NAME.fullmatch(path.name)
-            if match and path.is_dir():
-                found.append((int(match[1]), path))
+    for path in run.iterdir() if run.is_dir() else ():
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_dir():
+            found.append((int(match[1]), path))
     return [path for _, path in sorted(found)]
 
 
 def newest_complete_checkpoint(
     run: Path, *, check_content: bool = True
 ) -> tuple[Path | None, DataPosition | None, list[str]]:
-    """The complete checkpoint of the highest step, its position, and a line about each newer one that is damaged."""
+    """The complete checkpoint of the highest step, its position, and a line about each newer one that isn't complete.
+
+    One that was set aside is given by the name that `tidy_checkpoints` gives it back.
+    """
     faults: list[str] = []
-    for path in reversed(numbered_checkpoints(run)):
+    olds = [old.with_suffix("") for old in run.glob(f"checkpoint-*{OLD_SUFFIX}")] if run.is_dir() else []
+    candidates = {*numbered_checkpoints(run), *(path for path in olds if _NAME.fullmatch(path.name))}
+    for path in sorted(candidates, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
+        old = path.with_name(path.name + OLD_SUFFIX)
         try:
-            return path, read_position(path, check_content=check_content), faults
+            whole = old if old.is_dir() and not is_sealed(path) else path
+            return path, read_position(whole, check_content=check_content), faults
         except InputError as error:
             faults.append(str(error))
     return None, None, faults
@@ -142,12 +188,12 @@ def delete_old_checkpoints(run: Path, *, keep: int | None, best: str | None) -> 
     candidates = [path for path in checkpoints[:-1] if path not in protected]
     excess = len(checkpoints) - max(keep, len(protected | set(checkpoints[-1:])))
     for path in candidates[: max(0, excess)]:
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
 
 
 def differences(checkpoint: DataPosition, now: DataPosition) -> list[str]:
     """What keeps a checkpoint from being continued, a phrase each; `step` aside."""
-    names: dict[str, Any] = {
+    names = {
         "fingerprint": "shard set",
         "block_tokens": "tokens in a block",
         "seed": "seed",

@@ -1,46 +1,43 @@
-"""`python -m train.evaluate RUN_DIR [--shards DIR]`: how well a trained model foretells held-out text.
+"""`python -m train.evaluate RUN_DIR [--shards DIR]`: how well a trained model predicts validation text.
 
 Loss and perplexity are a token's; bits per byte and per character are of the text, so that models
-with different tokenizers can be compared. Filling is not counted, nor the first token of a block,
-which nothing foretells. A run whose documents don't see each other (document_mask) is evaluated so
-too; then the first token of a document isn't counted either.
+with different tokenizers can be compared. Padding is not counted, nor the first token of a block,
+which nothing predicts. A run with intra-document masking (document_mask) is evaluated so too; then
+the first token of a document isn't counted either. The precision is that of the run.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import json
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from shards.entries import SPLITS
 
 import shards
 from shards.common.command_line import Parser, run_command, say
 from shards.common.errors import InputError, choice
 from shards.common.text import plural
-from shards.entries import SPLITS
 from shards.mixture import is_mixture
-from train.environment import prepare_environment
+from train.environment import out_of_memory, prepare_environment
 from train.generate import find_model
-from train.memory import out_of_memory
-from train.run_directory import record_part
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from train.run_directory import read_record, record_part
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Of one split; losses are in nats."""
 
     num_blocks: int
-    num_tokens: int  # that were foretold
-    document_mask: bool  # whether documents that share a block didn't see each other
+    num_tokens: int  # that were predicted
+    document_mask: bool  # whether documents that share a block were masked from each other
+    precision: str  # bf16, fp16 or fp32
     loss: float
     perplexity: float
     bits_per_byte: float
@@ -66,24 +63,13 @@ def main(argv: list[str]) -> None:
     choice("--split", options.split, SPLITS)
     if options.batch < 1 or (options.blocks is not None and options.blocks < 1):
         raise InputError("--batch and --blocks: expected at least 1")
-    split = shard_set[options.split]
-    if not len(split):
+    if not len(shard_set[options.split]):
         raise InputError(f"{shard_set.path}: split {options.split} has no blocks")
-    check_tokenizer(directory, shard_set)
+    check_model(directory, shard_set)
     prepare_environment()
-    from train.sampling import load_model
-
     with out_of_memory("choose a smaller --batch"):
-        model, _tokenizer = load_model(directory)
-        result = evaluate(
-            model,
-            split,
-            shard_set.eos_id,
-            document_mask=document_mask_of_run(directory),
-            batch_blocks=options.batch,
-            num_blocks=options.blocks,
-        )
-    say(*([json.dumps(asdict(result), indent=2)] if options.json else lines(result)))
+        result = evaluate(directory, shard_set, options.split, batch_blocks=options.batch, num_blocks=options.blocks)
+    say(*([json.dumps(dataclasses.asdict(result), indent=2)] if options.json else lines(result)))
 
 
 def shards_of_run(directory: Path) -> str:
@@ -96,13 +82,22 @@ def shards_of_run(directory: Path) -> str:
     return path
 
 
-def document_mask_of_run(directory: Path) -> bool:
-    """Whether this model was trained on documents that don't see each other; False where no run tells."""
-    return record_part(directory.parent, "settings").get("document_mask") is True
+def precision_of_run(directory: Path) -> str:
+    """In which the run of this model was trained last; fp32 where no run says."""
+    sessions = read_record(directory.parent).get("sessions")
+    last = sessions[-1] if isinstance(sessions, list) and sessions else None
+    precision = last.get("precision") if isinstance(last, dict) else None
+    return precision if precision in ("bf16", "fp16") else "fp32"
 
 
-def check_tokenizer(directory: Path, shard_set: shards.ShardSet) -> None:
-    """Raise `InputError` if the model was trained with another tokenizer than the set's."""
+def check_model(directory: Path, shard_set: shards.ShardSet) -> None:
+    """Raise `InputError` if the model is of another kind, or was trained with another tokenizer than the set's."""
+    try:
+        kind = json.loads((directory / "config.json").read_bytes())["model_type"]
+    except (ValueError, OSError, LookupError, TypeError) as error:
+        raise InputError(f"{directory / 'config.json'}: can't be read ({error})") from None
+    if kind != "qwen2":
+        raise InputError(f"{directory}: expected a model of the type 'qwen2', found {str(kind)[:80]!r}")
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"{path}: missing, so nothing says that the set's ids are the model's")
@@ -113,36 +108,38 @@ def check_tokenizer(directory: Path, shard_set: shards.ShardSet) -> None:
 
 
 def evaluate(
-    model: PreTrainedModel,
-    split: shards.Split,
-    eos_id: int,
-    *,
-    document_mask: bool = False,
-    batch_blocks: int,
-    num_blocks: int | None = None,
+    directory: Path, shard_set: shards.ShardSet, split_name: str, *, batch_blocks: int, num_blocks: int | None = None
 ) -> Evaluation:
-    """Evaluate on the first `num_blocks` blocks (None: all) of `split`."""
+    """Evaluate the model in `directory` on the first `num_blocks` blocks (None: all) of a split."""
     import torch
 
-    from train.data import IGNORED, text_collator
-    from train.loss import token_losses
+    from shards.torch import BlockDataset, text_collator
+    from train.evaluation import evaluate_blocks, text_bits
+    from train.model import Qwen2ForCausalLM
+    from train.sampling import load_model
 
-    collate = text_collator(eos_id, document_mask=document_mask)
+    masked = record_part(directory.parent, "settings").get("document_mask") is True
+    precision = precision_of_run(directory)
+    model, _tokenizer = load_model(directory, Qwen2ForCausalLM)
+    device, split = model.device, shard_set[split_name]
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     count = min(len(split), num_blocks or len(split))
-    sums, counts = np.zeros(split.block_tokens - 1), np.zeros(split.block_tokens - 1, dtype=np.int64)
-    with torch.no_grad():
-        for start in range(0, count, batch_blocks):
-            batch = collate(torch.from_numpy(split[start : min(start + batch_blocks, count)].astype(np.int64)))
-            counted = (batch.pop("labels")[:, 1:] != IGNORED).numpy()
-            losses = token_losses(model, **{name: tensor.to(model.device) for name, tensor in batch.items()})
-            sums += np.where(counted, losses.double().cpu().numpy(), 0).sum(axis=0)
-            counts += counted.sum(axis=0)
-    loss = float(sums.sum() / counts.sum())
+    sums, counts = evaluate_blocks(
+        model,
+        BlockDataset(shard_set, split_name),
+        range(count),
+        text_collator(shard_set.eos_id, document_mask=masked),
+        device=device,
+        batch_blocks=batch_blocks,
+        autocast=functools.partial(torch.autocast, device.type, dtype=dtype, enabled=precision != "fp32"),
+    )
+    loss = float(sums.sum() / max(counts.sum(), 1))
     num_bits = text_bits(loss, [split])
     return Evaluation(
         num_blocks=count,
         num_tokens=int(counts.sum()),
-        document_mask=document_mask,
+        document_mask=masked,
+        precision=precision,
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
         bits_per_byte=num_bits / split.num_text_bytes,
@@ -151,19 +148,8 @@ def evaluate(
     )
 
 
-def text_bits(loss: float, splits: Sequence[shards.Split]) -> float:
-    """What the texts of `splits` take in bits when a token has `loss` nats.
-
-    These are whole texts, as `num_text_bytes` and `num_text_chars` count them: tokens that the packing drops or that
-    nothing foretells are taken to cost what the others do, so that packings can be compared. A document's EOS is a
-    token too: where documents are closed by one, saying where a text ends is part of its price. The packing `tutorial`
-    has none and doesn't pay for it: a token less for each document.
-    """
-    return loss / math.log(2) * sum(split.num_tokens + split.num_dropped_tokens for split in splits)
-
-
 def by_position(sums: np.ndarray, counts: np.ndarray) -> list[tuple[int, int, float]]:
-    """Mean losses over positions 1, 2–3, 4–7, 8–15 …, counted from 0; the token at 0 is foretold by nothing."""
+    """Mean losses over positions 1, 2–3, 4–7, 8–15 …, counted from 0; nothing predicts the token at 0."""
     rows = []
     first = 1
     while first <= len(sums):
@@ -176,13 +162,13 @@ def by_position(sums: np.ndarray, counts: np.ndarray) -> list[tuple[int, int, fl
 
 
 def lines(result: Evaluation) -> list[str]:
-    head = f"{plural(result.num_tokens, 'token')} in {plural(result.num_blocks, 'block')}"
+    head = f"{plural(result.num_tokens, 'token')} in {plural(result.num_blocks, 'block')}, {result.precision}"
     rows = [
         f"loss           {result.loss:.4f} nats a token ({head})",
         f"perplexity     {result.perplexity:,.2f}",
         f"bits per byte  {result.bits_per_byte:.4f}",
         f"bits per char  {result.bits_per_char:.4f}",
-        f"documents      {'apart' if result.document_mask else 'see each other'} in a block",
+        f"documents      {'masked from' if result.document_mask else 'attend to'} each other in a block",
         "",
         "loss by position in the block",
     ]

@@ -1,7 +1,7 @@
 """`python -m train.generate RUN_DIR --prompt TEXT`: continue prompts with a trained model.
 
-On a terminal the text appears as it is written, one sequence after the other. Elsewhere, and with `--batch`, several
-sequences are written at a time. Either way they are the same.
+On a terminal, and with `--interactive`, the text appears as it is written, one sequence after the other. Elsewhere, and
+with `--batch`, several sequences are written at a time.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.common.command_line import Parser, run_command, say
+from shards.common.command_line import Parser, Terminated, run_command, say
 from shards.common.errors import InputError, nearest_path
 from shards.common.text import nearest, printable, visible
-from train.arguments import convert
-from train.checkpoints import numbered_checkpoints
-from train.environment import prepare_environment
-from train.memory import out_of_memory
+from train.checkpoints import is_sealed, numbered_checkpoints
+from train.environment import out_of_memory, prepare_environment
 from train.run_directory import MODEL_NAME, record_part
-from train.settings import GenerationSettings, section_types
+from train.settings import GenerationSettings
+from train.values import convert
 
 if TYPE_CHECKING:
     from train.sampling import Continuation
@@ -32,7 +32,7 @@ OPTIONS = {
     "top_p": (float, "P", "sample from the likeliest tokens that together have this probability"),
     "top_k": (int, "N", "sample from this many likeliest tokens; 0: no limit"),
     "repetition_penalty": (float, "X", "above 1: avoid tokens that are in the text already"),
-    "seed": (int, "N", "of the random choices (0); the samples of a prompt have N, N + 1, …"),
+    "seed": (int, "N", "of the random choices (0)"),
 }
 BATCH_SEQUENCES = 8
 
@@ -94,40 +94,81 @@ def main(argv: list[str]) -> None:
     if num_samples > 1 and settings.temperature == 0:
         raise InputError(f"--num {num_samples}: without chance all are the same; give --temperature above 0")
     prepare_environment()
-    from train.sampling import continue_prompts, load_model, printable_sample
+    from train.log_lines import sample_text
+    from train.sampling import continue_prompts, load_model
 
     with out_of_memory("choose a smaller --batch or --max-new-tokens"):
         model, tokenizer = load_model(directory)
         if interactive:
-            from train.interactive import converse
-
             converse(model, tokenizer, settings, num_samples=num_samples)
-            return
-        if batch is None and not as_json and sys.stdout.isatty():
-            show_as_written(model, tokenizer, settings, num_samples=num_samples)
-            return
-        size = batch or BATCH_SEQUENCES
-        for sample in continue_prompts(model, tokenizer, settings, num_samples=num_samples, batch_sequences=size):
-            line = json_line(sample, settings) if as_json else f"{printable_sample(sample)}\n"
-            say(line)
+        elif batch is None and not as_json and sys.stdout.isatty():
+            for prompt in settings.prompts:
+                show_as_written(model, tokenizer, dataclasses.replace(settings, prompts=[prompt]), num_samples)
+        else:
+            size = batch or BATCH_SEQUENCES
+            for sample in continue_prompts(model, tokenizer, settings, num_samples=num_samples, batch_sequences=size):
+                say(json_line(sample, settings) if as_json else f"{sample_text(sample)}\n")
 
 
-def show_as_written(model: Any, tokenizer: Any, settings: GenerationSettings, *, num_samples: int = 1) -> None:
-    """Write each continuation to standard output while it is generated, the prompt before it in 【】."""
+def show_as_written(model: Any, tokenizer: Any, settings: GenerationSettings, num_samples: int) -> None:
+    """Write the continuations of the one prompt to standard output while they are generated, the prompt in 【】."""
+    from transformers import TextStreamer
+
     from train.sampling import continue_prompts
 
-    def show(prompt: str, piece: str) -> None:
-        sys.stdout.write(visible(piece) if piece else f"【{visible(prompt)}】")
+    class Shown(TextStreamer):  # type: ignore[misc]
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            write(text)
+
+    def write(text: str) -> None:
+        sys.stdout.write(visible(text))
         sys.stdout.flush()
 
-    for _sample in continue_prompts(model, tokenizer, settings, num_samples=num_samples, on_text=show):
+    streamer = Shown(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    samples = continue_prompts(model, tokenizer, settings, num_samples=num_samples, streamer=streamer)
+    for _ in range(num_samples):
+        write(f"【{settings.prompts[0]}】")
+        next(samples)
         say("", "")
+
+
+def converse(model: Any, tokenizer: Any, settings: GenerationSettings, *, num_samples: int) -> None:
+    """Read prompts from standard input until it ends, and write their continuations. Ctrl-C stops a text."""
+    for line in _lines():
+        try:
+            show_as_written(model, tokenizer, dataclasses.replace(settings, prompts=[line]), num_samples)
+        except InputError as error:
+            say(printable(str(error)))
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            say("\n(stopped)")
+
+
+def _lines() -> Iterator[str]:
+    """What the user types, line by line; empty lines are left out. Ctrl-C at the prompt ends it, as Ctrl-D does."""
+    on_terminal = sys.stdin.isatty()
+    if on_terminal:
+        import readline  # noqa: F401 (from here on `input` edits lines)
+
+        say("A prompt. Ctrl-C stops a text, Ctrl-D ends.")
+    while True:
+        try:
+            line = input("> " if on_terminal else "")
+        except UnicodeDecodeError:
+            say("that was not UTF-8")
+            continue
+        except Terminated:
+            raise
+        except (EOFError, KeyboardInterrupt):
+            return
+        if line.strip():
+            yield line
 
 
 def json_line(sample: Continuation, settings: GenerationSettings) -> str:
     """A JSON object on one line, nothing in it that a terminal would obey."""
-    names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
-    content = {**dataclasses.asdict(sample), **{name: getattr(settings, name) for name in names}}
+    content = {**dataclasses.asdict(sample), **{name: getattr(settings, name) for name in OPTIONS}}
     text = json.dumps(content, ensure_ascii=False)
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
@@ -156,8 +197,7 @@ def find_model(path: Path, checkpoint: str | None = None) -> Path:
     """
     if not path.exists():
         raise InputError(f"{path}: no such directory{_nearest_run(path)}")
-    checkpoints = numbered_checkpoints(path)
-    steps = [found.name.rpartition("-")[2] for found in checkpoints if (found / "config.json").is_file()]
+    steps = [found.name.rpartition("-")[2] for found in numbered_checkpoints(path) if is_sealed(found)]
     if checkpoint is not None:
         if not steps:
             raise InputError(f"{path}: no checkpoints here")
@@ -205,10 +245,9 @@ def saved_defaults(directory: Path) -> GenerationSettings:
         raise InputError(f"{path}: can't be read ({error})") from None
     if saved and content.get("do_sample") is False:
         saved["temperature"] = 0.0
-    types = section_types("generation")
-    saved = {name: convert(value, types[name], f"{path}: {name}") for name, value in saved.items()}
+    values = {name: convert(value, OPTIONS[name][0].__name__, f"{path}: {name}") for name, value in saved.items()}
     try:
-        return GenerationSettings(**saved)
+        return GenerationSettings(**values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

@@ -1,22 +1,154 @@
-"""The model that is trained: a fresh Qwen2 from the settings, and the device's precision."""
+"""The model that is trained: transformers' Qwen2 whose forward pass has the loss in it, fresh from the settings.
+
+The class keeps its name, so what it saves is a plain Qwen2: transformers loads it without this project. Copies, replicas
+and `deepcopy` of it work, as nothing hangs on an instance.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, set_seed
+import torch.nn.functional as functional
+import transformers
+from torch import Tensor, nn
+from transformers import GenerationConfig, Qwen2Config, set_seed
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput
 
 from shards.common.errors import InputError
+from shards.torch import IGNORED
+from train.head_loss import TiedGradient, chunked_cross_entropy, plain_cross_entropy, tied_embedding, token_losses
 from train.settings import GenerationSettings, ModelSettings
+
+# Causal attention over the whole block, said beforehand: else transformers looks for documents in the positions, and under
+# torch.compile, where it can't, makes a mask that keeps attention from its fast path.
+WHOLE_BLOCK = {"full_attention": None}
+
+
+@dataclasses.dataclass
+class LossOutput(ModelOutput):  # type: ignore[misc]
+    """What the forward pass gives with labels."""
+
+    loss: Tensor | None = None
+    token_losses: Tensor | None = None  # (rows, tokens − 1) in fp32, where they were asked for
+
+
+class Qwen2ForCausalLM(transformers.Qwen2ForCausalLM):  # type: ignore[misc]
+    """transformers' model; with labels its forward pass gives the loss instead of all logits.
+
+    The loss is the mean over the labels that count, or their sum divided by `num_items_in_batch`. Ids may be int32: they
+    are widened on the device. Rows of `position_ids` that restart keep documents apart.
+    """
+
+    head_loss = "plain"  # or "chunked": see `train.head_loss`
+
+    def __init__(self, config: Qwen2Config, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        if config.hidden_act == "silu":
+            for layer in self.model.layers:
+                layer.mlp = GatedMLP(layer.mlp)
+
+    # The parameters are spelled out: `generate` looks at their names.
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        want_token_losses: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | LossOutput:
+        if labels is None:
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                **kwargs,
+            )
+        assert input_ids is not None
+        if position_ids is None and attention_mask is None:
+            attention_mask = WHOLE_BLOCK
+        head, tied, inputs = self.lm_head.weight, None, {"input_ids": input_ids}
+        is_tied = head is self.model.embed_tokens.weight
+        if self.head_loss == "chunked" and is_tied and torch.is_grad_enabled():
+            tied = TiedGradient()
+            inputs = {"inputs_embeds": tied_embedding(input_ids, head, tied)}
+        states = self.model(
+            **inputs, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **kwargs
+        )
+        hidden = states.last_hidden_state[:, :-1].flatten(0, 1)
+        targets = labels[:, 1:].flatten().long()
+        losses = None
+        if want_token_losses:
+            losses = token_losses(hidden, head, targets)
+            total = losses.sum()
+        elif self.head_loss == "chunked":
+            total = chunked_cross_entropy(hidden, head, targets, tied=tied)
+        else:
+            total = plain_cross_entropy(hidden, head, targets)
+        count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return LossOutput(loss=total / count, token_losses=None if losses is None else losses.view(len(input_ids), -1))
+
+
+class GatedMLP(nn.Module):
+    """Qwen2's MLP, `down(silu(gate(x)) * up(x))`, which keeps two tensors for its backward pass where autograd keeps four.
+
+    silu(gate) and the product are cheap to compute again. It takes over the projections of a `Qwen2MLP` under their names.
+    """
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gate, up = self.gate_proj(hidden), self.up_proj(hidden)
+        if not torch.is_grad_enabled():
+            result: Tensor = self.down_proj(functional.silu(gate) * up)
+            return result
+        gated: Tensor = _GatedDown.apply(gate, up, self.down_proj.weight)  # type: ignore[no-untyped-call]
+        return gated
+
+
+class _GatedDown(torch.autograd.Function):
+    """`(silu(gate) * up) @ weight.T`: `(…, intermediate)` twice and `(hidden, intermediate)` to `(…, hidden)`."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return (functional.silu(gate) * up) @ weight.to(gate.dtype).T
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gate, up, weight = ctx.saved_tensors
+        gradient = grad_outputs[0].to(gate.dtype)
+        sigmoid = torch.sigmoid(gate)
+        silu = gate * sigmoid
+        grad_weight = gradient.flatten(0, -2).T @ (silu * up).flatten(0, -2)
+        inner = gradient @ weight.to(gate.dtype)
+        grad_up = inner * silu
+        # silu'(x) = sigmoid(x) (1 + x (1 − sigmoid(x))) = sigmoid + silu (1 − sigmoid)
+        grad_gate = inner.mul_(up).mul_(sigmoid + silu * (1 - sigmoid))
+        return grad_gate, grad_up, grad_weight.to(weight.dtype)
 
 
 def build_config(settings: ModelSettings, *, vocab_size: int, eos_id: int, block_tokens: int) -> Qwen2Config:
-    """A configuration made afresh: none of it comes from a published model.
+    """A fresh configuration: none of it comes from a published model.
 
     There is no `pad_token_id` in it on purpose: the embedding row of that id gets no gradient, and the only id it
-    could be, EOS, is one to be learnt. The generation config has one.
+    could be, EOS, is one to be learned. The generation config has one.
     """
     values = dataclasses.asdict(settings)
     multiple, rope_theta, positions = (
@@ -36,11 +168,11 @@ def build_config(settings: ModelSettings, *, vocab_size: int, eos_id: int, block
 
 
 def build_generation_config(
-    settings: GenerationSettings, *, vocab_size: int, eos_id: int, padded: int
+    settings: GenerationSettings, *, vocab_size: int, eos_id: int, num_rows: int
 ) -> GenerationConfig:
     """The defaults that the saved model generates with, in any program.
 
-    Ids from `vocab_size` to `padded` − 1 exist only to round the matrix up; `suppress_tokens` keeps them from ever
+    Ids from `vocab_size` to `num_rows` − 1 exist only to round the matrix up; `suppress_tokens` keeps them from ever
     being chosen, also after the model has been saved and loaded elsewhere.
     """
     sampling = settings.temperature > 0
@@ -53,7 +185,7 @@ def build_generation_config(
         top_k=settings.top_k if sampling else None,
         repetition_penalty=settings.repetition_penalty,
         max_new_tokens=settings.max_new_tokens,
-        suppress_tokens=list(range(vocab_size, padded)) or None,
+        suppress_tokens=list(range(vocab_size, num_rows)) or None,
     )
 
 
@@ -74,7 +206,7 @@ def build_model(
     except KeyError as error:  # an activation function that transformers doesn't know
         raise InputError(f"model: hidden_act: {settings.hidden_act!r} is unknown to transformers ({error})") from None
     model.generation_config = build_generation_config(
-        generation, vocab_size=vocab_size, eos_id=eos_id, padded=config.vocab_size
+        generation, vocab_size=vocab_size, eos_id=eos_id, num_rows=config.vocab_size
     )
     return model
 
@@ -84,18 +216,12 @@ def add_chat_template(directory: Path) -> None:
 
     A model that is only pretrained has no roles: the messages' texts follow one another. A tokenizer's own template stays.
     """
-    path = directory / "chat_template.jinja"
-    config = directory / "tokenizer_config.json"
-    if path.exists() or (config.is_file() and b'"chat_template"' in config.read_bytes()):
-        return
-    path.write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}", encoding="utf-8")
+    path, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
+    if not path.exists() and not (config.is_file() and b'"chat_template"' in config.read_bytes()):
+        path.write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}", encoding="utf-8")
 
 
-def must_use_cpu() -> bool:
-    """Whether torch finds no accelerator."""
-    return not torch.accelerator.is_available()
-
-
+@functools.cache
 def bf16_pays(*, on_cpu: bool) -> bool:
     """Whether bf16 is faster than fp32 here: on GPUs that support it, on CPUs that have instructions for it."""
     if on_cpu:

@@ -1,7 +1,7 @@
 """A model's shape from a published configuration: `model: {config: "hf:Qwen/Qwen2-0.5B", num_hidden_layers: 12}`.
 
 The values are defaults for the other keys of the section `model`. Only what `ModelSettings` has is taken, so that a
-model of 24 layers can be cut to 12: the lists with an entry a layer, the vocabulary and the weights stay behind.
+model of 24 layers can be cut to 12: the lists with an entry a layer, the vocabulary and the weights are left out.
 Imports no torch.
 """
 
@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
-from shards.hub.reference import is_reference, parse_reference
-from train.arguments import FieldTypes, convert, require
+from shards.share.hub import is_reference, parse_reference, small_file
+from train.values import convert, require
 
 CONFIG_NAME: Final = "config.json"
 MODEL_TYPE = "qwen2"
@@ -27,8 +27,8 @@ _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "interme
 _DEFAULTS: dict[str, Any] = {"max_position_embeddings": 32768, "tie_word_embeddings": False}
 
 
-def published_fields(name: str, types: FieldTypes) -> dict[str, Any]:
-    """The fields of `ModelSettings` (given by `types`) that the configuration called `name` has.
+def published_fields(name: str, types: Mapping[str, str]) -> dict[str, Any]:
+    """Those of the fields that are given with their `types` which the configuration called `name` has.
 
     `name` is `hf:ORG/NAME` or `ms:ORG/NAME` (then `@REVISION`), a directory with a `config.json`, or such a file.
     Raises `InputError` if it can't be had, or isn't a Qwen2 model that can be built here.
@@ -46,9 +46,9 @@ def published_fields(name: str, types: FieldTypes) -> dict[str, Any]:
         if content.get(key) is None:
             raise InputError(f"{name}: no {key}, so it is no model's configuration")
     return {
-        key: convert(content[key], allowed, f"{name}: {key}")
-        for key, allowed in types.items()
-        if key != "config" and content.get(key) is not None
+        key: convert(content[key], kinds, f"{name}: {key}")
+        for key, kinds in types.items()
+        if content.get(key) is not None
     }
 
 
@@ -56,8 +56,6 @@ def _find(name: str) -> Path:
     """The file with the configuration called `name`."""
     path = Path(name).expanduser()
     if is_reference(name) and not path.exists():
-        from shards.hub.small_files import small_file
-
         return small_file(parse_reference(name), CONFIG_NAME)
     if path.is_dir():
         path = path / CONFIG_NAME

@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices, AdamW for all else, as one optimizer for Trainer.
+"""AdamW, or Muon for the hidden matrices and AdamW for all else, with three named groups of parameters.
 
 Muon (Jordan et al. 2024) orthogonalizes the momentum of a weight matrix; it is for the matrices between hidden states, not
 for embeddings, the head, norms and biases. Its updates are scaled to the size of AdamW's (Liu et al. 2025, "Muon is
@@ -6,7 +6,8 @@ Scalable for LLM Training"), so one learning rate and one weight decay serve bot
 
 The update is that of torch.optim.Muon, which takes matrices one by one and multiplies in bf16 everywhere: on a CPU without
 instructions for it one matrix of 768 × 192 takes seconds. Here matrices of one shape are orthogonalized together, in bf16
-where the device has it and in fp32 elsewhere. Sharded parameters (DTensor) are gathered, one shape at a time.
+where the device has it and in fp32 elsewhere. With several ranks each orthogonalizes its share of them, and all gather
+the results: the same update as by one process. Sharded parameters (DTensor) are gathered first, one shape at a time.
 """
 
 from __future__ import annotations
@@ -16,16 +17,47 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from train.model import bf16_pays
+from train.settings import GroupSettings
 
 MOMENTUM = 0.95
-_OUTER = ("embed_tokens", "lm_head")
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic Newton–Schulz: https://kellerjordan.github.io/posts/muon/
 _ITERATIONS = 5
-_STACKED_ELEMENTS = 1 << 26  # orthogonalized at a time
+_STACKED_ELEMENTS = 1 << 26  # orthogonalized at a time, unless ranks would be idle
+
+
+def group_of(name: str, parameter: Tensor) -> str:
+    """`hidden` for the matrices between hidden states, `embedding` for embedding and head, `norm` for norms and biases."""
+    if parameter.ndim != 2:
+        return "norm"
+    return "embedding" if "embed_tokens" in name or "lm_head" in name else "hidden"
+
+
+def parameter_groups(
+    model: nn.Module, settings: GroupSettings, *, learning_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """The trained parameters of `model` in the groups of `group_of`, each with its rate and decay, for an optimizer."""
+    members: dict[str, list[Tensor]] = {"hidden": [], "embedding": [], "norm": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            members[group_of(name, parameter)].append(parameter)
+    groups = []
+    for name, parameters in members.items():
+        rate, decay = getattr(settings, f"{name}_learning_rate"), getattr(settings, f"{name}_weight_decay")
+        if parameters:
+            groups.append(
+                {
+                    "params": parameters,
+                    "name": name,
+                    "lr": learning_rate if rate is None else rate,
+                    "weight_decay": weight_decay if decay is None else decay,
+                }
+            )
+    return groups
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
@@ -41,22 +73,36 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     return x.mT if rows > columns else x
 
 
+def orthogonalize_over_ranks(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """As `orthogonalize`, each rank its share: with 5 matrices rank 0 of 2 does 0, 1 and 2, rank 1 does 3 and 4.
+
+    Every rank gives the same matrices and gets all results.
+    """
+    num_ranks = dist.get_world_size() if dist.is_initialized() else 1
+    if num_ranks == 1:
+        return list(orthogonalize(torch.stack(matrices), dtype).unbind())
+    share = -(-len(matrices) // num_ranks)
+    start = dist.get_rank() * share
+    mine = torch.zeros(share, *matrices[0].shape, dtype=dtype, device=matrices[0].device)
+    if own := matrices[start : start + share]:
+        mine[: len(own)] = orthogonalize(torch.stack(own), dtype)
+    gathered = mine.new_empty(num_ranks * share, *matrices[0].shape)
+    dist.all_gather_into_tensor(gathered, mine)
+    return list(gathered[: len(matrices)].unbind())
+
+
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Groups of parameters, each with `use_muon`; state and groups are those of one plain optimizer."""
+    """Muon for the group `hidden`, AdamW for the others; state and groups are those of one plain optimizer."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float) -> None:
-        super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "momentum": MOMENTUM, "use_muon": False})
-        others = self._groups(False)
+        super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "momentum": MOMENTUM})
+        others = self._groups(is_hidden=False)
         # AdamW adds its own settings to its groups, which stay ours.
         fused = all(parameter.device.type in ("cpu", "cuda") for group in others for parameter in group["params"])
-        adamw = (
-            torch.optim.AdamW(others, lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=fused) if others else None
-        )
-        self._adamw = adamw
-        self._dtypes: dict[str, torch.dtype] = {}
+        self._adamw = torch.optim.AdamW(others, lr=lr, betas=betas, eps=eps, fused=fused) if others else None
 
-    def _groups(self, use_muon: bool) -> list[dict[str, Any]]:
-        return [group for group in self.param_groups if group["use_muon"] == use_muon]
+    def _groups(self, *, is_hidden: bool) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if (group["name"] == "hidden") == is_hidden]
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -68,12 +114,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self._groups(True):
+        for group in self._groups(is_hidden=True):
             for matrices in _by_shape(group["params"]):
                 self._muon_step(group, matrices)
         if self._adamw is not None:
             # Ours may have been replaced, by loading a checkpoint.
-            self._adamw.param_groups, self._adamw.state = self._groups(False), self.state
+            self._adamw.param_groups, self._adamw.state = self._groups(is_hidden=False), self.state
             self._adamw.step()
         return loss
 
@@ -88,50 +134,22 @@ class MuonWithAdamW(torch.optim.Optimizer):
             momentum = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
             update = matrix.grad.lerp(momentum, group["momentum"])
             updates.append(update.full_tensor() if isinstance(update, DTensor) else update)
-        stacked = orthogonalize(torch.stack(updates), self._dtype(updates[0].device.type))
+        dtype = torch.bfloat16 if bf16_pays(on_cpu=updates[0].device.type == "cpu") else torch.float32
         rate = group["lr"] * 0.2 * math.sqrt(max(matrices[0].shape))
-        for matrix, update in zip(matrices, stacked.to(matrices[0].dtype).unbind(), strict=True):
+        for matrix, update in zip(matrices, orthogonalize_over_ranks(updates, dtype), strict=True):
+            update = update.to(matrix.dtype)
             if isinstance(matrix, DTensor):
                 update = distribute_tensor(update, matrix.device_mesh, matrix.placements, src_data_rank=None)
             matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
 
-    def _dtype(self, device: str) -> torch.dtype:
-        if device not in self._dtypes:
-            self._dtypes[device] = torch.bfloat16 if bf16_pays(on_cpu=device == "cpu") else torch.float32
-        return self._dtypes[device]
-
 
 def _by_shape(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """The parameters that have gradients, in lists of one shape that together are not too big."""
+    """The parameters that have gradients, in lists of one shape that together are not too large."""
+    num_ranks = dist.get_world_size() if dist.is_initialized() else 1
     shapes: dict[torch.Size, list[Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
             shapes.setdefault(parameter.shape, []).append(parameter)
     for shape, members in shapes.items():
-        most = max(1, _STACKED_ELEMENTS // shape.numel())
+        most = max(num_ranks, _STACKED_ELEMENTS // shape.numel())
         yield from (members[start : start + most] for start in range(0, len(members), most))
-
-
-def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon takes this parameter of the model."""
-    return parameter.ndim == 2 and not any(outer in name for outer in _OUTER)
-
-
-def build_muon(
-    model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float, decayed: Iterable[str]
-) -> MuonWithAdamW:
-    """The optimizer of all parameters of `model` that are trained; those named in `decayed` have weight decay."""
-    names = set(decayed)
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((is_hidden_matrix(name, parameter), name in names), []).append(parameter)
-    return MuonWithAdamW(
-        [
-            {"params": parameters, "use_muon": use_muon, "weight_decay": weight_decay if decays else 0.0}
-            for (use_muon, decays), parameters in groups.items()
-        ],
-        lr=lr,
-        betas=betas,
-        eps=eps,
-    )

@@ -13,12 +13,14 @@ The state in `run.json` is `training`, then `trained` (the model is saved), then
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import fcntl
 import json
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +35,7 @@ _SUMMARY_KEY = "train_runtime"  # in the line that the Trainer logs when all ste
 SAMPLES_NAME = "samples.jsonl"
 MODEL_NAME = "model"
 SWANLAB_NAME = "swanlab"
+_LOCK_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,18 +46,15 @@ class Plan:
     position: DataPosition | None  # of that checkpoint
     notices: list[str]  # a line each, for the user
     resume: str | None = None  # what was asked for: see `plan_run`
-    seen: tuple[Any, ...] = ()  # what the run's directory told: `state_of`
-    allow_data_change: bool = False  # the checkpoint may be of other data, seed or batch
+    seen: tuple[Any, ...] = ()  # the run's directory then: `state_of`
 
 
 def _check_writable(run: Path) -> None:
     """Raise `InputError` if the run's directory can't be written to, or not be made."""
-    place = run
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+    parent = next((path for path in (run, *run.parents) if path.exists()), run)
+    if parent.is_dir() and not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(
-            f"{run}: can't write to {place}: Permission denied; choose another --output_dir (make: RUN=NAME)"
+            f"{run}: can't write to {parent}: Permission denied; choose another --output_dir (make: RUN=NAME)"
         )
 
 
@@ -122,7 +122,7 @@ def read_record(run: Path, *, remedy: str = "; delete it or choose another --out
 
 
 def record_part(run: Path, *keys: str) -> dict[str, Any]:
-    """The object behind `keys` in `run.json`; empty if there is none. Raises `InputError` if something else is there."""
+    """The object at `keys` in `run.json`; empty if there is none. Raises `InputError` if something else is there."""
     part: Any = read_record(run)
     for number, key in enumerate(keys, start=1):
         part = part.get(key)
@@ -140,23 +140,50 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, (text + "\n").encode())
 
 
-def lock_run(run: Path) -> IO[bytes]:
-    """Make `run` and hold it until the returned file is closed. Raises `InputError` if another process does."""
+@contextlib.contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Make `run` and hold it. Raises `InputError` if another process does. One with nothing in it goes at the end."""
     try:
         run.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{run}: can't be made: a file is in the way") from None
     except FileNotFoundError:  # as in /proc
         raise InputError(f"{run}: can't be made there; choose another --output_dir (make: RUN=NAME)") from None
-    file = open(run / ".lock", "ab")  # noqa: SIM115 (held open while the run lasts)
+    path = run / ".lock"
+    with open(path, "ab") as file:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while not _try_lock(file):
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"{run}: another process is training there; wait for it or choose another --output_dir"
+                )
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            if list(run.iterdir()) == [path]:
+                path.unlink()
+                run.rmdir()
+
+
+def _try_lock(file: IO[bytes]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        file.close()
-        raise InputError(
-            f"{run}: another process is training there; wait for it or choose another --output_dir"
-        ) from None
-    return file
+        return False
+    return True
+
+
+def is_locked(run: Path) -> bool:
+    """Whether a process is training in `run`. For an instant this holds a lock too, which `lock_run` waits out."""
+    try:
+        with open(run / ".lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -199,7 +226,7 @@ def read_lines_and_damage(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
 def rewind_metrics(run: Path, step: int, *, is_last: bool = False) -> list[str]:
     """Drop what `metrics.jsonl` and `samples.jsonl` say of steps after `step`: they are about to be trained again.
 
-    Where a run ends, or was stopped, the Trainer sums up; behind the last step (`is_last`) it is evaluated once more, and
+    Where a run ends, or was stopped, the Trainer sums up; after the last step (`is_last`) it is evaluated once more, and
     continues its prompts once more.
     Returns a notice for each file with damaged lines, which are gone for good.
     """
@@ -237,8 +264,3 @@ def now() -> str:
 def process_rank() -> int:
     """This process's number among those of torchrun; 0 when there is one process."""
     return int(os.environ.get("RANK", "0"))
-
-
-def num_processes() -> int:
-    """How many processes torchrun started; 1 when there is one process."""
-    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,14 +1,12 @@
 """Text from a saved model: load it with the Auto classes, continue prompts.
 
-A continuation depends on the model, its prompt, the settings and its seed alone: prompts that are continued together, in
-a batch filled up on the left, are continued as each would be alone (up to rounding, which can decide between two tokens
-that are equally likely). Each sequence has a random generator of its own; the random state of the process isn't touched.
+The texts depend on the model, the prompts, the settings and their seed alone: the same call gives the same texts. The
+random state of the process stays as it is, and so does a model that is being trained.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,41 +20,41 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
 )
 from transformers.generation.streamers import BaseStreamer
 
+from shards.common.command_line import say
 from shards.common.errors import InputError
-from shards.common.text import printable, visible
+from shards.common.text import printable
+from train.run_directory import append_lines
 from train.settings import GenerationSettings
 
 BATCH_SEQUENCES = 8
-UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+MAX_NEW_TOKENS = 64  # of a sample during training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """What a model wrote behind a prompt."""
+    """What a model wrote after a prompt."""
 
     prompt: str
     text: str
-    seed: int  # this text again: the same settings with this seed
     num_tokens: int  # without EOS
     ended: bool  # by EOS; else it has as many tokens as were allowed
 
 
-class NoNumbersError(InputError):
-    """A model's outputs are no numbers, so no token can be chosen."""
+class NonFiniteError(InputError):
+    """A model's outputs are nan or inf, so no token can be chosen."""
 
 
-def load_model(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer in `directory`, ready to generate on the best device. Nothing is downloaded."""
+def load_model(directory: Path, kind: Any = AutoModelForCausalLM) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model (of a class `kind`) and tokenizer in `directory`, ready to generate on the best device. No download."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
+        model = kind.from_pretrained(directory, local_files_only=True, use_safetensors=True, trust_remote_code=False)
         tokenizer = load_tokenizer(directory)
     except torch.OutOfMemoryError:
         raise
@@ -79,179 +77,127 @@ def continue_prompts(
     *,
     num_samples: int = 1,
     batch_sequences: int = BATCH_SEQUENCES,
-    on_text: Callable[[str, str], None] | None = None,
+    streamer: BaseStreamer | None = None,
 ) -> Iterator[Continuation]:
-    """For each prompt of `settings` its `num_samples` continuations, the first with `settings.seed`, then seed + 1 ….
+    """For each prompt of `settings` its `num_samples` continuations, `batch_sequences` at a time (1 with a `streamer`).
 
-    `batch_sequences` are generated at a time. `on_text(prompt, piece)` is called with each piece of text as it comes,
-    first with an empty one; then they are generated one by one. Raises `InputError` for a prompt without tokens, or with
-    ids that the model doesn't have, and `NoNumbersError`.
+    Raises `InputError` for a prompt without tokens, or with ids that the model doesn't have, and `NonFiniteError`.
     """
-    encoded = [(prompt, encode(tokenizer, prompt)) for prompt in settings.prompts]
-    num_ids = model.config.vocab_size
-    for prompt, ids in encoded:
-        if max(ids) >= num_ids:
+    for prompt in settings.prompts:
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise InputError(f"generation: the prompt {printable(prompt)!r} has no tokens")
+        if max(ids) >= model.config.vocab_size:
             raise InputError(
-                f"generation: the prompt {printable(prompt)!r} has the token id {max(ids):,}, the model has {num_ids:,} "
-                "ids; is the tokenizer beside it its own?"
+                f"generation: the prompt {printable(prompt)!r} has the token id {max(ids):,}, the model has "
+                f"{model.config.vocab_size:,} ids; is the tokenizer beside it its own?"
             )
-    wanted = [(prompt, ids, settings.seed + number) for prompt, ids in encoded for number in range(num_samples)]
-    size = 1 if on_text else batch_sequences
-    for batch in (wanted[start : start + size] for start in range(0, len(wanted), size)):
-        stream = None
-        if on_text:
-            on_text(batch[0][0], "")
-            stream = TextStream(tokenizer, functools.partial(on_text, batch[0][0]))
-        rows = generate(
-            model,
-            tokenizer,
-            [ids for _, ids, _ in batch],
-            seeds=[seed for _, _, seed in batch],
-            settings=settings,
-            stream=stream,
-        )
-        for (prompt, _, seed), (row, ended) in zip(batch, rows, strict=True):
+    wanted = [prompt for prompt in settings.prompts for _ in range(num_samples)]
+    size = 1 if streamer else batch_sequences
+    for start in range(0, len(wanted), size):
+        batch = wanted[start : start + size]
+        rows = generate(model, tokenizer, batch, settings, seed=settings.seed + start, streamer=streamer)
+        for prompt, (row, ended) in zip(batch, rows, strict=True):
             text = tokenizer.decode(row, skip_special_tokens=True)
-            yield Continuation(prompt=prompt, text=text, seed=seed, num_tokens=len(row), ended=ended)
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The ids of a prompt. Raises `InputError` if there are none."""
-    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise InputError(f"generation: the prompt {printable(prompt)!r} has no tokens")
-    return ids
+            yield Continuation(prompt=prompt, text=text, num_tokens=len(row), ended=ended)
 
 
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    *,
-    seeds: Sequence[int],
+    prompts: Sequence[str],
     settings: GenerationSettings,
-    stream: BaseStreamer | None = None,
+    *,
+    seed: int,
+    streamer: BaseStreamer | None = None,
 ) -> list[tuple[list[int], bool]]:
-    """For each prompt the ids that follow it, EOS left out, and whether EOS ended them. A seed for each prompt."""
-    config = model.generation_config
+    """For each prompt the ids that follow it, EOS left out, and whether EOS ended them."""
+    config, sampling = model.generation_config, settings.temperature > 0
     ends = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
     eos_ids = set(ends if isinstance(ends, list) else [ends]) - {None}
-    filling = next((n for n in (config.pad_token_id, tokenizer.pad_token_id, *sorted(eos_ids)) if n is not None), 0)
-    width = max(map(len, prompts))
-    ids = torch.tensor([[filling] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    choices: list[LogitsProcessor] = [RefuseNoNumbers()]
-    if settings.temperature > 0:
-        choices.append(TemperatureLogitsWarper(settings.temperature))
-        if settings.top_k:
-            choices.append(TopKLogitsWarper(settings.top_k))
-        if settings.top_p < 1:
-            choices.append(TopPLogitsWarper(settings.top_p))
-        choices.append(SampleRows(seeds, model.device))
+    padding = next((n for n in (config.pad_token_id, tokenizer.pad_token_id, *sorted(eos_ids)) if n is not None), 0)
+    encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    width = max(map(len, encoded))
     beyond = range(len(tokenizer), model.config.vocab_size)  # ids that only round the matrix up
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(seed % 2**63)
         output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
+            input_ids=_tensor([[padding] * (width - len(ids)) + ids for ids in encoded], model),
+            attention_mask=_tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded], model),
             max_new_tokens=settings.max_new_tokens,
-            do_sample=False,  # `SampleRows` leaves one choice
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            do_sample=sampling,
+            temperature=settings.temperature if sampling else None,
+            top_p=settings.top_p if sampling else None,
+            top_k=settings.top_k if sampling else None,
             repetition_penalty=settings.repetition_penalty,
             eos_token_id=sorted(eos_ids) or None,
-            pad_token_id=filling,
+            pad_token_id=padding,
             suppress_tokens=sorted({*(config.suppress_tokens or ()), *beyond}) or None,
-            logits_processor=LogitsProcessorList(choices),
-            use_cache=True,  # whatever the model's configuration says, where the Trainer turns it off
-            streamer=stream,
+            logits_processor=LogitsProcessorList([RefuseNonFinite()]),
+            use_cache=True,
+            streamer=streamer,
         )
     return [_until_end(row, eos_ids) for row in output[:, width:].tolist()]
 
 
+def _tensor(rows: list[list[int]], model: PreTrainedModel) -> Tensor:
+    return torch.tensor(rows, device=model.device)
+
+
 def _until_end(row: list[int], eos_ids: set[int]) -> tuple[list[int], bool]:
-    for place, token in enumerate(row):
-        if token in eos_ids:
-            return row[:place], True
-    return row, False
+    length = next((place for place, token in enumerate(row) if token in eos_ids), None)
+    return row[:length], length is not None
 
 
-class RefuseNoNumbers(LogitsProcessor):  # type: ignore[misc]
-    """Raises `NoNumbersError` where nothing can be drawn; a GPU's sampling would end the process."""
+class RefuseNonFinite(LogitsProcessor):  # type: ignore[misc]
+    """Raises `NonFiniteError` where nothing can be drawn; a GPU's sampling would end the process."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if (scores.isnan() | scores.isposinf()).any():
-            raise NoNumbersError("the model's outputs are no numbers (nan or inf): its training has diverged")
+            raise NonFiniteError("the model's outputs are non-finite (nan or inf): its training has diverged")
         return scores
 
 
-class SampleRows(LogitsProcessor):  # type: ignore[misc]
-    """Draws each row's token with that row's own generator: no row depends on its neighbours.
+class SamplesAtEvaluation(TrainerCallback):  # type: ignore[misc]
+    """Continues the prompts at each evaluation before the last step, kept in a file. For the first process only.
 
-    Row `n` draws what `model.generate(…, do_sample=True)` would after `torch.manual_seed(seeds[n])`. To be last.
+    What the model wrote at its end comes from the saved model. A failure ends the samples, never the training.
     """
 
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    def __init__(
+        self,
+        path: Path,
+        settings: GenerationSettings,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        on_samples: Callable[[Sequence[Continuation], int], None],
+    ) -> None:
+        self._path, self._tokenizer, self._on_samples = path, tokenizer, on_samples
+        self._settings = dataclasses.replace(settings, max_new_tokens=min(settings.max_new_tokens, MAX_NEW_TOKENS))
+        self._failed = False
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`scores` `(rows, vocabulary)` with minus infinity for all but the drawn token of each row."""
-        shares = scores.softmax(dim=-1)
-        rows = zip(shares, self._generators, strict=True)
-        drawn = torch.stack([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
-
-
-class TextStream(BaseStreamer):  # type: ignore[misc]
-    """Gives on text as tokens come, whole characters only: a byte-level token may be a part of one.
-
-    All pieces together are the text of all tokens. For one sequence at a time; the prompt is left out.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
-        self._tokenizer, self._on_text = tokenizer, on_text
-        self._prompt_seen = False
-        self._ids: list[int] = []
-        self._start, self._num_shown = 0, 0  # characters of the text from token `_start` on that were given on
-
-    def put(self, value: Tensor) -> None:
-        if not self._prompt_seen:
-            self._prompt_seen = True
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        step = state.global_step
+        if step >= state.max_steps or self._failed:
             return
-        for token in value.flatten().tolist():
-            self._add(token)
-
-    def end(self) -> None:
-        self._give(self._text(self._start))  # a character that was never completed
-        self._prompt_seen, self._ids, self._start, self._num_shown = False, [], 0, 0
-
-    def _text(self, start: int) -> str:
-        text: str = self._tokenizer.decode(self._ids[start:], skip_special_tokens=True)
-        return text
-
-    def _add(self, token: int) -> None:
-        self._ids.append(token)
-        text = self._text(self._start)
-        self._give(text.removesuffix(UNKNOWN))
-        if not text.endswith(UNKNOWN):
-            # The last token stays as the context of the next: some decoders drop a space where a text begins.
-            whole = self._text(len(self._ids) - 1)
-            if not whole.startswith(UNKNOWN):
-                self._start, self._num_shown = len(self._ids) - 1, len(whole)
-
-    def _give(self, text: str) -> None:
-        piece = text[self._num_shown :]
-        self._num_shown = max(self._num_shown, len(text))
-        if piece:
-            self._on_text(piece)
-
-
-def printable_sample(sample: Continuation) -> str:
-    """The text as a reader sees it, the prompt in 【】."""
-    return f"【{visible(sample.prompt)}】{visible(sample.text)}".rstrip()
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            model.eval()
+            samples = list(continue_prompts(model, self._tokenizer, self._settings))
+            append_lines(self._path, sample_records(samples, step, self._settings))
+            self._on_samples(samples, step)
+        except Exception as error:
+            self._failed = True
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            say(f"no samples from step {step:,} on: {printable(reason)}")
+        finally:
+            for module, training in modes:
+                module.training = training
 
 
 def sample_records(samples: Sequence[Continuation], step: int, settings: GenerationSettings) -> list[dict[str, Any]]:
-    """For `samples.jsonl`: what was written, and how to get it again."""
-    how = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
+    """For `samples.jsonl`: what was written, and how."""
+    how = {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k", "seed")}
     return [{"step": step, **dataclasses.asdict(sample), **how} for sample in samples]

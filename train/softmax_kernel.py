@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from train.data import IGNORED
+from shards.torch import IGNORED
 
 BLOCK, WARPS = 32_768, 32  # logits at a time, and warps to a row: measured fastest on an H200, 4.8 TB/s
 
@@ -50,7 +50,7 @@ def _kernel(logits, labels, losses, factors, columns, ignored: tl.constexpr, blo
 
 
 def softmax_kernel(logits: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
-    """A `train.softmax.Softmax` for logits in bf16 or fp32, contiguous, and labels in int64."""
+    """A `train.head_loss.Softmax` for logits in bf16 or fp32, contiguous, and labels in int64."""
     factors = torch.empty_like(losses)
     _kernel[(len(logits),)](
         logits, labels, losses, factors, logits.shape[1], ignored=IGNORED, block=BLOCK, num_warps=WARPS

@@ -2,7 +2,8 @@
 
 SwanLab's own callback for transformers does the tracking. It is `online` when an API key is found, else `offline`,
 and falls back to `offline` when the server can't be reached. Its files lie in `RUN/swanlab`; what was recorded offline
-is sent later by `swanlab sync RUN/swanlab/run-…`. Only the first process of a run tracks.
+is sent later by `swanlab sync RUN/swanlab/run-…`. A run that is continued is the same run of SwanLab's: its id is in
+`run.json`. Only the first process of a run tracks.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import http.client
 import importlib.util
 import os
+import time
 import urllib.error
 import urllib.request
 import warnings
@@ -26,25 +28,25 @@ if TYPE_CHECKING:
     from train.sampling import Continuation
 
 ANSWER_SECONDS = 10
+SILENT_SECONDS = 30  # SwanLab takes a run that is silent for longer than a minute as dead
 
 
 def check_tracking(settings: TrackingSettings) -> None:
     """Raise `InputError` for a mode that was asked for by name and can't be had. Imports nothing."""
-    if settings.mode == "disabled":
-        return
-    if settings.mode != "auto" and importlib.util.find_spec("swanlab") is None:
+    mode = settings.mode
+    if mode not in ("auto", "disabled") and importlib.util.find_spec("swanlab") is None:
         raise InputError(
-            f"tracking: mode: {settings.mode}: swanlab is not installed; install it (pip install swanlab) or set auto"
+            f"tracking: mode: {mode}: swanlab is not installed; install it (pip install swanlab) or set auto"
         )
-    if settings.mode == "local" and importlib.util.find_spec("swanboard") is None:
+    if mode == "local" and importlib.util.find_spec("swanboard") is None:
         raise InputError("tracking: mode: local: needs the dashboard: pip install 'swanlab[dashboard]'; or set offline")
 
 
 class Tracking:
-    """The tracking of one run: `start`, then the callback works by itself, `log_samples`, `finish`."""
+    """The tracking of one run: `start`, then the callbacks work by themselves, `log_samples`, `finish`."""
 
-    def __init__(self, settings: TrackingSettings, run: Path) -> None:
-        self._settings, self._directory = settings, run / SWANLAB_NAME
+    def __init__(self, settings: TrackingSettings, run: Path, run_id: str) -> None:
+        self._settings, self._directory, self._id = settings, run / SWANLAB_NAME, run_id
         self._name = settings.name or run.resolve().name
         self._swanlab: Any = None
         self.mode = "disabled"
@@ -82,6 +84,7 @@ class Tracking:
             return [*notices, f"SwanLab can't be used ({reason}): this run is recorded in metrics.jsonl only"]
         self.mode = mode
         trainer.add_callback(callback)
+        trainer.add_callback(_heartbeat(swanlab.log))
         callback.update_config(config)
         return notices
 
@@ -90,14 +93,18 @@ class Tracking:
 
         if self._swanlab.has_run():  # of an attempt that failed
             self._swanlab.finish()
-        callback = SwanLabCallback(
+        callback = SwanLabCallback()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._swanlab.init(
             project=self._settings.project,
             workspace=self._settings.workspace,
-            experiment_name=self._name,
+            name=self._name,
             log_dir=str(self._directory),
             mode=mode,
+            id=self._id,
+            resume="allow",
+            callbacks=[callback],
         )
-        self._directory.mkdir(parents=True, exist_ok=True)
         callback.setup(trainer.args, trainer.state, trainer.model)
         return callback
 
@@ -114,6 +121,26 @@ class Tracking:
             with contextlib.suppress(Exception):
                 if self._swanlab.has_run():  # at Ctrl-C SwanLab ends it by itself
                     self._swanlab.finish(state="success" if kind is None else "aborted")
+
+
+def _heartbeat(log: Any) -> Any:
+    """A callback that logs something now and then in a long evaluation."""
+    from transformers import TrainerCallback
+
+    class Heartbeat(TrainerCallback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._logged = time.monotonic()
+
+        def on_log(self, *_: Any, **__: Any) -> None:
+            self._logged = time.monotonic()
+
+        def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if time.monotonic() - self._logged > SILENT_SECONDS:
+                self._logged = time.monotonic()
+                with contextlib.suppress(Exception):
+                    log({"eval/running": 1}, step=state.global_step)
+
+    return Heartbeat()
 
 
 def api_key_and_host() -> tuple[str | None, str]:

@@ -15,7 +15,7 @@ import numpy as np
 import zstandard
 
 from bench.fuzz.oracle import expect
-from pipeline.documents import DocumentEncoder
+from pipeline.encode import DocumentEncoder
 from pipeline.readers.compression import STREAM_ERRORS, unpack
 from shards.common.errors import InputError
 
@@ -103,6 +103,7 @@ def _encoder() -> DocumentEncoder:
     import tempfile
 
     from pipeline.bpe import train_tokenizer
+
     from pipeline.tokenizers import FastEncoder, load_encoder
 
     with tempfile.TemporaryDirectory() as directory:

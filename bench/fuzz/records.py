@@ -9,12 +9,11 @@ from typing import Any
 
 from bench.fuzz.oracle import BYTE_ORDER_MARK, expect, is_deep, load, same
 from pipeline.fields import TextOf
-from pipeline.plan import ByteRange
 from pipeline.readers.base import BadRecord, Incomplete, ReadOptions, StreamReader, raise_bad
 from pipeline.readers.json_array import JsonArrayReader
 from pipeline.readers.json_lines import JsonLinesReader
 from pipeline.readers.text import TextReader
-from pipeline.sources import Source
+from pipeline.sources import ByteRange, Source
 from shards.common.errors import InputError
 
 SEPARATOR = "----"

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from shards.run_order import SHUFFLES, RunOrder
 
 from bench.fuzz.oracle import expect
 from shards.common.errors import InputError
@@ -17,7 +18,6 @@ from shards.index import DTYPE_CODE_INT32, HEADER, MAGIC, VERSION, encode_index,
 from shards.manifest import canonical_json, decode_manifest, encode_manifest
 from shards.mixture import Mixture, _parse, run_order
 from shards.order import MAX_BLOCKS, epoch_order, window_order
-from shards.run_order import SHUFFLES, RunOrder
 
 
 class _File:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.plan import ByteRange
     from pipeline.readers.base import RangeReader, ReadOptions
-    from pipeline.sources import Source
+    from pipeline.sources import ByteRange, Source
 
 
 def open_range(source: Source, byte_range: ByteRange, options: ReadOptions, *, first: int | None = None) -> RangeReader:

@@ -12,15 +12,12 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.readers.compression import STREAM_ERRORS, damage, unpack
 from pipeline.readers.files import HashedFile, SourceFile
-from pipeline.sources import BYTE_ORDER_MARK, Source
+from pipeline.sources import BYTE_ORDER_MARK, ByteRange, Source
 from shards.common.errors import InputError
-
-if TYPE_CHECKING:
-    from pipeline.plan import ByteRange
 
 # The kinds of bad records, as the manifest counts them.
 NOT_JSON = "not valid JSON"

@@ -7,6 +7,7 @@ directory is flushed. Whoever sees the final name sees the whole content.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import BinaryIO
 from blake3 import blake3
 
 from shards.common.errors import InputError
+from shards.common.text import printable
 
 TEMPORARY_SUFFIX = ".tmp"
 _READ_BYTES = 1 << 22
@@ -91,12 +93,63 @@ def file_digest(
 
 
 def regular_file_bytes(path: Path | str) -> int:
-    """Size of `path` in bytes. Raises `InputError` if it is missing, a link, or no regular file."""
+    """Size of `path` in bytes. Raises `InputError` if it is missing or no regular file, `OSError` if it can't be seen."""
     try:
         status = os.lstat(path)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; the set is incomplete, build it again") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: no such file; the set is incomplete, build it again") from None
     if not stat.S_ISREG(status.st_mode):
-        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
+        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "something else"
         raise InputError(f"{path}: expected a regular file, found {kind}")
     return status.st_size
+
+
+class FileLock:
+    """The one process that works on `path`: a context manager around a lock on `.NAME.lock` beside it.
+
+    The lock file goes at the end; a process that died holds nothing. With `wait` set, that is called when another process
+    holds the lock, and the lock is waited for; else `InputError` names the other process.
+    """
+
+    def __init__(self, path: Path, busy: str, *, wait: Callable[[], None] | None = None) -> None:
+        if path.name in ("", ".."):  # `.`, `/`, `..`
+            raise InputError(f"{path}: expected the name of a directory to make")
+        self._path, self._busy, self._wait = path, busy, wait
+        self._lock_path = path.with_name(f".{path.name}.lock")
+        self._descriptor = -1
+
+    def __enter__(self) -> FileLock:
+        while self._descriptor < 0:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise InputError(f"{self._path.parent}: can't write here: {error.strerror}; choose another") from None
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if self._wait is None:
+                    holder = os.read(descriptor, 100).decode("utf-8", "replace").strip() or "unknown"
+                    os.close(descriptor)
+                    raise InputError(f"{self._path}: {self._busy} (process {printable(holder)})") from None
+                self._wait()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if self._is_current(descriptor):
+                self._descriptor = descriptor
+            else:
+                os.close(descriptor)  # its holder has just removed it: take the new one
+        os.truncate(self._descriptor, 0)
+        os.write(self._descriptor, f"{os.getpid()}\n".encode())
+        return self
+
+    def _is_current(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self._lock_path))
+        except FileNotFoundError:
+            return False
+
+    def __exit__(self, *_error: object) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._lock_path)
+        os.close(self._descriptor)
+        self._descriptor = -1

@@ -26,6 +26,33 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+def compact(value: float) -> str:
+    """A number in few characters, for an axis or a tile.
+
+    >>> [compact(value) for value in (0, 0.25, 512, 1000, 25_000, 1_500_000, 2_000_000_000)]
+    ['0', '0.25', '512', '1k', '25k', '1.5M', '2B']
+    """
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.4g}"
+
+
+def percent(part: float, whole: float) -> str:
+    """
+    >>> [percent(*pair) for pair in ((0, 5), (1, 5000), (1, 3), (4999, 5000), (5, 5), (0, 0))]
+    ['0 %', '<0.1 %', '33.3 %', '>99.9 %', '100 %', '–']
+    """
+    if not whole:
+        return "–"
+    share = 100 * part / whole
+    if 0 < share < 0.1:
+        return "<0.1 %"
+    if 99.9 < share < 100:
+        return ">99.9 %"
+    return f"{share:.0f} %" if share in (0, 100) else f"{share:.1f} %"
+
+
 def printable(text: str) -> str:
     """`text` on one line with control characters (terminal escapes included) written as `\\x1b`."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,32 +1,48 @@
 """Files at URLs (`s3://`, `gs://`, `oss://`, `hf://`, …), all by the package fsspec, which is loaded when one is used.
 
-Which account and which server is meant is said by the environment, as the clients of those stores read it
-(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …), or by fsspec's own configuration (`FSSPEC_S3_KEY`, …).
+Account and server come from the environment, as the clients of those object stores read it (`AWS_ACCESS_KEY_ID`,
+`AWS_ENDPOINT_URL`, …), or from fsspec's own configuration (`FSSPEC_S3_KEY`, …). `oss://` is S3 as Alibaba Cloud speaks it:
+s3fs with the server `OSS_ENDPOINT` and the account `OSS_ACCESS_KEY_ID`, `OSS_ACCESS_KEY_SECRET`.
+
+Errors: what the object store refuses for good is an `InputError`, what may work later a `TransientError`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from shards import oss
 from shards.common.errors import InputError, TransientError
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://.+")
-# A store that answers 500 or not at all is asked again for two minutes or so, with growing pauses.
-_S3_CLIENT = {"retries": {"mode": "standard", "max_attempts": 10}, "connect_timeout": 20, "read_timeout": 60}
 _CHECK_CREDENTIALS = "; check the credentials in the environment"
 # What a listing calls the version; first those that say what is in a file: the same bytes put twice are the same version.
 _VERSION_KEYS = ("md5Hash", "ETag", "etag", "blob_id", "LastModified", "last_modified", "updated", "mtime", "created")
-_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "oss": "ossfs", "az": "adlfs", "abfs": "adlfs"}
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "oss": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+_REQUESTS_AT_ONCE = 16
+# A server that answers 500 or not at all is asked again for two minutes or so, with growing pauses.
+_S3_CLIENT: dict[str, Any] = {
+    "retries": {"mode": "standard", "max_attempts": 10},
+    "connect_timeout": 20,
+    "read_timeout": 60,
+}
+# OSS serves no bucket as a path, and refuses the checksums that S3's client adds to what it sends.
+_OSS_CLIENT = _S3_CLIENT | {
+    "s3": {"addressing_style": "virtual"},
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+}
+_OUR_FAULTS = (TypeError, AttributeError, NameError, AssertionError)
 
 
 def is_url(name: str) -> bool:
-    """Whether `name` is a URL, and no path."""
+    """Whether `name` is a URL rather than a path."""
     return _URL.fullmatch(name) is not None
 
 
@@ -46,16 +62,12 @@ def file_system(url: str) -> tuple[Any, str]:
         import fsspec
     except ImportError:
         raise InputError(f"{url}: needs the packages fsspec and {package}: pip install fsspec {package}") from None
-    options: dict[str, Any] = {}
-    if protocol in ("s3", "s3a") and "config_kwargs" not in fsspec.config.conf.get("s3", {}):
-        options["config_kwargs"] = _S3_CLIENT
+    if package == "gcsfs":
+        # JSON alone: by gRPC it also asks what kind of bucket it has, a minute each time where no gRPC gets through.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of the errors that it raises
     try:
-        if package == "gcsfs":
-            _prepare_gcsfs(fsspec)
-        if package == "ossfs":
-            oss.register()
-            oss.check_settings(url, fsspec.config.conf.get("oss", {}))
-        system, path = fsspec.url_to_fs(url, **options)
+        system, path = fsspec.url_to_fs(url, **_options(url, protocol, fsspec.config.conf.get(protocol, {})))
     except ImportError:
         raise InputError(f"{url}: needs the package {package}: pip install {package}") from None
     except InputError:
@@ -67,41 +79,61 @@ def file_system(url: str) -> tuple[Any, str]:
     return system, str(path)
 
 
-def _prepare_gcsfs(fsspec: Any) -> None:
-    """Have gcsfs speak JSON alone. Else it asks by gRPC what kind of bucket it is, before each request, for a minute where
-    no gRPC gets through (firewalls, emulators). And no tracebacks of errors that it also raises."""
-    if "GCSFS_DEBUG" not in os.environ:
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-    if os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false").lower() in ("true", "1"):
-        return  # someone asked for it
-    from gcsfs.core import GCSFileSystem
+def _options(url: str, protocol: str, configured: dict[str, Any]) -> dict[str, Any]:
+    """How the file system is made, as far as fsspec's own configuration leaves it open."""
+    options: dict[str, Any] = {}
+    if protocol in ("s3", "s3a"):
+        options["config_kwargs"] = _S3_CLIENT
+    if protocol == "oss":
+        _register_oss()
+        names = {"endpoint_url": "OSS_ENDPOINT", "key": "OSS_ACCESS_KEY_ID", "secret": "OSS_ACCESS_KEY_SECRET"}
+        options = {name: os.environ[variable] for name, variable in names.items() if os.environ.get(variable)}
+        options["config_kwargs"] = _OSS_CLIENT
+        endpoint = configured.get("endpoint_url", options.get("endpoint_url", ""))
+        if not endpoint:
+            raise InputError(f"{url}: no server is named; set OSS_ENDPOINT, e.g. https://oss-cn-hangzhou.aliyuncs.com")
+        if region := re.search(r"oss-([a-z0-9-]+?)(?:-internal)?\.aliyuncs\.com", endpoint):
+            options["client_kwargs"] = {"region_name": region[1]}
+    return {name: value for name, value in options.items() if name not in configured}
 
-    for protocol in ("gs", "gcs"):  # it may have been loaded before the variable was set
-        fsspec.register_implementation(protocol, GCSFileSystem, clobber=True)
+
+@functools.cache
+def _register_oss() -> None:
+    """Have fsspec take `oss://` for s3fs. Raises `ImportError`."""
+    import fsspec
+    from s3fs import S3FileSystem
+
+    implementation = type("OSSFileSystem", (S3FileSystem,), {"protocol": "oss"})
+    fsspec.register_implementation("oss", implementation, clobber=True)
 
 
 @contextlib.contextmanager
 def storage_errors(where: str, *, writes: bool = False) -> Iterator[None]:
-    """What a store's client raises as one `TransientError`. `InputError` stays as it is, and `FileNotFoundError` does where
-    nothing is written (there it means that there is no such bucket)."""
+    """Raise what an object store's client raises as `InputError` or `TransientError`, one line.
+
+    `FileNotFoundError` stays as it is where nothing is written; there it means that there is no such bucket.
+    """
     try:
         yield
-    except (FileExistsError, InputError):
+    except (FileExistsError, InputError, *_OUR_FAULTS):
         raise
     except FileNotFoundError as error:
         if writes:
-            raise InputError(f"{where}: no such bucket ({_reason(error)}); make it, or choose another place") from None
+            raise InputError(f"{where}: no such bucket ({_reason(error)}); make it, or choose another output") from None
         raise
     except Exception as error:
         if _is_refusal(error):
             raise InputError(f"{where}: {_reason(error)}{_CHECK_CREDENTIALS}") from None
-        if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-            raise InputError(f"{where}: {_reason(error)}; set the store's credentials in the environment") from None
-        raise TransientError(f"{where}: {_reason(error)}; the same command goes on when the store answers") from None
+        name = type(error).__name__
+        if name in ("NoCredentialsError", "PartialCredentialsError"):
+            raise InputError(f"{where}: {_reason(error)}; set the credentials in the environment") from None
+        if name == "OfflineModeIsEnabled":
+            raise InputError(f"{where}: HF_HUB_OFFLINE=1 forbids to ask the hub; unset it") from None
+        raise TransientError(f"{where}: {_reason(error)}; the same command goes on when the server answers") from None
 
 
 def _is_refusal(error: BaseException | None) -> bool:
-    """Whether a store says that it doesn't know us, or that we may not: each client has its own way to say that."""
+    """Whether the server says that it doesn't know us, or that we may not: each client has its own way to say that."""
     if error is None:
         return False
     if isinstance(error, PermissionError) or str(error).startswith("Forbidden: "):  # the latter is gcsfs's
@@ -116,7 +148,7 @@ def _reason(error: Exception) -> str:
 
 
 def listing(url: str) -> dict[str, dict[str, Any]]:
-    """All files below `url`, by their names relative to it, with what the store says of each (`size` in bytes, …)."""
+    """All files below `url`, by their names relative to it, with what the server says of each (`size` in bytes, …)."""
     system, path = file_system(url)
     system.invalidate_cache()
     with storage_errors(url):
@@ -129,7 +161,7 @@ def listing(url: str) -> dict[str, dict[str, Any]]:
 
 
 def version(entry: dict[str, Any]) -> str:
-    """What changes when a file in a store changes, from its entry in a listing; empty where the store says nothing."""
+    """What changes when a file changes, from its entry in a listing; empty where the server says nothing."""
     for key in _VERSION_KEYS:
         if entry.get(key):
             return str(entry[key]).strip('"')
@@ -148,7 +180,7 @@ def read_bytes(url: str) -> bytes | None:
 
 
 def exists(url: str) -> bool:
-    """Whether there is such a file, as the store says it now. (`exists` of fsspec takes a store that is ill for a no.)"""
+    """Whether there is such a file, as the server says it now. (`exists` of fsspec takes a transient error for a no.)"""
     system, path = file_system(url)
     with storage_errors(url):
         system.invalidate_cache()
@@ -159,19 +191,20 @@ def exists(url: str) -> bool:
 
 
 def write_bytes(url: str, content: bytes) -> None:
-    """Put a small file, in the place of an older one. Stores show it whole or not at all."""
+    """Put a small file, replacing an older one. Object stores show it whole or not at all."""
     system, path = file_system(url)
     with storage_errors(url, writes=True):
         system.pipe_file(path, content)
 
 
-def remove(url: str, *, recursive: bool = False) -> None:
-    """Remove a file, or all files below `url`; nothing where nothing is."""
-    system, path = file_system(url)
-    with storage_errors(url), contextlib.suppress(FileNotFoundError):
-        if recursive:
-            if found := system.find(path):
-                system.rm(found)
-        else:
-            system.rm_file(path)
-    system.invalidate_cache()
+def remove(*urls: str) -> None:
+    """Remove the files at `urls`, several at a time. One that isn't there is no error."""
+
+    def remove_one(url: str) -> None:
+        system, path = file_system(url)
+        with storage_errors(url), contextlib.suppress(FileNotFoundError):
+            system.rm_file(path)  # not many by one request: OSS refuses that of S3's client
+
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        for _ in pool.map(remove_one, urls):
+            pass

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shards.common.command_line import ProgressLine, percent_done, say
 from shards.common.errors import InputError
-from shards.common.text import plural
+from shards.common.files import write_atomically
+from shards.common.text import percent, plural
+from shards.manifest import Manifest
 from shards.order import DEFAULT_SEED, check_seed
-
-if TYPE_CHECKING:
-    from shards.manifest import Manifest
-    from shards.report.statistics import Statistics
+from shards.reader import open_shard_set
+from shards.report.statistics import Statistics, compute
+from shards.vocabulary import read_vocabulary
 
 
 def add_parser(commands: Any) -> None:
@@ -33,20 +34,19 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page and say what it shows. Raises `InputError`."""
-    from shards.common.files import write_atomically
-    from shards.reader import open_shard_set
-    from shards.report.page import render
-    from shards.report.statistics import compute, num_steps
-    from shards.vocabulary import Vocabulary
+    from shards.report.document import check_out
+    from shards.report.page import PROGRAM, make_page
 
     check_seed(options.seed)
     shard_set = open_shard_set(options.directory)
     out = default_out(options.directory) if options.out is None else options.out
-    check_out(out, options.directory)
-    with ProgressLine(percent_done("reading the set", num_steps(shard_set.manifest))) as progress:
+    if out.resolve().is_relative_to(options.directory.resolve()):
+        raise InputError(f"--out {out}: lies inside the shard set, where nothing may be added; choose a file beside it")
+    check_out(out, PROGRAM, "report")
+    with ProgressLine(percent_done("reading the set", shard_set.manifest.total("num_blocks"))) as progress:
         statistics = compute(shard_set, seed=options.seed, progress=progress.advance)
-    write_atomically(out, render(shard_set.manifest, statistics, Vocabulary(shard_set.tokenizer_path)))
-    say(str(out), summary(shard_set.manifest, statistics))
+    write_atomically(out, make_page(shard_set.manifest, statistics, read_vocabulary(shard_set.tokenizer_path)))
+    say(str(out), *summary(shard_set.manifest, statistics))
     return 0
 
 
@@ -56,36 +56,18 @@ def default_out(directory: Path) -> Path:
     return named.parent / f"{named.name}.html"
 
 
-def check_out(out: Path, directory: Path) -> None:
-    """Raise `InputError` unless the page may be written to `out`."""
-    from shards.report.document import check_page
-    from shards.report.page import PAGE_START
-
-    if out.resolve().is_relative_to(directory.resolve()):
-        raise InputError(f"--out {out}: lies inside the shard set, where nothing may be added; choose a file beside it")
-    refusal = f"--out {out}: exists and is no report; choose another file, or move it elsewhere"
-    check_page(out, PAGE_START, refusal=refusal)
-
-
-def summary(manifest: Manifest, statistics: Statistics) -> str:
+def summary(manifest: Manifest, statistics: Statistics) -> list[str]:
     """The main numbers, a line each."""
-    from shards.report.markup import percent
-    from shards.report.sections import tutorial_loss
-
-    lengths, use, found = statistics.lengths, statistics.tokens, statistics.duplicates
-    lost, total = tutorial_loss(manifest, statistics)
-    sample = ""
-    if use.num_counted_blocks < use.num_blocks:
-        size = manifest.block_tokens
-        sample = f" in a sample of {use.num_counted_blocks * size:,} of {use.num_blocks * size:,} tokens"
-    compared = "" if found.num_compared == found.num_documents else " compared"
-    verb = "dropped" if manifest.packing == "tutorial" else "would drop"
-    short = percent(lengths.num_short_documents, lengths.num_documents)
-    median = plural(lengths.median, "token")
+    lengths, use, found = statistics.documents.lengths, statistics.tokens, statistics.duplicates
+    short = percent(lengths.between(0, manifest.block_tokens - 1).num_documents, lengths.num_documents)
+    lost, total = lengths.num_lost_tokens, lengths.num_tokens
+    is_sample = use.num_counted_blocks < manifest.total("num_blocks")
     rows = {
-        "documents": f"{lengths.num_documents:,}, half with at most {median}; {short} fill no block",
-        "tutorial": f"{verb} {lost:,} of {total:,} tokens ({percent(lost, total)})",
-        "vocabulary": f"{use.num_used_entries:,} of {use.num_entries:,} entries occur{sample}",
-        "duplicates": f"{found.num_duplicates:,} of {found.num_compared:,} documents{compared}",
+        "documents": f"{lengths.num_documents:,}, median {plural(lengths.quantile(50), 'token')}; "
+        f"{short} are shorter than a block",
+        "tutorial": f"would drop {lost:,} of {total:,} tokens ({percent(lost, total)})",
+        "vocabulary": f"{len(use.ranking):,} of {manifest.tokenizer.vocab_size - 1:,} entries occur"
+        + (f" in a sample of {plural(use.num_counted_blocks, 'block')}" if is_sample else ""),
+        "duplicates": f"{found.num_duplicates:,} of {plural(found.num_compared, 'document')} compared",
     }
-    return "\n".join(f"  {name:11} {row}" for name, row in rows.items())
+    return [f"  {name:11} {row}" for name, row in rows.items()]

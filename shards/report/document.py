@@ -1,50 +1,69 @@
-"""A page as one HTML file that needs nothing else: its frame, and the file that it may replace.
+"""A page as one HTML file that needs nothing else, made from templates.
 
-It loads nothing, and its policy forbids that: the texts on it are other people's. Nor does a script run but one that the
-program brings itself, known by its digest.
+Whatever a template shows is escaped, and what Unicode calls unprintable (control characters, changes of the writing
+direction) is written as `\\x1b` or `\\u202e`: the texts on a page are other people's. No page loads anything or has a
+script, and its Content-Security-Policy forbids both.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
 
 from shards.common.errors import InputError
-from shards.report.markup import text
+from shards.common.text import compact, percent, plural, printable, size_text
+from shards.report.plot import NUM_COLORS
 
 
-def page_start(program: str) -> str:
-    """How every page of `program` begins; no file that begins otherwise is overwritten."""
-    return f'<!doctype html>\n<html lang="en" data-made-by="{program}">\n'
-
-
-def document(start: str, *, title: str, style: str, body: Sequence[str], script: str = "") -> bytes:
-    """The page in UTF-8. `start` is a `page_start`, `title` a text, `body` HTML; `script` runs behind it."""
-    sources = ""
-    if script:
-        sources = f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'; "
-        body = [*body, f"<script>{script}</script>"]
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; {sources}base-uri 'none'; form-action 'none'"
-    head = (
-        f'<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{text(title)}</title>\n<style>{style}</style>\n</head>\n"
+def render(template: str, *, package: str, program: str, **values: Any) -> bytes:
+    """The page in UTF-8, from a template in `package`, which may extend and import those of `shards.report`."""
+    loaders = [jinja2.PackageLoader(name) for name in dict.fromkeys((package, "shards.report"))]
+    environment = jinja2.Environment(
+        autoescape=True,
+        finalize=_printable,
+        loader=jinja2.ChoiceLoader(loaders),
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    content = "\n".join(part for part in body if part)
-    return f"{start}{head}<body>\n{content}\n</body>\n</html>\n".encode()
+    environment.filters |= {
+        "compact": compact,
+        "number": "{:,}".format,
+        "percent": percent,
+        "plural": plural,
+        "printable_lines": _printable_lines,
+        "size": size_text,
+    }
+    environment.globals["num_colors"] = NUM_COLORS
+    return environment.get_template(template).render(start=_start(program), **values).encode() + b"\n"
 
 
-def check_page(out: Path, start: str, *, refusal: str) -> None:
-    """Raise `InputError` unless a page that begins with `start` may be written to `out`; `refusal`: for another file."""
+def check_out(out: Path, program: str, what: str) -> None:
+    """Raise `InputError` unless a page of `program`, which is called `what`, may be written to `out`."""
     if out.is_dir():
         raise InputError(f"--out {out}: is a directory; name a file in it")
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: no directory {out.parent}; make it, or choose another file")
     if out.exists():
+        start = _start(program).encode()
         with open(out, "rb") as file:
-            found = file.read(len(start.encode()))
-        if found != start.encode():
-            raise InputError(refusal)
+            found = file.read(len(start))
+        if found != start:
+            raise InputError(f"--out {out}: exists and is no {what}; choose another file, or move it elsewhere")
+
+
+def _start(program: str) -> Markup:
+    """How every page of `program` begins; no file that begins otherwise is overwritten."""
+    return Markup('<!doctype html>\n<html lang="en" data-made-by="{}">\n').format(program)
+
+
+def _printable(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _printable_lines(value: str) -> Markup:
+    """`printable`, but line feeds stay."""
+    return Markup("\n").join(printable(line) for line in value.split("\n"))

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.fields import TextOf
-from pipeline.plan import ByteRange
 from pipeline.readers import open_range
 from pipeline.readers.base import BadRecord, Batch, Incomplete, ReadOptions, raise_bad
-from pipeline.sources import Source, find_sources
+from pipeline.sources import ByteRange, Source, find_sources
 
 OPTIONS = ReadOptions(on_bad=raise_bad)
 

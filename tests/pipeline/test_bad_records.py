@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from pipeline.records import StretchReader
 
 import shards
 from pipeline.build import build
-from pipeline.records import StretchReader
 from pipeline.settings import BuildSettings
 from shards.common.errors import InputError
 from shards.verify import verify
@@ -193,8 +193,9 @@ def test_bad_records_of_both_kinds_stand_in_their_order(tmp_path: Path, tokenize
 def test_progress_counts_each_rejected_record_once(
     tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.build import Reporter
     from pipeline.records import StretchReader
+
+    from pipeline.build import Reporter
 
     monkeypatch.setattr(StretchReader, "chunk_bytes", 60)  # many batches behind the bad record
     (tmp_path / "corpus").write_bytes(corpus_bytes([good(0), b"broken", *map(good, range(1, 40)), b"broken"], "lines"))

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.place import Place
 
 from pipeline import build as build_module
 from pipeline.build import BuildResult, build
-from pipeline.place import Place
 from pipeline.settings import BuildSettings
 from shards.common.errors import InputError
 from shards.common.files import file_digest

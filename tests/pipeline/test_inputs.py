@@ -18,12 +18,11 @@ import pytest
 from blake3 import blake3
 
 from pipeline import fetch
-from pipeline.plan import ByteRange
 from pipeline.readers import open_range
 from pipeline.readers.base import BadRecord, RangeReader, ReadOptions, raise_bad
 from pipeline.readers.files import HashedFile, SourceFile
 from pipeline.readers.tables import row_group_bytes
-from pipeline.sources import Source, check_unchanged, find_sources, removed
+from pipeline.sources import ByteRange, Source, check_unchanged, find_sources, removed
 from shards.common.errors import InputError, TransientError
 from tests.conftest import write_corpus
 from tests.pipeline.reading import find, ranges_of, read_range, texts_and_bad, texts_of

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.place import Place
 
 from pipeline import build as build_module
 from pipeline import engine
 from pipeline.build import build
-from pipeline.place import Place
 from pipeline.settings import BuildSettings
 from shards.common.errors import InputError
 from shards.verify import verify

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from shards.best_fit import BestFitPacker, best_fit_decreasing
 
 import shards
 from pipeline import dedup, work
@@ -19,7 +20,6 @@ from pipeline.build import build
 from pipeline.progress import summary
 from pipeline.settings import BuildSettings
 from pipeline.tokenizers import FastEncoder, ReferenceEncoder, load_tokenizer_files
-from shards.best_fit import BestFitPacker, best_fit_decreasing
 from shards.common.errors import InputError
 from shards.verify import verify
 from shards.vocabulary import Vocabulary

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from pipeline import qwen2
 from pipeline.bpe import train_tokenizer
 from pipeline.documents import DocumentEncoder
+
+from pipeline import qwen2
 from pipeline.tokenizers import (
     PROBE_TEXTS,
     FastEncoder,

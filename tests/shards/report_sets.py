@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import tokenizers
+
 import shards
-import shards.report
-from pipeline.build import build
-from pipeline.settings import BuildSettings
 from shards.common.command_line import Parser
+from shards.layout import SplitName
+from shards.manifest import Packing, SourceEntry
 from shards.report.command import add_parser
-from shards.report.page import render
+from shards.report.page import make_page
 from shards.report.statistics import compute
-from shards.vocabulary import Vocabulary
-from tests.conftest import sample_records, write_corpus
+from shards.set_writer import DocumentBatch, NewSet, new_directory
+from shards.tokenizer_files import load_tokenizer
+from shards.vocabulary import read_vocabulary
+from tests.conftest import sample_records
 
 TEXTS = [record["text"] for record in sample_records()]
 # Short and long texts, some of them more than once, in more scripts than the sample has.
@@ -36,11 +39,38 @@ MIXED = [
 ]
 
 
-def build_set(directory: Path, tokenizer: Path, texts: Sequence[str], **options: Any) -> Path:
+def source(path: str = "corpus.json", num_bytes: int = 1000, num_records: int = 1) -> SourceEntry:
+    return SourceEntry(
+        path=path, format="json", num_bytes=num_bytes, digest="0" * 64, num_ranges=1, num_records=num_records
+    )
+
+
+def build_set(
+    directory: Path,
+    tokenizer_dir: Path,
+    texts: Sequence[str],
+    *,
+    packing: Packing = "concat",
+    block_tokens: int = 64,
+    unit_documents: int = 20,
+    val_every: int = 5,
+    **manifest: Any,
+) -> Path:
+    """A set of `texts`, each `val_every`th of them in the validation split (0: none)."""
     directory.mkdir(exist_ok=True, parents=True)
-    corpus = write_corpus(directory / "corpus.json", [{"text": text} for text in texts])
-    settings = BuildSettings(**{"block_tokens": 64, "unit_bytes": 20_000, "val_fraction": 0.2, **options})
-    build([str(corpus)], directory / "set", tokenizer_name=str(tokenizer), settings=settings, num_workers=1)
+    files = load_tokenizer(tokenizer_dir)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+
+    def batch(number: int) -> DocumentBatch:
+        ids = [*tokenizer.encode(texts[number], add_special_tokens=False).ids, files.eos_id]
+        name: SplitName = "val" if val_every and number % val_every == 1 else "train"
+        return name, np.array(ids, dtype=np.uint32), np.array([len(ids)])
+
+    with new_directory(directory / "set") as partial:
+        new_set = NewSet(partial, block_tokens=block_tokens, packing=packing, tokenizer=files)
+        for unit, start in enumerate(range(0, len(texts), unit_documents)):
+            new_set.add_unit(unit, map(batch, range(start, min(start + unit_documents, len(texts)))))
+        new_set.finish(**{"sources": [source(num_records=len(texts))], "settings": {"seed": 1}, **manifest})
     return directory / "set"
 
 
@@ -54,31 +84,37 @@ def report(*arguments: object) -> int:
     """`python -m shards report …`, in this process."""
     parser = Parser(prog="python -m shards")
     add_parser(parser.add_subparsers(dest="command", required=True))
-    options: argparse.Namespace = parser.parse_args(["report", *map(str, arguments)])
+    options = parser.parse_args(["report", *map(str, arguments)])
     status: int = options.run(options)
     return status
 
 
 def page_of(directory: Path, seed: int = 2333) -> str:
     shard_set = shards.open(directory)
-    return render(shard_set.manifest, compute(shard_set, seed=seed), Vocabulary(shard_set.tokenizer_path)).decode()
+    return make_page(
+        shard_set.manifest, compute(shard_set, seed=seed), read_vocabulary(shard_set.tokenizer_path)
+    ).decode()
 
 
 class PageParser(HTMLParser):
     """Elements, attributes and text of a page; fails where an element isn't closed in its turn."""
 
     VOID = ("meta",)
-    SHAPES = ("rect", "line", "polyline")
 
     def __init__(self, page: str) -> None:
         super().__init__()
-        self.tags: Counter[str] = Counter()
+        self.tags = Counter[str]()
         self.attributes: list[tuple[str, str, str]] = []
-        self._open: list[str] = []
         self.words: list[str] = []
+        self._open: list[str] = []
         self.feed(page)
         self.close()
         assert self._open == []
+
+    @property
+    def text(self) -> str:
+        """White space as a browser shows it."""
+        return " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
@@ -86,18 +122,9 @@ class PageParser(HTMLParser):
         if tag not in self.VOID:
             self._open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in self.SHAPES
-        self.handle_starttag(tag, attrs)
-        self._open.pop()
-
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         if self._open[-1:] != ["style"]:
             self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return "".join(self.words)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-
-from shards import tables
 from shards.entries import SPLITS, ShardEntry, ShardList, TailEntry, TailList, exact_sum, shard_name, unordered
 from shards.tables import RowSpool
+
+from shards import tables
 
 FIELDS = ("num_blocks", "num_tokens", "num_pieces", "num_index_documents", "num_documents")
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from shards.entries import SPLITS, ShardList
+from shards.merge import merge
 
 from shards.common.errors import InputError
-from shards.entries import SPLITS, ShardList
 from shards.manifest import encode_manifest, read_manifest
-from shards.merge import merge
 from shards.verify import verify
 from tests.conftest import directory_bytes, write_corpus
 from tests.shards.regroup_sets import (

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from shards.new_set import new_directory
 
 import shards
 from shards.common.errors import InputError
-from shards.new_set import new_directory
 from shards.verify import verify
 from tests.conftest import assert_one_error_line, run_module
 

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from shards.entries import SPLITS
+from shards.merge import merge
+from shards.regroup import split, subset
 
 import shards
 from shards import regroup
 from shards.common.errors import InputError
-from shards.entries import SPLITS
 from shards.manifest import read_manifest
-from shards.merge import merge
-from shards.regroup import split, subset
 from shards.verify import verify
 from tests.conftest import directory_bytes
 from tests.shards.regroup_sets import (

@@ -13,14 +13,14 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-
-from shards.common.command_line import Parser
-from shards.common.errors import InputError
-from shards.manifest import read_manifest
 from shards.merge import merge
 from shards.new_set import new_directory
 from shards.regroup import split, subset
 from shards.regroup_command import add_parsers, parse_fraction
+
+from shards.common.command_line import Parser
+from shards.common.errors import InputError
+from shards.manifest import read_manifest
 from shards.verify import verify
 from tests.conftest import REPOSITORY, directory_bytes
 from tests.shards.regroup_sets import build_packings, names_in

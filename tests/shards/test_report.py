@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shards.entries import TailList
 
 import shards
 import shards.report
 from pipeline.build import build
 from pipeline.settings import BuildSettings
 from shards.common.errors import InputError
-from shards.entries import TailList
 from shards.manifest import encode_manifest
 from shards.report import statistics as statistics_module
 from shards.report.command import default_out

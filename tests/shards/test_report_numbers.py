@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shards.report.charts import nice_steps
+from shards.report.sections import fill_classes, sharing_classes
 
 import shards
 import shards.report
 from shards.index import Index, contiguous_index
 from shards.packing import cut_lengths
 from shards.report import statistics as statistics_module
-from shards.report.charts import nice_steps
 from shards.report.documents import Filling, FillingCounter, LengthCounter, bin_edges, occupancy
 from shards.report.page import _spans
-from shards.report.sections import fill_classes, sharing_classes
 from shards.report.statistics import compute
 from shards.report.tokens import TokenCounter, sample_stretches, script_of
 from shards.vocabulary import Vocabulary

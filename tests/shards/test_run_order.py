@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shards.run_order import mixture_pattern, set_seed
 
 import shards
 from pipeline.build import build
 from pipeline.settings import BuildSettings
 from shards.mixture import _per_mille
 from shards.order import WINDOW_BLOCKS, epoch_order, window_order
-from shards.run_order import mixture_pattern, set_seed
 from tests.conftest import SAMPLE, assert_one_error_line, run_module
 
 SIZES = [1, 2, 100, WINDOW_BLOCKS - 1, WINDOW_BLOCKS, WINDOW_BLOCKS + 1, 5 * WINDOW_BLOCKS, 50_000]

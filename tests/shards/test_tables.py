@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 from blake3 import blake3
+from shards.entries import SPLITS, ShardEntry, ShardList, TailList
+from shards.merge import merge
+from shards.pull import pull
+from shards.regroup import split, subset
 
 import shards
 from shards import tables
 from shards.common.errors import InputError
-from shards.entries import SPLITS, ShardEntry, ShardList, TailList
 from shards.manifest import _fingerprint, encode_manifest, read_manifest
-from shards.merge import merge
-from shards.pull import pull
-from shards.regroup import split, subset
 from shards.show import describe, describe_json
 from shards.verify import verify
 from shards.writer import set_bytes

@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from train.loss import install_loss
 
 from tests.train.test_train_loss import BLOCK_TOKENS, VOCAB_SIZE, make_model
-from train.loss import install_loss
 from train.optimizer import build_muon
 
 

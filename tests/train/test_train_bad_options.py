@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from train.setup import build_arguments, holds_training_state
 from transformers.training_args import trainer_log_levels
 
 from shards.common.errors import InputError
@@ -26,7 +27,6 @@ from train.generate import saved_defaults
 from train.run_directory import read_record
 from train.sampling import continue_prompts, load_model
 from train.settings import GenerationSettings
-from train.setup import build_arguments, holds_training_state
 from train.trainer import BlockTrainer
 
 WriteConfig = Callable[..., Path]

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import train.compare.plot
+from train.compare.plot import plot_data, smoothed, thinned
+
 import train.compare.runs
 import train.compare.table
 from shards.common.errors import InputError
 from train.compare.__main__ import as_json, as_lines, main
 from train.compare.page import PAGE_START, render
-from train.compare.plot import plot_data, smoothed, thinned
 from train.compare.runs import Run, differences, find_runs, read_runs
 from train.compare.table import comparability, display_width, remarks, terminal_table, wrap
 

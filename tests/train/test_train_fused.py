@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from train.fused import install_gated_mlp
 
 from tests.train.test_train_loss import make_batch, make_model
-from train.fused import install_gated_mlp
 
 
 def naming(name: str) -> Callable[[str], str]:

@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 import torch
+from train.interactive import converse
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from shards.common.errors import InputError
 from shards.common.text import visible
 from train import generate as command
 from train.generate import find_model, main, read_prompts
-from train.interactive import converse
 from train.sampling import Continuation, TextStream, continue_prompts, load_model, printable_sample
 from train.settings import GenerationSettings
 

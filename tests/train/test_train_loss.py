@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from train.data import DocumentCollator
+from train.loss import chosen_loss, chunked_cross_entropy, install_loss, plain_cross_entropy, rows_at_a_time
 from transformers import Qwen2ForCausalLM
 
 from shards.common.errors import InputError
-from train.data import DocumentCollator
-from train.loss import chosen_loss, chunked_cross_entropy, install_loss, plain_cross_entropy, rows_at_a_time
 from train.model import build_model
 from train.settings import GenerationSettings, ModelSettings
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file
+from train.report import git_state
 
 import shards
 from train.model_card import escaped, fenced, model_card, num_parameters, write_model_card
-from train.report import git_state
 from train.run_directory import read_lines, read_record
 from train.sampling import Continuation
 

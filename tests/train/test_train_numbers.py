@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from train.data import BlockDataset
+from train.setup import build_arguments, build_trainer, data_position
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 
 import shards
 from train import evaluate
 from train.__main__ import main
-from train.data import BlockDataset
 from train.model import build_model
 from train.run_directory import read_lines, read_record
 from train.settings import load_settings
-from train.setup import build_arguments, build_trainer, data_position
 from train.trainer import BlockTrainer
 
 EOS_ID, BLOCK_TOKENS, BATCH_BLOCKS = 256, 16, 4

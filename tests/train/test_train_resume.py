@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from train.stopping import StopOnSignal
 
 import train.run
 from shards.common.command_line import Terminated
@@ -19,7 +20,6 @@ from tests.train.runs import logged, losses, stop_after, train_to_the_end, weigh
 from train.__main__ import prepare
 from train.checkpoints import newest_complete_checkpoint, numbered_checkpoints, read_position, seal_checkpoint
 from train.run_directory import read_record
-from train.stopping import StopOnSignal
 
 WriteConfig = Callable[..., Path]
 NUM_STEPS = 11  # 2 epochs of 22 blocks, 4 blocks a step

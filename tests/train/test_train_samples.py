@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from train.samples import SamplesAtEvaluation, undisturbed
 from transformers import Qwen2ForCausalLM
 
 from train.__main__ import main
 from train.callbacks import MetricsFile
 from train.run_directory import read_lines
-from train.samples import SamplesAtEvaluation, undisturbed
 from train.sampling import Continuation, load_model
 from train.settings import GenerationSettings
 

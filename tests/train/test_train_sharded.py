@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from train.rehearsal import decay_settings
+from train.setup import micro_batches
 
 from shards.common.errors import InputError
 from train.__main__ import main
-from train.rehearsal import decay_settings
 from train.run_directory import read_lines
-from train.setup import micro_batches
 
 PROGRAM = Path(__file__).with_name("sharded_program.py")
 

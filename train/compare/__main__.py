@@ -13,8 +13,8 @@ from typing import Any
 
 from shards.common.command_line import Parser, run_command, say
 from shards.common.files import write_atomically
-from shards.report.document import check_page
-from train.compare.page import PAGE_START, render
+from shards.report.document import check_out
+from train.compare.page import PROGRAM, render
 from train.compare.runs import Run, differences, find_runs, read_runs
 from train.compare.table import comparability, difference_rows, remarks, result_rows, terminal_table, wrap
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     options: argparse.Namespace = build_parser().parse_args(argv)
     directories = find_runs(options.runs)
     if options.out is not None:
-        check_out(options.out)
+        check_out(options.out, PROGRAM, "comparison")
     runs = read_runs(directories)
     if options.out is not None:
         write_atomically(options.out, render(runs))
@@ -54,12 +54,6 @@ def main(argv: list[str]) -> None:
     if options.out is not None and not options.json:
         lines += ["", f"page  {options.out}"]
     say(*lines)
-
-
-def check_out(out: Path) -> None:
-    """Raise `InputError` unless a page may be written to `out`."""
-    refusal = f"--out {out}: exists and is no comparison; choose another file, or move it elsewhere"
-    check_page(out, PAGE_START, refusal=refusal)
 
 
 def as_lines(runs: Sequence[Run], columns: int | None = None) -> list[str]:

@@ -1,0 +1,109 @@
+"""An engine runs a function over units: on worker processes of this machine, or on a Ray cluster.
+
+The function is any picklable object with `__call__(task, progress) -> bytes`. What it may raise is of three kinds: bad
+input (`InputError`) ends the task, and the caller decides; a `TransientError` is retried with pauses; anything else is a
+fault of ours and ends the run with the worker's traceback.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import time
+import traceback
+from collections import deque
+from collections.abc import Generator
+from typing import Literal, Protocol
+
+from pipeline.plan import Unit
+from pipeline.sources import Source, removed
+from pipeline.worker import Progress
+from shards.common.errors import InputError, TransientError, machine_error
+
+MAX_TRIES = 2  # of a unit whose worker dies
+PAUSES_SECONDS = (1.0, 4.0, 16.0)  # before a unit is tried again after a transient error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One unit to do; `first` is the offset of its first record where that is known."""
+
+    unit: Unit
+    first: int | None = None
+
+
+class Work(Protocol):
+    """What an engine runs for each task."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]: ...
+
+    def __call__(self, task: Task, progress: Progress) -> bytes: ...
+
+    def prepare(self) -> None:
+        """Load what all workers share, before any is forked."""
+
+
+class Engine(Protocol):
+    """Runs the tasks of a queue, to which the caller may add while it runs."""
+
+    num_workers: int
+
+    def run(
+        self, work: Work, tasks: deque[Task], progress: Progress
+    ) -> Generator[tuple[Task, bytes | InputError], None, None]:
+        """Yields each task that has ended, with its result or the error that it ended in.
+
+        Raises `InputError` where a worker keeps dying and `RuntimeError` with the worker's traceback for a fault of ours.
+        """
+        ...
+
+
+Outcome = tuple[Literal["done"], bytes] | tuple[Literal["input", "fault"], str]
+
+
+def outcome_of(work: Work, task: Task, progress: Progress) -> Outcome:
+    """Run one task, in a worker: its result, the line of bad input, or a traceback."""
+    for pause in (*PAUSES_SECONDS, None):
+        try:
+            return "done", work(task, progress)
+        except (TransientError, ConnectionError, TimeoutError) as error:
+            if pause is None:
+                return "input", str(error)
+            time.sleep(pause)
+        except InputError as error:
+            return "input", str(error)
+        except OSError as error:
+            return _machine_outcome(work, task, error)
+        except MemoryError:
+            return "input", "a tokenizer worker ran out of memory; use fewer --workers, then the same command continues"
+        except Exception:
+            return "fault", traceback.format_exc()
+    raise AssertionError
+
+
+def _machine_outcome(work: Work, task: Task, error: OSError) -> Outcome:
+    line = machine_error(error)
+    if line is not None:
+        cure = "make room, then " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return "input", f"{line}; {cure}the same command continues"
+    if isinstance(error, FileNotFoundError):
+        gone = removed([work.sources[byte_range.source] for byte_range in task.unit.ranges])
+        if gone:
+            return "input", gone
+    return "fault", traceback.format_exc()
+
+
+def result_of(task: Task, outcome: Outcome) -> bytes | InputError:
+    """What `Engine.run` yields for an outcome. Raises `RuntimeError` for a fault of ours."""
+    if outcome[0] == "done":
+        return outcome[1]
+    if outcome[0] == "input":
+        return InputError(outcome[1])
+    raise RuntimeError(f"a tokenizer worker failed in unit {task.unit.number}:\n{outcome[1]}")
+
+
+def where(work: Work, task: Task) -> str:
+    """The beginning of a line about a task."""
+    byte_range = task.unit.ranges[0]
+    return f"{work.sources[byte_range.source].path}: unit {task.unit.number} (from {byte_range.start:,} on)"

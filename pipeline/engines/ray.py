@@ -1,0 +1,155 @@
+"""The engine of several machines: Ray runs the same tasks that the local engine runs, on any node of a cluster.
+
+Ray restarts what died: a task whose worker or node is lost is tried again, up to `MAX_RETRIES` times. A task is idempotent,
+so it may. Only counts and receipts come back, and no more than `TASKS_PER_CORE` tasks a core are handed out at a time, so
+this process holds the same however many units there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pipeline
+import shards
+from pipeline.engines.base import Outcome, Task, Work, outcome_of, result_of, where
+from pipeline.worker import Progress
+from shards.common.errors import InputError
+
+MAX_RETRIES = 5
+TASKS_PER_CORE = 2
+_SECONDS_BETWEEN_COUNTS = 10.0
+_SECONDS_TO_CONNECT = 10.0
+
+
+@contextlib.contextmanager
+def ray_engine(address: str | None, num_workers: int | None) -> Iterator[RayEngine]:
+    """An engine on the cluster at `address` (`auto`, `HOST:6379`, `ray://HOST:10001`), or on one of this machine alone.
+
+    A connection that is there already is used and left as it is. Raises `InputError`.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--engine ray: needs the package ray: pip install '.[ray]'") from None
+    if ray.is_initialized():
+        yield RayEngine(num_workers)
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    _check_reachable(address)
+    packages = [str(Path(str(package.__file__)).parent) for package in (pipeline, shards)]
+    try:
+        ray.init(
+            address=address or "local",
+            runtime_env={"py_modules": packages},  # every node runs the code of this machine
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **({} if address else {"include_dashboard": False}),
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"--ray-address {address}: can't connect to a Ray cluster there: {reason}") from None
+    try:
+        yield RayEngine(num_workers)
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise `InputError` if nobody listens at `address`: Ray itself would wait for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--ray-address {address}: can't connect to a Ray cluster there: {error}; start it with `ray start --head`"
+        ) from None
+
+
+def _num_cluster_cores() -> int:
+    """The cores of all nodes that are there now."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+class RayEngine:
+    """Tasks on the cluster that this process is connected to."""
+
+    def __init__(self, num_workers: int | None) -> None:
+        """Without `num_workers` all cores of the cluster are used, also those that join later."""
+        self._limit = num_workers
+        self.num_workers = num_workers or _num_cluster_cores()
+
+    def run(
+        self, work: Work, tasks: deque[Task], progress: Progress
+    ) -> Generator[tuple[Task, bytes | InputError], None, None]:
+        """See `pipeline.engines.base.Engine`. The progress comes with each task that has ended."""
+        import ray
+
+        reference = [ray.put(work)]  # in a list: not taken apart for each task
+        remote = ray.remote(num_cpus=1, max_retries=MAX_RETRIES, max_calls=0)(_run_task)
+        running: dict[Any, Task] = {}
+        try:
+            while tasks or running:
+                limit = self._limit or TASKS_PER_CORE * _num_cluster_cores()
+                while tasks and len(running) < limit:
+                    task = tasks.popleft()
+                    running[remote.remote(reference, task)] = task
+                ready, _others = ray.wait(list(running), num_returns=1, timeout=_SECONDS_BETWEEN_COUNTS)
+                for ended in ready:
+                    task = running.pop(ended)
+                    counts, outcome = _wait_for(work, task, ended)
+                    progress(*counts)
+                    yield task, result_of(task, outcome)
+        finally:
+            for ended in running:
+                ray.cancel(ended, force=True)
+            for ended in running:
+                with contextlib.suppress(Exception):
+                    ray.get(ended, timeout=10)
+
+
+def _wait_for(work: Work, task: Task, ended: Any) -> tuple[list[int], Outcome]:
+    import ray
+
+    try:
+        result: tuple[list[int], Outcome] = ray.get(ended)
+    except ray.exceptions.RayTaskError as error:
+        raise RuntimeError(f"{where(work, task)}: {error}") from None
+    except ray.exceptions.RayError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{where(work, task)}: the tokenizer worker died {MAX_RETRIES + 1} times ({reason}); the same command continues"
+        ) from None
+    return result
+
+
+def _run_task(reference: list[Any], task: Task) -> tuple[list[int], Outcome]:
+    """Runs on a node: the bytes, tokens and rejected records of the task, and its outcome."""
+    counts = [0, 0, 0]
+
+    def progress(*more: int) -> None:
+        counts[:] = [count + number for count, number in zip(counts, more, strict=True)]
+
+    gc.disable()
+    return counts, outcome_of(_work(reference[0]), task, progress)
+
+
+@functools.lru_cache(maxsize=1)
+def _work(reference: Any) -> Work:
+    """The work, which a worker gets once."""
+    import ray
+
+    work: Work = ray.get(reference)
+    return work

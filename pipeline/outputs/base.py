@@ -1,0 +1,77 @@
+"""An output is where a shard set grows and is published: a directory, or a prefix in an object store.
+
+It holds two things: the set, which appears at once when it is complete, and the state of the build (`plan.json`, receipts,
+duplicates), small files by name. Workers commit finished units to it, so it is picklable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.receipts import Receipt
+from shards.manifest import Manifest
+
+
+class Output(Protocol):
+    """Every method raises `InputError` for what a person has to mend, and `TransientError` for what may pass."""
+
+    def lock(self) -> AbstractContextManager[object]:
+        """Be the one build that writes here, if the output can know of others."""
+        ...
+
+    def existing(self) -> Manifest | None:
+        """The manifest of the complete set that is there; a publishing that was interrupted is finished first.
+
+        Raises `InputError` if something else is there.
+        """
+        ...
+
+    def same_sources(self, stamps: bytes) -> bool:
+        """Whether the sources of the set that is there had these sizes and times."""
+        ...
+
+    def prepare(self, plan: bytes, *, replace: bool) -> None:
+        """Have `plan.json` there. With `replace`, an unfinished build goes first."""
+        ...
+
+    def begun_ns(self) -> int | None:
+        """When `plan.json` was written, where that can be compared with the times of local files."""
+        ...
+
+    def state_names(self) -> set[str]:
+        """The names of all files of the build's state."""
+        ...
+
+    def read(self, name: str) -> bytes | None:
+        """A file of the build's state, or None if it isn't there."""
+        ...
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file of the build's state: whole or not at all, and on the disk when this returns."""
+        ...
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """An empty directory for a worker, on the disk that commits come from."""
+        ...
+
+    def commit(self, scratch: Path, receipt: Receipt) -> bytes:
+        """Move a unit's files from `scratch` to the output, then write its receipt; the receipt's bytes."""
+        ...
+
+    def holds(self, receipts: Sequence[Receipt]) -> list[bool]:
+        """For each receipt, whether all files of its unit are there, unchanged."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """The room that is left, where that is known."""
+        ...
+
+    def publish(self, directory: Path) -> None:
+        """Add the files in `directory` (manifest, tokenizer, …), which completes the set, and remove the build's state.
+
+        At each instant of this, a kill loses no finished unit.
+        """
+        ...

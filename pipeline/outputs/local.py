@@ -1,0 +1,206 @@
+"""A shard set in a directory.
+
+    NAME/            the finished set
+    .NAME.lock       held while a build runs; its content is the process's number
+    NAME.partial/    the build in progress:
+      plan.json      all that decides the set's bytes
+      receipts/  dedup/
+      scratch/       where workers write
+      set/           the shards of finished units; renamed to NAME when it is complete
+
+Publishing is one rename, of `set` to NAME; what else is in NAME.partial goes only after that. So at each instant a kill
+loses no finished unit: before the rename all receipts are there, after it the set is. A file that is not a build's own is
+never deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.plan import PLAN_NAME
+from pipeline.receipts import Receipt, encode_receipt, receipt_name, rejected_name
+from pipeline.worker import REJECTED_PART
+from shards.common.errors import InputError
+from shards.common.files import TEMPORARY_SUFFIX, FileLock, file_digest, flush_directory, write_atomically
+from shards.layout import MANIFEST_NAME, STAMPS_NAME, TOKENIZER_DIRECTORY
+from shards.manifest import Manifest, read_manifest
+from shards.verify import unknown_files
+
+# What a build writes below NAME.partial, besides the set that it replaces.
+_OWN_FILE = re.compile(
+    r"(plan\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(json|hashes|duplicates)|scratch/.*"
+    r"|set/((train|val)-\d+\.(bin|idx)|tokenizer/[^/]*|manifest\.json|rejected\.jsonl|\.sources\.json))(\.tmp)?"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalOutput:
+    """See `pipeline.outputs.base.Output`."""
+
+    final: Path
+
+    def __str__(self) -> str:
+        return str(self.final)
+
+    @property
+    def partial(self) -> Path:
+        return self.final.with_name(self.final.name + ".partial")
+
+    @property
+    def _set(self) -> Path:
+        return self.partial / "set"
+
+    @property
+    def _replaced(self) -> Path:
+        """Where an older set waits to be removed, while the new one takes its place."""
+        return self.partial / "replaced"
+
+    def lock(self) -> FileLock:
+        return FileLock(self.final, "another build is writing here; wait for it, or stop it")
+
+    def existing(self) -> Manifest | None:
+        if not self.final.exists() and not self.final.is_symlink():
+            return None
+        if not self.final.is_dir() or not (self.final / MANIFEST_NAME).is_file():
+            raise InputError(f"{self}: exists and is not a shard set; choose another --out, or move it elsewhere")
+        manifest = read_manifest(self.final)
+        if (self.partial / PLAN_NAME).exists() and not self._set.exists():
+            self._remove_partial()  # of a build that was killed just after the set was published
+        return manifest
+
+    def same_sources(self, stamps: bytes) -> bool:
+        with contextlib.suppress(OSError):
+            return (self.final / STAMPS_NAME).read_bytes() == stamps
+        return False
+
+    def prepare(self, plan: bytes, *, replace: bool) -> None:
+        if replace and (self.partial / PLAN_NAME).exists():
+            self._remove_partial()
+        if self.partial.exists() and not (self.partial / PLAN_NAME).exists() and self._strange_files():
+            raise InputError(f"{self.partial}: not an unfinished build (no {PLAN_NAME}); move it elsewhere")
+        if replace and (self.final.exists() or self.final.is_symlink()):
+            self._check_replaceable()
+        for name in ("receipts", "dedup", "set", "scratch"):
+            (self.partial / name).mkdir(parents=True, exist_ok=True)
+        for left in (self.partial / "scratch").iterdir():
+            shutil.rmtree(left)
+        if self.read(PLAN_NAME) != plan:
+            self.write(PLAN_NAME, plan)
+        flush_directory(self.partial.parent)
+
+    def begun_ns(self) -> int | None:
+        with contextlib.suppress(FileNotFoundError):
+            return (self.partial / PLAN_NAME).stat().st_mtime_ns
+        return None
+
+    def state_names(self) -> set[str]:
+        names = {
+            f"{directory}/{path.name}" for directory in ("receipts", "dedup") for path in self._files_in(directory)
+        }
+        return names | ({PLAN_NAME} if (self.partial / PLAN_NAME).exists() else set())
+
+    def _files_in(self, name: str) -> list[Path]:
+        directory = self.partial / name
+        return [path for path in directory.iterdir() if path.suffix != TEMPORARY_SUFFIX] if directory.is_dir() else []
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self.partial / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        write_atomically(self.partial / name, content)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir=self.partial / "scratch", ignore_cleanup_errors=True) as name:
+            yield Path(name)
+
+    def commit(self, scratch: Path, receipt: Receipt) -> bytes:
+        for path in sorted(scratch.iterdir()):
+            target = self.partial / rejected_name(receipt.unit) if path.name == REJECTED_PART else self._set / path.name
+            os.replace(path, target)
+        flush_directory(self._set)
+        content = encode_receipt(receipt)
+        self.write(receipt_name(receipt.unit), content)
+        return content
+
+    def holds(self, receipts: Sequence[Receipt]) -> list[bool]:
+        return [self._holds(receipt) for receipt in receipts]
+
+    def _holds(self, receipt: Receipt) -> bool:
+        digests = {self._set / name: digest for name, digest in receipt.file_digests().items()}
+        if receipt.rejected:
+            digests[self.partial / rejected_name(receipt.unit)] = receipt.rejected_digest
+        try:
+            return all(file_digest(path) == digest for path, digest in digests.items())
+        except FileNotFoundError:
+            return False
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self.partial).free
+
+    def publish(self, directory: Path) -> None:
+        (self._set / TOKENIZER_DIRECTORY).mkdir(exist_ok=True)
+        names = [path.relative_to(directory) for path in directory.rglob("*") if path.is_file()]
+        for name in sorted(names, key=lambda name: name.name == MANIFEST_NAME):  # the manifest last
+            os.replace(directory / name, self._set / name)
+        flush_directory(self._set / TOKENIZER_DIRECTORY)
+        flush_directory(self._set)
+        if self.final.exists():
+            os.rename(self.final, self._replaced)
+        os.rename(self._set, self.final)
+        flush_directory(self.final.parent)
+        self._remove_partial()
+
+    def _strange_files(self) -> list[Path]:
+        """What lies in the partial directory and isn't a build's own, but for a set that is replaced."""
+        files = [path for path in self.partial.rglob("*") if path.is_symlink() or not path.is_dir()]
+        names = {path: path.relative_to(self.partial).as_posix() for path in files}
+        return [
+            path for path, name in names.items() if not _OWN_FILE.fullmatch(name) and not name.startswith("replaced/")
+        ]
+
+    def _remove_partial(self) -> None:
+        """Remove what a build has left, its plan last. Raises `InputError` if something else lies there."""
+        if strange := self._strange_files():
+            raise InputError(f"{strange[0]}: not part of an unfinished build; move it elsewhere")
+        if self._replaced.exists():
+            _remove_set(self._replaced)
+        for path in sorted(self.partial.rglob("*"), reverse=True):
+            if path.name != PLAN_NAME or path.parent != self.partial:
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        (self.partial / PLAN_NAME).unlink(missing_ok=True)
+        self.partial.rmdir()
+
+    def _check_replaceable(self) -> None:
+        """Raise `InputError` if what is there isn't a set, or has files that aren't its own."""
+        if self.final.is_symlink():
+            raise InputError(f"{self}: is a symbolic link, which --force doesn't replace; remove it")
+        if strange := unknown_files(self.final, read_manifest(self.final)):
+            raise InputError(f"{strange[0]}: not part of the set that --force would replace; move it elsewhere")
+
+
+def _remove_set(directory: Path) -> None:
+    """Remove the files of a set, its manifest last, and its directory."""
+    manifest_path = directory / MANIFEST_NAME
+    if manifest_path.exists():
+        names = [file.name for file in read_manifest(directory).files()]
+        for name in (*names, STAMPS_NAME, MANIFEST_NAME):
+            (directory / name).unlink(missing_ok=True)
+    for path in sorted(directory.rglob("*")):
+        if not path.is_dir():
+            raise InputError(
+                f"{path}: not part of the set that was replaced; move it elsewhere, then repeat the command"
+            )
+    for path in (directory / TOKENIZER_DIRECTORY, directory):
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()

@@ -1,0 +1,133 @@
+"""What is done for each unit, and in what order: from the front, and again where a unit began in the wrong place."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from blake3 import blake3
+
+from pipeline.dedup import decode_duplicates, duplicates_name, hash_receipt_name, hash_texts, hashes_name
+from pipeline.engines.base import Engine, Task, Work
+from pipeline.outputs.base import Output
+from pipeline.plan import Unit
+from pipeline.receipts import RangeReceipt, seal
+from pipeline.sources import Source
+from pipeline.worker import Decisions, Progress, UnitRecords, process_unit
+from shards.common.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildWork:
+    """Does a unit in a scratch directory and commits it; the result is its receipt."""
+
+    output: Output
+    decisions: Decisions
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return self.decisions.sources
+
+    def prepare(self) -> None:
+        self.decisions.document_encoder()
+
+    def __call__(self, task: Task, progress: Progress) -> bytes:
+        unit = task.unit
+        has_duplicates = self.decisions.settings.dedup == "exact"
+        duplicates = decode_duplicates(self.output.read(duplicates_name(unit.number)) if has_duplicates else None)
+        with self.output.scratch() as scratch:
+            receipt = process_unit(
+                unit, self.decisions, scratch, first=task.first, duplicates=duplicates, progress=progress
+            )
+            return self.output.commit(scratch, receipt)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HashWork:
+    """Hashes the documents of a unit; the result is a receipt of its byte ranges."""
+
+    output: Output
+    decisions: Decisions
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return self.decisions.sources
+
+    def prepare(self) -> None: ...
+
+    def __call__(self, task: Task, progress: Progress) -> bytes:
+        records = UnitRecords(task.unit.ranges, self.sources, self.decisions.settings, first=task.first)
+        hashes = hash_texts(texts for texts, _batch in records.batches())
+        self.output.write(hashes_name(task.unit.number), hashes)
+        ranges = [dataclasses.asdict(done) for done in records.ranges]
+        content = seal({"ranges": ranges, "hashes": blake3(hashes).hexdigest()})
+        self.output.write(hash_receipt_name(task.unit.number), content)
+        return content
+
+
+def run_all(
+    work: Work, units: Sequence[Unit], engine: Engine, ranges: dict[int, list[RangeReceipt]], progress: Progress
+) -> Iterator[tuple[Task, bytes]]:
+    """Do the units that have no `ranges` yet; yields each that was done, and the caller adds its ranges.
+
+    A byte range that begins inside a JSON array begins at the first thing that looks like a record (see
+    `pipeline.readers.json_array`). A range at a source's beginning is always right, and one that begins where a right one
+    ended is right. So the units are followed from the front: one that began elsewhere, or that failed having guessed its
+    beginning, is done again from its true beginning. Raises `InputError`.
+    """
+    tasks = deque(Task(unit=unit) for unit in units if unit.number not in ranges)
+    failed: dict[int, tuple[Task, InputError]] = {}
+    front, expected = 0, 0  # the first unit that isn't known to be right, and where its first record begins
+    with contextlib.closing(engine.run(work, tasks, progress)) as ended:
+        while True:
+            while front < len(units) and (units[front].number in ranges or front in failed):
+                unit = units[front]
+                first = _true_first(unit, work.sources, expected)
+                if front in failed:
+                    task, error = failed.pop(front)
+                    if first is None or task.first == first:
+                        raise error
+                elif first is None or ranges[front][0].first == (first if first < unit.ranges[0].stop else None):
+                    expected = _next_first(unit, ranges[front], work.sources, expected)
+                    front += 1
+                    continue
+                else:
+                    del ranges[front]
+                tasks.appendleft(Task(unit=unit, first=first))
+            try:
+                task, result = next(ended)
+            except StopIteration:
+                assert front == len(units)
+                return
+            if isinstance(result, bytes):
+                yield task, result
+            elif _true_first(task.unit, work.sources, 0) is None:
+                raise result
+            else:
+                failed[task.unit.number] = (task, result)
+
+
+def _true_first(unit: Unit, sources: Sequence[Source], expected: int) -> int | None:
+    """Where the first record of a unit that begins inside a source begins; None for a unit that doesn't."""
+    byte_range = unit.ranges[0]
+    return expected if sources[byte_range.source].is_splittable and not byte_range.is_first else None
+
+
+def _next_first(unit: Unit, ranges: Sequence[RangeReceipt], sources: Sequence[Source], expected: int) -> int:
+    """Where the next unit's first record begins, if it begins inside the same source."""
+    for byte_range, done in zip(unit.ranges, ranges, strict=True):
+        source = sources[byte_range.source]
+        if not source.is_splittable:
+            continue
+        if done.last is not None and (done.first is not None or byte_range.is_first):
+            expected = done.last
+        if byte_range.stop == source.num_bytes:
+            if expected != source.num_bytes:
+                raise InputError(
+                    f"{source.path}: byte {expected:,}: expected a record, found the end of the array; what follows it was "
+                    "not read"
+                )
+            expected = 0
+    return expected

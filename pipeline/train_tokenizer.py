@@ -1,0 +1,58 @@
+"""Training a tokenizer: a byte-level BPE with Qwen2's normalization and pre-tokenization."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.plan import num_parts
+from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, tokenizer_json
+from pipeline.settings import BuildSettings
+from pipeline.sources import ByteRange, Source, find_sources
+from pipeline.worker import UnitRecords
+from shards.common.errors import InputError
+from shards.common.files import write_atomically
+from shards.tokenizer_files import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON
+
+SMALLEST_VOCABULARY = 256 + 1  # every byte, and EOS
+
+
+def train_tokenizer(source_names: Sequence[str], out: Path, *, vocab_size: int, text_field: str = "text") -> int:
+    """Train on all texts of the sources, write `tokenizer.json` and its config into `out`; the number of entries.
+
+    The result has fewer entries than `vocab_size` if the corpus has too few pairs to merge. Raises `InputError`.
+    """
+    if not SMALLEST_VOCABULARY <= vocab_size <= 2**24:
+        raise InputError(f"--vocab-size: expected {SMALLEST_VOCABULARY} to {2**24:,} entries, found {vocab_size:,}")
+    from tokenizers import Tokenizer, pre_tokenizers, trainers
+
+    sources = find_sources(source_names)
+    settings = BuildSettings(text_field=text_field)
+    untrained = tokenizer_json(vocabulary={}, merges=[], special_tokens=())
+    tokenizer = Tokenizer.from_str(json.dumps(untrained))
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        special_tokens=[],
+    )
+    tokenizer.train_from_iterator(_texts(sources, settings), trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    content = tokenizer_json(vocabulary=model["vocab"], merges=merges, special_tokens=(EOS_TOKEN,))
+    config = TOKENIZER_CONFIG | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{out}: expected a directory, or nothing; choose another --out") from None
+    write_atomically(out / TOKENIZER_CONFIG_JSON, json.dumps(config, indent=2).encode())
+    write_atomically(out / TOKENIZER_JSON, json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode())
+    return len(model["vocab"]) + 1
+
+
+def _texts(sources: Sequence[Source], settings: BuildSettings) -> Iterator[list[str]]:
+    for number, source in enumerate(sources):
+        whole = ByteRange(source=number, start=0, stop=num_parts(source), num_bytes=source.num_bytes)
+        for texts, _batch in UnitRecords([whole], sources, settings).batches():
+            yield texts

@@ -1,0 +1,342 @@
+"""One unit of work: byte ranges of the corpus become shard files and a receipt, in a scratch directory.
+
+`process_unit` is a function of the unit and of what the build decided. Nothing in it knows of other workers, and no text
+leaves it but as tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from blake3 import blake3
+
+from pipeline.encode import DocumentEncoder, load_document_encoder
+from pipeline.fields import TextOf
+from pipeline.plan import Unit
+from pipeline.readers import open_range
+from pipeline.readers.base import BadRecord, Batch, Incomplete, LineCounter, ReadOptions, locate, raise_bad
+from pipeline.receipts import RangeReceipt, Receipt
+from pipeline.settings import BuildSettings
+from pipeline.sources import ByteRange, Source
+from pipeline.tokenizers import ReferenceEncoder, load_encoder
+from shards.common.errors import InputError
+from shards.layout import SPLITS, SplitName
+from shards.packing import PACKERS, Ids, Lengths, Packer
+from shards.writer import ShardWriter
+
+# Called with the source bytes and the tokens that were just done, and the records that were just rejected.
+Progress = Callable[[int, int, int], None]
+
+REJECTED_PART = "rejected"  # in the scratch directory, if any record was rejected
+_REJECTED_CONTENT_BYTES = 1 << 16
+# A longer document is not compared with the reference, which takes some 200 bytes of memory a character.
+_MAX_CHECKED_CHARS = 1 << 20
+_NUM_FIRST_CHECKED = 100
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decisions:
+    """What every worker of a build knows."""
+
+    sources: tuple[Source, ...]
+    settings: BuildSettings
+    encoder: str
+    tokenizer_json: bytes
+    eos_id: int
+    check_every: int  # one document in so many is also encoded by the reference; 0 for none
+    num_units: int
+
+    def document_encoder(self) -> DocumentEncoder:
+        """Loaded once: a forked worker has its parent's at once."""
+        parses = self.settings.parses_special_tokens
+        return load_document_encoder(self.encoder, self.tokenizer_json, self.eos_id, parse_special=parses)
+
+
+class UnitRecords:
+    """The texts of a unit's records, byte range after byte range; then what was read of each, and what was rejected."""
+
+    def __init__(
+        self,
+        ranges: Sequence[ByteRange],
+        sources: Sequence[Source],
+        settings: BuildSettings,
+        *,
+        first: int | None = None,
+        write_rejected: Callable[[bytes], None] = lambda _entry: None,
+    ) -> None:
+        """`first` is the offset of the first record where that is known. `write_rejected` gets a line of `rejected.jsonl`
+        for each rejected record, in their order; its lines are counted from the beginning of the byte range."""
+        self._ranges, self._sources, self._settings, self._first = ranges, sources, settings, first
+        self._write_rejected = write_rejected
+        self._text_of = TextOf(settings.text_field, settings.template)
+        self._pending: list[BadRecord] = []
+        self.rejected: Counter[str] = Counter()
+        self.ranges: list[RangeReceipt] = []
+
+    def batches(self) -> Iterator[tuple[list[str], Batch]]:
+        """The texts of a batch of records, bad ones left out. Raises `InputError`."""
+        settings = self._settings
+        skips = settings.on_bad_record == "skip"
+        options = ReadOptions(
+            on_bad=self._note if skips else raise_bad,
+            max_record_bytes=settings.max_record_bytes,
+            document_separator=settings.document_separator,
+            columns=self._text_of.columns,
+            counts_lines=skips,
+        )
+        for byte_range in self._ranges:
+            source = self._sources[byte_range.source]
+            reader = open_range(source, byte_range, options, first=self._first if not self.ranges else None)
+            num_rejected, num_good = self.rejected.total(), 0
+            try:
+                with _RejectedWriter(len(self.ranges), source, byte_range, self._write_rejected) as write:
+                    for batch in reader:
+                        texts = self._text_of.texts(batch, options)
+                        num_good += len(texts)
+                        write(self._pending)
+                        yield texts, batch
+                    write(self._pending)
+            except BadRecord as error:
+                raise locate(source, error) from None
+            self.ranges.append(
+                RangeReceipt(
+                    first=reader.first,
+                    last=reader.last,
+                    digest=reader.digest,
+                    num_records=num_good + self.rejected.total() - num_rejected,
+                    num_newlines=reader.num_newlines,
+                )
+            )
+
+    def _note(self, error: BadRecord) -> None:
+        """Note a rejected record and go on."""
+        if isinstance(error, Incomplete):
+            raise error
+        self.rejected[error.kind] += 1
+        self._pending.append(error)
+
+
+def range_digest(source: Source, byte_range: ByteRange, settings: BuildSettings) -> str:
+    """The digest that reading a byte range would give (`RangeReceipt.digest`)."""
+    columns = TextOf(settings.text_field, settings.template).columns
+    return open_range(source, byte_range, ReadOptions(on_bad=raise_bad, columns=columns)).compute_digest()
+
+
+class _RejectedWriter:
+    """Writes the bad records of a batch to `rejected.jsonl`, in their order: lines are counted from front to back.
+
+    Each has the number of its byte range in the unit, which goes when the parts of all units are joined.
+    """
+
+    def __init__(self, number: int, source: Source, byte_range: ByteRange, write: Callable[[bytes], None]) -> None:
+        self._number, self._source, self._write = number, source, write
+        self._start = byte_range.start if source.is_splittable else 0
+        self._lines: LineCounter | None = None
+
+    def __enter__(self) -> Callable[[list[BadRecord]], None]:
+        return self._write_all
+
+    def __exit__(self, *_error: object) -> None:
+        if self._lines is not None:
+            self._lines.close()
+
+    def _write_all(self, errors: list[BadRecord]) -> None:
+        for error in sorted(errors, key=lambda error: error.offset):
+            entry: dict[str, Any] = {"range": self._number, "source": self._source.name, "reason": error.reason}
+            if self._source.is_stream:
+                self._lines = self._lines or LineCounter(self._source, start=self._start)
+                entry |= {"line": self._lines.line(error.offset), "byte": error.offset}
+            else:
+                entry |= {"row": error.offset}
+            entry["record"] = error.content[:_REJECTED_CONTENT_BYTES].decode("utf-8", "backslashreplace")
+            self._write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        errors.clear()
+
+
+class _RejectedFile(contextlib.ExitStack):
+    """A unit's part of `rejected.jsonl`; there is none if nothing is written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path, self._digest = path, blake3()
+        self._file: BinaryIO | None = None
+
+    def write(self, entry: bytes) -> None:
+        if self._file is None:
+            self._file = self.enter_context(self._path.open("wb"))
+        self._file.write(entry)
+        self._digest.update(entry)
+
+    def hexdigest(self) -> str:
+        """The digest of the file, empty if there is none."""
+        return self._digest.hexdigest() if self._file is not None else ""
+
+
+def process_unit(
+    unit: Unit,
+    decisions: Decisions,
+    scratch: Path,
+    *,
+    first: int | None = None,
+    duplicates: Collection[int] = (),
+    progress: Progress = lambda _bytes, _tokens, _rejected: None,
+) -> Receipt:
+    """Read, tokenize, pack and write one unit to the empty directory `scratch`. Raises `InputError` for bad input.
+
+    `duplicates` are the numbers of its documents (empty ones not counted) that are left out.
+    """
+    settings = decisions.settings
+    encoder = decisions.document_encoder()
+    check = _ReferenceCheck(decisions, unit, encoder)
+    num_empty = num_duplicates = num_seen = 0
+    remainders = _Remainders(settings.block_tokens)
+    with contextlib.ExitStack() as stack:
+        rejected = stack.enter_context(_RejectedFile(scratch / REJECTED_PART))
+        records = UnitRecords(unit.ranges, decisions.sources, settings, first=first, write_rejected=rejected.write)
+        packers: dict[SplitName, Packer] = {}
+        for name in SPLITS:
+            writer = ShardWriter(scratch, name, unit.number, block_tokens=settings.block_tokens)
+            packers[name] = PACKERS[settings.packing](stack.enter_context(writer), decisions.eos_id)
+        num_rejected = 0
+        for texts, batch in records.batches():
+            num_rejected, num_rejected_before = records.rejected.total(), num_rejected
+            if not all(texts):
+                documents = [text for text in texts if text]
+                num_empty += len(texts) - len(documents)
+                texts = documents
+            if duplicates:
+                kept = [text for number, text in enumerate(texts, num_seen) if number not in duplicates]
+                num_seen += len(texts)
+                num_duplicates += len(texts) - len(kept)
+                texts = kept
+            num_tokens = _add_documents(texts, encoder, settings, packers, check, remainders) if texts else 0
+            progress(batch.num_bytes, num_tokens, num_rejected - num_rejected_before)
+        shards = [shard for shard in (packer.finish() for packer in packers.values()) if shard is not None]
+    return Receipt(
+        unit=unit.number,
+        ranges=records.ranges,
+        shards=shards,
+        num_empty=num_empty,
+        num_duplicates=num_duplicates,
+        num_checked=check.num_checked,
+        num_short_documents=remainders.num_short_documents,
+        num_remainder_tokens=remainders.num_tokens,
+        rejected=dict(sorted(records.rejected.items())),
+        rejected_digest=rejected.hexdigest(),
+    )
+
+
+class _Remainders:
+    """What is left over if each document is cut into blocks by itself, as the tutorial does."""
+
+    def __init__(self, block_tokens: int) -> None:
+        self._block_tokens = block_tokens
+        self.num_short_documents = self.num_tokens = 0
+
+    def add(self, counts: Lengths) -> None:
+        lengths = counts - 1  # without EOS
+        self.num_short_documents += int((lengths < self._block_tokens).sum())
+        self.num_tokens += int((lengths % self._block_tokens).sum())
+
+
+class _ReferenceCheck:
+    """Encodes a sample of the documents by the reference tokenizer too; one difference ends the build."""
+
+    def __init__(self, decisions: Decisions, unit: Unit, encoder: DocumentEncoder) -> None:
+        self._every, self._decisions = decisions.check_every, decisions
+        if encoder.encoder.is_reference:
+            self._every = 0
+        # The first documents of each unit, 100 in all (and 100 of the first unit alone), then one in so many.
+        shared = -(-_NUM_FIRST_CHECKED // decisions.num_units)
+        self._num_first = _NUM_FIRST_CHECKED if unit.number == 0 else max(4, shared)
+        self._seen = 0
+        self.num_checked = 0
+
+    def sample(self, texts: list[str], ids: Ids, ends: Lengths) -> None:
+        """`ids` are the encoded texts, EOS included, the last token of each before its position in `ends`."""
+        if not self._every:
+            return
+        num_first = max(0, min(len(texts), self._num_first - self._seen))
+        others = range(-self._seen % self._every, len(texts), self._every)
+        numbers = [*range(num_first), *(number for number in others if number >= num_first)]
+        self._seen += len(texts)
+        numbers = [number for number in numbers if len(texts[number]) <= _MAX_CHECKED_CHARS]
+        if not numbers:
+            return
+        self.num_checked += len(numbers)
+        parses = self._decisions.settings.parses_special_tokens
+        reference = load_encoder(ReferenceEncoder.name, self._decisions.tokenizer_json, parse_special=parses)
+        expected, offsets = reference.encode([texts[number] for number in numbers])
+        bounds = offsets.tolist()
+        for place, number in enumerate(numbers):
+            found = ids[ends[number - 1] if number else 0 : ends[number] - 1]
+            right = expected[bounds[place] : bounds[place + 1]]
+            if not np.array_equal(found, right):
+                raise InputError(_difference(texts[number], found, right))
+
+
+def _difference(text: str, found: Any, expected: Any) -> str:
+    length = min(len(found), len(expected))
+    same = found[:length] == expected[:length]
+    place = length if same.all() else int(np.argmin(same))
+    return (
+        f"the fast encoder differs from the reference tokenizer at token {place:,} of this text "
+        f"(found {found[place : place + 3].tolist()}, expected {expected[place : place + 3].tolist()}); "
+        f"please report it, and build with --encoder tokenizers: {text[:2000]!r}"
+    )
+
+
+def _add_documents(
+    texts: list[str],
+    encoder: DocumentEncoder,
+    settings: BuildSettings,
+    packers: Mapping[SplitName, Packer],
+    check: _ReferenceCheck,
+    remainders: _Remainders,
+) -> int:
+    """Tokenize `texts`, close each with EOS and hand them to the split that each belongs to."""
+    ids, counts, contents, num_bytes, num_chars = encoder.encode(texts)
+    ends = np.cumsum(counts)
+    check.sample(texts, ids, ends)
+    remainders.add(counts)
+    hashes = np.fromiter(
+        map(xxhash.xxh3_64_intdigest, contents, itertools.repeat(settings.seed)), np.uint64, len(texts)
+    )
+    is_val = hashes < np.uint64(val_threshold(settings.val_fraction))
+    num_val_chars = sum(map(len, itertools.compress(texts, is_val.tolist())))
+    choices: tuple[tuple[SplitName, npt.NDArray[np.bool_], int], ...] = (
+        ("train", ~is_val, num_chars - num_val_chars),
+        ("val", is_val, num_val_chars),
+    )
+    for name, chosen, num_chosen_chars in choices:
+        if chosen.any():
+            packers[name].add(
+                _chosen_tokens(ids, ends, chosen),
+                counts[chosen],
+                num_text_bytes=int(num_bytes[chosen].sum()),
+                num_text_chars=num_chosen_chars,
+            )
+    return len(ids)
+
+
+def _chosen_tokens(ids: Ids, ends: Lengths, chosen: npt.NDArray[np.bool_]) -> Ids:
+    """The tokens of the chosen documents, which end at `ends`. Documents that lie together are taken together."""
+    changes = np.flatnonzero(np.diff(chosen, prepend=False, append=False))  # first, stop, first, stop, …
+    bounds = np.concatenate([[0], ends])[changes].tolist()
+    runs = list(map(ids.__getitem__, map(slice, bounds[::2], bounds[1::2])))
+    return runs[0] if len(runs) == 1 else np.concatenate(runs)
+
+
+def val_threshold(val_fraction: float) -> int:
+    """Texts whose 64-bit hash is below this are held out."""
+    return int(val_fraction * 2.0**64)

@@ -1,0 +1,1 @@
+"""New shard sets of old ones, without tokenizing: merge, split, subset."""

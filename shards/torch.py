@@ -1,0 +1,132 @@
+"""A shard set in torch, for anyone's training loop: a Dataset, a sampler that can stop anywhere, and collators.
+
+    data = shards.open_data("data/shards/wiki")
+    sampler = BlockSampler(shards.run_order(data, seed=42), stop=100_000)
+    loader = DataLoader(BlockDataset(data, "train"), batch_size=32, sampler=sampler, collate_fn=collate_blocks)
+
+A position is one block of the run, counted over all epochs, ranks and accumulation steps; the order of blocks is a pure
+function of it (`shards.RunOrder`). So a position is all the state there is: whoever continues at step s, on any number of
+processes, starts at position s × global batch and reads nothing of what came before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+import shards
+
+IGNORED = -100  # a label that doesn't count
+_CHUNK_POSITIONS = 1 << 15  # a millisecond or two
+
+Batch = dict[str, torch.Tensor]
+Collator = Callable[[torch.Tensor], Batch]
+
+
+class BlockDataset(Dataset[torch.Tensor]):
+    """The blocks of a split as int32 tensors, half as much to copy as int64; the model widens them on its device.
+
+    A loader worker that is spawned opens the shard set itself.
+    """
+
+    def __init__(self, data: shards.Data, split: str) -> None:
+        self._split = data[split]
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        """Shape `(block_tokens,)`."""
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> torch.Tensor:
+        """Shape `(n, block_tokens)`: what the DataLoader asks for instead of n single blocks."""
+        return torch.from_numpy(self._split[np.asarray(numbers, dtype=np.int64)].view(np.int32))
+
+
+class BlockSampler(Sampler[int]):
+    """Block numbers at positions `start` … `stop` − 1; with ranks, every `num_ranks`-th of them.
+
+    Each iteration starts at the position that was last set. `state_dict` has the position after the last block that was
+    handed out; a DataLoader with workers asks ahead of what is trained on, so there the caller sets
+    `{"position": steps × global batch}` instead.
+    """
+
+    def __init__(self, order: shards.RunOrder, *, stop: int, start: int = 0, rank: int = 0, num_ranks: int = 1) -> None:
+        self._order, self._stop, self._position = order, stop, start
+        self._rank, self._num_ranks = rank, num_ranks
+
+    def __len__(self) -> int:
+        """Of the whole run, wherever it starts: Trainer counts its steps from this."""
+        return len(range(self._rank, self._stop, self._num_ranks))
+
+    def __iter__(self) -> Iterator[int]:
+        for start in range(self._position, self._stop, _CHUNK_POSITIONS):
+            numbers = self._order.blocks(start, min(start + _CHUNK_POSITIONS, self._stop)).tolist()
+            for position, number in enumerate(numbers, start=start):
+                self._position = position + 1
+                if position % self._num_ranks == self._rank:
+                    yield number
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self._position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._position = state["position"]
+
+
+def has_padding(data: shards.Data) -> bool:
+    """Whether many training blocks may end with padding, as `best-fit` makes them; `concat` pads a shard's last alone."""
+    return any(part.manifest.packing == "best-fit" and part["train"].num_fill_tokens > 0 for part in data.sets)
+
+
+def collate_blocks(blocks: torch.Tensor) -> Batch:
+    """A batch for a causal language model, of what `BlockDataset` gathered; the model itself shifts the labels by one.
+
+    There is no attention mask, and the EOS that ends a document is a label like any other: that is how a model learns to
+    stop. So is padding: this is for sets that have next to none.
+    """
+    return {"input_ids": blocks, "labels": blocks}
+
+
+@dataclasses.dataclass(frozen=True)
+class PaddingCollator:
+    """As `collate_blocks`, but padding is no label: EOS after EOS, as every document has at least one token.
+
+    The remainder of a cut document may be nothing but EOS; where it follows another document it is taken for padding.
+    """
+
+    eos_id: int
+
+    def __call__(self, blocks: torch.Tensor) -> Batch:
+        is_eos = blocks == self.eos_id
+        is_padding = torch.zeros_like(is_eos)
+        is_padding[:, 1:] = is_eos[:, 1:] & is_eos[:, :-1]
+        return {"input_ids": blocks, "labels": blocks.masked_fill(is_padding, IGNORED)}
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentCollator:
+    """As `PaddingCollator`, with intra-document masking: documents in one block are masked from each other.
+
+    Positions restart at each document, from which attention knows where documents begin; the first token of a document,
+    which nothing predicts, is no label. With the block `a b EOS c`: positions 0 1 2 0, labels a b EOS −100.
+    """
+
+    eos_id: int
+
+    def __call__(self, blocks: torch.Tensor) -> Batch:
+        begins = torch.zeros_like(blocks, dtype=torch.bool)
+        begins[:, 1:] = blocks[:, :-1] == self.eos_id
+        places = torch.arange(blocks.shape[1]).expand_as(blocks)
+        first = torch.where(begins, places, 0).cummax(dim=1).values
+        return {"input_ids": blocks, "labels": blocks.masked_fill(begins, IGNORED), "position_ids": places - first}
+
+
+def text_collator(eos_id: int, *, document_mask: bool) -> PaddingCollator | DocumentCollator:
+    """What makes batches whose labels are text alone, in evaluation always."""
+    return DocumentCollator(eos_id) if document_mask else PaddingCollator(eos_id)

@@ -1,0 +1,177 @@
+"""Files at URLs: S3 and OSS against moto's server on loopback, and each kind of error as the right class."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("s3fs", reason="needs the packages of requirements-s3.lock")
+pytest.importorskip("moto.server", reason="needs the packages of requirements-s3.lock")
+
+from shards.common import urls
+from shards.common.errors import InputError, TransientError
+from shards.common.urls import (
+    exists,
+    file_system,
+    join,
+    listing,
+    read_bytes,
+    remove,
+    storage_errors,
+    version,
+    write_bytes,
+)
+
+PORT_HOST = "localhost"
+
+
+@dataclasses.dataclass
+class Server:
+    """What was asked of the server, and how it fails."""
+
+    port: int = 0
+    requests: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    statuses: list[int] = dataclasses.field(default_factory=list)  # instead of the next answers
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Server]:
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    application, server = DomainDispatcherApplication(create_backend_app), Server()
+
+    def recorded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        server.requests.append(environ)
+        if server.statuses:
+            status = server.statuses.pop(0)
+            start_response(f"{status} No", [("Content-Type", "application/xml")])
+            code = {403: "AccessDenied", 503: "ServiceUnavailable"}[status]
+            return [f"<Error><Code>{code}</Code><Message>not now</Message></Error>".encode()]
+        return application(environ, start_response)
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    http = make_server("127.0.0.1", 0, recorded, threaded=True)
+    server.port = http.server_port
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield server
+    http.shutdown()
+
+
+@pytest.fixture
+def server(running: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """The server, which both protocols find by the environment, and which any `BUCKET.localhost` means."""
+    import s3fs
+
+    find = socket.getaddrinfo
+
+    def find_here(host: Any, *arguments: Any, **options: Any) -> Any:
+        is_ours = isinstance(host, str) and host.endswith(PORT_HOST)
+        return find("127.0.0.1" if is_ours else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", find_here)
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{running.port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "OSS_ENDPOINT": f"http://{PORT_HOST}:{running.port}",
+        "OSS_ACCESS_KEY_ID": "test",
+        "OSS_ACCESS_KEY_SECRET": "test",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for client in (urls._S3_CLIENT, urls._OSS_CLIENT):
+        monkeypatch.setitem(client, "retries", {"mode": "standard", "max_attempts": 2})
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    s3fs.S3FileSystem.clear_instance_cache()
+    for protocol in ("s3", "oss"):
+        system, _ = file_system(f"{protocol}://bucket-{protocol}")
+        if not system.exists(f"bucket-{protocol}"):
+            system.mkdir(f"bucket-{protocol}")
+    running.requests.clear()
+    running.statuses.clear()
+    yield running
+    running.statuses.clear()
+
+
+@pytest.mark.parametrize("protocol", ["s3", "oss"])
+def test_a_file_is_put_found_changed_and_removed(server: Server, protocol: str) -> None:
+    url = f"{protocol}://bucket-{protocol}/put"
+    for name in ("a", "b/c"):
+        write_bytes(join(url, name), name.encode())
+    found = listing(url)
+    assert {name: entry["size"] for name, entry in found.items()} == {"a": 1, "b/c": 3}
+    assert read_bytes(join(url, "b/c")) == b"b/c" and exists(join(url, "a")) and not exists(url)
+    write_bytes(join(url, "a"), b"A")
+    assert version(listing(url)["a"]) != version(found["a"])
+    assert version(listing(url)["b/c"]) == version(found["b/c"])
+    system, path = file_system(url)
+    assert [system.unstrip_protocol(name) for name in system.find(path)] == [join(url, "a"), join(url, "b/c")]
+    remove(*[join(url, name) for name in ("a", "b/c", "never")])
+    assert listing(url) == {} and read_bytes(join(url, "a")) is None
+
+
+def test_oss_is_asked_as_it_wants_to_be(server: Server) -> None:
+    """By the bucket's own host, without the checksums that it refuses, without deleting many files at once."""
+    write_bytes("oss://bucket-oss/file", b"content")
+    system, _ = file_system("oss://bucket-oss/large")
+    system.pipe_file("bucket-oss/large", bytes(6 << 20), chunksize=5 << 20)  # in two parts
+    assert read_bytes("oss://bucket-oss/file") == b"content"
+    assert system.info("bucket-oss/large")["size"] == 6 << 20
+    remove("oss://bucket-oss/file", "oss://bucket-oss/large")
+    assert {request["HTTP_HOST"] for request in server.requests} == {f"bucket-oss.localhost:{server.port}"}
+    for request in server.requests:
+        assert not [name for name in request if "CHECKSUM" in name or "TRAILER" in name]
+        assert "aws-chunked" not in request.get("HTTP_CONTENT_ENCODING", "")
+        assert "delete" not in request["QUERY_STRING"]
+
+
+def test_oss_has_its_region_and_its_server_from_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    for endpoint in ("https://oss-cn-hangzhou.aliyuncs.com", "https://s3.oss-cn-hangzhou-internal.aliyuncs.com"):
+        monkeypatch.setenv("OSS_ENDPOINT", endpoint)
+        system, path = file_system("oss://bucket/set")
+        assert system.endpoint_url == endpoint and path == "bucket/set"
+        assert system.client_kwargs == {"region_name": "cn-hangzhou"}
+    monkeypatch.delenv("OSS_ENDPOINT")
+    with pytest.raises(InputError, match="oss://bucket/set: no server is named; set OSS_ENDPOINT"):
+        read_bytes("oss://bucket/set")
+
+
+@pytest.mark.parametrize("protocol", ["s3", "oss"])
+def test_each_error_is_of_its_kind(server: Server, protocol: str) -> None:
+    url = f"{protocol}://bucket-{protocol}/kinds"
+    with pytest.raises(InputError, match=r"no such bucket .*; make it, or choose another output"):
+        write_bytes(f"{protocol}://nowhere/file", b"")
+    assert listing(f"{protocol}://nowhere/set") == {} and read_bytes(f"{protocol}://nowhere/file") is None
+    for ask in (exists, listing, read_bytes):
+        server.statuses[:] = [403] * 99
+        with pytest.raises(InputError, match="; check the credentials in the environment") as refused:
+            ask(join(url, "file"))
+        assert not isinstance(refused.value, TransientError)
+        server.statuses[:] = [503] * 99
+        with pytest.raises(TransientError, match="the same command goes on when the server answers"):
+            ask(join(url, "file"))
+        server.statuses.clear()
+    server.statuses[:] = [503]
+    write_bytes(join(url, "file"), b"tried again")
+    assert read_bytes(join(url, "file")) == b"tried again"
+
+
+def test_a_fault_of_ours_keeps_its_traceback() -> None:
+    with pytest.raises(TypeError), storage_errors("s3://bucket/file"):
+        raise TypeError("an argument too many")
+
+
+def test_a_package_that_is_missing_and_what_is_no_url_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="expected a URL such as s3://bucket/name"):
+        file_system("bucket/name")
+    with pytest.raises(InputError, match="az://box/file: needs the package adlfs: pip install adlfs"):
+        file_system("az://box/file")
