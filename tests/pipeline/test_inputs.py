@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 from blake3 import blake3
 
-from pipeline import fetch
 from pipeline.readers import open_range
 from pipeline.readers.base import BadRecord, RangeReader, ReadOptions, raise_bad
 from pipeline.readers.files import HashedFile, SourceFile
@@ -182,16 +181,13 @@ def test_what_a_hub_calls_by_a_name_is_pinned(memory: Any, monkeypatch: pytest.M
         memory.pipe_file(f"/{name}", b'{"text": "a"}\n')
     pinned = "memory://owner/set@c0ffee"
     files = {"hf:owner/set": [f"{pinned}/a.jsonl", f"{pinned}/b.jsonl"]}
-    monkeypatch.setattr(fetch, "data_files", files.__getitem__, raising=False)
+    fetch = types.SimpleNamespace(data_files=files.__getitem__)
+    hub = types.SimpleNamespace(pin_url={"hf://datasets/owner/set": pinned}.__getitem__)
+    monkeypatch.setitem(sys.modules, "pipeline.fetch", fetch)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "shards.share.hub", hub)  # type: ignore[arg-type]
     sources = find_sources(["hf:owner/set"])
-    assert [(source.path, source.name) for source in sources] == [
-        (f"{pinned}/a.jsonl", "set@c0ffee/a.jsonl"),
-        (f"{pinned}/b.jsonl", "set@c0ffee/b.jsonl"),
-    ]
-    hub = types.ModuleType("shards.share.hub")
-    hub.pin_url = {"hf://datasets/owner/set": pinned}.__getitem__  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "shards.share", types.ModuleType("shards.share"))
-    monkeypatch.setitem(sys.modules, "shards.share.hub", hub)
+    assert [source.path for source in sources] == files["hf:owner/set"]
+    assert [source.name for source in sources] == ["set@c0ffee/a.jsonl", "set@c0ffee/b.jsonl"]
     sources = find_sources(["hf://datasets/owner/set"])
     assert [source.path.partition("owner/")[2] for source in sources] == ["set@c0ffee/a.jsonl", "set@c0ffee/b.jsonl"]
 
