@@ -24,7 +24,7 @@ from shards.common.files import file_digest
 from tests.conftest import REPOSITORY
 from tests.train.runs import losses, stop_after, train_to_the_end
 from train.__main__ import prepare
-from train.callbacks import MetricsFile
+from train.log_lines import MetricsFile
 from train.checkpoints import newest_complete_checkpoint
 from train.run import train
 from train.run_directory import read_lines, read_record

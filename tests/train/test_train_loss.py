@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from train.data import DocumentCollator
+from shards.torch import DocumentCollator
 from train.loss import chosen_loss, chunked_cross_entropy, install_loss, plain_cross_entropy, rows_at_a_time
 from transformers import Qwen2ForCausalLM
 

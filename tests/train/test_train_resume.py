@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from train.stopping import StopOnSignal
+from train.callbacks import StopOnSignal
 
 import train.run
 from shards.common.command_line import Terminated

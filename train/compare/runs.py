@@ -1,14 +1,13 @@
 """A run as it can be compared: its settings, its curves and its results, from whatever its directory holds by now.
 
-A run that still goes on, that crashed, that went back to a checkpoint, whose losses are no numbers, or whose files are
-damaged in part is shown as far as it can be read; `notices` says what is missing. What counts is `run.json`: without it
-a directory is no run.
+A run that still goes on, that crashed, that went back to a checkpoint, whose losses are non-finite, or whose files are
+damaged in part is shown as far as it can be read; `notices` says what is missing. A directory without `run.json` isn't a
+run.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import math
 import statistics
@@ -24,6 +23,7 @@ from train.run_directory import (
     MODEL_NAME,
     RECORD_NAME,
     SAMPLES_NAME,
+    is_locked,
     read_lines_and_damage,
     read_record,
 )
@@ -41,6 +41,7 @@ class Point:
     tokens: int | None  # trained on until then
     seconds: float | None  # of training until then, over all sessions
     loss: float | None
+    num_blocks: int | None = None  # of an evaluation: how many were evaluated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,9 +78,10 @@ class Run:
 
     @property
     def best_validation(self) -> Point | None:
-        """The first evaluation with the lowest loss."""
-        found = [(point.loss, point.step, point) for point in self.validation if point.loss is not None]
-        return min(found, key=lambda entry: entry[:2])[2] if found else None
+        """The first evaluation with the lowest loss, of those on the most blocks: others are of other texts."""
+        most = max((point.num_blocks or 0 for point in self.validation), default=0)
+        found = [point for point in self.validation if (point.num_blocks or 0) == most and point.loss is not None]
+        return min(found, key=lambda point: (point.loss, point.step), default=None)
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -133,7 +135,7 @@ def _read_run(path: Path, name: str) -> Run:
     for what, curve in (("training", training), ("validation", validation)):
         bad = [point.step for point in curve if point.loss is None]
         if bad:
-            notices.append(f"{len(bad):,} of {len(curve):,} {what} losses are no number, first at step {bad[0]:,}")
+            notices.append(f"{len(bad):,} of {len(curve):,} {what} losses are non-finite, first at step {bad[0]:,}")
     newest = max([*training, *validation], key=lambda point: point.step, default=None)
     max_steps = whole(planned.get("max_steps"))
     samples, sample_notices = _read_samples(path / SAMPLES_NAME)
@@ -203,18 +205,6 @@ def _state(run: Path, state: Any) -> str:
     return "training, running" if is_locked(run) else "training, stopped"
 
 
-def is_locked(run: Path) -> bool:
-    """Whether a process is training in `run`."""
-    try:
-        with open(run / ".lock", "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 # ---- curves ----
 
 
@@ -233,7 +223,8 @@ def _curve(logs: Iterable[dict[str, Any]], key: str, step_tokens: int | None = N
         tokens = whole(log.get("tokens"))
         if tokens is None and step_tokens is not None:
             tokens = step * step_tokens
-        points.append(Point(step=step, tokens=tokens, seconds=number(log.get("seconds")), loss=number(log.get(key))))
+        seconds, loss, num_blocks = (number(log.get(name)) for name in ("seconds", key, "eval_samples"))
+        points.append(Point(step=step, tokens=tokens, seconds=seconds, loss=loss, num_blocks=whole(num_blocks)))
     return points
 
 
