@@ -133,9 +133,7 @@ def plan_sweep(file: Path) -> tuple[Path, list[SweptRun]]:
         expected = "letters, digits and . _ = , + - and at most 100 characters; give it a `name` under `runs`"
         require(is_name, f"{file}: name of a run", expected, name)
         if lowered.count(name.lower()) > 1:
-            raise InputError(
-                f"{file}: two runs with the name {name!r} or the same settings; name them under `runs`"
-            )
+            raise InputError(f"{file}: two runs with the name {name!r} or the same settings; name them under `runs`")
         directory = output_dir / name
         values = {"tracking.name": name, **fixed, **changes}
         arguments = [f"--config={content['config']}", f"--output_dir={directory}"]
