@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from shards.common.text import printable
+from shards.common.text import duration, printable
 from train.compare.runs import Point, Run, differences
 
 NOTHING = "–"
@@ -28,7 +28,7 @@ def result_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
         ("state", [run.state for run in runs]),
         ("steps", [_steps(run) for run in runs]),
         ("tokens seen", [_count(run.tokens) for run in runs]),
-        ("training time", [duration(run.seconds) for run in runs]),
+        ("training time", [NOTHING if run.seconds is None else duration(run.seconds) for run in runs]),
         ("tokens/s", [_count(run.tokens_per_second) for run in runs]),
         ("training loss", [_loss(run.last_training_loss) for run in runs]),
         ("validation loss", [_loss(point.loss if (point := run.last_validation) else None) for run in runs]),
@@ -95,19 +95,6 @@ def value_text(value: Any) -> str:
         return NOTHING
     shown = printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
     return shown if len(shown) <= _MAX_CELL_CHARACTERS else shown[: _MAX_CELL_CHARACTERS - 1] + "…"
-
-
-def duration(seconds: float | None) -> str:
-    """
-    >>> [duration(seconds) for seconds in (0.25, 45, 754, 11100, None)]
-    ['0.2 s', '45 s', '12 min 34 s', '3 h 5 min', '–']
-    """
-    if seconds is None:
-        return NOTHING
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
 def _steps(run: Run) -> str:
