@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.hub.reference import is_reference, parse_reference
+from shards.share.hub import is_reference, parse_reference
 
 from shards.common.errors import InputError, nearest_path
 from train.values import convert, require
@@ -67,7 +67,7 @@ def _find(name: str) -> Path:
     """The file with the configuration called `name`."""
     path = Path(name).expanduser()
     if is_reference(name) and not path.exists():
-        from shards.hub.small_files import small_file
+        from shards.share.hub import small_file
 
         return small_file(parse_reference(name), CONFIG_NAME)
     path = path / CONFIG_NAME if path.is_dir() else path
