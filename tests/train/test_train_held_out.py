@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from train.data import IGNORED, DocumentCollator, collate_blocks
+from shards.torch import IGNORED, DocumentCollator, collate_blocks
 
 import shards
 from train.__main__ import main

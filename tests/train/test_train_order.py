@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from train.data import BlockDataset, PositionSampler, collate_blocks, steps_of_epochs
+from shards.torch import BlockDataset, BlockSampler, collate_blocks
 
 import shards
 
