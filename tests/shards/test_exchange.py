@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from blake3 import blake3
 
 import shards
 from shards.common.command_line import Parser, ProgressLine

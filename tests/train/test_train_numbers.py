@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from shards.torch import BlockDataset
 from train.setup import build_arguments, build_trainer, data_position
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 
 import shards
+from shards.torch import BlockDataset
 from train import evaluate
 from train.__main__ import main
 from train.model import build_model

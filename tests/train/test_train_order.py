@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from shards.torch import BlockDataset, BlockSampler, collate_blocks
 
 import shards
+from shards.torch import BlockDataset, collate_blocks
 
 
 def block_numbers(num_blocks: int, seed: int, start: int, stop: int) -> np.ndarray:
