@@ -24,6 +24,7 @@ Format = Literal["json-lines", "json-array", "text", "parquet", "arrow", "arrow-
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HUB_PREFIX = "hf:"
 _HUB_URL = "hf://"
+_PINNED = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")  # what a commit holds can't change
 _HEAD_BYTES = 1 << 16
 _KNOWN_SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow")
 # How files begin that hold no text yet; what they are, and what to do.
@@ -104,6 +105,8 @@ def find_sources(names: Sequence[str]) -> list[Source]:
 
 def check_unchanged(source: Source) -> None:
     """Raise `InputError` if the file is gone, or another one than when it was found."""
+    if _PINNED.match(source.path):
+        return
     try:
         status = file_status(source.path)
     except FileNotFoundError:

@@ -13,23 +13,16 @@ from typing import Any
 
 import numpy as np
 import zstandard
-from pipeline.documents import DocumentEncoder
-from pipeline.streams import STREAM_ERRORS, open_stream
 
 from bench.fuzz.oracle import expect
+from pipeline.encode import DocumentEncoder
+from pipeline.readers.compression import STREAM_ERRORS, unpack
 from shards.common.errors import InputError
 
 KINDS = ("gzip", "zstd", "bzip2", "xz")
 _MAGICS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\x00")
 _MOST = 1 << 20  # bytes unpacked of an input
 _PLAIN = b'{"text": "abc"}\n' * 9
-
-
-class _Raw(io.BytesIO):
-    """Stands for a file that is hashed while it is read."""
-
-    def hexdigest(self) -> str:
-        return ""
 
 
 @functools.lru_cache(maxsize=256)
@@ -67,7 +60,7 @@ def _read(kind: str, content: bytes, ask: int) -> tuple[bytes, Exception | None]
     parts: list[bytes] = []
     total = 0
     try:
-        stream = open_stream("packed", kind, hashed=_Raw(content))  # type: ignore[arg-type]
+        stream = unpack(io.BytesIO(content), kind, "packed")  # type: ignore[arg-type]
         while total < _MOST and (part := stream.read(ask)):
             expect(len(part) <= ask, "more than asked")
             parts.append(part)

@@ -7,15 +7,13 @@ import json
 import re
 from typing import Any
 
-from pipeline.json_array import JsonArrayReader
-from pipeline.json_lines import JsonLinesReader
-from pipeline.plain_text import PlainTextReader
-from pipeline.records import BadRecord, Incomplete, ReadOptions, StreamReader, raise_bad
-from pipeline.units import Stretch
-
 from bench.fuzz.oracle import BYTE_ORDER_MARK, expect, is_deep, load, same
 from pipeline.fields import TextOf
-from pipeline.sources import Source
+from pipeline.readers.base import BadRecord, Incomplete, ReadOptions, StreamReader, raise_bad
+from pipeline.readers.json_array import JsonArrayReader
+from pipeline.readers.json_lines import JsonLinesReader
+from pipeline.readers.text import TextReader
+from pipeline.sources import ByteRange, Source
 from shards.common.errors import InputError
 
 SEPARATOR = "----"
@@ -41,14 +39,14 @@ class _Array(_InMemory, JsonArrayReader):
     pass
 
 
-class _Text(_InMemory, PlainTextReader):
+class _Text(_InMemory, TextReader):
     pass
 
 
 _FORMATS: dict[type[_InMemory], Any] = {_Lines: "json-lines", _Array: "json-array", _Text: "text"}
 
 
-def _stretch(
+def _range(
     kind: type[_InMemory],
     content: bytes,
     start: int,
@@ -58,13 +56,13 @@ def _stretch(
     first: int | None = None,
 ) -> _InMemory:
     source = Source(path="memory", name="memory", format=_FORMATS[kind], num_bytes=len(content), modified_ns=0)
-    reader = kind(source, Stretch(source=0, start=start, stop=stop, num_bytes=stop - start), options, first=first)
+    reader = kind(source, ByteRange(source=0, start=start, stop=stop, num_bytes=stop - start), options, first=first)
     reader.content, reader.chunk_bytes = content, chunk
     return reader
 
 
 def _values(reader: _InMemory, *, texts: bool = False) -> list[Any]:
-    """All values of a stretch, each of which must stand at its place."""
+    """All values of a range, each of which must stand at its place."""
     values: list[Any] = []
     for batch in reader:
         for number, value in enumerate(batch.values):
@@ -79,11 +77,11 @@ def _values(reader: _InMemory, *, texts: bool = False) -> list[Any]:
 
 
 def _read_chain(kind: type[_InMemory], content: bytes, cuts: list[int], options: ReadOptions, chunk: int) -> list[Any]:
-    """All records, stretch by stretch, with false starts mended as the build does it."""
+    """All records, range by range, with false starts mended as the build does it."""
     values: list[Any] = []
     expected = 0
     for start, stop in zip([0, *cuts], [*cuts, len(content)], strict=True):
-        reader = _stretch(kind, content, start, stop, options, chunk)
+        reader = _range(kind, content, start, stop, options, chunk)
         true_start = expected if expected < stop else None
         try:
             own = _values(reader)
@@ -92,7 +90,7 @@ def _read_chain(kind: type[_InMemory], content: bytes, cuts: list[int], options:
                 raise
         if start and reader.first != true_start:
             expect(kind is _Array, "a false start in JSON Lines at", start)
-            reader = _stretch(kind, content, start, stop, options, chunk, expected)
+            reader = _range(kind, content, start, stop, options, chunk, expected)
             own = _values(reader)
             expect(reader.first == true_start, "a second false start:", reader.first, true_start)
         if reader.last is not None and (reader.first is not None or start == 0):
@@ -224,7 +222,7 @@ def json_array(data: bytes) -> None:
     bad: list[BadRecord] = []
     options = ReadOptions(on_bad=lambda error: _note(bad, error))
     try:
-        values = _values(_stretch(_Array, content, 0, len(content), options, chunk))
+        values = _values(_range(_Array, content, 0, len(content), options, chunk))
     except Incomplete:
         expect(expected is None or deep, "incomplete, and isn't")
     else:
@@ -267,7 +265,7 @@ def fields(data: bytes) -> None:
             continue
         options = ReadOptions(on_bad=lambda error: _note(bad, error), max_record_bytes=24)
         try:
-            _values(_stretch(kind, content, 0, len(content), options, chunk), texts=True)
+            _values(_range(kind, content, 0, len(content), options, chunk), texts=True)
         except Incomplete:
             continue
 
@@ -281,7 +279,7 @@ def plain_text(data: bytes) -> None:
         limit = cut if cut % 2 else 1 << 20
         bad: list[BadRecord] = []
         options = ReadOptions(on_bad=bad.append, document_separator=separator, max_record_bytes=limit)
-        values = [value["text"] for value in _values(_stretch(_Text, content, 0, 1, options, chunk))]
+        values = [value["text"] for value in _values(_range(_Text, content, 0, 1, options, chunk))]
         expect(all(len(value.encode()) <= limit for value in values), "longer than the limit")
         documents = _documents(content.removeprefix(BYTE_ORDER_MARK), separator)
         good = [text.decode() for text in documents if len(text) <= limit and _is_utf8(text)]

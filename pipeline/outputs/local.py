@@ -126,8 +126,10 @@ class LocalOutput:
 
     def commit(self, scratch: Path, receipt: Receipt) -> bytes:
         for path in sorted(scratch.iterdir()):
-            target = self.partial / rejected_name(receipt.unit) if path.name == REJECTED_PART else self._set / path.name
-            os.replace(path, target)
+            if path.name == REJECTED_PART:
+                self.write(rejected_name(receipt.unit), path.read_bytes())
+            else:
+                os.replace(path, self._set / path.name)
         flush_directory(self._set)
         content = encode_receipt(receipt)
         self.write(receipt_name(receipt.unit), content)

@@ -187,4 +187,6 @@ def find_urls(url: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
         base = path
     else:
         base = os.path.commonprefix(found).rpartition("/")[0]  # noqa: RUF071 (cut at a slash)
-    return [(system.unstrip_protocol(name), name.removeprefix(base).lstrip("/")) for name in found]
+    protocol = url.partition("://")[0]  # the user's: `oss` and others are spellings of `s3`
+    urls = [name if "://" in name else f"{protocol}://{name}" for name in found]
+    return [(found_url, name.removeprefix(base).lstrip("/")) for found_url, name in zip(urls, found, strict=True)]

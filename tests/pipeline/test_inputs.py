@@ -1,144 +1,272 @@
-"""Every kind of input gives the same documents."""
+"""Every kind of input gives the same documents, is known by its version, and fails in one of three ways."""
 
 from __future__ import annotations
 
-import bz2
+import errno
 import gzip
 import json
-import lzma
 import os
-from collections.abc import Callable
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
-from pipeline.units import plan_units
+from blake3 import blake3
 
-import shards
-from pipeline.build import build
-from pipeline.settings import BuildSettings
-from pipeline.sources import find_sources
-from shards.common.errors import InputError
-from shards.vocabulary import Vocabulary
+from pipeline.readers import open_range
+from pipeline.readers.base import BadRecord, RangeReader, ReadOptions, raise_bad
+from pipeline.readers.files import HashedFile, SourceFile
+from pipeline.readers.tables import row_group_bytes
+from pipeline.sources import ByteRange, Source, check_unchanged, find_sources, removed
+from shards.common.errors import InputError, TransientError
 from tests.conftest import write_corpus
+from tests.pipeline.reading import find, ranges_of, read_range, texts_and_bad, texts_of
 
 TEXTS = [f"第{number}篇文章，内容如下。\n" + "文" * (number % 50) for number in range(300)]
 RECORDS = [{"id": str(number), "page": {"body": text}, "text": text} for number, text in enumerate(TEXTS)]
-
-pytestmark = pytest.mark.usefixtures("inline_engine")
-
-
-def built_texts(tmp_path: Path, tokenizer_dir: Path, *sources: str, **settings: Any) -> list[str]:
-    """The documents of a set built from `sources`, in the corpus's order."""
-    settings = {"block_tokens": 32, "val_fraction": 0.0, "unit_bytes": 4000, **settings}
-    build(
-        list(sources),
-        tmp_path / "set",
-        tokenizer_name=str(tokenizer_dir),
-        settings=BuildSettings(**settings),
-        num_workers=1,
-    )
-    shard_set = shards.open(tmp_path / "set")
-    vocabulary = Vocabulary(shard_set.tokenizer_path)
-    return [vocabulary.text(document) for document in shard_set["train"].documents()]
+TABLE = pa.Table.from_pylist(RECORDS)
 
 
-COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
-    "gz": gzip.compress,
-    "gz in two members": lambda content: gzip.compress(content[:5000]) + gzip.compress(content[5000:]),
-    "zst": zstandard.compress,
-    "bz2": bz2.compress,
-    "xz": lzma.compress,
-}
+def write_table(path: Path, kind: str, table: pa.Table = TABLE) -> Path:
+    """In row groups, or record batches, of 70 rows."""
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=70)
+    else:
+        with (pa.ipc.new_file if kind == "arrow" else pa.ipc.new_stream)(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=70)
+    return path
 
 
-@pytest.mark.parametrize("layout", ["lines", "array", "pretty", "compact", "escaped"])
-@pytest.mark.parametrize("kind", COMPRESSORS)
-def test_compressed_files_are_read_as_streams(tmp_path: Path, tokenizer_dir: Path, kind: str, layout: str) -> None:
-    content = write_corpus(tmp_path / "plain", RECORDS, layout).read_bytes()
-    (tmp_path / "corpus").write_bytes(COMPRESSORS[kind](content))
-    assert built_texts(tmp_path, tokenizer_dir, str(tmp_path / "corpus")) == TEXTS
+@pytest.fixture
+def memory() -> Any:
+    """An object store in memory, whose clean-up is a new one."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    return system
 
 
-@pytest.mark.parametrize("kind", COMPRESSORS)
-def test_a_compressed_file_cut_short_is_an_incomplete_download(tmp_path: Path, tokenizer_dir: Path, kind: str) -> None:
-    content = COMPRESSORS[kind](write_corpus(tmp_path / "plain", RECORDS, "lines").read_bytes())
-    (tmp_path / "corpus").write_bytes(content[: len(content) - 40])
-    with pytest.raises(InputError, match="incomplete"):
-        built_texts(tmp_path, tokenizer_dir, str(tmp_path / "corpus"))
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow-stream"])
+def test_tables(tmp_path: Path, memory: Any, kind: str) -> None:
+    path = write_table(tmp_path / "corpus", kind)
+    assert texts_of(path) == texts_of(path, field="page.body") == texts_of(path, template="{text}") == TEXTS
+    memory.pipe_file("/corpus", path.read_bytes())
+    assert texts_of("memory://corpus") == TEXTS
+    assert len(ranges_of(find(path), 1)) == (1 if kind == "arrow-stream" else 5)
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(InputError, match=f"pyarrow can't read this {kind} file: "):
+        texts_of(path)
 
 
-def test_parquet_is_read_row_group_by_row_group(tmp_path: Path, tokenizer_dir: Path) -> None:
-    pq.write_table(pa.Table.from_pylist(RECORDS), tmp_path / "corpus", row_group_size=70)
-    sources = find_sources([str(tmp_path / "corpus")])
-    assert [stretch.start for unit in plan_units(sources, 1) for stretch in unit.stretches] == [0, 1, 2, 3, 4]
-    assert built_texts(tmp_path, tokenizer_dir, str(tmp_path / "corpus"), unit_bytes=1) == TEXTS
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow-stream"])
+def test_rows_are_numbered_from_the_file(tmp_path: Path, kind: str) -> None:
+    rows = [{"text": None if number in (7, 207) else "文"} for number in range(300)]
+    path = write_table(tmp_path / "corpus", kind, pa.Table.from_pylist(rows))
+    assert [error.offset for error in texts_and_bad(path)[1]] == [7, 207]
 
 
-@pytest.mark.parametrize("kind", ["file", "stream"])
-def test_arrow_files_and_streams(tmp_path: Path, tokenizer_dir: Path, kind: str) -> None:
-    table = pa.Table.from_pylist(RECORDS)
-    opened = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
-    with opened(str(tmp_path / "corpus"), table.schema) as writer:
-        writer.write_table(table, max_chunksize=70)
-    assert built_texts(tmp_path, tokenizer_dir, str(tmp_path / "corpus")) == TEXTS
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow-stream"])
+def test_ranges_of_tables_have_digests_of_their_own(tmp_path: Path, kind: str) -> None:
+    """Of any row groups; of Parquet without the columns that aren't needed."""
+    path = write_table(tmp_path / "corpus", kind)
+    whole = len(ranges_of(find(path), 1))
+
+    def digests(path: Path, *columns: str) -> list[str]:
+        options = ReadOptions(on_bad=raise_bad, columns=columns)
+        ranges = [ByteRange(source=0, start=a, stop=b, num_bytes=1) for a, b in ((0, 2), (2, whole))][: whole or 1]
+        ranges = ranges if whole > 1 else ranges_of(find(path), 1)
+        return [open_range(find(path), byte_range, options).compute_digest() for byte_range in ranges]
+
+    first = digests(path, "text")
+    assert all(first) and len(set(first)) == len(first) and digests(path, "text") == first
+    other = [{**row, "id": "other"} if number == 299 else row for number, row in enumerate(RECORDS)]
+    write_table(path, kind, pa.Table.from_pylist(other))
+    assert (digests(path, "text") == first) == (kind == "parquet")
+    other = [{**row, "text": "other"} if number == 299 else row for number, row in enumerate(RECORDS)]
+    write_table(path, kind, pa.Table.from_pylist(other))
+    assert digests(path, "text")[-1] != first[-1]
 
 
-def test_a_local_data_set_of_datasets(tmp_path: Path, tokenizer_dir: Path) -> None:
+def test_remote_parquet_is_opened_once_a_range_and_read_by_the_columns_that_are_needed(
+    memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = TABLE.append_column("other", [[os.urandom(2000).hex() for _ in RECORDS]])
+    content = write_table(tmp_path / "corpus", "parquet", table).read_bytes()
+    memory.pipe_file("/corpus", content)
+    source = find("memory://corpus")
+    opened: list[SourceFile] = []
+    num_read: list[int] = []
+    start, read = SourceFile.__init__, SourceFile.read
+
+    def count_opened(file: SourceFile, *arguments: Any, **options: Any) -> None:
+        opened.append(file)
+        start(file, *arguments, **options)
+
+    def count_read(file: SourceFile, num_bytes: int = -1) -> bytes:
+        found = read(file, num_bytes)
+        num_read.append(len(found))
+        return found
+
+    monkeypatch.setattr(SourceFile, "__init__", count_opened)
+    monkeypatch.setattr(SourceFile, "read", count_read)
+    byte_range = ByteRange(source=0, start=0, stop=5, num_bytes=1)
+    options = ReadOptions(on_bad=raise_bad, columns=("text",))
+    reader, batches, _error = read_range(source, byte_range, options)
+    assert [row["text"] for batch in batches for row in batch.values] == TEXTS
+    assert len(opened) == 1 and sum(num_read) < len(content) / 4
+    assert sum(row_group_bytes(source)) > 0 and reader.digest
+
+
+def test_a_local_data_set_of_datasets(tmp_path: Path) -> None:
     import datasets
 
     datasets.Dataset.from_list(RECORDS).save_to_disk(str(tmp_path / "saved"))
-    assert built_texts(tmp_path, tokenizer_dir, str(tmp_path / "saved")) == TEXTS
+    assert texts_of(tmp_path / "saved") == TEXTS
     datasets.DatasetDict({"train": datasets.Dataset.from_list(RECORDS)}).save_to_disk(str(tmp_path / "dict"))
     with pytest.raises(InputError, match="a data set with the splits train; name one"):
         find_sources([str(tmp_path / "dict")])
 
 
-def test_a_data_set_by_name_is_streamed(tmp_path: Path, tokenizer_dir: Path) -> None:
-    """A directory stands for the hub: `datasets` takes either by the same call."""
-    (tmp_path / "named").mkdir()
-    write_corpus(tmp_path / "named" / "train.jsonl", RECORDS, "lines")
-    assert built_texts(tmp_path, tokenizer_dir, f"hf:{tmp_path / 'named'}:train") == TEXTS
-    with pytest.raises(InputError, match="datasets can't open it"):
-        built_texts(tmp_path / "other", tokenizer_dir, f"hf:{tmp_path / 'nowhere'}")
-
-
-def test_plain_text_is_a_document_a_file(tmp_path: Path, tokenizer_dir: Path) -> None:
-    for number, text in enumerate(TEXTS):
+def test_plain_text_is_a_document_a_file(tmp_path: Path) -> None:
+    for number, text in enumerate(TEXTS[:20]):
         (tmp_path / f"{number:03}.txt").write_text(text, encoding="utf-8")
-    assert built_texts(tmp_path, tokenizer_dir, str(tmp_path)) == TEXTS
-    assert len(plan_units(find_sources([str(tmp_path)]), 4000)) < 30  # small files share units
+    assert texts_of(tmp_path) == TEXTS[:20]
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 1 << 20])
-def test_plain_text_is_cut_at_a_separator(
-    tmp_path: Path, tokenizer_dir: Path, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipeline.records import StretchReader
-
-    monkeypatch.setattr(StretchReader, "chunk_bytes", chunk_bytes)
-    documents = ["甲\n乙", "----x", "丙\n----", "丁"]
-    path = tmp_path / "corpus.txt"
+def test_plain_text_is_cut_at_a_separator(tmp_path: Path, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--max-record-bytes` is of a document, not of what is read at once."""
+    monkeypatch.setattr(RangeReader, "chunk_bytes", chunk_bytes)
+    path, documents = tmp_path / "corpus.txt", ["甲\n乙", "----x", "丙\n----", "丁", *("x" * n for n in range(1, 20))]
     path.write_text("\n-----\n".join(documents) + "\n-----\n-----\n", encoding="utf-8")
-    assert built_texts(tmp_path, tokenizer_dir, str(path), document_separator="-----") == documents
+    found = texts_of(path, document_separator="-----", max_record_bytes=20)
+    assert [text for text in found if text] == documents
+    with pytest.raises(BadRecord, match="larger than"):
+        texts_of(path, document_separator="-----", max_record_bytes=18)
+
+
+def test_directories_and_patterns_in_a_fixed_order(tmp_path: Path, memory: Any) -> None:
+    corpus = tmp_path / "corpus"
+    (corpus / "b").mkdir(parents=True)
+    (corpus / ".hidden").mkdir()
+    write_corpus(corpus / "b" / "one.json", RECORDS[100:200])
+    write_corpus(corpus / "a.jsonl", RECORDS[:100], "lines")
+    lines = write_corpus(tmp_path / "x", RECORDS[200:], "lines").read_bytes()
+    (corpus / "c.jsonl.gz").write_bytes(gzip.compress(lines))
+    (corpus / ".hidden" / "no.json").write_text("[]")
+    (corpus / "notes.md").write_text("no corpus")
+    memory.put(str(corpus), "/", recursive=True)
+    for base in (str(corpus), "memory://corpus"):
+        assert texts_of(base) == TEXTS
+        assert [source.name for source in find_sources([base])] == ["a.jsonl", "b/one.json", "c.jsonl.gz"]
+        assert [source.name for source in find_sources([f"{base}/[ab]*/*"])] == ["one.json"]
+        assert [source.name for source in find_sources([f"{base}/*.jsonl*"])] == ["a.jsonl", "c.jsonl.gz"]
+        assert find(f"{base}/a.jsonl").name == "a.jsonl"
+        with pytest.raises(InputError, match=r"no such file|no file matches"):
+            find_sources([f"{base}/*.nothing"])
+    with pytest.raises(InputError, match="given twice"):
+        find_sources([str(corpus), f"{corpus}/a.jsonl"])
+    for name in (os.fsdecode("语料.jsonl".encode("gbk")), "empty.jsonl"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(InputError, match=r"the name isn't UTF-8; rename it|the file is empty"):
+            find_sources([str(tmp_path / name)])
+
+
+def test_what_a_hub_calls_by_a_name_is_pinned(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("owner/set@c0ffee/a.jsonl", "owner/set@c0ffee/b.jsonl"):
+        memory.pipe_file(f"/{name}", b'{"text": "a"}\n')
+    pinned = "memory://owner/set@c0ffee"
+    files = {"hf:owner/set": [f"{pinned}/a.jsonl", f"{pinned}/b.jsonl"]}
+    fetch = types.SimpleNamespace(data_files=files.__getitem__)
+    hub = types.SimpleNamespace(pin_url={"hf://datasets/owner/set": pinned}.__getitem__)
+    monkeypatch.setitem(sys.modules, "pipeline.fetch", fetch)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "shards.share.hub", hub)  # type: ignore[arg-type]
+    sources = find_sources(["hf:owner/set"])
+    assert [source.path for source in sources] == files["hf:owner/set"]
+    assert [source.name for source in sources] == ["set@c0ffee/a.jsonl", "set@c0ffee/b.jsonl"]
+    sources = find_sources(["hf://datasets/owner/set"])
+    assert [source.path.partition("owner/")[2] for source in sources] == ["set@c0ffee/a.jsonl", "set@c0ffee/b.jsonl"]
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_source_that_changed_or_is_gone_is_noticed(tmp_path: Path, memory: Any, is_remote: bool) -> None:
+    path = write_corpus(tmp_path / "corpus", RECORDS, "lines")
+    name = "memory://corpus" if is_remote else str(path)
+
+    def put(content: bytes) -> None:
+        path.write_bytes(content)
+        memory.pipe_file("/corpus", content)
+
+    content = path.read_bytes()
+    put(content)
+    source = find(name)
+    assert (source.modified_ns == 0, source.version != "") == (is_remote, is_remote)
+    check_unchanged(source)
+    put(content.replace("文".encode(), "字".encode()))  # of the same size
+    with pytest.raises(InputError, match="the file was changed while it was read"):
+        check_unchanged(source)
+    assert removed([source]) is None
+    path.unlink()
+    memory.rm_file("/corpus")
+    with pytest.raises(InputError, match="was removed while it was read"):
+        check_unchanged(source)
+    assert (
+        removed([source]) == f"{source.path}: was removed while it was read; put it back, then the same command goes on"
+    )
+
+
+BROKEN: list[Exception] = [
+    ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+    BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
+    OSError(errno.ENOTCONN, "Transport endpoint is not connected"),
+]
+
+
+@pytest.mark.parametrize("error", BROKEN, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("kind", ["lines", "gzip", "parquet"])
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_connection_that_breaks_while_a_source_is_read_is_a_transient_error(
+    tmp_path: Path, memory: Any, kind: str, is_remote: bool, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file system's too. They looked as if the build's own process had gone, or were a traceback."""
+    path = write_corpus(tmp_path / "corpus", RECORDS, "lines")
+    if kind == "gzip":
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    if kind == "parquet":
+        write_table(path, "parquet")
+    memory.pipe_file("/corpus", path.read_bytes())
+    source = find("memory://corpus" if is_remote else path)
+    byte_range = ranges_of(source, 10**9)[0]
+    initialize = SourceFile.__init__
+
+    def read(*_arguments: object) -> bytes:
+        raise error
+
+    def break_it(file: SourceFile, *arguments: Any, **options: Any) -> None:
+        initialize(file, *arguments, **options)
+        opened = file._file
+        names = {name: getattr(opened, name) for name in ("seek", "tell", "close")}
+        file._file = types.SimpleNamespace(**names, read=read)
+
+    monkeypatch.setattr(SourceFile, "__init__", break_it)
+    with pytest.raises(TransientError, match=r"corpus: .*; the same command goes on when"):
+        read_range(source, byte_range)
 
 
 @pytest.mark.parametrize("name", ["corpus.txt", "corpus.jsonl.gz"])
-def test_reading_ends_where_the_file_ended_at_first(
-    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_reading_ends_where_the_file_ended_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Somebody appends as fast as it is read: it would never end."""
-    from pipeline.streams import HashedFile
-
     corpus, read, num_reads = tmp_path / name, HashedFile.read, 0
     line = json.dumps({"text": "文"}).encode() + b"\n"
     content = gzip.compress(line) if name.endswith(".gz") else line
     corpus.write_bytes(content)
 
-    def read_and_append(file: HashedFile, num_bytes: int) -> bytes:
+    def read_and_append(file: HashedFile, num_bytes: int = -1) -> bytes:
         nonlocal num_reads
         num_reads += 1
         assert num_reads < 100, "reads on and on"
@@ -146,79 +274,28 @@ def test_reading_ends_where_the_file_ended_at_first(
             more.write(content)
         return read(file, num_bytes)
 
+    source = find(corpus)
     monkeypatch.setattr(HashedFile, "read", read_and_append)
-    with pytest.raises(InputError, match="the file was changed while it was read"):
-        built_texts(tmp_path, tokenizer_dir, str(corpus))
+    reader, batches, _error = read_range(source, ranges_of(source, 1)[0])
+    assert len(batches[0].values) == 1 and reader.digest == blake3(content).hexdigest()
 
 
-def test_directories_and_patterns_in_a_fixed_order(tmp_path: Path, tokenizer_dir: Path) -> None:
-    (tmp_path / "corpus" / "b").mkdir(parents=True)
-    (tmp_path / "corpus" / ".hidden").mkdir()
-    write_corpus(tmp_path / "corpus" / "b" / "one.json", RECORDS[100:200])
-    write_corpus(tmp_path / "corpus" / "a.jsonl", RECORDS[:100], "lines")
-    (tmp_path / "corpus" / "c.jsonl.gz").write_bytes(
-        gzip.compress(write_corpus(tmp_path / "x", RECORDS[200:], "lines").read_bytes())
-    )
-    (tmp_path / "corpus" / ".hidden" / "no.json").write_text("[]")
-    (tmp_path / "corpus" / "notes.md").write_text("no corpus")
-    assert built_texts(tmp_path, tokenizer_dir, str(tmp_path / "corpus")) == TEXTS
-    names = [source.name for source in find_sources([str(tmp_path / "corpus" / "**" / "*.json*")])]
-    assert names == ["a.jsonl", "b/one.json", "c.jsonl.gz"]
-    with pytest.raises(InputError, match="no file matches"):
-        find_sources([str(tmp_path / "*.nothing")])
-    with pytest.raises(InputError, match="given twice"):
-        find_sources([str(tmp_path / "corpus"), str(tmp_path / "corpus" / "a.jsonl")])
-
-
-def test_a_path_of_fields(tmp_path: Path, tokenizer_dir: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", [{"page": {"body": text}} for text in TEXTS])
-    assert built_texts(tmp_path, tokenizer_dir, str(corpus), text_field="page.body") == TEXTS
-    with pytest.raises(InputError, match=r"no field 'page\.bdy'; this record has body; did you mean 'body'"):
-        built_texts(tmp_path / "other", tokenizer_dir, str(corpus), text_field="page.bdy")
-
-
-def test_a_template_over_several_fields(tmp_path: Path, tokenizer_dir: Path) -> None:
-    records = [{"title": f"题{number}", "text": text} for number, text in enumerate(TEXTS)]
-    records[7] = {"title": "", "text": ""}
+def test_a_path_of_fields_and_a_template_over_several(tmp_path: Path) -> None:
+    records: list[Any] = [{"title": f"题{number}", "page": {"body": text}} for number, text in enumerate(TEXTS)]
+    records[7] = {"title": "", "page": {"body": ""}}
     corpus = write_corpus(tmp_path / "corpus", records)
-    expected = [f"题{number}\n{{{text}}}" for number, text in enumerate(TEXTS) if number != 7]
-    assert built_texts(tmp_path, tokenizer_dir, str(corpus), template="{title}\\n{{{text}}}") == expected
+    assert texts_of(corpus, field="page.body") == [text if number != 7 else "" for number, text in enumerate(TEXTS)]
+    with pytest.raises(BadRecord, match=r"no field 'page\.bdy'; this record has body; did you mean 'body'"):
+        texts_of(corpus, field="page.bdy")
+    expected = [f"题{number}\n{{{text}}}" if number != 7 else "" for number, text in enumerate(TEXTS)]
+    assert texts_of(corpus, template="{title}\\n{{{page.body}}}") == expected
     for template in ("{", "no field", "{}", "{text!r}", "{text:5}"):
         with pytest.raises(InputError, match="--template"):
-            built_texts(tmp_path / "other", tokenizer_dir, str(corpus), template=template)
+            texts_of(corpus, template=template)
 
 
 def test_the_format_is_found_from_the_content(tmp_path: Path) -> None:
     write_corpus(tmp_path / "wrong.parquet", RECORDS, "lines")
     write_corpus(tmp_path / "wrong.jsonl", RECORDS, "array")
-    found = [find_sources([str(tmp_path / name)])[0].format for name in ("wrong.parquet", "wrong.jsonl")]
-    assert found == ["json-lines", "json-array"]
-
-
-def test_memory_for_a_unit_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
-    """A reader holds a chunk or two, never the file: of a single-line array too."""
-    import tracemalloc
-
-    from pipeline.records import ReadOptions, raise_bad
-
-    from pipeline.readers import open_stretch
-
-    path = tmp_path / "corpus"
-    record = json.dumps({"text": "文" * 300}, ensure_ascii=False)
-    path.write_text("[" + ", ".join([record] * 120_000) + "]", encoding="utf-8")
-    (source,) = find_sources([str(path)])
-    (unit,) = plan_units([source], 1 << 30)
-    tracemalloc.start()
-    count = sum(len(batch.values) for batch in open_stretch(source, unit.stretches[0], ReadOptions(on_bad=raise_bad)))
-    _now, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert count == 120_000 and source.num_bytes > 100_000_000
-    assert peak < 45_000_000
-
-
-def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / os.fsdecode("语料.jsonl".encode("gbk"))
-    path.write_text('{"text": "文"}\n', encoding="utf-8")
-    for source in (path, tmp_path):
-        with pytest.raises(InputError, match="the name isn't UTF-8; rename it"):
-            find_sources([str(source)])
+    found: list[Source] = find_sources([str(tmp_path / "wrong.parquet"), str(tmp_path / "wrong.jsonl")])
+    assert [source.format for source in found] == ["json-lines", "json-array"]

@@ -1,12 +1,15 @@
-"""Packed files from strangers: memory stays within its bound, and damage is never taken for the end."""
+"""Compressed files from strangers: memory stays within its bound, and damage is never taken for the end."""
 
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
+import os
 import random
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,22 +17,21 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from pipeline.streams import COMPRESSIONS, MAX_WINDOW_BYTES, STREAM_ERRORS, open_stream
 
+from pipeline.readers.base import BadRecord
+from pipeline.readers.compression import COMPRESSIONS, MAX_WINDOW_BYTES, STREAM_ERRORS, unpack
+from pipeline.readers.files import SourceFile
 from pipeline.sources import find_sources
 from shards.common.errors import InputError
-from tests.conftest import REPOSITORY, assert_one_error_line, run_module
+from tests.conftest import REPOSITORY, write_corpus
+from tests.pipeline.reading import OPTIONS, find, ranges_of, read_all, read_range
 
-PACK: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": gzip.compress,
-    "zstd": zstandard.ZstdCompressor(write_checksum=True).compress,  # as the command does
-    "bzip2": bz2.compress,
-    "xz": lzma.compress,
-}
+RECORDS = [{"text": f"第{number}篇" + "文" * (number % 50)} for number in range(300)]
 READ = """
 import resource, sys
-from pipeline.streams import open_stream
-stream, num_bytes = open_stream(sys.argv[1], sys.argv[2]), 0
+from pipeline.readers.compression import unpack
+from pipeline.readers.files import SourceFile
+stream, num_bytes = unpack(SourceFile(sys.argv[1]), sys.argv[2], ""), 0
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 while content := stream.read(1 << 21):
     num_bytes += len(content)
@@ -37,9 +39,65 @@ print(num_bytes, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >
 """
 
 
+def zstd_frames(content: bytes) -> bytes:
+    """As `pzstd` writes them: before each frame one to skip, which says how long it is."""
+    frames = [zstandard.compress(content[:1000]), zstandard.compress(content[1000:])]
+    return b"".join(struct.pack("<III", 0x184D2A50, 4, len(frame)) + frame for frame in frames)
+
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "zstd": zstandard.ZstdCompressor(write_checksum=True).compress,  # as the command does
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+}
+MANY: dict[str, Callable[[bytes], bytes]] = {
+    "gzip in two members": lambda content: gzip.compress(content[:5000]) + gzip.compress(content[5000:]),
+    "zstd by pzstd": zstd_frames,
+}
+
+
+@pytest.mark.parametrize("layout", ["lines", "array", "pretty", "compact", "escaped"])
+@pytest.mark.parametrize("kind", PACK | MANY)
+def test_compressed_files_are_read_as_streams(tmp_path: Path, kind: str, layout: str) -> None:
+    content = write_corpus(tmp_path / "plain", RECORDS, layout).read_bytes()
+    (tmp_path / "corpus").write_bytes((PACK | MANY)[kind](content))
+    assert read_all(tmp_path / "corpus") == RECORDS
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_a_compressed_file_cut_short_is_an_incomplete_download(tmp_path: Path, kind: str) -> None:
+    content = PACK[kind](write_corpus(tmp_path / "plain", RECORDS, "lines").read_bytes())
+    (tmp_path / "corpus").write_bytes(content[: len(content) - 40])
+    with pytest.raises(InputError, match="the download is incomplete or damaged"):
+        read_all(tmp_path / "corpus")
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+@pytest.mark.parametrize("kind", ["", *PACK])
+def test_what_the_machine_refuses_is_no_damage_to_the_file(
+    tmp_path: Path, kind: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stale file handle was "the download is incomplete or damaged"."""
+    content = write_corpus(tmp_path / "plain", RECORDS, "lines").read_bytes()
+    (tmp_path / "corpus").write_bytes(PACK[kind](content) if kind else content)
+    source = find(tmp_path / "corpus")
+
+    def refuse(*_arguments: object) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(SourceFile, "read", refuse)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        read_range(source, ranges_of(source, 10**9)[0])
+
+
 def zstd_with_window(log: int, content: bytes) -> bytes:
-    parameters = zstandard.ZstdCompressionParameters(window_log=log, strategy=1)
-    return zstandard.ZstdCompressor(compression_params=parameters).compress(content)
+    """Without its size in the header, or the window is made no larger than the content."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=log, strategy=1, write_content_size=False)
+    buffer = io.BytesIO()
+    with zstandard.ZstdCompressor(compression_params=parameters).stream_writer(buffer, closefd=False) as writer:
+        writer.write(content)
+    return buffer.getvalue()
 
 
 def xz_with_dictionary(num_bytes: int, content: bytes) -> bytes:
@@ -68,20 +126,19 @@ def test_a_file_that_unpacks_to_much_takes_bounded_memory(tmp_path: Path, name: 
     assert grown_mib < limit_mib < num_mib
 
 
-@pytest.mark.parametrize("kind", ["zst", "xz"])
-def test_a_window_beyond_the_bound_is_refused(tmp_path: Path, kind: str) -> None:
-    content = b'{"text": "a"}\n' * 1000
-    path = tmp_path / f"corpus.jsonl.{kind}"
-    path.write_bytes(
-        zstd_with_window(28, bytes(1 << 20)) if kind == "zst" else xz_with_dictionary(2 * MAX_WINDOW_BYTES, content)
-    )
-    if kind == "zst":  # without its size in the header, or the window is made no larger than the content
-        parameters = zstandard.ZstdCompressionParameters(window_log=28, strategy=1, write_content_size=False)
-        path.write_bytes(zstandard.ZstdCompressor(compression_params=parameters).compressobj().compress(content) or b"")
-        with zstandard.ZstdCompressor(compression_params=parameters).stream_writer(path.open("wb")) as writer:
-            writer.write(content)
+def test_a_record_without_an_end_is_too_large_however_small_it_is_packed(tmp_path: Path) -> None:
+    (tmp_path / "corpus").write_bytes(zstandard.compress(b'{"text": "' + b"a" * (50 << 20)))
+    with pytest.raises(BadRecord, match="the record is larger than --max-record-bytes"):
+        read_all(tmp_path / "corpus", options=type(OPTIONS)(on_bad=OPTIONS.on_bad, max_record_bytes=10**6))
+
+
+@pytest.mark.parametrize(
+    "packed", [zstd_with_window(28, b'{"text": "a"}\n'), xz_with_dictionary(2 * MAX_WINDOW_BYTES, b'{"text": "a"}\n')]
+)
+def test_a_window_beyond_the_bound_is_refused(tmp_path: Path, packed: bytes) -> None:
+    (tmp_path / "corpus").write_bytes(packed)
     with pytest.raises(InputError, match="unpacking needs more than 128 MiB; pack it anew"):
-        find_sources([str(path)])
+        find_sources([str(tmp_path / "corpus")])
 
 
 @pytest.mark.parametrize("compression", PACK)
@@ -94,8 +151,9 @@ def test_all_members_are_read_and_none_is_left_out_without_a_word(tmp_path: Path
 
     def read(content: bytes, chunk: int = 1 << 16) -> bytes:
         path.write_bytes(content)
-        with open_stream(path, compression) as stream:
-            parts = list(iter(lambda: stream.read(chunk), b""))
+        with SourceFile(str(path)) as file:
+            stream = unpack(file, compression, str(path))
+            parts = list(iter(lambda: stream.read(chunk) or b"", b""))
         assert all(len(part) == chunk for part in parts[:-1]) or compression == "gzip"
         return b"".join(parts)
 
@@ -111,14 +169,3 @@ def test_all_members_are_read_and_none_is_left_out_without_a_word(tmp_path: Path
     ):
         with pytest.raises(STREAM_ERRORS):
             read(damaged)
-
-
-def test_a_bomb_ends_the_build_with_one_line(tmp_path: Path, tokenizer_dir: Path) -> None:
-    """One record without an end: it is larger than the limit, however small it is packed."""
-    buffer = io.BytesIO()
-    with zstandard.ZstdCompressor().stream_writer(buffer, closefd=False) as writer:
-        writer.write(b'{"text": "' + b"a" * (300 << 20))
-    (tmp_path / "corpus.jsonl.zst").write_bytes(buffer.getvalue())
-    arguments = [tmp_path / "corpus.jsonl.zst", "--out", tmp_path / "set", "--tokenizer", tokenizer_dir]
-    result = run_module("pipeline", "build", *arguments, "--max-record-bytes", "1000000", "--workers", "1")
-    assert_one_error_line(result, "line 1, byte 0: the record is larger than --max-record-bytes (1,000,000 bytes)")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.shards.foreign_files import write_tokenizer
+from tests.shards.report_sets import MIXED, build_set
 from tests.shards.sets import TEXTS, text_units, write_set
 
 
@@ -23,6 +24,12 @@ def own_set(built_set: Path, tmp_path: Path) -> Path:
     """A copy that the test may damage."""
     shutil.copytree(built_set, tmp_path / "set")
     return tmp_path / "set"
+
+
+@pytest.fixture(scope="module", params=["concat", "best-fit"])
+def mixed_set(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    """The mixed texts in several units, in each packing."""
+    return build_set(tmp_path_factory.mktemp("mixed"), tokenizer_dir, MIXED, packing=request.param)
 
 
 @pytest.fixture(scope="module")
