@@ -46,7 +46,7 @@ def make_parser() -> Parser:
     from shards.report import command as report
     from shards.share import command as share
 
-    report.add_parser(commands)
+    report.add_parsers(commands)
     for module in (edit, exchange, share):
         module.add_parsers(commands)
     return parser
