@@ -17,7 +17,7 @@ pytest.importorskip("ray", reason="needs the package ray: pip install '.[ray]'")
 pytest.importorskip("s3fs", reason="needs the packages of requirements-s3.lock")
 pytest.importorskip("moto.server", reason="needs the packages of requirements-s3.lock")
 
-from shards.pull import pull
+from shards.share.pull import pull
 
 from pipeline.build import build
 from shards.common.errors import InputError

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("s3fs", reason="needs the packages of requirements-s3.lock")
 pytest.importorskip("moto.server", reason="needs the packages of requirements-s3.lock")
 
-from shards.pull import pull
+from shards.share.pull import pull
 
 from pipeline.build import BuildResult, build
 from pipeline.sources import find_sources
