@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray", reason="needs the package ray: pip install '.[ray]'")
-pytest.importorskip("s3fs", reason="needs the packages of requirements-s3.lock")
-pytest.importorskip("moto.server", reason="needs the packages of requirements-s3.lock")
+pytest.importorskip("s3fs", reason="needs the packages of requirements-dev.lock")
+pytest.importorskip("moto.server", reason="needs the packages of requirements-dev.lock")
 
 from shards.share.pull import pull
 

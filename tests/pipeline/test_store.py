@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("s3fs", reason="needs the packages of requirements-s3.lock")
-pytest.importorskip("moto.server", reason="needs the packages of requirements-s3.lock")
+pytest.importorskip("s3fs", reason="needs the packages of requirements-dev.lock")
+pytest.importorskip("moto.server", reason="needs the packages of requirements-dev.lock")
 
 from shards.share.pull import pull
 
