@@ -216,17 +216,6 @@ def test_an_interrupted_export_leaves_nothing(
     assert directory_bytes(built_set) == before and verify(built_set) == []
 
 
-def test_the_target_of_each_token_is_the_next_one_in_llm_c(built_set: Path, tmp_path: Path, small_files: None) -> None:
-    run("export", built_set, "--to", "llm.c", "--out", tmp_path / "out")
-    stream = [*blocks(built_set, "train").reshape(-1).tolist(), shards.open(built_set).eos_id]
-    begin = 0
-    for path in sorted((tmp_path / "out").glob("train_*.bin")):
-        tokens = np.fromfile(path, "<u2", offset=1024).tolist()
-        assert tokens == stream[begin : begin + len(tokens)]
-        begin += len(tokens) - 1
-    assert begin == len(stream) - 1
-
-
 def test_datatrove_sees_the_sets_own_files(built_set: Path, tmp_path: Path) -> None:
     run("export", built_set, "--to", "datatrove", "--out", tmp_path / "out")
     linked = sorted((tmp_path / "out").rglob("*.ds"))
@@ -302,36 +291,9 @@ def test_an_empty_split_is_left_out_and_not_exported_alone(tmp_path: Path) -> No
         run("export", tmp_path / "set", "--to", "hf", "--split", "val")
 
 
-def test_a_file_that_shrinks_meanwhile_is_named(own_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = sorted(own_set.glob("train-*.bin"))[0]
-
-    def shrink(self: ProgressLine) -> ProgressLine:
-        os.truncate(path, 100)
-        return self
-
-    monkeypatch.setattr(ProgressLine, "__enter__", shrink)
-    with pytest.raises(InputError, match=f"{path.name}: the file has changed"):
-        run("export", own_set, "--to", "mds", "--out", tmp_path / "out")
-
-
 @pytest.mark.parametrize(("num_blocks", "per_file"), [(1, 3), (3, 3), (10, 4), (11, 4), (7, 0)])
 def test_files_hold_every_block_once_and_about_as_many_each(num_blocks: int, per_file: int) -> None:
     files = cut_files(num_blocks, per_file)
     assert [block for file in files for block in file] == list(range(num_blocks))
     sizes = [len(file) for file in files]
     assert all(1 <= size <= max(1, per_file) for size in sizes) and max(sizes) - min(sizes) <= 1
-
-
-@pytest.mark.parametrize("name", ["datatrove", "litdata", "streaming"])
-def test_a_peers_own_reader_where_it_is_installed(built_set: Path, tmp_path: Path, name: str) -> None:
-    """Where it isn't, `bench/peers_readers.py` does this in an environment with all of them."""
-    pytest.importorskip(name)
-    from bench.peers_readers import Source
-    from bench.peers_readers import datatrove as read_by_datatrove
-    from bench.peers_readers import litdata as read_by_litdata
-    from bench.peers_readers import mosaicml_streaming as read_by_streaming
-
-    readers = {"datatrove": read_by_datatrove, "litdata": read_by_litdata, "streaming": read_by_streaming}
-    form = {"streaming": "mds"}.get(name, name)
-    run("export", built_set, "--to", form, "--out", tmp_path / "out")
-    assert readers[name](Source(built_set), tmp_path / "out") == sum(blocks(built_set, s).size for s in SPLITS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import struct
 from pathlib import Path
 from typing import Literal
@@ -19,7 +18,6 @@ from shards.common.errors import InputError
 from shards.exchange import importing, token_files
 from shards.exchange.datatrove import EndsFile
 from shards.verify import verify
-from tests.conftest import directory_bytes
 from tests.shards.foreign_files import (
     DTYPE_CODES,
     Documents,
@@ -111,14 +109,6 @@ def test_the_split_depends_on_the_ids_and_the_seed_alone(tmp_path: Path, small_t
     assert documents_of(tmp_path / "other", "val") != sets[0]
 
 
-def test_the_same_files_give_the_same_bytes(tmp_path: Path, small_tokenizer: Path) -> None:
-    path = write_megatron(tmp_path / "a", [[1, 2, 3], [4], [5, 6] * 20])
-    take([path], tmp_path / "one", small_tokenizer)
-    shutil.copytree(tmp_path / "one", tmp_path / "first")
-    take([path], tmp_path / "two", small_tokenizer)
-    assert directory_bytes(tmp_path / "one") == directory_bytes(tmp_path / "two")
-
-
 def test_a_unit_is_as_many_batches_as_fill_it(
     tmp_path: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,7 +117,7 @@ def test_a_unit_is_as_many_batches_as_fill_it(
     monkeypatch.setattr(importing, "UNIT_TOKENS", 30)
     paths = [write_megatron(tmp_path / name, [[1] * 5] * 10) for name in "ab"]
     manifest = take(paths, tmp_path / "set", small_tokenizer, val_fraction=0.0)
-    # 10 documents of 5 tokens are 5 batches; 3 batches make a unit: 6 documents of 6 tokens with EOS, over the end of a file
+    # 10 documents of 5 tokens are 5 batches, and 3 batches make a unit: 6 documents, over the end of a file
     # too. The last unit is one batch.
     assert [(shard.name, shard.num_documents) for shard in manifest.shards] == [
         ("train-00000", 6),
@@ -230,22 +220,6 @@ def test_documents_of_best_fit_are_not_taken_from_datatrove(packed_set: Path, tm
 # --- EOS in the middle ----------------------------------------------------------------------------------------------------
 
 
-def test_eos_inside_a_document_is_refused_or_taken_as_asked(tmp_path: Path, small_tokenizer: Path) -> None:
-    documents = [[1, 2], [3, 127, 4, 127, 127], [], [127, 5]]
-    path = write_megatron(tmp_path / "a", documents)
-    with pytest.raises(InputError, match=r"a\.bin: document 1: EOS \(127\) in its middle; choose --eos-inside split"):
-        take([path], tmp_path / "refused", small_tokenizer)
-    assert not list(tmp_path.glob("refused*"))
-
-    manifest = take([path], tmp_path / "split", small_tokenizer, eos_inside="split", val_fraction=0.0)
-    assert documents_of(tmp_path / "split", "train") == [[1, 2], [3], [4], [5]]
-    assert manifest.num_empty == 3 and manifest.num_records == 7 == manifest.sources[0].num_records
-
-    manifest = take([path], tmp_path / "keep", small_tokenizer, eos_inside="keep", val_fraction=0.0)
-    assert documents_of(tmp_path / "keep", "train") == [[1, 2], [3, 127, 4, 127], [127, 5]]
-    assert manifest.settings["special_tokens"] == "parse" and manifest.num_empty == 1
-
-
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.sampled_from([1, 2, 127]), max_size=8), min_size=1, max_size=20))
 def test_any_place_of_eos(
@@ -253,15 +227,19 @@ def test_any_place_of_eos(
 ) -> None:
     work = tmp_path_factory.mktemp("eos")
     path = write_datatrove(work / "a.ds", [*documents, [9]])
-    take([path], work / "split", small_tokenizer, eos_inside="split", val_fraction=0.0)
+    manifest = take([path], work / "split", small_tokenizer, eos_inside="split", val_fraction=0.0)
     parts = [bytes(document).split(b"\x7f") for document in documents]
     assert documents_of(work / "split", "train") == [*(list(part) for some in parts for part in some if part), [9]]
-    take([path], work / "keep", small_tokenizer, eos_inside="keep", val_fraction=0.0)
+    assert manifest.num_records == manifest.num_empty + manifest.total("num_documents")
+    manifest = take([path], work / "keep", small_tokenizer, eos_inside="keep", val_fraction=0.0)
+    assert manifest.settings["special_tokens"] == "parse"
     bodies = [bytes(document).removesuffix(b"\x7f") for document in documents]
     assert documents_of(work / "keep", "train") == [*(list(body) for body in bodies if body), [9]]
     stripped = [bytes(document).rstrip(b"\x7f") for document in documents]
     if any(b"\x7f" in body for body in stripped):
-        with pytest.raises(InputError, match="in its middle"):
+        with pytest.raises(
+            InputError, match=r"a\.ds: document \d+: EOS \(127\) in its middle; choose --eos-inside split"
+        ):
             take([path], work / "refuse", small_tokenizer)
     else:
         take([path], work / "refuse", small_tokenizer, val_fraction=0.0)
@@ -291,14 +269,6 @@ def test_sources_are_prefixes_files_directories_and_patterns(tmp_path: Path, sma
         options = ("--from", form, "--tokenizer", small_tokenizer, "--block-tokens", "4", "--val-fraction", "0")
         assert run("import", *sources, *options, "--out", out) == 0
         assert [document[0] for document in documents_of(out, "train")] == expected
-
-
-def test_what_is_said_at_the_end(tmp_path: Path, small_tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_megatron(tmp_path / "a", [[1] * 10, [], [2] * 10])
-    options = ("--tokenizer", small_tokenizer, "--block-tokens", "4", "--val-fraction", "0", "--out", tmp_path / "set")
-    run("import", tmp_path / "a", "--from", "megatron", *options)
-    expected = "set: 2 documents, 22 tokens, 6 + 0 blocks of 4 (train + val); 1 empty document left out\n"
-    assert capsys.readouterr().out.endswith(expected)
 
 
 def test_wrong_usage_is_one_clear_line(tmp_path: Path, small_tokenizer: Path) -> None:

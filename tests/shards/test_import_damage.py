@@ -129,29 +129,15 @@ def test_a_loss_mask_is_not_passed_over(tmp_path: Path) -> None:
         EndsFile(path)
 
 
-def test_faults_far_behind_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The indexes are looked at some numbers at a time, and from one part to the next too."""
-    monkeypatch.setattr("shards.exchange.megatron._CHECK_ITEMS", 2)
-    monkeypatch.setattr("shards.exchange.token_files._CHECK_ITEMS", 2)
-    for number in range(1, 7):
-        path = write_megatron(tmp_path / "a", [[1]] * 7)
-        content = bytearray(path.with_suffix(".idx").read_bytes())
-        struct.pack_into("<q", content, 34 + 12 * 7 + 8 * number, number - 1)
-        struct.pack_into("<q", content, 34 + 12 * 7 + 8 * (number - 1), number)
-        if number == 1:
-            struct.pack_into("<q", content, 34 + 12 * 7, 0)
-            struct.pack_into("<q", content, 34 + 12 * 7 + 8, -1)
-        path.with_suffix(".idx").write_bytes(content)
-        with pytest.raises(InputError, match=f"document boundary {number}:"):
-            IndexedFile(path)
-        path = write_datatrove(tmp_path / "a.ds", [[1, 1]] * 7)
-        ends = np.fromfile(tmp_path / "a.ds.index", "<u8")
-        ends[number - 1], ends[number] = ends[number] - (number == 6), ends[number - 1]
-        ends[-1] = 14
-        if number < 6:
-            ends.tofile(tmp_path / "a.ds.index")
-            with pytest.raises(InputError, match=f"document {number}: expected an end"):
-                EndsFile(path)
+@pytest.mark.parametrize("number", range(1, 7))
+def test_a_fall_is_found_wherever_it_is(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes are looked at some numbers at a time, and from one part to the next too."""
+    monkeypatch.setattr(token_files, "_CHECK_ITEMS", 2)
+    values = np.arange(7)
+    token_files.check_rising(Path("a"), values, "end")
+    values[number] -= 2
+    with pytest.raises(InputError, match=f"a: end {number}: expected at least {number - 1}, found {number - 2}"):
+        token_files.check_rising(Path("a"), values, "end")
 
 
 @pytest.mark.parametrize(

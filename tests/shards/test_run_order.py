@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -40,15 +39,6 @@ def test_window_order_stays_within_windows_that_move_from_epoch_to_epoch() -> No
     assert len({first[0] % WINDOW_BLOCKS for first in firsts}) == 4
 
 
-def test_windows_are_shuffled_unlike_each_other() -> None:
-    order = window_order(8 * WINDOW_BLOCKS, 7, 0, np.arange(8 * WINDOW_BLOCKS)).reshape(8, WINDOW_BLOCKS)
-    inner = order - order.min(axis=1, keepdims=True)
-    for left, right in itertools.combinations(
-        inner[[number for number in range(8) if np.ptp(order[number]) < 5000]], 2
-    ):
-        assert (left == right).mean() < 0.01
-
-
 def test_window_order_is_a_function_of_the_position_alone() -> None:
     whole = window_order(10_000, 3, 1, np.arange(10_000))
     places = np.random.default_rng(0).permutation(10_000)
@@ -76,11 +66,6 @@ def test_each_epoch_has_each_block_once_for_every_shuffle(shuffle: shards.Shuffl
     )
     in_order = [np.array_equal(epoch, np.arange(num_blocks)) for epoch in epochs]
     assert all(in_order) if shuffle == "none" or num_blocks == 1 else not any(in_order)
-
-
-def test_a_set_alone_has_the_order_of_its_epochs() -> None:
-    expected = [epoch_order(100, 42, epoch, np.arange(100)) for epoch in range(2)]
-    assert np.array_equal(shards.RunOrder((100,), 42).blocks(0, 200), np.concatenate(expected))
 
 
 shares = st.lists(st.integers(1, 40), min_size=1, max_size=5).map(_per_mille)
