@@ -46,8 +46,7 @@ def make_parser() -> Parser:
     from shards.report import command as report
     from shards.share import command as share
 
-    report.add_parsers(commands)
-    for module in (edit, exchange, share):
+    for module in (report, edit, exchange, share):
         module.add_parsers(commands)
     return parser
 

@@ -133,10 +133,10 @@ class JoinedSplits:
         return int(self._first_blocks[-1])
 
     @overload
-    def __getitem__(self, key: int) -> Tokens: ...
+    def __getitem__(self, key: int | np.integer) -> Tokens: ...
     @overload
     def __getitem__(self, key: slice | npt.NDArray[np.integer] | list[int]) -> Tokens: ...
-    def __getitem__(self, key: int | slice | npt.NDArray[np.integer] | list[int]) -> Tokens:
+    def __getitem__(self, key: int | np.integer | slice | npt.NDArray[np.integer] | list[int]) -> Tokens:
         """As `shards.reader.Split` does it, but always a copy. Raises `IndexError`."""
         if isinstance(key, (int, np.integer)):
             block: Tokens = self[[int(key)]][0]

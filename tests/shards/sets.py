@@ -12,14 +12,14 @@ from blake3 import blake3
 
 import shards
 from shards.layout import SPLITS, SplitName
-from shards.manifest import RejectedEntry, canonical_json
+from shards.manifest import Packing, RejectedEntry, canonical_json
 from shards.set_writer import DocumentBatch, NewSet, new_directory
 from shards.tokenizer_files import TokenizerFiles, make_tokenizer_files
 from shards.vocabulary import bytes_of_characters
 from tests.conftest import directory_bytes, sample_records
 
 EOS = 256
-PACKINGS = ("concat", "best-fit")
+PACKINGS: tuple[Packing, ...] = ("concat", "best-fit")
 TEXTS = [record["text"] for record in sample_records()]
 Documents = Sequence[Sequence[int]]  # ids, without EOS
 Unit = Mapping[SplitName, Documents]
@@ -38,7 +38,7 @@ def write_set(
     out: Path,
     units: Sequence[Unit],
     *,
-    packing: Any = "concat",
+    packing: Packing = "concat",
     block_tokens: int = 16,
     tokenizer: TokenizerFiles | None = None,
     rejected: Mapping[str, int] | None = None,

@@ -7,6 +7,7 @@ import os
 import shutil
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_units_get_consecutive_numbers_and_files_stay_as_they_are(tmp_path: Path
         [{}, {"val": [[4]]}, {"train": [[5]]}],
     ]
     source = SourceEntry(path="a", format="json", num_bytes=1, digest="0" * 64, num_ranges=1, num_records=9)
-    counts = {"sources": [source], "num_records": 9, "num_empty": 2, "num_duplicates": 1}
+    counts: dict[str, Any] = {"sources": [source], "num_records": 9, "num_empty": 2, "num_duplicates": 1}
     paths = [
         write_set(tmp_path / f"{number}", own, rejected={"no text": 2, f"of {number}": 1}, **counts)
         for number, own in enumerate(units)
@@ -259,8 +260,8 @@ def test_parts_of_any_set_hold_every_document_once(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     documents = st.lists(st.lists(st.integers(0, 255), max_size=30), max_size=8)
-    unit = st.fixed_dictionaries({"train": documents, "val": documents})
-    units = [{"train": [[1]]}, *data.draw(st.lists(unit, max_size=5))]
+    unit: st.SearchStrategy[Unit] = st.fixed_dictionaries({"train": documents, "val": documents})
+    units: list[Unit] = [{"train": [[1]]}, *data.draw(st.lists(unit, max_size=5))]
     tmp_path = tmp_path_factory.mktemp("any")
     packing, block_tokens = data.draw(st.sampled_from(PACKINGS)), data.draw(st.integers(2, 12))
     whole = write_set(tmp_path / "whole", units, packing=packing, block_tokens=block_tokens)

@@ -25,7 +25,7 @@ from shards.tokenizer_files import load_tokenizer
 from shards.verify import verify
 from tests.conftest import directory_bytes
 from tests.shards.foreign_files import write_tokenizer
-from tests.shards.sets import write_set
+from tests.shards.sets import Unit, write_set
 
 FORMATS = command.EXPORT_FORMATS
 SPLITS = ("train", "val")
@@ -48,7 +48,7 @@ def wide_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = load_tokenizer(write_tokenizer(work, {f"w{number}": number for number in range(69_999)}, 69_999))
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, 69_999, rng.integers(1, 100)).tolist() for _ in range(200)]
-    units = [{"train": documents[:90], "val": documents[90:100]}, {"train": documents[100:]}]
+    units: list[Unit] = [{"train": documents[:90], "val": documents[90:100]}, {"train": documents[100:]}]
     return write_set(work / "set", units, tokenizer=tokenizer)
 
 

@@ -53,7 +53,8 @@ def test_every_file_is_listed_with_its_size_and_digest(own: Path) -> None:
 
 def test_the_fingerprint_is_of_all_else(own: Path) -> None:
     manifest = read_manifest(own)
-    for change in ({"num_empty": 1}, {"settings": {}}, {"shards": manifest.shards[::-1]}, {"rejected": []}):
+    changes: list[dict[str, Any]] = [{"num_empty": 1}, {"settings": {}}, {"shards": manifest.shards[::-1]}]
+    for change in changes:
         assert dataclasses.replace(manifest, **change).with_fingerprint().fingerprint != manifest.fingerprint
     content = json.loads((own / "manifest.json").read_bytes())
     content["num_empty"] = 7

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,10 @@ import shards
 from shards import packing
 from shards.common.errors import InputError
 from shards.index import Index, contiguous_index, encode_index, padding_positions, read_index
-from shards.layout import SplitName
-from shards.packing import PACKERS, best_fit_decreasing
+from shards.layout import SPLITS, SplitName
+from shards.manifest import Packing
+from shards.packing import best_fit_decreasing
 from shards.verify import verify
-from shards.writer import ShardWriter
 from tests.shards.sets import EOS, PACKINGS, Documents, documents_of, write_set
 
 documents = st.lists(st.lists(st.integers(0, 255), max_size=40), max_size=12)
@@ -35,7 +34,7 @@ def test_documents_read_back_are_documents_written(
     tmp_path_factory: pytest.TempPathFactory,
     no_flushing: None,
     units: list[dict[SplitName, Documents]],
-    own: str,
+    own: Packing,
     block_tokens: int,
     window_tokens: int,
 ) -> None:
@@ -46,8 +45,8 @@ def test_documents_read_back_are_documents_written(
         patch.setattr(packing, "WINDOW_TOKENS", window_tokens)
         out = write_set(tmp_path_factory.mktemp("set") / "set", units, packing=own, block_tokens=block_tokens)
     assert verify(out) == []
-    for name, written in expected.items():
-        split = shards.open(out)[name]
+    for name in SPLITS:
+        split, written = shards.open(out)[name], expected[name]
         assert documents_of(out, name) == written
         assert [split.document(number).tolist() for number in range(len(written))] == written
         num_tokens = sum(len(ids) + 1 for ids in written)
@@ -141,23 +140,3 @@ def test_padding_is_what_lies_in_no_sequence(lengths: list[int], seed: int, gap:
         token for start, length in zip(starts.tolist(), lengths, strict=True) for token in range(start, start + length)
     }
     assert padding_positions(index, position + 2).tolist() == sorted({*range(position + 2)} - covered)
-
-
-@pytest.mark.parametrize("own", PACKINGS)
-def test_a_shard_appears_whole_and_flushed_or_not_at_all(
-    tmp_path: Path, own: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[str] = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (events.append("flush"), fsync(descriptor)))
-    monkeypatch.setattr(os, "replace", lambda old, new: (events.append(Path(new).name), replace(old, new)))
-    tokens, lengths = np.array([1, 2, EOS], dtype=np.uint32), np.array([3])
-    for finishes in (False, True):
-        with ShardWriter(tmp_path, "train", 0, block_tokens=2) as writer:
-            packer = PACKERS[own](writer, EOS)  # type: ignore[index]
-            packer.add(tokens, lengths, num_text_bytes=2, num_text_chars=2)
-            assert not list(tmp_path.glob("*.bin"))
-            entry = packer.finish() if finishes else None
-        assert (entry is not None) == bool(list(tmp_path.iterdir())) == finishes
-    assert events == ["flush", "train-00000.bin", "flush", "train-00000.idx"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["train-00000.bin", "train-00000.idx"]

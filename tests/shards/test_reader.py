@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import shards
 from shards.common.errors import InputError
+from shards.manifest import Packing
 from tests.conftest import REPOSITORY
 from tests.shards.sets import EOS, TEXTS, documents_of, text_units, write_set
 
@@ -53,8 +54,8 @@ def test_blocks_are_the_files_bytes(built_set: Path) -> None:
 @given(data=st.data())
 def test_any_slice_and_any_list_of_numbers_is_that_of_an_array(many_shards: Path, data: st.DataObject) -> None:
     split, bare = opened(many_shards)
-    key = data.draw(st.slices(len(bare)))
-    assert np.array_equal(split[key], bare[key])
+    part = data.draw(st.slices(len(bare)))
+    assert np.array_equal(split[part], bare[part])
     numbers = data.draw(st.lists(st.integers(-len(bare), len(bare) - 1), max_size=100))
     whole = np.array(numbers, dtype=data.draw(st.sampled_from(["<i8", "<i4", "<i2"])))
     for key in (numbers, whole):
@@ -117,7 +118,7 @@ def test_documents_hold_every_token_once(built_set: Path) -> None:
 
 
 @pytest.mark.parametrize("packing", ["concat", "best-fit"])
-def test_a_document_by_its_number(tmp_path: Path, packing: str) -> None:
+def test_a_document_by_its_number(tmp_path: Path, packing: Packing) -> None:
     split = shards.open(write_set(tmp_path / "set", text_units(TEXTS[:40], per_unit=10), packing=packing))["train"]
     documents = [document.tolist() for document in split.documents()]
     assert [split.document(number).tolist() for number in range(len(documents))] == documents
@@ -144,9 +145,11 @@ def test_an_empty_split_has_nothing_and_says_so(tmp_path: Path) -> None:
     assert (len(split), split.num_documents, list(split.documents()), split[:].shape) == (0, 0, [], (0, 16))
     with pytest.raises(ValueError, match="split 'val' has no blocks"):
         split.epoch(2333, 0)
-    for wrong in (lambda: split[0], lambda: split[[0]], lambda: split.document(0)):
-        with pytest.raises(IndexError):
-            wrong()
+    for key in (0, -1, [0]):
+        with pytest.raises(IndexError, match="split 'val'"):
+            split[key]
+    with pytest.raises(IndexError, match="split 'val' has 0 documents"):
+        split.document(0)
 
 
 def test_a_split_is_opened_again_in_another_process(built_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 import shards
 from shards.common.errors import InputError
-from shards.common.files import FileLock
 from shards.edit.parts import subset
 from shards.set_writer import new_directories, new_directory
 from shards.verify import verify
@@ -118,57 +117,6 @@ def test_a_file_in_the_way_is_one_clear_line(tmp_path: Path) -> None:
     for out, expected in ((tmp_path / "file" / "new", "can't write here"), (tmp_path / "file", "exists already")):
         with pytest.raises(InputError, match=expected), new_directory(out):
             raise AssertionError
-
-
-# ---- the lock ----
-
-
-@pytest.mark.parametrize("path", [".", "..", "/"])
-def test_a_path_without_a_name_can_not_be_made(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="expected the name of a directory to make"), new_directory(Path(path)):
-        raise AssertionError
-    assert names_in(tmp_path) == []
-
-
-def test_the_lock_names_who_holds_it_and_goes_at_the_end(tmp_path: Path) -> None:
-    with FileLock(tmp_path / "x", "busy"):
-        with pytest.raises(InputError, match=rf"x: busy \(process {os.getpid()}\)"), FileLock(tmp_path / "x", "busy"):
-            raise AssertionError
-        with FileLock(tmp_path / "y", "busy"):
-            assert names_in(tmp_path) == [".x.lock", ".y.lock"]
-    assert names_in(tmp_path) == []
-
-
-def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
-    (tmp_path / ".x.lock").write_text("999999\n")  # what one that was killed has left
-    child = os.fork()
-    if child == 0:
-        FileLock(tmp_path / "x", "busy").__enter__()
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    assert (tmp_path / ".x.lock").exists()
-    with FileLock(tmp_path / "x", "busy"):
-        assert (tmp_path / ".x.lock").read_text() == f"{os.getpid()}\n"
-
-
-def test_a_lock_removed_while_it_was_waited_for_is_taken_anew(tmp_path: Path) -> None:
-    """The waiting one got the old file's lock, when the old file was gone: it must lock the one that others will see."""
-    first, waits, order = FileLock(tmp_path / "x", "busy"), threading.Event(), []
-
-    def wait() -> None:
-        with FileLock(tmp_path / "x", "busy", wait=waits.set):
-            with pytest.raises(InputError, match="busy"), FileLock(tmp_path / "x", "busy"):
-                order.append("third")
-            order.append("second")
-
-    with first:
-        thread = threading.Thread(target=wait)
-        thread.start()
-        assert waits.wait(10)
-        order.append("first")
-    thread.join(10)
-    assert order == ["first", "second"] and names_in(tmp_path) == []
 
 
 def test_many_threads_to_one_output_give_one_set(tmp_path: Path, built_set: Path) -> None:

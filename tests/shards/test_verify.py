@@ -42,6 +42,12 @@ def link_a_shard(directory: Path) -> None:
     path.symlink_to(directory.parent / "elsewhere.bin")
 
 
+def make_directory(directory: Path) -> None:
+    path = first(directory, "train-*.bin")
+    path.unlink()
+    path.mkdir()
+
+
 def edit_tokens(directory: Path, edit: Callable[[np.ndarray], None], *, signs: bool) -> None:
     """Change the first shard's tokens; with `signs`, its digest too."""
     path = first(directory, "train-*.bin")
@@ -69,7 +75,7 @@ VISIBLE: dict[str, tuple[Damage, str]] = {
     "bin extended": (lambda d: extend(first(d, "*.bin")), "too long: the manifest says"),
     "bin missing": (lambda d: first(d, "*.bin").unlink(), "no such file; the set is incomplete"),
     "bin of zero length": (lambda d: first(d, "*.bin").write_bytes(b""), "truncated"),
-    "bin a directory": (lambda d: (first(d, "*.bin").unlink(), first(d, "*.idx").with_suffix(".bin").mkdir()), "else"),
+    "bin a directory": (make_directory, "expected a regular file, found something else"),
     "a link to another file": (link_a_shard, "a symbolic link"),
     "idx truncated": (lambda d: truncate(first(d, "*.idx")), "truncated"),
     "idx missing": (lambda d: first(d, "*.idx").unlink(), "no such file"),
