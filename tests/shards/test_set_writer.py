@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import threading
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 import shards
 from shards.common.errors import InputError
-from shards.common.files import FileLock
+from shards.common.files import FileLock, write_atomically
 from shards.edit.parts import subset
 from shards.set_writer import new_directories, new_directory
 from shards.verify import verify
@@ -129,6 +130,22 @@ def test_a_path_without_a_name_can_not_be_made(path: str, tmp_path: Path, monkey
     with pytest.raises(InputError, match="expected the name of a directory to make"), new_directory(Path(path)):
         raise AssertionError
     assert names_in(tmp_path) == []
+
+
+def test_a_file_is_flushed_before_its_name_appears_and_the_directory_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_flush(descriptor: int) -> None:
+        events.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note_flush)
+    monkeypatch.setattr(os, "replace", lambda old, new: (events.append("name"), replace(old, new)))
+    write_atomically(tmp_path / "x", b"content")
+    assert events == ["file", "name", "directory"]
 
 
 def test_the_lock_names_who_holds_it_and_goes_at_the_end(tmp_path: Path) -> None:
