@@ -142,8 +142,12 @@ def test_a_file_is_flushed_before_its_name_appears_and_the_directory_after(
         events.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
         fsync(descriptor)
 
+    def note_name(old: Path, new: Path) -> None:
+        events.append("name")
+        replace(old, new)
+
     monkeypatch.setattr(os, "fsync", note_flush)
-    monkeypatch.setattr(os, "replace", lambda old, new: (events.append("name"), replace(old, new)))
+    monkeypatch.setattr(os, "replace", note_name)
     write_atomically(tmp_path / "x", b"content")
     assert events == ["file", "name", "directory"]
 
