@@ -11,6 +11,7 @@ applies": the code has moved on, and the break must follow it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import os
@@ -19,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -98,32 +100,36 @@ def run_tests(tests: str, tree: Path) -> tuple[int, str]:
 
 
 class Trials:
-    """Breaks tried one by one, or several at once."""
+    """Breaks tried one by one, or several at once, on the checkout as it was at the beginning."""
 
     def __init__(self, repository: Path, work: Path) -> None:
-        self._repository, self._work = repository, work
-        self.unbroken = functools.cache(self._unbroken)
-
-    def _unbroken(self, tests: str) -> tuple[int, str]:
-        with tempfile.TemporaryDirectory(dir=self._work) as name:
-            copy_tree(self._repository, Path(name))
-            return run_tests(tests, Path(name))
+        self._work, self._tree = work, work / "tree"
+        copy_tree(repository, self._tree)
+        self._unbroken = functools.cache(self._run_unbroken)
 
     def try_one(self, change: Break) -> tuple[bool, str]:
         """Whether the break was caught, and what happened."""
-        with tempfile.TemporaryDirectory(dir=self._work) as name:
-            copy_tree(self._repository, Path(name))
-            if not change.apply(Path(name)):
+        with self._copy() as tree:
+            if not change.apply(tree):
                 return False, "no longer applies"
-            status, line = run_tests(change.tests, Path(name))
+            status, line = run_tests(change.tests, tree)
         if status == PASSED:
             return False, "NOT CAUGHT"
         if status != FAILED:
             return False, f"pytest could not run the tests (exit status {status}): {line}"
-        without, line_without = self.unbroken(change.tests)
+        without, line_without = self._unbroken(change.tests)
         if without != PASSED:
             return False, f"fails without the break too: {line_without}"
         return True, f"caught: {line}"
+
+    def _run_unbroken(self, tests: str) -> tuple[int, str]:
+        with self._copy() as tree:
+            return run_tests(tests, tree)
+
+    @contextlib.contextmanager
+    def _copy(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir=self._work) as name:
+            yield Path(shutil.copytree(self._tree, Path(name) / "tree"))
 
 
 def main() -> int:

@@ -72,7 +72,7 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class InlineEngine:
-    """Units are done in the test's own process, the last first or in the order of `seed`: fast, and no order is relied upon."""
+    """Units are done in the test's own process, the last first or in an order that follows from `seed`."""
 
     num_workers = 1
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("s3fs", reason="needs the packages of requirements-s3.lock")
-pytest.importorskip("moto.server", reason="needs the packages of requirements-s3.lock")
+pytest.importorskip("s3fs", reason="needs the packages of requirements-dev.lock")
+pytest.importorskip("moto.server", reason="needs the packages of requirements-dev.lock")
 
 from shards.common import urls
 from shards.common.urls import file_system

@@ -52,8 +52,8 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
     """Decide between starting and continuing, from what is in `run`. Writes nothing.
 
     `resume` is None (continue an interrupted run, else start), "latest", or a checkpoint's path; without `check_content`
-    its files are not read. Raises `InputError` if `run` holds something that must not be overwritten, or no such checkpoint,
-    or can't be written to.
+    its files are not read. Raises `InputError` if `run` holds something that must not be overwritten, or no such
+    checkpoint, or can't be written to.
     """
     parent = next((path for path in (run, *run.parents) if path.exists()), run)
     if parent.is_dir() and not os.access(parent, os.W_OK | os.X_OK):

@@ -42,27 +42,28 @@ def test_lengths(mixed_set: Path) -> None:
     assert sum(inside.num_documents for _, _, inside in bins) == len(recount)
 
 
-def test_blocks(mixed_set: Path) -> None:
-    """By an owner for each token of each shard."""
-    shard_set = shards.open(mixed_set)
-    sharing, padding, num_cut = Counter[int](), Counter[int](), 0
-    for split, number in [
-        (shard_set[name], n) for name in ("train", "val") for n in range(len(shard_set[name].shards))
-    ]:
-        index = split.shard_index(number)
-        owners = np.full(split.shards[number].num_blocks * 64, -1)
-        for sequence, (start, end) in enumerate(zip(index.starts, index.ends, strict=True)):
-            owners[start:end] = np.searchsorted(index.boundaries, sequence, side="right")
-        blocks = owners.reshape(-1, 64)
-        sharing.update(len(set(block.tolist()) - {-1}) for block in blocks)
-        padding.update(int((block == -1).sum()) for block in blocks)
-        for document in set(owners.tolist()) - {-1}:
-            num_cut += (owners == document).sum() <= 64 and (blocks == document).any(axis=1).sum() > 1
-    found = compute(shard_set, seed=0).documents
-    assert (found.sharing, found.padding, found.num_cut_documents) == (sharing, padding, num_cut)
-    assert (num_cut > 0) == (shard_set.manifest.packing == "concat")
-    num_padding_tokens = sum(value * number for value, number in padding.items())
-    assert num_padding_tokens == shard_set.manifest.total("num_padding_tokens")
+def test_blocks(mixed_set: Path, tmp_path: Path, tokenizer_dir: Path) -> None:
+    """By an owner for each token of each shard; in the second set a document is exactly as long as a block."""
+    exact = build_set(tmp_path, tokenizer_dir, MIXED, block_tokens=len(documents(mixed_set)[5]) + 1)
+    for shard_set in (shards.open(mixed_set), shards.open(exact)):
+        sharing, padding, num_cut = Counter[int](), Counter[int](), 0
+        for split in (shard_set["train"], shard_set["val"]):
+            for number, shard in enumerate(split.shards):
+                index = split.shard_index(number)
+                owners = np.full(shard.num_blocks * split.block_tokens, -1)
+                for sequence, (start, end) in enumerate(zip(index.starts, index.ends, strict=True)):
+                    owners[start:end] = np.searchsorted(index.boundaries, sequence, side="right")
+                blocks = owners.reshape(-1, split.block_tokens)
+                sharing.update(len(set(block.tolist()) - {-1}) for block in blocks)
+                padding.update(int((block == -1).sum()) for block in blocks)
+                for document in set(owners.tolist()) - {-1}:
+                    is_cut = (blocks == document).any(axis=1).sum() > 1
+                    num_cut += is_cut and (owners == document).sum() <= split.block_tokens
+        found = compute(shard_set, seed=0).documents
+        assert (found.sharing, found.padding, found.num_cut_documents) == (sharing, padding, num_cut)
+        assert (num_cut > 0) == (shard_set.manifest.packing == "concat")
+        num_padding_tokens = sum(value * number for value, number in padding.items())
+        assert num_padding_tokens == shard_set.manifest.total("num_padding_tokens")
 
 
 def test_classes_of_padding_leave_no_block_out() -> None:

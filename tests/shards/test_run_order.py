@@ -39,6 +39,11 @@ def test_window_order_stays_within_windows_that_move_from_epoch_to_epoch() -> No
     assert len({first[0] % WINDOW_BLOCKS for first in firsts}) == 4
 
 
+def test_the_last_and_shorter_window_is_shuffled_too() -> None:
+    order = window_order(WINDOW_BLOCKS + 1000, 7, 0, np.arange(WINDOW_BLOCKS, WINDOW_BLOCKS + 1000))
+    assert (np.diff(order) == 1).sum() < 10
+
+
 def test_window_order_is_a_function_of_the_position_alone() -> None:
     whole = window_order(10_000, 3, 1, np.arange(10_000))
     places = np.random.default_rng(0).permutation(10_000)

@@ -72,6 +72,10 @@ def assert_same(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor,
         torch.testing.assert_close(gradient, expected[1][name], rtol=1e-4, atol=1e-6, msg=naming(name))
 
 
+def distance(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    return sum(float((left[name] - right[name]).square().sum()) for name in left) ** 0.5
+
+
 def wide(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.long() for name, tensor in batch.items()}
 
@@ -106,7 +110,7 @@ def test_other_ways_to_run_it_change_nothing(change: str) -> None:
     reference, batch = plain(model), make_batch()
     running: Any = model
     if change == "checkpointing":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if change == "compiled":
         running = torch.compile(model, backend="aot_eager")
     if change == "frozen embedding":
@@ -119,9 +123,8 @@ def test_other_ways_to_run_it_change_nothing(change: str) -> None:
     if change == "bf16":  # as near as transformers' own
         with torch.autocast("cpu", dtype=torch.bfloat16):
             (_, found), (_, own) = gradients(model, batch), gradients(reference, wide(batch))
-        for name, exact in expected[1].items():
-            assert found[name].dtype == torch.float32
-            assert (found[name] - exact).norm() <= 1.5 * (own[name] - exact).norm() + 1e-6, name
+        assert all(gradient.dtype == torch.float32 for gradient in found.values())
+        assert distance(found, expected[1]) <= 1.2 * distance(own, expected[1])
         return
     loss = running(**batch).loss
     loss.backward()
@@ -132,11 +135,12 @@ def test_without_labels_it_gives_logits_and_generates() -> None:
     model = make_model(loss="chunked").eval()
     ids, reference = make_batch()["input_ids"].long(), plain(model).eval()
     assert torch.equal(model(ids).logits, reference(ids).logits)
-    prompt: Any = {"inputs": ids[:2, :4], "max_new_tokens": 5, "do_sample": False, "pad_token_id": EOS_ID}
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    assert torch.equal(model.generate(**prompt), reference.generate(**prompt))
-    masked = [one.generate(**prompt, attention_mask=mask) for one in (model, reference)]
-    assert torch.equal(*masked)
+    prompt: Any = {"inputs": ids[:2, :4], "max_new_tokens": 3, "do_sample": False, "pad_token_id": EOS_ID}
+    whole = torch.ones_like(mask)
+    assert torch.equal(*(one.generate(**prompt, attention_mask=whole) for one in (model, reference)))
+    padded = model.generate(**prompt, attention_mask=mask)[0, 4:]
+    assert torch.equal(padded, model.generate(**{**prompt, "inputs": ids[:1, 2:4]})[0, 2:])
 
 
 def test_what_it_saves_is_a_plain_qwen2_and_loads_as_both(tmp_path: Path) -> None:
