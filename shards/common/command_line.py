@@ -191,7 +191,7 @@ def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _end_at_signals() -> None:
-    """The outcome is settled, and libraries clean up behind it: a signal ends that, without a traceback."""
+    """The outcome is settled, and libraries clean up: a signal ends that, without a traceback."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 

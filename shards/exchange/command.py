@@ -77,7 +77,7 @@ def run_export(options: argparse.Namespace) -> int:
     shard_set = open_shard_set(options.directory)
     splits = [shard_set[name] for name in names if len(shard_set[name])]
     if not splits:
-        raise InputError(f"{options.directory}: split {options.split} holds no block; nothing to export")
+        raise InputError(f"{options.directory}: no block in {' and '.join(names)}; nothing to export")
     directory = Path(os.path.abspath(options.directory))
     out = options.out or directory.with_name(f"{directory.name}-{name}")
     num_blocks = sum(map(len, splits))

@@ -287,7 +287,7 @@ def test_an_empty_split_is_left_out_and_not_exported_alone(tmp_path: Path) -> No
         assert not [path for path in (tmp_path / f"set-{form}").rglob("*") if "val" in path.name]
         assert len(READERS[form](tmp_path / f"set-{form}", "train", 16)) == len(shards.open(tmp_path / "set")["train"])
     run("export", tmp_path / "set", "--to", "hf", "--split", "train", "--out", tmp_path / "train alone")
-    with pytest.raises(InputError, match="split val holds no block"):
+    with pytest.raises(InputError, match="no block in val; nothing to export"):
         run("export", tmp_path / "set", "--to", "hf", "--split", "val")
 
 
