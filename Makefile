@@ -62,11 +62,14 @@ help:  ## list the targets and variables
 
 setup: $(VENV)/.ready  ## make the environment .venv from requirements.lock
 
-$(VENV)/.ready: requirements.lock requirements-s3.lock
+$(VENV)/.ready: requirements.lock
 	@"$(PYTHON)" -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
 	"$(PYTHON)" -m venv $(VENV)
 	$(VENV)/bin/pip install --disable-pip-version-check --quiet --requirement requirements.lock
-	$(VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps --requirement requirements-s3.lock
+	@touch $@
+
+$(VENV)/.dev-ready: $(VENV)/.ready requirements-dev.lock
+	$(VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps --requirement requirements-dev.lock
 	@touch $@
 
 data: $(VENV)/.ready  ## fetch the Chinese Wikipedia corpus, 2 GB, into data/
@@ -109,18 +112,18 @@ report: $(VENV)/.ready  ## make a page about the shard set SHARDS: lengths, toke
 PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 RUN_OFFLINE := HF_HUB_OFFLINE=1 $(RUN_PYTHON) -m
 
-test: $(VENV)/.ready  ## run the tests, offline, in a few minutes
+test: $(VENV)/.dev-ready  ## run the tests, offline, in a few minutes
 	$(RUN_OFFLINE) $(PYTEST) -m "not slow" $(ARGS)
 
-test-all: $(VENV)/.ready  ## run all tests, the long ones too
+test-all: $(VENV)/.dev-ready  ## run all tests, the long ones too
 	$(RUN_OFFLINE) $(PYTEST) $(ARGS)
 
-coverage: $(VENV)/.ready  ## the same tests, and what share of the code they run; fails below 90 %
+coverage: $(VENV)/.dev-ready  ## the same tests, and what share of the code they run; fails below 90 %
 	$(RUN_OFFLINE) coverage run -m $(PYTEST) -m "not slow" $(ARGS)
 	$(RUN_PYTHON) -m coverage combine --quiet
 	$(RUN_PYTHON) -m coverage report
 
-check: $(VENV)/.ready  ## lint, format and types
+check: $(VENV)/.dev-ready  ## lint, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -132,16 +135,16 @@ $(AUDIT_VENV)/.ready: tools/audit-requirements.txt
 	$(AUDIT_VENV)/bin/pip install --disable-pip-version-check --quiet --requirement tools/audit-requirements.txt
 	@touch $@
 
-audit: $(VENV)/.ready $(AUDIT_VENV)/.ready  ## ask for known security holes in the packages of the lock files (network)
+audit: $(VENV)/.dev-ready $(AUDIT_VENV)/.ready  ## ask for known security holes in the packages of the lock files (network)
 	@$(RUN_PYTHON) -m tools.audit $(AUDIT_VENV)/bin/pip-audit $(ARGS)
 
-licences: $(VENV)/.ready  ## fill docs/licences.md with the licences of the packages of the lock files
+licences: $(VENV)/.dev-ready  ## fill docs/licences.md with the licences of the packages of the lock files
 	@$(RUN_PYTHON) -m tools.licences
 
-bench: $(VENV)/.ready  ## measure the pipeline against its parts (see bench/RESULTS.md)
+bench: $(VENV)/.dev-ready  ## measure the pipeline against its parts (see bench/RESULTS.md)
 	$(RUN_PYTHON) bench/pipeline.py $(ARGS)
 
-bench-gpu: $(VENV)/.ready  ## measure the trainer on a GPU: steps, memory, tokens to the same loss, on CORPUS
+bench-gpu: $(VENV)/.dev-ready  ## measure the trainer on a GPU: steps, memory, tokens to the same loss, on CORPUS
 	$(RUN_PYTHON) bench/gpu.py "$(CORPUS)" bench/gpu-work --out bench/gpu.md $(ARGS)
 
 # Their packages ask for older ones of ours, and of each other. Streaming asks for much that its reader doesn't need.
@@ -155,7 +158,7 @@ $(PEERS_VENV)/.ready: bench/peers-requirements.txt
 	-"$(PYTHON)" -m venv $(PEERS_DOLMA_VENV) && $(PEERS_DOLMA_VENV)/bin/pip install --disable-pip-version-check --quiet --requirement bench/peers-dolma-requirements.txt
 	@touch $@
 
-peers: $(VENV)/.ready $(PEERS_VENV)/.ready  ## install the peers for the benchmarks, and read a set with each one's own reader
+peers: $(VENV)/.dev-ready $(PEERS_VENV)/.ready  ## install the peers for the benchmarks, and read a set with each one's own reader
 	$(RUN_PYTHON) bench/peers_readers.py $(ARGS)
 
 clean:  ## remove built shards, tokenizers and caches; keeps runs/, data/*.json and .venv

@@ -2,7 +2,6 @@
 
     python -m bench.alternatives tokenizer CORPUS
     python -m bench.alternatives tutorial PART TOKENIZER NUM_PROCESSES
-    python -m bench.alternatives phases CORPUS OUT NUM_WORKERS    # a build, taken apart: what one process does alone
 
 Prints one line of JSON.
 """
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -19,16 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pipeline.engine
-from pipeline.records import ReadOptions, raise_bad
-from pipeline.units import plan_units
-
-import pipeline.build
-from pipeline.build import Reporter
 from pipeline.fields import TextOf
-from pipeline.readers import open_stretch
-from pipeline.settings import BuildSettings
-from pipeline.sources import find_sources
+from pipeline.plan import num_parts
+from pipeline.readers import open_range
+from pipeline.readers.base import ReadOptions, raise_bad
+from pipeline.sources import ByteRange, find_sources
 from pipeline.tokenizers import load_tokenizer_files
 
 LIST_BYTES = 1_000_000
@@ -38,19 +31,17 @@ BLOCK_TOKENS = 512
 def lists_of_texts(path: Path) -> Iterator[list[str]]:
     """The corpus's texts in lists of about a megabyte of UTF-8."""
     options, text_of = ReadOptions(on_bad=raise_bad), TextOf("text")
-    sources = find_sources([str(path)])
+    (source,) = find_sources([str(path)])
     texts: list[str] = []
     num_bytes = 0
-    for unit in plan_units(sources, 1 << 62):
-        for batch in open_stretch(sources[0], unit.stretches[0], options):
-            for text in text_of.texts(batch, options):
-                if not text:
-                    continue
-                texts.append(text)
-                num_bytes += len(text.encode())  # leaves nothing behind in the text
-                if num_bytes >= LIST_BYTES:
-                    yield texts
-                    texts, num_bytes = [], 0
+    whole = ByteRange(source=0, start=0, stop=num_parts(source), num_bytes=source.num_bytes)
+    for batch in open_range(source, whole, options):
+        for text in filter(None, text_of.texts(batch, options)):
+            texts.append(text)
+            num_bytes += len(text.encode())  # caches nothing in the text
+            if num_bytes >= LIST_BYTES:
+                yield texts
+                texts, num_bytes = [], 0
     if texts:
         yield texts
 
@@ -103,69 +94,10 @@ def tutorial(path: Path, tokenizer: Path, num_processes: int) -> dict[str, float
         return {"wall_seconds": time.perf_counter() - begin, "num_tokens": len(blocks) * BLOCK_TOKENS}
 
 
-class PhaseClock(Reporter):
-    """CPU and wall seconds at the points between a build's phases; as a build's reporter it hears of two of them."""
-
-    def __init__(self) -> None:
-        self.cpu: dict[str, float] = {}
-        self.wall: dict[str, float] = {}
-        self.loading = self.loading_before = 0.0  # CPU seconds of loading tokenizers: in all, and until it was planned
-
-    def note(self, name: str) -> None:
-        self.cpu[name], self.wall[name] = time.process_time(), time.perf_counter()
-
-    def started(self, num_bytes: int, num_bytes_done: int, num_workers: int) -> None:
-        self.note("planned")
-        self.loading_before = self.loading
-
-    def finished(self) -> None:
-        self.note("built")
-
-    def loads(self, module: Any, name: str) -> None:
-        """Count what this function takes as loading a tokenizer."""
-        original = getattr(module, name)
-
-        def timed(*args: Any, **options: Any) -> Any:
-            begin = time.process_time()
-            try:
-                return original(*args, **options)
-            finally:
-                self.loading += time.process_time() - begin
-
-        setattr(module, name, timed)
-
-
-def phases(path: Path, out: Path, num_workers: int) -> dict[str, float]:
-    """A whole build; the CPU and wall seconds of what is not shared by its workers."""
-    clock = PhaseClock()
-    clock.loads(pipeline.build, "load_tokenizer_files")
-    clock.loads(pipeline.build, "choose_encoder")
-    clock.loads(pipeline.engine, "load_document_encoder")
-    imports = time.process_time()
-    clock.note("begun")
-    pipeline.build.build(
-        [str(path)], out, tokenizer_name="qwen2", settings=BuildSettings(), num_workers=num_workers, reporter=clock
-    )
-    clock.note("ended")
-    workers = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {
-        "cpu_seconds": time.process_time() + workers.ru_utime + workers.ru_stime,
-        "wall_seconds": clock.wall["ended"] - clock.wall["begun"],
-        "imports": imports,
-        "loading": clock.loading,
-        "planning": clock.cpu["planned"] - clock.cpu["begun"] - clock.loading_before,
-        "directing": clock.cpu["built"] - clock.cpu["planned"] - (clock.loading - clock.loading_before),
-        "finishing": clock.cpu["ended"] - clock.cpu["built"],
-        "finishing_wall": clock.wall["ended"] - clock.wall["built"],
-    }
-
-
 def main() -> None:
     name, path, *others = sys.argv[1:]
     if name == "tokenizer":
         result = tokenizer_alone(Path(path))
-    elif name == "phases":
-        result = phases(Path(path), Path(others[0]), int(others[1]))
     else:
         result = tutorial(Path(path), Path(others[0]), int(others[1]))
     print(json.dumps(result))

@@ -17,7 +17,7 @@ from blake3 import blake3
 from bench.builds import REPOSITORY, MemoryWatch
 from shards.reader import open_shard_set
 from shards.verify import verify
-from shards.vocabulary import Vocabulary
+from shards.vocabulary import read_vocabulary
 
 LIMIT_SECONDS = 1800
 _TOKENS_AT_A_TIME = 1 << 20
@@ -121,7 +121,7 @@ def _digest(documents: Iterable[bytes | Iterator[bytes]]) -> tuple[int, bytes]:
 def set_documents(directory: Path) -> Iterator[Iterator[bytes]]:
     """The documents of a set's split `train` in UTF-8, each in parts."""
     shard_set = open_shard_set(directory)
-    vocabulary = Vocabulary(shard_set.tokenizer_path)
+    vocabulary = read_vocabulary(shard_set.tokenizer_path)
     pieces = [vocabulary.piece(token) for token in range(shard_set.vocab_size)]
     for document in shard_set["train"].documents():
         starts = range(0, len(document), _TOKENS_AT_A_TIME)

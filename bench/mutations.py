@@ -11,6 +11,7 @@ applies": the code has moved on, and the break must follow it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import os
@@ -19,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,14 +67,14 @@ def read_breaks(text: str) -> list[Break]:
     return breaks
 
 
-def copy_tree(target: Path) -> None:
+def copy_tree(repository: Path, target: Path) -> None:
     """The files that git tracks or would track, as they are now."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    names = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, check=True).stdout.decode().split("\0")
+    names = subprocess.run(listed, cwd=repository, capture_output=True, check=True).stdout.decode().split("\0")
     for name in filter(None, names):
-        if (REPOSITORY / name).is_file():
+        if (repository / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(REPOSITORY / name, target / name)
+            shutil.copy2(repository / name, target / name)
 
 
 def run_tests(tests: str, tree: Path) -> tuple[int, str]:
@@ -98,32 +100,36 @@ def run_tests(tests: str, tree: Path) -> tuple[int, str]:
 
 
 class Trials:
-    """Breaks tried one by one, or several at once."""
+    """Breaks tried one by one, or several at once, on the checkout as it was at the beginning."""
 
-    def __init__(self, work: Path) -> None:
-        self._work = work
-        self.unbroken = functools.cache(self._unbroken)
-
-    def _unbroken(self, tests: str) -> tuple[int, str]:
-        with tempfile.TemporaryDirectory(dir=self._work) as name:
-            copy_tree(Path(name))
-            return run_tests(tests, Path(name))
+    def __init__(self, repository: Path, work: Path) -> None:
+        self._work, self._tree = work, work / "tree"
+        copy_tree(repository, self._tree)
+        self._unbroken = functools.cache(self._run_unbroken)
 
     def try_one(self, change: Break) -> tuple[bool, str]:
         """Whether the break was caught, and what happened."""
-        with tempfile.TemporaryDirectory(dir=self._work) as name:
-            copy_tree(Path(name))
-            if not change.apply(Path(name)):
+        with self._copy() as tree:
+            if not change.apply(tree):
                 return False, "no longer applies"
-            status, line = run_tests(change.tests, Path(name))
+            status, line = run_tests(change.tests, tree)
         if status == PASSED:
             return False, "NOT CAUGHT"
         if status != FAILED:
             return False, f"pytest could not run the tests (exit status {status}): {line}"
-        without, line_without = self.unbroken(change.tests)
+        without, line_without = self._unbroken(change.tests)
         if without != PASSED:
             return False, f"fails without the break too: {line_without}"
         return True, f"caught: {line}"
+
+    def _run_unbroken(self, tests: str) -> tuple[int, str]:
+        with self._copy() as tree:
+            return run_tests(tests, tree)
+
+    @contextlib.contextmanager
+    def _copy(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir=self._work) as name:
+            yield Path(shutil.copytree(self._tree, Path(name) / "tree"))
 
 
 def main() -> int:
@@ -131,17 +137,18 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="breaks, or how their names begin (all)")
     parser.add_argument("--list", action="store_true", help="list the breaks and say which no longer apply")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="so many at a time (one a core)")
+    parser.add_argument("--repo", type=Path, default=REPOSITORY, help="the checkout that is broken (this one)")
     options = parser.parse_args()
     breaks = read_breaks(BREAKS.read_text("utf-8"))
     chosen = [change for change in breaks if not options.names or change.name.startswith(tuple(options.names))]
     if options.list:
         for change in chosen:
-            path = REPOSITORY / change.file
+            path = options.repo / change.file
             applies = path.is_file() and path.read_text("utf-8").count(change.old) == 1
             print(f"{change.name:28} {change.file:32} {change.tests}{'' if applies else '  (no longer applies)'}")
         return 0
     with tempfile.TemporaryDirectory(prefix="mutations-") as work, ThreadPoolExecutor(options.jobs) as pool:
-        trials = Trials(Path(work))
+        trials = Trials(options.repo, Path(work))
         num_caught = 0
         for change, (caught, line) in zip(chosen, pool.map(trials.try_one, chosen), strict=True):
             num_caught += caught

@@ -177,22 +177,12 @@ class Bench:
             row("build of the same 27 MB / best peer", _ratios(same, best), "{:.1f}")
 
     def scaling(self) -> None:
-        found: dict[int, list[dict[str, Any]]] = {number: [] for number in (1, 2, 4, 8)}
-        for _ in range(self.rounds):
-            for number, results in found.items():
-                shutil.rmtree(self.out, ignore_errors=True)
-                os.sync()
-                results.append(self.alternative("phases", self.corpus, self.out, number))
-        row = self.report.row
-        for number, results in found.items():
-            cpu = [result["cpu_seconds"] for result in results]
+        for number in (1, 2, 4, 8):
+            costs = [self.build([self.corpus], number) for _ in range(self.rounds)]
             name = f"{number} workers" if number > 1 else "1 worker"
-            row(f"{name}: CPU seconds a GB", [value / self.corpus_bytes * 1e9 for value in cpu], "{:.2f}")
-            row(f"{name}: wall seconds", [result["wall_seconds"] for result in results], "{:.1f}")
-            for part in ("planning", "finishing", "directing", "loading", "imports"):
-                shares = [100 * result[part] / total for result, total in zip(results, cpu, strict=True)]
-                target = "planning and finishing < 2" if part in ("planning", "finishing") else ""
-                row(f"{name}: {part}, % of the CPU seconds", shares, "{:.2f}", target)
+            row = self.report.row
+            row(f"{name}: CPU seconds a GB", [cost.cpu_seconds / self.corpus_bytes * 1e9 for cost in costs], "{:.2f}")
+            row(f"{name}: wall seconds", [cost.wall_seconds for cost in costs], "{:.1f}")
 
     def _small(self) -> Path:
         write_part(self.corpus, 1_000_000, self.work / "small", 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
+import sys
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -133,16 +134,17 @@ def add_tokenizer(commands: Any) -> None:
 
 
 def run_fetch(options: argparse.Namespace) -> int:
-    from shards.hub.download import Progress
-
     from pipeline.fetch import fetch
-    from pipeline.fetch_progress import DownloadProgress
+
+    def notice(line: str) -> None:
+        if not options.quiet:
+            print(printable(line), file=sys.stderr, flush=True)
 
     origin: Any = choice("--from", options.origin, ("hf", "ms", "auto"))
-    progress = Progress() if options.quiet else DownloadProgress()
-    fetched = fetch(options.name, options.out, origin=origin, force=options.force, progress=progress)
+    shown = not options.quiet
+    fetched = fetch(options.name, options.out, origin=origin, force=options.force, notice=notice, shows_bars=shown)
     facts = [f"up to date, {size_text(fetched.num_bytes)}" if fetched.was_there else size_text(fetched.num_bytes)]
-    facts += [fact for fact in (fetched.digest, fetched.note) if fact]
+    facts += [f"sha256 {fetched.sha256}"] if fetched.sha256 else []
     print(f"{printable(str(fetched.path))}: {', '.join(facts)}")
     if not options.quiet and not fetched.was_there:
         print(f"next: make shards CORPUS={shlex.quote(printable(str(fetched.path)))}")

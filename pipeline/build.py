@@ -117,10 +117,10 @@ def build(
             _check_existing(output, manifest, plan)
             up_to_date = True
         else:
-            begun = _prepare(output, plan, force=force)
+            units = plan.units()
+            _prepare(output, plan, units, force=force, reporter=reporter)
             if encoder == "auto":
                 encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
-            units = plan.units()
             decisions = Decisions(
                 sources=plan.sources,
                 settings=plan.settings,
@@ -131,9 +131,7 @@ def build(
                 num_units=len(units),
             )
             with _engine(engine, ray_address, num_workers, plan.sources, output) as runner:
-                receipts, num_reused = _do_units(
-                    output, _ContentCheck(output, decisions, *begun), decisions, units, runner, reporter
-                )
+                receipts, num_reused = _do_units(output, decisions, units, runner, reporter)
             for source in plan.sources:
                 check_unchanged(source)
             with output.scratch() as directory:
@@ -213,43 +211,60 @@ def _source_digests(plan: Plan) -> list[str]:
     return [entry.digest for entry in entries.finish()]
 
 
-def _prepare(output: Output, plan: Plan, *, force: bool) -> tuple[Plan | None, int | None]:
-    """Have the plan in the output; the one of an earlier run, if its work is continued, and when that was written.
+def _prepare(output: Output, plan: Plan, units: Sequence[Unit], *, force: bool, reporter: Reporter) -> None:
+    """Have the plan in the output, and what an earlier run has left if that was begun with the same plan.
 
-    Raises `InputError` if work of another plan is there, unless with `force`.
+    Raises `InputError` if work of another plan is there; with `force` that goes.
     """
-    encoded, before, begun_ns = output.read(PLAN_NAME), None, output.begun_ns()
-    if encoded is not None and not force:
+    encoded, differences = output.read(PLAN_NAME), []
+    if encoded is not None:
+        begun = output.state_names() - {PLAN_NAME}
+        if begun:
+            reporter.phase("checking what an earlier run has left")
         try:
             before = decode_plan(encoded)
             differences = plan_differences(before, plan)
         except (ValueError, TypeError, KeyError):
             differences = [f"{PLAN_NAME} is damaged, or of an older version"]
-        if differences and output.state_names() - {PLAN_NAME}:
+        differences = differences or _changed_sources(output, before, plan, units)
+        if differences and begun and not force:
             raise InputError(
                 f"{output}: an unfinished build with other inputs ({'; '.join(differences)}); repeat the command "
                 "it was begun with, or begin anew with --force"
             )
-        force = bool(differences)  # nothing was done yet, so that beginning anew loses nothing
-    output.prepare(plan.encode(), replace=force)
-    return before, begun_ns
+    output.prepare(plan.encode(), replace=bool(differences))
+
+
+def _changed_sources(output: Output, before: Plan, plan: Plan, units: Sequence[Unit]) -> list[str]:
+    """The sources that have other bytes than those that finished units were made of. They are read again where their times
+    can't tell: another one, or one after the plan was written (`before` is that plan)."""
+    begun_ns = output.begun_ns()
+    suspects = {
+        number
+        for number, source in enumerate(plan.sources)
+        if source not in before.sources or (begun_ns is not None and _changed_after(source, begun_ns))
+    }
+    digest_of = functools.cache(
+        lambda byte_range: range_digest(plan.sources[byte_range.source], byte_range, plan.settings)
+    )
+    for unit in units if suspects else ():
+        receipt = decode_receipt(output.read(receipt_name(unit.number)), unit.number)
+        for ranges in (receipt.ranges if receipt else None, _hashed_ranges(output, unit)):
+            for byte_range, done in zip(unit.ranges, ranges or (), strict=ranges is not None):
+                if byte_range.source in suspects and digest_of(byte_range) != done.digest:
+                    return [f"{plan.sources[byte_range.source].path} has changed"]
+    return []
 
 
 def _do_units(
     output: Output,
-    check: _ContentCheck,
     decisions: Decisions,
     units: list[Unit],
     engine: Engine,
     reporter: Reporter,
 ) -> tuple[list[Receipt], int]:
     """Do the units without a receipt. All receipts in the units' order, and how many there were before."""
-    names = output.state_names()
-    if names - {PLAN_NAME}:
-        reporter.phase("checking what an earlier run has left")
-    receipts = _read_receipts(output, units, names)
-    for number, receipt in receipts.items():
-        check(units[number], receipt.ranges)
+    receipts = _read_receipts(output, units)
     num_reused = len(receipts)
     num_bytes = sum(unit.num_bytes for unit in units)
     num_missing_bytes = sum(unit.num_bytes for unit in units if unit.number not in receipts)
@@ -259,7 +274,7 @@ def _do_units(
     try:
         if decisions.settings.dedup == "exact":
             reporter.phase("looking for duplicates")
-            _find_duplicates(output, decisions, units, engine, names, check)
+            _find_duplicates(output, decisions, units, engine)
             reporter.phase("tokenizing")
         work = BuildWork(output=output, decisions=decisions)
         ranges = {number: receipt.ranges for number, receipt in receipts.items()}
@@ -275,9 +290,9 @@ def _do_units(
     return [receipts[unit.number] for unit in units], num_reused
 
 
-def _read_receipts(output: Output, units: Sequence[Unit], names: set[str]) -> dict[int, Receipt]:
+def _read_receipts(output: Output, units: Sequence[Unit]) -> dict[int, Receipt]:
     """The receipts of finished units whose files are all there, unchanged, by the units' numbers."""
-    found = []
+    found, names = [], output.state_names()
     for unit in units:
         if (name := receipt_name(unit.number)) in names:
             receipt = decode_receipt(output.read(name), unit.number)
@@ -287,24 +302,19 @@ def _read_receipts(output: Output, units: Sequence[Unit], names: set[str]) -> di
     return {receipt.unit: receipt for receipt, is_held in zip(found, held, strict=True) if is_held}
 
 
-def _find_duplicates(
-    output: Output,
-    decisions: Decisions,
-    units: Sequence[Unit],
-    engine: Engine,
-    names: set[str],
-    check: _ContentCheck,
-) -> None:
+def _hashed_ranges(output: Output, unit: Unit) -> list[RangeReceipt] | None:
+    """What was read of a unit whose documents are hashed; None if they aren't, or what that left isn't whole."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        content = unseal(output.read(hash_receipt_name(unit.number)) or b"")
+        if blake3(output.read(hashes_name(unit.number)) or b"").hexdigest() == content["hashes"]:
+            return [RangeReceipt(**entry) for entry in content["ranges"]]
+    return None
+
+
+def _find_duplicates(output: Output, decisions: Decisions, units: Sequence[Unit], engine: Engine) -> None:
     """Hash the documents of all units, and write for each unit which of its documents occur earlier in the corpus."""
-    ranges: dict[int, list[RangeReceipt]] = {}
-    for unit in units:
-        if hash_receipt_name(unit.number) in names:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                content = unseal(output.read(hash_receipt_name(unit.number)) or b"")
-                if blake3(output.read(hashes_name(unit.number)) or b"").hexdigest() == content["hashes"]:
-                    done = [RangeReceipt(**entry) for entry in content["ranges"]]
-                    check(unit, done)
-                    ranges[unit.number] = done
+    hashed = {unit.number: _hashed_ranges(output, unit) for unit in units}
+    ranges = {number: done for number, done in hashed.items() if done is not None}
     work = HashWork(output=output, decisions=decisions)
     for task, result in run_all(work, units, engine, ranges, lambda _bytes, _tokens, _rejected: None):
         ranges[task.unit.number] = [RangeReceipt(**entry) for entry in unseal(result)["ranges"]]
@@ -324,32 +334,6 @@ def _check_room(output: Output, num_bytes: int, reporter: Reporter) -> None:
     if free < num_bytes * _LEAST_GROWTH:
         raise InputError(f"{line}; make room, or choose another --out")
     reporter.notice(f"{line}; if that is not enough, finished units are kept, and the same command continues")
-
-
-class _ContentCheck:
-    """Sees that the sources of finished units are what they were, where their times can't tell."""
-
-    def __init__(self, output: Output, decisions: Decisions, before: Plan | None, begun_ns: int | None) -> None:
-        """`before` is the plan of the earlier run and `begun_ns` when it was written, by the clock of the disk."""
-        self._output, self._sources = output, decisions.sources
-        known = before.sources if before is not None else ()
-        self._suspects = {
-            number
-            for number, source in enumerate(self._sources)
-            if source not in known or (begun_ns is not None and _changed_after(source, begun_ns))
-        }
-        self._digest_of = functools.cache(
-            lambda byte_range: range_digest(self._sources[byte_range.source], byte_range, decisions.settings)
-        )
-
-    def __call__(self, unit: Unit, ranges: Sequence[RangeReceipt]) -> None:
-        """Raise `InputError` if a source has other bytes than those that the unit was made of."""
-        for byte_range, done in zip(unit.ranges, ranges, strict=True):
-            if byte_range.source in self._suspects and self._digest_of(byte_range) != done.digest:
-                path = self._sources[byte_range.source].path
-                raise InputError(
-                    f"{self._output}: an unfinished build with other inputs ({path} has changed); begin anew with --force"
-                )
 
 
 def _changed_after(source: Source, time_ns: int) -> bool:

@@ -1,41 +1,48 @@
-"""The published corpora by their names: fetched from a hub, checked, and known as up to date the next time.
+"""Published corpora by their names, from a hub: whole or absent, checked, and known as up to date the next time.
 
-`out` is whole or absent. Beside it, `.NAME.fetched.json` says where it came from and what it is.
+`out` is whole or absent. Beside it, `.NAME.fetched.json` says which commit it came from, and each file's size and SHA-256.
+And `hf:NAME`, a data set by its name, as the files that it means at one commit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.hub import hugging_face, model_scope
-from shards.hub.download import Progress, download
-from shards.hub.remote import ANSWER_SECONDS, ConnectionFailed, RemoteFile, within
-
-from shards.common.errors import InputError
-from shards.common.files import flush_directory, write_atomically
-from shards.common.text import nearest, printable
-
-MIRROR = "https://hf-mirror.com"
+from shards.common.errors import InputError, TransientError
+from shards.common.files import FileLock, check_room, flush_directory, write_atomically
+from shards.common.text import nearest, printable, size_text
+from shards.share.hub import (
+    ANSWER_SECONDS,
+    HubReference,
+    download_file,
+    file_sha256,
+    find_file,
+    list_files,
+    parse_reference,
+    resolve,
+    snapshot,
+)
+from shards.share.hub_errors import NoSuchFile, hub_errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A corpus, and another one on ModelScope that is the nearest to it there."""
+    """A file on Hugging Face, and what is nearest to it on ModelScope: a directory of other files."""
 
-    repository: str  # on Hugging Face
+    repository: str
     file: str
-    nearest_repository: str  # on ModelScope
-    nearest_directories: tuple[str, ...]  # where the files may lie; the first that is there
-    nearest_files: str  # pattern of their names
+    nearest_repository: str
+    nearest_folders: tuple[str, ...]  # where the files may lie; the first that is there
     nearest_name: str  # of the directory here
     nearest_words: str
-    search: str  # address to look for others
 
 
 CORPORA = {
@@ -43,13 +50,13 @@ CORPORA = {
         repository="fjcanyue/wikipedia-zh-cn",
         file="wikipedia-zh-cn-20240820.json",
         nearest_repository="AI-ModelScope/wikipedia",
-        nearest_directories=("20231101.zh", "data/20231101.zh"),
-        nearest_files=r"train-[0-9]{5}-of-[0-9]{5}\.parquet",
+        nearest_folders=("20231101.zh", "data/20231101.zh"),
         nearest_name="wikipedia-zh-20231101",
         nearest_words="the dump of 1 November 2023 (parquet), not that of 20 August 2024",
-        search="https://modelscope.cn/datasets?name=wikipedia",
     )
 }
+_NEAREST_PATTERN = "train-*.parquet"
+_DATA_SET = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([^:]+))?(?::(.+))?")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,10 +65,8 @@ class Fetched:
 
     path: Path
     num_bytes: int
-    address: str
-    digest: str  # `sha256 …`, or empty where the hub listed none
+    sha256: str  # of the one file; empty for several, which have theirs in the stamp
     was_there: bool
-    note: str = ""
 
 
 def fetch(
@@ -71,7 +76,8 @@ def fetch(
     origin: Literal["hf", "ms", "auto"] = "hf",
     directory: Path = Path("data"),
     force: bool = False,
-    progress: Progress | None = None,
+    notice: Callable[[str], None] = lambda _line: None,
+    shows_bars: bool = False,
 ) -> Fetched:
     """Fetch the corpus `name` to `out` (else to its own name in `directory`), unless it is there already.
 
@@ -81,173 +87,137 @@ def fetch(
     if name not in CORPORA:
         raise InputError(
             f"{printable(name)!r}: no such corpus{nearest(name, CORPORA)} (there is {', '.join(CORPORA)}; any data set "
-            "of the hub is a source of `build` as hf:NAME)"
+            "of the hub is a source of `build` as hf:ORG/NAME)"
         )
-    corpus, progress = CORPORA[name], progress or Progress()
-    if origin == "ms":
-        return _fetch_nearest(corpus, _place(out, directory, corpus.nearest_name), force, progress, ANSWER_SECONDS)
-    # Ten seconds, also where one hub after the other doesn't answer.
-    seconds = ANSWER_SECONDS / 2 if origin == "auto" else ANSWER_SECONDS
-    try:
-        return _fetch_published(corpus, _place(out, directory, corpus.file), force, progress, seconds)
-    except ConnectionFailed as error:
-        problem = f"{hugging_face.endpoint()} can't be reached ({error})"
-        by_hand = _by_hand(corpus, _place(out, directory, corpus.file))
-        if origin == "hf":
-            raise InputError(
-                f"{name}: {problem}; try a mirror (HF_ENDPOINT={MIRROR} make data), or from ModelScope another file, "
-                f'{corpus.nearest_words} (make data ARGS="--from ms"); or {by_hand}'
-            ) from None
-    progress.notice(f"{problem}; from ModelScope instead, where there is ANOTHER file: {corpus.nearest_words}")
-    try:
-        return _fetch_nearest(corpus, _place(out, directory, corpus.nearest_name), force, progress, seconds, by_hand)
-    except InputError as error:
-        raise InputError(f"{name}: {problem}; {error}") from None
+    corpus, seconds = CORPORA[name], ANSWER_SECONDS / 2 if origin == "auto" else ANSWER_SECONDS
+    other = f"another file, {corpus.nearest_words}"
+    for hub in ("hf", "ms") if origin == "auto" else (origin,):
+        path = _path(out, directory, corpus.file if hub == "hf" else corpus.nearest_name)
+        if not force and (known := _read_stamp(path)) is not None:
+            return known
+        fetch_from = _fetch_file if hub == "hf" else _fetch_folder
+        try:
+            with FileLock(path, "another process is fetching it; wait for that, or stop it"):
+                return fetch_from(corpus, path, force, seconds, notice, shows_bars)
+        except TransientError as error:
+            by_hand = f"or fetch https://hf-mirror.com/datasets/{corpus.repository} by hand"
+            if hub == origin or hub == "ms":
+                raise TransientError(
+                    f"{error}; or {other} (--from ms); {by_hand}" if hub == "hf" else str(error)
+                ) from None
+            notice(f"{error}; {by_hand}. From ModelScope now, where there is ANOTHER file: {corpus.nearest_words}")
+    raise AssertionError(origin)
 
 
-def _place(out: Path | None, directory: Path, own_name: str) -> Path:
-    """Where it goes: `out`; in it, if that is a directory that is there and no set of files fetched before."""
+def _path(out: Path | None, directory: Path, own_name: str) -> Path:
+    """Where it goes: `out`; in it, if that is a directory that is there and wasn't fetched before."""
     if out is None:
         return directory / own_name
     return out / own_name if out.is_dir() and not _stamp_path(out).exists() else out
 
 
-def _by_hand(corpus: Corpus, out: Path) -> str:
-    page = f"/datasets/{corpus.repository}"
-    return (
-        f"fetch {corpus.file} by hand from https://huggingface.co{page} or {MIRROR}{page} (others: {corpus.search}) "
-        f"and put it to {out}"
-    )
-
-
-def _fetch_published(corpus: Corpus, out: Path, force: bool, progress: Progress, seconds: float) -> Fetched:
-    """The one published file. Raises `InputError`, `ConnectionFailed`."""
-    if not force and (known := _up_to_date(out)) is not None:
-        return known
-    is_there = out.exists()
-    if is_there and not out.is_file():
-        raise InputError(f"{out}: expected a file, or nothing; choose another --out")
-    try:
-        remote = hugging_face.find_file(corpus.repository, corpus.file, repository_type="dataset", seconds=seconds)
-    except ConnectionFailed as error:
-        if not is_there or force:
-            raise
-        note = f"not compared with the hub, which can't be reached ({error})"
-        return Fetched(path=out, num_bytes=out.stat().st_size, address="", digest="", was_there=True, note=note)
-    same = is_there and not force and _is_same(out, remote)
-    if is_there and not force and not same:
-        raise InputError(
-            f"{out}: another file than the hub's is there ({out.stat().st_size:,} bytes, the hub's has "
-            f"{remote.num_bytes or 0:,}); choose another --out, or replace it with --force"
-        )
-    if not same:
-        download(remote, out, progress=progress)
-    return _stamp(out, {out.name: remote}, remote.address, was_there=same)
-
-
-def _fetch_nearest(
-    corpus: Corpus, out: Path, force: bool, progress: Progress, seconds: float, by_hand: str = ""
+def _fetch_file(
+    corpus: Corpus, out: Path, force: bool, seconds: float, notice: Callable[[str], None], shows_bars: bool
 ) -> Fetched:
-    """A directory of the files on ModelScope. Raises `InputError`."""
-    if not force and (known := _up_to_date(out)) is not None:
-        return known
+    """The published file. One that was put there by hand is compared."""
+    reference = HubReference(hub="hf", repository=corpus.repository, is_dataset=True, path=corpus.file)
+    reference = resolve(reference, seconds=seconds)
+    listed = find_file(reference, seconds=seconds)
+    if out.exists() and not force:
+        if out.is_file() and out.stat().st_size == listed.num_bytes and listed.sha256 in (None, file_sha256(out)):
+            return _write_stamp(out, [out], reference, was_there=True)
+        raise InputError(f"{out}: is there, and isn't the hub's file; choose another --out, or replace it with --force")
+    part = out.with_name(f".{out.name}.{(listed.sha256 or str(reference.revision))[:8]}.part")
+    for older in out.parent.glob(f".{out.name}.*.part"):  # of another version
+        if older != part:
+            older.unlink()
+    kept = part.stat().st_size if part.exists() else 0
+    check_room(out.parent, listed.num_bytes - kept, "choose another --out")
+    notice(f"fetching {size_text(listed.num_bytes)}" + (f", {size_text(kept)} of it are here already" if kept else ""))
+    try:
+        download_file(reference, part, shows_bar=shows_bars)
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"{size_text(part.stat().st_size)} are kept; the same command goes on from there") from None
+    os.replace(part, out)
+    flush_directory(out.parent)
+    return _write_stamp(out, [out], reference, was_there=False)
+
+
+def _fetch_folder(
+    corpus: Corpus, out: Path, force: bool, seconds: float, notice: Callable[[str], None], shows_bars: bool
+) -> Fetched:
+    """The files on ModelScope, a directory."""
     if out.exists() and not (force and _stamp_path(out).exists()):
         raise InputError(f"{out}: is there, and not from an earlier fetch; move it elsewhere, or choose another --out")
-    address = f"{model_scope.endpoint()}/datasets/{corpus.nearest_repository}"
-    try:
-        files = within(seconds, lambda: _find_nearest(corpus, seconds))
-    except ConnectionFailed as error:
-        hint = by_hand or _by_hand(corpus, out.with_name(corpus.file))
-        raise InputError(f"{address}: can't be reached ({error}); {hint}") from None
-    if not files:
-        raise InputError(f"{address}: no files {corpus.nearest_files} in {' or '.join(corpus.nearest_directories)}")
+    reference = resolve(HubReference(hub="ms", repository=corpus.nearest_repository, is_dataset=True), seconds=seconds)
+    folders = []
+    for folder in map(reference.at, corpus.nearest_folders):
+        with contextlib.suppress(NoSuchFile):
+            folders += [folder] if list_files(folder) else []
+    if not folders:
+        raise InputError(f"{reference}: no files in {' or '.join(corpus.nearest_folders)}")
+    notice(f"fetching {folders[0]}")
     partial = out.with_name(out.name + ".partial")
-    fetched = {path.rpartition("/")[2]: remote for path, remote in files.items()}
-    for number, (file_name, remote) in enumerate(fetched.items(), start=1):
-        target = partial / file_name
-        if target.exists() and _is_same(target, remote):
-            continue
-        progress.notice(f"{file_name} ({number} of {len(fetched)})")
-        download(remote, target, progress=progress)
-    for entry in partial.iterdir():  # left by an attempt at another version
-        if entry.name not in fetched:
-            entry.unlink()
+    found = snapshot(folders[0], partial, [_NEAREST_PATTERN], shows_bars=shows_bars)
     if out.exists():
         shutil.rmtree(out)
-    os.rename(partial, out)
+    os.rename(found, out)
+    shutil.rmtree(partial)
     flush_directory(out.parent)
-    return _stamp(out, fetched, address, was_there=False)
-
-
-def _find_nearest(corpus: Corpus, seconds: float) -> dict[str, RemoteFile]:
-    problem: InputError | None = None
-    for root in corpus.nearest_directories:
-        pattern = root.replace(".", r"\.") + "/" + corpus.nearest_files
-        try:
-            files = model_scope.find_files(
-                corpus.nearest_repository, pattern, root=root, repository_type="dataset", seconds=seconds
-            )
-        except InputError as error:  # no such directory is answered as no such repository
-            problem = problem or error
-            continue
-        if files:
-            return files
-    if problem is not None:
-        raise problem
-    return {}
-
-
-def _is_same(path: Path, remote: RemoteFile) -> bool:
-    """Whether `path` is the hub's file, as far as the hub says what that is."""
-    if remote.num_bytes is not None and path.stat().st_size != remote.num_bytes:
-        return False
-    if remote.digest is None:
-        return remote.num_bytes is not None
-    with open(path, "rb") as file:
-        return remote.digest.matches_file(file)
+    return _write_stamp(out, sorted(out.iterdir()), folders[0], was_there=False)
 
 
 def _stamp_path(out: Path) -> Path:
     return out.with_name(f".{out.name}.fetched.json")
 
 
-def _files_of(out: Path) -> Callable[[str], Path]:
-    return (lambda name: out / name) if out.is_dir() else (lambda _name: out)
-
-
-def _stamp(out: Path, files: dict[str, RemoteFile], address: str, *, was_there: bool) -> Fetched:
-    """Write down what was fetched."""
-    path_of = _files_of(out)
-    entries = {}
-    for name, remote in files.items():
-        status = path_of(name).stat()
-        digest = f"{remote.digest.kind} {remote.digest.value}" if remote.digest else ""
-        entries[name] = {"num_bytes": status.st_size, "modified_ns": status.st_mtime_ns, "digest": digest}
-    content = {"address": address, "files": entries}
+def _write_stamp(out: Path, paths: list[Path], reference: HubReference, *, was_there: bool) -> Fetched:
+    """Record what was fetched."""
+    files = {}
+    for path in paths:
+        num_bytes, modified_ns = path.stat().st_size, path.stat().st_mtime_ns
+        files[path.name] = {"num_bytes": num_bytes, "modified_ns": modified_ns, "sha256": file_sha256(path)}
+    content = {"address": str(reference), "files": files}
     write_atomically(_stamp_path(out), (json.dumps(content, indent=2) + "\n").encode())
-    return _fetched(out, content, was_there=was_there)
+    known = _read_stamp(out)
+    assert known is not None
+    return dataclasses.replace(known, was_there=was_there)
 
 
-def _up_to_date(out: Path) -> Fetched | None:
+def _read_stamp(out: Path) -> Fetched | None:
     """What is at `out`, if it is as it was fetched."""
     try:
-        content = json.loads(_stamp_path(out).read_bytes())
-        path_of = _files_of(out)
-        for name, entry in content["files"].items():
-            status = path_of(name).stat()
+        files: dict[str, Any] = json.loads(_stamp_path(out).read_bytes())["files"]
+        for name, entry in files.items():
+            status = (out / name if out.is_dir() else out).stat()
             if (status.st_size, status.st_mtime_ns) != (entry["num_bytes"], entry["modified_ns"]):
                 return None
-        return _fetched(out, content, was_there=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        num_bytes = sum(entry["num_bytes"] for entry in files.values())
+        sha256 = next(iter(files.values()))["sha256"] if out.is_file() else ""
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
         return None
+    return Fetched(path=out, num_bytes=num_bytes, sha256=sha256, was_there=True)
 
 
-def _fetched(out: Path, content: dict[str, Any], *, was_there: bool) -> Fetched:
-    entries = list(content["files"].values())
-    return Fetched(
-        path=out,
-        num_bytes=sum(entry["num_bytes"] for entry in entries),
-        address=content["address"],
-        digest=str(entries[0]["digest"]) if len(entries) == 1 else "",
-        was_there=was_there,
-    )
+def data_files(name: str) -> list[str]:
+    """The files of the data set `hf:ORG/NAME[@REVISION][/CONFIG][:SPLIT]` as URLs at one commit, in its order.
+
+    Which they are is for the package `datasets` to say. Raises `InputError`.
+    """
+    match = _DATA_SET.fullmatch(name)
+    if match is None:
+        raise InputError(f"{printable(name)}: expected hf:ORG/NAME, hf:ORG/NAME/CONFIG or hf:ORG/NAME/CONFIG:SPLIT")
+    repository, revision, config, split = match.groups()
+    reference = resolve(HubReference(hub="hf", repository=repository, revision=revision, is_dataset=True))
+    import datasets
+
+    with hub_errors("hf", name):
+        try:
+            builder = datasets.load_dataset_builder(repository, config, revision=reference.revision)
+        except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+            reason = printable(" ".join(str(error).split()))[:300]
+            raise InputError(f"{name}: datasets can't say which files it means: {reason}") from None
+    files = builder.config.data_files or {}
+    if (split := split or "train") not in files:
+        raise InputError(f"{name}: no split {split!r}{nearest(split, files)}; there is {', '.join(files) or 'none'}")
+    return [str(parse_reference(str(url))) for url in files[split]]

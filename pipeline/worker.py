@@ -32,6 +32,7 @@ from pipeline.tokenizers import ReferenceEncoder, load_encoder
 from shards.common.errors import InputError
 from shards.layout import SPLITS, SplitName
 from shards.packing import PACKERS, Ids, Lengths, Packer
+from shards.reader import read_shard_index
 from shards.writer import ShardWriter
 
 # Called with the source bytes and the tokens that were just done, and the records that were just rejected.
@@ -41,7 +42,7 @@ REJECTED_PART = "rejected"  # in the scratch directory, if any record was reject
 _REJECTED_CONTENT_BYTES = 1 << 16
 # A longer document is not compared with the reference, which takes some 200 bytes of memory a character.
 _MAX_CHECKED_CHARS = 1 << 20
-_NUM_FIRST_CHECKED = 100
+_NUM_FIRST_CHECKED, _MAX_FIRST_CHARS = 100, 1 << 17  # of the first documents, in a build
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,8 +63,57 @@ class Decisions:
         return load_document_encoder(self.encoder, self.tokenizer_json, self.eos_id, parse_special=parses)
 
 
+class RejectedLog(contextlib.ExitStack):
+    """The records of a unit that can't be used: counted by kind and, with a `path`, written down in their order.
+
+    A line there has the number of its byte range in the unit, and lines are counted from the beginning of that: so it is
+    until the parts of all units are joined. No file is made if nothing is written.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.digest = ""  # of what was written, if anything
+        self._path, self._hash = path, blake3()
+        self._file: BinaryIO | None = None
+        self._pending: list[BadRecord] = []
+
+    def begin(self, number: int, source: Source, byte_range: ByteRange) -> None:
+        """What is noted from here on is in this byte range of the unit."""
+        self._number, self._source = number, source
+        self._start = byte_range.start if source.is_splittable else 0
+        self._lines: LineCounter | None = None
+
+    def note(self, error: BadRecord) -> None:
+        """Note a record and go on. A file that ends inside a record is not what it should be, which is never skipped."""
+        if isinstance(error, Incomplete):
+            raise error
+        self.counts[error.kind] += 1
+        self._pending.append(error)
+
+    def flush(self) -> None:
+        """Write down what was noted: lines are counted from front to back."""
+        pending, self._pending = sorted(self._pending, key=lambda error: error.offset), []
+        if not pending or self._path is None:
+            return
+        self._file = self._file or self.enter_context(self._path.open("wb"))
+        for error in pending:
+            entry: dict[str, Any] = {"range": self._number, "source": self._source.name, "reason": error.reason}
+            if self._source.is_stream:
+                if self._lines is None:
+                    self._lines = self.enter_context(contextlib.closing(LineCounter(self._source, start=self._start)))
+                entry |= {"line": self._lines.line(error.offset), "byte": error.offset}
+            else:
+                entry |= {"row": error.offset}
+            entry["record"] = error.content[:_REJECTED_CONTENT_BYTES].decode("utf-8", "backslashreplace")
+            line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+            self._file.write(line)
+            self._hash.update(line)
+        self.digest = self._hash.hexdigest()
+
+
 class UnitRecords:
-    """The texts of a unit's records, byte range after byte range; then what was read of each, and what was rejected."""
+    """The texts of a unit's records, byte range after byte range; then what was read of each."""
 
     def __init__(
         self,
@@ -72,40 +122,37 @@ class UnitRecords:
         settings: BuildSettings,
         *,
         first: int | None = None,
-        write_rejected: Callable[[bytes], None] = lambda _entry: None,
+        rejected: RejectedLog | None = None,
     ) -> None:
-        """`first` is the offset of the first record where that is known. `write_rejected` gets a line of `rejected.jsonl`
-        for each rejected record, in their order; its lines are counted from the beginning of the byte range."""
+        """`first` is the offset of the first record where that is known."""
         self._ranges, self._sources, self._settings, self._first = ranges, sources, settings, first
-        self._write_rejected = write_rejected
         self._text_of = TextOf(settings.text_field, settings.template)
-        self._pending: list[BadRecord] = []
-        self.rejected: Counter[str] = Counter()
+        self._rejected = rejected or RejectedLog()
         self.ranges: list[RangeReceipt] = []
 
     def batches(self) -> Iterator[tuple[list[str], Batch]]:
         """The texts of a batch of records, bad ones left out. Raises `InputError`."""
-        settings = self._settings
+        settings, rejected = self._settings, self._rejected
         skips = settings.on_bad_record == "skip"
         options = ReadOptions(
-            on_bad=self._note if skips else raise_bad,
+            on_bad=rejected.note if skips else raise_bad,
             max_record_bytes=settings.max_record_bytes,
             document_separator=settings.document_separator,
             columns=self._text_of.columns,
             counts_lines=skips,
         )
-        for byte_range in self._ranges:
+        for number, byte_range in enumerate(self._ranges):
             source = self._sources[byte_range.source]
-            reader = open_range(source, byte_range, options, first=self._first if not self.ranges else None)
-            num_rejected, num_good = self.rejected.total(), 0
+            reader = open_range(source, byte_range, options, first=None if number else self._first)
+            rejected.begin(number, source, byte_range)
+            num_rejected, num_good = rejected.counts.total(), 0
             try:
-                with _RejectedWriter(len(self.ranges), source, byte_range, self._write_rejected) as write:
-                    for batch in reader:
-                        texts = self._text_of.texts(batch, options)
-                        num_good += len(texts)
-                        write(self._pending)
-                        yield texts, batch
-                    write(self._pending)
+                for batch in reader:
+                    texts = self._text_of.texts(batch, options)
+                    num_good += len(texts)
+                    rejected.flush()
+                    yield texts, batch
+                rejected.flush()
             except BadRecord as error:
                 raise locate(source, error) from None
             self.ranges.append(
@@ -113,73 +160,16 @@ class UnitRecords:
                     first=reader.first,
                     last=reader.last,
                     digest=reader.digest,
-                    num_records=num_good + self.rejected.total() - num_rejected,
+                    num_records=num_good + rejected.counts.total() - num_rejected,
                     num_newlines=reader.num_newlines,
                 )
             )
-
-    def _note(self, error: BadRecord) -> None:
-        """Note a rejected record and go on."""
-        if isinstance(error, Incomplete):
-            raise error
-        self.rejected[error.kind] += 1
-        self._pending.append(error)
 
 
 def range_digest(source: Source, byte_range: ByteRange, settings: BuildSettings) -> str:
     """The digest that reading a byte range would give (`RangeReceipt.digest`)."""
     columns = TextOf(settings.text_field, settings.template).columns
     return open_range(source, byte_range, ReadOptions(on_bad=raise_bad, columns=columns)).compute_digest()
-
-
-class _RejectedWriter:
-    """Writes the bad records of a batch to `rejected.jsonl`, in their order: lines are counted from front to back.
-
-    Each has the number of its byte range in the unit, which goes when the parts of all units are joined.
-    """
-
-    def __init__(self, number: int, source: Source, byte_range: ByteRange, write: Callable[[bytes], None]) -> None:
-        self._number, self._source, self._write = number, source, write
-        self._start = byte_range.start if source.is_splittable else 0
-        self._lines: LineCounter | None = None
-
-    def __enter__(self) -> Callable[[list[BadRecord]], None]:
-        return self._write_all
-
-    def __exit__(self, *_error: object) -> None:
-        if self._lines is not None:
-            self._lines.close()
-
-    def _write_all(self, errors: list[BadRecord]) -> None:
-        for error in sorted(errors, key=lambda error: error.offset):
-            entry: dict[str, Any] = {"range": self._number, "source": self._source.name, "reason": error.reason}
-            if self._source.is_stream:
-                self._lines = self._lines or LineCounter(self._source, start=self._start)
-                entry |= {"line": self._lines.line(error.offset), "byte": error.offset}
-            else:
-                entry |= {"row": error.offset}
-            entry["record"] = error.content[:_REJECTED_CONTENT_BYTES].decode("utf-8", "backslashreplace")
-            self._write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-        errors.clear()
-
-
-class _RejectedFile(contextlib.ExitStack):
-    """A unit's part of `rejected.jsonl`; there is none if nothing is written."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path, self._digest = path, blake3()
-        self._file: BinaryIO | None = None
-
-    def write(self, entry: bytes) -> None:
-        if self._file is None:
-            self._file = self.enter_context(self._path.open("wb"))
-        self._file.write(entry)
-        self._digest.update(entry)
-
-    def hexdigest(self) -> str:
-        """The digest of the file, empty if there is none."""
-        return self._digest.hexdigest() if self._file is not None else ""
 
 
 def process_unit(
@@ -199,17 +189,16 @@ def process_unit(
     encoder = decisions.document_encoder()
     check = _ReferenceCheck(decisions, unit, encoder)
     num_empty = num_duplicates = num_seen = 0
-    remainders = _Remainders(settings.block_tokens)
     with contextlib.ExitStack() as stack:
-        rejected = stack.enter_context(_RejectedFile(scratch / REJECTED_PART))
-        records = UnitRecords(unit.ranges, decisions.sources, settings, first=first, write_rejected=rejected.write)
+        rejected = stack.enter_context(RejectedLog(scratch / REJECTED_PART))
+        records = UnitRecords(unit.ranges, decisions.sources, settings, first=first, rejected=rejected)
         packers: dict[SplitName, Packer] = {}
         for name in SPLITS:
             writer = ShardWriter(scratch, name, unit.number, block_tokens=settings.block_tokens)
             packers[name] = PACKERS[settings.packing](stack.enter_context(writer), decisions.eos_id)
         num_rejected = 0
         for texts, batch in records.batches():
-            num_rejected, num_rejected_before = records.rejected.total(), num_rejected
+            num_rejected, num_rejected_before = rejected.counts.total(), num_rejected
             if not all(texts):
                 documents = [text for text in texts if text]
                 num_empty += len(texts) - len(documents)
@@ -219,9 +208,11 @@ def process_unit(
                 num_seen += len(texts)
                 num_duplicates += len(texts) - len(kept)
                 texts = kept
-            num_tokens = _add_documents(texts, encoder, settings, packers, check, remainders) if texts else 0
+            num_tokens = _add_documents(texts, encoder, settings, packers, check) if texts else 0
             progress(batch.num_bytes, num_tokens, num_rejected - num_rejected_before)
         shards = [shard for shard in (packer.finish() for packer in packers.values()) if shard is not None]
+    indexes = [read_shard_index(scratch, shard, settings.block_tokens) for shard in shards]
+    lengths = np.concatenate([np.empty(0, np.int64), *(index.document_lengths - 1 for index in indexes)])  # without EOS
     return Receipt(
         unit=unit.number,
         ranges=records.ranges,
@@ -229,24 +220,11 @@ def process_unit(
         num_empty=num_empty,
         num_duplicates=num_duplicates,
         num_checked=check.num_checked,
-        num_short_documents=remainders.num_short_documents,
-        num_remainder_tokens=remainders.num_tokens,
-        rejected=dict(sorted(records.rejected.items())),
-        rejected_digest=rejected.hexdigest(),
+        num_short_documents=int((lengths < settings.block_tokens).sum()),
+        num_remainder_tokens=int((lengths % settings.block_tokens).sum()),
+        rejected=dict(sorted(rejected.counts.items())),
+        rejected_digest=rejected.digest,
     )
-
-
-class _Remainders:
-    """What is left over if each document is cut into blocks by itself, as the tutorial does."""
-
-    def __init__(self, block_tokens: int) -> None:
-        self._block_tokens = block_tokens
-        self.num_short_documents = self.num_tokens = 0
-
-    def add(self, counts: Lengths) -> None:
-        lengths = counts - 1  # without EOS
-        self.num_short_documents += int((lengths < self._block_tokens).sum())
-        self.num_tokens += int((lengths % self._block_tokens).sum())
 
 
 class _ReferenceCheck:
@@ -257,8 +235,8 @@ class _ReferenceCheck:
         if encoder.encoder.is_reference:
             self._every = 0
         # The first documents of each unit, 100 in all (and 100 of the first unit alone), then one in so many.
-        shared = -(-_NUM_FIRST_CHECKED // decisions.num_units)
-        self._num_first = _NUM_FIRST_CHECKED if unit.number == 0 else max(4, shared)
+        share = 1 if unit.number == 0 else decisions.num_units
+        self._num_first, self._first_chars = max(4, -(-_NUM_FIRST_CHECKED // share)), _MAX_FIRST_CHARS // share
         self._seen = 0
         self.num_checked = 0
 
@@ -268,7 +246,12 @@ class _ReferenceCheck:
             return
         num_first = max(0, min(len(texts), self._num_first - self._seen))
         others = range(-self._seen % self._every, len(texts), self._every)
-        numbers = [*range(num_first), *(number for number in others if number >= num_first)]
+        numbers = []
+        for number in range(num_first):
+            if self._first_chars > 0:
+                numbers.append(number)
+                self._first_chars -= len(texts[number])
+        numbers += [number for number in others if number >= num_first]
         self._seen += len(texts)
         numbers = [number for number in numbers if len(texts[number]) <= _MAX_CHECKED_CHARS]
         if not numbers:
@@ -302,13 +285,11 @@ def _add_documents(
     settings: BuildSettings,
     packers: Mapping[SplitName, Packer],
     check: _ReferenceCheck,
-    remainders: _Remainders,
 ) -> int:
     """Tokenize `texts`, close each with EOS and hand them to the split that each belongs to."""
     ids, counts, contents, num_bytes, num_chars = encoder.encode(texts)
     ends = np.cumsum(counts)
     check.sample(texts, ids, ends)
-    remainders.add(counts)
     hashes = np.fromiter(
         map(xxhash.xxh3_64_intdigest, contents, itertools.repeat(settings.seed)), np.uint64, len(texts)
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
 
@@ -11,8 +10,6 @@ from shards.common.command_line import Parser, ProgressLine, percent_done, run_c
 from shards.common.errors import InputError
 from shards.common.text import plural, printable
 from shards.layout import SPLITS
-
-_COMMANDS = ("shards.report.command", "shards.edit.command", "shards.exchange.command", "shards.share.command")
 
 
 def main(arguments: list[str]) -> int:
@@ -44,8 +41,13 @@ def make_parser() -> Parser:
     cat.add_argument("--tokens", action="store_true", help="show ids beside the pieces")
     cat.set_defaults(run=run_cat)
 
-    for module in _COMMANDS:
-        importlib.import_module(module).add_parsers(commands)
+    from shards.edit import command as edit
+    from shards.exchange import command as exchange
+    from shards.report import command as report
+    from shards.share import command as share
+
+    for module in (report, edit, exchange, share):
+        module.add_parsers(commands)
     return parser
 
 

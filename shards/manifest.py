@@ -14,7 +14,6 @@ import json
 import math
 import operator
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -385,13 +384,5 @@ def _type_hints(record: type) -> tuple[dict[str, Any], tuple[str, ...], tuple[An
 
 
 def _kind(value: object) -> str:
-    names: dict[type, str] = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        types.NoneType: "null",
-    }
-    return names.get(type(value), type(value).__name__)
+    names = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number"}
+    return names.get(type(value), "null" if value is None else "true or false")

@@ -133,15 +133,15 @@ class JoinedSplits:
         return int(self._first_blocks[-1])
 
     @overload
-    def __getitem__(self, key: int) -> Tokens: ...
+    def __getitem__(self, key: int | np.integer) -> Tokens: ...
     @overload
     def __getitem__(self, key: slice | npt.NDArray[np.integer] | list[int]) -> Tokens: ...
-    def __getitem__(self, key: int | slice | npt.NDArray[np.integer] | list[int]) -> Tokens:
+    def __getitem__(self, key: int | np.integer | slice | npt.NDArray[np.integer] | list[int]) -> Tokens:
         """As `shards.reader.Split` does it, but always a copy. Raises `IndexError`."""
         if isinstance(key, (int, np.integer)):
             block: Tokens = self[[int(key)]][0]
             return block
-        numbers = np.arange(len(self))[key] if isinstance(key, slice) else np.asarray(key, dtype=np.int64)
+        numbers = np.arange(*key.indices(len(self))) if isinstance(key, slice) else np.asarray(key, dtype=np.int64)
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
             raise IndexError(f"block numbers must lie in 0 … {len(self) - 1:,}")

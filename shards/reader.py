@@ -191,10 +191,10 @@ class Split:
         return self._first_blocks[shard]
 
     @overload
-    def __getitem__(self, key: int) -> Tokens: ...
+    def __getitem__(self, key: int | np.integer) -> Tokens: ...
     @overload
     def __getitem__(self, key: slice | npt.NDArray[np.integer] | list[int]) -> Tokens: ...
-    def __getitem__(self, key: int | slice | npt.NDArray[np.integer] | list[int]) -> Tokens:
+    def __getitem__(self, key: int | np.integer | slice | npt.NDArray[np.integer] | list[int]) -> Tokens:
         """Block `key` as a view, shape `(block_tokens,)`; a slice or an index array: `(n, block_tokens)`.
 
         A slice within one shard is a view too. Negative numbers count from the end. Raises `IndexError`.

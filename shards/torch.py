@@ -81,7 +81,7 @@ class BlockSampler(Sampler[int]):
 
 def has_padding(data: shards.Data) -> bool:
     """Whether many training blocks may end with padding, as `best-fit` makes them; `concat` pads a shard's last alone."""
-    return any(part.manifest.packing == "best-fit" and part["train"].num_fill_tokens > 0 for part in data.sets)
+    return any(part.manifest.packing == "best-fit" and part["train"].num_padding_tokens > 0 for part in data.sets)
 
 
 def collate_blocks(blocks: torch.Tensor) -> Batch:

@@ -34,7 +34,9 @@ def verify(directory: Path, *, quick: bool = False, progress: Callable[[int], No
         manifest = read_manifest(directory)
     except InputError as error:
         return [str(error)]
-    faults = [*_unknown_files(directory, manifest), *_other_file_faults(directory, manifest)]
+    reason = "not part of this set (the manifest doesn't list it); move it elsewhere"
+    faults = [f"{printable(str(path))}: {reason}" for path in unknown_files(directory, manifest)]
+    faults += _other_file_faults(directory, manifest)
     for shard in manifest.shards:
         try:
             check_shard_sizes(directory, shard, manifest.block_tokens)
@@ -51,11 +53,6 @@ def unknown_files(directory: Path, manifest: Manifest) -> list[Path]:
     found = [path.relative_to(directory) for path in (directory, directory / TOKENIZER_DIRECTORY) if path.is_dir()]
     entries = [entry for parent in found for entry in (directory / parent).iterdir()]
     return sorted(entry for entry in entries if entry.relative_to(directory).as_posix() not in known)
-
-
-def _unknown_files(directory: Path, manifest: Manifest) -> Iterator[str]:
-    for path in unknown_files(directory, manifest):
-        yield f"{printable(str(path))}: not part of this set (the manifest doesn't list it); move it elsewhere"
 
 
 def _other_file_faults(directory: Path, manifest: Manifest) -> Iterator[str]:

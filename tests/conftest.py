@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,34 +64,41 @@ def write_corpus(path: Path, records: Sequence[Any], layout: str = "array") -> P
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level BPE of 600 entries, trained on the sample corpus."""
-    from pipeline.bpe import train_tokenizer
+    from pipeline.train_tokenizer import train_tokenizer
 
     directory = tmp_path_factory.mktemp("tokenizer")
     train_tokenizer([str(SAMPLE)], directory, vocab_size=600)
     return directory
 
 
+class InlineEngine:
+    """Units are done in the test's own process, the last first or in an order that follows from `seed`."""
+
+    num_workers = 1
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._random = random.Random(seed) if seed is not None else None
+
+    def run(self, work: Any, tasks: deque[Any], progress: Any) -> Generator[tuple[Any, Any], None, None]:
+        from pipeline.engines.base import outcome_of, result_of
+
+        while tasks:
+            if self._random is not None:
+                tasks.rotate(self._random.randrange(len(tasks)))
+            task = tasks.pop()
+            yield task, result_of(task, outcome_of(work, task, progress))
+
+
+def use_engine(monkeypatch: pytest.MonkeyPatch, engine: object) -> None:
+    """Have builds use `engine`."""
+    from pipeline import build
+
+    monkeypatch.setattr(build, "_engine", lambda *_arguments: contextlib.nullcontext(engine))
+
+
 @pytest.fixture
 def inline_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Units are done in the test's own process, in reverse order: fast, and no order is relied upon."""
-    from pipeline.work import Job, Progress, UnitError
-
-    from pipeline import build, engine
-
-    def run_inline(
-        job: Job, tasks: Sequence[engine.Task], num_workers: int, progress: Progress
-    ) -> Generator[tuple[int, UnitError | None], None, None]:
-        for task in reversed(tasks):
-            error = None
-            try:
-                engine.keep_receipt(job, task, engine.run_task(job, task, progress))
-            except UnitError as uncertain:
-                if uncertain.certain:
-                    raise
-                error = uncertain
-            yield task.unit.number, error
-
-    monkeypatch.setattr(build, "run_tasks", run_inline)
+    use_engine(monkeypatch, InlineEngine())
 
 
 def run_module(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

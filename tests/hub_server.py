@@ -34,6 +34,7 @@ class Hub:
     questions: list[str] = dataclasses.field(default_factory=list)  # all, as `METHOD path`
     status: int = 0  # instead of every answer
     seconds_before_answer: float = 0.0
+    seconds_before_content: float = 0.0
     break_after: list[int] = dataclasses.field(default_factory=list)  # bytes, for one content after the other
     sent: bytes | None = None  # instead of a content
     is_hub: bool = True  # else a page of a proxy, as it were
@@ -106,15 +107,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hugging_face(self, parts: list[str], body: bytes, query: dict[str, list[str]]) -> None:
         hub = self.hub
+        if parts == ["validate-yaml"]:
+            return self._send(200, {"errors": [], "warnings": []})
         if parts == ["repos", "create"]:
             asked = json.loads(body)
             repository = (
                 f"{asked['type']}s/{asked['organization'] + '/' if asked.get('organization') else ''}{asked['name']}"
             )
-            if repository in hub.commits:
-                return self._send(409, {"error": "there already"})
-            hub.commit(repository, {".gitattributes": b"", "private": str(asked["private"]).encode()})
-            return self._send(200, {"url": f"{hub.address}/{repository}", "id": repository.partition("/")[2]})
+            status = 409 if repository in hub.commits else 200
+            if status == 200:
+                assert asked.get("visibility") == "private" or asked.get("private")
+                hub.commit(repository, {".gitattributes": b""})
+            return self._send(status, {"url": f"{hub.address}/{repository}", "id": repository.partition("/")[2]})
         repository, question, rest = "/".join(parts[:3]), "".join(parts[3:4]), parts[4:]
         if repository not in hub.commits:
             return self._send(404, {}, {"X-Error-Code": "RepoNotFound"})
@@ -125,6 +129,12 @@ class _Handler(BaseHTTPRequestHandler):
         if question == "tree":
             prefix = "".join(f"{part}/" for part in rest[1:])
             found = [entry(path, content) for path, content in sorted(files.items()) if path.startswith(prefix)]
+            if query.get("recursive", [""])[0].lower() != "true":
+                folders = {
+                    prefix + path.removeprefix(prefix).partition("/")[0] for path in files if path.startswith(prefix)
+                }
+                found = [one for one in found if one["path"] in folders]
+                found += [{"type": "directory", "path": path, "oid": "0"} for path in sorted(folders - files.keys())]
             return self._send(*(200, found) if found or not prefix else (404, {}, {"X-Error-Code": "EntryNotFound"}))
         if question == "preupload":
             paths = [file["path"] for file in json.loads(body)["files"]]
@@ -178,6 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
         content, status = content if hub.sent is None else hub.sent, 200
         if self.command == "GET":
             hub.requests.append(f"{path} {wanted}".strip())
+            time.sleep(hub.seconds_before_content)
         if wanted:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             start, stop = int(first), min(int(last) + 1, len(content)) if last else len(content)

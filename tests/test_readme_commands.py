@@ -178,7 +178,7 @@ def tree_with_sets(tmp_path_factory: pytest.TempPathFactory, hub_environment: di
         (tree / name).symlink_to(REPOSITORY / name)
     for name in ("Makefile", "pyproject.toml", "tokenize_once.py"):
         shutil.copy(REPOSITORY / name, tree)
-    for name in ("requirements.lock", "requirements-s3.lock"):  # nothing to fetch
+    for name in ("requirements.lock", "requirements-dev.lock"):  # nothing to fetch
         (tree / name).touch()
     (tree / "configs").mkdir()
     for config in (REPOSITORY / "configs").glob("*.yaml"):

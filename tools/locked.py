@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-LOCKS = ("requirements.lock", "requirements-s3.lock")
+LOCKS = ("requirements.lock", "requirements-dev.lock")
 
 
 def read_lock(name: str) -> dict[str, str]:

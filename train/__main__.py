@@ -18,7 +18,7 @@ from shards.common.command_line import Parser, run_command, say
 from shards.common.errors import InputError
 from shards.verify import verify
 from train.environment import prepare_environment
-from train.run_directory import Plan, plan_run, process_rank
+from train.run_directory import plan_run, process_rank
 from train.settings import Settings, load_settings, option_names
 from train.tracking import check_tracking
 from train.training_fields import REFUSED_ARGUMENTS
@@ -92,7 +92,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str]) -> None:
     try:
-        settings, data, plan, options = prepare(argv)
+        settings, data, options = prepare(argv)
         prepare_environment()
         from train.run import check, train
 
@@ -100,7 +100,8 @@ def main(argv: list[str]) -> None:
             check(settings, data)
             return
         command = ["python", "-m", "train", *argv]
-        train(settings, data, plan, command, allow_data_change=options["allow_data_change"])
+        resume, allow_data_change = options["resume_from_checkpoint"], options["allow_data_change"]
+        train(settings, data, command, resume=resume, allow_data_change=allow_data_change)
     except InputError:
         if process_rank() != 0:  # the first process reports it, and torchrun then ends this one
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -108,14 +109,15 @@ def main(argv: list[str]) -> None:
         raise
 
 
-def prepare(argv: list[str]) -> tuple[Settings, shards.Data, Plan | None, dict[str, Any]]:
-    """Settings, shard set, plan (of the first process alone), and the options that are no settings.
+def prepare(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
+    """Settings, shard set, and the options that are no settings; the run's directory may be used.
 
     Raises `InputError`. Imports no torch, writes nothing.
     """
     settings, data, options = load(argv)
-    plan = plan_run(settings.output_dir, options["resume_from_checkpoint"]) if process_rank() == 0 else None
-    return settings, data, plan, options
+    if process_rank() == 0:
+        plan_run(settings.output_dir, options["resume_from_checkpoint"], check_content=False)
+    return settings, data, options
 
 
 def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:

@@ -117,10 +117,22 @@ def build_arguments(settings: Settings, *, epoch_blocks: int) -> TrainingArgumen
     for name in ("logging_steps", "eval_steps", "save_steps"):
         never = f"above 0 (for never: {name.partition('_')[0]}_strategy: 'no')"
         require(values.get(name) is None or values[name] > 0, f"training: {name}", never, values.get(name))
+    for name in ("weight_decay", "dataloader_prefetch_factor"):
+        least = 0 if name == "weight_decay" else 1
+        require(
+            values.get(name) is None or values[name] >= least, f"training: {name}", f"{least} or more", values.get(name)
+        )
     metric = values.get("metric_for_best_model")
     require(metric is None or metric in METRICS, "training: metric_for_best_model", ", ".join(METRICS), metric)
     with refusing("training"):
         args = TrainingArguments(**values)
+    if args.gradient_checkpointing and args.gradient_checkpointing_kwargs:
+        with refusing("training: gradient_checkpointing_kwargs"):
+            settings = {"use_reentrant": False, **args.gradient_checkpointing_kwargs}
+            checkpoint(torch.neg, torch.zeros(2, requires_grad=True), **settings)
+    if args.torch_compile:
+        with refusing("training: torch_compile"):
+            torch.compile(torch.neg, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
     if args.n_gpu > 1:
         raise InputError(
             f"{args.n_gpu} GPUs are visible to one process: start one for each with `torchrun --nproc-per-node "
@@ -207,10 +219,3 @@ def preflight(trainer: Trainer) -> None:
             if isinstance(schedule, LambdaLR) and not all(math.isfinite(rate(step)) for rate in schedule.lr_lambdas):
                 raise ValueError(f"the rate of step {step:,} is non-finite; change lr_scheduler_kwargs")
     trainer.optimizer = trainer.lr_scheduler = None
-    if args.gradient_checkpointing and args.gradient_checkpointing_kwargs:
-        with refusing("training: gradient_checkpointing_kwargs"):
-            settings = {"use_reentrant": False, **args.gradient_checkpointing_kwargs}
-            checkpoint(torch.neg, torch.zeros(2, requires_grad=True), **settings)
-    if args.torch_compile:
-        with refusing("training: torch_compile"):
-            torch.compile(torch.neg, backend=args.torch_compile_backend, mode=args.torch_compile_mode)

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from shards.common.files import file_digest, flush_directory, write_atomically
 RECORD_NAME = "checkpoint.json"
 TRAINER_STATE_NAME = "trainer_state.json"
 OLD_SUFFIX = ".old"
-_NAME = re.compile(r"checkpoint-([0-9]+)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,16 +38,11 @@ class DataPosition:
 
 
 def seal_checkpoint(directory: Path, position: DataPosition) -> None:
-    """Write `checkpoint.json` into a checkpoint whose other files are all there, and flush everything to the disk.
-
-    Its files get the usual permissions: safetensors writes weights that nobody else may read.
-    """
-    umask = os.umask(0)
-    os.umask(umask)
+    """Write `checkpoint.json` into a checkpoint whose other files are all there, and flush everything to the disk."""
+    share_files(directory)
     sizes, digests = {}, {}
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.name != RECORD_NAME:
-            path.chmod(0o666 & ~umask)
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
             name = path.relative_to(directory).as_posix()
@@ -57,6 +50,15 @@ def seal_checkpoint(directory: Path, position: DataPosition) -> None:
     record = {**dataclasses.asdict(position), "files": sizes, "blake3": digests}
     write_atomically(directory / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
     flush_directory(directory.parent)
+
+
+def share_files(directory: Path) -> None:
+    """Give files the usual permissions: safetensors writes weights that nobody else may read."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
 
 
 def is_sealed(directory: Path) -> bool:
@@ -151,29 +153,28 @@ def _check_record(position: DataPosition, sizes: Any, digests: Any) -> None:
 
 def numbered_checkpoints(run: Path) -> list[Path]:
     """The directories `checkpoint-STEP` in `run`, by step, sealed or not."""
-    found = []
-    for path in run.iterdir() if run.is_dir() else ():
-        match = _NAME.fullmatch(path.name)
-        if match and path.is_dir():
-            found.append((int(match[1]), path))
-    return [path for _, path in sorted(found)]
+    found = [path for path in run.glob("checkpoint-*") if path.name[len("checkpoint-") :].isdecimal() and path.is_dir()]
+    return sorted(found, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.partition("-")[2])
 
 
 def newest_complete_checkpoint(
     run: Path, *, check_content: bool = True
 ) -> tuple[Path | None, DataPosition | None, list[str]]:
-    """The complete checkpoint of the highest step, its position, and a line about each newer one that isn't complete.
+    """The complete checkpoint of the highest step, its position, and a line about each newer one that is damaged.
 
-    One that was set aside is given by the name that `tidy_checkpoints` gives it back.
+    Unsealed ones don't count. One that was set aside is given by the name that `tidy_checkpoints` gives it back.
     """
     faults: list[str] = []
-    olds = [old.with_suffix("") for old in run.glob(f"checkpoint-*{OLD_SUFFIX}")] if run.is_dir() else []
-    candidates = {*numbered_checkpoints(run), *(path for path in olds if _NAME.fullmatch(path.name))}
-    for path in sorted(candidates, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
-        old = path.with_name(path.name + OLD_SUFFIX)
+    sealed = {path: path for path in numbered_checkpoints(run) if is_sealed(path)}
+    for old in run.glob(f"checkpoint-*{OLD_SUFFIX}"):
+        sealed.setdefault(old.with_suffix(""), old)
+    for path in sorted(sealed, key=_step_of, reverse=True):
         try:
-            whole = old if old.is_dir() and not is_sealed(path) else path
-            return path, read_position(whole, check_content=check_content), faults
+            return path, read_position(sealed[path], check_content=check_content), faults
         except InputError as error:
             faults.append(str(error))
     return None, None, faults
@@ -189,23 +190,3 @@ def delete_old_checkpoints(run: Path, *, keep: int | None, best: str | None) -> 
     excess = len(checkpoints) - max(keep, len(protected | set(checkpoints[-1:])))
     for path in candidates[: max(0, excess)]:
         remove(path)
-
-
-def differences(checkpoint: DataPosition, now: DataPosition) -> list[str]:
-    """What keeps a checkpoint from being continued, a phrase each; `step` aside."""
-    names = {
-        "fingerprint": "shard set",
-        "block_tokens": "tokens in a block",
-        "seed": "seed",
-        "shuffle": "shuffle",
-        "document_mask": "document_mask",
-        "global_batch_blocks": "blocks in a global batch",
-    }
-    phrases = []
-    for field, name in names.items():
-        before, after = getattr(checkpoint, field), getattr(now, field)
-        if before != after:
-            if field == "fingerprint":
-                before, after = f"{before[:12]}…", f"{after[:12]}…"
-            phrases.append(f"{name} {before} before, {after} now")
-    return phrases

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from shards.entries import SPLITS
 
 import shards
 from shards.common.command_line import Parser, run_command, say
 from shards.common.errors import InputError, choice
 from shards.common.text import plural
+from shards.layout import SPLITS
 from shards.mixture import is_mixture
 from train.environment import out_of_memory, prepare_environment
 from train.generate import find_model

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import shards
-from shards.common.text import plural, visible
+from shards.common.text import duration, plural, visible
 from train.run_directory import MODEL_NAME, Plan, append_lines
 
 if TYPE_CHECKING:
@@ -80,14 +80,6 @@ def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str | None:
         ("seconds_left", lambda seconds: f"{duration(seconds)} left"),
     )
     return "  ".join([head, *(text(logs[key]) for key, text in parts if logs.get(key) is not None)])
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 5 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def start_lines(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -18,6 +19,7 @@ from transformers import TrainingArguments
 
 import shards
 from shards.common.errors import InputError
+from shards.common.files import write_atomically
 from train import run_directory
 from train.evaluation import bits_per_byte
 from train.log_lines import finite
@@ -91,7 +93,8 @@ class Record:
         """Replace `run.json`."""
         self.content["state"] = state
         self.content["written_at"] = run_directory.now()
-        run_directory.write_json(self._run / run_directory.RECORD_NAME, self.content)
+        text = json.dumps(self.content, indent=2, ensure_ascii=False, default=str)
+        write_atomically(self._run / run_directory.RECORD_NAME, (text + "\n").encode())
 
     def add_results(self, trainer: BlockTrainer, metrics: dict[str, float]) -> dict[str, Any]:
         """Put what came out of the run into the record, and return it."""

@@ -29,7 +29,6 @@ from train.arguments import build_arguments, preflight, typed
 from train.callbacks import StopOnSignal
 from train.checkpoints import (
     DataPosition,
-    differences,
     newest_complete_checkpoint,
     numbered_checkpoints,
     tidy_checkpoints,
@@ -67,34 +66,32 @@ def check(settings: Settings, data: shards.Data) -> tuple[Settings, TrainingArgu
 def train(
     settings: Settings,
     data: shards.Data,
-    plan: Plan | None,
     command: Sequence[str],
     *,
+    resume: str | None = None,
     allow_data_change: bool = False,
 ) -> None:
     """Train, save, evaluate and sample. Raises `InputError`, and `KeyboardInterrupt` when it is stopped.
 
-    The first process gives the `plan`, the others None.
+    `resume` is that of `run_directory.plan_run`.
     """
     settings, args = check(settings, data)
+    run, is_first = settings.output_dir, args.process_index == 0
     with contextlib.ExitStack() as stack:
         stack.callback(_leave_process_group)
-        plan = _shared(plan)
+        if is_first:
+            stack.enter_context(run_directory.lock_run(run))
+        plan = _shared(run_directory.plan_run(run, resume) if is_first else None)
         stack.enter_context(out_of_memory(lambda: memory_remedy(settings, plan)))
         position = data_position(settings, data, args)
         changes = check_continuation(settings, data, plan, position, args, allow_data_change=allow_data_change)
-        run = settings.output_dir
-        if args.process_index == 0:
-            stack.enter_context(run_directory.lock_run(run))
         trainer = build_trainer(settings, data, args, position)
         preflight(trainer)
         trainer.accelerator.wait_for_everyone()  # none has an objection: from here on the first one writes
-        if args.process_index != 0:
+        if not is_first:
             run_training(trainer, plan)
             evaluate(trainer)
             return
-        if run_directory.state_of(run) != plan.seen:
-            raise InputError(f"{run}: another process has trained there meanwhile; start the same command again")
         tidy_checkpoints(run)
         first_step = plan.position.step if plan.position else 0
         say(*run_directory.rewind_metrics(run, first_step, is_last=first_step == args.max_steps))
@@ -124,7 +121,6 @@ def train(
 
 def _shared(plan: Plan | None) -> Plan:
     """The first process's plan, in every process: it alone has read and hashed the checkpoints."""
-    PartialState()
     plans = [plan]
     if dist.is_initialized():
         dist.broadcast_object_list(plans)
@@ -167,15 +163,13 @@ def check_continuation(
     checkpoint = plan.checkpoint
     if checkpoint is None or plan.position is None:
         return []
-    changes = differences(plan.position, position)
+    was, is_now = ({**dataclasses.asdict(one), "step": 0} for one in (plan.position, position))
+    changes = run_directory.changed_settings(was, is_now)
     reasons = [] if allow_data_change else list(changes)
-    same_tokenizer = (checkpoint / "tokenizer.json").read_bytes() == (
-        data.tokenizer_path / "tokenizer.json"
-    ).read_bytes()
-    if allow_data_change and not same_tokenizer:
+    tokenizers = (directory / "tokenizer.json" for directory in (checkpoint, data.tokenizer_path))
+    if allow_data_change and len({path.read_bytes() for path in tokenizers}) > 1:
         reasons.append("its tokenizer is another one than the shard set's")
-    before = run_directory.record_part(checkpoint.parent, "settings", "model")
-    if before:
+    if before := run_directory.record_part(checkpoint.parent, "settings", "model"):
         reasons += run_directory.changed_settings(before, dataclasses.asdict(settings.model), "model")
     if reasons:
         remedy = "" if allow_data_change or reasons != changes else ", or --allow_data_change to go on with the new"

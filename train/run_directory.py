@@ -27,7 +27,7 @@ from typing import IO, Any
 from shards.common.errors import InputError
 from shards.common.files import write_atomically
 from shards.common.text import printable
-from train.checkpoints import DataPosition, newest_complete_checkpoint, numbered_checkpoints, read_position
+from train.checkpoints import DataPosition, newest_complete_checkpoint, read_position
 
 RECORD_NAME = "run.json"
 METRICS_NAME = "metrics.jsonl"
@@ -46,59 +46,40 @@ class Plan:
     position: DataPosition | None  # of that checkpoint
     notices: list[str]  # a line each, for the user
     resume: str | None = None  # what was asked for: see `plan_run`
-    seen: tuple[Any, ...] = ()  # the run's directory then: `state_of`
 
 
-def _check_writable(run: Path) -> None:
-    """Raise `InputError` if the run's directory can't be written to, or not be made."""
+def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Plan:
+    """Decide between starting and continuing, from what is in `run`. Writes nothing.
+
+    `resume` is None (continue an interrupted run, else start), "latest", or a checkpoint's path; without `check_content`
+    its files are not read. Raises `InputError` if `run` holds something that must not be overwritten, or no such
+    checkpoint, or can't be written to.
+    """
     parent = next((path for path in (run, *run.parents) if path.exists()), run)
     if parent.is_dir() and not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(
             f"{run}: can't write to {parent}: Permission denied; choose another --output_dir (make: RUN=NAME)"
         )
-
-
-def plan_run(run: Path, resume: str | None) -> Plan:
-    """Decide between starting and continuing, from what is in `run`. Writes nothing.
-
-    `resume` is None (continue an interrupted run, else start), "latest", or a checkpoint's path. Raises
-    `InputError` if `run` holds something that must not be overwritten, or no such checkpoint, or can't be written to.
-    """
-    _check_writable(run)
-    seen = state_of(run)
-    plan = _plan_run(run, resume, record=seen[0])
-    return dataclasses.replace(plan, resume=resume, seen=seen)
-
-
-def state_of(run: Path) -> tuple[Any, ...]:
-    """What another command would change that trains in `run`."""
-    return read_record(run), [path.name for path in numbered_checkpoints(run)]
-
-
-def _plan_run(run: Path, resume: str | None, *, record: dict[str, Any]) -> Plan:
+    record = read_record(run)
     state = record.get("state")
     another = "choose another --output_dir (make: RUN=NAME), or delete it to train again"
     if resume is not None and resume != "latest":
         checkpoint = Path(resume).expanduser()
-        return Plan(checkpoint=checkpoint, position=read_position(checkpoint), notices=[])
+        position = read_position(checkpoint, check_content=check_content)
+        return Plan(checkpoint=checkpoint, position=position, notices=[], resume=resume)
     if resume is None and state == "finished":
         raise InputError(f"{run}: holds a finished run; {another}")
-    newest, position, notices = newest_complete_checkpoint(run)
+    newest, position, notices = newest_complete_checkpoint(run, check_content=check_content)
     if newest is not None and (record or resume):
-        return Plan(checkpoint=newest, position=position, notices=notices)
+        return Plan(checkpoint=newest, position=position, notices=notices, resume=resume)
     if resume == "latest":
         raise InputError(f"{run}: no complete checkpoint to continue from{''.join(f' ({line})' for line in notices)}")
     if state == "trained":
         raise InputError(f"{run}: holds a trained model and no checkpoint to continue from; {another}")
-    if not record and numbered_checkpoints(run):
-        raise InputError(
-            f"{run}: holds checkpoints but no {RECORD_NAME}, so it is not a run of this trainer; {another}"
-        )
     if not record and run.exists():
         if not run.is_dir():
             raise InputError(f"{run}: expected a directory for the run, found a file")
-        foreign = sorted(path.name for path in run.iterdir() if not path.name.startswith("."))
-        if foreign:
+        if foreign := sorted(path.name for path in run.iterdir() if not path.name.startswith(".")):
             raise InputError(f"{run}: holds something else ({printable(foreign[0])}, …), not a run; {another}")
     if notices:
         raise InputError(f"{run}: no complete checkpoint to continue from ({'; '.join(notices)}); {another}")
@@ -132,12 +113,6 @@ def record_part(run: Path, *keys: str) -> dict[str, Any]:
             where = f"{run / RECORD_NAME}: {': '.join(keys[:number])}"
             raise InputError(f"{where}: expected an object, found {type(part).__name__}; the file is damaged")
     return dict(part)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace a JSON file that is for people too, such as `run.json`."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-    write_atomically(path, (text + "\n").encode())
 
 
 @contextlib.contextmanager
@@ -206,10 +181,7 @@ def read_lines_and_damage(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
 
     Only a line feed ends a line: what a model wrote may hold other characters that `str.splitlines` cuts at.
     """
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except FileNotFoundError:
-        return [], []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     records, damaged = [], []
     for number, line in enumerate(lines, start=1):
         try:

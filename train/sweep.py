@@ -10,14 +10,13 @@
       - {name: wide, model.hidden_size: 256}
 
 Settings are named as on the command line of `python -m train`. All runs are checked before the first starts. Each is a
-process of its own; its output is kept in `logs/NAME.log`. A run that fails is recorded in `sweep.json` and the others go
-on. The same command again passes over finished runs and continues the others.
+process of its own. A run that fails doesn't stop the others. The same command again passes over finished runs and
+continues the others; at the end the runs are compared.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import math
@@ -25,8 +24,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +33,19 @@ from shards.common.errors import InputError
 from shards.common.files import write_atomically
 from shards.common.text import nearest, printable
 from train.__main__ import load
-from train.arguments import require
-from train.checks import REFUSED_ARGUMENTS
 from train.compare.__main__ import as_lines, check_out
 from train.compare.page import render
 from train.compare.runs import read_runs
-from train.compare.table import duration
-from train.run_directory import RECORD_NAME, changed_settings, lock_run, now, plan_run, read_record, write_json
-from train.settings import TOP_LEVEL, option_types, read_yaml
+from train.run_directory import RECORD_NAME, changed_settings, lock_run, plan_run, read_record
+from train.settings import TOP_LEVEL, option_names
+from train.training_fields import REFUSED_ARGUMENTS
+from train.values import read_yaml, require
 
 KEYS = ("config", "output_dir", "fixed", "grid", "runs")
-STATE_NAME, PAGE_NAME, LOGS_NAME = "sweep.json", "compare.html", "logs"
-_TAKEN_NAMES = ("", STATE_NAME, PAGE_NAME, LOGS_NAME)
+PAGE_NAME = "compare.html"
 _MAX_RUNS = 1000
-_MAX_NAME_CHARACTERS = 100
-_DECISIVE = ("training", "shards", "shuffle", "document_mask", "loss", "model_config", "model")  # for what is trained
-_OWN_DIRECTORY = "the sweep gives each run a directory of its own, in its `output_dir`"
+_NAME = re.compile(r"[A-Za-z0-9_=,+-][A-Za-z0-9._=,+-]{0,99}")
+_DECISIVE = ("training", "shards", "shuffle", "document_mask", "loss", "model_config", "model", "groups")
 _EPILOG = """\
 FILE.yaml names a config, a directory and a grid of settings; see configs/sweep.yaml. For example:
 
@@ -61,23 +56,19 @@ FILE.yaml names a config, a directory and a grid of settings; see configs/sweep.
 
 @dataclasses.dataclass(kw_only=True)
 class SweptRun:
-    """One run of a sweep, and what becomes of it."""
+    """One run of a sweep."""
 
     name: str  # of its directory
     directory: Path
-    changes: dict[str, Any]  # what tells it from the other runs
+    changes: dict[str, Any]  # what differs from the other runs
     arguments: list[str]  # of `python -m train`
     state: str = ""  # of its directory before this sweep: empty, or that of `run.json`
-    status: str = "waiting"  # then running, finished, failed or interrupted
-    exit_status: int | None = None
-    error: str | None = None  # the last line that it wrote, if it failed
-    seconds: float | None = None  # of this time
-    written_at: str | None = None
 
-    @property
-    def what_differs(self) -> str:
-        """`learning_rate 1e-3, optim muon`."""
-        return ", ".join(f"{key} {printable(spelled(value))}" for key, value in self.changes.items())
+    def __str__(self) -> str:
+        """`wide: model.hidden_size 256 (new)`."""
+        comes = {"": "new", "finished": "finished, passed over"}.get(self.state, "interrupted, goes on")
+        changes = ", ".join(f"{key} {printable(spelled(value))}" for key, value in self.changes.items())
+        return f"{self.name}: {changes} ({comes})"
 
 
 def build_parser() -> Parser:
@@ -88,7 +79,6 @@ def build_parser() -> Parser:
     )
     parser.add_argument("file", metavar="FILE.yaml", type=Path, help="what the runs have in common and what differs")
     parser.add_argument("--dry-run", action="store_true", help="check all runs, list them, train nothing")
-    parser.add_argument("--quiet", action="store_true", help="a line for each run, without the lines that it prints")
     return parser
 
 
@@ -100,29 +90,31 @@ def main(argv: list[str]) -> int:
         check_run(run, options.file)
     finished = sum(run.state == "finished" for run in runs)
     say(f"sweep    {options.file}: {len(runs):,} runs in {output_dir}, {finished:,} of them finished")
+    heads = [f"run {number} of {len(runs)}  {run}" for number, run in enumerate(runs, start=1)]
     if options.dry_run:
-        for number, run in enumerate(runs, start=1):
-            comes = {"": "new", "finished": "finished, passed over"}.get(run.state, "interrupted, goes on")
-            say(f"run {number} of {len(runs)}  {run.name}: {run.what_differs} ({comes})")
+        say(*heads)
         return 0
     if output_dir.is_dir():
         check_out(output_dir / PAGE_NAME)
+    failed = []
     with lock_run(output_dir):
-        run_all(runs, output_dir, quiet=options.quiet)
-        conclude(runs, output_dir)
-    failed = [run for run in runs if run.status == "failed"]
+        for run, head in zip(runs, heads, strict=True):
+            say(head)
+            if run.state != "finished" and (status := run_one(run)):
+                failed.append(f"{run.name} (exit status {status})")
+        paths = [run.directory for run in runs if (run.directory / RECORD_NAME).is_file()]
+        if paths:
+            found = read_runs(paths)
+            write_atomically(output_dir / PAGE_NAME, render(found))
+            say("", *as_lines(found), "", f"page  {output_dir / PAGE_NAME}")
     if failed:
-        names = "; ".join(f"{run.name} ({run.error or f'exit status {run.exit_status}'})" for run in failed)
-        sys.stderr.write(f"{len(failed):,} of {len(runs):,} runs failed: {printable(names)}\n")
+        sys.stderr.write(f"{len(failed):,} of {len(runs):,} runs failed: {'; '.join(failed)}\n")
     return 1 if failed else 0
-
-
-# ---- the plan ----
 
 
 def plan_sweep(file: Path) -> tuple[Path, list[SweptRun]]:
     """The directory of a sweep and its runs, in order; nothing about their values is checked. Raises `InputError`."""
-    content = read_yaml(file)
+    content = read_yaml(file, keys=KEYS)
     for key in content:
         if key not in KEYS:
             raise InputError(f"{file}: unknown key {printable(str(key))!r}{nearest(str(key), KEYS)}")
@@ -133,8 +125,15 @@ def plan_sweep(file: Path) -> tuple[Path, list[SweptRun]]:
     output_dir = Path(content["output_dir"]).expanduser()
     fixed = _settings(content.get("fixed") or {}, f"{file}: fixed")
     named = _from_grid(content["grid"], file) if content.get("runs") is None else _from_list(content["runs"], file)
+    require(len(named) <= _MAX_RUNS, f"{file}", f"at most {_MAX_RUNS:,} runs", len(named))
+    lowered = [str(name).lower() for name, _ in named]  # a file system may not tell `A` from `a`
     runs = []
     for name, changes in named:
+        is_name = isinstance(name, str) and _NAME.fullmatch(name) is not None and name != PAGE_NAME
+        expected = "letters, digits and . _ = , + - and at most 100 characters; give it a `name` under `runs`"
+        require(is_name, f"{file}: name of a run", expected, name)
+        if lowered.count(name.lower()) > 1:
+            raise InputError(f"{file}: two runs with the name {name!r} or the same settings; name them under `runs`")
         directory = output_dir / name
         values = {"tracking.name": name, **fixed, **changes}
         arguments = [f"--config={content['config']}", f"--output_dir={directory}"]
@@ -143,52 +142,26 @@ def plan_sweep(file: Path) -> tuple[Path, list[SweptRun]]:
     return output_dir, runs
 
 
-def _from_grid(grid: Any, file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """All combinations, the last setting changing fastest."""
+def _from_grid(grid: Any, file: Path) -> list[tuple[Any, dict[str, Any]]]:
+    """All combinations with their names, the last setting changing fastest."""
     settings = _settings(grid, f"{file}: grid")
-    if not settings:
-        raise InputError(f"{file}: grid: expected settings with a list of values each, found none")
+    require(settings != {}, f"{file}: grid", "settings with a list of values each", grid)
     for key, values in settings.items():
         require(isinstance(values, list) and values != [], f"{file}: grid: {key}", "a list of values", values)
-        spelt = [spelled(value) for value in values]
-        for value in spelt:
-            if spelt.count(value) > 1:
-                raise InputError(f"{file}: grid: {key}: {printable(value)[:80]} is given twice")
     num_runs = math.prod(map(len, settings.values()))
-    if num_runs > _MAX_RUNS:
-        raise InputError(f"{file}: grid: {num_runs:,} combinations; at most {_MAX_RUNS:,} runs make a sweep")
+    require(num_runs <= _MAX_RUNS, f"{file}: grid", f"at most {_MAX_RUNS:,} combinations", num_runs)
     combinations = [dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())]
-    return _named([(None, changes) for changes in combinations], file)
+    return [(derived_name(changes), changes) for changes in combinations]
 
 
-def _from_list(entries: Any, file: Path) -> list[tuple[str, dict[str, Any]]]:
+def _from_list(entries: Any, file: Path) -> list[tuple[Any, dict[str, Any]]]:
     require(isinstance(entries, list) and entries != [], f"{file}: runs", "a list of mappings", entries)
-    if len(entries) > _MAX_RUNS:
-        raise InputError(f"{file}: runs: {len(entries):,} runs; at most {_MAX_RUNS:,} make a sweep")
-    named: list[tuple[str | None, dict[str, Any]]] = []
+    named = []
     for number, entry in enumerate(entries, start=1):
         where = f"{file}: runs: run {number}"
         require(isinstance(entry, dict), where, "a mapping of settings", entry)
-        name = entry.get("name")
-        is_name = isinstance(name, str) and safe_name(name) == name and name not in _TAKEN_NAMES
-        expected = f"letters, digits and . _ = , + - and at most {_MAX_NAME_CHARACTERS} characters"
-        require(name is None or is_name, f"{where}: name", expected, name)
-        named.append((name, _settings({key: value for key, value in entry.items() if key != "name"}, where)))
-    return _named(named, file)
-
-
-def _named(runs: Sequence[tuple[str | None, dict[str, Any]]], file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Names for those that have none; what would be ambiguous gets a digest of the settings."""
-    derived = [name or derived_name(changes) for name, changes in runs]
-    lowered = [name.lower() for name in derived]  # a file system may not tell `A` from `a`
-    named: list[tuple[str, dict[str, Any]]] = []
-    for (given, changes), name in zip(runs, derived, strict=True):
-        if given is None and (lowered.count(name.lower()) > 1 or name in _TAKEN_NAMES):
-            digest = hashlib.sha256(json.dumps(changes, sort_keys=True, default=str).encode()).hexdigest()
-            name = f"{name}-{digest[:6]}"
-        if name.lower() in (other.lower() for other, _ in named):
-            raise InputError(f"{file}: two runs with the name {name!r} or the same settings; give them a `name`")
-        named.append((name, changes))
+        changes = _settings({key: value for key, value in entry.items() if key != "name"}, where)
+        named.append((entry["name"] if "name" in entry else derived_name(changes), changes))
     return named
 
 
@@ -201,31 +174,23 @@ def derived_name(changes: Mapping[str, Any]) -> str:
     parts = []
     for key, value in changes.items():
         short = key.rpartition(".")[2]
-        value_text = spelled(value)
-        value_text = value_text.rstrip("/").rpartition("/")[2] or value_text
-        parts.append(f"{short if last_parts.count(short) == 1 else key}={value_text}")
-    name = safe_name(",".join(parts)) or "base"
-    if len(",".join(parts)) > _MAX_NAME_CHARACTERS:
-        name = f"{name[: _MAX_NAME_CHARACTERS - 7]}-{hashlib.sha256(','.join(parts).encode()).hexdigest()[:6]}"
-    return name
-
-
-def safe_name(text: str) -> str:
-    """`text` with `_` for what a path, a shell or `make` might misread, cut to a length that file systems take."""
-    return re.sub(r"[^A-Za-z0-9._=,+-]", "_", text).lstrip(".-")[:_MAX_NAME_CHARACTERS]
+        text = spelled(value).rstrip("/").rpartition("/")[2]
+        parts.append(f"{short if last_parts.count(short) == 1 else key}={text}")
+    return re.sub(r"[^A-Za-z0-9._=,+-]", "_", ",".join(parts))
 
 
 def _settings(value: Any, where: str) -> dict[str, Any]:
     """A mapping whose keys are settings as on the command line. Raises `InputError` for an unknown one."""
     require(isinstance(value, dict), where, "a mapping of settings", value)
-    known = [*TOP_LEVEL, *option_types()]
+    known = [*TOP_LEVEL, *option_names()]
     settings = {}
     for key, setting in value.items():
-        name = key.removeprefix("training.") if isinstance(key, str) else str(key)
+        name = str(key).removeprefix("training.")
         if name not in known:
             raise InputError(f"{where}: unknown setting {printable(name)!r}{nearest(name, known)}")
         if name == "output_dir" or name in REFUSED_ARGUMENTS:
-            raise InputError(f"{where}: {name}: can't be set: {REFUSED_ARGUMENTS.get(name, _OWN_DIRECTORY)}")
+            own = "the sweep gives each run a directory of its own, in its `output_dir`"
+            raise InputError(f"{where}: {name}: can't be set: {REFUSED_ARGUMENTS.get(name, own)}")
         settings[name] = setting
     return settings
 
@@ -236,14 +201,9 @@ def spelled(value: Any) -> str:
     >>> [spelled(value) for value in (True, None, 0.001, "1e-3", [1, "一"])]
     ['true', 'none', '0.001', '1e-3', '[1, "一"]']
     """
-    if value is None:
-        return "none"
-    if isinstance(value, str):
-        return value
+    if value is None or isinstance(value, str):
+        return value or "none"
     return json.dumps(value, ensure_ascii=False, default=str)
-
-
-# ---- checks before the first run ----
 
 
 def check_run(run: SweptRun, file: Path) -> None:
@@ -252,111 +212,44 @@ def check_run(run: SweptRun, file: Path) -> None:
     run.state = str(record.get("state") or "")
     try:
         settings, data, _ = load(run.arguments)
-        if run.state == "finished":  # `train` would refuse the directory; what is in it is compared below
-            run.status = "finished"
-        else:
+        from train.arguments import typed
+
+        settings = typed(settings)
+        if run.state != "finished":  # `train` would refuse the directory; what is in it is compared below
             plan_run(settings.output_dir, None)
     except InputError as error:
         raise InputError(f"{file}: run {run.name}: {error}") from None
-    if record:
-        wanted = json.loads(json.dumps(settings.as_record(), default=str))
-        had, shards_had = (record[key] if isinstance(record.get(key), dict) else {} for key in ("settings", "shards"))
-        changes = [change for key in _DECISIVE if key in had for change in changed_settings(had[key], wanted[key], key)]
-        before = shards_had.get("fingerprint")
-        if before is not None and before != data.fingerprint:
-            changes.append(f"fingerprint of the shard set {str(before)[:12]} before, {data.fingerprint[:12]} now")
-        if changes:
-            raise InputError(
-                f"{run.directory}: holds a run with other settings ({'; '.join(changes)[:300]}); "
-                "delete it, or choose another output_dir for the sweep"
-            )
+    wanted = json.loads(json.dumps(settings.as_record(), default=str))
+    had, shards_had = (record[key] if isinstance(record.get(key), dict) else {} for key in ("settings", "shards"))
+    changes = [change for key in _DECISIVE if key in had for change in changed_settings(had[key], wanted[key], key)]
+    before = shards_had.get("fingerprint")
+    if before is not None and before != data.fingerprint:
+        changes.append(f"fingerprint of the shard set {str(before)[:12]} before, {data.fingerprint[:12]} now")
+    if changes:
+        raise InputError(
+            f"{run.directory}: holds a run with other settings ({'; '.join(changes)[:300]}); "
+            "delete it, or choose another output_dir for the sweep"
+        )
 
 
-# ---- running ----
-
-
-def run_all(runs: Sequence[SweptRun], output_dir: Path, *, quiet: bool) -> None:
-    """Train what is not finished, one run after another. Raises `KeyboardInterrupt` when it is stopped."""
-    (output_dir / LOGS_NAME).mkdir(exist_ok=True)
-    seconds: list[float] = []
-    for number, run in enumerate(runs, start=1):
-        head = f"run {number} of {len(runs)}  {run.name}: {run.what_differs}"
-        if run.state == "finished":
-            say(f"{head}  finished already")
-            continue
-        waiting = sum(other.status == "waiting" for other in runs)
-        left = f"  about {duration(sum(seconds) / len(seconds) * waiting)} left" if seconds else ""
-        say(f"{head}{'  continued' if run.state else ''}{left}")
-        run.status = "running"
-        _write_state(output_dir, runs)
-        started = time.monotonic()
-        try:
-            run.exit_status, last_line = run_one(run, output_dir / LOGS_NAME / f"{run.name}.log", quiet=quiet)
-            run.status, run.error = ("failed", last_line) if run.exit_status else ("finished", None)
-        except KeyboardInterrupt:
-            run.status = "interrupted"
-            raise
-        finally:
-            run.seconds, run.written_at = round(time.monotonic() - started, 2), now()
-            _write_state(output_dir, runs)
-        seconds.append(run.seconds)
-        if run.status == "failed":
-            say(f"failed   {run.name}: exit status {run.exit_status}: {printable(run.error or '')}")
-
-
-def run_one(run: SweptRun, log: Path, *, quiet: bool) -> tuple[int, str]:
-    """Train one run in a process of its own: its exit status and the last line that it wrote.
+def run_one(run: SweptRun) -> int:
+    """Train one run in a process of its own, and return its exit status.
 
     The process is in a group of its own, so that Ctrl-C reaches it once: from here, as SIGTERM does. Raises
-    `KeyboardInterrupt` after it has ended.
+    `KeyboardInterrupt` after it has ended; a second one doesn't wait for that.
     """
-    last_line = ""
-    with (
-        open(log, "a", encoding="utf-8") as file,
-        subprocess.Popen(
-            [sys.executable, "-m", "train", *run.arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            process_group=0,
-        ) as process,
-    ):
-        assert process.stdout is not None
+    command = [sys.executable, "-m", "train", *run.arguments]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0) as process:
         try:
-            for line in process.stdout:
-                file.write(line)
-                file.flush()
-                last_line = line.strip() or last_line
-                if not quiet and line.strip():
-                    say(f"  {printable(line.rstrip())}")
-            return process.wait(), last_line
+            return process.wait()
         except BaseException as stop:
             try:
                 process.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
-                file.writelines(process.stdout)
                 process.wait()
-            except BaseException:  # who stops the sweep a second time doesn't wait for the run to save itself
+            except BaseException:
                 process.kill()
                 raise
             raise
-
-
-def conclude(runs: Sequence[SweptRun], output_dir: Path) -> None:
-    """Print the comparison of the runs that have a record, and write its page."""
-    paths = [run.directory for run in runs if (run.directory / RECORD_NAME).is_file()]
-    if not paths:
-        return
-    found = read_runs(paths)
-    page = output_dir / PAGE_NAME
-    write_atomically(page, render(found))
-    say("", *as_lines(found), "", f"page  {page}")
-
-
-def _write_state(output_dir: Path, runs: Sequence[SweptRun]) -> None:
-    keys = ("name", "changes", "status", "exit_status", "error", "seconds", "written_at")
-    write_json(output_dir / STATE_NAME, {"runs": [{key: getattr(run, key) for key in keys} for run in runs]})
 
 
 if __name__ == "__main__":

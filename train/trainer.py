@@ -26,7 +26,7 @@ from transformers import Trainer, TrainingArguments
 import shards
 from shards.torch import IGNORED, BlockDataset, BlockSampler, collate_blocks, has_padding, text_collator
 from train.callbacks import RunCallback
-from train.checkpoints import DataPosition, replace_directory, set_aside
+from train.checkpoints import DataPosition, replace_directory, set_aside, share_files
 from train.evaluation import evaluate_blocks, spread_evenly
 from train.flops import flops_a_token, peak_flops, peak_memory_bytes
 from train.model import Qwen2ForCausalLM
@@ -245,6 +245,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(partial / "training_args.bin")  # a pickle; the settings are in run.json
             self.add_files(partial)
+            share_files(partial)
             replace_directory(partial, directory)
         self.accelerator.wait_for_everyone()
 

@@ -93,30 +93,22 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path, *, keys: Sequence[str]) -> dict[str, Any]:
+def read_yaml(path: Path, *, keys: Sequence[str] = ()) -> dict[str, Any]:
     """The mapping in a YAML file that may have `keys`. Raises `InputError`: no file, too large, bad YAML."""
     try:
         with open(path, "rb") as file:
             text = file.read(MAX_YAML_BYTES + 1)
         if len(text) > MAX_YAML_BYTES:
-            raise InputError(f"{path}: more than {MAX_YAML_BYTES:,} bytes; expected a config")
+            raise ValueError(f"more than {MAX_YAML_BYTES:,} bytes; expected a config")
         content = yaml.load(text.decode(), _Loader)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such config file{nearest_path(path, Path.is_file)}") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: expected a YAML file, found a directory") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise InputError(f"{path}: {place}{getattr(error, 'problem', None) or 'not valid YAML'}") from None
     except RecursionError:
         raise InputError(f"{path}: nested too deeply") from None
-    except InputError:
-        raise
-    except (ValueError, OverflowError) as error:  # a date that there is not, a number of thousands of digits
-        raise InputError(f"{path}: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError, ValueError, OverflowError) as error:
+        mark = getattr(error, "problem_mark", None)  # of YAML's own errors
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise InputError(f"{path}: {place}{getattr(error, 'problem', None) or ' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a mapping with the keys {', '.join(keys)}")
     return content

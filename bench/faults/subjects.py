@@ -79,7 +79,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def make_tokenizer(directory: Path) -> None:
-    from pipeline.bpe import train_tokenizer
+    from pipeline.train_tokenizer import train_tokenizer
 
     if not directory.exists():
         train_tokenizer([str(SAMPLE)], directory, vocab_size=600)

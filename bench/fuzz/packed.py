@@ -7,16 +7,20 @@ import functools
 import gzip
 import io
 import lzma
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import zstandard
 
 from bench.fuzz.oracle import expect
 from pipeline.encode import DocumentEncoder
 from pipeline.readers.compression import STREAM_ERRORS, unpack
+from pipeline.tokenizers import FastEncoder, load_encoder
+from pipeline.train_tokenizer import train_tokenizer
 from shards.common.errors import InputError
 
 KINDS = ("gzip", "zstd", "bzip2", "xz")
@@ -100,19 +104,11 @@ SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample" / "wikipedia-zh
 
 @functools.lru_cache(maxsize=1)
 def _encoder() -> DocumentEncoder:
-    import tempfile
-
-    from pipeline.bpe import train_tokenizer
-
-    from pipeline.tokenizers import FastEncoder, load_encoder
-
     with tempfile.TemporaryDirectory() as directory:
         train_tokenizer([str(SAMPLE)], Path(directory), vocab_size=600)
         content = (Path(directory) / "tokenizer.json").read_bytes()
-    import orjson
-
     eos_id = next(token["id"] for token in orjson.loads(content)["added_tokens"])
-    encoder = DocumentEncoder(load_encoder(FastEncoder.name, content), content, eos_id, closes=True)
+    encoder = DocumentEncoder(load_encoder(FastEncoder.name, content), content, eos_id)
     expect(encoder._joins, "the fast way isn't taken")
     return encoder
 

@@ -46,7 +46,7 @@ class _Text(_InMemory, TextReader):
 _FORMATS: dict[type[_InMemory], Any] = {_Lines: "json-lines", _Array: "json-array", _Text: "text"}
 
 
-def _range(
+def _reader(
     kind: type[_InMemory],
     content: bytes,
     start: int,
@@ -62,7 +62,7 @@ def _range(
 
 
 def _values(reader: _InMemory, *, texts: bool = False) -> list[Any]:
-    """All values of a range, each of which must stand at its place."""
+    """All values of a byte range, each of which must stand at its place."""
     values: list[Any] = []
     for batch in reader:
         for number, value in enumerate(batch.values):
@@ -81,7 +81,7 @@ def _read_chain(kind: type[_InMemory], content: bytes, cuts: list[int], options:
     values: list[Any] = []
     expected = 0
     for start, stop in zip([0, *cuts], [*cuts, len(content)], strict=True):
-        reader = _range(kind, content, start, stop, options, chunk)
+        reader = _reader(kind, content, start, stop, options, chunk)
         true_start = expected if expected < stop else None
         try:
             own = _values(reader)
@@ -90,7 +90,7 @@ def _read_chain(kind: type[_InMemory], content: bytes, cuts: list[int], options:
                 raise
         if start and reader.first != true_start:
             expect(kind is _Array, "a false start in JSON Lines at", start)
-            reader = _range(kind, content, start, stop, options, chunk, expected)
+            reader = _reader(kind, content, start, stop, options, chunk, expected)
             own = _values(reader)
             expect(reader.first == true_start, "a second false start:", reader.first, true_start)
         if reader.last is not None and (reader.first is not None or start == 0):
@@ -214,7 +214,7 @@ def json_array(data: bytes) -> None:
         try:
             values = _read_chain(_Array, content, [], options, chunk)
         except BadRecord:
-            # White space behind a record is held with it until it is known what follows.
+            # White space after a record is held with it until it is known what follows.
             expect(longest > limit or _LONG_WHITE_SPACE.search(content), "too large, and isn't")
         else:
             expect(longest <= limit and same(expected, values), "larger than the limit:", longest)
@@ -222,7 +222,7 @@ def json_array(data: bytes) -> None:
     bad: list[BadRecord] = []
     options = ReadOptions(on_bad=lambda error: _note(bad, error))
     try:
-        values = _values(_range(_Array, content, 0, len(content), options, chunk))
+        values = _values(_reader(_Array, content, 0, len(content), options, chunk))
     except Incomplete:
         expect(expected is None or deep, "incomplete, and isn't")
     else:
@@ -265,7 +265,7 @@ def fields(data: bytes) -> None:
             continue
         options = ReadOptions(on_bad=lambda error: _note(bad, error), max_record_bytes=24)
         try:
-            _values(_range(kind, content, 0, len(content), options, chunk), texts=True)
+            _values(_reader(kind, content, 0, len(content), options, chunk), texts=True)
         except Incomplete:
             continue
 
@@ -279,7 +279,7 @@ def plain_text(data: bytes) -> None:
         limit = cut if cut % 2 else 1 << 20
         bad: list[BadRecord] = []
         options = ReadOptions(on_bad=bad.append, document_separator=separator, max_record_bytes=limit)
-        values = [value["text"] for value in _values(_range(_Text, content, 0, 1, options, chunk))]
+        values = [value["text"] for value in _values(_reader(_Text, content, 0, 1, options, chunk))]
         expect(all(len(value.encode()) <= limit for value in values), "longer than the limit")
         documents = _documents(content.removeprefix(BYTE_ORDER_MARK), separator)
         good = [text.decode() for text in documents if len(text) <= limit and _is_utf8(text)]

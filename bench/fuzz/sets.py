@@ -10,14 +10,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from shards.run_order import SHUFFLES, RunOrder
 
 from bench.fuzz.oracle import expect
 from shards.common.errors import InputError
-from shards.index import DTYPE_CODE_INT32, HEADER, MAGIC, VERSION, encode_index, gaps, index_bytes, read_index
+from shards.index import (
+    DTYPE_CODE_INT32,
+    HEADER,
+    MAGIC,
+    VERSION,
+    encode_index,
+    index_bytes,
+    padding_positions,
+    read_index,
+)
 from shards.manifest import canonical_json, decode_manifest, encode_manifest
 from shards.mixture import Mixture, _parse, run_order
-from shards.order import MAX_BLOCKS, epoch_order, window_order
+from shards.order import MAX_BLOCKS, SHUFFLES, RunOrder, epoch_order, window_order
 
 
 class _File:
@@ -34,49 +42,53 @@ class _File:
 
 
 def index(data: bytes) -> None:
-    """An index is read if and only if it is that of a shard of so many tokens, and then its pieces are what it says."""
+    """An index is read if and only if it is that of a shard of so many tokens, and then its sequences are what it says."""
     if len(data) < 6:
         return
-    num_pieces, num_documents, num_tokens, room, mode = data[0] % 16, data[1] % 16, data[2], data[3] * 4, data[4] % 4
+    num_sequences, num_documents, num_tokens, room, mode = data[0] % 16, data[1] % 16, data[2], data[3] * 4, data[4] % 4
     body = data[5:]
     if mode == 0:  # as it stands
         content = body
     else:
-        content = HEADER.pack(MAGIC, VERSION, DTYPE_CODE_INT32, num_pieces, num_documents + 1)
+        content = HEADER.pack(MAGIC, VERSION, DTYPE_CODE_INT32, num_sequences, num_documents + 1)
         if mode == 1:  # under the right header
             content += body
         else:  # each byte a number: a small one, or (with mode 3) a large one
             numbers = [*body, *bytes(60)]
             large = {255: -1, 254: 2**31 - 1, 253: -(2**31)} if mode == 3 else {}
-            lengths = [large.get(number, number) for number in numbers[:num_pieces]]
+            lengths = [large.get(number, number) for number in numbers[:num_sequences]]
             wide = large and {255: -4, 254: 2**63 - 1, 253: -(2**63), 252: 2**62}
-            rest = [wide.get(n, n * 4 if k < num_pieces else n) for k, n in enumerate(numbers[num_pieces:])]
-            rest = rest[: num_pieces + num_documents + 1]
-            content += struct.pack(f"<{num_pieces}i{len(rest)}q", *lengths, *rest)
+            rest = [wide.get(n, n * 4 if k < num_sequences else n) for k, n in enumerate(numbers[num_sequences:])]
+            rest = rest[: num_sequences + num_documents + 1]
+            content += struct.pack(f"<{num_sequences}i{len(rest)}q", *lengths, *rest)
             if mode == 2 and body[-1] % 2:
                 num_tokens = sum(lengths)
-    numbers_of = {"num_pieces": num_pieces, "num_documents": num_documents, "num_tokens": num_tokens}
+    numbers_of = {"num_sequences": num_sequences, "num_documents": num_documents, "num_tokens": num_tokens}
     try:
         read = read_index(_File(content), **numbers_of, room_tokens=room)  # type: ignore[arg-type]
     except InputError:
-        expect(not _is_index(content, num_pieces, num_documents, num_tokens, room), "refused, and is right")
+        expect(not _is_index(content, num_sequences, num_documents, num_tokens, room), "refused, and is right")
         return
-    expect(_is_index(content, num_pieces, num_documents, num_tokens, room), "accepted, and is wrong")
+    expect(_is_index(content, num_sequences, num_documents, num_tokens, room), "accepted, and is wrong")
     expect(encode_index(read) == content, "written as other bytes")
-    expect(len(gaps(read, room)) == room - num_tokens, "other gaps")
+    expect(len(padding_positions(read, room)) == room - num_tokens, "other padding")
 
 
-def _is_index(content: bytes, num_pieces: int, num_documents: int, num_tokens: int, room: int) -> bool:
+def _is_index(content: bytes, num_sequences: int, num_documents: int, num_tokens: int, room: int) -> bool:
     """The same in plain Python, number by number."""
-    if len(content) != index_bytes(num_pieces, num_documents):
+    if len(content) != index_bytes(num_sequences, num_documents):
         return False
-    if HEADER.unpack(content[:34]) != (MAGIC, VERSION, DTYPE_CODE_INT32, num_pieces, num_documents + 1):
+    if HEADER.unpack(content[:34]) != (MAGIC, VERSION, DTYPE_CODE_INT32, num_sequences, num_documents + 1):
         return False
-    numbers = struct.unpack(f"<{num_pieces}i{num_pieces + num_documents + 1}q", content[34:])
-    lengths, offsets, boundaries = numbers[:num_pieces], numbers[num_pieces : 2 * num_pieces], numbers[2 * num_pieces :]
+    numbers = struct.unpack(f"<{num_sequences}i{num_sequences + num_documents + 1}q", content[34:])
+    lengths, offsets, boundaries = (
+        numbers[:num_sequences],
+        numbers[num_sequences : 2 * num_sequences],
+        numbers[2 * num_sequences :],
+    )
     if any(length < 1 for length in lengths) or sum(lengths) != num_tokens or any(offset % 4 for offset in offsets):
         return False
-    if boundaries[0] != 0 or boundaries[-1] != num_pieces:
+    if boundaries[0] != 0 or boundaries[-1] != num_sequences:
         return False
     if any(left >= right for left, right in itertools.pairwise(boundaries)):
         return False
@@ -88,25 +100,22 @@ def _is_index(content: bytes, num_pieces: int, num_documents: int, num_tokens: i
     return place <= room
 
 
-_SHARD = {
-    "name": "train-00000", "split": "train", "num_blocks": 2, "num_tokens": 15, "num_pieces": 3, "num_index_documents": 3,
-    "num_documents": 3, "digest": "0", "index_digest": "1",
-}  # fmt: skip
-_SPLIT = {
-    "num_documents": 3, "num_tokens": 15, "num_blocks": 2, "num_fill_tokens": 1, "num_dropped_tokens": 0,
-    "num_text_bytes": 30, "num_text_chars": 20,
-}  # fmt: skip
+_DIGEST = "0123456789abcdef" * 4
+_SIZES = {"num_documents": 3, "num_tokens": 15, "num_blocks": 2, "num_text_bytes": 30, "num_text_chars": 20}
+_SPLIT = _SIZES | {"num_padding_tokens": 1}
 _MANIFEST: dict[str, Any] = {
     "format_version": 1, "generator": "tokenize-once 1", "block_tokens": 8, "dtype": "uint32", "packing": "best-fit",
     "tokenizer": {"name": "t", "vocab_size": 10, "eos_id": 9, "eos_token": "<e>", "sha256": "2"},
     "settings": {"seed": 1, "deep": {"a": [1]}},
-    "sources": [{"path": "a.json", "format": "json-array", "num_bytes": 9, "digest": "3", "num_stretches": 1,
+    "sources": [{"path": "a.json", "format": "json-array", "num_bytes": 9, "digest": "3", "version": "", "num_ranges": 1,
                  "num_records": 3}],
     "splits": {"train": _SPLIT, "val": dict.fromkeys(_SPLIT, 0)},
-    "shards": [_SHARD],
-    "tails": [{"unit": 0, "split": "train", "num_pieces": 1, "continues": False}],
+    "shards": [_SIZES | {"name": "train-00000", "split": "train", "num_sequences": 3, "digest": _DIGEST,
+                         "index_digest": _DIGEST}],
+    "other_files": [{"name": name, "num_bytes": 5, "digest": _DIGEST} for name in ("tokenizer/tokenizer.json",
+                                                                                  "rejected.jsonl")],
     "num_records": 3, "num_empty": 0, "num_duplicates": 0, "rejected": [{"kind": "not valid JSON", "num_records": 0}],
-    "rejected_digest": "", "fingerprint": "",
+    "fingerprint": "",
 }  # fmt: skip
 
 
@@ -123,6 +132,7 @@ VALUES: list[Any] = [
     float("inf"), float("nan"), True, False, None, "", "train", "val", "train-00001", "val-00000", "train-", "train-../x",
     "train-\u0661", "../../etc/passwd", "/etc/passwd", "a\x00b", "\x1b[31m", "\ud800", "x" * 300, "<script>", [], {}, [[]],
     {"": 0}, {"\x1b": "\x1b"}, _deep(60), _deep(300), _deep(600), "best-fit", "tutorial", "concat", 8,
+    "rejected.jsonl", "tokenizer/../../x", "0" * 64, "0" * 63 + "G", "train-000001", "train-100000",
 ]  # fmt: skip
 
 
@@ -139,13 +149,14 @@ _PLAIN = json.dumps(_MANIFEST).encode()
 
 
 def manifest(data: bytes) -> None:
-    """A manifest is read or refused with a line; what is read can be written and read again."""
+    """A manifest is read or refused with a line; what is read can be written and read again; an unchanged one is read."""
     if not data:
         return
+    is_right = len(data) < 3 and data[0] % 8 and data[0] != ord("{")
     try:
         found = decode_manifest(_manifest_bytes(data), "manifest.json")
     except InputError as error:
-        expect(len(str(error)) < 2000, "a line of", len(str(error)))
+        expect(not is_right and len(str(error)) < 2000, "refused:", str(error)[:300])
         return
     again = decode_manifest(encode_manifest(found), "manifest.json")
     expect(again.fingerprint == found.fingerprint, "another fingerprint")
@@ -194,7 +205,7 @@ def _change(parent: Any, key: Any, choice: int) -> None:
 
 
 def order(data: bytes) -> None:
-    """Each block once an epoch, whatever the size, seed and epoch; a run's stretches are parts of one order."""
+    """Each block once an epoch, whatever the size, seed and epoch; a run's parts are parts of one order."""
     if len(data) < 24:
         return
     size_bits, seed, epoch = data[0] % 64, int.from_bytes(data[1:9], "little", signed=True), data[9] * 257

@@ -25,18 +25,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.plan import PLAN_NAME
-from pipeline.receipts import Receipt, encode_receipt, receipt_name, rejected_name
+from pipeline.receipts import Receipt, encode_receipt, receipt_name, rejected_name, unit_file_names
 from pipeline.worker import REJECTED_PART
 from shards.common.errors import InputError
 from shards.common.files import TEMPORARY_SUFFIX, FileLock, file_digest, flush_directory, write_atomically
 from shards.layout import MANIFEST_NAME, STAMPS_NAME, TOKENIZER_DIRECTORY
 from shards.manifest import Manifest, read_manifest
-from shards.verify import unknown_files
+from shards.verify import unknown_files, verify
 
 # What a build writes below NAME.partial, besides the set that it replaces.
+_SET_FILE = r"((train|val)-\d+\.(bin|idx)|tokenizer/[^/]*|manifest\.json|rejected\.jsonl|\.sources\.json)"
 _OWN_FILE = re.compile(
-    r"(plan\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(json|hashes|duplicates)|scratch/.*"
-    r"|set/((train|val)-\d+\.(bin|idx)|tokenizer/[^/]*|manifest\.json|rejected\.jsonl|\.sources\.json))(\.tmp)?"
+    r"(plan\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(json|hashes|duplicates)"
+    rf"|set/{_SET_FILE}|scratch/tmp\w+/({REJECTED_PART}|{_SET_FILE}))(\.tmp)?"
 )
 
 
@@ -66,12 +67,15 @@ class LocalOutput:
         return FileLock(self.final, "another build is writing here; wait for it, or stop it")
 
     def existing(self) -> Manifest | None:
+        if self._replaced.exists() and not self.final.exists():  # killed between the two renames
+            os.rename(self._replaced if verify(self._set) else self._set, self.final)
         if not self.final.exists() and not self.final.is_symlink():
             return None
         if not self.final.is_dir() or not (self.final / MANIFEST_NAME).is_file():
             raise InputError(f"{self}: exists and is not a shard set; choose another --out, or move it elsewhere")
         manifest = read_manifest(self.final)
-        if (self.partial / PLAN_NAME).exists() and not self._set.exists():
+        is_left = (self.partial / PLAN_NAME).exists() or (self.partial.is_dir() and not any(self.partial.iterdir()))
+        if is_left and not self._set.exists():
             self._remove_partial()  # of a build that was killed just after the set was published
         return manifest
 
@@ -81,17 +85,17 @@ class LocalOutput:
         return False
 
     def prepare(self, plan: bytes, *, replace: bool) -> None:
-        if replace and (self.partial / PLAN_NAME).exists():
-            self._remove_partial()
-        if self.partial.exists() and not (self.partial / PLAN_NAME).exists() and self._strange_files():
-            raise InputError(f"{self.partial}: not an unfinished build (no {PLAN_NAME}); move it elsewhere")
-        if replace and (self.final.exists() or self.final.is_symlink()):
+        if self.final.exists() or self.final.is_symlink():
             self._check_replaceable()
+        if strange := self._strange_files():
+            raise InputError(f"{strange[0]}: not part of an unfinished build; move it elsewhere")
+        if replace:
+            self._remove_partial()
         for name in ("receipts", "dedup", "set", "scratch"):
             (self.partial / name).mkdir(parents=True, exist_ok=True)
         for left in (self.partial / "scratch").iterdir():
             shutil.rmtree(left)
-        if self.read(PLAN_NAME) != plan:
+        if self.read(PLAN_NAME) is None:
             self.write(PLAN_NAME, plan)
         flush_directory(self.partial.parent)
 
@@ -125,9 +129,15 @@ class LocalOutput:
             yield Path(name)
 
     def commit(self, scratch: Path, receipt: Receipt) -> bytes:
+        names = receipt.file_digests()
+        for name in unit_file_names(receipt.unit):  # of the same unit, when it began in the wrong place
+            if name not in names:
+                (self._set / name).unlink(missing_ok=True)
         for path in sorted(scratch.iterdir()):
-            target = self.partial / rejected_name(receipt.unit) if path.name == REJECTED_PART else self._set / path.name
-            os.replace(path, target)
+            if path.name == REJECTED_PART:
+                self.write(rejected_name(receipt.unit), path.read_bytes())
+            else:
+                os.replace(path, self._set / path.name)
         flush_directory(self._set)
         content = encode_receipt(receipt)
         self.write(receipt_name(receipt.unit), content)
@@ -162,12 +172,12 @@ class LocalOutput:
         self._remove_partial()
 
     def _strange_files(self) -> list[Path]:
-        """What lies in the partial directory and isn't a build's own, but for a set that is replaced."""
+        """What lies in the partial directory and isn't a build's own, but for a set that is replaced: without a plan, all
+        but the plan's temporary file."""
+        own = _OWN_FILE if (self.partial / PLAN_NAME).exists() else re.compile(re.escape(PLAN_NAME + TEMPORARY_SUFFIX))
         files = [path for path in self.partial.rglob("*") if path.is_symlink() or not path.is_dir()]
-        names = {path: path.relative_to(self.partial).as_posix() for path in files}
-        return [
-            path for path, name in names.items() if not _OWN_FILE.fullmatch(name) and not name.startswith("replaced/")
-        ]
+        names = {path: path.relative_to(self.partial).as_posix() for path in sorted(files)}
+        return [path for path, name in names.items() if not own.fullmatch(name) and not name.startswith("replaced/")]
 
     def _remove_partial(self) -> None:
         """Remove what a build has left, its plan last. Raises `InputError` if something else lies there."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import BinaryIO
 from blake3 import blake3
 
 from shards.common.errors import InputError
-from shards.common.text import printable
+from shards.common.text import printable, size_text
 
 TEMPORARY_SUFFIX = ".tmp"
 _READ_BYTES = 1 << 22
@@ -102,6 +103,15 @@ def regular_file_bytes(path: Path | str) -> int:
         kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "something else"
         raise InputError(f"{path}: expected a regular file, found {kind}")
     return status.st_size
+
+
+def check_room(directory: Path, num_bytes: int, instead: str) -> None:
+    """Raise `InputError` if `num_bytes` more can't fit on the disk of `directory`; `instead` is what else can be done."""
+    free = shutil.disk_usage(directory).free
+    if free < num_bytes:
+        raise InputError(
+            f"{directory}: {size_text(num_bytes)} more are needed, {size_text(free)} are free; make room, or {instead}"
+        )
 
 
 class FileLock:

@@ -53,6 +53,17 @@ def percent(part: float, whole: float) -> str:
     return f"{share:.0f} %" if share in (0, 100) else f"{share:.1f} %"
 
 
+def duration(seconds: float) -> str:
+    """
+    >>> [duration(seconds) for seconds in (0.25, 45, 754, 11100)]
+    ['0.2 s', '45 s', '12 min 34 s', '3 h 5 min']
+    """
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
 def printable(text: str) -> str:
     """`text` on one line with control characters (terminal escapes included) written as `\\x1b`."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

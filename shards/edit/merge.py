@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import operator
 import os
 from collections import Counter
@@ -56,7 +55,7 @@ def merge(
         _check_alike(sets[0], other)
     manifests = [shard_set.manifest for shard_set in sets]
     rejected = Counter[str]()
-    for entry in itertools.chain.from_iterable(manifest.rejected for manifest in manifests):
+    for entry in (entry for manifest in manifests for entry in manifest.rejected):
         rejected[entry.kind] += entry.num_records
     with new_directory(out) as directory:
         shards: list[ShardEntry] = []
@@ -68,7 +67,11 @@ def merge(
                     source, target = path / (shard.name + suffix), directory / (name + suffix)
                     _take_file(source, target, digest, link=link, progress=progress)
                 shards.append(dataclasses.replace(shard, name=name))
-        _join_rejected(directory, sets)
+        if rejected:
+            with atomic_writer(directory / REJECTED_NAME) as joined:
+                for path, file in ((own.path, file) for own in sets for file in own.manifest.other_files):
+                    if file.name == REJECTED_NAME:
+                        check_digest(path / file.name, file.digest, write=joined.write)
         return complete_set(
             directory,
             shards,
@@ -143,13 +146,3 @@ def check_digest(
         raise InputError(f"{path}: no such file; build the set again") from None
     if found != digest:
         raise InputError(f"{path}: expected digest {digest}, found {found}; the file was changed, build the set again")
-
-
-def _join_rejected(directory: Path, sets: Iterable[ShardSet]) -> None:
-    """Write `rejected.jsonl` from those of `sets`, if any has one."""
-    files = [(shard_set.path, file) for shard_set in sets for file in shard_set.manifest.other_files]
-    parts = [(path / REJECTED_NAME, file.digest) for path, file in files if file.name == REJECTED_NAME]
-    if parts:
-        with atomic_writer(directory / REJECTED_NAME) as joined:
-            for path, digest in parts:
-                check_digest(path, digest, write=joined.write)

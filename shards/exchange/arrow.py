@@ -1,4 +1,4 @@
-"""Export to Parquet, and to a directory of Hugging Face `datasets`. The one module that imports pyarrow.
+"""Export to Parquet, and to a directory of Hugging Face `datasets`. The one module that needs pyarrow.
 
 `parquet`: a row is a block. Type and codec by pyarrow's own writer; a row group has some 4 million tokens.
 
@@ -21,16 +21,18 @@ int32 has the same bits as uint32 for every id below 2**31, and torch can comput
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 from blake3 import blake3
 
-from shards.common.errors import InputError
 from shards.common.files import atomic_writer, flush_directory, write_atomically
-from shards.exchange.blocks import Format, files_of, read_blocks
+from shards.exchange.blocks import Format, Progress, cut_files, read_blocks
+from shards.layout import bin_bytes
 from shards.reader import ShardSet, Split, Tokens
 
 COLUMN = "input_ids"
@@ -40,74 +42,48 @@ _ROWS_PER_BATCH = 1000  # as the ArrowWriter of `datasets`
 _HF_SPLITS = {"train": "train", "val": "validation"}
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise InputError("this format needs the package pyarrow; install it with `pip install pyarrow`") from None
-    return pyarrow
-
-
-def export_parquet(
-    shard_set: ShardSet, splits: Sequence[Split], directory: Path, advance: Callable[[int], None]
-) -> None:
-    pyarrow = _pyarrow()
+def export_parquet(shard_set: ShardSet, splits: Sequence[Split], directory: Path, progress: Progress) -> None:
     element = pyarrow.field("element", pyarrow.uint32(), nullable=False)
     schema = pyarrow.schema([pyarrow.field(COLUMN, pyarrow.list_(element), nullable=False)])
     rows_per_group = max(1, _ROW_GROUP_TOKENS // shard_set.block_tokens)
     for split in splits:
         folder = directory / split.name
-        folder.mkdir()
-        files = files_of(split, max_bytes=_MAX_FILE_BYTES)
-        for number, blocks in enumerate(files):
-            path = folder / f"{split.name}-{number:05}-of-{len(files):05}.parquet"
+        for path, blocks in _new_files(split, folder, split.name, ".parquet").items():
             with (
                 atomic_writer(path, flush_parent=False) as file,
                 pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
             ):
-                for batch in read_blocks(split, blocks, advance, blocks_per_read=rows_per_group):
+                for batch in read_blocks(split, blocks, progress, at_once=rows_per_group):
                     offsets = np.arange(len(batch) + 1, dtype=np.int32) * np.int32(split.block_tokens)
-                    rows = pyarrow.ListArray.from_arrays(offsets, _array(pyarrow, batch), type=schema.field(0).type)
+                    rows = pyarrow.ListArray.from_arrays(offsets, _array(batch), type=schema.field(0).type)
                     table = pyarrow.Table.from_arrays([rows], schema=schema)
                     writer.write_table(table, row_group_size=len(batch))
         flush_directory(folder)
 
 
-def export_hf(shard_set: ShardSet, splits: Sequence[Split], directory: Path, advance: Callable[[int], None]) -> None:
-    pyarrow = _pyarrow()
+def export_hf(shard_set: ShardSet, splits: Sequence[Split], directory: Path, progress: Progress) -> None:
     row_type = pyarrow.list_(pyarrow.int32(), shard_set.block_tokens)
     schema = pyarrow.schema([pyarrow.field(COLUMN, row_type)])
     for split in splits:
         name = _HF_SPLITS[split.name]
-        folder = directory / name
-        folder.mkdir()
-        files = files_of(split, max_bytes=_MAX_FILE_BYTES)
-        paths = [folder / f"data-{number:05}-of-{len(files):05}.arrow" for number in range(len(files))]
-        for path, blocks in zip(paths, files, strict=True):
-            with (
-                atomic_writer(path, flush_parent=False) as file,
-                pyarrow.ipc.new_stream(file, schema) as writer,
-            ):
-                for batch in read_blocks(split, blocks, advance, blocks_per_read=_ROWS_PER_BATCH):
-                    values = _array(pyarrow, batch).view(pyarrow.int32())
+        files = _new_files(split, directory / name, "data", ".arrow")
+        for path, blocks in files.items():
+            with atomic_writer(path, flush_parent=False) as file, pyarrow.ipc.new_stream(file, schema) as writer:
+                for batch in read_blocks(split, blocks, progress, at_once=_ROWS_PER_BATCH):
+                    values = _array(batch).view(pyarrow.int32())
                     rows = pyarrow.FixedSizeListArray.from_arrays(values, type=row_type)
                     writer.write_batch(pyarrow.record_batch([rows], schema=schema))
+        # `Sequence` is what every version of `datasets` reads.
+        feature = {"dtype": "int32", "_type": "Value"}
         info = {
             "citation": "",
             "description": f"shard set {shard_set.fingerprint}, split {split.name}",
-            # `Sequence` is what every version of `datasets` reads.
-            "features": {
-                COLUMN: {
-                    "feature": {"dtype": "int32", "_type": "Value"},
-                    "length": shard_set.block_tokens,
-                    "_type": "Sequence",
-                }
-            },
+            "features": {COLUMN: {"feature": feature, "length": shard_set.block_tokens, "_type": "Sequence"}},
             "homepage": "",
             "license": "",
         }
         state: dict[str, Any] = {
-            "_data_files": [{"filename": path.name} for path in paths],
+            "_data_files": [{"filename": path.name} for path in files],
             "_fingerprint": blake3(f"{shard_set.fingerprint} {name}".encode()).hexdigest(length=8),
             "_format_columns": None,
             "_format_kwargs": {},
@@ -115,27 +91,36 @@ def export_hf(shard_set: ShardSet, splits: Sequence[Split], directory: Path, adv
             "_output_all_columns": False,
             "_split": name,
         }
-        write_atomically(folder / "dataset_info.json", json.dumps(info, indent=2).encode())
-        write_atomically(folder / "state.json", json.dumps(state, indent=2).encode())
+        write_atomically(directory / name / "dataset_info.json", json.dumps(info, indent=2).encode())
+        write_atomically(directory / name / "state.json", json.dumps(state, indent=2).encode())
     names = {"splits": [_HF_SPLITS[split.name] for split in splits]}
     write_atomically(directory / "dataset_dict.json", json.dumps(names).encode())
 
 
-def _array(pyarrow: Any, blocks: Tokens) -> Any:
+def _new_files(split: Split, folder: Path, stem: str, suffix: str) -> dict[Path, range]:
+    """Make `folder`; the files to write in it with the blocks of each."""
+    folder.mkdir()
+    files = cut_files(len(split), _MAX_FILE_BYTES // bin_bytes(1, split.block_tokens))
+    names = [f"{stem}-{number:05}-of-{len(files):05}{suffix}" for number in range(len(files))]
+    return {folder / name: blocks for name, blocks in zip(names, files, strict=True)}
+
+
+def _array(blocks: Tokens) -> Any:
     """The tokens of blocks as one Arrow array of uint32, without copying."""
     buffer = pyarrow.py_buffer(np.ascontiguousarray(blocks, dtype="<u4"))
     return pyarrow.Array.from_buffers(pyarrow.uint32(), blocks.size, [None, buffer])
 
 
-def parquet_reader(_shard_set: ShardSet, splits: Sequence[Split], out: Path) -> str:
-    name = splits[0].name
-    return f"import pyarrow.parquet as pq; {name} = pq.read_table({str(out / name)!r})"
-
-
-def hf_reader(_shard_set: ShardSet, splits: Sequence[Split], out: Path) -> str:
-    name = _HF_SPLITS[splits[0].name]
-    return f'from datasets import load_from_disk; {name} = load_from_disk({str(out)!r})["{name}"]'
-
-
-PARQUET = Format(export=export_parquet, reader=parquet_reader)
-HF = Format(export=export_hf, reader=hf_reader)
+PARQUET = Format(
+    export=export_parquet,
+    reader=lambda _shard_set, splits, out: (
+        f"import pyarrow.parquet as pq; {splits[0].name} = pq.read_table({str(out / splits[0].name)!r})"
+    ),
+)
+HF = Format(
+    export=export_hf,
+    reader=lambda _shard_set, splits, out: (
+        f"from datasets import load_from_disk; {_HF_SPLITS[splits[0].name]} = "
+        f'load_from_disk({str(out)!r})["{_HF_SPLITS[splits[0].name]}"]'
+    ),
+)

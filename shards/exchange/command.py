@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.common.command_line import ProgressLine, percent_done, say
 from shards.common.errors import InputError, choice
-from shards.common.text import nearest, plural
-from shards.entries import SPLITS
+from shards.common.text import plural
+from shards.layout import SPLITS, bin_bytes
 from shards.order import DEFAULT_SEED
 
 if TYPE_CHECKING:
     from shards.exchange.blocks import Format
 
-EXPORT_FORMATS = ("datatrove", "litdata", "mds", "llm.c", "parquet", "hf")
+# The module of each format, and its name there.
+_FORMATS = {
+    "datatrove": ("datatrove", "FORMAT"),
+    "litdata": ("headed", "LITDATA"),
+    "mds": ("headed", "MDS"),
+    "llm.c": ("headed", "LLM_C"),
+    "parquet": ("arrow", "PARQUET"),
+    "hf": ("arrow", "HF"),
+}
+EXPORT_FORMATS = tuple(_FORMATS)
 IMPORT_FORMATS = ("megatron", "datatrove")
 
 
@@ -42,81 +52,54 @@ def add_parsers(commands: Any) -> None:
         "sources", nargs="+", metavar="SOURCE", help="files (a Megatron prefix too), directories, or patterns in quotes"
     )
     take.add_argument("--from", required=True, dest="source_format", metavar="FORMAT", help=" or ".join(IMPORT_FORMATS))
-    take.add_argument(
-        "--tokenizer",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="what made the ids: a tokenizer.json, its directory, or another shard set",
-    )
+    tokenizer_help = "what made the ids: a tokenizer.json, its directory, or another shard set"
+    take.add_argument("--tokenizer", type=Path, required=True, metavar="PATH", help=tokenizer_help)
     take.add_argument("--out", type=Path, required=True, metavar="DIR", help="the shard set to write")
     take.add_argument("--block-tokens", type=int, default=512, metavar="N", help="tokens in a block (512)")
     take.add_argument(
-        "--packing", default="concat", metavar="concat|best-fit", help="how documents fill blocks (concat)"
+        "--packing", default="concat", metavar="concat|best-fit", help="how documents become blocks (concat)"
     )
     take.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="share of documents held out (0.1)")
-    take.add_argument(
-        "--seed", type=int, default=DEFAULT_SEED, metavar="N", help=f"of the train/val split ({DEFAULT_SEED})"
-    )
-    take.add_argument(
-        "--eos-inside",
-        default="refuse",
-        metavar="refuse|split|keep",
-        help="a document with EOS in its middle: is an error, several documents, or stays as it is (refuse)",
-    )
+    seed_help = f"of the train/val split ({DEFAULT_SEED})"
+    take.add_argument("--seed", type=int, default=DEFAULT_SEED, metavar="N", help=seed_help)
+    eos_help = "a document with EOS in its middle: is an error, several documents, or stays as it is (refuse)"
+    take.add_argument("--eos-inside", default="refuse", metavar="refuse|split|keep", help=eos_help)
     take.set_defaults(run=run_import)
 
 
 def run_export(options: argparse.Namespace) -> int:
-    from shards.common.text import size_text
-    from shards.new_set import new_directory
     from shards.reader import open_shard_set
-    from shards.writer import bin_bytes
+    from shards.set_writer import new_directory
 
-    form = _format(options.to)
+    name = choice("--to", options.to, EXPORT_FORMATS)
     names = SPLITS if options.split is None else [choice("--split", options.split, SPLITS)]
+    form = _load_format(name)
     shard_set = open_shard_set(options.directory)
     splits = [shard_set[name] for name in names if len(shard_set[name])]
     if not splits:
         raise InputError(f"{options.directory}: split {options.split} holds no block; nothing to export")
     directory = Path(os.path.abspath(options.directory))
-    out = options.out or directory.with_name(f"{directory.name}-{options.to}")
-    if out.resolve().is_relative_to(directory.resolve()):
-        raise InputError(f"--out: {out} lies in the shard set itself; choose a place outside")
+    out = options.out or directory.with_name(f"{directory.name}-{name}")
     num_blocks = sum(map(len, splits))
     line = percent_done("exported", bin_bytes(num_blocks, shard_set.block_tokens), "bytes")
     with new_directory(out) as partial, ProgressLine(line) as progress:
         form.export(shard_set, splits, partial, progress.advance)
-    files = [path for path in out.rglob("*") if path.is_file()]
-    num_new_bytes = sum(path.stat().st_size for path in files if not is_link(path))
-    written = ", ".join(split.name for split in splits)
+    num_files, written = sum(path.is_file() for path in out.rglob("*")), ", ".join(split.name for split in splits)
     say(
         f"{out}: {plural(num_blocks, 'block')} of {shard_set.block_tokens} tokens ({written}), "
-        f"{plural(len(files), 'file')}, {size_text(num_new_bytes)} written",
+        f"{plural(num_files, 'file')}",
         f"read it with: {form.reader(shard_set, splits, out.resolve())}",
     )
     return 0
 
 
-def is_link(path: Path) -> bool:
-    """Whether `path` is another name of a file."""
-    return path.is_symlink() or path.stat().st_nlink > 1
-
-
-def _format(name: str) -> Format:
-    from shards.exchange import arrow, datatrove, litdata, llm_c, mds
-
-    formats = {
-        "datatrove": datatrove.FORMAT,
-        "litdata": litdata.FORMAT,
-        "mds": mds.FORMAT,
-        "llm.c": llm_c.FORMAT,
-        "parquet": arrow.PARQUET,
-        "hf": arrow.HF,
-    }
-    if name not in formats:
-        raise InputError(f"--to: expected {', '.join(formats)}, found {name!r}{nearest(name, formats)}")
-    return formats[name]
+def _load_format(name: str) -> Format:
+    module, attribute = _FORMATS[name]
+    try:
+        form: Format = getattr(importlib.import_module(f"shards.exchange.{module}"), attribute)
+    except ModuleNotFoundError as error:
+        raise InputError(f"--to {name}: needs the package {error.name}; install it with pip") from None
+    return form
 
 
 def run_import(options: argparse.Namespace) -> int:
@@ -125,14 +108,8 @@ def run_import(options: argparse.Namespace) -> int:
     from shards.exchange.megatron import IndexedFile
     from shards.exchange.token_files import TokenFile, find_files
 
-    settings = ImportSettings(
-        source_format=options.source_format,
-        block_tokens=options.block_tokens,
-        packing=options.packing,
-        val_fraction=options.val_fraction,
-        seed=options.seed,
-        eos_inside=options.eos_inside,
-    )
+    names = ("source_format", "block_tokens", "packing", "val_fraction", "seed", "eos_inside")
+    settings = ImportSettings(**{name: getattr(options, name) for name in names})
     files: list[TokenFile]
     if choice("--from", options.source_format, IMPORT_FORMATS) == "megatron":
         paths = find_files(options.sources, suffix=".bin", index_suffix=".idx", recursive=False)
@@ -140,10 +117,9 @@ def run_import(options: argparse.Namespace) -> int:
     else:
         paths = find_files(options.sources, suffix=".ds", index_suffix=".index", recursive=True)
         files = [EndsFile(path) for path in paths]
-    with ProgressLine(percent_done("imported", 2 * sum(file.num_bytes for file in files), "bytes")) as progress:
-        manifest = import_files(
-            files, options.out, tokenizer=options.tokenizer, settings=settings, advance=progress.advance
-        )
+    tokenizer, total = options.tokenizer, 2 * sum(file.num_bytes for file in files)
+    with ProgressLine(percent_done("imported", total, "bytes")) as progress:
+        manifest = import_files(files, options.out, tokenizer=tokenizer, settings=settings, progress=progress.advance)
     train, val = (manifest.splits[name] for name in SPLITS)
     say(
         f"{options.out}: {plural(manifest.total('num_documents'), 'document')}, "

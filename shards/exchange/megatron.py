@@ -15,7 +15,7 @@ The index (megatron/core/datasets/indexed_dataset.py, `_IndexWriter`), little-en
 
 Codes: 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 6 float64, 7 float32, 8 uint16. A set for several modalities has i8[S]
 more; it is refused, as floats are. The `.bin` is headerless; bytes in it that no sequence covers are passed over, as
-Megatron does (in a shard set packed best-fit they are filling).
+Megatron does (in a shard set they are padding).
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.common.errors import InputError
-from shards.exchange.token_files import Lengths, TokenFile, check_rising, file_bytes, find_shard, map_array
+from shards.edit.merge import check_digest
+from shards.exchange.token_files import Lengths, TokenFile, check_rising, file_bytes, map_array, shard_beside
 from shards.index import HEADER, MAGIC, VERSION, index_bytes
-from shards.writer import BIN_SUFFIX, INDEX_SUFFIX
+from shards.layout import BIN_SUFFIX, INDEX_SUFFIX
 
 # The types that can hold ids, by dtype code.
 _DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
@@ -42,89 +43,73 @@ class IndexedFile(TokenFile):
     def __init__(self, path: Path) -> None:
         index_path = path.with_suffix(INDEX_SUFFIX)
         num_bytes = file_bytes(path)
-        dtype, num_sequences, num_boundaries = _read_header(index_path)
+        dtype, num_sequences, num_documents = _read_header(index_path)
         content = map_array(index_path, "u1")
-        behind = [HEADER.size, *(HEADER.size + size * num_sequences for size in (4, 12))]
-        self._lengths = content[behind[0] : behind[1]].view("<i4")
-        self._offsets = content[behind[1] : behind[2]].view("<i8")
-        self._boundaries = content[behind[2] :].view("<i8")
+        lengths_end, offsets_end = (HEADER.size + size * num_sequences for size in (4, 12))
+        self._lengths = content[HEADER.size : lengths_end].view("<i4")
+        self._offsets = content[lengths_end:offsets_end].view("<i8")
+        self._boundaries = content[offsets_end:].view("<i8")
         self._tokens = map_array(path, dtype)
         self._token_bytes = np.dtype(dtype).itemsize
         self._check_sequences(index_path, num_bytes)
-        self._check_boundaries(index_path)
-        shard = find_shard(path.parent, path.name.removesuffix(BIN_SUFFIX))
-        super().__init__(path, num_bytes=num_bytes, num_documents=num_boundaries - 1, shard=shard)
-        if shard is not None and self.num_documents != shard.entry.num_index_documents:
+        if self._boundaries[0] != 0 or self._boundaries[-1] != num_sequences:
             raise InputError(
-                f"{index_path}: expected {shard.entry.num_index_documents:,} documents as in the manifest beside it, "
-                f"found {self.num_documents:,}; the shard set is damaged, see `python -m shards verify`"
+                f"{index_path}: expected document boundaries from 0 to {num_sequences:,}, found "
+                f"{self._boundaries[0]:,} to {self._boundaries[-1]:,}; the index is damaged"
             )
+        check_rising(index_path, self._boundaries, "document boundary")
+        _manifest, shard = shard_beside(path.parent, path.name.removesuffix(BIN_SUFFIX)) or (None, None)
+        if shard is not None:
+            check_digest(index_path, shard.index_digest)
+        super().__init__(path, num_documents=num_documents, shard=shard)
 
     def _check_sequences(self, index_path: Path, num_bytes: int) -> None:
         for first in range(0, len(self._lengths), _CHECK_ITEMS):
             lengths = self._lengths[first : first + _CHECK_ITEMS].astype(np.int64)
             offsets = self._offsets[first : first + _CHECK_ITEMS]
-            sizes = lengths * self._token_bytes
-            faults = (
+            # Where a sequence ends may be beyond int64; where it must begin is not.
+            beyond = offsets > num_bytes - lengths * self._token_bytes
+            for expected, is_wrong, values in (
                 ("a length of at least 0", lengths < 0, lengths),
                 ("an offset of at least 0", offsets < 0, offsets),
                 (f"an offset that is a multiple of {self._token_bytes}", offsets % self._token_bytes != 0, offsets),
-                # Where a sequence ends may be beyond int64; where it must begin is not.
-                (
-                    f"an offset that leaves room for it in the {num_bytes:,} bytes of the .bin",
-                    offsets > num_bytes - sizes,
-                    offsets,
-                ),
-            )
-            for expected, is_wrong, values in faults:
+                (f"an offset that leaves room for it in the {num_bytes:,} bytes of the .bin", beyond, offsets),
+            ):
                 if is_wrong.any():
-                    place = int(np.argmax(is_wrong))
+                    number = int(np.argmax(is_wrong))
                     raise InputError(
-                        f"{index_path}: sequence {first + place:,}: expected {expected}, found {int(values[place]):,}; "
+                        f"{index_path}: sequence {first + number:,}: expected {expected}, found {int(values[number]):,}; "
                         "the index is damaged, or the .bin is truncated or another one"
                     )
 
-    def _check_boundaries(self, index_path: Path) -> None:
-        boundaries, num_sequences = self._boundaries, len(self._lengths)
-        if boundaries[0] != 0 or boundaries[-1] != num_sequences:
-            raise InputError(
-                f"{index_path}: expected document boundaries from 0 to {num_sequences:,}, found {boundaries[0]:,} to "
-                f"{boundaries[-1]:,}; the index is damaged"
-            )
-        check_rising(index_path, boundaries, "document boundary")
-
-    def lengths(self, first: int, behind: int) -> Lengths:
-        sequences = self._boundaries[first : behind + 1].astype(np.int64)
+    def lengths(self, first: int, stop: int) -> Lengths:
+        sequences = self._boundaries[first : stop + 1].astype(np.int64)
         sizes = self._lengths[sequences[0] : sequences[-1]].astype(np.int64)
         before: Lengths = np.concatenate([[0], np.cumsum(sizes)])
         result: Lengths = np.diff(before[sequences - sequences[0]])
         return result
 
-    def tokens(self, first: int, behind: int) -> npt.NDArray[np.integer]:
-        sequences = slice(int(self._boundaries[first]), int(self._boundaries[behind]))
-        sizes = self._lengths[sequences].astype(np.int64)
+    def tokens(self, first: int, stop: int) -> npt.NDArray[np.integer]:
+        sequences = slice(int(self._boundaries[first]), int(self._boundaries[stop]))
         starts = self._offsets[sequences] // self._token_bytes
+        ends = starts + self._lengths[sequences]
         if not len(starts):
             return self._tokens[:0]
-        ends = starts + sizes
         if (starts[1:] == ends[:-1]).all():
             return self._tokens[starts[0] : ends[-1]]
-        pieces = zip(starts.tolist(), ends.tolist(), strict=True)
-        return np.concatenate([self._tokens[start:end] for start, end in pieces])
+        bounds = zip(starts.tolist(), ends.tolist(), strict=True)
+        return np.concatenate([self._tokens[start:end] for start, end in bounds])
 
 
 def _read_header(path: Path) -> tuple[str, int, int]:
-    """The tokens' type, the number of sequences and that of document boundaries."""
+    """The tokens' type, the number of sequences and that of documents."""
     num_bytes = file_bytes(path)
     with open(path, "rb") as file:
         content = file.read(HEADER.size)
-    if not content.startswith(MAGIC):
+    if not (content.startswith(MAGIC) and len(content) == HEADER.size):
         raise InputError(
-            f"{path}: expected an index of Megatron-Core, which begins with {MAGIC!r}, found {content[:9]!r}"
-        )
-    if len(content) < HEADER.size:
-        raise InputError(
-            f"{path}: expected a header of {HEADER.size} bytes, found {len(content)}; the file is truncated"
+            f"{path}: expected an index of Megatron-Core, {HEADER.size} bytes or more that begin with {MAGIC!r}, found "
+            f"{content[: len(MAGIC)]!r} in {num_bytes:,} bytes"
         )
     _magic, version, code, num_sequences, num_boundaries = HEADER.unpack(content)
     if version != VERSION:
@@ -134,13 +119,13 @@ def _read_header(path: Path) -> tuple[str, int, int]:
         found = f"{code} ({_FLOATS[code]})" if code in _FLOATS else f"{code}"
         raise InputError(f"{path}: dtype code: expected one of ids, {names}; found {found}")
     expected_bytes = index_bytes(num_sequences, num_boundaries - 1)
-    if num_bytes == expected_bytes + num_sequences and num_sequences:
-        raise InputError(
-            f"{path}: an index of several modalities (a mode for each sequence); only text can be imported"
-        )
     if num_bytes != expected_bytes or not num_boundaries:
+        several = num_bytes == expected_bytes + num_sequences
+        reason = (
+            "it is for several modalities, and only text can be imported" if several else "it is truncated or damaged"
+        )
         raise InputError(
             f"{path}: an index of {num_sequences:,} sequences and {num_boundaries:,} document boundaries has "
-            f"{expected_bytes:,} bytes, the file has {num_bytes:,}; it is truncated or damaged"
+            f"{expected_bytes:,} bytes, the file has {num_bytes:,}; {reason}"
         )
-    return _DTYPES[code], num_sequences, num_boundaries
+    return _DTYPES[code], num_sequences, num_boundaries - 1

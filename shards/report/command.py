@@ -8,16 +8,10 @@ from typing import Any
 
 from shards.common.command_line import ProgressLine, percent_done, say
 from shards.common.errors import InputError
-from shards.common.files import write_atomically
-from shards.common.text import percent, plural
-from shards.manifest import Manifest
 from shards.order import DEFAULT_SEED, check_seed
-from shards.reader import open_shard_set
-from shards.report.statistics import Statistics, compute
-from shards.vocabulary import read_vocabulary
 
 
-def add_parser(commands: Any) -> None:
+def add_parsers(commands: Any) -> None:
     """Add `report` to the sub-commands of `python -m shards`."""
     report = commands.add_parser("report", help="make a page (HTML) with charts, tables and excerpts of a shard set")
     report.add_argument("directory", type=Path, metavar="DIR", help="the shard set")
@@ -34,8 +28,12 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page and say what it shows. Raises `InputError`."""
+    from shards.common.files import write_atomically
+    from shards.reader import open_shard_set
     from shards.report.document import check_out
     from shards.report.page import PROGRAM, make_page
+    from shards.report.statistics import compute, summary
+    from shards.vocabulary import read_vocabulary
 
     check_seed(options.seed)
     shard_set = open_shard_set(options.directory)
@@ -54,20 +52,3 @@ def default_out(directory: Path) -> Path:
     """`data/shards/NAME.html` for `data/shards/NAME`."""
     named = directory if directory.name not in ("", "..") else directory.resolve()
     return named.parent / f"{named.name}.html"
-
-
-def summary(manifest: Manifest, statistics: Statistics) -> list[str]:
-    """The main numbers, a line each."""
-    lengths, use, found = statistics.documents.lengths, statistics.tokens, statistics.duplicates
-    short = percent(lengths.between(0, manifest.block_tokens - 1).num_documents, lengths.num_documents)
-    lost, total = lengths.num_lost_tokens, lengths.num_tokens
-    is_sample = use.num_counted_blocks < manifest.total("num_blocks")
-    rows = {
-        "documents": f"{lengths.num_documents:,}, median {plural(lengths.quantile(50), 'token')}; "
-        f"{short} are shorter than a block",
-        "tutorial": f"would drop {lost:,} of {total:,} tokens ({percent(lost, total)})",
-        "vocabulary": f"{len(use.ranking):,} of {manifest.tokenizer.vocab_size - 1:,} entries occur"
-        + (f" in a sample of {plural(use.num_counted_blocks, 'block')}" if is_sample else ""),
-        "duplicates": f"{found.num_duplicates:,} of {plural(found.num_compared, 'document')} compared",
-    }
-    return [f"  {name:11} {row}" for name, row in rows.items()]

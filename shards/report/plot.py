@@ -89,16 +89,17 @@ def _step(span: float) -> float:
 
 
 def log_axis(low: float, high: float, *, label: str = "") -> Axis:
-    """Ticks at powers of ten, on a shorter axis at their 2- and 5-fold too, on a very short one at finer steps.
+    """Ticks at powers of ten, on a shorter axis at their 2- and 5-fold too, on a very short one as on a linear axis.
 
     >>> [label for _, label in log_axis(30, 1500).ticks], [label for _, label in log_axis(1, 10**5).ticks]
     (['50', '100', '200', '500', '1k'], ['1', '10', '100', '1k', '10k', '100k'])
     """
-    high = max(high, low * 1.01)
-    factors: Sequence[float] = (1,) if high / low > 300 else (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    if high < 5 * low:
+        return dataclasses.replace(linear_axis(low, max(high, low * 1.01), label=label), is_log=True)
+    factors = (1,) if high > 300 * low else (1, 2, 5)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     values = [factor * 10.0**exponent for exponent in exponents for factor in factors]
-    ticks = [(value, compact(value)) for value in values if low * 0.999 <= value <= high * 1.001]
+    ticks = [(value, compact(value)) for value in values if low <= value * (1 + 1e-9) <= high * (1 + 2e-9)]
     return Axis(label=label, low=low, high=high, is_log=True, ticks=ticks)
 
 

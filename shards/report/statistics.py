@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from shards.common.text import percent, plural
+from shards.manifest import Manifest
 from shards.order import epoch_order
 from shards.reader import ShardSet
 from shards.report.documents import Documents
@@ -70,3 +72,20 @@ def compute(shard_set: ShardSet, *, seed: int, progress: Callable[[int], None] =
         excerpts=tuple(excerpts),
         seed=seed,
     )
+
+
+def summary(manifest: Manifest, statistics: Statistics) -> list[str]:
+    """The main numbers, a line each."""
+    lengths, use, found = statistics.documents.lengths, statistics.tokens, statistics.duplicates
+    short = percent(lengths.between(0, manifest.block_tokens - 1).num_documents, lengths.num_documents)
+    lost, total = lengths.num_lost_tokens, lengths.num_tokens
+    is_sample = use.num_counted_blocks < manifest.total("num_blocks")
+    rows = {
+        "documents": f"{lengths.num_documents:,}, median {plural(lengths.quantile(50), 'token')}; "
+        f"{short} are shorter than a block",
+        "tutorial": f"would drop {lost:,} of {total:,} tokens ({percent(lost, total)})",
+        "vocabulary": f"{len(use.ranking):,} of {manifest.tokenizer.vocab_size - 1:,} entries occur"
+        + (f" in a sample of {plural(use.num_counted_blocks, 'block')}" if is_sample else ""),
+        "duplicates": f"{found.num_duplicates:,} of {plural(found.num_compared, 'document')} compared",
+    }
+    return [f"  {name:11} {row}" for name, row in rows.items()]

@@ -30,9 +30,10 @@ ANSWER_SECONDS = 10.0
 HubName = Literal["hf", "ms"]
 # No part of a name or path leads elsewhere: it begins with neither `.` nor `-`.
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
-_NAME = re.compile(rf"(hf|ms):({_PART}/{_PART})(?:@({_PART}(?:/{_PART})*))?")
+_NAME = re.compile(rf"(?:hf|ms):({_PART}/{_PART})(?:@({_PART}(?:/{_PART})*))?")
 _URL = re.compile(
-    rf"(hf|ms)://(datasets/)?(?!(?:datasets|spaces|buckets)/)({_PART}/{_PART})(?:@(refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?:/(.*))?"
+    rf"(?:hf|ms)://(?P<datasets>datasets/)?(?!(?:datasets|spaces|buckets)/)(?P<repository>{_PART}/{_PART})"
+    r"(?:@(?P<revision>refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?:/(?P<path>.*))?"
 )
 _COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -75,17 +76,13 @@ def parse_reference(text: str) -> HubReference:
 
     Raises `InputError`.
     """
-    name, url = _NAME.fullmatch(text), _URL.fullmatch(text)
-    if name and ".." not in text:
-        return HubReference(hub="hf" if name[1] == "hf" else "ms", repository=name[2], revision=name[3])
-    if url and ".." not in text.split("/"):
-        return HubReference(
-            hub="hf" if url[1] == "hf" else "ms",
-            repository=url[3],
-            revision=unquote(url[4]) if url[4] else None,
-            is_dataset=url[2] is not None,
-            path=(url[5] or "").strip("/"),
-        )
+    hub: HubName = "ms" if text.startswith("ms:") else "hf"
+    if (name := _NAME.fullmatch(text)) and ".." not in text:
+        return HubReference(hub=hub, repository=name[1], revision=name[2])
+    if (url := _URL.fullmatch(text)) and ".." not in text.split("/"):
+        revision = unquote(url["revision"]) if url["revision"] else None
+        where: Any = {"is_dataset": url["datasets"] is not None, "path": (url["path"] or "").strip("/")}
+        return HubReference(hub=hub, repository=url["repository"], revision=revision, **where)
     raise InputError(
         f"{printable(text)!r}: expected hf:ORG/NAME or ms:ORG/NAME (then @REVISION, if need be), as in hf:Qwen/Qwen2-0.5B, "
         "or a URL such as hf://datasets/ORG/NAME/FOLDER"
@@ -180,36 +177,31 @@ class HubFile:
 def list_files(reference: HubReference) -> dict[str, HubFile]:
     """The files below a resolved reference, by their names relative to it. Raises `InputError`; `NoSuchFile`: no folder."""
     prefix = f"{reference.path}/" if reference.path else ""
-    with hub_errors(reference.hub, reference):
-        if reference.hub == "hf":
-            import huggingface_hub
+    if reference.hub == "ms":
+        entries = _model_scope_entries(reference)
+        found = {entry["Path"]: HubFile(int(entry.get("Size") or 0), entry.get("Sha256") or None) for entry in entries}
+    else:
+        import huggingface_hub
 
-            entries = huggingface_hub.HfApi().list_repo_tree(
-                reference.repository,
-                reference.path or None,
-                recursive=True,
-                revision=reference.revision,
-                repo_type=reference.kind,
-            )
-            found = {
-                entry.path: HubFile(entry.size, entry.lfs.sha256 if entry.lfs else None)
-                for entry in entries
-                if isinstance(entry, huggingface_hub.hf_api.RepoFile)
-            }
-        else:
-            listed = model_scope_client().legacy.list_repo_files(
-                reference.repository, reference.kind, reference.revision, recursive=True, root=reference.path or None
-            )
-            found = {
-                str(entry["Path"]): HubFile(int(entry.get("Size") or 0), entry.get("Sha256") or None)
-                for entry in listed
-                if entry.get("Type") != "tree"
-            }
-    return {
-        path.removeprefix(prefix): file
-        for path, file in sorted(found.items())
-        if path.startswith(prefix) and ".." not in path.split("/")
-    }
+        options: Any = {"revision": reference.revision, "repo_type": reference.kind, "recursive": True}
+        with hub_errors(reference.hub, reference):
+            tree = huggingface_hub.HfApi().list_repo_tree(reference.repository, reference.path or None, **options)
+            files = [entry for entry in tree if isinstance(entry, huggingface_hub.hf_api.RepoFile)]
+        found = {file.path: HubFile(file.size, file.lfs.sha256 if file.lfs else None) for file in files}
+    return {path.removeprefix(prefix): file for path, file in sorted(found.items()) if path.startswith(prefix)}
+
+
+def _model_scope_entries(reference: HubReference) -> list[dict[str, Any]]:
+    """The files below a reference as ModelScope lists them, without those that would lead out of a directory."""
+    with hub_errors(reference.hub, reference):
+        entries = model_scope_client().legacy.list_repo_files(
+            reference.repository, reference.kind, reference.revision, root=reference.path or None
+        )
+    return [
+        entry
+        for entry in entries
+        if entry.get("Type") != "tree" and not {"", ".", ".."} & set(str(entry.get("Path", "")).split("/"))
+    ]
 
 
 def snapshot(reference: HubReference, directory: Path, patterns: list[str], *, shows_bars: bool = False) -> Path:
@@ -217,28 +209,18 @@ def snapshot(reference: HubReference, directory: Path, patterns: list[str], *, s
 
     They lie as in the repository below `directory`; where the reference itself lies is returned. Raises `InputError`.
     """
-    prefix = f"{reference.path}/" if reference.path else ""
-    wanted = [prefix + pattern for pattern in patterns]
-    with hub_errors(reference.hub, reference):
-        if reference.hub == "hf":
-            import huggingface_hub
+    wanted = [f"{reference.path}/{pattern}" if reference.path else pattern for pattern in patterns]
+    options: Any = {"revision": reference.revision, "local_dir": directory, "allow_patterns": wanted}
+    if reference.hub == "ms":
+        options |= {"repo_type": reference.kind, "file_list": _model_scope_entries(reference)}
+        with hub_errors(reference.hub, reference):
+            model_scope_client().download_repo(reference.repository, **options)
+    else:
+        import huggingface_hub
 
-            huggingface_hub.snapshot_download(
-                reference.repository,
-                repo_type=reference.kind,
-                revision=reference.revision,
-                local_dir=directory,
-                allow_patterns=wanted,
-                tqdm_class=None if shows_bars else _no_bar(),
-            )
-        else:
-            model_scope_client().download_repo(
-                reference.repository,
-                reference.kind,
-                revision=reference.revision,
-                local_dir=directory,
-                allow_patterns=wanted,
-            )
+        options |= {"repo_type": reference.kind, "tqdm_class": None if shows_bars else _no_bar()}
+        with hub_errors(reference.hub, reference):
+            huggingface_hub.snapshot_download(reference.repository, **options)
     return directory / reference.path
 
 

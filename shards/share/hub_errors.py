@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import re
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from concurrent.futures import Future
+from typing import TypeVar
 
 from shards.common.errors import InputError, TransientError
 from shards.common.text import printable
 
-HUB_TITLES = {"hf": "Hugging Face", "ms": "ModelScope"}
+_TITLES = {"hf": "Hugging Face", "ms": "ModelScope"}
 _INSTEAD = {
     "hf": "try later, a mirror (HF_ENDPOINT=https://hf-mirror.com), or the same name on ModelScope (ms:)",
     "ms": "try later, or the same name on Hugging Face (hf:)",
 }
+_PROBLEMS = {
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE=1 forbids to ask the hub; unset it (`env -u HF_HUB_OFFLINE …`)",
+    "GatedRepoError": "needs permission: ask for it on the repository's page, then log in with `hf auth login`",
+    "RepositoryNotFoundError": "no such repository there, or a private one (then `hf auth login`)",
+    "RevisionNotFoundError": "no such revision in this repository",
+    "NotExistError": "no such repository, revision or file there",
+    "JSONDecodeError": "the server doesn't answer as a hub does; a proxy in between?",
+}
+_WRAPPERS = {"RevisionResolutionError", "LocalEntryNotFoundError", "FileDownloadError"}
 _NETWORK_MODULES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "ssl", "modelscope_hub"}
 
 T = TypeVar("T")
@@ -36,23 +45,19 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
     A name that isn't resolved, or a client that tries again and again, can't be stopped otherwise.
     """
-    results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
-            results.put((call(), None))
+            future.set_result(call())
         except BaseException as error:
-            results.put((None, error))
+            future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        value, error = results.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if error is not None:
-        raise error
-    result: T = value
-    return result
+        return future.result(seconds)
+    except TimeoutError as error:
+        raise TimeoutError(str(error) or f"no answer within {seconds:g} s") from None
 
 
 @contextlib.contextmanager
@@ -72,41 +77,27 @@ def hub_errors(hub: str, where: object) -> Iterator[None]:
 def _translated(error: BaseException, hub: str, where: object) -> InputError | None:
     kinds = type(error).__mro__
     names = {kind.__name__ for kind in kinds}
-    if names & {"RevisionResolutionError", "LocalEntryNotFoundError", "FileDownloadError"}:  # wrapped round the reason
-        failed: dict[str, BaseException] = getattr(error, "failed_files", {})
-        inner = error.__cause__ or next(iter(failed.values()), None)
+    if names & _WRAPPERS:
+        failures: dict[str, BaseException] = getattr(error, "failed_files", {})
+        inner = error.__cause__ or next(iter(failures.values()), None)
         if inner is not None:
             return _translated(inner, hub, where)
-    for name, problem in {
-        "OfflineModeIsEnabled": "HF_HUB_OFFLINE=1 forbids to ask the hub; unset it (`env -u HF_HUB_OFFLINE …`)",
-        "GatedRepoError": "needs permission: ask for it on the repository's page, then log in with `hf auth login`",
-        "RepositoryNotFoundError": "no such repository there, or a private one (then `hf auth login`)",
-        "RevisionNotFoundError": "no such revision in this repository",
-        "NotExistError": "no such repository, revision or file there",
-        "JSONDecodeError": f"the server doesn't answer as {HUB_TITLES[hub]} does; a proxy in between?",
-        "HFValidationError": _reason(error),
-        "InvalidParameter": _reason(error),
-    }.items():
-        if name in names:
-            return InputError(f"{where}: {problem}")
+    if known := next((problem for name, problem in _PROBLEMS.items() if name in names), None):
+        return InputError(f"{where}: {known}")
     if "EntryNotFoundError" in names:
         return NoSuchFile(f"{where}: no such file in this repository")
     status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return InputError(f"{where}: access is refused (HTTP {status}); log in, or ask for permission")
     if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
-        return InputError(f"{where}: refused (HTTP {status}): {_reason(error)}")
+        login = "; log in, or ask for permission" if status in (401, 403) else ""
+        return InputError(f"{where}: refused (HTTP {status}): {_reason(error)}{login}")
+    if names & {"HFValidationError", "InvalidParameter"}:
+        return InputError(f"{where}: {_reason(error)}")
     is_network = any(kind.__module__.split(".")[0] in _NETWORK_MODULES for kind in kinds)
-    if not (is_network or isinstance(error, TimeoutError | ConnectionError) or _is_cut_short(error)):
+    is_cut_short = type(error) is OSError and error.errno is None  # huggingface_hub: another length than listed
+    if not (is_network or is_cut_short or isinstance(error, TimeoutError | ConnectionError)):
         return None
     reason = f"HTTP {status}" if isinstance(status, int) else _reason(error)
-    title = HUB_TITLES[hub]
-    return TransientError(f"{where}: {title} can't be reached ({reason}{_proxy()}); {_INSTEAD[hub]}")
-
-
-def _is_cut_short(error: BaseException) -> bool:
-    """huggingface_hub's word for a content with another length than listed: an `OSError` without a number."""
-    return type(error) is OSError and error.errno is None
+    return TransientError(f"{where}: {_TITLES[hub]} can't be reached ({reason}{_proxy()}); {_INSTEAD[hub]}")
 
 
 def _reason(error: BaseException) -> str:
@@ -114,7 +105,7 @@ def _reason(error: BaseException) -> str:
     for _ in range(10):
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__) or error
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return printable(" ".join(text.split()))[:200]
+    return printable(re.sub(r"^\[Errno \d+\] ", "", " ".join(text.split())))[:200]
 
 
 def _proxy() -> str:

@@ -15,7 +15,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from shards.common.errors import InputError, TransientError
-from shards.common.files import TEMPORARY_SUFFIX, FileLock, file_digest, flush_directory, user_cache, write_atomically
+from shards.common.files import (
+    TEMPORARY_SUFFIX,
+    FileLock,
+    check_room,
+    file_digest,
+    flush_directory,
+    user_cache,
+    write_atomically,
+)
 from shards.common.text import plural, size_text
 from shards.common.urls import file_system, join, read_bytes, storage_errors
 from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, MANIFEST_NAME, REJECTED_NAME, SPLITS, TOKENIZER_DIRECTORY
@@ -70,7 +78,7 @@ def pull(
         found.mkdir(parents=True, exist_ok=True)
         files = list(manifest.files())
         missing = [file for file in files if not _has_size(found / file.name, file)]
-        _check_room(partial, sum(file.num_bytes for file in missing))
+        check_room(partial, sum(file.num_bytes for file in missing), "choose another directory (--out, XDG_CACHE_HOME)")
         size = size_text(sum(file.num_bytes for file in files))
         kept = f", {plural(len(files) - len(missing), 'file')} of it here already" if len(missing) < len(files) else ""
         notice(f"{source}: copying {size} to {directory}{kept}")
@@ -91,8 +99,8 @@ def pull(
 
 def read_small(source: HubReference | str, name: str) -> bytes | None:
     """A small file at a resolved reference or a URL; None: it isn't there. Raises `InputError`."""
-    if isinstance(source, str):
-        return read_bytes(join(source, name))
+    if isinstance(source, str) or source.hub == "hf":
+        return read_bytes(join(str(source), name))
     with tempfile.TemporaryDirectory() as temporary:
         path = snapshot(source, Path(temporary), [name]) / name
         return path.read_bytes() if path.is_file() else None
@@ -106,15 +114,6 @@ def _holds(directory: Path, manifest: Manifest) -> bool:
 
 def _has_size(path: Path, file: FileEntry) -> bool:
     return path.is_file() and path.stat().st_size == file.num_bytes
-
-
-def _check_room(directory: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < num_bytes:
-        raise InputError(
-            f"{directory}: {size_text(num_bytes)} are to be copied, {size_text(free)} are free; make room, or choose "
-            "another directory (--out, or XDG_CACHE_HOME)"
-        )
 
 
 def _fetch(url: str, directory: Path, files: list[FileEntry], progress: Callable[[int], None]) -> None:

@@ -1,339 +1,185 @@
-"""Whole builds: nothing lost, the same bytes whatever happens, every mistake one clear line."""
+"""What is in a set: every document with its own ids, in the corpus's order, the same bytes whoever does the units."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import gzip
+import itertools
 import unicodedata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import shards
-from pipeline import build as build_module
-from pipeline.build import build
-from pipeline.settings import BuildSettings
-from pipeline.sources import look_at
-from pipeline.tokenizers import load_tokenizer_files
+from pipeline import worker
+from pipeline.progress import summary
+from pipeline.tokenizers import FastEncoder, ReferenceEncoder
 from shards.common.errors import InputError
 from shards.verify import verify
-from shards.vocabulary import Vocabulary
-from tests.conftest import SAMPLE, assert_one_error_line, directory_bytes, run_module, sample_records, write_corpus
+from tests.conftest import SAMPLE, InlineEngine, directory_bytes, sample_records, use_engine, write_corpus
+from tests.pipeline.building import TEXTS, Builder, texts_in
 
-SETTINGS = BuildSettings(block_tokens=64, unit_bytes=20_000)
-
-
-def texts_in(directory: Path) -> list[str]:
-    """The texts of all documents, both splits, read back from the shards."""
-    shard_set = shards.open(directory)
-    vocabulary = Vocabulary(shard_set.tokenizer_path)
-    return [vocabulary.text(document) for split in ("train", "val") for document in shard_set[split].documents()]
+KINDS = ("lines", "array", "pretty", "compact", "escaped", "gz", "parquet", "txt")
 
 
-def build_sample(out: Path, tokenizer_dir: Path, **options: Any) -> shards.ShardSet:
-    options = {"settings": SETTINGS, "num_workers": 1, "tokenizer_name": str(tokenizer_dir), **options}
-    build([str(SAMPLE)], out, **options)
-    return shards.open(out)
+def write_source(directory: Path, number: int, kind: str, texts: list[str]) -> list[Path]:
+    """A source, or one for each text where a file is a document."""
+    path, records = directory / f"source{number}", [{"text": text} for text in texts]
+    if kind == "txt":
+        paths = [directory / f"{number}-{place:03}.txt" for place in range(len(texts))]
+        for own, text in zip(paths, texts, strict=True):
+            own.write_bytes(text.encode())
+        return paths
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path, row_group_size=3)
+        return [path]
+    write_corpus(path, records, "lines" if kind == "gz" else kind)
+    if kind == "gz":
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    return [path]
 
 
-@pytest.mark.usefixtures("inline_engine")
-def test_every_document_is_read_back(tmp_path: Path, tokenizer_dir: Path) -> None:
-    build_sample(tmp_path / "set", tokenizer_dir)
-    expected = [unicodedata.normalize("NFC", record["text"]) for record in sample_records()]
-    assert sorted(texts_in(tmp_path / "set")) == sorted(expected)
-    assert verify(tmp_path / "set") == []
-
-
-@pytest.mark.usefixtures("inline_engine")
-def test_documents_come_in_the_order_of_the_corpus(tmp_path: Path, tokenizer_dir: Path) -> None:
-    build_sample(tmp_path / "set", tokenizer_dir, settings=dataclasses.replace(SETTINGS, val_fraction=0.0))
-    assert texts_in(tmp_path / "set") == [record["text"] for record in sample_records()]
-
-
-@pytest.mark.usefixtures("inline_engine")
-def test_token_count_is_the_reference_tokenizers_and_one_eos_a_document(tmp_path: Path, tokenizer_dir: Path) -> None:
-    from tokenizers import Tokenizer
-
-    manifest = build_sample(tmp_path / "set", tokenizer_dir).manifest
-    reference = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
-    expected = sum(len(reference.encode(record["text"]).ids) + 1 for record in sample_records())
-    assert sum(split.num_tokens for split in manifest.splits.values()) == expected
-    assert sum(split.num_documents for split in manifest.splits.values()) == len(sample_records())
-    assert sum(split.num_text_chars for split in manifest.splits.values()) == sum(
-        len(record["text"]) for record in sample_records()
-    )
-
-
-@pytest.mark.usefixtures("inline_engine")
 @hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_nothing_is_lost_for_any_corpus_block_and_unit_size(
-    tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path, data: st.DataObject
+def test_the_documents_are_the_corpus_and_the_bytes_the_same_in_any_order_of_units(
+    tmp_path_factory: pytest.TempPathFactory, run: Builder, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
-    texts = data.draw(st.lists(st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace").decode()), max_size=20))
-    texts.append("至少一篇")
-    settings = BuildSettings(
-        block_tokens=data.draw(st.integers(2, 40)),
-        unit_bytes=data.draw(st.integers(10, 500)),
-        val_fraction=data.draw(st.sampled_from([0.0, 0.3, 0.9])),
+    text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
+    sources = data.draw(
+        st.lists(st.tuples(st.sampled_from(KINDS), st.lists(text, min_size=1, max_size=12)), max_size=4)
     )
+    sources.append(("lines", ["至少一篇", '0"}, {"text": "1"}, {"']))
     directory = tmp_path_factory.mktemp("any")
-    layout = data.draw(st.sampled_from(["lines", "array", "pretty", "compact"]))
-    corpus = write_corpus(directory / "corpus", [{"text": text} for text in texts], layout)
-    build([str(corpus)], directory / "set", tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=1)
-    assert verify(directory / "set") == []
-    assert sorted(texts_in(directory / "set")) == sorted(unicodedata.normalize("NFC", text) for text in texts if text)
+    paths = [path for number, source in enumerate(sources) for path in write_source(directory, number, *source)]
+    options = {
+        "block_tokens": data.draw(st.integers(2, 40)),
+        "unit_bytes": data.draw(st.integers(10, 500)),
+        "val_fraction": data.draw(st.sampled_from([0.0, 0.5])),
+        "packing": data.draw(st.sampled_from(["concat", "best-fit"])),
+    }
+    for seed in (0, 1):
+        use_engine(monkeypatch, InlineEngine(seed=data.draw(st.integers(0, 99))))
+        run(paths, directory / f"set{seed}", **options)
+    expected = [unicodedata.normalize("NFC", own) for _kind, texts in sources for own in texts]
+    found = texts_in(directory / "set0")
+    assert found == expected if not options["val_fraction"] else sorted(found) == sorted(expected)
+    assert verify(directory / "set0") == []
+    assert directory_bytes(directory / "set0") == directory_bytes(directory / "set1")
 
 
-@pytest.mark.usefixtures("inline_engine")
-def test_only_the_last_block_of_a_split_is_filled_up(tmp_path: Path, tokenizer_dir: Path) -> None:
-    shard_set = build_sample(tmp_path / "set", tokenizer_dir)
-    for name in ("train", "val"):
-        split = shard_set[name]
-        fillings = [s.num_blocks * shard_set.block_tokens - s.num_tokens for s in split.shards]
-        assert not any(fillings[:-1])
-        assert fillings[-1] == split.num_fill_tokens < shard_set.block_tokens
-        last = split[len(split) - 1]
-        assert (last[len(last) - split.num_fill_tokens :] == shard_set.eos_id).all()
-
-
-@pytest.mark.usefixtures("inline_engine")
-def test_a_document_cannot_forge_the_end_of_a_document(tmp_path: Path, tokenizer_dir: Path) -> None:
-    texts = ["前<|endoftext|>后", "<|endoftext|>"]
-    corpus = write_corpus(tmp_path / "corpus", [{"text": text} for text in texts])
-    build([str(corpus)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=SETTINGS, num_workers=1)
-    assert sorted(texts_in(tmp_path / "set")) == sorted(texts)
-
-
-@pytest.mark.usefixtures("inline_engine")
-def test_equal_texts_fall_on_the_same_side(tmp_path: Path, tokenizer_dir: Path) -> None:
-    texts = [record["text"] for record in sample_records()[:60]] * 2
-    corpus = write_corpus(tmp_path / "corpus", [{"text": text} for text in texts])
-    settings = dataclasses.replace(SETTINGS, val_fraction=0.5)
-    build([str(corpus)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=1)
-    shard_set = shards.open(tmp_path / "set")
-    sides = [{document.tobytes() for document in shard_set[name].documents()} for name in ("train", "val")]
-    assert sides[0] and sides[1] and not sides[0] & sides[1]
-
-
-def test_same_bytes_for_any_number_of_workers(tmp_path: Path, tokenizer_dir: Path) -> None:
+def test_same_bytes_for_any_number_of_workers(tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [*sample_records()[:150], {"text": 7}, *sample_records()[:60]]
+    corpus = write_corpus(tmp_path / "corpus.json", records)
+    options: dict[str, Any] = {"on_bad_record": "skip", "dedup": "exact"}
     for num_workers in (1, 2):
-        build_sample(tmp_path / str(num_workers), tokenizer_dir, num_workers=num_workers)
-    assert len(list((tmp_path / "1").glob("train-*.bin"))) > 10
-    assert directory_bytes(tmp_path / "1") == directory_bytes(tmp_path / "2")
+        run(corpus, tmp_path / f"with{num_workers}", num_workers=num_workers, **options)
+    use_engine(monkeypatch, InlineEngine())
+    run(corpus, tmp_path / "inline", **options)
+    expected = directory_bytes(tmp_path / "inline")
+    assert len(list((tmp_path / "inline").glob("train-*.bin"))) > 10 and "rejected.jsonl" in expected
+    assert directory_bytes(tmp_path / "with1") == directory_bytes(tmp_path / "with2") == expected
 
 
-class Stop(KeyboardInterrupt):
-    """Stands for Ctrl-C."""
+def reference_ids(tokenizer_dir: Path, texts: list[str]) -> list[list[int]]:
+    ids, offsets = ReferenceEncoder((tokenizer_dir / "tokenizer.json").read_bytes()).encode(texts)
+    return [ids[start:end].tolist() for start, end in itertools.pairwise(offsets.tolist())]
 
 
 @pytest.mark.usefixtures("inline_engine")
-def test_an_interrupted_build_goes_on_to_the_same_bytes(
-    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_ids_are_the_reference_tokenizers_with_one_eos_a_document(
+    tmp_path: Path, run: Builder, tokenizer_dir: Path
 ) -> None:
-    build_sample(tmp_path / "whole", tokenizer_dir)
-    run_tasks = vars(build_module)["run_tasks"]
-
-    def stop_after_five(job: Any, tasks: Any, *others: Any) -> Any:
-        for number, ended in enumerate(run_tasks(job, tasks, *others)):
-            if number == 5:
-                raise Stop
-            yield ended
-
-    monkeypatch.setattr(build_module, "run_tasks", stop_after_five)
-    with pytest.raises(Stop, match="units are kept; the same command goes on"):
-        build_sample(tmp_path / "set", tokenizer_dir)
-    assert not (tmp_path / "set").exists()
-    kept = len(list((tmp_path / "set.partial" / "receipts").iterdir()))
-    assert kept == 6  # the sixth was finished, though not yet heard of
-    monkeypatch.setattr(build_module, "run_tasks", run_tasks)
-    result = build([str(SAMPLE)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=SETTINGS, num_workers=1)
-    assert result.statistics.num_units_reused == kept
-    assert directory_bytes(tmp_path / "set") == directory_bytes(tmp_path / "whole")
-    assert not (tmp_path / "set.partial").exists() and not (tmp_path / "set.lock").exists()
+    manifest = run(SAMPLE, tmp_path / "set", val_fraction=0.0).manifest
+    shard_set = shards.open(tmp_path / "set")
+    expected = reference_ids(tokenizer_dir, TEXTS)
+    assert [document.tolist() for document in shard_set["train"].documents()] == expected
+    split = manifest.splits["train"]
+    assert (split.num_documents, split.num_tokens) == (len(TEXTS), sum(map(len, expected)) + len(TEXTS))
+    assert (split.num_text_chars, split.num_text_bytes) == (len("".join(TEXTS)), len("".join(TEXTS).encode()))
+    assert sum(source.num_records for source in manifest.sources) == manifest.num_records == len(TEXTS)
 
 
 @pytest.mark.usefixtures("inline_engine")
-def test_a_second_build_with_nothing_changed_does_nothing(tmp_path: Path, tokenizer_dir: Path) -> None:
-    build_sample(tmp_path / "set", tokenizer_dir)
-    before = directory_bytes(tmp_path / "set")
-    again = build([str(SAMPLE)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=SETTINGS, num_workers=1)
-    assert again.up_to_date
-    copy = write_corpus(tmp_path / SAMPLE.name, [])
-    copy.write_bytes(SAMPLE.read_bytes())  # other place and time, same content
-    again = build([str(copy)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=SETTINGS, num_workers=1)
-    assert again.up_to_date
-    del before[".sources.json"]
-    after = directory_bytes(tmp_path / "set")
-    del after[".sources.json"]
-    assert after == before
+def test_special_token_strings_are_text_unless_they_are_to_be_parsed(tmp_path: Path, run: Builder) -> None:
+    texts = ["前<|endoftext|>后", "<|endoftext|>", "丙"]
+    corpus = write_corpus(tmp_path / "corpus", [{"text": text} for text in texts])
+    run(corpus, tmp_path / "text", val_fraction=0.0)
+    assert texts_in(tmp_path / "text") == texts
+    run(corpus, tmp_path / "parse", val_fraction=0.0, special_tokens="parse", block_tokens=4)
+    assert verify(tmp_path / "parse") == []
+    shard_set = shards.open(tmp_path / "parse")
+    counts = [int((document == shard_set.eos_id).sum()) for document in shard_set["train"].documents()]
+    assert counts == [1, 1, 0]  # besides the one that closes each
 
 
 @pytest.mark.usefixtures("inline_engine")
-def test_changed_inputs_are_refused_and_force_builds_anew(tmp_path: Path, tokenizer_dir: Path) -> None:
-    first = build_sample(tmp_path / "set", tokenizer_dir)
-    other = dataclasses.replace(SETTINGS, seed=7)
-    with pytest.raises(InputError, match=r"--seed was 2333, now 7.*--force"):
-        build_sample(tmp_path / "set", tokenizer_dir, settings=other)
-    assert shards.open(tmp_path / "set").fingerprint == first.fingerprint
-    second = build_sample(tmp_path / "set", tokenizer_dir, settings=other, force=True)
-    assert second.fingerprint != first.fingerprint
-    corpus = write_corpus(tmp_path / SAMPLE.name, [{"title": "no text"}])
-    with pytest.raises(InputError, match="no field 'text'"):
-        build(
-            [str(corpus)],
-            tmp_path / "set",
-            tokenizer_name=str(tokenizer_dir),
-            settings=other,
-            num_workers=1,
-            force=True,
-        )
-    assert shards.open(tmp_path / "set").fingerprint == second.fingerprint  # the old set stays until a new one is whole
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "set.partial", SAMPLE.name]
-    corpus = write_corpus(tmp_path / SAMPLE.name, sample_records()[:-1])
-    with pytest.raises(InputError, match="the sources have changed"):
-        build([str(corpus)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=other, num_workers=1)
+def test_equal_texts_are_in_the_same_split(tmp_path: Path, run: Builder) -> None:
+    corpus = write_corpus(tmp_path / "corpus", [{"text": text} for text in TEXTS[:60] * 2])
+    run(corpus, tmp_path / "set", val_fraction=0.5)
+    train, val = (texts_in(tmp_path / "set", name) for name in ("train", "val"))
+    assert train and val and not set(train) & set(val)
+    assert len(train) + len(val) == 120
 
 
 @pytest.mark.usefixtures("inline_engine")
-def test_a_running_build_keeps_others_out(tmp_path: Path, tokenizer_dir: Path) -> None:
-    from pipeline.place import Place
-
-    with Place(tmp_path / "set").lock(), pytest.raises(InputError, match=r"another build .process [0-9]+. is writing"):
-        build_sample(tmp_path / "set", tokenizer_dir)
-    (tmp_path / "set.lock").write_text("99999999\n")  # left behind by a process that is gone
-    build_sample(tmp_path / "set", tokenizer_dir)
+def test_best_fit_cuts_no_document_that_fits_a_block(tmp_path: Path, run: Builder, tokenizer_dir: Path) -> None:
+    run(SAMPLE, tmp_path / "set", packing="best-fit", block_tokens=256, val_fraction=0.0)
+    assert texts_in(tmp_path / "set") == TEXTS
+    shard_set = shards.open(tmp_path / "set")
+    blocks = [block.astype("<u4").tobytes() for block in shard_set["train"][:]]
+    whole = [np.array([*ids, shard_set.eos_id], "<u4") for ids in reference_ids(tokenizer_dir, TEXTS)]
+    short = [document.tobytes() for document in whole if len(document) <= 256]
+    assert short and all(any(document in block for block in blocks) for document in short)
 
 
 @pytest.mark.usefixtures("inline_engine")
-@pytest.mark.parametrize("layout", ["compact", "array", "pretty"])
-def test_false_starts_are_mended(
-    tmp_path: Path, tokenizer_dir: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("packing", ["concat", "best-fit"])
+def test_the_summary_says_what_cutting_each_document_by_itself_would_drop(
+    tmp_path: Path, run: Builder, tokenizer_dir: Path, packing: str
 ) -> None:
-    """Texts that look like records: a unit begins inside one and must be done again."""
-    records: list[dict[str, Any]] = [
-        {"text": '0"}, {"text": "1"}, {"text": "2"}, {"' * 5 + f"第{n}篇"} for n in range(40)
-    ]
-    records += [{"refs": [{"text": "a"}, {"text": "b"}], "text": f"另{n}"} for n in range(40)]
-    corpus = write_corpus(tmp_path / "corpus", records, layout)
-    build(
-        [str(corpus)],
-        tmp_path / "set",
-        tokenizer_name=str(tokenizer_dir),
-        settings=BuildSettings(block_tokens=16, unit_bytes=333, val_fraction=0.0),
-        num_workers=1,
-    )
-    assert texts_in(tmp_path / "set") == [record["text"] for record in records]
+    result = run(SAMPLE, tmp_path / "set", packing=packing)
+    lengths = [len(ids) for ids in reference_ids(tokenizer_dir, TEXTS)]
+    lost = sum(length % 64 for length in lengths)
+    line = f"cutting each document by itself would drop {lost:,} tokens ({100 * lost / sum(lengths):.1f} %)"
+    assert summary(result)["nothing lost"] == line
+    assert result.statistics.num_short_documents == sum(length < 64 for length in lengths)
 
 
-def test_a_bad_record_in_a_late_unit_is_certain(tmp_path: Path, tokenizer_dir: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus.json", [{"text": f"第{n}篇"} for n in range(500)])
-    content = corpus.read_text(encoding="utf-8").replace('{"text": "第321篇"}', '{"text": "第321篇}')
-    corpus.write_text(content, encoding="utf-8")
-    offset = content.encode().index('{"text": "第321篇}'.encode())
-    with pytest.raises(InputError, match=f"line 323, byte {offset:,}: "):
-        build(
-            [str(corpus)],
-            tmp_path / "set",
-            tokenizer_name=str(tokenizer_dir),
-            settings=BuildSettings(block_tokens=16, unit_bytes=1000),
-            num_workers=2,
-        )
+@pytest.mark.usefixtures("inline_engine")
+@pytest.mark.parametrize(("check_every", "least"), [(1, len(TEXTS)), (1000, 100), (0, 0)])
+def test_a_sample_is_checked_against_the_reference(tmp_path: Path, run: Builder, check_every: int, least: int) -> None:
+    num_checked = run(SAMPLE, tmp_path / "set", check_every=check_every).statistics.num_checked
+    assert least <= num_checked <= len(TEXTS)
+    assert (num_checked == 0) == (check_every == 0)
 
 
-MISTAKES: dict[str, tuple[str | None, list[str], list[str]]] = {
-    "missing file": (None, [], ["corpus.json: no such file"]),
-    "empty file": ("", [], ["corpus.json: the file is empty"]),
-    "white space": (" \n", [], ["found only white space"]),
-    "truncated array": ('[\n{"text": "甲"},\n{"text": "乙', [], ["truncated", "download is incomplete"]),
-    "truncated lines": ('{"text": "甲"}\n{"text": "乙', [], ["line 2, byte 16", "download is incomplete"]),
-    "no text field": ('{"title": "a"}\n', [], ["line 1, byte 0", "no field 'text'; this record has title"]),
-    "mistyped field": ('{"text": "a"}\n', ["--text-field", "txet"], ["no field 'txet'", "did you mean 'text'"]),
-    "broken line": ('{"text": "a"}\nnonsense\n', [], ["line 2, byte 14", "not valid JSON"]),
-    "not JSON": ("hello\n", [], ["expected JSON Lines", "found 'h'"]),
-    "a PDF": ("%PDF-1.7\n", [], ["is a PDF, not text", "convert it to text first"]),
-    "an office document": ("PK\x03\x04", [], ["an office document (docx", "not text"]),
-    "a tar archive": ("a" * 257 + "ustar", [], ["is a tar archive, not text; unpack it first"]),
-    "empty array": ("[]", [], ["no text in 0 records"]),
-    "unknown tokenizer": ('{"text": "a"}\n', ["--tokenizer", "gwen2"], ["tokenizer 'gwen2'", "qwen2"]),
-    "block of nothing": ('{"text": "a"}\n', ["--block-tokens", "0"], ["--block-tokens: expected 2 to"]),
-    "no number": ('{"text": "a"}\n', ["--seed", "x"], ["--seed", "'x'"]),
-    "mistyped option": ('{"text": "a"}\n', ["--blok-tokens", "5"], ["--blok-tokens", "did you mean '--block-tokens'"]),
-}
+@pytest.mark.usefixtures("inline_engine")
+def test_no_long_document_is_given_to_the_reference(
+    tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes some 200 bytes of memory a character: more than there is for a record of a gigabyte."""
+    monkeypatch.setattr(worker, "_MAX_CHECKED_CHARS", 2000)
+    corpus = write_corpus(tmp_path / "corpus", [{"text": "短文"}, {"text": "长" * 2001}, {"text": "文" * 2000}])
+    assert run(corpus, tmp_path / "set", check_every=1).statistics.num_checked == 2
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_each_mistake_is_one_clear_line(tmp_path: Path, tokenizer_dir: Path, name: str) -> None:
-    content, options, parts = MISTAKES[name]
-    if content is not None:
-        (tmp_path / "corpus.json").write_text(content, encoding="utf-8")
-    arguments = [tmp_path / "corpus.json", "--out", tmp_path / "set", "--tokenizer", tokenizer_dir, *options]
-    assert_one_error_line(run_module("pipeline", "build", *arguments), *parts)
-    assert not (tmp_path / "set").exists()
+@pytest.mark.usefixtures("inline_engine")
+def test_one_wrong_id_stops_the_build(tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = FastEncoder.encode_one_parsed
 
+    def encode_wrong(self: FastEncoder, text: str) -> Any:
+        ids = encode(self, text).copy()
+        if "牛顿" in text:
+            ids[5] = 7
+        return ids
 
-@pytest.mark.parametrize("name", ["corpus.json", "corpus.txt"])
-def test_text_in_utf_16_is_told_as_such(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text('{"text": "甲"}', encoding="utf-16")
-    with pytest.raises(InputError, match=r"is text in UTF-16; convert it to UTF-8 first"):
-        look_at(str(tmp_path / name), name)
-
-
-def test_a_tokenizer_in_place_of_a_file_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for out in ("file", "file/below"):
-        arguments = ["tokenizer", SAMPLE, "--vocab-size", "300", "--out", tmp_path / out]
-        assert_one_error_line(run_module("pipeline", *arguments), "expected a directory, or nothing")
-
-
-def test_the_published_file_that_is_not_there_is_told_with_how_to_fetch_it(tmp_path: Path) -> None:
-    name = "wikipedia-zh-cn-20240820.json"
-    with pytest.raises(InputError, match=r"no such file; fetch it with `make data`"):
-        look_at(str(tmp_path / name), name)
-
-
-def test_an_output_directory_that_is_something_else_is_left_alone(tmp_path: Path, tokenizer_dir: Path) -> None:
-    (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "precious").write_text("keep me")
-    for option in ([], ["--force"]):
-        result = run_module(
-            "pipeline", "build", SAMPLE, "--out", tmp_path / "set", "--tokenizer", tokenizer_dir, *option
-        )
-        assert_one_error_line(result, "exists and is no shard set")
-    assert (tmp_path / "set" / "precious").read_text() == "keep me"
-
-
-@pytest.mark.parametrize("out", ["/proc/nowhere/set", "file/set"])
-def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path, tokenizer_dir: Path, out: str) -> None:
-    (tmp_path / "file").write_text("no directory")
-    result = run_module("pipeline", "build", SAMPLE, "--out", tmp_path / out, "--tokenizer", tokenizer_dir)
-    assert_one_error_line(result, "can't write here", "choose another --out")
-
-
-def test_what_was_done_before_a_mistake_is_kept(tmp_path: Path, tokenizer_dir: Path) -> None:
-    """A bad record in the last unit: mended, the same command does the missing units alone."""
-    corpus = tmp_path / "corpus.jsonl"
-    lines = [json.dumps({"text": record["text"]}, ensure_ascii=False) for record in sample_records()]
-    corpus.write_text("\n".join([*lines, "broken"]) + "\n", encoding="utf-8")
-    arguments = ["build", corpus, "--out", tmp_path / "set", "--tokenizer", tokenizer_dir, "--unit-bytes", "50000"]
-    assert_one_error_line(run_module("pipeline", *arguments, "--workers", "1"), f"line {len(lines) + 1:,}, byte ")
-    assert len(list((tmp_path / "set.partial" / "receipts").iterdir())) >= 5
-
-
-def test_the_embedded_sample_builds_with_the_command_line(tmp_path: Path, tokenizer_dir: Path) -> None:
-    out = tmp_path / "有 空格" / "set"
-    result = run_module("pipeline", "build", SAMPLE, "--out", out, "--tokenizer", tokenizer_dir)
-    assert result.returncode == 0, result.stderr
-    assert "documents    208" in result.stdout
-    again = run_module("pipeline", "build", SAMPLE, "--out", out, "--tokenizer", tokenizer_dir)
-    assert again.returncode == 0 and "up to date" in again.stdout
-    assert run_module("shards", "verify", out).returncode == 0
-    info = json.loads(run_module("shards", "info", out, "--json").stdout)
-    assert info["tokenizer"]["vocab_size"] == load_tokenizer_files(str(tokenizer_dir)).entry.vocab_size
-    shown = run_module("shards", "cat", out, "--split", "train", "--block", "0")
-    assert shown.returncode == 0 and "── end of document ──" in shown.stdout
-    assert sample_records()[0]["text"][:20] in shown.stdout
+    monkeypatch.setattr(FastEncoder, "encode_one_parsed", encode_wrong)
+    corpus = write_corpus(tmp_path / "corpus", [{"text": "牛顿是英国物理学家。"}])
+    with pytest.raises(InputError, match="differs from the reference tokenizer at token 5 of this text"):
+        run(corpus, tmp_path / "set")

@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray", reason="needs the package ray: pip install '.[ray]'")
-pytest.importorskip("s3fs", reason="needs the packages of requirements-s3.lock")
-pytest.importorskip("moto.server", reason="needs the packages of requirements-s3.lock")
-
-from shards.pull import pull
+pytest.importorskip("s3fs", reason="needs the packages of requirements-dev.lock")
+pytest.importorskip("moto.server", reason="needs the packages of requirements-dev.lock")
 
 from pipeline.build import build
 from shards.common.errors import InputError
+from shards.share.pull import pull
 from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes, sample_records, write_corpus
 from tests.hub_server import Hub, hub

@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("s3fs", reason="needs the packages of requirements-s3.lock")
-pytest.importorskip("moto.server", reason="needs the packages of requirements-s3.lock")
-
-from shards.pull import pull
+pytest.importorskip("s3fs", reason="needs the packages of requirements-dev.lock")
+pytest.importorskip("moto.server", reason="needs the packages of requirements-dev.lock")
 
 from pipeline.build import BuildResult, build
 from pipeline.sources import find_sources
 from shards import tables
 from shards.common.errors import InputError
+from shards.share.pull import pull
 from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes, sample_records, write_corpus
 from tests.pipeline.store import BUCKET, SETTINGS, URL, file_system, stored_bytes

@@ -1,4 +1,4 @@
-"""A small shard set, built once from the sample corpus, and what several modules of tests make once each."""
+"""A small shard set, and what several modules of tests make once each."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build import build
-from pipeline.settings import BuildSettings
-from tests.conftest import SAMPLE
 from tests.shards.foreign_files import write_tokenizer
 from tests.shards.report_sets import MIXED, build_set
+from tests.shards.sets import TEXTS, text_units, write_set
 
 
 @pytest.fixture(scope="session")
-def built_set(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    out = tmp_path_factory.mktemp("built") / "set"
-    settings = BuildSettings(block_tokens=64, unit_bytes=100_000)
-    build([str(SAMPLE)], out, tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=2)
-    return out
+def built_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample's first texts in several shards of blocks of 64 tokens."""
+    return write_set(tmp_path_factory.mktemp("built") / "set", text_units(TEXTS[:60], per_unit=12), block_tokens=64)
 
 
 @pytest.fixture
@@ -30,9 +26,9 @@ def own_set(built_set: Path, tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-@pytest.fixture(scope="module", params=["concat", "best-fit", "tutorial"])
+@pytest.fixture(scope="module", params=["concat", "best-fit"])
 def mixed_set(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    """The mixed texts in several units, with documents cut between shards, in each packing."""
+    """The mixed texts in several units, in each packing."""
     return build_set(tmp_path_factory.mktemp("mixed"), tokenizer_dir, MIXED, packing=request.param)
 
 

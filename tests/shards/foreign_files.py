@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 
-import shards
 from shards.exchange import token_files
 from shards.exchange.datatrove import EndsFile
 from shards.exchange.importing import ImportSettings, import_files
 from shards.exchange.megatron import IndexedFile
 from shards.manifest import Manifest
+from shards.tokenizer_files import TokenizerFiles, make_tokenizer_files
 from shards.verify import verify
 
-EOS = 599  # the last id of the tests' tokenizer
 Documents = Sequence[Sequence[int]]
 DTYPE_CODES = {"<u1": 1, "<i1": 2, "<i2": 3, "<i4": 4, "<i8": 5, "<u2": 8}
 
@@ -61,12 +60,18 @@ def take(paths: Sequence[Path], out: Path, tokenizer: Path, **options: Any) -> M
     return manifest
 
 
-def documents_of(directory: Path, *splits: str) -> list[list[int]]:
-    return [document.tolist() for split in splits for document in shards.open(directory)[split].documents()]
-
-
-def write_tokenizer(directory: Path, vocabulary: Any, eos_id: int) -> Path:
+def write_tokenizer(directory: Path, vocabulary: Any, eos_id: int, **model: Any) -> Path:
     added = [{"id": eos_id, "content": "</s>", "special": True}]
-    content = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": added}
+    content = {"model": {"type": "BPE", "vocab": vocabulary, "merges": [], **model}, "added_tokens": added}
     (directory / "tokenizer.json").write_text(json.dumps(content))
     return directory
+
+
+def byte_fallback_tokenizer() -> TokenizerFiles:
+    """`hello` and the three bytes of 你, as a vocabulary of SentencePiece's kind has them; EOS is 4."""
+    vocabulary = {"hello": 0, "<0xE4>": 1, "<0xBD>": 2, "<0xA0>": 3}
+    content = {
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": [], "byte_fallback": True},
+        "added_tokens": [{"id": 4, "content": "</s>", "special": True}],
+    }
+    return make_tokenizer_files("fallback", content, {}, where="tests")

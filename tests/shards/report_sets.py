@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import json
 from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,16 @@ import shards
 from shards.common.command_line import Parser
 from shards.layout import SplitName
 from shards.manifest import Packing, SourceEntry
-from shards.report.command import add_parser
+from shards.reader import ShardSet
+from shards.report.command import add_parsers
 from shards.report.page import make_page
-from shards.report.statistics import compute
+from shards.report.statistics import Statistics, compute
 from shards.set_writer import DocumentBatch, NewSet, new_directory
 from shards.tokenizer_files import load_tokenizer
 from shards.vocabulary import read_vocabulary
-from tests.conftest import sample_records
 
-TEXTS = [record["text"] for record in sample_records()]
+SAMPLE = Path(__file__).parents[2] / "data" / "sample" / "wikipedia-zh-sample.json"
+TEXTS = [record["text"] for record in json.loads(SAMPLE.read_text(encoding="utf-8"))]
 # Short and long texts, some of them more than once, in more scripts than the sample has.
 MIXED = [
     *TEXTS[:40],
@@ -80,51 +80,15 @@ def documents(directory: Path) -> list[list[int]]:
     return [document.tolist() for name in ("train", "val") for document in shard_set[name].documents()]
 
 
-def report(*arguments: object) -> int:
+def report(*arguments: object) -> None:
     """`python -m shards report …`, in this process."""
     parser = Parser(prog="python -m shards")
-    add_parser(parser.add_subparsers(dest="command", required=True))
+    add_parsers(parser.add_subparsers(dest="command", required=True))
     options = parser.parse_args(["report", *map(str, arguments)])
-    status: int = options.run(options)
-    return status
+    assert options.run(options) == 0
 
 
-def page_of(directory: Path, seed: int = 2333) -> str:
-    shard_set = shards.open(directory)
-    return make_page(
-        shard_set.manifest, compute(shard_set, seed=seed), read_vocabulary(shard_set.tokenizer_path)
-    ).decode()
-
-
-class PageParser(HTMLParser):
-    """Elements, attributes and text of a page; fails where an element isn't closed in its turn."""
-
-    VOID = ("meta",)
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags = Counter[str]()
-        self.attributes: list[tuple[str, str, str]] = []
-        self.words: list[str] = []
-        self._open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self._open == []
-
-    @property
-    def text(self) -> str:
-        """White space as a browser shows it."""
-        return " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open[-1:] != ["style"]:
-            self.words.append(data)
+def page_of(opened: Path | ShardSet, *, seed: int = 2333, statistics: Statistics | None = None) -> str:
+    shard_set = opened if isinstance(opened, ShardSet) else shards.open(opened)
+    vocabulary = read_vocabulary(shard_set.tokenizer_path)
+    return make_page(shard_set.manifest, statistics or compute(shard_set, seed=seed), vocabulary).decode()

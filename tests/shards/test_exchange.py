@@ -15,17 +15,17 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from blake3 import blake3
 
 import shards
 from shards.common.command_line import Parser, ProgressLine
 from shards.common.errors import InputError
-from shards.exchange import arrow, command, importing, litdata, llm_c, mds
+from shards.exchange import arrow, command, headed
 from shards.exchange.blocks import cut_files
-from shards.exchange.megatron import IndexedFile
-from shards.index import contiguous_index, encode_index
+from shards.tokenizer_files import load_tokenizer
 from shards.verify import verify
 from tests.conftest import directory_bytes
+from tests.shards.foreign_files import write_tokenizer
+from tests.shards.sets import Unit, write_set
 
 FORMATS = command.EXPORT_FORMATS
 SPLITS = ("train", "val")
@@ -45,18 +45,11 @@ def run(*arguments: object) -> int:
 def wide_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set whose ids need more than 16 bits: 70,000 entries, the last one EOS."""
     work = tmp_path_factory.mktemp("wide")
-    vocabulary = {f"w{number}": number for number in range(69_999)}
-    added = [{"id": 69_999, "content": "</s>", "special": True}]
-    content = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": added}
-    (work / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(write_tokenizer(work, {f"w{number}": number for number in range(69_999)}, 69_999))
     rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 100, 200).astype(np.int64)
-    rng.integers(0, 69_999, lengths.sum()).astype("<i4").tofile(work / "ids.bin")
-    (work / "ids.idx").write_bytes(encode_index(contiguous_index(lengths)))
-    settings = importing.ImportSettings(source_format="megatron", block_tokens=16)
-    importing.import_files([IndexedFile(work / "ids.bin")], work / "set", tokenizer=work, settings=settings)
-    assert verify(work / "set") == []
-    return work / "set"
+    documents = [rng.integers(0, 69_999, rng.integers(1, 100)).tolist() for _ in range(200)]
+    units: list[Unit] = [{"train": documents[:90], "val": documents[90:100]}, {"train": documents[100:]}]
+    return write_set(work / "set", units, tokenizer=tokenizer)
 
 
 @pytest.fixture(params=["built_set", "wide_set"])
@@ -68,10 +61,9 @@ def shard_set(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several files to a split, in all formats."""
-    monkeypatch.setattr(litdata, "_CHUNK_BYTES", 5_000)
-    monkeypatch.setattr(mds, "_SHARD_BYTES", (1 << 20) + 5_000)
-    monkeypatch.setattr(llm_c, "_FILE_TOKENS", 1_500)
-    monkeypatch.setattr(arrow, "_MAX_FILE_BYTES", 5_000)
+    monkeypatch.setattr(headed, "_FILE_BYTES", 8_000)
+    monkeypatch.setattr(headed, "_LLM_C_TOKENS", 2_000)
+    monkeypatch.setattr(arrow, "_MAX_FILE_BYTES", 8_000)
     monkeypatch.setattr(arrow, "_ROW_GROUP_TOKENS", 1_000)
     monkeypatch.setattr(arrow, "_ROWS_PER_BATCH", 7)
 
@@ -192,6 +184,8 @@ def test_every_block_comes_back_as_it_is(
         found = READERS[form](tmp_path / "out", split, expected.shape[1])
         assert len(found) == len(expected) > 1
         assert np.array_equal(np.asarray(found, dtype=np.int64), expected)
+        if form in ("mds", "llm.c"):  # 16 bits where the ids fit
+            assert found[0].itemsize == (4 if "wide" in str(shard_set) else 2)
     if size == "many files" and form != "datatrove":
         files = [
             path for path in (tmp_path / "out").rglob("*") if path.suffix in {".bin", ".mds", ".parquet", ".arrow"}
@@ -200,28 +194,11 @@ def test_every_block_comes_back_as_it_is(
     assert not list((tmp_path / "out").rglob("*.tmp")) and not (tmp_path / "out.partial").exists()
 
 
-@pytest.mark.parametrize("form", ["mds", "llm.c"])
-def test_ids_take_16_bits_where_they_fit(built_set: Path, wide_set: Path, tmp_path: Path, form: str) -> None:
-    for directory, num_bytes in ((built_set, 2), (wide_set, 4)):
-        run("export", directory, "--to", form, "--out", tmp_path / f"{num_bytes}", "--split", "train")
-        assert (
-            READERS[form](tmp_path / f"{num_bytes}", "train", shards.open(directory).block_tokens)[0].itemsize
-            == num_bytes
-        )
-
-
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_same_set_gives_the_same_bytes(built_set: Path, tmp_path: Path, form: str) -> None:
     for name in ("one", "two"):
         run("export", built_set, "--to", form, "--out", tmp_path / name)
     assert directory_bytes(tmp_path / "one") == directory_bytes(tmp_path / "two") != {}
-
-
-@pytest.mark.parametrize("form", FORMATS)
-def test_one_split_alone(built_set: Path, tmp_path: Path, form: str) -> None:
-    run("export", built_set, "--to", form, "--out", tmp_path / "out", "--split", "val")
-    assert len(READERS[form](tmp_path / "out", "val", 64)) == len(shards.open(built_set)["val"])
-    assert not [path for path in (tmp_path / "out").rglob("*") if "train" in path.name]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -239,53 +216,24 @@ def test_an_interrupted_export_leaves_nothing(
     assert directory_bytes(built_set) == before and verify(built_set) == []
 
 
-def test_the_target_of_each_token_is_the_next_one_in_llm_c(built_set: Path, tmp_path: Path, small_files: None) -> None:
-    run("export", built_set, "--to", "llm.c", "--out", tmp_path / "out")
-    stream = [*blocks(built_set, "train").reshape(-1).tolist(), shards.open(built_set).eos_id]
-    begin = 0
-    for path in sorted((tmp_path / "out").glob("train_*.bin")):
-        tokens = np.fromfile(path, "<u2", offset=1024).tolist()
-        assert tokens == stream[begin : begin + len(tokens)]
-        begin += len(tokens) - 1
-    assert begin == len(stream) - 1
-
-
-def test_row_groups_hold_some_rows_each(built_set: Path, tmp_path: Path, small_files: None) -> None:
-    run("export", built_set, "--to", "parquet", "--out", tmp_path / "out")
-    for path in (tmp_path / "out" / "train").iterdir():
-        metadata = pyarrow.parquet.ParquetFile(path).metadata
-        sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-        assert set(sizes[:-1]) == {1_000 // 64} and sizes[-1] <= 1_000 // 64
-
-
 def test_datatrove_sees_the_sets_own_files(built_set: Path, tmp_path: Path) -> None:
     run("export", built_set, "--to", "datatrove", "--out", tmp_path / "out")
     linked = sorted((tmp_path / "out").rglob("*.ds"))
     assert len(linked) == len(list(built_set.glob("*.bin")))
     for path in linked:
         assert path.samefile(built_set / f"{path.stem}.bin") and not path.is_symlink()
-        lengths, boundaries = read_index(built_set / f"{path.stem}.idx")
-        ends = np.fromfile(f"{path}.index", "<u8").tolist()
-        # Each document's piece ends there; what is behind the last one is filling.
-        assert ends[: len(lengths)] == np.cumsum(lengths).tolist() and len(boundaries) == len(lengths) + 1
-        assert ends[len(lengths) :] == ([path.stat().st_size // 4] if sum(lengths) * 4 < path.stat().st_size else [])
+        index = shards.open(built_set)[path.parent.name].shard_index(int(path.stem[-5:]))
+        # Each document ends there; what follows the last one is padding.
+        ends, num_tokens = np.fromfile(f"{path}.index", "<u8").tolist(), path.stat().st_size // 4
+        assert ends == [*index.document_ends.tolist(), *([num_tokens] if index.ends[-1] < num_tokens else [])]
     assert verify(built_set) == []
 
 
-def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    content = path.read_bytes()
-    num_pieces, num_boundaries = np.frombuffer(content, "<u8", 2, 18).tolist()
-    return np.frombuffer(content, "<i4", num_pieces, 34), np.frombuffer(
-        content, "<i8", num_boundaries, 34 + 12 * num_pieces
-    )
-
-
-@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP])
 def test_where_there_are_no_hard_links_there_are_symbolic_ones(
-    built_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    built_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_paths: object) -> None:
-        raise OSError(number, "no")
+        raise OSError(errno.EXDEV, "no")
 
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.chdir(built_set.parent)
@@ -293,18 +241,6 @@ def test_where_there_are_no_hard_links_there_are_symbolic_ones(
     monkeypatch.chdir(tmp_path)
     assert all(path.is_symlink() for path in (tmp_path / "out").rglob("*.ds"))
     assert np.array_equal(read_datatrove(tmp_path / "out", "train", 64), blocks(built_set, "train"))
-
-
-def test_a_full_disk_is_no_reason_for_symbolic_links(
-    built_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_paths: object) -> None:
-        raise OSError(errno.ENOSPC, "no space")
-
-    monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(OSError, match="no space"):
-        run("export", built_set, "--to", "datatrove", "--out", tmp_path / "out")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("form", ["parquet", "hf"])
@@ -331,10 +267,10 @@ def test_by_default_it_lies_beside_the_set(own_set: Path, monkeypatch: pytest.Mo
 
 def test_wrong_usage_is_one_clear_line(own_set: Path, tmp_path: Path) -> None:
     for arguments, expected in (
-        (("--to", "litdat"), r"--to: expected datatrove, .*, hf, found 'litdat'; did you mean 'litdata'\?"),
+        (("--to", "litdat"), r"--to: expected datatrove or .* or hf, found 'litdat'; did you mean 'litdata'\?"),
         (("--to", "hf", "--split", "vla"), "--split: expected train or val, found 'vla'; did you mean 'val'"),
-        (("--to", "hf", "--out", own_set / "hf"), "lies in the shard set itself"),
-        (("--to", "hf", "--out", own_set), "lies in the shard set itself"),
+        (("--to", "hf", "--out", own_set / "hf"), "lies within the shard set"),
+        (("--to", "hf", "--out", own_set), "exists already"),
         ((), "the following arguments are required: --to"),
     ):
         with pytest.raises(InputError, match=expected):
@@ -344,38 +280,15 @@ def test_wrong_usage_is_one_clear_line(own_set: Path, tmp_path: Path) -> None:
     assert verify(own_set) == [] and sorted(path.name for path in tmp_path.iterdir()) == ["set"]
 
 
-def test_an_empty_split_is_left_out_and_not_exported_alone(wide_set: Path, tmp_path: Path) -> None:
-    tokens = ["import", wide_set, "--from", "megatron", "--tokenizer", wide_set, "--val-fraction", "0"]
-    run(*tokens, "--block-tokens", "16", "--out", tmp_path / "set")
+def test_an_empty_split_is_left_out_and_not_exported_alone(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", [{"train": [[1] * 40, [2]]}])
     for form in FORMATS:
         run("export", tmp_path / "set", "--to", form)
         assert not [path for path in (tmp_path / f"set-{form}").rglob("*") if "val" in path.name]
         assert len(READERS[form](tmp_path / f"set-{form}", "train", 16)) == len(shards.open(tmp_path / "set")["train"])
+    run("export", tmp_path / "set", "--to", "hf", "--split", "train", "--out", tmp_path / "train alone")
     with pytest.raises(InputError, match="split val holds no block"):
         run("export", tmp_path / "set", "--to", "hf", "--split", "val")
-
-
-def test_a_file_that_shrinks_meanwhile_is_named(own_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = sorted(own_set.glob("train-*.bin"))[0]
-
-    def shrink(self: ProgressLine) -> ProgressLine:
-        os.truncate(path, 100)
-        return self
-
-    monkeypatch.setattr(ProgressLine, "__enter__", shrink)
-    with pytest.raises(InputError, match=f"{path.name}: the file has changed"):
-        run("export", own_set, "--to", "mds", "--out", tmp_path / "out")
-
-
-def test_progress_is_shown_on_a_terminal_alone(
-    built_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run("export", built_set, "--to", "mds", "--out", tmp_path / "one")
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    run("export", built_set, "--to", "mds", "--out", tmp_path / "two")
-    shown = capsys.readouterr().err
-    assert "\rexported " in shown and "% of " in shown and shown.endswith("\r\x1b[K")
 
 
 @pytest.mark.parametrize(("num_blocks", "per_file"), [(1, 3), (3, 3), (10, 4), (11, 4), (7, 0)])
@@ -384,25 +297,3 @@ def test_files_hold_every_block_once_and_about_as_many_each(num_blocks: int, per
     assert [block for file in files for block in file] == list(range(num_blocks))
     sizes = [len(file) for file in files]
     assert all(1 <= size <= max(1, per_file) for size in sizes) and max(sizes) - min(sizes) <= 1
-
-
-def test_the_fingerprint_of_hf_is_of_the_content(built_set: Path, tmp_path: Path) -> None:
-    run("export", built_set, "--to", "hf", "--out", tmp_path / "out")
-    states = [json.loads((tmp_path / "out" / name / "state.json").read_bytes()) for name in ("train", "validation")]
-    expected = [blake3(f"{shards.open(built_set).fingerprint} {name}".encode()) for name in ("train", "validation")]
-    assert [state["_fingerprint"] for state in states] == [digest.hexdigest()[:16] for digest in expected]
-
-
-@pytest.mark.parametrize("name", ["datatrove", "litdata", "streaming"])
-def test_a_peers_own_reader_where_it_is_installed(built_set: Path, tmp_path: Path, name: str) -> None:
-    """Where it isn't, `bench/peers_readers.py` does this in an environment with all of them."""
-    pytest.importorskip(name)
-    from bench.peers_readers import Source
-    from bench.peers_readers import datatrove as read_by_datatrove
-    from bench.peers_readers import litdata as read_by_litdata
-    from bench.peers_readers import mosaicml_streaming as read_by_streaming
-
-    readers = {"datatrove": read_by_datatrove, "litdata": read_by_litdata, "streaming": read_by_streaming}
-    form = {"streaming": "mds"}.get(name, name)
-    run("export", built_set, "--to", form, "--out", tmp_path / "out")
-    assert readers[name](Source(built_set), tmp_path / "out") == sum(blocks(built_set, s).size for s in SPLITS)

@@ -3,83 +3,129 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import shards
-from pipeline.build import build
-from pipeline.settings import BuildSettings
-from tests.conftest import REPOSITORY, SAMPLE
+from shards.common.errors import InputError
+from shards.manifest import Packing
+from tests.conftest import REPOSITORY
+from tests.shards.sets import EOS, TEXTS, documents_of, text_units, write_set
+
+
+@pytest.fixture(scope="module")
+def many_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """130 shards of train and 4 of val."""
+    rng = np.random.default_rng(0)
+    units = [{"train": [rng.integers(0, 256, rng.integers(1, 60)).tolist()]} for _ in range(130)]
+    units += [{"val": [[7] * 20]} for _ in range(4)]
+    return write_set(tmp_path_factory.mktemp("many") / "set", units)  # type: ignore[arg-type]
 
 
 def bare_blocks(directory: Path, split: str) -> np.ndarray:
-    """What a reader of one line sees: all `.bin` files of the split, one behind the other."""
-    paths = sorted(directory.glob(f"{split}-*.bin"))
-    return np.concatenate([np.memmap(path, "<u4").reshape(-1, 64) for path in paths])
+    """What a bare reader sees."""
+    tokens = np.concatenate([np.fromfile(path, "<u4") for path in sorted(directory.glob(f"{split}-*.bin"))])
+    return tokens.reshape(-1, shards.open(directory).block_tokens)
 
 
-@pytest.mark.parametrize("name", ["train", "val"])
-def test_blocks_are_what_a_bare_memory_map_sees(built_set: Path, name: str) -> None:
-    split, bare = shards.open(built_set)[name], bare_blocks(built_set, name)
-    assert len(split) == len(bare) > len(split.shards) > 1
+@functools.cache
+def opened(directory: Path) -> tuple[shards.Split, np.ndarray]:
+    return shards.open(directory)["train"], bare_blocks(directory, "train")
+
+
+def test_blocks_are_the_files_bytes(built_set: Path) -> None:
+    for name in ("train", "val"):
+        split, bare = shards.open(built_set)[name], bare_blocks(built_set, name)
+        assert len(split) == len(bare) and len(split.shards) > 1
+        assert all(np.array_equal(split[number], bare[number]) for number in range(len(bare)))
+        assert np.array_equal(split[:], bare)
+    assert split[0].dtype == np.dtype("<u4") and split[0].shape == (64,)
+
+
+@given(data=st.data())
+def test_any_slice_and_any_list_of_numbers_is_that_of_an_array(many_shards: Path, data: st.DataObject) -> None:
+    split, bare = opened(many_shards)
+    part = data.draw(st.slices(len(bare)))
+    assert np.array_equal(split[part], bare[part])
+    numbers = data.draw(st.lists(st.integers(-len(bare), len(bare) - 1), max_size=100))
+    whole = np.array(numbers, dtype=data.draw(st.sampled_from(["<i8", "<i4", "<i2"])))
+    for key in (numbers, whole):
+        found = split[key]
+        assert found.dtype == np.uint32 and np.array_equal(found, bare[whole.astype(np.int64)])
+        found[:] = 0  # a copy of one's own
     assert np.array_equal(split[:], bare)
-    assert all(np.array_equal(split[number], bare[number]) for number in range(len(split)))
-    numbers = np.random.default_rng(0).integers(0, len(split), 100)
-    assert np.array_equal(split[numbers], bare[numbers])
-    assert np.array_equal(split[-1], bare[-1]) and np.array_equal(split[numbers - len(split)], bare[numbers])
-    assert np.array_equal(split[5:2:-1], bare[5:2:-1])
-    assert split[np.array([], dtype=np.int64)].shape == (0, 64) and split[3:3].shape == (0, 64)
 
 
-def test_sets_and_splits_are_copied_and_pickled_by_their_path(built_set: Path) -> None:
-    opened = shards.open(built_set)
-    split = opened["train"]
-    blocks = split[np.array([3, 1])]  # maps all shards
-    for other in (pickle.loads(pickle.dumps(split)), copy.deepcopy(split), pickle.loads(pickle.dumps(opened))["train"]):
-        assert np.array_equal(other[np.array([3, 1])], blocks) and len(other) == len(split)
-    assert len(pickle.dumps(split)) < 1000
-    with pytest.raises(TypeError, match="not to be copied"):
-        pickle.dumps(split._rows)
-
-
-def test_gathering_is_the_same_where_shards_are_mapped_one_by_one(
-    built_set: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    numbers = np.random.default_rng(1).integers(-5, 90, 50)
-    expected = shards.open(built_set)["train"][numbers]
-    monkeypatch.setattr("shards.reader._MAX_MAPPED_AT_ONCE", 0)
-    assert np.array_equal(shards.open(built_set)["train"][numbers], expected)
-
-
-def test_single_blocks_are_read_only_views(built_set: Path) -> None:
+def test_a_block_and_a_slice_within_a_shard_are_read_only_views(built_set: Path) -> None:
     split = shards.open(built_set)["train"]
-    assert split[0].base is not None and not split[0].flags.writeable
-    assert split[0].dtype == np.uint32
-    assert np.shares_memory(split[0], split[0:2])
+    for view in (split[0], split[1:3], split[np.int64(2)]):
+        assert np.shares_memory(view, split.shard_blocks(0)) and not view.flags.writeable
+    assert len(split[5:2]) == 0 and split[[]].shape == (0, 64)
 
 
-@pytest.mark.parametrize("key", [10**6, -(10**6)])
-def test_blocks_that_do_not_exist_are_refused(built_set: Path, key: int) -> None:
-    split = shards.open(built_set)["train"]
-    with pytest.raises(IndexError, match="blocks"):
-        split[key]
-    with pytest.raises(IndexError, match="must lie in"):
-        split[np.array([0, key])]
-    with pytest.raises(IndexError, match="expected a 1-D array"):
-        split[np.array([0.5])]
+@pytest.mark.parametrize("key", [10**6, -(10**6), [0, 10**6], np.array([-(10**6)]), np.array([0.5]), np.array([[1]])])
+def test_blocks_that_are_not_there_are_an_index_error(built_set: Path, key: int | list[int] | np.ndarray) -> None:
+    with pytest.raises(IndexError):
+        shards.open(built_set)["train"][key]
+
+
+def test_the_last_block_and_those_around_the_ends_of_shards(built_set: Path) -> None:
+    split, bare = shards.open(built_set)["train"], bare_blocks(built_set, "train")
+    ends = [split.first_block(number) for number in range(len(split.shards) + 1)]
+    assert ends[0] == 0 and ends[-1] == len(split)
+    for number in (*ends[:-1], *(end - 1 for end in ends[1:]), -1):
+        assert np.array_equal(split[number], bare[number])
+    with pytest.raises(IndexError, match=rf"block numbers must lie in 0 … {len(split) - 1:,} \(split 'train'\)"):
+        split[len(split)]
+
+
+def test_more_shards_than_files_that_may_be_open(many_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps beyond half of the limit are given up, the oldest first, also while a batch is gathered from many shards."""
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+import numpy, shards
+train = shards.open({str(many_shards)!r})["train"]
+assert len(train.shards) == 130
+numbers = numpy.arange(len(train))[::-1]
+blocks = train[numbers]
+assert sum(own is not None for own in train._maps) == 50
+assert all((train[int(number)] == block).all() for number, block in zip(numbers, blocks))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert shards.open(many_shards)["train"]._max_mapped > 1000
 
 
 def test_documents_hold_every_token_once(built_set: Path) -> None:
-    split = shards.open(built_set)["train"]
-    documents = list(split.documents())
-    assert len(documents) == split.num_documents
-    assert sum(len(document) + 1 for document in documents) == split.num_tokens
-    assert not any((document == 599).any() for document in documents)  # EOS is the last id of this tokenizer
+    for name in ("train", "val"):
+        split = shards.open(built_set)[name]
+        documents = list(split.documents())
+        assert len(documents) == split.num_documents
+        assert sum(len(document) + 1 for document in documents) == split.num_tokens
+        assert not any((document == EOS).any() for document in documents)
+    train = [ids for unit in text_units(TEXTS[:60], per_unit=12) for ids in unit["train"]]
+    assert documents_of(built_set, "train") == train
+
+
+@pytest.mark.parametrize("packing", ["concat", "best-fit"])
+def test_a_document_by_its_number(tmp_path: Path, packing: Packing) -> None:
+    split = shards.open(write_set(tmp_path / "set", text_units(TEXTS[:40], per_unit=10), packing=packing))["train"]
+    documents = [document.tolist() for document in split.documents()]
+    assert [split.document(number).tolist() for number in range(len(documents))] == documents
+    assert split.document(-1).tolist() == documents[-1]
+    for number in (len(documents), -len(documents) - 1):
+        with pytest.raises(IndexError, match=rf"document {number:,}: split 'train' has {len(documents)} documents"):
+            split.document(number)
 
 
 def test_an_unknown_split_is_named_with_the_nearest(built_set: Path) -> None:
@@ -94,49 +140,31 @@ def test_an_epoch_visits_each_block_once(built_set: Path) -> None:
     assert np.array_equal(split.epoch(2333, 1, 10, 20), order[10:20])
 
 
-def test_megatrons_layout_byte_for_byte(built_set: Path) -> None:
-    """The index read by hand, field after field, as Megatron-Core's IndexedDataset reads it."""
-    for path in built_set.glob("*.idx"):
-        content = path.read_bytes()
-        assert content[:9] == b"MMIDIDX\x00\x00"
-        assert np.frombuffer(content, "<u8", 1, 9)[0] == 1
-        assert content[17] == 4
-        num_pieces, num_boundaries = np.frombuffer(content, "<u8", 2, 18)
-        lengths = np.frombuffer(content, "<i4", num_pieces, 34)
-        offsets = np.frombuffer(content, "<i8", num_pieces, 34 + lengths.nbytes)
-        boundaries = np.frombuffer(content, "<i8", num_boundaries, 34 + lengths.nbytes + offsets.nbytes)
-        assert len(content) == 34 + 12 * num_pieces + 8 * num_boundaries
-        tokens = np.fromfile(path.with_suffix(".bin"), "<u4")
-        assert boundaries.tolist() == list(range(num_pieces + 1))
-        assert (tokens[offsets // 4 + lengths - 1] == 599)[:-1].all()
-        assert offsets.tolist() == [0, *np.cumsum(lengths[:-1] * 4).tolist()]
+def test_an_empty_split_has_nothing_and_says_so(tmp_path: Path) -> None:
+    split = shards.open(write_set(tmp_path / "set", [{"train": [[1]]}]))["val"]
+    assert (len(split), split.num_documents, list(split.documents()), split[:].shape) == (0, 0, [], (0, 16))
+    with pytest.raises(ValueError, match="split 'val' has no blocks"):
+        split.epoch(2333, 0)
+    for key in (0, -1, [0]):
+        with pytest.raises(IndexError, match="split 'val'"):
+            split[key]
+    with pytest.raises(IndexError, match="split 'val' has 0 documents"):
+        split.document(0)
 
 
-@pytest.mark.parametrize("block_tokens", [8, 48, 1000, 1024, 2048])
-def test_batches_are_gathered_across_shards_for_any_block_size(
-    tmp_path: Path, tokenizer_dir: Path, block_tokens: int, inline_engine: None
-) -> None:
-    """Blocks that divide a page, that a page divides, and neither."""
-    settings = BuildSettings(block_tokens=block_tokens, unit_bytes=60_000)
-    build([str(SAMPLE)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=1)
-    split = shards.open(tmp_path / "set")["train"]
-    assert len(split.shards) > 3
-    bare = np.concatenate([np.fromfile(path, "<u4") for path in sorted((tmp_path / "set").glob("train-*.bin"))])
-    numbers = np.random.default_rng(0).permutation(len(split))[:500]
-    assert np.array_equal(split[numbers], bare.reshape(-1, block_tokens)[numbers])
+def test_a_split_is_opened_again_in_another_process(built_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(built_set.parent)
+    split = shards.open(built_set.name)["val"]
+    pickled = pickle.dumps(split)
+    assert len(pickled) < 1000
+    monkeypatch.chdir("/")
+    for again in (pickle.loads(pickled), copy.deepcopy(shards.open(built_set)["val"])):
+        assert np.array_equal(again[:], shards.open(built_set)["val"][:])
 
 
-def test_a_set_of_more_shards_than_a_process_may_open_files(tmp_path: Path, tokenizer_dir: Path) -> None:
-    settings = BuildSettings(block_tokens=16, unit_bytes=1000)
-    build([str(SAMPLE)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=1)
-    code = f"""
-import resource
-resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
-import numpy, shards
-train = shards.open({str(tmp_path / "set")!r})["train"]
-assert len(train.shards) > 100, len(train.shards)
-numbers = numpy.arange(len(train))[::-7]
-blocks = train[numbers]
-assert all((train[int(number)] == block).all() for number, block in zip(numbers, blocks))
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+def test_a_file_that_shrank_since_is_named(own_set: Path) -> None:
+    split = shards.open(own_set)["train"]
+    path = own_set / f"{split.shards[1].name}.bin"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(InputError, match=f"{path.name}: the file has changed since the set was opened"):
+        split[:]

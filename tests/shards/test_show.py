@@ -2,55 +2,95 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from shards import open as open_shard_set
-from shards.show import differences, show_document
-from shards.vocabulary import Vocabulary
-from tests.conftest import assert_one_error_line, run_module, sample_records
+import pytest
+
+import shards
+from shards.__main__ import main
+from shards.common.errors import InputError
+from shards.show import describe, differences, show_block, show_document, table_text
+from shards.vocabulary import read_vocabulary
+from tests.shards.report_sets import MIXED, TEXTS, build_set, source
 
 
-def test_documents_are_shown_whole_also_where_they_are_cut(built_set: Path) -> None:
-    shard_set = open_shard_set(built_set)
-    vocabulary = Vocabulary(shard_set.tokenizer_path)
+def test_info_is_plain_text_in_columns(tmp_path: Path, tokenizer_dir: Path) -> None:
+    sources = [source("[bold]数据\x1b[31m:smile:.json", 2_000, 3), source("b" * 200, 40_000_000, 1)]
+    shard_set = shards.open(build_set(tmp_path, tokenizer_dir, TEXTS[:10], sources=sources))
+    about, splits, files = (part.splitlines() for part in describe(shard_set).split("\n\n"))
+    assert about[-1] == f"fingerprint  {shard_set.manifest.fingerprint}"
+    train, val = shard_set["train"], shard_set["val"]
+    assert splits[0].split() == ["split", "documents", "tokens", "blocks", "padding", "text", "tokens/char"]
+    assert splits[1].split()[:5] == [
+        "train",
+        "8",
+        f"{train.num_tokens:,}",
+        f"{len(train):,}",
+        f"{train.num_padding_tokens}",
+    ]
+    assert len({len(line) for line in splits}) == 1 and splits[2].split()[:2] == ["val", str(val.num_documents)]
+    assert files[1].split() == ["[bold]数据\\x1b[31m:smile:.json", "json", "2.00", "kB", "3"]
+    assert files[2].startswith("b" * 200 + "  json") and all(line == line.rstrip() for line in files)
+
+
+def test_numbers_line_up_at_the_right_also_beside_chinese() -> None:
+    lines = table_text([("运行", "5"), ("b", "1,000")], "name", "#number").splitlines()
+    assert lines == ["name  number", "运行       5", "b      1,000"]
+
+
+def test_documents_are_shown_whole(mixed_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard_set = shards.open(mixed_set)
+    vocabulary = read_vocabulary(shard_set.tokenizer_path)
     texts = [vocabulary.text(document) for document in shard_set["train"].documents()]
-    cut = next(number for number, text in enumerate(texts) if len(text) > 1500)
-    shown = run_module("shards", "cat", built_set, "--document", cut)
-    head, _, text = shown.stdout.partition("\n")
-    assert head.startswith(f"document {cut:,} of {len(texts):,}, split train, ")
-    assert text.removesuffix("\n") == texts[cut]
-    assert texts[cut] in {record["text"] for record in sample_records()}
+    number = next(number for number, text in enumerate(texts) if len(text) > 1500)
+    assert main(["cat", str(mixed_set), "--document", str(number)]) == 0
+    head, _, text = capsys.readouterr().out.partition("\n")
+    assert head.startswith(f"document {number:,} of {len(texts):,}, split train, ")
+    assert text.removesuffix("\n") == texts[number] and texts[number] in MIXED
     with_ids = show_document(shard_set, "val", 0, with_ids=True).splitlines()
-    assert len(with_ids) == 1 + len(next(shard_set["val"].documents()))
+    assert len(with_ids) == 1 + len(shard_set["val"].document(0))
 
 
-def test_a_document_that_is_not_there_is_refused(built_set: Path) -> None:
-    assert_one_error_line(run_module("shards", "cat", built_set, "--document", "99999"), "no document 99,999")
-    assert_one_error_line(run_module("shards", "cat", built_set, "--document", "-1"), "no document -1")
+def test_each_document_ends_once_and_padding_is_one_line(mixed_set: Path) -> None:
+    shard_set = shards.open(mixed_set)
+    blocks = [show_block(shard_set, "train", number).splitlines() for number in range(len(shard_set["train"]))]
+    lines = [line for block in blocks for line in block]
+    assert lines.count("── end of document ──") == shard_set["train"].num_documents
+    padding = [int(match[1]) for line in lines if (match := re.fullmatch(r"── (\d+) padding tokens? ──", line))]
+    assert sum(padding) == shard_set["train"].num_padding_tokens
+    assert max(sum("padding token" in line for line in block) for block in blocks) == 1
 
 
-def test_info_of_two_sets_shows_what_they_differ_in(built_set: Path, tmp_path: Path, tokenizer_dir: Path) -> None:
-    from pipeline.build import build
-    from pipeline.settings import BuildSettings
-    from tests.conftest import SAMPLE
+@pytest.mark.parametrize(
+    ("show", "number", "message"),
+    [
+        (show_document, 99_999, "no document 99,999 in split 'train': expected 0 to"),
+        (show_document, -1, "no document -1"),
+        (show_block, 99_999, "no block 99,999 in split 'train': expected 0 to"),
+    ],
+)
+def test_what_is_not_there_is_refused(mixed_set: Path, show: object, number: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        show(shards.open(mixed_set), "train", number)  # type: ignore[operator]
+    with pytest.raises(InputError, match="no split 'vall': expected train or val; did you mean 'val'"):
+        show(shards.open(mixed_set), "vall", 0)  # type: ignore[operator]
 
-    settings = BuildSettings(block_tokens=32, unit_bytes=100_000)
-    build([str(SAMPLE)], tmp_path / "other", tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=1)
-    lines = differences(open_shard_set(built_set), open_shard_set(tmp_path / "other"))
-    assert "settings.block_tokens: 64 → 32" in lines
-    assert not any(line.startswith(("tokenizer", "splits.train.num_documents")) for line in lines)
-    same = run_module("shards", "info", built_set, built_set)
-    assert (same.returncode, same.stdout) == (0, "no difference\n")
-    assert "settings.block_tokens: 64 → 32" in run_module("shards", "info", built_set, tmp_path / "other").stdout
+
+def test_info_of_two_sets_shows_what_they_differ_in(
+    tmp_path: Path, tokenizer_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = build_set(tmp_path / "one", tokenizer_dir, TEXTS[:10], settings={"dedup": "none", "seed": 1})
+    two = build_set(
+        tmp_path / "two", tokenizer_dir, TEXTS[:10], settings={"dedup": "exact", "seed": 1}, block_tokens=32
+    )
+    lines = differences(shards.open(one), shards.open(two))
+    assert {"block_tokens: 64 → 32", "settings.dedup: none → exact"} <= set(lines)
+    assert not any(line.startswith(("tokenizer", "splits.train.num_documents", "settings.seed")) for line in lines)
+    assert main(["info", str(one), str(one)]) == main(["info", str(one), str(two)]) == 0
+    assert capsys.readouterr().out.splitlines() == ["no difference", *lines]
 
 
 def test_terminal_escapes_in_a_text_are_not_sent_to_the_terminal(tmp_path: Path, tokenizer_dir: Path) -> None:
-    from pipeline.build import build
-    from pipeline.settings import BuildSettings
-    from tests.conftest import write_corpus
-
-    corpus = write_corpus(tmp_path / "corpus.json", [{"text": "红\x1b[31m色\r\n行"}])
-    settings = BuildSettings(block_tokens=32, val_fraction=0.0)
-    build([str(corpus)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=settings, num_workers=1)
-    shown = run_module("shards", "cat", tmp_path / "set").stdout
-    assert "\x1b" not in shown and "红\\x1b[31m色" in shown
+    shard_set = shards.open(build_set(tmp_path, tokenizer_dir, ["红\x1b[31m色\r\n行"]))
+    assert "红\\x1b[31m色\\r\n行" in show_block(shard_set, "train", 0)

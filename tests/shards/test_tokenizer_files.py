@@ -1,27 +1,27 @@
-"""A tokenizer is read from its files as where texts are tokenized, or refused in one clear line."""
+"""A tokenizer is read from its files, or refused in one clear line; one from a stranger's set brings nothing else."""
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import shards
-from pipeline.tokenizers import load_tokenizer_files
 from shards.common.errors import InputError
 from shards.tokenizer_files import load_tokenizer
-from tests.shards.foreign_files import (
-    write_tokenizer,
-)
+from shards.vocabulary import Vocabulary, copy_tokenizer, read_vocabulary
+from tests.shards.foreign_files import byte_fallback_tokenizer, write_tokenizer
+from tests.shards.sets import EOS, byte_tokenizer
 
 
-@pytest.mark.parametrize("kind", ["trained", "unigram", "named in the config", "known by name"])
-def test_the_tokenizer_is_read_as_where_texts_are_tokenized(tmp_path: Path, tokenizer_dir: Path, kind: str) -> None:
-    if kind == "trained":
-        shutil.copytree(tokenizer_dir, tmp_path, dirs_exist_ok=True)
-    elif kind == "unigram":
+@pytest.mark.parametrize("kind", ["unigram", "named in the config", "known by name"])
+def test_a_tokenizer_is_read_and_brought_to_one_form(tmp_path: Path, kind: str) -> None:
+    expected = {"unigram": (5, 4, "</s>"), "named in the config": (4, 3, "b"), "known by name": (8, 7, "</s>")}[kind]
+    if kind == "unigram":
         pieces = [["<unk>", 0.0], ['é\x7f\u2028"\\', -1.5e-5], ["b", -1e-7], ["c", -12345678901234567.0]]
         write_tokenizer(tmp_path, pieces, 4)
     elif kind == "named in the config":
@@ -29,26 +29,38 @@ def test_the_tokenizer_is_read_as_where_texts_are_tokenized(tmp_path: Path, toke
         (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "b"}, "x": "é"}')
     else:
         write_tokenizer(tmp_path, {"a": 0}, 7)
-    expected = load_tokenizer_files(str(tmp_path))
     for path in (tmp_path, tmp_path / "tokenizer.json"):
         found = load_tokenizer(path)
-        assert found.entry == expected.entry
-        assert found.contents == expected.contents
+        entry = found.entry
+        assert (entry.vocab_size, entry.eos_id, entry.eos_token, entry.name) == (*expected, tmp_path.name)
+        assert entry.sha256 == hashlib.sha256(found.contents["tokenizer.json"]).hexdigest()
+        assert json.loads(found.contents["tokenizer.json"]) == json.loads((tmp_path / "tokenizer.json").read_bytes())
+        assert (
+            b"\n" not in found.contents["tokenizer.json"]
+            and "eos_token" in found.contents["tokenizer_config.json"].decode()
+        )
+    # In this form it stays.
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name, content in found.contents.items():
+        (copy / name).write_bytes(content)
+    assert load_tokenizer(copy).contents["tokenizer.json"] == found.contents["tokenizer.json"]
 
 
-def test_a_sets_tokenizer_is_taken_as_it_is(own_set: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_sets_tokenizer_is_taken_as_the_manifest_says(own_set: Path, name: str) -> None:
+    (own_set / "tokenizer" / "vocab.json").write_text("not listed, so not taken")
     for path in (own_set, own_set / "tokenizer"):
         found = load_tokenizer(path)
-        assert found.entry == shards.open(own_set).manifest.tokenizer
-        assert found.contents == {file.name: file.read_bytes() for file in (own_set / "tokenizer").iterdir()}
-    other = tmp_path / "other"
-    other.mkdir()
-    shutil.copy(own_set / "tokenizer" / "tokenizer.json", other)
-    assert dataclasses.replace(load_tokenizer(other).entry, name="tokenizer") == dataclasses.replace(
-        found.entry, name="tokenizer"
-    )
-    (own_set / "tokenizer" / "tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match=r"expected sha256 .* the tokenizer was changed"):
+        assert found.entry == shards.open(own_set).manifest.tokenizer == byte_tokenizer().entry
+        assert found.contents == byte_tokenizer().contents
+    path = own_set / "tokenizer" / name
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(InputError, match=f"{name}: expected digest .* the file was changed"):
+        load_tokenizer(own_set)
+    shutil.move(path, own_set / "elsewhere")
+    path.symlink_to(own_set / "elsewhere")
+    with pytest.raises(InputError, match=f"{name}: no such file"):
         load_tokenizer(own_set)
 
 
@@ -58,6 +70,7 @@ def test_a_sets_tokenizer_is_taken_as_it_is(own_set: Path, tmp_path: Path) -> No
         ("{", None, "not a tokenizer.json that can be read"),
         ("[]", None, "not a tokenizer.json that can be read"),
         ('{"model": {"vocab": {}}}', None, "not a tokenizer.json that can be read"),
+        ('{"model": {"vocab": {"a": 16777216}}}', None, "expected ids below 16,777,216, found 16777216"),
         ('{"model": {"vocab": {"a": 0}}}', None, "nothing says which token ends a document"),
         ('{"model": {"vocab": {"a": 0}}}', '{"eos_token": "b"}', "the EOS token 'b' is not in the vocabulary"),
         ('{"model": {"vocab": {"a": 0}}}', "{", "tokenizer_config.json: not valid JSON"),
@@ -72,3 +85,36 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(
         (tmp_path / "tokenizer_config.json").write_text(config)
     with pytest.raises(InputError, match=expected):
         load_tokenizer(tmp_path)
+
+
+def test_only_a_tokenizers_files_are_copied_and_no_link_is_followed(tmp_path: Path) -> None:
+    source, target, secret = tmp_path / "source", tmp_path / "target", tmp_path / "secret"
+    secret.write_text("secret")
+    source.mkdir()
+    target.mkdir()
+    for name in ("tokenizer.json", "merges.txt", "config.json", "model.safetensors", "README.md"):
+        (source / name).write_text(f"theirs: {name}")
+    (source / "vocab.json").symlink_to(secret)
+    (source / "added_tokens.json").mkdir()
+    (target / "config.json").write_text("ours")
+    copy_tokenizer(source, target)
+    found = {path.name: path.read_text() for path in target.iterdir()}
+    names = ("tokenizer.json", "merges.txt")
+    assert found == {"config.json": "ours"} | {name: f"theirs: {name}" for name in names}
+
+
+def test_text_and_its_size_follow_from_the_ids(tmp_path: Path) -> None:
+    text = "Grüße, 你好 🙂\n"
+    ids = list(text.encode())
+    own = byte_tokenizer().vocabulary
+    assert own.text(ids) == text and own.text_sizes(np.array([*ids, EOS])) == (len(text.encode()), len(text))
+    assert own.piece(EOS) == b"</s>" and own.piece(999) == b"<999>"
+    # Byte fallback: 你 as three byte tokens is three bytes and one character.
+    fallback = byte_fallback_tokenizer().vocabulary
+    assert fallback.text([0, 1, 2, 3]) == "hello你" and fallback.text_sizes(np.array([0, 1, 2, 3, 4])) == (8, 6)
+    # Without the model's word for it, `<0xE4>` is six characters.
+    model = {"type": "BPE", "vocab": {"▁a": 0, "<0xE4>": 1}, "merges": []}
+    plain = Vocabulary(json.dumps({"model": model}).encode(), "here")
+    assert plain.text([0, 1]) == " a<0xE4>" and plain.text_sizes(np.array([0, 1])) == (8, 8)
+    with pytest.raises(InputError, match=r"tokenizer\.json: no such file"):
+        read_vocabulary(tmp_path)

@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import pytest
 
-pytest.importorskip("s3fs", reason="needs the packages of requirements-s3.lock")
-pytest.importorskip("moto.server", reason="needs the packages of requirements-s3.lock")
-
-from shards.common import urls
 from shards.common.errors import InputError, TransientError
 from shards.common.urls import (
     exists,
@@ -27,83 +16,11 @@ from shards.common.urls import (
     version,
     write_bytes,
 )
-
-PORT_HOST = "localhost"
-
-
-@dataclasses.dataclass
-class Server:
-    """What was asked of the server, and how it fails."""
-
-    port: int = 0
-    requests: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    statuses: list[int] = dataclasses.field(default_factory=list)  # instead of the next answers
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Server]:
-    from moto.server import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
-
-    application, server = DomainDispatcherApplication(create_backend_app), Server()
-
-    def recorded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        server.requests.append(environ)
-        if server.statuses:
-            status = server.statuses.pop(0)
-            start_response(f"{status} No", [("Content-Type", "application/xml")])
-            code = {403: "AccessDenied", 503: "ServiceUnavailable"}[status]
-            return [f"<Error><Code>{code}</Code><Message>not now</Message></Error>".encode()]
-        return application(environ, start_response)
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    http = make_server("127.0.0.1", 0, recorded, threaded=True)
-    server.port = http.server_port
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield server
-    http.shutdown()
-
-
-@pytest.fixture
-def server(running: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """The server, which both protocols find by the environment, and which any `BUCKET.localhost` means."""
-    import s3fs
-
-    find = socket.getaddrinfo
-
-    def find_here(host: Any, *arguments: Any, **options: Any) -> Any:
-        is_ours = isinstance(host, str) and host.endswith(PORT_HOST)
-        return find("127.0.0.1" if is_ours else host, *arguments, **options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", find_here)
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{running.port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "OSS_ENDPOINT": f"http://{PORT_HOST}:{running.port}",
-        "OSS_ACCESS_KEY_ID": "test",
-        "OSS_ACCESS_KEY_SECRET": "test",
-        "NO_PROXY": "127.0.0.1,localhost",
-    }.items():
-        monkeypatch.setenv(name, value)
-    for client in (urls._S3_CLIENT, urls._OSS_CLIENT):
-        monkeypatch.setitem(client, "retries", {"mode": "standard", "max_attempts": 2})
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    s3fs.S3FileSystem.clear_instance_cache()
-    for protocol in ("s3", "oss"):
-        system, _ = file_system(f"{protocol}://bucket-{protocol}")
-        if not system.exists(f"bucket-{protocol}"):
-            system.mkdir(f"bucket-{protocol}")
-    running.requests.clear()
-    running.statuses.clear()
-    yield running
-    running.statuses.clear()
+from tests.object_stores import Server, running, server  # noqa: F401
 
 
 @pytest.mark.parametrize("protocol", ["s3", "oss"])
-def test_a_file_is_put_found_changed_and_removed(server: Server, protocol: str) -> None:
+def test_a_file_is_put_found_changed_and_removed(server: Server, protocol: str) -> None:  # noqa: F811
     url = f"{protocol}://bucket-{protocol}/put"
     for name in ("a", "b/c"):
         write_bytes(join(url, name), name.encode())
@@ -119,7 +36,7 @@ def test_a_file_is_put_found_changed_and_removed(server: Server, protocol: str) 
     assert listing(url) == {} and read_bytes(join(url, "a")) is None
 
 
-def test_oss_is_asked_as_it_wants_to_be(server: Server) -> None:
+def test_oss_is_asked_as_it_wants_to_be(server: Server) -> None:  # noqa: F811
     """By the bucket's own host, without the checksums that it refuses, without deleting many files at once."""
     write_bytes("oss://bucket-oss/file", b"content")
     system, _ = file_system("oss://bucket-oss/large")
@@ -146,7 +63,7 @@ def test_oss_has_its_region_and_its_server_from_the_endpoint(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("protocol", ["s3", "oss"])
-def test_each_error_is_of_its_kind(server: Server, protocol: str) -> None:
+def test_each_error_is_of_its_kind(server: Server, protocol: str) -> None:  # noqa: F811
     url = f"{protocol}://bucket-{protocol}/kinds"
     with pytest.raises(InputError, match=r"no such bucket .*; make it, or choose another output"):
         write_bytes(f"{protocol}://nowhere/file", b"")

@@ -134,7 +134,7 @@ def packed_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for number in range(57):
         size = (9, 10, 11, 26, 27)[number % 5]
         texts.append("".join(chr(33 + (number * 11 + place) % 90) for place in range(size)))
-    sets = {packing: work / packing for packing in ("concat", "best-fit", "tutorial")}
+    sets = {packing: work / packing for packing in ("concat", "best-fit")}
     for packing, path in sets.items():
         pipeline_build(work, texts, path, "--packing", packing)
     return sets

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from train.arithmetic import flops_a_token, peak_flops, peak_memory_bytes
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.train.test_train_loss import BLOCK_TOKENS, make_model
-from train.callbacks import duration, log_line
+from train.flops import flops_a_token, peak_flops, peak_memory_bytes
+from train.log_lines import duration, log_line
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import doctest
 import fcntl
-import functools
-import http.server
+import itertools
 import json
 import math
 import re
-import shutil
 import subprocess
-import threading
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-import train.compare.plot
-from train.compare.plot import plot_data, smoothed, thinned
 
+import train.compare.curves
 import train.compare.runs
 import train.compare.table
 from shards.common.errors import InputError
+from shards.common.text import printable
+from tests.pages import assert_harmless, look_at
 from train.compare.__main__ import as_json, as_lines, main
-from train.compare.page import PAGE_START, render
+from train.compare.curves import loss_charts, smoothed, thinned
+from train.compare.page import render
 from train.compare.runs import Run, differences, find_runs, read_runs
 from train.compare.table import comparability, display_width, remarks, terminal_table, wrap
 
@@ -115,7 +113,7 @@ def test_losses_that_are_no_number_are_gaps(make_run: Callable[..., Path]) -> No
     assert [point.loss for point in run.training] == [8.0, None, None, None, None]
     assert "4 of 5 training losses are no number, first at step 2" in run.notices
     assert run.last_training_loss == 8.0
-    json.loads(plot_data([run]), parse_constant=pytest.fail)
+    assert "nan" not in render([run]).decode()
     as_lines([run])
 
 
@@ -252,7 +250,9 @@ def test_command_line(make_run: Callable[..., Path], run_command_line: CommandLi
     done = run_command_line("train.compare", "runs/a", "runs/b", "--out", "c.html", cwd=tmp_path, COLUMNS="80")
     assert done.returncode == 0, done.stderr
     assert re.search(r"training\.learning_rate +0\.01 +0\.02", done.stdout)
-    assert (tmp_path / "c.html").read_text().startswith(PAGE_START)
+    assert (
+        (tmp_path / "c.html").read_text().startswith('<!doctype html>\n<html lang="en" data-made-by="train.compare">')
+    )
     again = run_command_line("train.compare", "runs", "--out", "c.html", "--json", cwd=tmp_path)
     content = json.loads(again.stdout)
     assert [run["name"] for run in content["runs"]] == ["a", "b"]
@@ -294,24 +294,12 @@ def test_thinning_keeps_spikes_gaps_and_ends() -> None:
 
 
 def test_doctests() -> None:
-    for module in (train.compare.plot, train.compare.runs, train.compare.table):
+    for module in (train.compare.curves, train.compare.runs, train.compare.table):
         result = doctest.testmod(module)
         assert result.attempted and not result.failed
 
 
 # ---- the page ----
-
-
-class Elements(HTMLParser):
-    """Every element with its attributes, and the text of scripts."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
 
 
 @pytest.fixture
@@ -326,113 +314,44 @@ def evil_runs(make_run: Callable[..., Path]) -> list[Run]:
 
 def test_everything_on_the_page_is_escaped(evil_runs: list[Run]) -> None:
     page = render(evil_runs).decode()
-    elements = Elements(page)
-    assert [tag for tag, _ in elements.found].count("script") == 2
-    assert not {"img", "iframe", "object", "link", "base"} & {tag for tag, _ in elements.found}
-    attributes = [(key, value) for _, found in elements.found for key, value in found.items()]
-    assert not any(key.startswith("on") or key in ("src", "href") for key, _ in attributes)
-    assert "\x1b" not in page and "\u202e" not in page
-    assert "&lt;b&gt;bold&amp;amp;" in page and "second line" in page
+    parser = assert_harmless(page)
+    assert parser.text.count(printable(EVIL)) == 5  # prompt (twice), sample, name and value of a setting
+    assert "&lt;b&gt;bold&amp;amp;" in page and "\nsecond line" in page
     assert ">old<" not in page  # a sample of an earlier step
+    assert "0.01 0.02" in parser.text and "best validation loss 6.5000 6.5000" in parser.text
 
 
-def test_the_page_loads_nothing_and_runs_one_script(evil_runs: list[Run]) -> None:
-    import base64
-    import hashlib
-
-    page = render(evil_runs).decode()
-    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
-    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', page)
-    script = page.rpartition("<script>")[2].partition("</script>")[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert f"script-src 'sha256-{digest}'" in policy and policy.startswith("default-src 'none'")
-
-
-FRAMES = """<!doctype html><meta charset="utf-8"><body>
-<iframe src="/c.html" style="width:1200px;height:900px"></iframe>
-<iframe src="/c.html" style="width:400px;height:800px"></iframe>
-<script>
-addEventListener("load", () => setTimeout(() => {
-  const seen = [...document.querySelectorAll("iframe")].map((frame) => {
-    const page = frame.contentDocument, root = page.documentElement, view = frame.contentWindow;
-    page.querySelectorAll("details").forEach((e) => { e.open = true; });
-    const lines = () => [...page.querySelectorAll(".plot path")].map((e) => e.getAttribute("d"));
-    const axis = () => page.querySelector(".plot svg > text:last-of-type").textContent;
-    const results = { width: view.innerWidth, steps: lines(), axes: [axis()] };
-    for (const value of ["tokens", "seconds"]) {
-      page.querySelector(`input[value=${value}]`).click();
-      results.axes.push(axis());
-    }
-    page.querySelector("input[value=log]").click();
-    results.log = lines();
-    const plot = page.getElementById("plot"), box = plot.getBoundingClientRect();
-    const at = { clientX: box.left + box.width * 0.97, clientY: box.top + 20, bubbles: true };
-    plot.dispatchEvent(new view.PointerEvent("pointermove", at));
-    results.values = [...page.querySelectorAll(".runs output")].map((e) => e.textContent);
-    page.querySelector(".runs button").click();
-    results.hidden = lines().length;
-    const reach = root.clientWidth + 0.5;
-    results.wide = [...page.querySelectorAll("body *:not(.scroll *)")]
-      .filter((e) => e.getBoundingClientRect().right > reach).map((e) => e.tagName + "." + e.getAttribute("class"));
-    results.overflow = root.scrollWidth - root.clientWidth;
-    results.dark = view.matchMedia("(prefers-color-scheme: dark)").matches;
-    results.paper = view.getComputedStyle(page.body).backgroundColor;
-    return results;
-  });
-  document.body.innerHTML = "<pre>" + JSON.stringify(seen) + "</pre>";
-}, 300));
-</script>
-"""
+def test_curves_over_steps_tokens_and_time(evil_runs: list[Run]) -> None:
+    charts = {(axis, scale): chart for axis, scale, chart in loss_charts(evil_runs)}
+    assert list(charts) == list(itertools.product(("steps", "tokens", "time"), ("linear", "log")))
+    raw, training, validation = charts["tokens", "log"].lines[:3]
+    assert raw.points == training.points == [(100, 8.0), (200, 6.0), (300, 5.0), (400, 4.5)]
+    assert validation.points == [(200, 6.5), (400, 7.0)]
+    assert charts["time", "linear"].x.high == 8
+    tooltip = charts["steps", "linear"].bars[-1].tooltip
+    assert tooltip.splitlines()[1:] == [f"{run.name}: training 4.5000, validation 7.0000" for run in evil_runs]
 
 
-def find_browser() -> str | None:
-    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
-        if path := shutil.which(name):
-            return path
-    return None
-
-
-class _QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_arguments: object) -> None:
-        pass
+def test_pages_without_curves(make_run: Callable[..., Path]) -> None:
+    assert "No run has a loss yet." in assert_harmless(render(read(make_run(logs=[], results=None))).decode()).text
+    untimed = [{"step": step, "loss": float(5 - step)} for step in range(1, 7)]  # also below 0
+    charts = list(loss_charts(read(make_run("b", logs=untimed, results=None, training_arguments={}))))
+    assert [(axis, scale) for axis, scale, _ in charts] == [("steps", "linear"), ("steps", "log")]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_in_a_browser(evil_runs: list[Run], tmp_path: Path, scheme: str) -> None:
-    """The plot is drawn over each axis and scale, says its values, hides a run, and nothing is too wide."""
-    browser = find_browser()
-    if browser is None:
-        pytest.skip("no Chromium on this machine")
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "c.html").write_bytes(render(evil_runs))
-    (site / "frames.html").write_text(FRAMES, encoding="utf-8")
-    (site / "favicon.ico").write_bytes(b"")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_QuietHandler, directory=str(site)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        flags += "--disable-component-update --disable-sync --disable-dev-shm-usage --enable-logging=stderr --dump-dom "
-        flags += f"--virtual-time-budget=5000 --blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
-        address = f"http://127.0.0.1:{server.server_address[1]}/frames.html"
-        result = subprocess.run(
-            [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", address],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert "CONSOLE" not in result.stderr, result.stderr
-    seen = json.loads(result.stdout.partition("<pre>")[2].partition("</pre>")[0])
-    assert [view["width"] for view in seen] == [1200, 400]
-    for view in seen:
-        assert view["axes"] == ["steps", "tokens seen", "training time"]
-        assert len(view["steps"]) == 6 and all(view["steps"])  # raw, smoothed and validation of two runs
-        assert view["log"] != view["steps"] and "NaN" not in "".join(view["log"] + view["steps"])
-        assert view["values"] == ["train 4.5000 · val 7.0000"] * 2
-        assert view["hidden"] == 3
-        assert (view["overflow"], view["wide"]) == (0, []), view
-        assert view["dark"] == (scheme == "dark")
-        assert (sum(map(int, re.findall(r"\d+", view["paper"]))) < 300) == view["dark"]
+    """The controls choose the chart that is drawn and the lines in it, without a script on the page."""
+    script = """
+        const click = (id) => page.querySelector(id).click();
+        const visible = (selector) => [...page.querySelectorAll(selector)].filter((e) => e.getBoundingClientRect().width);
+        const drawn = () => visible(".charts path").length;
+        const axis = () => visible(".charts > *").map((e) => e.className);
+        const seen = [axis(), drawn()];
+        click("[value=time]"); click("[value=log]"); seen.push(axis());
+        click("#show-raw"); seen.push(drawn());
+        click("#show-1"); seen.push(drawn());
+        return seen;
+    """
+    expected = [["steps linear"], 6, ["time log"], 4, 2]
+    assert look_at(render(evil_runs), scheme, tmp_path, script) == [expected, expected]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import signal
@@ -24,8 +23,8 @@ from shards.common.files import file_digest
 from tests.conftest import REPOSITORY
 from tests.train.runs import losses, stop_after, train_to_the_end
 from train.__main__ import prepare
-from train.callbacks import MetricsFile
 from train.checkpoints import newest_complete_checkpoint
+from train.log_lines import MetricsFile
 from train.run import train
 from train.run_directory import read_lines, read_record
 
@@ -119,19 +118,11 @@ def test_a_flipped_byte_is_seen_and_the_checkpoint_before_it_taken(
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"{name}: has other bytes than were written; the checkpoint is damaged"):
-        prepare(["--config", str(write_config()), "--resume_from_checkpoint", str(path.parent)])
+        train_to_the_end(write_config(), "--resume_from_checkpoint", str(path.parent))
     train_to_the_end(write_config())
     told = capsys.readouterr().out
     assert f"{path}: has other bytes" in told and f"continuing from {stopped_run}/checkpoint-4" in told
     assert [step for step, _, _ in losses(stopped_run)] == list(range(1, NUM_STEPS + 1))
-
-
-def test_a_checkpoint_without_digests_is_taken(stopped_run: Path) -> None:
-    path = stopped_run / "checkpoint-6" / "checkpoint.json"
-    record = json.loads(path.read_bytes())
-    del record["blake3"]
-    path.write_text(json.dumps(record))
-    assert newest_complete_checkpoint(stopped_run)[0] == path.parent
 
 
 def test_others_may_read_what_is_saved(stopped_run: Path, write_config: WriteConfig) -> None:
@@ -144,14 +135,15 @@ def test_others_may_read_what_is_saved(stopped_run: Path, write_config: WriteCon
         assert stat.S_IMODE(path.stat().st_mode) == 0o640, path
 
 
-def test_a_command_whose_plan_is_out_of_date_changes_nothing(stopped_run: Path, write_config: WriteConfig) -> None:
-    """It was begun while another one trained, and gets the lock when that one has ended."""
+def test_a_command_that_was_begun_while_another_trained_changes_nothing(
+    stopped_run: Path, write_config: WriteConfig
+) -> None:
     arguments = ["--config", str(write_config())]
-    settings, data, plan = prepare(arguments)
+    settings, data, _ = prepare(arguments)
     train_to_the_end(write_config())
     before = {path: path.read_bytes() for path in stopped_run.rglob("*.json*")}
-    with pytest.raises(InputError, match="another process has trained there meanwhile; start the same command again"):
-        train(settings, data, plan, arguments)
+    with pytest.raises(InputError, match="holds a finished run"):
+        train(settings, data, arguments)
     assert {path: path.read_bytes() for path in stopped_run.rglob("*.json*")} == before
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from train.data import IGNORED, DocumentCollator, collate_blocks
 
 import shards
+from shards.torch import IGNORED, DocumentCollator, collate_blocks
 from train.__main__ import main
 from train.model import build_model
 from train.run_directory import read_lines, read_record

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from train.data import BlockDataset
 from train.setup import build_arguments, build_trainer, data_position
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 
 import shards
+from shards.torch import BlockDataset
 from train import evaluate
 from train.__main__ import main
 from train.model import build_model
@@ -104,7 +104,10 @@ def test_run_and_evaluation_agree_with_a_plain_model(
     evaluate.main([str(run), "--json", "--batch", "3"])
     evaluated = json.loads(capsys.readouterr().out)
     split = shards.open(str(path))["val"]
-    assert (split.num_fill_tokens > 0, split.num_dropped_tokens > 0) == (packing != "tutorial", packing == "tutorial")
+    assert (split.num_padding_tokens > 0, split.num_dropped_tokens > 0) == (
+        packing != "tutorial",
+        packing == "tutorial",
+    )
     model = AutoModelForCausalLM.from_pretrained(run / "model").eval()
     loss, count = plain_loss(model, split[:], masked=masked)
     num_eos = 0 if packing == "tutorial" else split.num_documents

@@ -1,51 +1,55 @@
-"""Muon and AdamW as one optimizer: each does its own parameters, and a resumed run goes on to the same bits."""
+"""Muon and AdamW as one optimizer over named groups: each does its own parameters, alone and over ranks."""
 
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.train.test_train_loss import make_batch, make_model
-from train.__main__ import main
-from train.checkpoints import numbered_checkpoints
-from train.optimizer import build_muon, is_hidden_matrix, orthogonalize
-from train.run_directory import read_lines
+from tests.train.runs import losses, stop_after, train_to_the_end, weights
+from tests.train.test_train_model import gradients, make_batch, make_model
+from train.optimizer import MuonWithAdamW, group_of, orthogonalize, parameter_groups
+from train.settings import GroupSettings
 
-SETTINGS: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
+PROGRAM = Path(__file__).with_name("sharded_program.py")
+SETTINGS: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8}
 
 
-def gradients_of(model: Any, seed: int) -> None:
-    model.zero_grad()
-    batch = {key: tensor.long() for key, tensor in make_batch(seed).items()}
-    model(**batch).loss.backward()
+def build_muon(model: Any, **settings: Any) -> MuonWithAdamW:
+    groups = parameter_groups(model, GroupSettings(**settings), learning_rate=0.01, weight_decay=0.1)
+    return MuonWithAdamW(groups, **SETTINGS)
+
+
+def test_groups_have_todays_values_or_their_own() -> None:
+    model = make_model()
+    groups = parameter_groups(model, GroupSettings(), learning_rate=0.01, weight_decay=0.1)
+    assert [(group["name"], group["lr"], group["weight_decay"], len(group["params"])) for group in groups] == [
+        ("hidden", 0.01, 0.1, 14),
+        ("embedding", 0.01, 0.1, 1),
+        ("norm", 0.01, 0.0, 11),
+    ]
+    settings = GroupSettings(embedding_learning_rate=0.5, embedding_weight_decay=0.0, norm_weight_decay=None)
+    groups = parameter_groups(model, settings, learning_rate=0.01, weight_decay=0.1)
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.01, 0.1), (0.5, 0.0), (0.01, 0.1)]
 
 
 def test_each_parameter_is_updated_as_by_its_own_optimizer() -> None:
     model = make_model()
     reference = copy.deepcopy(model)
-    decayed = [name for name, parameter in model.named_parameters() if parameter.ndim == 2]
-    optimizer = build_muon(model, decayed=decayed, **SETTINGS)
-    named = dict(reference.named_parameters())
-    matrices = [parameter for name, parameter in named.items() if is_hidden_matrix(name, parameter)]
-    others = [parameter for name, parameter in named.items() if not is_hidden_matrix(name, parameter)]
-    assert len(matrices) == 2 * 7 and named["model.embed_tokens.weight"] in others
-    muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(
-        [
-            {"params": [parameter for parameter in others if parameter.ndim == 2], "weight_decay": 0.1},
-            {"params": [parameter for parameter in others if parameter.ndim != 2], "weight_decay": 0.0},
-        ],
-        lr=0.01,
-        betas=(0.9, 0.95),
-        eps=1e-8,
-        fused=True,
-    )
+    optimizer, named = build_muon(model), dict(reference.named_parameters())
+    of = {
+        kind: [p for name, p in named.items() if group_of(name, p) == kind] for kind in ("hidden", "embedding", "norm")
+    }
+    muon = torch.optim.Muon(of["hidden"], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    decayed, others = {"params": of["embedding"], "weight_decay": 0.1}, {"params": of["norm"], "weight_decay": 0.0}
+    adamw = torch.optim.AdamW([decayed, others], fused=True, **SETTINGS)
     before = copy.deepcopy(reference)
     for seed in range(3):
         for (name, parameter), found in zip(reference.named_parameters(), model.parameters(), strict=True):
@@ -56,7 +60,7 @@ def test_each_parameter_is_updated_as_by_its_own_optimizer() -> None:
             part.step()
     for (name, parameter), start in zip(model.named_parameters(), before.parameters(), strict=True):
         expected = named[name]
-        if is_hidden_matrix(name, parameter):  # torch's multiplies in bf16
+        if group_of(name, parameter) == "hidden":  # torch's multiplies in bf16
             assert (parameter - expected).norm() < 0.03 * (expected - start).norm(), name
         else:
             assert torch.equal(parameter, expected), name
@@ -82,8 +86,8 @@ def test_many_matrices_are_done_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch)
     for limit in (1 << 26, 2000):
         monkeypatch.setattr("train.optimizer._STACKED_ELEMENTS", limit)
         model = make_model()
-        optimizer = build_muon(model, decayed=[], **SETTINGS)
-        gradients_of(model, 0)
+        optimizer = build_muon(model)
+        gradients(model, make_batch())
         optimizer.step()
         results.append([parameter.detach().clone() for parameter in model.parameters()])
     for left, right in zip(*results, strict=True):
@@ -92,44 +96,47 @@ def test_many_matrices_are_done_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch)
 
 def test_state_that_is_saved_and_loaded_goes_on_to_the_same_bits() -> None:
     model = make_model()
-    optimizer = build_muon(model, decayed=[], **SETTINGS)
-    gradients_of(model, 0)
+    optimizer = build_muon(model)
+    gradients(model, make_batch())
     optimizer.step()
     other = copy.deepcopy(model)
-    continued = build_muon(other, decayed=[], **SETTINGS)
+    continued = build_muon(other)
     continued.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for group in (*optimizer.param_groups, *continued.param_groups):
         group["lr"] = 0.003  # as a scheduler does
     for seed in (1, 2):
         for trained, stepped in ((model, optimizer), (other, continued)):
-            gradients_of(trained, seed)
+            gradients(trained, make_batch(seed))
             stepped.step()
     assert all(torch.equal(left, right) for left, right in zip(model.parameters(), other.parameters(), strict=True))
 
 
-def test_a_run_with_muon_continues_to_the_same_bits(
+def test_a_run_with_muon_and_rates_of_groups_continues_to_the_same_bits(
     write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = write_config(training={"optim": "muon"})
-    main(["--config", str(config), "--output_dir", str(tmp_path / "whole")])
-    main(["--config", str(write_config("adamw.yaml")), "--output_dir", str(tmp_path / "adamw")])
-    stopped = tmp_path / "stopped"
-    with monkeypatch.context() as patched:
-        patched.setattr(
-            "train.trainer.BlockTrainer.save_final_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
-        with pytest.raises(KeyboardInterrupt):
-            main(["--config", str(config), "--output_dir", str(stopped), "--max_steps", "11"])
-    for checkpoint in numbered_checkpoints(stopped)[2:]:
-        for file in checkpoint.iterdir():
-            file.unlink()
-    main(["--config", str(config), "--output_dir", str(stopped), "--max_steps", "11"])
-    losses, adamw = (
-        [line["loss"] for line in read_lines(tmp_path / name / "metrics.jsonl") if "loss" in line]
-        for name in ("stopped", "adamw")
+    groups = {"embedding_learning_rate": 0.02, "embedding_weight_decay": 0.0}
+    config = write_config(training={"optim": "muon"}, groups=groups)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train_to_the_end(config, "--output_dir", str(whole))
+    stop_after(5, monkeypatch, config, "--output_dir", str(stopped))
+    train_to_the_end(config, "--output_dir", str(stopped))
+    assert losses(stopped) == losses(whole)
+    assert all(torch.equal(tensor, weights(stopped)[name]) for name, tensor in weights(whole).items())
+    state = torch.load(whole / "checkpoint-11" / "optimizer.pt", weights_only=True)["param_groups"]
+    assert [(group["name"], group["initial_lr"], group["weight_decay"]) for group in state] == [
+        ("hidden", 0.01, 0.0),
+        ("embedding", 0.02, 0.0),
+        ("norm", 0.01, 0.0),
+    ]
+
+
+def test_a_sharded_model_and_muon_over_ranks_are_as_one_process() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(PROGRAM)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(PROGRAM.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    whole = [line["loss"] for line in read_lines(tmp_path / "whole" / "metrics.jsonl") if "loss" in line]
-    assert losses == whole and len(losses) == 11
-    assert losses[3:] != adamw[3:]
-    left, right = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "stopped"))
-    assert all(torch.equal(tensor, right[key]) for key, tensor in left.items())
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert finished.stdout.split() == ["equal"]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from train.data import BlockDataset, PositionSampler, collate_blocks, steps_of_epochs
 
 import shards
+from shards.torch import BlockDataset, collate_blocks
 
 
 def block_numbers(num_blocks: int, seed: int, start: int, stop: int) -> np.ndarray:

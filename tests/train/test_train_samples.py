@@ -15,7 +15,7 @@ from train.samples import SamplesAtEvaluation, undisturbed
 from transformers import Qwen2ForCausalLM
 
 from train.__main__ import main
-from train.callbacks import MetricsFile
+from train.log_lines import MetricsFile
 from train.run_directory import read_lines
 from train.sampling import Continuation, load_model
 from train.settings import GenerationSettings

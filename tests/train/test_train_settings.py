@@ -1,75 +1,97 @@
-"""Settings: what is accepted, and that every fault is one line that names the place."""
+"""Settings: what is accepted, and that every fault is one line that names the place, before anything is written."""
 
 from __future__ import annotations
 
 import dataclasses
+import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import shards
 from shards.common.errors import InputError
 from train.__main__ import build_parser, main, prepare
-from train.arguments import convert, training_argument_types
+from train.arguments import build_arguments, decay_settings, micro_batches, typed
+from train.run import build_trainer, data_position
 from train.settings import load_settings
+from train.training_fields import REFUSED_ARGUMENTS, training_fields
+from train.values import convert
 
 WriteConfig = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = ROOT / "configs" / "sweep.yaml"  # settings of `train.sweep`, checked there
 
 
-def test_training_argument_types_are_those_of_the_class() -> None:
+def refused(config: Path, arguments: list[str], expected: str) -> None:
+    with pytest.raises(InputError, match=expected) as caught:
+        main(["--config", str(config), *arguments])
+    assert "\n" not in str(caught.value)
+
+
+def test_training_fields_are_those_of_the_class() -> None:
     from transformers import TrainingArguments
 
-    types = training_argument_types()
-    assert set(types) == {field.name for field in dataclasses.fields(TrainingArguments)}
-    assert types["learning_rate"] == {"float"}
-    assert types["bf16"] == {"bool"}
-    assert types["eval_steps"] == {"float", "None"}
-    assert types["fsdp_config"] >= {"dict", "str", "None"}
+    assert set(training_fields()) == {field.name for field in dataclasses.fields(TrainingArguments)}
 
 
 @pytest.mark.parametrize(
     ("value", "types", "expected"),
     [
-        ("1e-3", {"float"}, 0.001),
-        (3, {"float"}, 3.0),
-        ("7", {"int"}, 7),
-        ("true", {"bool"}, True),
-        ("none", {"None", "int"}, None),
-        ('{"a": 1}', {"dict", "str"}, {"a": 1}),
-        ("cosine", {"SchedulerType", "str"}, "cosine"),
+        ("1e-3", "float", 0.001),
+        (3, "float", 3.0),
+        ("7", "int", 7),
+        (7.0, "int", 7),
+        ("true", "bool", True),
+        ("none", "int | None", None),
+        ('["a"]', "list[str]", ["a"]),
+        ("none", "str", None),
+        ("1.5", "int", None),
+        ("nan", "float", None),
+        (True, "int", None),
+        ("maybe", "bool", None),
+        ([1], "float", None),
+        ("[", "list[str]", None),
     ],
 )
-def test_values_become_the_type_of_their_field(value: object, types: set[str], expected: object) -> None:
-    found = convert(value, frozenset(types), "here")
-    assert found == expected
-    assert type(found) is type(expected)
-
-
-@pytest.mark.parametrize(
-    ("value", "types"),
-    [("1.5", {"int"}), ("nan", {"float"}), (True, {"int"}), ("maybe", {"bool"}), ([1], {"float"}), ("{", {"dict"})],
-)
-def test_values_of_another_type_are_refused(value: object, types: set[str]) -> None:
-    with pytest.raises(InputError, match=r"^here: expected "):
-        convert(value, frozenset(types), "here")
+def test_values_become_the_type_of_their_field_or_are_refused(value: object, types: str, expected: object) -> None:
+    if expected is None and "None" not in types:
+        with pytest.raises(InputError, match=r"^here: "):
+            convert(value, types, "here")
+    else:
+        found = convert(value, types, "here")
+        assert found == expected and type(found) is type(expected)
 
 
 def test_options_win_over_the_file(write_config: WriteConfig, tmp_path: Path) -> None:
-    arguments = ["--config", str(write_config()), "--learning_rate", "3e-4", "--model.hidden_size", "32"]
-    arguments += ["--output_dir", str(tmp_path / "other"), "--generation.seed", "9", "--tf32"]
-    settings, _, _ = prepare(arguments)
-    assert settings.training["learning_rate"] == 3e-4
-    assert settings.training["tf32"] is True
-    assert settings.model.hidden_size == 32
-    assert settings.generation.seed == 9
+    path = write_config()
+    path.write_text(path.read_text().replace("warmup_steps: 2", "weight_decay: 5e-2"))  # a string to YAML
+    arguments = [
+        "--config",
+        str(path),
+        "--learning_rate",
+        "3e-4",
+        "--model.hidden_size",
+        "32",
+        "--save_total_limit",
+        "none",
+    ]
+    arguments += ["--output_dir", str(tmp_path / "other"), "--generation.seed", "9", "--torch_compile", "auto"]
+    arguments += ["--lr_scheduler_kwargs", '{"num_cycles": 2}', "--full_determinism", "--optim", "muon"]
+    settings = typed(prepare(arguments)[0])
+    training = settings.training
+    assert (training["learning_rate"], training["weight_decay"], training["logging_steps"]) == (3e-4, 0.05, 1)
+    assert training["full_determinism"] is True and "save_total_limit" not in training
+    assert (training["lr_scheduler_kwargs"], training["optim"]) == ({"num_cycles": 2}, "muon")
+    assert (settings.model.hidden_size, settings.generation.seed) == (32, 9)
     assert settings.output_dir == tmp_path / "other"
+    assert not build_arguments(settings, epoch_blocks=22).torch_compile
 
 
 def test_of_two_ways_to_set_the_batch_the_command_lines_wins(write_config: WriteConfig) -> None:
@@ -81,76 +103,54 @@ def test_of_two_ways_to_set_the_batch_the_command_lines_wins(write_config: Write
     by_blocks = accumulating.with_name("by-blocks.yaml")
     by_blocks.write_text(yaml.safe_dump({**content, "global_batch_blocks": 8}))
     settings = load_settings(by_blocks, {"gradient_accumulation_steps": "4"})
-    assert settings.global_batch_blocks is None and settings.training["gradient_accumulation_steps"] == 4
+    assert settings.global_batch_blocks is None and settings.training["gradient_accumulation_steps"] == "4"
     with pytest.raises(InputError, match="sets gradient_accumulation_steps too"):
         load_settings(by_blocks, {"gradient_accumulation_steps": "4", "global_batch_blocks": "8"})
 
 
-def test_number_spelt_as_yaml_reads_text(write_config: WriteConfig) -> None:
-    path = write_config()
-    path.write_text(path.read_text().replace("learning_rate: 0.01", "learning_rate: 5e-4"))
-    assert load_settings(path, {}).training["learning_rate"] == 5e-4
-
-
 def test_every_training_argument_is_an_option_or_refused() -> None:
-    from train.checks import REFUSED_ARGUMENTS
-
     options = {option for action in build_parser()._actions for option in action.option_strings}
-    for name in training_argument_types():
+    for name in training_fields():
         assert (f"--{name}" in options) != (name in REFUSED_ARGUMENTS and name != "resume_from_checkpoint")
 
 
-@pytest.mark.parametrize(
-    ("sections", "expected"),
-    [
-        ({"modle": {}}, r"config.yaml: unknown key 'modle'; did you mean 'model'\?"),
-        ({"learning_rate": 1}, "config.yaml: unknown key 'learning_rate'; it belongs into the section `training`"),
-        ({"model": {"hidden_sise": 1}}, r"config.yaml: model: unknown key 'hidden_sise'; did you mean 'hidden_size'\?"),
-        ({"training": {"learning_rte": 1}}, r"training: unknown key 'learning_rte'; did you mean 'learning_rate'\?"),
-        ({"training": {"learning_rate": "fast"}}, "training: learning_rate: expected a number, found 'fast'"),
-        ({"training": {"learning_rate": -1}}, "training: learning_rate: expected 0 or more, found -1"),
-        ({"training": {"save_steps": [1]}}, r"training: save_steps: expected a number, found \[1\]"),
-        ({"training": {"bf16": "sometimes"}}, "training: bf16: expected true, false or auto, found 'sometimes'"),
-        ({"training": {"torch_compile": "often"}}, "torch_compile: expected true, false or auto, found 'often'"),
-        ({"training": {"auto_find_batch_size": True}}, "training: auto_find_batch_size: can't be set: "),
-        (
-            {"training": {"per_device_train_batch_size": 0}},
-            "per_device_train_batch_size: expected 1 to 1,048,576, found 0",
-        ),
-        ({"training": {"num_train_epochs": 0}}, "num_train_epochs: expected above 0, found 0"),
-        ({"training": {"output_dir": None}}, "training: output_dir is missing"),
-        ({"training": 7}, "config.yaml: training: expected a mapping, found 7"),
-        ({"model": {"hidden_size": "big"}}, "model: hidden_size: expected a whole number, found 'big'"),
-        (
-            {"model": {"hidden_size": 18}},
-            "model: hidden_size: expected a multiple of 2 × num_attention_heads = 4, found 18",
-        ),
-        ({"model": {"num_key_value_heads": 3}}, "num_key_value_heads: expected a divisor of num_attention_heads = 2"),
-        ({"model": {"max_position_embeddings": 8}}, "max_position_embeddings: 8 positions are too few .* 16 tokens"),
-        ({"tracking": {"mode": "onlin"}}, r"tracking: mode: expected one of .*found 'onlin'; did you mean 'online'\?"),
-        ({"generation": {"prompts": "one"}}, "generation: prompts: expected a list, found 'one'"),
-        ({"generation": {"prompts": [""]}}, r"generation: prompts\[0\]: expected text, found ''"),
-        ({"generation": {"top_p": 0}}, "generation: top_p: expected above 0, at most 1, found 0"),
-        ({"global_batch_blocks": 8}, "global_batch_blocks: sets gradient_accumulation_steps too"),
-        ({"global_batch_blocks": 0}, "global_batch_blocks: expected a number of blocks from 1 on, found 0"),
-        ({"eval_blocks": 0}, "eval_blocks: expected a number of blocks from 1 on, found 0"),
-        ({"global_batch_blocks": "many"}, "global_batch_blocks: expected a whole number, found 'many'"),
-        ({"shards": None}, "config.yaml: shards: expected a shard set's directory"),
-        ({"shards": "/nowhere/at/all"}, "/nowhere/at/all: no such shard set"),
-    ],
-)
+FAULTS_WITHOUT_TORCH = [
+    ({"modle": {}}, r"config.yaml: unknown key 'modle'; did you mean 'model'\?"),
+    ({"learning_rate": 1}, "config.yaml: unknown key 'learning_rate'; it belongs in the section `training`"),
+    ({"model": {"hidden_sise": 1}}, r"config.yaml: model: unknown key 'hidden_sise'; did you mean 'hidden_size'\?"),
+    ({"training": {"learning_rte": 1}}, r"training: unknown key 'learning_rte'; did you mean 'learning_rate'\?"),
+    ({"training": {"auto_find_batch_size": True}}, "training: auto_find_batch_size: can't be set: "),
+    ({"training": {"output_dir": None}}, "training: output_dir is missing"),
+    ({"training": 7}, "config.yaml: training: expected a mapping, found 7"),
+    ({"model": {"hidden_size": "big"}}, "model: hidden_size: expected a whole number, found 'big'"),
+    (
+        {"model": {"hidden_size": 18}},
+        "model: hidden_size: expected a multiple of 2 × num_attention_heads = 4, found 18",
+    ),
+    ({"model": {"num_key_value_heads": 3}}, "num_key_value_heads: expected a divisor of num_attention_heads = 2"),
+    ({"model": {"max_position_embeddings": 8}}, "max_position_embeddings: 8 positions are too few .* 16 tokens"),
+    ({"groups": {"norm_weight_decay": -1}}, "groups: norm_weight_decay: expected 0 or more, found -1"),
+    ({"tracking": {"mode": "onlin"}}, r"tracking: mode: expected one of .*found 'onlin'; did you mean 'online'\?"),
+    ({"generation": {"prompts": "one"}}, "generation: prompts: expected a list, found 'one'"),
+    ({"generation": {"prompts": [""]}}, r"generation: prompts\[0\]: expected text, found ''"),
+    ({"generation": {"top_p": 0}}, "generation: top_p: expected above 0, at most 1, found 0"),
+    ({"generation": {"temperature": 1e-45}}, "generation: temperature: expected 0, or 0.001 to 100, found 1e-45"),
+    ({"global_batch_blocks": 8}, "global_batch_blocks: sets gradient_accumulation_steps too"),
+    ({"global_batch_blocks": 0}, "global_batch_blocks: expected a number of blocks from 1 on, found 0"),
+    ({"eval_blocks": "many"}, "eval_blocks: expected a whole number or none, found 'many'"),
+    ({"loss": "liger"}, "loss: expected one of auto, plain, chunked, found 'liger'"),
+    ({"shards": None}, "config.yaml: shards: expected a shard set's directory"),
+    ({"shards": "/nowhere/at/all"}, "/nowhere/at/all: no such shard set"),
+]
+
+
+@pytest.mark.parametrize(("sections", "expected"), FAULTS_WITHOUT_TORCH)
 def test_faults_of_a_config_name_the_place(
     write_config: WriteConfig, sections: dict[str, object], expected: str
 ) -> None:
     with pytest.raises(InputError, match=expected) as caught:
         prepare(["--config", str(write_config(**sections))])
     assert "\n" not in str(caught.value)
-
-
-def test_a_config_below_a_file_is_none(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").touch()
-    with pytest.raises(InputError, match=r"a\.yaml/b\.yaml: no such config file"):
-        load_settings(tmp_path / "a.yaml" / "b.yaml", {})
 
 
 @pytest.mark.parametrize(
@@ -161,6 +161,9 @@ def test_a_config_below_a_file_is_none(tmp_path: Path) -> None:
         ("", "expected a mapping"),
         ("shards: a\nshards: b", "line 2, column 1: key 'shards' is given twice"),
         ("model: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("a: &a [1]\nb: *a", r"line 2, column 4: aliases \(\*name\) aren't taken; write the value out"),
+        ("[" * 30_000, "nested too deeply"),
+        ("shards: 1" + "0" * 2**20, "more than 1,048,576 bytes; expected a config"),
     ],
 )
 def test_faults_of_yaml_name_the_line(tmp_path: Path, text: str, expected: str) -> None:
@@ -168,64 +171,134 @@ def test_faults_of_yaml_name_the_line(tmp_path: Path, text: str, expected: str) 
     path.write_text(text)
     with pytest.raises(InputError, match=f"bad.yaml: .*{expected}|bad.yaml: {expected}"):
         load_settings(path, {})
+    with pytest.raises(InputError, match=r"bad\.yaml/b\.yaml: no such config file"):
+        load_settings(path / "b.yaml", {})
+
+
+# As the command line has them: (options, what is said).
+OPTIONS = [
+    ("--learning_rte 1", r"unrecognized argument '--learning_rte'; did you mean '--learning_rate'\?"),
+    ("--report_to all", "--report_to: can't be set: see the section `tracking`"),
+    ("--resume_from_checkpoint", "run: no complete checkpoint to continue from"),
+    ("--resume_from_checkpoint /nowhere", "/nowhere: no such checkpoint"),
+    ("--use_liger_kernel true", "--use_liger_kernel: can't be set: "),
+    ("--label_smoothing_factor 0.1", "--label_smoothing_factor: can't be set: "),
+    ("--push_to_hub", "--push_to_hub: can't be set: .*`hf upload`"),
+    ("--learning_rate fast", "--learning_rate: invalid float value: 'fast'"),
+    ("--learning_rate nan", "--learning_rate: expected a finite number, found nan"),
+    ("--max_steps 1.5", "--max_steps: invalid int value: '1.5'"),
+    ("--max_steps none", "--max_steps: expected a value, found None"),
+    ("--bf16 sometimes", "--bf16: .*sometimes"),
+    ("--eval_strategy sometimes", "--eval_strategy: invalid choice: 'sometimes'"),
+    ("--debug sometimes", "--debug: invalid DebugOption value: 'sometimes'"),
+    ("--log_level nope", "--log_level: invalid choice: 'nope'"),
+    ("--optim moun", "--optim: invalid choice: 'moun' .*; did you mean 'muon'"),
+    ("--optim adamw_bnb_8bit", "training: optim: adamw_bnb_8bit: .*bitsandbytes"),
+    ("--optim lomo", "training: optim: lomo: .*lomo"),
+    ("--optim galore_adamw", "training: optim: galore_adamw: .*"),
+    ("--optim adamw_torch --optim_args foo", "training: optim: adamw_torch: .*"),
+    ("--optim sgd --optim_args momentum=x", "training: optim: sgd: could not convert"),
+    ("--adam_beta1 2.0", "training: optim: adamw_torch\\w*: Invalid beta parameter"),
+    ("--weight_decay -1", "training: weight_decay: expected 0 or more, found -1"),
+    ("--learning_rate -1", "training: optim: adamw_torch\\w*: Invalid learning rate: -1"),
+    ("--optim muon --learning_rate -1", "training: optim: .*Invalid learning rate: -1"),
+    ("--dataloader_num_workers -1", "training: dataloader: .*num_workers"),
+    (
+        "--dataloader_num_workers 1 --dataloader_prefetch_factor 0",
+        "dataloader_prefetch_factor: expected 1 or more, found 0",
+    ),
+    ("--dataloader_prefetch_factor 2", "training: .*prefetch_factor"),
+    ("--dataloader_persistent_workers true", "training: dataloader: persistent_workers"),
+    ("--per_device_train_batch_size 0", "per_device_train_batch_size: expected 1 to 1,048,576, found 0"),
+    ("--num_train_epochs 0", "num_train_epochs: expected above 0, found 0"),
+    ("--max_steps 99999999999999999999", "training: expected at most 2,147,483,647 steps"),
+    ("--num_train_epochs 1e300", "training: expected at most 2,147,483,647 steps"),
+    ("--logging_steps 0", "logging_steps: expected above 0"),
+    ("--save_steps -5", "save_steps: expected above 0 .for never: save_strategy: 'no'., found -5"),
+    ("--lr_scheduler_type nope", "--lr_scheduler_type: invalid choice: 'nope'"),
+    ("--lr_scheduler_type polynomial --lr_scheduler_kwargs {", "--lr_scheduler_kwargs: bad JSON"),
+    ('--lr_scheduler_kwargs {"foo":1}', "training: lr_scheduler_type: linear: .*foo"),
+    (
+        '--lr_scheduler_type cosine --lr_scheduler_kwargs {"num_cycles":1e999}',
+        "lr_scheduler_type: cosine: math domain error",
+    ),
+    ('--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs {"num_decay_steps":-1}', "a number from 0 on"),
+    ('--gradient_checkpointing true --gradient_checkpointing_kwargs {"foo":1}', "gradient_checkpointing_kwargs: .*foo"),
+    ("--torch_compile true --torch_compile_backend nope", "training: torch_compile: .*nope"),
+    ("--torch_compile true --torch_compile_mode nope", "training: torch_compile: .*nope"),
+    (
+        "--load_best_model_at_end --metric_for_best_model nope --eval_strategy steps",
+        "metric_for_best_model: expected loss",
+    ),
+    ("--fsdp full_shard", "fsdp: shards a model over GPUs"),
+    ("--ddp_backend nope", "--ddp_backend: invalid choice|training: .*nope"),
+    ("--output_dir /proc/x", "/proc/x: can't be made there; choose another --output_dir"),
+    ("--model.hidden_size 100000000000", "^out of memory.*: the machine can't hold this model; choose a smaller one"),
+    ("--model.hidden_act nope", "model: hidden_act: 'nope' is unknown to transformers"),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), OPTIONS)
+def test_options_that_cannot_be_trained_with_are_refused_before_anything_is_written(
+    write_config: WriteConfig, tmp_path: Path, line: str, expected: str
+) -> None:
+    refused(write_config(), line.split(), expected)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("changes", "arguments"),
     [
-        (["--learning_rte", "1"], r"unrecognized argument '--learning_rte'; did you mean '--learning_rate'\?"),
-        (["--learning_rate", "fast"], "--learning_rate: expected a number, found 'fast'"),
-        (["--max_steps", "1.5"], "--max_steps: expected a whole number, found '1.5'"),
-        (["--report_to", "all"], "--report_to: can't be set: see the section `tracking`"),
-        (["--resume_from_checkpoint"], "run: no complete checkpoint to continue from"),
-        (["--resume_from_checkpoint", "/nowhere"], "/nowhere: no such checkpoint"),
+        ({"metric_for_best_model": "perplexity", "log_level": "info"}, []),
+        ({"eval_steps": 0.1, "logging_steps": 2, "eval_strategy": "steps"}, []),
+        ({"dataloader_num_workers": 2, "dataloader_prefetch_factor": 4, "dataloader_persistent_workers": True}, []),
+        ({"lr_scheduler_kwargs": {"num_cycles": 0.5}, "lr_scheduler_type": "cosine"}, ["--optim", "muon"]),
+        ({"weight_decay": 0.1, "adam_beta1": 0, "adam_epsilon": 0}, []),
     ],
 )
-def test_faults_of_the_command_line_name_the_option(
-    write_config: WriteConfig, arguments: list[str], expected: str
+def test_usual_options_are_taken(write_config: WriteConfig, changes: dict[str, object], arguments: list[str]) -> None:
+    main(["--config", str(write_config(training=changes)), *arguments, "--check"])
+
+
+def test_several_gpus_and_one_process_are_refused_with_the_command(
+    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match=expected):
-        prepare(["--config", str(write_config()), *arguments])
+    monkeypatch.setattr("transformers.TrainingArguments.n_gpu", 4)
+    refused(
+        write_config(), [], "4 GPUs are visible to one process: .*torchrun --nproc-per-node 4 .*CUDA_VISIBLE_DEVICES=0"
+    )
 
 
-def test_missing_config_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.yaml: no such config file"):
-        prepare(["--config", str(tmp_path / "none.yaml")])
+def test_the_preflight_draws_no_random_number(write_config: WriteConfig) -> None:
+    settings, data, _, _ = prepare(["--config", str(write_config()), "--lr_scheduler_type", "warmup_stable_decay"])
+    settings = typed(settings)
+    args = build_arguments(settings, epoch_blocks=22)
+    assert args.lr_scheduler_kwargs == {"num_decay_steps": 3, "decay_type": "linear"}
+    trainer = build_trainer(settings, data, args, data_position(settings, data, args))
+    before = torch.get_rng_state(), random.getstate()
+    from train.arguments import preflight
+
+    preflight(trainer)
+    assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
+    assert trainer.optimizer is None and trainer.lr_scheduler is None
 
 
-def test_torch_compile_auto_is_off_on_a_cpu(write_config: WriteConfig) -> None:
-    from train.setup import build_arguments
+def test_decay_is_the_last_fifth_of_the_steps_or_the_share_that_is_given() -> None:
+    assert decay_settings({}, max_steps=11, warmup_steps=0) == {"num_decay_steps": 3, "decay_type": "linear"}
+    assert decay_settings({"num_decay_steps": 0.5}, max_steps=10, warmup_steps=5)["num_decay_steps"] == 5
+    given = {"num_decay_steps": 4, "decay_type": "cosine"}
+    assert decay_settings(given, max_steps=10, warmup_steps=0) == given
+    with pytest.raises(InputError, match="7 steps of warm-up and 4 of decay are more than the run's 10"):
+        decay_settings(given, max_steps=10, warmup_steps=7)
 
-    settings, _, _ = prepare(["--config", str(write_config()), "--torch_compile", "auto"])
-    assert settings.training["torch_compile"] == "auto"
-    assert not build_arguments(settings, num_blocks=8).torch_compile
 
-
-@pytest.mark.parametrize(
-    ("package", "gpu", "compiler", "expected"),
-    [
-        ("triton", 8, "gcc", True),
-        ("triton", 6, "gcc", False),
-        ("triton", None, "gcc", False),
-        (None, 8, "gcc", False),
-        ("triton", 8, None, False),
-    ],
-)
-def test_triton_needs_its_package_a_gpu_and_a_compiler(
-    monkeypatch: pytest.MonkeyPatch, package: str | None, gpu: int | None, compiler: str | None, expected: bool
-) -> None:
-    from train.softmax import has_triton
-
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: package)
-    monkeypatch.setattr("shutil.which", lambda name: compiler)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu is not None)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (gpu, 0))
-    has_triton.cache_clear()
-    try:
-        assert has_triton() == expected
-    finally:
-        has_triton.cache_clear()
+def test_accumulation_follows_from_the_global_batch() -> None:
+    assert [micro_batches(256, 32, processes) for processes in (1, 2, 8)] == [(32, 8), (32, 4), (32, 1)]
+    assert [micro_batches(256, 128, processes) for processes in (1, 2, 8, 256)] == [(128, 2), (128, 1), (32, 1), (1, 1)]
+    with pytest.raises(InputError, match="256 blocks can't be shared by 3 processes in micro-batches of 32"):
+        micro_batches(256, 32, 3)
+    with pytest.raises(InputError, match="4 blocks can't be shared by 8 processes in micro-batches of 1"):
+        micro_batches(4, 128, 8)
 
 
 def test_no_training_blocks(tmp_path: Path, write_config: WriteConfig, make_set: Callable[..., Path]) -> None:
@@ -234,26 +307,9 @@ def test_no_training_blocks(tmp_path: Path, write_config: WriteConfig, make_set:
         prepare(["--config", str(write_config()), "--shards", str(empty)])
 
 
-def test_settings_are_checked_without_torch(write_config: WriteConfig) -> None:
-    code = "import sys; from train.__main__ import prepare; prepare(sys.argv[1:]); sys.exit('torch' in sys.modules)"
-    command = [sys.executable, "-c", code, "--config", str(write_config())]
-    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
-
-
-@pytest.mark.parametrize("config", sorted({*(ROOT / "configs").glob("*.yaml")} - {SWEEP}), ids=lambda path: path.stem)
-def test_configs_of_the_project_are_valid(config: Path) -> None:
-    settings = load_settings(config, {})
-    assert settings.generation.prompts
-    assert str(settings.shards).startswith("data/shards/")
-
-
-def test_shard_set_of_the_fixture_is_sound(shard_set_path: Path) -> None:
-    assert len(shards.open(shard_set_path)["val"]) == 5
-
-
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_set_whose_tokenizer_was_changed_is_not_trained_on(
-    write_config: Callable[..., Path], shard_set_path: Path, tmp_path: Path, mixed: bool
+    write_config: WriteConfig, shard_set_path: Path, tmp_path: Path, mixed: bool
 ) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(shard_set_path, damaged)
@@ -261,14 +317,36 @@ def test_a_set_whose_tokenizer_was_changed_is_not_trained_on(
     prepare(["--config", str(config)])
     with (damaged / "tokenizer" / "tokenizer.json").open("a") as file:
         file.write("\n")
-    with pytest.raises(InputError, match="the tokenizer was changed"):
+    with pytest.raises(InputError, match="tokenizer.json: .* was changed"):
         prepare(["--config", str(config)])
 
 
-def test_check_writes_nothing_and_tells_what_is_wrong(
+def test_what_needs_no_torch_is_answered_at_once(write_config: WriteConfig, tmp_path: Path) -> None:
+    """Unknown keys, missing files and a wrong shard set within half a second of computing; without importing torch."""
+    code = "import sys; from train.__main__ import prepare; prepare(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "--config", str(write_config())]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    started = time.process_time()
+    for arguments in (["--learning_rte", "1"], ["--shards", "/nowhere"], ["--training.foo", "1"]):
+        with pytest.raises(InputError):
+            prepare(["--config", str(write_config()), *arguments])
+    assert time.process_time() - started < 3 * 0.5
+
+
+def test_check_writes_nothing_and_reports_what_is_wrong(
     write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["--config", str(write_config()), "--check"])
     assert not (tmp_path / "run").exists() and capsys.readouterr().out == ""
-    with pytest.raises(InputError, match="no such config file"):
-        main(["--config", str(tmp_path / "none.yaml"), "--check"])
+    refused(tmp_path / "none.yaml", ["--check"], "no such config file")
+    refused(write_config(), ["--check", "--learning_rate", "fast"], "--learning_rate: invalid float value")
+
+
+@pytest.mark.parametrize("config", sorted({*(ROOT / "configs").glob("*.yaml")} - {SWEEP}), ids=lambda path: path.stem)
+def test_configs_of_the_project_are_valid(config: Path) -> None:
+    settings = typed(load_settings(config, {}))
+    assert settings.generation.prompts and str(settings.shards).startswith("data/shards/")
+
+
+def test_shard_set_of_the_fixture_is_sound(shard_set_path: Path) -> None:
+    assert len(shards.open(shard_set_path)["val"]) == 5

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from shards.common.files import write_atomically
 from shards.report.document import check_out
 from train.compare.page import PROGRAM, render
 from train.compare.runs import Run, differences, find_runs, read_runs
-from train.compare.table import comparability, difference_rows, remarks, result_rows, terminal_table, wrap
+from train.compare.table import comparability, remarks, terminal_tables
 
 EPILOG = """\
 A directory that is no run but holds some stands for all of them. Losses are in nats a token, times
@@ -59,10 +60,8 @@ def main(argv: list[str]) -> None:
 def as_lines(runs: Sequence[Run], columns: int | None = None) -> list[str]:
     """The comparison for a terminal of `columns` columns (None: of the terminal that there is)."""
     width = columns or shutil.get_terminal_size((_COLUMNS_OF_NO_TERMINAL, 24)).columns
-    groups = [difference_rows(runs), result_rows(runs)]
-    lines = terminal_table([run.name for run in runs], groups, width)
-    below = [piece for remark in remarks(runs) for piece in wrap(remark, max(width, 20))]
-    return [*lines, "", *below] if below else lines
+    below = [piece for remark in remarks(runs) for piece in textwrap.wrap(remark, max(width, 20))]
+    return [*terminal_tables(runs, width), *below]
 
 
 def as_json(runs: Sequence[Run]) -> dict[str, Any]:

@@ -1,0 +1,183 @@
+"""Export to files of blocks with a header: for litdata, MosaicML Streaming, and llm.c with its descendants.
+
+All numbers are little-endian.
+
+litdata: `StreamingDataset(OUT/train, item_loader=TokensLoader(block_size=block_tokens))`
+
+    OUT/train/index.json
+    OUT/train/chunk-0-0.bin  chunk-0-1.bin …     at most 64 MiB of tokens each
+    OUT/val/…
+
+A chunk (litdata/streaming/writer.py, `_create_chunk`); an item is a block:
+
+    offset      type       field
+    0           u32        N = number of items
+    4           u32[N + 1] where each item begins, from the file's beginning; the last is the file's size
+    8 + 4 N     bytes      the items one after another: block_tokens × int32 each
+
+`index.json` (ibid., `get_config`, and litdata/streaming/config.py) lists the chunks with their bytes (`chunk_bytes`), items
+(`chunk_size`) and tokens (`dim`), and the type of an item: `no_header_tensor:16` is a one-dimensional torch tensor of int32
+(litdata/constants.py), the same bits as uint32 for every id below 2**31. A chunk's blocks divide it exactly, so that
+`TokensLoader`, which cuts each chunk by itself, leaves nothing out.
+
+MosaicML Streaming: `StreamingDataset(local=OUT, split="train", batch_size=…)`, column `tokens`
+
+    OUT/train/index.json
+    OUT/train/shard.00000.mds  shard.00001.mds …     at most 64 MiB each
+    OUT/val/…
+
+A shard (streaming/base/format/mds/writer.py, `encode_joint_shard`) is like a chunk of litdata, with the shard's
+configuration, JSON of any length, between the offsets and the first sample, a block. The one column `tokens` is
+`ndarray:uint16:512` where every id fits 16 bits, `ndarray:uint32:512` elsewhere (512 being block_tokens). Type and shape
+are fixed, so a sample is the array's bytes alone (ibid., `encodings.NDArray`). `index.json` (ibid., `base/writer.py`,
+`_write_index`) repeats the configuration for each shard, with its name, bytes and samples.
+
+llm.c and its descendants (modded-nanogpt and others)
+
+    OUT/train_000000.bin  train_000001.bin …     at most 100 million tokens each, all of about the same size
+    OUT/val_000000.bin …
+
+A file (karpathy/llm.c, dev/data/data_common.py, `write_datafile`):
+
+    offset    type              field
+    0         i32               magic = 20240520 (`gpt-2`) or 20240801 (`llama-3`)
+    4         i32               version = 1 (`gpt-2`) or 7 (`llama-3`)
+    8         i32               N = number of tokens
+    12        i32[253]          0
+    1024      u16[N] or u32[N]  the tokens: u16 in `gpt-2`, u32 in `llama-3`
+
+`gpt-2` is written where every id fits 16 bits: train_gpt2.c, train_gpt2.cu and train_gpt2.py read it. Elsewhere it is
+`llama-3`, which train_llama3.py reads. The readers take T + 1 tokens at a time and go on by T (llmc/dataloader.h,
+`dataloader_load_batch`), so that each token has its successor as its target. Therefore one token follows a file's blocks:
+the first of the next file, or EOS. With it, T = block_tokens and a batch of one row every block comes back as it is;
+without it each file's last block would be lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.common.files import flush_directory, write_atomically
+from shards.exchange.blocks import Format, Progress, cut_files, write_blocks
+from shards.layout import bin_bytes
+from shards.reader import ShardSet, Split
+
+_FILE_BYTES = 1 << 26
+_LLM_C_TOKENS = 100_000_000
+_LLM_C_HEADER_FIELDS = 256
+# litdata/utilities/_pytree.py, `treespec_dumps` of a leaf.
+_LEAF = '[1, {"type": null, "context": null, "children_spec": []}]'
+
+
+def _id_type(shard_set: ShardSet) -> np.dtype[Any]:
+    """16 bits where every id fits."""
+    return np.dtype("<u2" if shard_set.vocab_size <= 1 << 16 else "<u4")
+
+
+def _encode_head(num_items: int, item_bytes: int, config: bytes = b"") -> bytes:
+    """What stands before the first block in a chunk of litdata, and with a `config` in a shard of MosaicML Streaming.
+
+    >>> np.frombuffer(_encode_head(2, 256), "<u4").tolist()
+    [2, 16, 272, 528]
+    """
+    begin = 8 + 4 * num_items + len(config)
+    offsets = range(begin, begin + num_items * item_bytes + 1, item_bytes)
+    return np.array([num_items, *offsets], dtype="<u4").tobytes() + config
+
+
+def export_litdata(shard_set: ShardSet, splits: Sequence[Split], directory: Path, progress: Progress) -> None:
+    block_bytes = bin_bytes(1, shard_set.block_tokens)
+    for split in splits:
+        folder = directory / split.name
+        folder.mkdir()
+        chunks: list[dict[str, Any]] = []
+        for number, blocks in enumerate(cut_files(len(split), _FILE_BYTES // block_bytes)):
+            name, head = f"chunk-0-{number}.bin", _encode_head(len(blocks), block_bytes)
+            write_blocks(folder / name, split, blocks, "<i4", progress, before=head)
+            num_bytes, num_tokens = len(head) + len(blocks) * block_bytes, len(blocks) * split.block_tokens
+            chunks.append({"chunk_bytes": num_bytes, "chunk_size": len(blocks), "dim": num_tokens, "filename": name})
+        config = {
+            "chunk_bytes": _FILE_BYTES,
+            "chunk_size": None,
+            "compression": None,
+            "data_format": ["no_header_tensor:16"],
+            "data_spec": _LEAF,
+            "encryption": None,
+            "item_loader": "TokensLoader",
+        }
+        # What a cache of a remote directory is known by; litdata writes the time.
+        content = {"chunks": chunks, "config": config, "updated_at": shard_set.fingerprint[:16]}
+        write_atomically(folder / "index.json", json.dumps(content, sort_keys=True).encode())
+
+
+def export_mds(shard_set: ShardSet, splits: Sequence[Split], directory: Path, progress: Progress) -> None:
+    dtype = _id_type(shard_set)
+    sample_bytes = shard_set.block_tokens * dtype.itemsize
+    config: dict[str, Any] = {
+        "column_encodings": [f"ndarray:{dtype.name}:{shard_set.block_tokens}"],
+        "column_names": ["tokens"],
+        "column_sizes": [sample_bytes],
+        "compression": None,
+        "format": "mds",
+        "hashes": [],
+        "size_limit": _FILE_BYTES,
+        "version": 2,
+    }
+    encoded = json.dumps(config, sort_keys=True).encode()
+    blocks_per_file = (_FILE_BYTES - len(encoded) - 8) // (bin_bytes(1, shard_set.block_tokens) + 4)
+    for split in splits:
+        folder = directory / split.name
+        folder.mkdir()
+        shards = []
+        for number, blocks in enumerate(cut_files(len(split), blocks_per_file)):
+            name, head = f"shard.{number:05}.mds", _encode_head(len(blocks), sample_bytes, encoded)
+            write_blocks(folder / name, split, blocks, dtype.str, progress, before=head)
+            raw = {"basename": name, "bytes": len(head) + len(blocks) * sample_bytes, "hashes": {}}
+            shards.append({**config, "raw_data": raw, "samples": len(blocks), "zip_data": None})
+        index = {"shards": shards, "version": config["version"]}
+        write_atomically(folder / "index.json", json.dumps(index, sort_keys=True).encode())
+
+
+def export_llm_c(shard_set: ShardSet, splits: Sequence[Split], directory: Path, progress: Progress) -> None:
+    dtype = _id_type(shard_set)
+    magic, version = (20240520, 1) if dtype.itemsize == 2 else (20240801, 7)
+    for split in splits:
+        for number, blocks in enumerate(cut_files(len(split), _LLM_C_TOKENS // split.block_tokens)):
+            following = split[blocks.stop][0] if blocks.stop < len(split) else shard_set.eos_id
+            header = np.zeros(_LLM_C_HEADER_FIELDS, dtype="<i4")
+            header[:3] = magic, version, len(blocks) * split.block_tokens + 1
+            path, after = directory / f"{split.name}_{number:06}.bin", np.array(following, dtype=dtype).tobytes()
+            write_blocks(path, split, blocks, dtype.str, progress, before=header.tobytes(), after=after)
+    flush_directory(directory)
+
+
+def _llm_c_reader(shard_set: ShardSet, splits: Sequence[Split], out: Path) -> str:
+    if _id_type(shard_set).itemsize == 2:
+        command, options, length = "./train_gpt2cu", {"train": "-i", "val": "-j"}, "-t"
+    else:
+        options = {"train": "--input_bin", "val": "--input_val_bin"}
+        command, length = "python train_llama3.py", "--sequence_length"
+    patterns = [f"{options[split.name]} '{out / split.name}_*.bin'" for split in splits]
+    return " ".join([command, *patterns, length, str(shard_set.block_tokens)])
+
+
+LITDATA = Format(
+    export=export_litdata,
+    reader=lambda shard_set, splits, out: (
+        f"from litdata import StreamingDataset, TokensLoader; {splits[0].name} = StreamingDataset("
+        f"{str(out / splits[0].name)!r}, item_loader=TokensLoader(block_size={shard_set.block_tokens}))"
+    ),
+)
+MDS = Format(
+    export=export_mds,
+    reader=lambda _shard_set, splits, out: (
+        f"from streaming import StreamingDataset; {splits[0].name} = StreamingDataset(local={str(out)!r}, "
+        f'split="{splits[0].name}", batch_size=1)  # {splits[0].name}[0]["tokens"]'
+    ),
+)
+LLM_C = Format(export=export_llm_c, reader=_llm_c_reader)

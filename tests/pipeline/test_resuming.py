@@ -1,0 +1,350 @@
+"""What an earlier run has left is used where it is whole and of the same inputs; everything else is named or left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.outputs import local
+from pipeline.outputs.local import LocalOutput
+from pipeline.plan import decode_plan
+from pipeline.receipts import decode_receipt, unseal
+from shards.common.errors import InputError
+from shards.common.files import file_digest
+from shards.manifest import decode_manifest, encode_manifest
+from tests.conftest import SAMPLE, InlineEngine, directory_bytes, sample_records, use_engine, write_corpus
+from tests.pipeline.building import Builder, Heard, change, flip, killed_before_publishing, texts_and_places
+
+pytestmark = pytest.mark.usefixtures("inline_engine")
+OPTIONS: dict[str, Any] = {"unit_bytes": 10_000, "dedup": "exact", "on_bad_record": "skip"}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    """A corpus, its set `whole`, and `set.partial` of a build that was killed when all units were done."""
+    directory, run = tmp_path_factory.mktemp("stopped"), Builder(tokenizer_dir)
+    records = sample_records()
+    lines = [*records[:8], records[3], {"text": 5}, *records[8:40]]
+    corpus = write_corpus(directory / "corpus.jsonl", lines, "lines")
+    with pytest.MonkeyPatch.context() as patch:
+        use_engine(patch, InlineEngine())
+        run(corpus, directory / "whole", **OPTIONS)
+        with killed_before_publishing():
+            run(corpus, directory / "set", **OPTIONS)
+    return directory
+
+
+@dataclasses.dataclass(frozen=True)
+class Stopped:
+    """A copy of `prepared` in which a test may change what it likes."""
+
+    directory: Path
+    run: Builder
+
+    @property
+    def corpus(self) -> Path:
+        return self.directory / "corpus.jsonl"
+
+    @property
+    def partial(self) -> Path:
+        return self.directory / "set.partial"
+
+    @property
+    def num_units(self) -> int:
+        return len(list(self.partial.glob("receipts/*.json")))
+
+    def go_on(self, **options: Any) -> int:
+        """Finish the build; the number of units that were done before."""
+        return self.run(self.corpus, self.directory / "set", **OPTIONS | options).statistics.num_units_reused
+
+    def is_right(self) -> bool:
+        left, right = (directory_bytes(self.directory / name) for name in ("set", "whole"))
+        del left[".sources.json"], right[".sources.json"]
+        return left == right and not self.partial.exists()
+
+
+@pytest.fixture
+def stopped(prepared: Path, tmp_path: Path, run: Builder) -> Stopped:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    plan = tmp_path / "set.partial" / "plan.json"
+    change(plan, lambda content: content.replace(str(prepared).encode(), str(tmp_path).encode()))
+    os.utime(plan)  # after the copy of the corpus
+    return Stopped(tmp_path, run)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("set/train-*.bin", "set/train-*.idx", "set/val-*.bin", "receipts/*.json", "receipts/*.rejected"),
+        *("dedup/*.hashes", "dedup/*.json", "dedup/*.duplicates"),
+    ],
+)
+def test_a_damaged_file_is_made_again(stopped: Stopped, pattern: str, damage: Callable[[Path], None]) -> None:
+    num_units, path = stopped.num_units, min(stopped.partial.glob(pattern))
+    damage(path)
+    assert stopped.go_on() == num_units - (path.parent.name != "dedup")
+    assert stopped.is_right() and num_units > 5
+
+
+def test_each_byte_of_a_receipt_counts(stopped: Stopped) -> None:
+    content = (stopped.partial / "receipts" / "00001.json").read_bytes()
+    hashed = (stopped.partial / "dedup" / "00001.json").read_bytes()
+    assert decode_receipt(content, 1) is not None and decode_receipt(content, 2) is None and unseal(hashed)
+    for place in range(len(content)):
+        assert decode_receipt(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :], 1) is None
+    for place in range(len(hashed)):
+        with pytest.raises(ValueError):
+            unseal(hashed[:place] + bytes([hashed[place] ^ 1]) + hashed[place + 1 :])
+
+
+def test_each_byte_of_the_plan_counts(stopped: Stopped) -> None:
+    """Another time of a source means another look at it; every other change is a difference, or damage."""
+    content = (stopped.partial / "plan.json").read_bytes()
+    plan = decode_plan(content)
+    for place in range(len(content)):
+        try:
+            changed = decode_plan(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        except (ValueError, TypeError, KeyError):
+            continue
+        assert changed != plan
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"settings": {}, "tokenizer": [], "sources": 5}', None])
+def test_a_damaged_plan_is_one_line_that_says_what_to_do(stopped: Stopped, content: bytes | None) -> None:
+    if content is None:
+        (stopped.partial / "plan.json").unlink()
+        with pytest.raises(InputError, match=r"set\.partial/.*: not part of an unfinished build; move it elsewhere"):
+            stopped.go_on(force=True)
+        return
+    (stopped.partial / "plan.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"plan\.json is damaged.* begin anew with --force"):
+        stopped.go_on()
+    assert stopped.go_on(force=True) == 0
+    assert stopped.is_right()
+
+
+@pytest.mark.parametrize("suffix", [".json", ".hashes", ".bin"])
+def test_a_file_that_the_system_refuses_to_read_is_not_taken_for_one_that_is_gone(
+    stopped: Stopped, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    before = directory_bytes(stopped.partial)
+
+    def refused(original: Any) -> Any:
+        def read(path: Path, *more: Any) -> Any:
+            if path.suffix == suffix and path.name != "plan.json" and stopped.partial in path.parents:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return original(path, *more)
+
+        return read
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refused(Path.read_bytes))
+        patch.setattr(local, "file_digest", refused(file_digest))
+        with pytest.raises(OSError, match="Input/output error"):
+            stopped.go_on()
+    assert directory_bytes(stopped.partial) == before
+
+
+@pytest.mark.parametrize("how", ["touched", "replaced by a copy", "older"])
+def test_a_source_with_other_times_and_the_same_bytes_goes_on(stopped: Stopped, how: str) -> None:
+    num_units = stopped.num_units
+    if how == "touched":
+        os.utime(stopped.corpus)
+    elif how == "replaced by a copy":
+        shutil.copy2(stopped.corpus, stopped.directory / "copy")
+        os.replace(stopped.directory / "copy", stopped.corpus)
+    else:
+        os.utime(stopped.corpus, ns=(1, 1))
+    assert stopped.go_on() == num_units
+    assert stopped.is_right()
+
+
+@pytest.mark.parametrize("keeps_times", [False, True])
+def test_a_source_with_other_bytes_is_refused_each_time_and_force_begins_anew(
+    stopped: Stopped, keeps_times: bool
+) -> None:
+    (stopped.partial / "receipts" / "00002.json").unlink()
+    times = stopped.corpus.stat()
+    content = stopped.corpus.read_bytes().replace("的".encode(), "地".encode())
+    stopped.corpus.write_bytes(content)
+    if keeps_times:
+        os.utime(stopped.corpus, ns=(times.st_atime_ns, times.st_mtime_ns))
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"other inputs \(.*corpus.jsonl has changed\).*begin anew with --force"):
+            stopped.go_on()
+    assert stopped.go_on(force=True) == 0
+    stopped.run(stopped.corpus, stopped.directory / "other", **OPTIONS)
+    left, right = (directory_bytes(stopped.directory / name) for name in ("set", "other"))
+    assert left == right
+
+
+def test_other_settings_sources_and_sizes_are_named(stopped: Stopped) -> None:
+    with pytest.raises(InputError, match=r"other inputs \(--seed was 2333, now 7\); repeat the command"):
+        stopped.go_on(seed=7)
+    with pytest.raises(InputError, match="the list of sources differs"):
+        stopped.run([stopped.corpus, SAMPLE], stopped.directory / "set", **OPTIONS)
+    with stopped.corpus.open("a") as file:
+        file.write('{"text": "更多"}\n')
+    with pytest.raises(InputError, match=r"corpus\.jsonl has changed"):
+        stopped.go_on()
+
+
+def test_with_force_an_unfinished_build_of_the_same_inputs_goes_on(stopped: Stopped) -> None:
+    """As Ctrl-C says: finished units are kept, and the same command continues."""
+    num_units = stopped.num_units
+    assert stopped.go_on(force=True) == num_units
+    assert stopped.go_on(force=True) == 0  # a complete set is built anew
+    assert stopped.is_right()
+
+
+def test_a_setting_that_an_older_plan_or_manifest_lacks_had_its_default(stopped: Stopped) -> None:
+    path = stopped.partial / "plan.json"
+    plan = json.loads(path.read_bytes())
+    del plan["settings"]["template"], plan["settings"]["special_tokens"]
+    change(path, lambda _content: json.dumps(plan).encode())
+    assert stopped.go_on() > 0
+    path = stopped.directory / "set" / "manifest.json"
+    manifest = decode_manifest(path.read_bytes(), "")
+    del manifest.settings["template"], manifest.settings["special_tokens"]
+    path.write_bytes(encode_manifest(manifest.with_fingerprint()))
+    assert stopped.run(stopped.corpus, stopped.directory / "set", **OPTIONS).up_to_date
+    with pytest.raises(InputError, match=r"--special-tokens was text, now parse"):
+        stopped.run(stopped.corpus, stopped.directory / "set", **OPTIONS, special_tokens="parse")
+
+
+def test_a_build_that_stopped_before_its_first_unit_begins_anew(tmp_path: Path, run: Builder) -> None:
+    """After a wrong --text-field the right one needs no --force, nor does a disk that was full at the plan."""
+    partial = tmp_path / "set.partial"
+    partial.mkdir()
+    (partial / "plan.json.tmp").write_bytes(b"{")
+    with pytest.raises(InputError, match="no field 'txet'"):
+        run(SAMPLE, tmp_path / "set", text_field="txet")
+    assert (partial / "plan.json").exists()
+    run(SAMPLE, tmp_path / "set")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "set/notes.txt", "receipts/notes.txt", "scratch/mine/notes.txt"])
+@pytest.mark.parametrize("has_plan", [True, False])
+@pytest.mark.parametrize("force", [False, True])
+def test_foreign_files_in_an_unfinished_build_stop_it_and_stay(
+    stopped: Stopped, name: str, has_plan: bool, force: bool
+) -> None:
+    if not has_plan:
+        shutil.rmtree(stopped.partial)
+    path = stopped.partial / name
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text("mine")
+    before = directory_bytes(stopped.directory)
+    for options in ({}, {"seed": 7}) if force else ({},):
+        with pytest.raises(InputError, match=rf"{name}: not part of an unfinished build; move it elsewhere"):
+            stopped.go_on(force=force, **options)
+    assert directory_bytes(stopped.directory) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "tokenizer/notes.txt", "mine/notes.txt", "train-77777.bin"])
+def test_force_replaces_a_set_and_nothing_else(tmp_path: Path, run: Builder, name: str) -> None:
+    corpus = write_corpus(tmp_path / "corpus.json", sample_records()[:20])
+    run(corpus, tmp_path / "set")
+    path = tmp_path / "set" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    before = directory_bytes(tmp_path)
+    named = name if "mine" not in name else "mine"
+    with pytest.raises(
+        InputError, match=rf"{named}: not part of the set that --force would replace; move it elsewhere"
+    ):
+        run(corpus, tmp_path / "set", seed=7, force=True)
+    assert directory_bytes(tmp_path) == before
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    with pytest.raises(InputError, match="is a symbolic link, which --force doesn't replace"):
+        run(corpus, tmp_path / "link", seed=7, force=True)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_output_that_is_something_else_is_left_alone(
+    tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for out in ("photos", "file"):
+        with pytest.raises(InputError, match="exists and is not a shard set; choose another --out, or move it"):
+            run(SAMPLE, tmp_path / out, force=force)
+    for out in ("/proc/nowhere/set", str(tmp_path / "file" / "set")):
+        with pytest.raises(InputError, match="can't write here"):
+            run(SAMPLE, out, force=force)
+    monkeypatch.chdir(tmp_path)
+    for out in (".", "/", ".."):
+        with pytest.raises(InputError, match="expected the name of a directory to make"):
+            run(SAMPLE, out, force=force)
+    assert texts_and_places(tmp_path) == ["file", "photos/1.jpg"]
+
+
+def test_of_two_builds_at_once_one_is_refused_naming_the_other(tmp_path: Path, run: Builder) -> None:
+    with (
+        LocalOutput(tmp_path / "set").lock(),
+        pytest.raises(InputError, match=rf"another build is writing here.*\(process {os.getpid()}\)"),
+    ):
+        run(SAMPLE, tmp_path / "set")
+    (tmp_path / ".set.lock").write_text("99999999\n")  # left by a process that is gone
+    run(SAMPLE, tmp_path / "set")
+    assert not (tmp_path / ".set.lock").exists()
+
+
+def test_a_build_of_unchanged_inputs_does_nothing(tmp_path: Path, run: Builder) -> None:
+    corpus = write_corpus(tmp_path / SAMPLE.name, sample_records()[:20])
+    run(corpus, tmp_path / "set")
+    before = directory_bytes(tmp_path / "set")
+    other = tmp_path / "elsewhere" / SAMPLE.name
+    other.parent.mkdir()
+    other.write_bytes(corpus.read_bytes())
+    for same in (corpus, other):
+        assert run(same, tmp_path / "set").up_to_date
+    other.write_bytes(corpus.read_bytes().replace("的".encode(), "地".encode()))
+    with pytest.raises(InputError, match=r"other inputs is there \(the sources have changed\).*--force"):
+        run(other, tmp_path / "set")
+    with pytest.raises(InputError, match=r"\(--seed was 2333, now 7\)"):
+        run(corpus, tmp_path / "set", seed=7)
+    assert directory_bytes(tmp_path / "set") == before
+    run(other, tmp_path / "set", force=True)
+    run(other, tmp_path / "anew")
+    assert directory_bytes(tmp_path / "set") == directory_bytes(tmp_path / "anew")
+
+
+def test_the_older_set_stays_until_the_new_one_is_whole(tmp_path: Path, run: Builder) -> None:
+    corpus = write_corpus(tmp_path / "corpus.jsonl", sample_records()[:20], "lines")
+    run(corpus, tmp_path / "set")
+    before = directory_bytes(tmp_path / "set")
+    corpus.write_text(corpus.read_text("utf-8") + '{"title": "no text"}\n', "utf-8")
+    with pytest.raises(InputError, match=r"line 21, byte .*: no field 'text'"):
+        run(corpus, tmp_path / "set", force=True)
+    assert directory_bytes(tmp_path / "set") == before
+
+
+@pytest.mark.parametrize(("free", "is_refused"), [(10**9, None), (100_000, False), (100, True)])
+def test_too_little_room_is_said_and_only_what_cannot_fit_is_refused(
+    tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch, free: int, is_refused: bool | None
+) -> None:
+    monkeypatch.setattr(LocalOutput, "free_bytes", lambda _self: free)
+    heard = Heard()
+    if is_refused:
+        with pytest.raises(InputError, match=r"set: about .*B are needed, 100 B are free; make room"):
+            run(SAMPLE, tmp_path / "set", reporter=heard)
+        return
+    run(SAMPLE, tmp_path / "set", reporter=heard)
+    assert [("about" in line and "finished units are kept" in line) for line in heard.notices] == (
+        [] if is_refused is None else [True]
+    )

@@ -1,0 +1,170 @@
+"""The manifest: what is written is read, and one that doesn't agree with itself is refused in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+
+import shards
+from shards.common.errors import InputError
+from shards.manifest import ShardEntry, decode_manifest, encode_manifest, read_manifest, sum_splits
+from tests.shards.sets import forge, write_set
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A set with rejected records that the test may change."""
+    units = [{"train": [[1, 2, 3], [4]], "val": [[5] * 20]}, {"train": [[6] * 17]}]
+    return write_set(tmp_path / "set", units, rejected={"no text": 2})  # type: ignore[arg-type]
+
+
+def test_what_is_written_is_read(own: Path) -> None:
+    manifest = read_manifest(own)
+    encoded = (own / "manifest.json").read_bytes()
+    assert encode_manifest(manifest) == encoded and decode_manifest(encoded, "here") == manifest
+    assert dataclasses.asdict(manifest) == json.loads(encoded)
+    assert manifest.with_fingerprint() == manifest
+    assert manifest.splits == sum_splits(manifest.shards, 16)
+    assert manifest.total("num_documents") == 4 == manifest.num_records
+    assert [shard.num_tokens for shard in manifest.of_split("train")] == [6, 18]
+    # People can read it, and one shard is one line.
+    fields = [field.name for field in dataclasses.fields(ShardEntry)]
+    line = ", ".join(f'"{name}": {json.dumps(getattr(manifest.shards[0], name))}' for name in fields)
+    assert f'  "shards": [\n    {{{line}}},\n'.encode() in encoded and encoded.startswith(
+        b'{\n  "format_version": 1,\n'
+    )
+
+
+def test_every_file_is_listed_with_its_size_and_digest(own: Path) -> None:
+    found = {path.relative_to(own).as_posix() for path in own.rglob("*") if path.is_file()}
+    files = {file.name: file for file in read_manifest(own).files()}
+    assert files.keys() == found - {"manifest.json"}
+    assert {"rejected.jsonl", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"} < files.keys()
+    for name, file in files.items():
+        content = (own / name).read_bytes()
+        assert (file.num_bytes, file.digest) == (len(content), blake3(content).hexdigest())
+
+
+def test_the_fingerprint_is_of_all_else(own: Path) -> None:
+    manifest = read_manifest(own)
+    changes: list[dict[str, Any]] = [{"num_empty": 1}, {"settings": {}}, {"shards": manifest.shards[::-1]}]
+    for change in changes:
+        assert dataclasses.replace(manifest, **change).with_fingerprint().fingerprint != manifest.fingerprint
+    content = json.loads((own / "manifest.json").read_bytes())
+    content["num_empty"] = 7
+    (own / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="the fingerprint doesn't match the content"):
+        shards.open(own)
+
+
+def test_the_order_of_keys_and_white_space_do_not_matter(own: Path) -> None:
+    content = json.loads((own / "manifest.json").read_bytes())
+    content["shards"] = [dict(reversed(shard.items())) for shard in content["shards"]]
+    (own / "manifest.json").write_text(json.dumps(dict(reversed(content.items()))))
+    assert shards.open(own).manifest == decode_manifest(json.dumps(content).encode(), "here")
+
+
+@pytest.mark.parametrize("older", [{"tails": []}, {"format_version": 2}])
+def test_what_older_builds_wrote_is_to_be_built_again(own: Path, older: dict[str, Any]) -> None:
+    forge(own, lambda content: content.update(older))
+    with pytest.raises(
+        InputError, match=r"manifest\.json: written by an older version of this program; build the set again"
+    ):
+        shards.open(own)
+
+
+def first_shard(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["shards"][0].update(changes)
+
+
+def rename_both(content: dict[str, Any]) -> None:
+    content["shards"][0]["name"], content["shards"][1]["name"] = "train-0", "train-00000"
+
+
+FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "nothing but the fingerprint": (lambda content: None, ""),
+    "another version": (lambda content: content.update(format_version=3), "expected format version 1, found 3"),
+    "no version": (lambda content: content.pop("format_version"), "expected format version 1, found None"),
+    "no tokens in a block": (lambda content: content.update(block_tokens=0), "block_tokens: expected at least 1"),
+    "another type": (lambda content: content.update(dtype="uint16"), "dtype: expected 'uint32', found 'uint16'"),
+    "EOS beyond the vocabulary": (lambda content: content["tokenizer"].update(eos_id=257), "eos_id must be below"),
+    "a name of fewer digits": (first_shard(name="train-0"), "expected a name such as train-00000"),
+    "a name beside its like": (rename_both, "expected a name such as train-00000"),
+    "a name of more digits": (first_shard(name="train-000000"), "expected a name such as train-00000"),
+    "a name of other digits": (first_shard(name="train-٠٠٠٠٠"), "expected a name such as"),
+    "a name that climbs out": (first_shard(name="../train-00000"), "expected a name such as"),
+    "a name of the other split": (first_shard(name="val-00000"), "expected a name such as"),
+    "a name twice": (first_shard(name="train-00001"), "shard 'train-00001': listed twice, or not in ascending order"),
+    "another order": (lambda content: content["shards"].insert(0, content["shards"].pop(1)), "not in ascending order"),
+    "val before train": (lambda content: content["shards"].insert(0, content["shards"].pop()), "not in ascending"),
+    "too many tokens": (first_shard(num_tokens=17), "17 tokens don't fit 1 blocks"),
+    "too few tokens": (first_shard(num_blocks=2), "6 tokens don't fit 2 blocks"),
+    "no blocks": (first_shard(num_blocks=0, num_tokens=0), "0 tokens don't fit 0 blocks"),
+    "blocks beyond 2**63 bytes": (first_shard(num_blocks=2**60), "6 tokens don't fit"),
+    "no documents": (first_shard(num_documents=0), "0 documents, 2 sequences and 6 tokens don't go together"),
+    "fewer sequences": (first_shard(num_sequences=1), "2 documents, 1 sequences"),
+    "a number below 0": (first_shard(num_text_bytes=-1), "num_text_bytes: expected a whole number from 0 to 2"),
+    "a number beyond 2**63": (first_shard(num_text_chars=2**63), "num_text_chars: expected a whole number from 0"),
+    "a number with a point": (first_shard(num_tokens=6.0), "num_tokens: expected a whole number, found 6.0"),
+    "true for 1": (first_shard(num_blocks=True), "num_blocks: expected a whole number, found True"),
+    "a digest in capitals": (first_shard(digest="A" * 64), "expected digests of 64 lower-case hexadecimal digits"),
+    "a short digest": (first_shard(index_digest="0"), "expected digests of 64 lower-case"),
+    "a field more": (first_shard(more=1), "unknown field 'more'"),
+    "a field less": (lambda content: content["shards"][0].pop("digest"), "no field 'digest'"),
+    "a shard that is a list": (lambda content: content["shards"].insert(0, []), r"shards\[0\]: expected an object"),
+    "other sums": (
+        lambda content: content["splits"]["train"].update(num_documents=9),
+        "split train: num_documents is 9, its shards hold 3",
+    ),
+    "padding that isn't there": (
+        lambda content: content["splits"]["val"].update(num_padding_tokens=0),
+        "split val: num_padding_tokens is 0, its shards hold 11",
+    ),
+    "a third split": (
+        lambda content: content["splits"].update(test=content["splits"]["val"]),
+        "splits: expected train",
+    ),
+    "another packing": (lambda content: content.update(packing="tutorial"), "expected one of concat, best-fit, found"),
+    "no tokenizer": (lambda content: content.update(other_files=content["other_files"][1:]), "json is not listed"),
+    "no rejected.jsonl": (lambda content: content.update(rejected=[]), "'rejected.jsonl' is not a file of a shard set"),
+    "a file twice": (lambda content: content["other_files"].append(content["other_files"][0]), "is listed twice"),
+    "a file elsewhere": (
+        lambda content: content["other_files"][0].update(name="tokenizer/../../x"),
+        "'tokenizer/../../x' is not a file of a shard set",
+    ),
+    "a file of no tokenizer": (
+        lambda content: content["other_files"][0].update(name="tokenizer/model.py"),
+        "'tokenizer/model.py' is not a file of a shard set",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_manifest_that_does_not_agree_with_itself_is_refused(own: Path, name: str) -> None:
+    edit, expected = FORGERIES[name]
+    forge(own, edit)
+    if not expected:  # what the others are refused for is not the forging
+        shards.open(own)
+        return
+    with pytest.raises(InputError, match=expected) as caught:
+        shards.open(own)
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(str(own / "manifest.json"))
+
+
+def test_where_there_is_no_set(own: Path, tmp_path: Path) -> None:
+    for path, expected in (
+        (own / "manifest.json", f"expected a shard set's directory, found a file; take {own}"),
+        (tmp_path / "sett", r"no such shard set; did you mean '.*/set'\? Or build it"),
+        (tmp_path, "no manifest.json, so this is not a complete shard set; finish it"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            shards.open(path)
+    (own / "manifest.json").write_bytes((own / "manifest.json").read_bytes()[:-5])
+    with pytest.raises(InputError, match="not valid JSON"):
+        shards.open(own)
