@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.share.hub import is_reference, parse_reference
-
 from shards.common.errors import InputError, nearest_path
+from shards.share.hub import is_reference, parse_reference
 from train.values import convert, require
 
 CONFIG_NAME = "config.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import signal
@@ -24,8 +23,8 @@ from shards.common.files import file_digest
 from tests.conftest import REPOSITORY
 from tests.train.runs import losses, stop_after, train_to_the_end
 from train.__main__ import prepare
-from train.log_lines import MetricsFile
 from train.checkpoints import newest_complete_checkpoint
+from train.log_lines import MetricsFile
 from train.run import train
 from train.run_directory import read_lines, read_record
 

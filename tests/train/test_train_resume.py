@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from train.callbacks import StopOnSignal
 
 import train.run
 from shards.common.command_line import Terminated
 from shards.common.errors import InputError
 from tests.train.runs import logged, losses, stop_after, train_to_the_end, weights
 from train.__main__ import prepare
+from train.callbacks import StopOnSignal
 from train.checkpoints import newest_complete_checkpoint, numbered_checkpoints, read_position, seal_checkpoint
 from train.run_directory import read_record
 
