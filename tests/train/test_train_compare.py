@@ -27,7 +27,7 @@ from shards.common.errors import InputError
 from train.compare.__main__ import as_json, as_lines, main
 from train.compare.page import PAGE_START, render
 from train.compare.runs import Run, differences, find_runs, read_runs
-from train.compare.table import comparability, display_width, remarks, terminal_table, wrap
+from train.compare.table import comparability, remarks
 
 CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
 EVIL = '</script><script>alert(1)</script><img src=x onerror="alert(2)">\x1b[31m\u202e'
@@ -113,7 +113,7 @@ def test_losses_that_are_no_number_are_gaps(make_run: Callable[..., Path]) -> No
     text = "".join(json.dumps(entry) + "\n" for entry in [log(1, 8.0), log(2, None), log(3, math.nan)])
     (run,) = read(make_run(logs=text + '{"step": 4, "loss": 1e999}\n{"step": 5, "loss": "x"}\n'))
     assert [point.loss for point in run.training] == [8.0, None, None, None, None]
-    assert "4 of 5 training losses are no number, first at step 2" in run.notices
+    assert "4 of 5 training losses are non-finite, first at step 2" in run.notices
     assert run.last_training_loss == 8.0
     json.loads(plot_data([run]), parse_constant=pytest.fail)
     as_lines([run])
@@ -224,20 +224,6 @@ def test_no_line_is_wider_than_the_terminal(make_run: Callable[..., Path], colum
     text = "\n".join(lines)
     for number in range(5):
         assert f"运行{number}" in text
-
-
-def test_columns_stand_below_each_other_with_chinese_names() -> None:
-    lines = terminal_table(["运行", "b"], [[("loss", ["损失", "1"]), ("x", ["2", "3"])]], 80)
-    ends = {columns_of(line[: line.rindex(cell)]) for line, cell in zip(lines, ["b", "─", "1", "3"], strict=True)}
-    assert len(ends) == 1
-
-
-def test_wrap_loses_nothing() -> None:
-    assert wrap("", 5) == [""]
-    for text in ("a" * 30, "学习率" * 9, "training.learning_rate", "a, b/c=d"):
-        pieces = wrap(text, 7)
-        assert all(0 < display_width(piece) <= 7 for piece in pieces)
-        assert "".join(pieces).replace(" ", "") == text.replace(" ", "")
 
 
 def test_terminal_gets_no_escapes_from_a_run(make_run: Callable[..., Path]) -> None:
