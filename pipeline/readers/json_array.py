@@ -13,7 +13,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import orjson
@@ -83,11 +83,11 @@ class JsonArrayReader(StreamReader):
         limit = self._options.max_record_bytes
         if len(pending) + len(chunk) <= limit:
             if self._position <= self._stop and not self._at_end:
-                ends = _ends_from_the_back(chunk)
+                ends: Iterable[tuple[int, int]] = itertools.islice(_ends_from_the_back(chunk), _MAX_TRIES)
             else:
                 pending, chunk = b"", pending + chunk
                 ends = _ends_from(self._stop - offset, chunk, at_end=self._at_end)
-            for end, begin in itertools.islice(ends, _MAX_TRIES):
+            for end, begin in ends:
                 with contextlib.suppress(orjson.JSONDecodeError):
                     return _Parsed(_load(pending, chunk, end, offset), len(pending) + begin, chunk[begin:])
             if pending:
@@ -183,9 +183,9 @@ def _ends_from_the_back(content: bytes) -> Iterator[tuple[int, int]]:
 
 def _ends_from(stop: int, content: bytes, *, at_end: bool) -> Iterator[tuple[int, int]]:
     """Where a record seems to end in `content` and the next one begins, at `stop` or after it; the array's end too."""
-    for match in _CANDIDATE.finditer(content, max(0, stop - LOOK_BACK_BYTES)):
-        if match.end() - 1 >= stop:
-            yield match.start() + 1, match.end() - 1
+    candidates = _CANDIDATE.finditer(content, max(0, stop - LOOK_BACK_BYTES))
+    for match in itertools.islice((match for match in candidates if match.end() > stop), _MAX_TRIES):
+        yield match.start() + 1, match.end() - 1
     stripped = content.rstrip(_WHITE_SPACE) if at_end else b""
     if stripped.endswith(b"]") and (inside := stripped[:-1].rstrip(_WHITE_SPACE)):
         yield len(inside), len(content)

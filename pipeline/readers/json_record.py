@@ -83,7 +83,7 @@ def diagnose(record: bytes) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         return INVALID_UTF8, f"invalid UTF-8 at byte {error.start:,} of the record"
     try:
-        DECODER.decode(text)
+        json.loads(text, parse_constant=_refuse_constant, parse_int=_whole_number)
     except json.JSONDecodeError as error:
         return NOT_JSON, f"not valid JSON: {error.msg} at character {error.pos:,} of the record"
     except RecursionError:

@@ -49,7 +49,7 @@ def run_pull(options: argparse.Namespace) -> int:
     from shards.share.pull import pull
 
     with ProgressLine(lambda num_bytes: f"{size_text(num_bytes)} copied") as line:
-        path = pull(options.url, options.out, notice=line.note, progress=line.advance, shows_bars=True)
+        path = pull(options.url, options.out, notice=line.note, progress=line.advance, shows_bars=sys.stderr.isatty())
     print(path)
     return 0
 
