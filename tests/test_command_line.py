@@ -13,7 +13,7 @@ import pytest
 
 import shards.common.command_line
 import shards.common.text
-from shards.common.command_line import ProgressLine, byte_count, percent_done
+from shards.common.command_line import byte_count, progress_bar
 from tests.conftest import REPOSITORY, assert_one_error_line, run_module
 
 PROGRAMS = [["-m", "pipeline"], ["-m", "shards"], ["-m", "train"], ["-m", "train.generate"], ["tokenize_once.py"]]
@@ -148,23 +148,12 @@ def test_one_is_not_told_as_many() -> None:
     assert doctest.testmod(shards.common.command_line).failed == 0
 
 
-def test_progress_is_one_line_that_goes_away(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with ProgressLine(percent_done("reading the set", 200)) as progress:
-        for _ in range(200):
-            progress.advance(1)
-    *parts, last = capsys.readouterr().err.split("\r")
-    assert parts == ["", *(f"reading the set {percent:3}%" for percent in range(101))]
-    assert last == "\x1b[K"
-
-
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_nothing_is_said_of_progress_where_nobody_looks(
+def test_progress_is_shown_where_somebody_looks(
     is_terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal, raising=False)
-    with ProgressLine(percent_done("verified", 200), show=not is_terminal) as progress:
-        progress.advance(200)
-    assert capsys.readouterr().err == ""
+    for show in (True, False):
+        with progress_bar(200, "verifying", show=show) as progress:
+            progress.update(200)
+        assert ("verifying" in capsys.readouterr().err) == (is_terminal and show)
