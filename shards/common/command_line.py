@@ -59,8 +59,8 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def options(self) -> set[str]:
-        """All options of this command."""
-        return set(re.findall(r"(?<![\w-])--[a-z][\w-]*", self.format_help()))
+        """All options of this command, also those that its help leaves out."""
+        return set(self._option_string_actions)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, but that there is nothing unknown: a sub-command knows its own options best."""
