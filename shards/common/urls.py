@@ -179,17 +179,6 @@ def read_bytes(url: str) -> bytes | None:
     return content
 
 
-def exists(url: str) -> bool:
-    """Whether there is such a file, as the server says it now. (`exists` of fsspec takes a transient error for a no.)"""
-    system, path = file_system(url)
-    with storage_errors(url):
-        system.invalidate_cache()
-        try:
-            return bool(system.info(path)["type"] == "file")
-        except FileNotFoundError:
-            return False
-
-
 def write_bytes(url: str, content: bytes) -> None:
     """Put a small file, replacing an older one. Object stores show it whole or not at all."""
     system, path = file_system(url)
