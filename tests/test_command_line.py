@@ -16,15 +16,22 @@ import shards.common.text
 from shards.common.command_line import byte_count, progress_bar
 from tests.conftest import REPOSITORY, assert_one_error_line, run_module
 
-PROGRAMS = [["-m", "pipeline"], ["-m", "shards"], ["-m", "train"], ["-m", "train.generate"], ["tokenize_once.py"]]
+# Each imports numpy or yaml, at its beginning or within.
+PROGRAMS = [
+    ["-m", "pipeline", "build", "data", "--out", "x"],
+    ["-m", "shards", "info", "x"],
+    ["-m", "train", "--config", "configs/sample.yaml", "--check"],
+    ["tokenize_once.py", "info", "x"],
+]
 INTERRUPTED_IMPORT = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
 def test_ctrl_c_while_modules_are_imported_leaves_no_traceback(program: list[str], tmp_path: Path) -> None:
-    (tmp_path / "numpy.py").write_text(INTERRUPTED_IMPORT)
+    for name in ("numpy", "yaml"):
+        (tmp_path / f"{name}.py").write_text(INTERRUPTED_IMPORT)
     finished = subprocess.run(
-        [sys.executable, *program, "--help"],
+        [sys.executable, *program],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
