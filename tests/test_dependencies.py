@@ -110,7 +110,9 @@ UNKNOWN = {"name": "unknown", "skip_reason": "Dependency not found on PyPI"}
         ([], 2, "0 packages audited"),
     ],
 )
-def test_an_audit_is_clean_only_if_all_was_looked_up(packages: list[dict[str, Any]], status: int, reported: str) -> None:
+def test_an_audit_is_clean_only_if_all_was_looked_up(
+    packages: list[dict[str, Any]], status: int, reported: str
+) -> None:
     found, lines = summary(report(*packages), "pypi")
     assert found == status
     assert reported in "\n".join(lines)
