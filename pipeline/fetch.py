@@ -213,7 +213,7 @@ def data_files(name: str) -> list[str]:
     with hub_errors("hf", name):
         try:
             builder = datasets.load_dataset_builder(repository, config, revision=reference.revision)
-        except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+        except (ValueError, RuntimeError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
             reason = printable(" ".join(str(error).split()))[:300]
             raise InputError(f"{name}: datasets can't say which files it means: {reason}") from None
     files = builder.config.data_files or {}
