@@ -222,7 +222,8 @@ def make_environment(directory: Path) -> None:
     (packages / "here.pth").write_text("".join(f"{line}\n" for line in lines))
     for program in ("swanlab", "torchrun", "transformers"):
         (directory / "bin" / program).symlink_to(Path(sys.executable).with_name(program))
-    (directory / ".ready").touch()
+    for name in (".ready", ".dev-ready"):
+        (directory / name).touch()
 
 
 @pytest.fixture(scope="module")
