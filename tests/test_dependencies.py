@@ -101,7 +101,7 @@ UNKNOWN = {"name": "unknown", "skip_reason": "Dependency not found on PyPI"}
 
 
 @pytest.mark.parametrize(
-    ("packages", "status", "told"),
+    ("packages", "status", "reported"),
     [
         ([SOUND], 0, "1 packages audited by pypi, 0 known holes"),
         ([SOUND, HOLED], 1, "holed 2.0: PYSEC-1 (CVE-1), mended in 2.1"),
@@ -110,10 +110,12 @@ UNKNOWN = {"name": "unknown", "skip_reason": "Dependency not found on PyPI"}
         ([], 2, "0 packages audited"),
     ],
 )
-def test_an_audit_is_clean_only_if_all_was_looked_up(packages: list[dict[str, Any]], status: int, told: str) -> None:
+def test_an_audit_is_clean_only_if_all_was_looked_up(
+    packages: list[dict[str, Any]], status: int, reported: str
+) -> None:
     found, lines = summary(report(*packages), "pypi")
     assert found == status
-    assert told in "\n".join(lines)
+    assert reported in "\n".join(lines)
 
 
 def fake_pip_audit(directory: Path, program: str) -> str:
@@ -123,7 +125,7 @@ def fake_pip_audit(directory: Path, program: str) -> str:
     return str(path)
 
 
-def test_a_service_out_of_reach_is_told(tmp_path: Path) -> None:
+def test_a_service_out_of_reach_is_reported(tmp_path: Path) -> None:
     program = fake_pip_audit(tmp_path, "sys.stderr.write('Traceback\\nConnectionError: no such host\\n'); sys.exit(1)")
     status, lines = audit(program, "osv")
     assert status == 2

@@ -8,6 +8,7 @@ machines, is replaced by the rules in `STAND_INS`; a command that no rule fits i
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -104,12 +105,12 @@ def test_commands_are_found_in_both_readmes() -> None:
 
 @pytest.mark.parametrize("page", READMES)
 def test_every_option_is_one_of_a_command(page: str) -> None:
-    actions = [
-        action
-        for parser in (pipeline_command.make_parser(), shards_command.make_parser(), build_parser())
-        for action in parser._all_actions()
-    ]
-    known = {option for action in actions for option in action.option_strings} | {"--prompt-file"}
+    known = {"--prompt-file"}
+    for parser in (pipeline_command.make_parser(), shards_command.make_parser(), build_parser()):
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                known = known.union(*(sub_parser.options for sub_parser in action.choices.values()))
+        known |= parser.options
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     options = re.findall(r"`(--[\w.-]+)[^`\n]*`", text)
     assert len(options) > 20 and set(options) <= known
@@ -221,7 +222,8 @@ def make_environment(directory: Path) -> None:
     (packages / "here.pth").write_text("".join(f"{line}\n" for line in lines))
     for program in ("swanlab", "torchrun", "transformers"):
         (directory / "bin" / program).symlink_to(Path(sys.executable).with_name(program))
-    (directory / ".ready").touch()
+    for name in (".ready", ".dev-ready"):
+        (directory / name).touch()
 
 
 @pytest.fixture(scope="module")

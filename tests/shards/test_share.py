@@ -153,12 +153,17 @@ def test_another_set_is_replaced_when_asked_and_nothing_else(built: Path, place:
 
 def test_a_file_that_was_changed_there_is_refused_and_fetched_anew(built: Path, place: Place, tmp_path: Path) -> None:
     push(built, place.url)
-    right = place.files()["tokenizer/tokenizer_config.json"]
-    place.put("tokenizer/tokenizer_config.json", right[:-1] + b" ")
-    with pytest.raises(TransientError, match=r"tokenizer_config\.json: expected digest .* it was thrown away"):
+    names = ("tokenizer/tokenizer_config.json", "val-00002.bin")
+    right = {name: place.files()[name] for name in names}
+    for name in names:
+        place.put(name, right[name][:-1] + b" ")
+    with pytest.raises(
+        TransientError, match=r"tokenizer_config\.json: expected digest .* \(2 such files, thrown away\)"
+    ):
         pull(place.url, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    place.put("tokenizer/tokenizer_config.json", right)
+    for name in names:
+        place.put(name, right[name])
     (tmp_path / "out.partial" / "left over").write_bytes(b"")
     assert directory_bytes(pull(place.url, tmp_path / "out")) == directory_bytes(built)
 

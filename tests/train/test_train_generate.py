@@ -153,7 +153,7 @@ def test_a_mistyped_run_is_answered_with_the_nearest(
         (["--prompt-file", "prompts.txt"], "no prompts in it"),
         (["--prompt-file", "latin1.csv"], r"not UTF-8 \(byte 1\)"),
         (["--prompt-file", "."], "found a directory"),
-        (["--temperature", "-1"], "temperature: expected 0 or more, found -1"),
+        (["--temperature", "-1"], "temperature: expected 0, or 0.001 to 100, found -1"),
     ],
 )
 def test_wrong_options_are_refused(
