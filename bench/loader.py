@@ -109,7 +109,8 @@ def own_tensors(shard_set: shards.ShardSet) -> Iterator[Any]:
 
     from shards.torch import BlockDataset, BlockSampler, collate_blocks
 
-    sampler = BlockSampler(shards.run_order(shard_set, seed=0), stop=1 << 40)
+    order = shards.run_order(shard_set, seed=0)
+    sampler = BlockSampler(order, stop=1 << 40)
     dataset = BlockDataset(shard_set, "train")
     return iter(DataLoader(dataset, batch_size=BATCH_BLOCKS, sampler=sampler, collate_fn=collate_blocks))
 

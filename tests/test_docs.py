@@ -27,7 +27,7 @@ from pipeline.settings import BuildSettings
 from shards.common.errors import InputError
 from shards.packing import PACKERS
 from shards.writer import ShardWriter
-from tests.conftest import REPOSITORY, SAMPLE, run_module
+from tests.conftest import REPOSITORY, SAMPLE
 from train.settings import TOP_LEVEL, load_settings, section_keys
 
 PAGES = sorted(
@@ -82,11 +82,14 @@ def test_every_relative_link_leads_somewhere(page: str) -> None:
             assert anchor in anchors(str(target.resolve().relative_to(REPOSITORY))), f"{page}: {link}"
 
 
-def test_both_tutorials_have_the_same_commands() -> None:
-    english, chinese = (
-        [match["code"] for match in FENCE.finditer(content(f"docs/tutorial{suffix}.md")) if match["language"] == "bash"]
-        for suffix in ("", ".zh-CN")
-    )
+def examples(page: str, *languages: str) -> list[str]:
+    return [match["code"] for match in FENCE.finditer(content(page)) if match["language"] in languages]
+
+
+@pytest.mark.parametrize("page", ["README", "docs/tutorial"])
+def test_the_chinese_page_has_the_same_examples(page: str) -> None:
+    pages = [examples(f"{page}{suffix}.md", "bash", "python") for suffix in ("", ".zh-CN")]
+    english, chinese = ([re.sub(r" *#.*", "", code) for code in codes] for codes in pages)
     assert english == chinese
 
 
@@ -263,18 +266,11 @@ def test_slow_examples_run(page: str, project: Path) -> None:
     run_blocks([(match["language"], match["code"]) for match in found if match["mark"]], project)
 
 
-READMES = ("README.md", "README.zh-CN.md")
-
-
-def readme_examples(page: str, language: str) -> list[str]:
-    return [match["code"] for match in FENCE.finditer(content(page)) if match["language"] == language]
-
-
-@pytest.mark.parametrize("page", READMES)
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
 def test_python_examples_of_the_readme_run(page: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     results: list[dict[str, Any]] = []
-    for example in readme_examples(page, "python"):
+    for example in examples(page, "python"):
         results.append({})
         exec(example, results[-1])
     bare, opened, ordered = results
@@ -282,14 +278,6 @@ def test_python_examples_of_the_readme_run(page: str, project: Path, monkeypatch
     assert sorted(opened["order"].tolist()) == list(range(len(opened["train"])))
     assert ordered["batch"].shape == (32, 128)
     assert ordered["mine"].tolist() == [[228, 229, 230, 231]]
-
-
-def test_both_readmes_have_the_same_examples() -> None:
-    english, chinese = (
-        [re.sub(r"  #.*", "", code) for language in ("bash", "python") for code in readme_examples(page, language)]
-        for page in READMES
-    )
-    assert english == chinese
 
 
 @pytest.mark.parametrize(
@@ -356,12 +344,6 @@ def test_every_quoted_message_is_in_the_source() -> None:
         parts = [re.escape(part) for part in message.split("…") if part]
         pattern = re.compile(".*".join(parts), re.S)
         assert any(pattern.search(text) for text in messages()), message
-
-
-def test_a_message_of_the_page_is_what_a_command_says(tmp_path: Path) -> None:
-    stem = "no such shard set"
-    assert any(stem in message for message in quoted_messages())
-    assert stem in run_module("shards", "info", tmp_path / "none").stderr
 
 
 # ---- the citation ----

@@ -195,17 +195,8 @@ def tree_with_sets(tmp_path_factory: pytest.TempPathFactory, hub_environment: di
     (tree / "prompts.txt").write_text("牛顿\n北京市\n", encoding="utf-8")
     run("make shards", tree, hub_environment)
     sample = tree / SAMPLE_SET
-    for name in (
-        "a",
-        "b",
-        "ab",
-        "wiki",
-        "books",
-        "mine",
-        "sample-qwen2",
-        "wikipedia-zh-cn-20240820",
-        "wikipedia-zh-20231101",
-    ):
+    corpora = ["wikipedia-zh-cn-20240820", "wikipedia-zh-20231101"]
+    for name in ["a", "b", "ab", "wiki", "books", "mine", "sample-qwen2", *corpora]:
         shutil.copytree(sample, sample.with_name(name))
     shutil.copytree(tree / "data" / "tokenizers" / "wikipedia-zh-sample", tree / "data" / "tokenizers" / "mine")
     (tree / "other" / "tokens").mkdir(parents=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 
 import shards
 from pipeline.build import build
@@ -59,8 +60,6 @@ def own_set(right_set: Path, tmp_path: Path) -> Path:
 
 def signed(content: dict[str, Any]) -> bytes:
     """A manifest with the fingerprint that belongs to it: whoever changes one can do that."""
-    from blake3 import blake3
-
     without = {key: value for key, value in content.items() if key != "fingerprint"}
     return json.dumps({**without, "fingerprint": blake3(canonical_json(without)).hexdigest()}).encode()
 
@@ -68,16 +67,7 @@ def signed(content: dict[str, Any]) -> bytes:
 # ---- manifests ----
 
 NUMBERS = [2**31, 2**63 - 1, 2**63, 2**64, 10**500, -1, -(2**63), 1.0, 1.5, True, None, "1"]
-NAMES = [
-    "../train-00000",
-    "/tmp/train-00000",
-    "train-../../x",
-    "train-",
-    "train-٠١",
-    "train-0\x00",
-    "train-0/1",
-    "val-00000",
-]
+NAMES = ["../train-00000", "/tmp/train-00000", "train-../../x", "train-", "train-٠١", "train-0\x00", "train-0/1"]
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda number: repr(number)[:20])
@@ -167,20 +157,15 @@ def test_names_in_a_manifest_reach_no_terminal_raw(own_set: Path, right_set: Pat
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])
-def test_links_in_a_set(own_set: Path, tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [(Path.symlink_to, "a symbolic link"), (os.mkfifo, "something else"), (os.mkdir, "something else")],
+)
+def test_what_is_not_a_regular_file_in_a_set(own_set: Path, make: Any, found: str, suffix: str) -> None:
     path = own_set / f"train-00000{suffix}"
-    path.rename(tmp_path / "elsewhere")
-    path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="found a symbolic link"):
-        shards.open(own_set)
-
-
-@pytest.mark.parametrize("kind", ["pipe", "directory"])
-def test_no_files_in_a_set(own_set: Path, kind: str) -> None:
-    path = own_set / "train-00000.bin"
-    path.unlink()
-    (os.mkfifo if kind == "pipe" else os.mkdir)(path)
-    with pytest.raises(InputError, match="expected a regular file, found something else"):
+    path.rename(own_set.parent / "elsewhere")
+    make(path, *[own_set.parent / "elsewhere"] * (make is Path.symlink_to))
+    with pytest.raises(InputError, match=f"expected a regular file, found {found}"):
         shards.open(own_set)
 
 
