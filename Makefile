@@ -81,7 +81,7 @@ shards: $(VENV)/.ready $(BUILD_NEEDS)  ## build the shard set of CORPUS, once
 $(SAMPLE_TOKENIZER)/tokenizer.json: $(SAMPLE_CORPUS) | $(VENV)/.ready
 	@$(RUN_PYTHON) -m pipeline tokenizer "$<" --vocab-size $(SAMPLE_VOCAB_SIZE) --out "$(@D)" --force
 
-# With several processes torchrun starts them. Mistakes are told before that, or torchrun would tell them once more.
+# With several processes torchrun starts them. Mistakes are found before that, or torchrun would report them once more.
 TRAIN_OPTIONS = --config "$(CONFIG)" --output_dir "runs/$(RUN)" $(TRAIN_SHARDS) $(ARGS)
 ifneq ($(NPROC),1)
 TRAIN_CHECK = @$(RUN_PYTHON) -m train $(TRAIN_OPTIONS) --check

@@ -22,12 +22,13 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "verify": ("shards.__main__", ["verify"], "check every byte of a shard set"),
     "cat": ("shards.__main__", ["cat"], "show a block or a document as text"),
     "report": ("shards.__main__", ["report"], "make a page about a shard set"),
-    "merge": ("shards.__main__", ["merge"], "put shard sets together"),
-    "split": ("shards.__main__", ["split"], "cut a shard set in two"),
+    "merge": ("shards.__main__", ["merge"], "make one shard set of several"),
+    "split": ("shards.__main__", ["split"], "divide a shard set among several"),
     "subset": ("shards.__main__", ["subset"], "take a part of a shard set"),
     "export": ("shards.__main__", ["export"], "write a shard set for other readers"),
     "import": ("shards.__main__", ["import"], "make a shard set of others' token files"),
-    "pull": ("shards.__main__", ["pull"], "copy a shard set from a store to this machine"),
+    "push": ("shards.__main__", ["push"], "copy a shard set to a hub or an object store"),
+    "pull": ("shards.__main__", ["pull"], "copy a shard set from a hub or an object store"),
     "train": ("train.__main__", [], "train a model on a shard set"),
     "generate": ("train.generate", [], "continue prompts with a trained model"),
     "evaluate": ("train.evaluate", [], "loss, perplexity, bits per byte on held-out text"),
@@ -39,7 +40,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
 def help_text() -> str:
     """All commands, a line each."""
     rows = "\n".join(f"  {name:<10} {line}" for name, (_, _, line) in COMMANDS.items())
-    return f"usage: tokenize-once COMMAND …\n\n{rows}\n\n`tokenize-once COMMAND --help` tells more of each.\n"
+    return f"usage: tokenize-once COMMAND …\n\n{rows}\n\n`tokenize-once COMMAND --help` says more about each.\n"
 
 
 def main(argv: list[str]) -> int | None:

@@ -50,7 +50,12 @@ def set_counts(manifest: dict[str, Any]) -> dict[str, Any]:
         **{key: manifest[key] for key in COUNTS},
         "rejected": {entry["kind"]: entry["num_records"] for entry in manifest["rejected"]},
         "splits": {name: {key: split[key] for key in SPLIT_COUNTS} for name, split in manifest["splits"].items()},
-        "sources": [f"{entry['path']}: {entry['num_records']}" for entry in manifest["sources"]],
+        # Not those of imported shards, whose number is the old set's own affair.
+        "sources": [
+            f"{entry['path']}: {entry['num_records']}"
+            for entry in manifest["sources"]
+            if not entry["path"].endswith(".bin")
+        ],
     }
 
 

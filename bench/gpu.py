@@ -12,7 +12,6 @@ them, each with three learning rates (`bench/recipe.py`).
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +52,7 @@ def main() -> None:
         steps = ["--layers", "12", "--batch", "32", "--rounds", "2", "--steps", "22", "--bf16", "--gpu"]
         tokens = options.tokens
         half = f"{float(tokens.rstrip('kM')) / 2:g}{tokens[-1]}"
-    losses = ["chunked", "plain", *(["liger"] if importlib.util.find_spec("liger_kernel") and not options.tiny else [])]
+    losses = ["chunked", "plain"]
     for loss in losses:
         for training in ("{}", '{"torch_compile": true}'):
             command = ["bench/trainer.py", str(work / "packed"), *steps, "--loss", loss, "--training", training]

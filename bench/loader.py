@@ -101,10 +101,11 @@ def own_gather(shard_set: shards.ShardSet, chunk: int = CHUNK_POSITIONS) -> Iter
 
 def own_tensors(shard_set: shards.ShardSet) -> Iterator[Any]:
     from torch.utils.data import DataLoader
-    from train.data import BlockDataset, PositionSampler, collate_blocks
+
+    from shards.torch import BlockDataset, BlockSampler, collate_blocks
 
     order = shards.run_order(shard_set, seed=0)
-    sampler = PositionSampler(order=order, num_positions=1 << 40, first_position=lambda: 0)
+    sampler = BlockSampler(order, stop=1 << 40)
     dataset = BlockDataset(shard_set, "train")
     return iter(DataLoader(dataset, batch_size=BATCH_BLOCKS, sampler=sampler, collate_fn=collate_blocks))
 

@@ -119,7 +119,7 @@ def ours(directory: Path, options: dict[str, Any]) -> list[float]:
     import yaml
 
     from train.__main__ import main
-    from train.callbacks import MetricsFile
+    from train.log_lines import MetricsFile
 
     times: list[float] = []
     MetricsFile.on_step_end = lambda *_args, **_: times.append(time.perf_counter())
@@ -165,9 +165,9 @@ def time_to_first_step() -> float:
 def utilization(layers: int, directory: Path, rates: list[float]) -> str:
     """Our model FLOPs utilization, in words."""
     import torch
-    from train.arithmetic import flops_a_token, peak_flops
 
     import shards
+    from train.flops import flops_a_token, peak_flops
     from train.model import build_config
     from train.settings import ModelSettings
 

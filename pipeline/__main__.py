@@ -141,7 +141,7 @@ def run_fetch(options: argparse.Namespace) -> int:
             print(printable(line), file=sys.stderr, flush=True)
 
     origin: Any = choice("--from", options.origin, ("hf", "ms", "auto"))
-    shown = not options.quiet
+    shown = sys.stderr.isatty() and not options.quiet
     fetched = fetch(options.name, options.out, origin=origin, force=options.force, notice=notice, shows_bars=shown)
     facts = [f"up to date, {size_text(fetched.num_bytes)}" if fetched.was_there else size_text(fetched.num_bytes)]
     facts += [f"sha256 {fetched.sha256}"] if fetched.sha256 else []

@@ -89,23 +89,22 @@ def fetch(
             f"{printable(name)!r}: no such corpus{nearest(name, CORPORA)} (there is {', '.join(CORPORA)}; any data set "
             "of the hub is a source of `build` as hf:ORG/NAME)"
         )
-    corpus, seconds = CORPORA[name], ANSWER_SECONDS / 2 if origin == "auto" else ANSWER_SECONDS
-    other = f"another file, {corpus.nearest_words}"
-    for hub in ("hf", "ms") if origin == "auto" else (origin,):
+    corpus, origins = CORPORA[name], ("hf", "ms") if origin == "auto" else (origin,)
+    for hub in origins:
         path = _path(out, directory, corpus.file if hub == "hf" else corpus.nearest_name)
         if not force and (known := _read_stamp(path)) is not None:
             return known
         fetch_from = _fetch_file if hub == "hf" else _fetch_folder
         try:
             with FileLock(path, "another process is fetching it; wait for that, or stop it"):
-                return fetch_from(corpus, path, force, seconds, notice, shows_bars)
+                return fetch_from(corpus, path, force, ANSWER_SECONDS / len(origins), notice, shows_bars)
         except TransientError as error:
-            by_hand = f"or fetch https://hf-mirror.com/datasets/{corpus.repository} by hand"
-            if hub == origin or hub == "ms":
-                raise TransientError(
-                    f"{error}; or {other} (--from ms); {by_hand}" if hub == "hf" else str(error)
-                ) from None
-            notice(f"{error}; {by_hand}. From ModelScope now, where there is ANOTHER file: {corpus.nearest_words}")
+            if hub == "ms":
+                raise
+            problem = f"{error}; or fetch https://hf-mirror.com/datasets/{corpus.repository} by hand"
+            if origin == "hf":
+                raise TransientError(f"{problem}; or another file, {corpus.nearest_words} (--from ms)") from None
+            notice(f"{problem}. From ModelScope now, where there is ANOTHER file: {corpus.nearest_words}")
     raise AssertionError(origin)
 
 
@@ -214,7 +213,7 @@ def data_files(name: str) -> list[str]:
     with hub_errors("hf", name):
         try:
             builder = datasets.load_dataset_builder(repository, config, revision=reference.revision)
-        except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+        except (ValueError, RuntimeError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
             reason = printable(" ".join(str(error).split()))[:300]
             raise InputError(f"{name}: datasets can't say which files it means: {reason}") from None
     files = builder.config.data_files or {}

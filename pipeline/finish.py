@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +77,7 @@ def _rejected_parts(
     num_newlines = [0] * len(sources)  # of each source, before the unit
     for unit, receipt in zip(units, receipts, strict=True):
         if receipt.rejected:
-            for line in (read(rejected_name(unit.number)) or b"").splitlines():
+            for line in io.BytesIO(read(rejected_name(unit.number)) or b""):
                 entry = json.loads(line)
                 source = unit.ranges[entry.pop("range")].source
                 if "line" in entry:

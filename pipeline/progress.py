@@ -72,15 +72,11 @@ def _say(line: str) -> None:
 
 
 def print_summary(result: BuildResult) -> None:
-    """A table of what the build made, and what to do next."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    for name, text in summary(result).items():
-        table.add_row(name, Text(printable(text)))
-    Console(highlight=False, soft_wrap=True).print(table)
+    """A table of what the build made, and what to do next. Nothing is wrapped: paths and commands are copied from it."""
+    lines = summary(result)
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        print(f"{name:{width}}  {printable(text)}")
 
 
 def summary(result: BuildResult) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pipeline.engines.base import Engine, Task, Work
 from pipeline.outputs.base import Output
 from pipeline.plan import Unit
 from pipeline.receipts import RangeReceipt, seal
-from pipeline.sources import Source
+from pipeline.sources import Source, changed
 from pipeline.worker import Decisions, Progress, UnitRecords, process_unit
 from shards.common.errors import InputError
 
@@ -80,6 +80,7 @@ def run_all(
     tasks = deque(Task(unit=unit) for unit in units if unit.number not in ranges)
     failed: dict[int, tuple[Task, InputError]] = {}
     front, expected = 0, 0  # the first unit that isn't known to be right, and where its first record begins
+    redone = -1
     with contextlib.closing(engine.run(work, tasks, progress)) as ended:
         while True:
             while front < len(units) and (units[front].number in ranges or front in failed):
@@ -93,8 +94,11 @@ def run_all(
                     expected = _next_first(unit, ranges[front], work.sources, expected)
                     front += 1
                     continue
+                elif redone == front:
+                    raise InputError(changed(work.sources[unit.ranges[0].source]))
                 else:
                     del ranges[front]
+                redone = front
                 tasks.appendleft(Task(unit=unit, first=first))
             try:
                 task, result = next(ended)

@@ -112,9 +112,12 @@ def check_unchanged(source: Source) -> None:
     except FileNotFoundError:
         raise InputError(_removed(source)) from None
     if status != FileStatus(source.num_bytes, source.modified_ns, source.version):
-        raise InputError(
-            f"{source.path}: the file was changed while it was read; build again with --force when it is complete"
-        )
+        raise InputError(changed(source))
+
+
+def changed(source: Source) -> str:
+    """What to say of a source that isn't what it was when it was found."""
+    return f"{source.path}: the file was changed while it was read; build again with --force when it is complete"
 
 
 def removed(sources: Iterable[Source]) -> str | None:

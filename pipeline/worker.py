@@ -77,12 +77,19 @@ class RejectedLog(contextlib.ExitStack):
         self._path, self._hash = path, blake3()
         self._file: BinaryIO | None = None
         self._pending: list[BadRecord] = []
+        self._lines: LineCounter | None = None  # of one source at a time: many may share the unit
+        self.callback(self._close_lines)
 
     def begin(self, number: int, source: Source, byte_range: ByteRange) -> None:
         """What is noted from here on is in this byte range of the unit."""
         self._number, self._source = number, source
         self._start = byte_range.start if source.is_splittable else 0
-        self._lines: LineCounter | None = None
+        self._close_lines()
+
+    def _close_lines(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+        self._lines = None
 
     def note(self, error: BadRecord) -> None:
         """Note a record and go on. A file that ends inside a record is not what it should be, which is never skipped."""
@@ -101,7 +108,7 @@ class RejectedLog(contextlib.ExitStack):
             entry: dict[str, Any] = {"range": self._number, "source": self._source.name, "reason": error.reason}
             if self._source.is_stream:
                 if self._lines is None:
-                    self._lines = self.enter_context(contextlib.closing(LineCounter(self._source, start=self._start)))
+                    self._lines = LineCounter(self._source, start=self._start)
                 entry |= {"line": self._lines.line(error.offset), "byte": error.offset}
             else:
                 entry |= {"row": error.offset}

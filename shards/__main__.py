@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from shards.common.command_line import Parser, ProgressLine, percent_done, run_command, say
+from shards.common.command_line import Parser, progress_bar, run_command, say
 from shards.common.errors import InputError
 from shards.common.text import plural, printable
 from shards.layout import SPLITS
@@ -69,8 +69,8 @@ def run_verify(options: argparse.Namespace) -> int:
 
     manifest = read_manifest(options.directory)
     num_bytes = manifest.num_bytes
-    with ProgressLine(percent_done("verified", num_bytes, "bytes"), show=not options.quick) as progress:
-        faults = verify(options.directory, quick=options.quick, progress=progress.advance)
+    with progress_bar(num_bytes, "verifying", show=not options.quick) as progress:
+        faults = verify(options.directory, quick=options.quick, progress=progress.update)
     for fault in faults[1:]:
         print(f"error: {printable(fault)}", file=sys.stderr)
     if faults:

@@ -31,7 +31,8 @@ _WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>[0-9.]+(?:e-?[0-9]+)?)(?P<epoch
 def open_data(spec: str, notice: Callable[[str], None] = lambda _line: None) -> Data:
     """The set at the path or URL `spec`, or the mixture that it describes. Raises `InputError`.
 
-    A set at a URL is copied to this machine first (`shards.share.pull`); `notice` is told in a line what takes time.
+    A set at a URL is copied to this machine first (`shards.share.pull`); `notice` is called with a line
+    about what takes time.
     """
     if not is_mixture(spec):
         return _open_part(spec, notice)

@@ -112,12 +112,12 @@ class BestFitPacker(Packer):
         blocks = best_fit_decreasing([len(tokens) for _sequence, tokens in self._waiting], self._block_tokens)
         content = np.full((len(blocks), self._block_tokens), self._eos_id, dtype=np.uint32)
         for row, (block, members) in enumerate(zip(content, blocks, strict=True)):
-            place = 0
+            start = 0
             for member in members:
                 sequence, tokens = self._waiting[member]
-                block[place : place + len(tokens)] = tokens
-                self._starts[sequence] = self._writer.num_tokens + row * self._block_tokens + place
-                place += len(tokens)
+                block[start : start + len(tokens)] = tokens
+                self._starts[sequence] = self._writer.num_tokens + row * self._block_tokens + start
+                start += len(tokens)
         if len(blocks):
             self._writer.write(content.reshape(-1))
         self._waiting, self._num_waiting_tokens = [], 0

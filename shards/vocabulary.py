@@ -41,7 +41,7 @@ def bytes_of_characters() -> dict[str, int]:
 
 
 class Vocabulary:
-    """The pieces of text behind the ids."""
+    """The pieces of text that the ids stand for."""
 
     def __init__(self, tokenizer_json: bytes, where: str) -> None:
         """`where` is what errors call the file. Raises `InputError`."""
@@ -64,7 +64,7 @@ class Vocabulary:
             raise InputError(f"{where}: not a tokenizer.json that can be read ({error!r})") from None
 
     def piece(self, token: int) -> bytes:
-        """The bytes behind one id; a token may hold a part of a character."""
+        """The bytes of one id; a token may hold a part of a character."""
         return self._pieces.get(token, f"<{token}>".encode())
 
     def text_sizes(self, tokens: npt.NDArray[np.uint32]) -> tuple[int, int]:

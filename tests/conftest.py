@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -26,6 +27,8 @@ SAMPLE = REPOSITORY / "data" / "sample" / "wikipedia-zh-sample.json"
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    # A suite that is started in the background (`make test &`) inherits that SIGINT is ignored, and so would its processes.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     tell_order(session.config)
 
 

@@ -38,16 +38,17 @@ def test_a_mistyped_command_is_answered_with_the_nearest() -> None:
         tokenize_once.main(["biuld"])
 
 
-def test_all_packages_are_installed() -> None:
+def test_all_packages_are_installed_with_their_data() -> None:
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     module, function = settings["project"]["scripts"]["tokenize-once"].split(":")
     assert callable(getattr(importlib.import_module(module), function))
-    found = {
-        ".".join(path.parent.relative_to(REPOSITORY).parts)
-        for top in ("pipeline", "shards", "train")
-        for path in Path(REPOSITORY, top).rglob("__init__.py")
-    }
-    assert set(settings["tool"]["setuptools"]["packages"]) == found
+    tops = [pattern.removesuffix("*") for pattern in settings["tool"]["setuptools"]["packages"]["find"]["include"]]
+    files = {path for top in tops for path in Path(REPOSITORY, top).rglob("*.*") if path.is_file()}
+    packed = {path for path in files if (path.parent / "__init__.py").is_file() and path.suffix == ".py"}
+    for package, patterns in settings["tool"]["setuptools"]["package-data"].items():
+        packed |= {path for pattern in patterns for path in Path(REPOSITORY, *package.split(".")).glob(pattern)}
+    assert tops == ["pipeline", "shards", "train"]
+    assert {path for path in files if "__pycache__" not in path.parts} == packed
 
 
 def test_a_closed_stdout_is_no_fault() -> None:

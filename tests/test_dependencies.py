@@ -101,7 +101,7 @@ UNKNOWN = {"name": "unknown", "skip_reason": "Dependency not found on PyPI"}
 
 
 @pytest.mark.parametrize(
-    ("packages", "status", "told"),
+    ("packages", "status", "line"),
     [
         ([SOUND], 0, "1 packages audited by pypi, 0 known holes"),
         ([SOUND, HOLED], 1, "holed 2.0: PYSEC-1 (CVE-1), mended in 2.1"),
@@ -110,10 +110,10 @@ UNKNOWN = {"name": "unknown", "skip_reason": "Dependency not found on PyPI"}
         ([], 2, "0 packages audited"),
     ],
 )
-def test_an_audit_is_clean_only_if_all_was_looked_up(packages: list[dict[str, Any]], status: int, told: str) -> None:
+def test_an_audit_is_clean_only_if_all_was_looked_up(packages: list[dict[str, Any]], status: int, line: str) -> None:
     found, lines = summary(report(*packages), "pypi")
     assert found == status
-    assert told in "\n".join(lines)
+    assert line in "\n".join(lines)
 
 
 def fake_pip_audit(directory: Path, program: str) -> str:
@@ -123,7 +123,7 @@ def fake_pip_audit(directory: Path, program: str) -> str:
     return str(path)
 
 
-def test_a_service_out_of_reach_is_told(tmp_path: Path) -> None:
+def test_a_service_out_of_reach_is_reported(tmp_path: Path) -> None:
     program = fake_pip_audit(tmp_path, "sys.stderr.write('Traceback\\nConnectionError: no such host\\n'); sys.exit(1)")
     status, lines = audit(program, "osv")
     assert status == 2
@@ -135,12 +135,7 @@ def test_a_service_out_of_reach_is_told(tmp_path: Path) -> None:
 
 def test_the_audit_is_given_all_lock_files(tmp_path: Path) -> None:
     packages = json.dumps(report(SOUND))
-    status, _ = audit(
-        fake_pip_audit(
-            tmp_path, f"open({str(tmp_path / 'words')!r}, 'w').write(' '.join(sys.argv)); print({packages!r})"
-        ),
-        "pypi",
-    )
-    assert status == 0
+    program = f"open({str(tmp_path / 'words')!r}, 'w').write(' '.join(sys.argv)); print({packages!r})"
+    assert audit(fake_pip_audit(tmp_path, program), "pypi")[0] == 0
     words = (tmp_path / "words").read_text(encoding="utf-8")
     assert all(f"--requirement {lock}" in words and (REPOSITORY / lock).is_file() for lock in LOCKS)

@@ -1,7 +1,7 @@
 """The documentation is true: links lead somewhere, commands parse, examples run, quoted errors are in the source.
 
-A fenced block behind the line `<!-- runs -->` is executed, all such blocks of a page one after another in one directory
-that has the sample corpus, its tokenizer, its shard set and the configurations.
+A fenced block after the line `<!-- runs -->` is executed, all such blocks of a page one after another in one directory
+that has the sample corpus, its tokenizer, its shard set and the configurations; so are the READMEs' Python examples.
 `<!-- runs slowly -->` is for `make test-all`.
 """
 
@@ -17,14 +17,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.build import build
 from pipeline.settings import BuildSettings
 from shards.common.errors import InputError
-from tests.conftest import REPOSITORY, SAMPLE, run_module
-from train.settings import TOP_LEVEL, load_settings, section_types
+from shards.packing import PACKERS
+from shards.writer import ShardWriter
+from tests.conftest import REPOSITORY, SAMPLE
+from train.settings import TOP_LEVEL, load_settings, section_keys
 
 PAGES = sorted(
     str(path.relative_to(REPOSITORY)) for path in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"))
@@ -78,11 +82,14 @@ def test_every_relative_link_leads_somewhere(page: str) -> None:
             assert anchor in anchors(str(target.resolve().relative_to(REPOSITORY))), f"{page}: {link}"
 
 
-def test_both_tutorials_have_the_same_commands() -> None:
-    english, chinese = (
-        [match["code"] for match in FENCE.finditer(content(f"docs/tutorial{suffix}.md")) if match["language"] == "bash"]
-        for suffix in ("", ".zh-CN")
-    )
+def examples(page: str, *languages: str) -> list[str]:
+    return [match["code"] for match in FENCE.finditer(content(page)) if match["language"] in languages]
+
+
+@pytest.mark.parametrize("page", ["README", "docs/tutorial"])
+def test_the_chinese_page_has_the_same_examples(page: str) -> None:
+    pages = [examples(f"{page}{suffix}.md", "bash", "python") for suffix in ("", ".zh-CN")]
+    english, chinese = ([re.sub(r" *#.*", "", code) for code in codes] for codes in pages)
     assert english == chinese
 
 
@@ -148,7 +155,7 @@ def parse(module: str, arguments: list[str]) -> None:
 
 def setting_exists(option: str) -> bool:
     section, _, name = option.rpartition(".")
-    return option != "resume_from_checkpoint" and name in section_types(section or "training")
+    return option != "resume_from_checkpoint" and name in section_keys(section or "training")
 
 
 def makefile_names() -> tuple[set[str], set[str]]:
@@ -259,6 +266,43 @@ def test_slow_examples_run(page: str, project: Path) -> None:
     run_blocks([(match["language"], match["code"]) for match in found if match["mark"]], project)
 
 
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_python_examples_of_the_readme_run(page: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    results: list[dict[str, Any]] = []
+    for example in examples(page, "python"):
+        results.append({})
+        exec(example, results[-1])
+    bare, opened, ordered = results
+    assert np.array_equal(bare["blocks"], opened["train"][:])
+    assert sorted(opened["order"].tolist()) == list(range(len(opened["train"])))
+    assert ordered["batch"].shape == (32, 128)
+    assert ordered["mine"].tolist() == [[228, 229, 230, 231]]
+
+
+@pytest.mark.parametrize(
+    ("packing", "documents"),
+    [("concat", [[0, 1, 2, 6], [3, 4, 6], [5, 6]]), ("best-fit", [[0, 1, 6], [0, 1, 2, 3, 4, 6]])],
+)
+def test_the_worked_example_of_the_format(packing: Any, documents: list[list[int]], tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "train", 0, block_tokens=4) as writer:
+        packer = PACKERS[packing](writer, 6)
+        lengths = np.array([len(document) for document in documents])
+        packer.add(np.concatenate(documents).astype(np.uint32), lengths, num_text_bytes=0, num_text_chars=0)
+        packer.finish()
+    made = [(tmp_path / f"train-00000.{suffix}").read_bytes() for suffix in ("bin", "idx")]
+    section = content("docs/format.md").partition("## Worked example")[2].partition("\n## ")[0]
+    if packing == "concat":
+        dumps = re.findall(r"```\n(.*?)```", section, re.S)[0].split("\n\n")
+        rows = [re.findall(r"^[0-9a-f]{2}  ((?:[0-9a-f]{2} {1,2})+)(?= |$)", dump, re.M) for dump in dumps]
+        assert [bytes.fromhex("".join(dump)) for dump in rows] == made
+    else:
+        names = dict(enumerate(["a", "b", "c", "d", "e", "f", "<eos>"]))
+        blocks = [[names[token] for token in block] for block in np.frombuffer(made[0], "<u4").reshape(-1, 4).tolist()]
+        found = [code.replace("_", "<eos>").split() for code in re.findall(r"`([^`]+)`", FENCE.sub("", section))]
+        assert all(block in found for block in blocks)
+
+
 # ---- error messages ----
 
 
@@ -300,12 +344,6 @@ def test_every_quoted_message_is_in_the_source() -> None:
         parts = [re.escape(part) for part in message.split("…") if part]
         pattern = re.compile(".*".join(parts), re.S)
         assert any(pattern.search(text) for text in messages()), message
-
-
-def test_a_message_of_the_page_is_what_a_command_says(tmp_path: Path) -> None:
-    stem = "no such shard set"
-    assert any(stem in message for message in quoted_messages())
-    assert stem in run_module("shards", "info", tmp_path / "none").stderr
 
 
 # ---- the citation ----

@@ -11,26 +11,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-TARGETS = [
-    "setup",
-    "data",
-    "shards",
-    "train",
-    "generate",
-    "compare",
-    "sweep",
-    "report",
-    "test",
-    "test-all",
-    "coverage",
-    "check",
-    "audit",
-    "licences",
-    "bench",
-    "bench-gpu",
-    "peers",
-    "clean",
-]
+TARGETS = re.findall(r"^([a-z][a-z-]*):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 VARIABLES = ["CORPUS", "SHARDS", "CONFIG", "RUN", "NPROC", "PROMPT", "RUNS", "SWEEP", "ARGS"]
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -49,7 +30,7 @@ def test_help_lists_every_target_and_variable_with_a_line() -> None:
 def test_every_target_without_a_file_is_phony() -> None:
     content = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     (phony,) = re.findall(r"^\.PHONY: (.+)$", content, re.MULTILINE)
-    assert set(phony.split()) == {"help", *TARGETS}
+    assert set(phony.split()) == set(TARGETS) and len(TARGETS) > 15
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import difflib
 from collections.abc import Iterator
 
 import pytest
-from train.checks import REFUSED_ARGUMENTS
 
 import pipeline.__main__
 import shards.__main__
@@ -23,7 +22,7 @@ import train.evaluate
 import train.generate
 import train.sweep
 from tests.conftest import REPOSITORY
-from train.settings import section_types
+from train.training_fields import REFUSED_ARGUMENTS, training_fields
 
 LIST = REPOSITORY / "tests" / "options.txt"
 PARSERS = {
@@ -59,7 +58,7 @@ def current_options() -> list[str]:
     """The list as it would be written now."""
     found = {line for command, make in PARSERS.items() for line in options(command, make())}
     own = set(options("train", own_train_options()))
-    transformers = {f"train --{name}" for name in section_types("training")} - own
+    transformers = {f"train --{name}" for name in training_fields()} - own
     refused = {f"train --{name} refused" for name in REFUSED_ARGUMENTS}
     return sorted((found - transformers) | refused)
 
@@ -86,13 +85,13 @@ def test_every_command_is_looked_at() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         (lambda parser: parser.add_argument("--brand-new"), "+ train.sweep --brand-new"),
-        (lambda parser: parser._actions.pop(), "- train.sweep --quiet"),
+        (lambda parser: parser._actions.pop(), "- train.sweep --dry-run"),
     ],
 )
-def test_a_change_is_told_with_what_to_do(change: object, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_is_reported_with_what_to_do(change: object, reported: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def changed() -> argparse.ArgumentParser:
         parser = train.sweep.build_parser()
         change(parser)  # type: ignore[operator]
@@ -101,4 +100,4 @@ def test_a_change_is_told_with_what_to_do(change: object, told: str, monkeypatch
     monkeypatch.setitem(PARSERS, "train.sweep", changed)
     with pytest.raises(AssertionError) as failure:
         test_options_are_those_of_the_list()
-    assert told in str(failure.value) and "CHANGELOG.md" in str(failure.value)
+    assert reported in str(failure.value) and "CHANGELOG.md" in str(failure.value)

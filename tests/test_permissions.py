@@ -137,7 +137,7 @@ def test_the_qwen2_tokenizer_needs_no_cache_for_root_either(
     assert not directory.is_relative_to(tmp_path / "file")
 
 
-def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_learns_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home(_path: str) -> str:
         raise RuntimeError("Could not determine home directory.")
 

@@ -8,6 +8,7 @@ machines, is replaced by the rules in `STAND_INS`; a command that no rule fits i
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -104,12 +105,12 @@ def test_commands_are_found_in_both_readmes() -> None:
 
 @pytest.mark.parametrize("page", READMES)
 def test_every_option_is_one_of_a_command(page: str) -> None:
-    actions = [
-        action
-        for parser in (pipeline_command.make_parser(), shards_command.make_parser(), build_parser())
-        for action in parser._all_actions()
-    ]
-    known = {option for action in actions for option in action.option_strings} | {"--prompt-file"}
+    known = {"--prompt-file"}
+    for parser in (pipeline_command.make_parser(), shards_command.make_parser(), build_parser()):
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                known = known.union(*(sub_parser.options for sub_parser in action.choices.values()))
+        known |= parser.options
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     options = re.findall(r"`(--[\w.-]+)[^`\n]*`", text)
     assert len(options) > 20 and set(options) <= known
@@ -194,17 +195,8 @@ def tree_with_sets(tmp_path_factory: pytest.TempPathFactory, hub_environment: di
     (tree / "prompts.txt").write_text("牛顿\n北京市\n", encoding="utf-8")
     run("make shards", tree, hub_environment)
     sample = tree / SAMPLE_SET
-    for name in (
-        "a",
-        "b",
-        "ab",
-        "wiki",
-        "books",
-        "mine",
-        "sample-qwen2",
-        "wikipedia-zh-cn-20240820",
-        "wikipedia-zh-20231101",
-    ):
+    corpora = ["wikipedia-zh-cn-20240820", "wikipedia-zh-20231101"]
+    for name in ["a", "b", "ab", "wiki", "books", "mine", "sample-qwen2", *corpora]:
         shutil.copytree(sample, sample.with_name(name))
     shutil.copytree(tree / "data" / "tokenizers" / "wikipedia-zh-sample", tree / "data" / "tokenizers" / "mine")
     (tree / "other" / "tokens").mkdir(parents=True)
@@ -221,7 +213,8 @@ def make_environment(directory: Path) -> None:
     (packages / "here.pth").write_text("".join(f"{line}\n" for line in lines))
     for program in ("swanlab", "torchrun", "transformers"):
         (directory / "bin" / program).symlink_to(Path(sys.executable).with_name(program))
-    (directory / ".ready").touch()
+    for name in (".ready", ".dev-ready"):
+        (directory / name).touch()
 
 
 @pytest.fixture(scope="module")

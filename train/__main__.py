@@ -16,7 +16,6 @@ from typing import Any
 import shards
 from shards.common.command_line import Parser, run_command, say
 from shards.common.errors import InputError
-from shards.verify import verify
 from train.environment import prepare_environment
 from train.run_directory import plan_run, process_rank
 from train.settings import Settings, load_settings, option_names
@@ -130,6 +129,8 @@ def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
     options = {name: values.pop(name) for name in ("config", "resume_from_checkpoint", "allow_data_change", "check")}
     config_path = options["config"]
     settings = load_settings(config_path, values)
+    from shards.verify import verify  # with NumPy: an import that Ctrl-C ends without a traceback
+
     data = shards.open_data(settings.shards, notice=say)
     for part in data.sets:
         for fault in verify(part.path, quick=True):

@@ -81,7 +81,7 @@ def train(
         stack.callback(_leave_process_group)
         if is_first:
             stack.enter_context(run_directory.lock_run(run))
-        plan = _shared(run_directory.plan_run(run, resume) if is_first else None)
+        plan = _shared(plan_first(run, resume) if is_first else None)
         stack.enter_context(out_of_memory(lambda: memory_remedy(settings, plan)))
         position = data_position(settings, data, args)
         changes = check_continuation(settings, data, plan, position, args, allow_data_change=allow_data_change)
@@ -92,7 +92,6 @@ def train(
             run_training(trainer, plan)
             evaluate(trainer)
             return
-        tidy_checkpoints(run)
         first_step = plan.position.step if plan.position else 0
         say(*run_directory.rewind_metrics(run, first_step, is_last=first_step == args.max_steps))
         record = Record(settings, data, plan, command, args, data_changes=changes)
@@ -117,6 +116,13 @@ def train(
         record.write("finished")
         say(*write_model_card(run, record.content, data, samples))
         say(*end_lines(run, results, record.session["seconds"], samples))
+
+
+def plan_first(run: Path, resume: str | None) -> Plan:
+    """The plan, with its checkpoint under its name: what was cut short is gone."""
+    plan = run_directory.plan_run(run, resume)
+    tidy_checkpoints(run)
+    return plan
 
 
 def _shared(plan: Plan | None) -> Plan:

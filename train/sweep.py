@@ -33,8 +33,8 @@ from shards.common.errors import InputError
 from shards.common.files import write_atomically
 from shards.common.text import nearest, printable
 from train.__main__ import load
-from train.compare.__main__ import as_lines, check_out
-from train.compare.page import render
+from train.compare.__main__ import as_lines
+from train.compare.page import check_out, render
 from train.compare.runs import read_runs
 from train.run_directory import RECORD_NAME, changed_settings, lock_run, plan_run, read_record
 from train.settings import TOP_LEVEL, option_names

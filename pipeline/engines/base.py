@@ -69,7 +69,7 @@ def outcome_of(work: Work, task: Task, progress: Progress) -> Outcome:
             return "done", work(task, progress)
         except (TransientError, ConnectionError, TimeoutError) as error:
             if pause is None:
-                return "input", str(error)
+                return "input", str(error) if isinstance(error, TransientError) else _network_line(work, task, error)
             time.sleep(pause)
         except InputError as error:
             return "input", str(error)
@@ -80,6 +80,10 @@ def outcome_of(work: Work, task: Task, progress: Progress) -> Outcome:
         except Exception:
             return "fault", traceback.format_exc()
     raise AssertionError
+
+
+def _network_line(work: Work, task: Task, error: OSError) -> str:
+    return f"{where(work, task)}: {error.strerror or type(error).__name__}; the same command continues"
 
 
 def _machine_outcome(work: Work, task: Task, error: OSError) -> Outcome:

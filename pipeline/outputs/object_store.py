@@ -1,7 +1,7 @@
 """A shard set in an object store, where there are neither renames nor locks.
 
     URL/            the shards as units are finished; then the set's other files; `manifest.json` last
-    URL.partial/    plan.json, receipts/, dedup/; removed when the manifest is there
+    URL.partial/    plan.json, receipts/, dedup/, replaced.json; removed when the manifest is there
 
 What counts is the order: a unit's files first, each whole or absent, its receipt last; with the manifest the set is there.
 Nothing needs a lock. All that is put follows from the plan, so two builds with one plan put the same bytes; a build with
@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.plan import PLAN_NAME
@@ -35,7 +35,8 @@ from shards.common.urls import (
 from shards.layout import MANIFEST_NAME, STAMPS_NAME
 from shards.manifest import Manifest, decode_manifest
 
-_STATE_FILE = re.compile(r"plan\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(json|hashes|duplicates)")
+_REPLACED_NAME = "replaced.json"  # the manifest of a set whose files are being removed
+_STATE_FILE = re.compile(r"(plan|replaced)\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(json|hashes|duplicates)")
 _RECEIPT = re.compile(r"receipts/(\d+)\.json")
 
 
@@ -74,17 +75,13 @@ class ObjectStoreOutput:
     def prepare(self, plan: bytes, *, replace: bool) -> None:
         if replace:
             self._remove_unfinished()
-        before = self.read(PLAN_NAME)
-        if before is None:
+        if self.read(PLAN_NAME) is None:
             if names := listing(self.partial):
                 raise InputError(
                     f"{self.partial}/{min(names)}: not of an unfinished build (no {PLAN_NAME}); move it elsewhere"
                 )
             self._create_plan(plan)
-        elif before != plan:
-            self.write(PLAN_NAME, plan)
-        if replace:
-            self._remove_set()
+        self._remove_set()
 
     def _create_plan(self, plan: bytes) -> None:
         """Put the plan where there is none. Of two builds that begin at once, one puts it, and the other sees another's."""
@@ -118,6 +115,7 @@ class ObjectStoreOutput:
         files = {path: join(self.url, path.name) for path in sorted(scratch.iterdir()) if path.name != REJECTED_PART}
         if (scratch / REJECTED_PART).exists():
             self.write(rejected_name(receipt.unit), (scratch / REJECTED_PART).read_bytes())
+        self._remove_shards(receipt.unit, kept=receipt.file_digests())  # it may have begun in the wrong place before
         content = encode_receipt(dataclasses.replace(receipt, versions=_put(files)))
         self.write(receipt_name(receipt.unit), content)
         return content
@@ -156,23 +154,36 @@ class ObjectStoreOutput:
         remove(join(self.partial, PLAN_NAME))
 
     def _remove_unfinished(self) -> None:
-        """Remove what the receipts of an unfinished build name, then its state."""
-        if self.read(PLAN_NAME) is None or read_bytes(join(self.url, MANIFEST_NAME)) is not None:
-            return
-        for name in listing(self.partial):
-            if match := _RECEIPT.fullmatch(name):
-                receipt = decode_receipt(self.read(name), int(match[1]))
-                remove(*(join(self.url, file) for file in (receipt.file_digests() if receipt else ())))
-        self._remove_state()
+        """Remove what an unfinished build has left: what a set that it was to replace has left, shards, its state."""
+        if self.read(PLAN_NAME) is not None and read_bytes(join(self.url, MANIFEST_NAME)) is None:
+            self._remove_replaced()
+            for name in listing(self.partial):
+                if match := _RECEIPT.fullmatch(name):
+                    self._remove_shards(int(match[1]))
+            self._remove_state()
+
+    def _remove_shards(self, unit: int, *, kept: Collection[str] = ()) -> None:
+        """Remove the files that a unit's receipt names, but for those that are `kept`."""
+        receipt = decode_receipt(self.read(receipt_name(unit)), unit)
+        names = receipt.file_digests() if receipt else {}
+        remove(*(join(self.url, name) for name in names if name not in kept))
 
     def _remove_set(self) -> None:
         """Remove the set that is there, its manifest first: from then on it isn't complete."""
         where = join(self.url, MANIFEST_NAME)
         content = read_bytes(where)
         if content is not None:
-            manifest = decode_manifest(content, where)
+            self.write(_REPLACED_NAME, content)
             remove(where)
-            remove(*(join(self.url, file.name) for file in manifest.files()), join(self.url, STAMPS_NAME))
+        self._remove_replaced()
+
+    def _remove_replaced(self) -> None:
+        where = join(self.partial, _REPLACED_NAME)
+        content = read_bytes(where)
+        if content is not None:
+            names = [file.name for file in decode_manifest(content, where).files()]
+            remove(*(join(self.url, name) for name in (*names, STAMPS_NAME)))
+            remove(where)
 
 
 def _put(files: dict[Path, str]) -> dict[str, str]:

@@ -17,11 +17,12 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 from shards.common.errors import InputError, machine_error
 from shards.common.text import nearest, printable, visible
 
+_KINDS = {"int": "a whole number", "float": "a number", "byte_count": "bytes, such as 64MiB"}
 _SECONDS_UNTIL_AGAIN = 0.02  # a callback has ended by then
 _BYTE_UNITS = {"": 1, "b": 1} | {
     f"{prefix}{end}": base**power
@@ -51,50 +52,33 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` whose errors are an `InputError` that names the nearest right option."""
+    """`argparse.ArgumentParser` whose errors are an `InputError` that names the nearest right option or command."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("allow_abbrev", False)
-        kwargs.setdefault("formatter_class", _HelpFormatter)
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": _HelpFormatter, **kwargs})
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        values, unknown = self.parse_known_args(args, namespace)
+    @property
+    def options(self) -> set[str]:
+        """All options of this command, also those that its help leaves out."""
+        return set(self._option_string_actions)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but that there is nothing unknown: a sub-command knows its own options best."""
+        values, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            options = [option for action in self._all_actions() for option in action.option_strings]
-            hint = nearest(unknown[0].split("=")[0], options)
+            hint = nearest(unknown[0].split("=")[0], self.options)
             self.error(f"unrecognized argument {printable(unknown[0])!r}{hint}")
-        return values
-
-    def _all_actions(self) -> list[argparse.Action]:
-        actions = list(self._actions)
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for sub_parser in action.choices.values():
-                    actions += sub_parser._actions
-        return actions
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """As argparse's, with the nearest right word: `buidl` is `build`."""
-        if action.choices is not None and value not in action.choices:
-            words = [str(choice) for choice in action.choices]
-            found = printable(str(value))
-            expected = f"expected {', '.join(words)}, found {found!r}{nearest(found, words)}"
-            raise argparse.ArgumentError(action, expected)
-
-    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        """As argparse's, in the words of our own errors."""
-        try:
-            return super()._get_value(action, arg_string)
-        except argparse.ArgumentError:
-            kinds = {int: "a whole number", float: "a number", byte_count: "bytes, such as 64MiB"}
-            kind = kinds.get(action.type)
-            if kind is None:
-                raise
-            raise argparse.ArgumentError(action, f"expected {kind}, found {printable(arg_string)!r}") from None
+        return values, unknown
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message.removeprefix('argument ')} (see `{self.prog} --help`)")
+        message = message.removeprefix("argument ")
+        if match := re.search(r"invalid (int|float|byte_count) value: (.*)$", message, re.DOTALL):
+            message = f"{message[: match.start()]}expected {_KINDS[match[1]]}, found {printable(match[2])}"
+        if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)$", message, re.DOTALL):
+            allowed = match[2].replace("'", "")
+            hint = nearest(match[1], allowed.split(", "))
+            message = f"{message[: match.start()]}expected {allowed}, found {printable(match[1])!r}{hint}"
+        raise InputError(f"{message} (see `{self.prog} --help`)")
 
 
 def say(*lines: str) -> None:
@@ -103,47 +87,14 @@ def say(*lines: str) -> None:
     sys.stdout.flush()
 
 
-class ProgressLine:
-    """How far the work is, on one line of a terminal that goes away at the end; elsewhere nothing."""
+def progress_bar(total: int | None, what: str, *, unit: str = "B", show: bool = True) -> Any:
+    """A `tqdm` bar on standard error that goes away at the end; nothing where that isn't a terminal."""
+    from tqdm import tqdm
 
-    def __init__(self, text: Callable[[int], str], *, show: bool = True) -> None:
-        """`text` says it of the number that is done."""
-        self._text, self._done, self._line = text, 0, ""
-        self._shown = show and sys.stderr.isatty()
-
-    def advance(self, number: int) -> None:
-        """So many more are done."""
-        self._done += number
-        if self._shown and (line := self._text(self._done)) != self._line:
-            self._line = line
-            sys.stderr.write(f"\r{line}")
-            sys.stderr.flush()
-
-    def note(self, line: str) -> None:
-        """Show a line that stays."""
-        self._clear()
-        sys.stderr.write(f"{line}\n")
-
-    def _clear(self) -> None:
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._clear()
-
-
-def percent_done(verb: str, total: int, noun: str = "") -> Callable[[int], str]:
-    """For a `ProgressLine`: the share of `total` that is done, with a `noun` the total too.
-
-    >>> percent_done("copied", 2000, "bytes")(1000)
-    'copied  50% of 2,000 bytes'
-    """
-    whole = f" of {total:,} {noun}" if noun else ""
-    return lambda done: f"{verb} {min(100, 100 * done // max(1, total)):3}%{whole}"
+    is_shown = show and sys.stderr.isatty()
+    return tqdm(
+        total=total, desc=what, unit=unit, unit_scale=True, disable=not is_shown, leave=False, dynamic_ncols=True
+    )
 
 
 def _raise_terminated(_signal_number: int, _frame: FrameType | None) -> None:
@@ -191,7 +142,7 @@ def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _end_at_signals() -> None:
-    """The outcome is settled, and libraries clean up behind it: a signal ends that, without a traceback."""
+    """The outcome is settled, and libraries clean up: a signal ends that, without a traceback."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 

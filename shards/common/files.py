@@ -78,7 +78,7 @@ def file_digest(
     progress: Callable[[int], None] = lambda _num_bytes: None,
     all_cores: bool = False,
 ) -> str:
-    """BLAKE3 of the content of `path`, which is also handed to `write`; `progress` is told the bytes just read.
+    """BLAKE3 of the content of `path`, which is also handed to `write`; `progress` is called with the bytes just read.
 
     By one core, or by all of them, which pays for gigabytes. Not by `update_mmap`, whose errors don't tell what they are.
     """

@@ -10,6 +10,7 @@ Errors: what the object store refuses for good is an `InputError`, what may work
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import logging
 import os
@@ -163,8 +164,8 @@ def listing(url: str) -> dict[str, dict[str, Any]]:
 def version(entry: dict[str, Any]) -> str:
     """What changes when a file changes, from its entry in a listing; empty where the server says nothing."""
     for key in _VERSION_KEYS:
-        if entry.get(key):
-            return str(entry[key]).strip('"')
+        if value := entry.get(key):  # a time may be a number in a listing and not in an answer about one file
+            return str(value.timestamp() if isinstance(value, datetime.datetime) else value).strip('"')
     return ""
 
 
@@ -177,17 +178,6 @@ def read_bytes(url: str) -> bytes | None:
         except FileNotFoundError:
             return None
     return content
-
-
-def exists(url: str) -> bool:
-    """Whether there is such a file, as the server says it now. (`exists` of fsspec takes a transient error for a no.)"""
-    system, path = file_system(url)
-    with storage_errors(url):
-        system.invalidate_cache()
-        try:
-            return bool(system.info(path)["type"] == "file")
-        except FileNotFoundError:
-            return False
 
 
 def write_bytes(url: str, content: bytes) -> None:

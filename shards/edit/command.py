@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.common.command_line import ProgressLine, percent_done, say
+from shards.common.command_line import progress_bar, say
 from shards.common.errors import InputError
 from shards.common.text import plural
 from shards.order import DEFAULT_SEED
@@ -72,8 +72,8 @@ def run_merge(options: argparse.Namespace) -> int:
     from shards.manifest import read_manifest
 
     total = sum(manifest.num_bytes for manifest in map(read_manifest, options.sets))
-    with ProgressLine(percent_done("copied", total, "bytes")) as progress:
-        manifest = merge(options.sets, options.out, link=options.link, progress=progress.advance)
+    with progress_bar(total, "copying") as progress:
+        manifest = merge(options.sets, options.out, link=options.link, progress=progress.update)
     say(f"{options.out}: {_summary(manifest)}, from {plural(len(options.sets), 'set')}")
     return 0
 
@@ -90,8 +90,8 @@ def run_split(options: argparse.Namespace) -> int:
     if not options.out.name:
         raise InputError(f"--out: expected the beginning of a name, found {str(options.out)!r}")
     outs = [options.out.with_name(f"{options.out.name}-{number}") for number in range(len(fractions))]
-    with ProgressLine(_packed) as progress:
-        manifests = split(options.set, outs, fractions, seed=options.seed, progress=progress.advance)
+    with progress_bar(None, "packing", unit=" documents") as progress:
+        manifests = split(options.set, outs, fractions, seed=options.seed, progress=progress.update)
     for out, manifest in zip(outs, manifests, strict=True):
         say(f"{out}: {_summary(manifest)}")
     return 0
@@ -100,7 +100,7 @@ def run_split(options: argparse.Namespace) -> int:
 def run_subset(options: argparse.Namespace) -> int:
     from shards.edit.parts import subset
 
-    with ProgressLine(_packed) as progress:
+    with progress_bar(None, "packing", unit=" documents") as progress:
         manifest = subset(
             options.set,
             options.out,
@@ -108,14 +108,10 @@ def run_subset(options: argparse.Namespace) -> int:
             num_tokens=options.tokens,
             fraction=None if options.fraction is None else parse_fraction("--fraction", options.fraction),
             seed=options.seed,
-            progress=progress.advance,
+            progress=progress.update,
         )
     say(f"{options.out}: {_summary(manifest)}")
     return 0
-
-
-def _packed(num_documents: int) -> str:
-    return f"packed {plural(num_documents, 'document')}"
 
 
 def parse_fraction(option: str, text: str) -> Fraction:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.common.command_line import ProgressLine, percent_done, say
+from shards.common.command_line import progress_bar, say
 from shards.common.errors import InputError, choice
 from shards.common.text import plural
 from shards.layout import SPLITS, bin_bytes
@@ -77,13 +77,13 @@ def run_export(options: argparse.Namespace) -> int:
     shard_set = open_shard_set(options.directory)
     splits = [shard_set[name] for name in names if len(shard_set[name])]
     if not splits:
-        raise InputError(f"{options.directory}: split {options.split} holds no block; nothing to export")
+        raise InputError(f"{options.directory}: no block in {' and '.join(names)}; nothing to export")
     directory = Path(os.path.abspath(options.directory))
     out = options.out or directory.with_name(f"{directory.name}-{name}")
     num_blocks = sum(map(len, splits))
-    line = percent_done("exported", bin_bytes(num_blocks, shard_set.block_tokens), "bytes")
-    with new_directory(out) as partial, ProgressLine(line) as progress:
-        form.export(shard_set, splits, partial, progress.advance)
+    num_bytes = bin_bytes(num_blocks, shard_set.block_tokens)
+    with new_directory(out) as partial, progress_bar(num_bytes, "exporting") as progress:
+        form.export(shard_set, splits, partial, progress.update)
     num_files, written = sum(path.is_file() for path in out.rglob("*")), ", ".join(split.name for split in splits)
     say(
         f"{out}: {plural(num_blocks, 'block')} of {shard_set.block_tokens} tokens ({written}), "
@@ -118,8 +118,8 @@ def run_import(options: argparse.Namespace) -> int:
         paths = find_files(options.sources, suffix=".ds", index_suffix=".index", recursive=True)
         files = [EndsFile(path) for path in paths]
     tokenizer, total = options.tokenizer, 2 * sum(file.num_bytes for file in files)
-    with ProgressLine(percent_done("imported", total, "bytes")) as progress:
-        manifest = import_files(files, options.out, tokenizer=tokenizer, settings=settings, progress=progress.advance)
+    with progress_bar(total, "importing") as progress:
+        manifest = import_files(files, options.out, tokenizer=tokenizer, settings=settings, progress=progress.update)
     train, val = (manifest.splits[name] for name in SPLITS)
     say(
         f"{options.out}: {plural(manifest.total('num_documents'), 'document')}, "

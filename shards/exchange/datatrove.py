@@ -35,7 +35,6 @@ from shards.common.errors import InputError
 from shards.common.files import flush_directory, write_atomically
 from shards.exchange.blocks import Format, Progress
 from shards.exchange.token_files import Lengths, TokenFile, check_rising, file_bytes, map_array, shard_beside
-from shards.index import Index
 from shards.layout import BIN_SUFFIX, MANIFEST_NAME, bin_bytes
 from shards.reader import ShardSet, Split, check_shard_sizes
 
@@ -50,8 +49,9 @@ def export(shard_set: ShardSet, splits: Sequence[Split], directory: Path, progre
         for number, shard in enumerate(split.shards):
             check_shard_sizes(shard_set.path, shard, split.block_tokens)
             _link(shard_set.path / (shard.name + BIN_SUFFIX), folder / (shard.name + TOKENS_SUFFIX))
-            ends = encode_ends(split.shard_index(number), shard.num_blocks * split.block_tokens)
-            write_atomically(folder / (shard.name + ENDS_SUFFIX), ends)
+            index, num_tokens = split.shard_index(number), shard.num_blocks * split.block_tokens
+            ends = np.unique(np.concatenate([index.starts, index.ends, [num_tokens]]))
+            write_atomically(folder / (shard.name + ENDS_SUFFIX), ends[ends > 0].astype("<u8").tobytes())
             progress(bin_bytes(shard.num_blocks, split.block_tokens))
         flush_directory(folder)
     _link(shard_set.path / MANIFEST_NAME, directory / MANIFEST_NAME)
@@ -63,17 +63,6 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         os.symlink(source.resolve(), target)
-
-
-def encode_ends(index: Index, room_tokens: int) -> bytes:
-    """The bytes of a `.ds.index` for a shard of `room_tokens`.
-
-    >>> from shards.index import contiguous_index
-    >>> np.frombuffer(encode_ends(contiguous_index(np.array([3, 2])), 8), "<u8").tolist()
-    [3, 5, 8]
-    """
-    ends = np.unique(np.concatenate([index.starts, index.ends, [room_tokens]]))
-    return ends[ends > 0].astype("<u8").tobytes()
 
 
 FORMAT = Format(
@@ -114,7 +103,7 @@ class EndsFile(TokenFile):
         if manifest is not None and manifest.packing == "best-fit":
             raise InputError(
                 f"{path}: exported from a set packed best-fit, whose documents may be two sequences; import the set's "
-                "own shards, with --from megatron"
+                "own shards, as megatron"
             )
         super().__init__(path, num_documents=len(self._ends), shard=shard)
 

@@ -156,16 +156,6 @@ def export_llm_c(shard_set: ShardSet, splits: Sequence[Split], directory: Path, 
     flush_directory(directory)
 
 
-def _llm_c_reader(shard_set: ShardSet, splits: Sequence[Split], out: Path) -> str:
-    if _id_type(shard_set).itemsize == 2:
-        command, options, length = "./train_gpt2cu", {"train": "-i", "val": "-j"}, "-t"
-    else:
-        options = {"train": "--input_bin", "val": "--input_val_bin"}
-        command, length = "python train_llama3.py", "--sequence_length"
-    patterns = [f"{options[split.name]} '{out / split.name}_*.bin'" for split in splits]
-    return " ".join([command, *patterns, length, str(shard_set.block_tokens)])
-
-
 LITDATA = Format(
     export=export_litdata,
     reader=lambda shard_set, splits, out: (
@@ -180,4 +170,10 @@ MDS = Format(
         f'split="{splits[0].name}", batch_size=1)  # {splits[0].name}[0]["tokens"]'
     ),
 )
-LLM_C = Format(export=export_llm_c, reader=_llm_c_reader)
+LLM_C = Format(
+    export=export_llm_c,
+    reader=lambda shard_set, splits, out: (
+        f"{'./train_gpt2cu -i' if _id_type(shard_set).itemsize == 2 else 'python train_llama3.py --input_bin'} "
+        f"'{out / splits[0].name}_*.bin', with a sequence length of {shard_set.block_tokens}"
+    ),
+)

@@ -121,7 +121,7 @@ class Importer:
         if refused is not None:
             raise InputError(
                 f"{batch.file.path}: document {batch.first + refused:,}: EOS ({self._eos_id}) in its middle; choose "
-                "--eos-inside split (each EOS ends a document) or keep (as it is)"
+                "eos_inside split (each EOS ends a document) or keep (as it is)"
             )
         if len(sizes) and sizes.max() >= _MAX_DOCUMENT_TOKENS:
             raise InputError(f"{batch.file.path}: a document of {sizes.max():,} tokens; expected fewer than 2**31 - 1")
@@ -143,7 +143,7 @@ class Importer:
             raise InputError(
                 f"{batch.file.path}: document {batch.first + number:,}, token "
                 f"{position - int(ends[number] - batch.lengths[number]):,}: expected an id from 0 to "
-                f"{self._vocab_size - 1:,}, found {int(tokens[position]):,}; is --tokenizer what made the ids?"
+                f"{self._vocab_size - 1:,}, found {int(tokens[position]):,}; is this the tokenizer that made the ids?"
             )
 
     def _is_val(self, tokens: Ids, starts: Lengths, sizes: Lengths) -> npt.NDArray[np.bool_]:

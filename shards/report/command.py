@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from shards.common.command_line import ProgressLine, percent_done, say
+from shards.common.command_line import progress_bar, say
 from shards.common.errors import InputError
 from shards.order import DEFAULT_SEED, check_seed
 
@@ -41,8 +41,8 @@ def run(options: argparse.Namespace) -> int:
     if out.resolve().is_relative_to(options.directory.resolve()):
         raise InputError(f"--out {out}: lies inside the shard set, where nothing may be added; choose a file beside it")
     check_out(out, PROGRAM, "report")
-    with ProgressLine(percent_done("reading the set", shard_set.manifest.total("num_blocks"))) as progress:
-        statistics = compute(shard_set, seed=options.seed, progress=progress.advance)
+    with progress_bar(shard_set.manifest.total("num_blocks"), "reading the set", unit=" blocks") as progress:
+        statistics = compute(shard_set, seed=options.seed, progress=progress.update)
     write_atomically(out, make_page(shard_set.manifest, statistics, read_vocabulary(shard_set.tokenizer_path)))
     say(str(out), *summary(shard_set.manifest, statistics))
     return 0

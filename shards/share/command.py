@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from shards.common.command_line import ProgressLine
-from shards.common.text import printable, size_text
+from shards.common.command_line import progress_bar
+from shards.common.text import printable
 
 URL_HELP = "the set: hf://datasets/USER/NAME[/FOLDER], ms://datasets/USER/NAME[/FOLDER], s3://, oss://, gs://, …"
 
@@ -48,8 +48,14 @@ def run_push(options: argparse.Namespace) -> int:
 def run_pull(options: argparse.Namespace) -> int:
     from shards.share.pull import pull
 
-    with ProgressLine(lambda num_bytes: f"{size_text(num_bytes)} copied") as line:
-        path = pull(options.url, options.out, notice=line.note, progress=line.advance, shows_bars=True)
+    with progress_bar(None, "copying") as bar:
+        path = pull(
+            options.url,
+            options.out,
+            notice=lambda line: bar.write(printable(line), file=sys.stderr),
+            progress=bar.update,
+            shows_bars=sys.stderr.isatty(),
+        )
     print(path)
     return 0
 

@@ -142,16 +142,17 @@ def _fetch(url: str, directory: Path, files: list[FileEntry], progress: Callable
 
 
 def _check(directory: Path, files: list[FileEntry], where: str) -> None:
-    """Raise `InputError` unless each file is as the manifest says; one that isn't is removed, and so fetched again."""
+    """Raise `InputError` unless each file is as the manifest says; those that aren't are removed, and so fetched again."""
+    wrong = []
     for file in files:
         path = directory / file.name
         if not path.is_file():
             raise InputError(f"{where}/{file.name}: no such file; the set is incomplete, build or push it again")
-        digest = file_digest(path, all_cores=True)
-        if digest != file.digest:
-            num_bytes = path.stat().st_size
+        if (digest := file_digest(path, all_cores=True)) != file.digest:
             path.unlink()
-            raise TransientError(
-                f"{where}/{file.name}: expected digest {file.digest} of {file.num_bytes:,} bytes, found {digest} of "
-                f"{num_bytes:,}; it was thrown away: the same command fetches it again, else build the set again"
-            )
+            wrong.append(f"{where}/{file.name}: expected digest {file.digest}, found {digest}")
+    if wrong:
+        raise TransientError(
+            f"{wrong[0]} ({plural(len(wrong), 'such file')}, thrown away); the same command fetches again, else build the "
+            "set again"
+        )

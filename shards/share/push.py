@@ -46,8 +46,6 @@ def push(directory: Path, url: str, *, force: bool = False, notice: Callable[[st
     if not is_url(url):
         raise InputError(f"{url}: expected a URL such as hf://datasets/USER/NAME/FOLDER or s3://bucket/name")
     manifest = read_manifest(directory)
-    if faults := verify(directory):
-        raise InputError(faults[0])
     target = _HubTarget(parse_reference(url)) if is_reference(url) else _ObjectStoreTarget(url.rstrip("/"))
     encoded = target.read(MANIFEST_NAME)
     old = decode_manifest(encoded, f"{target}/{MANIFEST_NAME}") if encoded is not None else None
@@ -56,7 +54,9 @@ def push(directory: Path, url: str, *, force: bool = False, notice: Callable[[st
     if old is not None and not force:
         raise InputError(f"{target}: another shard set is there; choose another URL, or replace it with --force")
     files = {file.name: file.num_bytes for file in manifest.files()}
-    notice(f"{target}: putting {size_text(sum(files.values()))} in {plural(len(files) + 1, 'file')}")
+    notice(f"{target}: putting {size_text(sum(files.values()))} in {plural(len(files) + 1, 'file')}, verified first")
+    if faults := verify(directory):
+        raise InputError(faults[0])
     if old is not None:
         target.remove([MANIFEST_NAME])
     target.put(directory, manifest)

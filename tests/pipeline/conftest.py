@@ -1,10 +1,9 @@
-"""What tests of builds share: a builder, an S3 server, a cluster of Ray."""
+"""What tests of builds share: a builder, and an S3 server."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,16 +18,9 @@ def run(tokenizer_dir: Path) -> Builder:
 @pytest.fixture(scope="module")
 def illness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An object store, and the file that makes it ill while it exists (`tests.pipeline.store`)."""
+    for package in ("s3fs", "moto.server"):
+        pytest.importorskip(package, reason="needs the packages of requirements-dev.lock")
     from tests.pipeline.store import s3_server
 
     with s3_server(tmp_path_factory.mktemp("store")) as path:
         yield path
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Any]:
-    """A cluster of Ray on this machine (`tests.pipeline.ray_cluster`)."""
-    from tests.pipeline.ray_cluster import two_nodes
-
-    with two_nodes() as cluster:
-        yield cluster

@@ -1,19 +1,15 @@
-"""A cluster of Ray on this machine, and builds on it. To be imported after `pytest.importorskip("ray")`."""
+"""A cluster of Ray on this machine. To be imported after `pytest.importorskip("ray")`."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY, sample_records, write_corpus
-from tests.pipeline.store import SETTINGS
+from tests.conftest import REPOSITORY
 
 
 @contextlib.contextmanager
@@ -46,25 +42,3 @@ def start_node(cluster: Any, **options: Any) -> Any:
             if "timed out during startup" not in str(error):
                 raise
     pytest.skip("this machine is too busy: no node of Ray starts within 30 seconds")
-
-
-def write_large_corpus(directory: Path, *, times: int = 6) -> Path:
-    """The sample's texts several times, never the same."""
-    records = [{"text": record["text"] + str(number)} for number in range(times) for record in sample_records()]
-    return write_corpus(directory / "corpus.json", records)
-
-
-def command(corpus: Path | str, out: str, tokenizer_dir: Path, address: str) -> list[str]:
-    options = ["--tokenizer", str(tokenizer_dir), "--unit-bytes", str(SETTINGS.unit_bytes), "--block-tokens", "64"]
-    return [
-        *(sys.executable, "-m", "pipeline", "build", str(corpus), "--out", out, *options),
-        *("--engine", "ray", "--ray-address", address),
-    ]
-
-
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
-
-
-def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, cwd=REPOSITORY, check=False)

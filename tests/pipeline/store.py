@@ -1,4 +1,4 @@
-"""A real S3 server on this machine for the tests: moto's, in a process of its own, and ways to make it ill."""
+"""A real S3 server on this machine: moto's, in a process of its own as workers need one, and a way to make it fail."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.settings import BuildSettings
-
 BUCKET = "bucket"
 URL = f"s3://{BUCKET}"
-SETTINGS = BuildSettings(block_tokens=64, unit_bytes=60_000)  # small units: there are several
 _SERVER = """
 import sys, time, os
 from moto.server import DomainDispatcherApplication, create_backend_app

@@ -1,12 +1,12 @@
-"""The engine `ray` on a real cluster of two nodes: the bytes of the local engine, whatever dies."""
+"""The engine `ray` on a real cluster of two nodes: the bytes and the errors of the local engine, whatever dies."""
 
 from __future__ import annotations
 
-import signal
+import os
 import subprocess
 import sys
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,137 +14,129 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray", reason="needs the package ray: pip install '.[ray]'")
-pytest.importorskip("s3fs", reason="needs the packages of requirements-dev.lock")
-pytest.importorskip("moto.server", reason="needs the packages of requirements-dev.lock")
 
-from pipeline.build import build
+from pipeline.engines import ray as ray_module
+from pipeline.engines.ray import RayEngine, ray_engine
 from shards.common.errors import InputError
-from shards.share.pull import pull
-from shards.verify import verify
-from tests.conftest import SAMPLE, directory_bytes, sample_records, write_corpus
-from tests.hub_server import Hub, hub
-from tests.pipeline.ray_cluster import command, finish, start, start_node, two_nodes, write_large_corpus
-from tests.pipeline.store import SETTINGS, URL, ill_for, stored_bytes
+from tests.conftest import REPOSITORY, SAMPLE, directory_bytes, sample_records, write_corpus
+from tests.pipeline.building import Builder
+from tests.pipeline.ray_cluster import start_node, two_nodes
+from tests.pipeline.store import BUCKET, ill_for, stored_bytes
+from tests.pipeline.test_engines import Faulty, ignore, task
 
-__all__ = ["hub"]
+URL = f"s3://{BUCKET}"
+OPTIONS: dict[str, Any] = {"unit_bytes": 60_000, "dedup": "exact", "on_bad_record": "skip"}
 
 
 @pytest.fixture(scope="module")
 def cluster(illness: Path) -> Iterator[Any]:
+    """Its workers know the object store by the environment."""
     with two_nodes() as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_large_corpus(tmp_path_factory.mktemp("corpus"))
+    """The sample's texts several times, and a record that is skipped."""
+    records = [{"text": record["text"] + str(number // 2)} for number in range(6) for record in sample_records()]
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.json", [*records, {"text": 7}])
 
 
 @pytest.fixture(scope="module")
 def expected(corpus: Path, tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files that the local engine makes."""
     out = tmp_path_factory.mktemp("local") / "set"
-    build([str(corpus)], out, tokenizer_name=str(tokenizer_dir), settings=SETTINGS, num_workers=1)
+    Builder(tokenizer_dir)(corpus, out, **OPTIONS)
     return directory_bytes(out)
+
+
+def test_the_bytes_and_errors_of_the_local_engine_on_a_shared_disk(
+    tmp_path: Path, run: Builder, corpus: Path, expected: dict[str, bytes], cluster: Any
+) -> None:
+    options: dict[str, Any] = {"engine": "ray", "ray_address": cluster.address, "num_workers": None}
+    run(corpus, tmp_path / "set", **OPTIONS, **options)
+    assert directory_bytes(tmp_path / "set") == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+    with pytest.raises(InputError, match="field 'text': expected a string, found a number"):
+        run(corpus, tmp_path / "bad", **options)
+
+
+def test_faults_and_deaths_of_workers_are_those_of_the_local_engine(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_module, "MAX_RETRIES", 1)
+
+    def act(number: int) -> None:
+        if number == 1:
+            raise InputError("bad input")
+        if number == 2 and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os._exit(1)
+        if number == 3:
+            os._exit(1)
+        if number == 4:
+            raise KeyError("ours")
+
+    with ray_engine(cluster.address, None) as engine:
+        assert isinstance(engine, RayEngine) and engine.num_workers == 2
+        results = {
+            done.unit.number: result for done, result in engine.run(Faulty(act), deque(map(task, range(3))), ignore)
+        }
+        assert results[0] == b"0" and results[2] == b"2" and str(results[1]) == "bad input"
+        with pytest.raises(InputError, match=r"/corpus: unit 3 \(from 30 on\): the tokenizer worker died 2 times"):
+            list(engine.run(Faulty(act), deque([task(3)]), ignore))
+        with pytest.raises(RuntimeError, match="KeyError: 'ours'"):
+            list(engine.run(Faulty(act), deque([task(4)]), ignore))
+
+
+def start(corpus: Path, name: str, tokenizer_dir: Path, cluster: Any) -> subprocess.Popen[str]:
+    arguments = ["build", corpus, "--out", f"{URL}/{name}", "--tokenizer", tokenizer_dir, "--block-tokens", "64"]
+    settings = ["--unit-bytes", "60000", "--dedup", "exact", "--on-bad-record", "skip"]
+    engine = ["--engine", "ray", "--ray-address", cluster.address]
+    command, pipe = [sys.executable, "-m", "pipeline", *map(str, arguments), *settings, *engine], subprocess.PIPE
+    return subprocess.Popen(
+        [*command, "--ray-address", cluster.address], stdout=pipe, stderr=pipe, text=True, cwd=REPOSITORY
+    )
 
 
 def wait_for_receipts(name: str, number: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if sum(path.endswith(".json") for path in stored_bytes(f"{name}.partial/receipts")) >= number:
-            return
+    while sum(path.endswith(".json") for path in stored_bytes(f"{name}.partial/receipts")) < number:
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def test_the_bytes_of_the_local_engine_on_a_shared_disk(
-    tmp_path: Path, tokenizer_dir: Path, corpus: Path, expected: dict[str, bytes], cluster: Any
-) -> None:
-    result = finish(command(corpus, str(tmp_path / "set"), tokenizer_dir, cluster.address))
-    assert result.returncode == 0, result.stderr
-    assert directory_bytes(tmp_path / "set") == expected
-    assert verify(tmp_path / "set") == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
-    bad = write_corpus(tmp_path / "bad.json", [*sample_records(), {"text": 7}])
-    failed = finish(command(bad, str(tmp_path / "bad"), tokenizer_dir, cluster.address))
-    assert failed.returncode == 2 and "Traceback" not in failed.stderr
-    assert "field 'text': expected a string, found a number" in failed.stderr
-
-
-def test_the_bytes_of_the_local_engine_in_a_commit_on_a_hub(
-    hub: Hub,
-    tmp_path: Path,
-    tokenizer_dir: Path,
-    corpus: Path,
-    expected: dict[str, bytes],
-    cluster: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The units' files come back to the machine of the command."""
-    hub.lists_files, hub.token = True, "hf_right"
-    hub.put("datasets/org/name", "README.md", b"# A data set")
-    monkeypatch.setenv("HF_TOKEN", "hf_right")
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    result = finish(command(corpus, "hf://datasets/org/name/zh", tokenizer_dir, cluster.address))
-    assert result.returncode == 0, result.stderr
-    files = hub.files("datasets/org/name")
-    assert {name.removeprefix("zh/"): content for name, content in files.items() if name != "README.md"} == expected
-    assert len(hub.commits) == 1 and list((tmp_path / "cache" / "tokenize-once" / "uploads").iterdir()) == []
-
-
 @pytest.mark.slow
-def test_a_node_that_is_killed_in_the_middle_changes_no_byte(
-    tmp_path: Path, tokenizer_dir: Path, corpus: Path, expected: dict[str, bytes], cluster: Any
+@pytest.mark.parametrize("fault", ["a node", "the driver", "the object store"])
+def test_what_dies_in_the_middle_changes_no_byte(
+    tokenizer_dir: Path, corpus: Path, expected: dict[str, bytes], cluster: Any, illness: Path, fault: str
 ) -> None:
-    lost = start_node(cluster, num_cpus=1)
-    process = start(command(corpus, f"{URL}/node", tokenizer_dir, cluster.address))
-    wait_for_receipts("node", 3, process)
-    assert process.poll() is None
-    cluster.remove_node(lost, allow_graceful=False)
+    name = fault.replace(" ", "-")
+    lost = start_node(cluster, num_cpus=1) if fault == "a node" else None
+    process = start(corpus, name, tokenizer_dir, cluster)
+    wait_for_receipts(name, 3, process)
+    if lost is not None:
+        cluster.remove_node(lost, allow_graceful=False)
+    elif fault == "the driver":
+        process.kill()
+        process.communicate()
+        assert "manifest.json" not in stored_bytes(name)
+        process = start(corpus, name, tokenizer_dir, cluster)
+    else:
+        ill_for(illness, 10).join()
     _output, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
-    assert stored_bytes("node") == expected
-    assert verify(pull(f"{URL}/node", tmp_path / "node")) == []
+    assert stored_bytes(name) == expected and stored_bytes(f"{name}.partial") == {}
 
 
-@pytest.mark.slow
-def test_a_driver_that_is_killed_goes_on_where_it_was(
-    tokenizer_dir: Path, corpus: Path, expected: dict[str, bytes], cluster: Any
-) -> None:
-    process = start(command(corpus, f"{URL}/driver", tokenizer_dir, cluster.address))
-    wait_for_receipts("driver", 3, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert "manifest.json" not in stored_bytes("driver")
-    again = finish(command(corpus, f"{URL}/driver", tokenizer_dir, cluster.address))
-    assert again.returncode == 0, again.stderr
-    assert "units from an earlier run" in again.stdout
-    assert stored_bytes("driver") == expected
-    assert stored_bytes("driver.partial") == {}
-
-
-@pytest.mark.slow
-def test_a_store_that_is_ill_for_a_while_changes_no_byte(
-    tokenizer_dir: Path, corpus: Path, expected: dict[str, bytes], cluster: Any, illness: Path
-) -> None:
-    process = start(command(corpus, f"{URL}/ill", tokenizer_dir, cluster.address))
-    wait_for_receipts("ill", 2, process)
-    recovery: threading.Thread = ill_for(illness, 10)
-    _output, errors = process.communicate(timeout=400)
-    recovery.join()
-    assert process.returncode == 0, errors
-    assert stored_bytes("ill") == expected
-
-
-def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, tokenizer_dir: Path) -> None:
-    result = finish(command(SAMPLE, str(tmp_path / "set"), tokenizer_dir, "127.0.0.1:1"))
-    assert result.returncode == 2, result.stderr
-    assert "--ray-address 127.0.0.1:1: can't connect to a Ray cluster there" in result.stderr
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, run: Builder) -> None:
+    with pytest.raises(InputError, match=r"--ray-address 127\.0\.0\.1:1: can't connect to a Ray cluster there"):
+        run(SAMPLE, tmp_path / "set", engine="ray", ray_address="127.0.0.1:1")
 
 
 def test_without_ray_the_error_says_what_to_install(
-    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"pip install '.\[ray\]'"):
-        build([str(SAMPLE)], tmp_path / "set", tokenizer_name=str(tokenizer_dir), settings=SETTINGS, engine="ray")
+        run(SAMPLE, tmp_path / "set", engine="ray")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import tracemalloc
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline.readers import open_range
 from pipeline.readers.base import BadRecord, Batch, Incomplete, LineCounter, RangeReader, locate
 from pipeline.readers.files import SourceFile
+from pipeline.sources import ByteRange
 from shards.common.errors import InputError
 from tests.conftest import write_corpus
 from tests.pipeline.reading import OPTIONS, find, ranges_of, read_all, read_range, texts_and_bad, texts_of
@@ -57,6 +59,18 @@ def test_each_record_exactly_once_in_order(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(RangeReader, "chunk_bytes", chunk_bytes)
         assert read_all(path, range_bytes) == values
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_record_that_begins_at_the_end_of_a_range_is_the_next_ones(tmp_path: Path, layout: str) -> None:
+    values = [{"text": "字" * number} for number in range(1, 5)]
+    source = find(write_corpus(tmp_path / "corpus", values, layout))
+    places = [place for place, byte in enumerate((tmp_path / "corpus").read_bytes()) if byte == ord("{")]
+    bounds = [0, *places[1:], source.num_bytes]
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        reader, batches, _error = read_range(source, ByteRange(source=0, start=start, stop=stop, num_bytes=1))
+        assert [value for batch in batches for value in batch.values] == values[number : number + 1]
+        assert (reader.first, reader.last) == (places[number], stop)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from tqdm import tqdm
 
 import shards
-from shards.common.command_line import Parser, ProgressLine
+from shards.common.command_line import Parser
 from shards.common.errors import InputError
 from shards.exchange import arrow, command, headed
 from shards.exchange.blocks import cut_files
@@ -205,12 +206,12 @@ def test_the_same_set_gives_the_same_bytes(built_set: Path, tmp_path: Path, form
 def test_an_interrupted_export_leaves_nothing(
     built_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    def stop(_self: ProgressLine, _num_bytes: int) -> None:
+    def stop(_self: tqdm[Any], _num_bytes: int) -> None:
         raise KeyboardInterrupt
 
     before = directory_bytes(built_set)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ProgressLine, "advance", stop)
+        patch.setattr(tqdm, "update", stop)
         run("export", built_set, "--to", form, "--out", tmp_path / "out")
     assert not list(tmp_path.iterdir())
     assert directory_bytes(built_set) == before and verify(built_set) == []
@@ -287,7 +288,7 @@ def test_an_empty_split_is_left_out_and_not_exported_alone(tmp_path: Path) -> No
         assert not [path for path in (tmp_path / f"set-{form}").rglob("*") if "val" in path.name]
         assert len(READERS[form](tmp_path / f"set-{form}", "train", 16)) == len(shards.open(tmp_path / "set")["train"])
     run("export", tmp_path / "set", "--to", "hf", "--split", "train", "--out", tmp_path / "train alone")
-    with pytest.raises(InputError, match="split val holds no block"):
+    with pytest.raises(InputError, match="no block in val; nothing to export"):
         run("export", tmp_path / "set", "--to", "hf", "--split", "val")
 
 

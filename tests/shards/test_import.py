@@ -238,7 +238,7 @@ def test_any_place_of_eos(
     stripped = [bytes(document).rstrip(b"\x7f") for document in documents]
     if any(b"\x7f" in body for body in stripped):
         with pytest.raises(
-            InputError, match=r"a\.ds: document \d+: EOS \(127\) in its middle; choose --eos-inside split"
+            InputError, match=r"a\.ds: document \d+: EOS \(127\) in its middle; choose eos_inside split"
         ):
             take([path], work / "refuse", small_tokenizer)
     else:

@@ -120,6 +120,8 @@ def test_small_and_odd_sets(tmp_path: Path, tokenizer_dir: Path) -> None:
     assert "0 of 599 entries" in assert_harmless(page_of(empty)).text
     long = build_set(tmp_path / "long", tokenizer_dir, TEXTS[:60], block_tokens=5000)
     assert "The first 1,024 of 5,000 tokens." in PageParser(page_of(long)).text
+    for excerpt in compute(shards.open(long), seed=0).excerpts:
+        assert sum(len(part.tokens) for part in excerpt.segments) == 1024
 
 
 def test_records_and_sources_are_listed(tmp_path: Path, tokenizer_dir: Path) -> None:

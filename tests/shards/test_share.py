@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import shards
 from shards.common.errors import InputError, TransientError
@@ -151,14 +152,38 @@ def test_another_set_is_replaced_when_asked_and_nothing_else(built: Path, place:
     assert directory_bytes(pull(place.url, tmp_path / "out")) == directory_bytes(built)
 
 
+def test_the_manifest_goes_first_and_comes_last(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So at each instant whoever sees it sees a whole set."""
+    url, events = f"memory://{tmp_path.name}/set", []
+    push(built, url)
+    for name, place in (("put_file", 1), ("pipe_file", 0), ("rm_file", 0)):
+        original: Callable[..., Any] = getattr(MemoryFileSystem, name)
+
+        def noted(
+            *given: Any, _name: str = name, _place: int = place, _original: Any = original, **options: Any
+        ) -> Any:
+            events.append(f"{_name} {given[1 + _place].rpartition('/')[2]}")
+            return _original(*given, **options)
+
+        monkeypatch.setattr(MemoryFileSystem, name, noted)
+    push(write_set(tmp_path / "other", num_units=2, seed=1), url, force=True)
+    assert events[0] == "rm_file manifest.json" and events[-1] == "pipe_file manifest.json"
+    assert sum("manifest.json" in event for event in events) == 2 < len(events)
+
+
 def test_a_file_that_was_changed_there_is_refused_and_fetched_anew(built: Path, place: Place, tmp_path: Path) -> None:
     push(built, place.url)
-    right = place.files()["tokenizer/tokenizer_config.json"]
-    place.put("tokenizer/tokenizer_config.json", right[:-1] + b" ")
-    with pytest.raises(TransientError, match=r"tokenizer_config\.json: expected digest .* it was thrown away"):
+    names = ("tokenizer/tokenizer_config.json", "val-00002.bin")
+    right = {name: place.files()[name] for name in names}
+    for name in names:
+        place.put(name, right[name][:-1] + b" ")
+    with pytest.raises(
+        TransientError, match=r"tokenizer_config\.json: expected digest .* \(2 such files, thrown away\)"
+    ):
         pull(place.url, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    place.put("tokenizer/tokenizer_config.json", right)
+    for name in names:
+        place.put(name, right[name])
     (tmp_path / "out.partial" / "left over").write_bytes(b"")
     assert directory_bytes(pull(place.url, tmp_path / "out")) == directory_bytes(built)
 

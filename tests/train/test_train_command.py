@@ -259,7 +259,7 @@ def test_two_processes_train_on_the_same_batches_as_one(
     ]
 
 
-def test_two_processes_leave_out_the_filling_of_both(
+def test_two_processes_leave_out_the_padding_of_both(
     write_config: WriteConfig,
     packed_sets: dict[str, Path],
     tmp_path: Path,

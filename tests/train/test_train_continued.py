@@ -45,7 +45,7 @@ def stopped_run(
     tmp_path_factory: pytest.TempPathFactory,
     tmp_path: Path,
 ) -> Path:
-    """A run that was stopped behind step 7, with checkpoints of steps 2, 4 and 6."""
+    """A run that was stopped after step 7, with checkpoints of steps 2, 4 and 6."""
     if "run" not in stopped:
         stopped["run"] = tmp_path_factory.mktemp("stopped") / "run"
         stop_after(7, monkeypatch, write_config("stopped.yaml"), "--output_dir", str(stopped["run"]))
@@ -92,7 +92,7 @@ def test_a_longer_run_goes_on_by_the_schedule_of_its_new_length(
     assert [rates(stopped_run)[step] for step in range(7, 23)] == used
 
 
-def test_what_a_run_from_anothers_checkpoint_changes_is_told(
+def test_what_a_run_from_anothers_checkpoint_changes_is_reported(
     stopped_run: Path, write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = ["--resume_from_checkpoint", str(stopped_run / "checkpoint-6"), "--output_dir", str(tmp_path / "new")]
@@ -101,7 +101,7 @@ def test_what_a_run_from_anothers_checkpoint_changes_is_told(
     assert read_record(tmp_path / "new")["sessions"][-1]["changes"] == ["learning_rate 0.01 before, 0.02 now"]
 
 
-def test_another_seed_is_told_once(
+def test_another_seed_is_reported_once(
     stopped_run: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train_to_the_end(write_config(), "--seed", "7", "--allow_data_change")
@@ -133,6 +133,14 @@ def test_others_may_read_what_is_saved(stopped_run: Path, write_config: WriteCon
         os.umask(before)
     for path in (*(stopped_run / "model").iterdir(), *(stopped_run / "checkpoint-11").iterdir()):
         assert stat.S_IMODE(path.stat().st_mode) == 0o640, path
+
+
+def test_only_the_first_process_reads_the_checkpoints(
+    stopped_run: Path, write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("train.checkpoints.file_digest", lambda *_, **__: pytest.fail("another process read them"))
+    prepare(["--config", str(write_config())])
 
 
 def test_a_command_that_was_begun_while_another_trained_changes_nothing(
@@ -185,7 +193,7 @@ def test_sigterm_to_the_whole_process_group_saves_a_checkpoint(
     assert checkpoint is not None and f"the same command continues from {checkpoint}" in told
 
 
-def test_a_file_that_can_not_be_hashed_is_told_by_its_error(tmp_path: Path) -> None:
+def test_a_file_that_can_not_be_hashed_is_an_error_with_a_number(tmp_path: Path) -> None:
     """Its number is what makes one clear line of it."""
     with pytest.raises(OSError) as told:
         file_digest(tmp_path, all_cores=True)

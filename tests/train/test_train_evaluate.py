@@ -1,7 +1,8 @@
-"""Evaluation counts what the model foretells, and nothing else."""
+"""Evaluation counts what the model predicts, and nothing else; one function serves training, its end and the command."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -11,14 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 import shards
 from shards.common.errors import InputError
-from train.evaluate import by_position, evaluate, main
-from train.run_directory import read_record
+from shards.torch import IGNORED, BlockDataset, text_collator
+from tests.train.test_train_model import make_model
+from train.__main__ import main as main_train
+from train.compare.runs import read_runs
+from train.evaluate import by_position, main, precision_of_run
+from train.evaluation import evaluate_blocks, spread_evenly
+from train.run_directory import read_lines, read_record
 
 EOS_ID = 256
+WriteConfig = Callable[..., Path]
 
 
 def test_a_finished_run_is_evaluated_to_the_loss_that_it_ended_with(
@@ -33,40 +39,13 @@ def test_a_finished_run_is_evaluated_to_the_loss_that_it_ended_with(
     assert result["bits_per_byte"] == pytest.approx(bits / split.num_text_bytes)
     assert result["bits_per_char"] == pytest.approx(bits / split.num_text_chars)
     assert (result["num_blocks"], result["num_tokens"]) == (5, 5 * 15)
+    assert result["precision"] == "fp32"
     weights = [last - first + 1 for first, last, _loss in result["loss_by_position"]]
     assert weights == [1, 2, 4, 8]
     mean = sum(weight * row[2] for weight, row in zip(weights, result["loss_by_position"], strict=True)) / 15
     assert mean == pytest.approx(result["loss"])
     main([str(trained.run)])
     assert f"bits per byte  {result['bits_per_byte']:.4f}" in capsys.readouterr().out
-
-
-def test_filling_is_not_counted(trained: Any) -> None:
-    class Filled:
-        """A split of two blocks, the second half empty."""
-
-        block_tokens, num_tokens, num_dropped_tokens, num_text_bytes, num_text_chars = 6, 9, 0, 7, 7
-        blocks = np.array([[1, 2, 3, EOS_ID, 4, 5], [6, EOS_ID, EOS_ID, EOS_ID, EOS_ID, EOS_ID]], dtype=np.uint32)
-
-        def __len__(self) -> int:
-            return 2
-
-        def __getitem__(self, key: slice) -> np.ndarray:
-            return self.blocks[key]
-
-    model = AutoModelForCausalLM.from_pretrained(trained.run / "model").eval()
-    result = evaluate(model, Filled(), EOS_ID, batch_blocks=1)  # type: ignore[arg-type]
-    with torch.no_grad():
-        expected = [
-            torch.nn.functional.cross_entropy(
-                model(torch.tensor(block[None].astype(np.int64))).logits[0, : count - 1],
-                torch.tensor(block[1:count].astype(np.int64)),
-                reduction="sum",
-            ).item()
-            for block, count in zip(Filled.blocks, (6, 2), strict=True)
-        ]
-    assert result.num_tokens == 5 + 1
-    assert result.loss == pytest.approx(sum(expected) / 6, rel=1e-5)
 
 
 def test_positions_are_grouped_by_powers_of_two() -> None:
@@ -94,3 +73,55 @@ def test_what_does_not_go_together_is_refused(trained: Any, make_set: Callable[.
     (model / "tokenizer.json").write_text((model / "tokenizer.json").read_text() + "\n")
     with pytest.raises(InputError, match="another tokenizer than the model's"):
         main([str(model), "--shards", read_record(trained.run)["shards"]["path"]])
+
+
+@pytest.mark.parametrize(("total", "limit"), [(4097, 4096), (7, 3), (5, 5), (5, 9), (1, 1), (10**7, 4096), (5, None)])
+def test_exactly_as_many_blocks_as_asked_are_spread_evenly(total: int, limit: int | None) -> None:
+    numbers = spread_evenly(total, limit)
+    count = total if limit is None else min(limit, total)
+    assert len(set(numbers)) == len(numbers) == count and numbers[0] == 0 and numbers[-1] < total
+    gaps = {after - before for before, after in itertools.pairwise([*numbers, total])}
+    assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 8])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_loss_is_the_mean_over_all_labels(packed_sets: dict[str, Path], micro_batch: int, masked: bool) -> None:
+    data = shards.open(packed_sets["best-fit"])
+    model = make_model()
+    dataset, collate = BlockDataset(data, "val"), text_collator(EOS_ID, document_mask=masked)
+    sums, counts = evaluate_blocks(
+        model, dataset, range(len(dataset)), collate, device=torch.device("cpu"), batch_blocks=micro_batch
+    )
+    batch = collate(dataset.__getitems__(range(len(dataset))))
+    with torch.no_grad():
+        expected = model(**batch, num_items_in_batch=1).loss.item()
+    assert sums.sum() == pytest.approx(expected, rel=1e-6)
+    assert counts.sum() == (batch["labels"][:, 1:] != IGNORED).sum()
+
+
+def test_evaluations_before_the_last_take_some_blocks_and_never_mix(write_config: WriteConfig, tmp_path: Path) -> None:
+    training = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "learning_rate": 0.0}
+    main_train(["--config", str(write_config(training=training, eval_blocks=3)), "--load_best_model_at_end"])
+    found = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in line]
+    assert [(line["step"], line["eval_samples"]) for line in found] == [(1, 3), (2, 3), (3, 3), (3, 5)]
+    assert len({line["eval_loss"] for line in found[:3]}) == 1 and found[3]["eval_loss"] != found[0]["eval_loss"]
+    (run,) = read_runs([tmp_path / "run"])
+    assert run.best_validation is not None and run.best_validation.loss == found[3]["eval_loss"]
+
+
+def test_a_model_is_evaluated_in_the_precision_of_its_run(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main_train(["--config", str(write_config(training={"max_steps": 3, "bf16": True}))])
+    run, losses = tmp_path / "run", {}
+    assert precision_of_run(run / "model") == "bf16"
+    for precision in ("bf16", "fp32"):
+        (run / "run.json").write_text((run / "run.json").read_text().replace('"bf16"', f'"{precision}"'))
+        capsys.readouterr()
+        main([str(run), "--json"])
+        result = json.loads(capsys.readouterr().out)
+        assert result["precision"] == precision
+        losses[precision] = result["loss"]
+    trained_with = read_record(run)["results"]["eval_loss"]
+    assert losses["bf16"] == pytest.approx(trained_with, rel=1e-6) and losses["fp32"] != losses["bf16"]

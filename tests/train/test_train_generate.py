@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
 import pty
-import random
 import select
 import shutil
 import subprocess
@@ -18,14 +18,16 @@ from typing import Any
 
 import pytest
 import torch
-from train.interactive import converse
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from shards.common.errors import InputError
 from shards.common.text import visible
 from train import generate as command
+from train.__main__ import main as train
 from train.generate import find_model, main, read_prompts
-from train.sampling import Continuation, TextStream, continue_prompts, load_model, printable_sample
+from train.log_lines import sample_text
+from train.run_directory import read_record
+from train.sampling import Continuation, continue_prompts, load_model
 from train.settings import GenerationSettings
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -43,40 +45,30 @@ def texts(loaded: Loaded, settings: GenerationSettings, **options: Any) -> list[
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_a_batch_is_continued_as_each_prompt_alone(loaded: Loaded, temperature: float) -> None:
+def test_the_same_call_gives_the_same_texts_and_leaves_the_random_state(loaded: Loaded, temperature: float) -> None:
     settings = GenerationSettings(prompts=PROMPTS, temperature=temperature, top_k=20, top_p=0.9, max_new_tokens=20)
-    num = 1 if temperature == 0 else 3
-    alone = texts(loaded, settings, num_samples=num, batch_sequences=1)
-    for size in (2, 16):
-        assert texts(loaded, settings, num_samples=num, batch_sequences=size) == alone
-    pieces: list[tuple[str, str]] = []
-    assert texts(loaded, settings, num_samples=num, on_text=lambda *piece: pieces.append(piece)) == alone
-    assert "".join(piece for _, piece in pieces) == "".join(alone)
-    assert len(set(alone)) == len(alone), "a test of distinct texts"
+    before = torch.get_rng_state()
+    found = texts(loaded, settings, num_samples=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert texts(loaded, settings, num_samples=2) == found
+    if temperature:
+        assert texts(loaded, dataclasses.replace(settings, seed=1), num_samples=2) != found
+        assert len(set(found)) == len(found)
+    else:  # padding on the left changes nothing
+        assert texts(loaded, settings, batch_sequences=1) == texts(loaded, settings, batch_sequences=16) == found[::2]
 
 
-def test_a_sample_is_what_generate_draws_after_its_seed(loaded: Loaded) -> None:
+def test_a_text_is_what_generate_samples_after_its_seed(loaded: Loaded) -> None:
     model, tokenizer = loaded
     settings = GenerationSettings(prompts=["abc"], temperature=1.3, top_k=40, top_p=0.95, seed=5, max_new_tokens=20)
-    before = torch.get_rng_state()
-    samples = list(continue_prompts(model, tokenizer, settings, num_samples=3))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert [sample.seed for sample in samples] == [5, 6, 7]
+    (sample,) = continue_prompts(model, tokenizer, settings)
     ids = tokenizer("abc", return_tensors="pt").input_ids
-    for sample in samples:
-        torch.manual_seed(sample.seed)
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=True,
-            temperature=1.3,
-            top_k=40,
-            top_p=0.95,
-            max_new_tokens=20,
-        )
-        assert tokenizer.decode(output[0, 3:], skip_special_tokens=True) == sample.text
-        assert sample.ended == (output[0, -1].item() == 256)
-        assert sample.num_tokens == output.shape[1] - 3 - sample.ended
+    torch.manual_seed(5)
+    options: Any = {"do_sample": True, "temperature": 1.3, "top_k": 40, "top_p": 0.95, "max_new_tokens": 20}
+    output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    assert tokenizer.decode(output[0, 3:], skip_special_tokens=True) == sample.text
+    assert sample.ended == (output[0, -1].item() == 256)
+    assert sample.num_tokens == output.shape[1] - 3 - sample.ended
 
 
 def test_ids_without_a_token_are_never_chosen(loaded: Loaded, trained: Any, tmp_path: Path) -> None:
@@ -104,32 +96,10 @@ def test_ids_without_a_token_are_never_chosen(loaded: Loaded, trained: Any, tmp_
     assert seen and max(seen) < VOCAB_SIZE
 
 
-def test_streamed_pieces_are_the_text_in_whole_characters(loaded: Loaded) -> None:
-    """With one token a byte, each Chinese character takes three tokens."""
-    _, tokenizer = loaded
-    alphabet = "aé中\U0001f600 \n"
-    choose = random.Random(1)
-    for number in range(60):
-        text = "".join(choose.choices(alphabet, k=12))
-        ids = tokenizer(text)["input_ids"]
-        if number % 2:  # bytes in any order
-            ids = choose.choices(range(256), k=30)
-        pieces: list[str] = []
-        stream = TextStream(tokenizer, pieces.append)
-        stream.put(torch.tensor([[1, 2, 3]]))  # the prompt
-        for token in ids:
-            stream.put(torch.tensor([token]))
-        stream.end()
-        assert "".join(pieces) == tokenizer.decode(ids)
-        if number % 2 == 0:
-            assert "".join(pieces) == text
-            assert pieces == list(text)
-
-
 def test_terminal_escapes_are_shown_and_not_obeyed() -> None:
     assert visible("a\x1b[2J\r\u202eb\x9b\t\n\u3000中") == "a\\x1b[2J\\r\\u202eb\\x9b\t\n\u3000中"
-    sample = Continuation(prompt="\x1b]0;p\x07", text="x\x1b[31m\u202e\n", seed=0, num_tokens=1, ended=True)
-    assert printable_sample(sample) == "【\\x1b]0;p\\x07】x\\x1b[31m\\u202e"
+    sample = Continuation(prompt="\x1b]0;p\x07", text="x\x1b[31m\u202e\n", num_tokens=1, ended=True)
+    assert sample_text(sample) == "【\\x1b]0;p\\x07】x\\x1b[31m\\u202e"
     line = command.json_line(sample, GenerationSettings())
     assert line.isprintable()
     assert (json.loads(line)["prompt"], json.loads(line)["text"]) == (sample.prompt, sample.text)
@@ -143,12 +113,9 @@ def test_json_lines_from_a_file_of_prompts(
     options = ["--json", "--num", "2", "--seed", "3", "--top-p", "0.9", "--max_new_tokens", "7"]
     main([str(trained.run), "--prompt", "abc", "--prompt-file", str(file), *options])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(line["prompt"], line["seed"]) for line in lines] == [
-        (prompt, seed) for prompt in ("abc", "f", "XYZ[") for seed in (3, 4)
-    ]
-    assert {(line["top_p"], line["max_new_tokens"], line["temperature"]) for line in lines} == {(0.9, 7, 1.0)}
-    main([str(trained.run), "--prompt", "f", "--json", "--seed", "4", "--top_p", "0.9", "--max-new-tokens", "7"])
-    assert json.loads(capsys.readouterr().out) == lines[3]
+    assert [line["prompt"] for line in lines] == [prompt for prompt in ("abc", "f", "XYZ[") for _ in range(2)]
+    settings = {(line["top_p"], line["max_new_tokens"], line["temperature"], line["seed"]) for line in lines}
+    assert settings == {(0.9, 7, 1.0, 3)}
 
 
 def test_checkpoints_of_a_run_that_goes_on(trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +153,7 @@ def test_a_mistyped_run_is_answered_with_the_nearest(
         (["--prompt-file", "prompts.txt"], "no prompts in it"),
         (["--prompt-file", "latin1.csv"], r"not UTF-8 \(byte 1\)"),
         (["--prompt-file", "."], "found a directory"),
-        (["--temperature", "-1"], "temperature: expected 0 or more, found -1"),
+        (["--temperature", "-1"], "temperature: expected 0, or 0.001 to 100, found -1"),
     ],
 )
 def test_wrong_options_are_refused(
@@ -207,24 +174,16 @@ def test_prompts_come_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> No
 def test_conversation_without_a_terminal(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    typed = "/set temperature 0\n/set top-k 3\n/set topk 3\n/set seed x\n/hlep\n/help\n/show\n\nabc\n/quit\nxyz\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-    settings = GenerationSettings(max_new_tokens=4)
-    converse(*loaded, settings, num_samples=1)
-    output = capsys.readouterr().out
-    expected = texts(loaded, GenerationSettings(prompts=["abc"], max_new_tokens=4, temperature=0.0))[0]
-    for part in (
-        "temperature is 0.0",
-        "top_k is 3",
-        "unknown setting 'topk'; did you mean 'top_k'?",
-        "/set seed: expected a number, found 'x'",
-        "did you mean '/help'?",
-        "/set NAME VALUE",
-        "temperature        0.0\n",
-        f"【abc】{visible(expected)}\n",
-    ):
-        assert part in output
-    assert "xyz" not in output
+    monkeypatch.setattr(sys, "stdin", io.StringIO("abc\n \nXYZ\n"))
+    settings = GenerationSettings(max_new_tokens=4, temperature=0.0)
+    command.converse(*loaded, settings, num_samples=1)
+    expected = texts(loaded, dataclasses.replace(settings, prompts=["abc", "XYZ"]), batch_sequences=1)
+    assert capsys.readouterr().out == "".join(
+        f"【{prompt}】{visible(text)}\n\n" for prompt, text in zip(("abc", "XYZ"), expected, strict=True)
+    )
+
+
+OPTIONS = ["--max-new-tokens", "1000000", "--temperature", "3", "--top_k", "0"]
 
 
 def test_conversation_on_a_terminal(trained: Any, tmp_path: Path) -> None:
@@ -232,7 +191,7 @@ def test_conversation_on_a_terminal(trained: Any, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     terminal, child_side = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "train.generate", str(trained.run), "--interactive", "--max-new-tokens", "1000000"],
+        [sys.executable, "-m", "train.generate", str(trained.run), "--interactive", *OPTIONS],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(root), "TERM": "dumb", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdin=child_side,
@@ -253,10 +212,6 @@ def test_conversation_on_a_terminal(trained: Any, tmp_path: Path) -> None:
         seen = seen.partition(part)[2]
 
     try:
-        expect("> ")
-        os.write(terminal, b"/set temperature 3\n")
-        expect("temperature is 3.0")
-        os.write(terminal, b"/set top_k 0\n")
         expect("> ")
         os.write(terminal, b"abc\n")
         expect("【abc】")
@@ -320,8 +275,41 @@ def make_writer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def make(text: str) -> None:
         def write(model: Any, tokenizer: Any, settings: Any, **options: Any) -> list[Continuation]:
-            return [Continuation(prompt=p, text=text, seed=0, num_tokens=1, ended=True) for p in settings.prompts]
+            return [Continuation(prompt=p, text=text, num_tokens=1, ended=True) for p in settings.prompts]
 
         monkeypatch.setattr("train.sampling.continue_prompts", write)
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"temperature": "hot"}, "temperature: expected a number, found 'hot'"),
+        ({"max_new_tokens": [1]}, r"max_new_tokens: expected a whole number, found \[1\]"),
+        ({"temperature": 1e-45}, "temperature: expected 0, or 0.001 to 100"),
+    ],
+)
+def test_saved_settings_of_another_kind_are_refused(tmp_path: Path, content: dict[str, Any], expected: str) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"generation_config.json: .*{expected}"):
+        command.saved_defaults(tmp_path)
+
+
+def test_a_prompt_with_an_id_that_the_model_lacks_is_refused(trained: Any) -> None:
+    model, tokenizer = load_model(trained.run / "model")
+    tokenizer.add_tokens([f"<{number}>" for number in range(200)])
+    with pytest.raises(InputError, match=r"the prompt 'a<199>' has the token id 456, the model has 384 ids"):
+        list(continue_prompts(model, tokenizer, GenerationSettings(prompts=["a<199>"])))
+
+
+@pytest.mark.parametrize("temperature", ["0", "1"])
+def test_a_run_that_diverged_is_finished_without_samples(
+    write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], temperature: str
+) -> None:
+    options = "--learning_rate 1e5 --max_steps 8 --optim adamw_torch --model.initializer_range 1e30"
+    train(["--config", str(write_config()), *options.split(), "--generation.temperature", temperature])
+    assert "no samples: the model's outputs are non-finite" in capsys.readouterr().out
+    assert read_record(tmp_path / "run")["state"] == "finished"
+    with pytest.raises(InputError, match="the model's outputs are non-finite"):
+        main([str(tmp_path / "run")])

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file
-from train.report import git_state
 
 import shards
 from train.model_card import escaped, fenced, model_card, num_parameters, write_model_card
+from train.record import git_state
 from train.run_directory import read_lines, read_record
 from train.sampling import Continuation
 
@@ -45,7 +45,7 @@ def test_card_of_a_finished_run(trained: Any) -> None:
         "| Steps | 44 |",
         "| Batch | 4 blocks = 64 tokens a step |",
         f"| Tokens | {44 * 64:,}, 8.00 × the set |",
-        "| Learning rate | 0.01 at its highest |",
+        "| Learning rate | 0.01 at its peak |",
         f"| Validation loss, nats a token | {results['eval_loss']:.4f} |",
         f"| Bits per byte of text | {bits:.4f} |",
         'tokenizer("ab", return_tensors="pt")',
@@ -82,7 +82,7 @@ def test_nothing_in_the_files_becomes_markup(trained: Any) -> None:
 
     renamed: Any = Renamed()
     renamed.manifest, renamed.sets = manifest, [renamed]
-    sample = Continuation(prompt=HOSTILE, text=f"````\n{HOSTILE}\n```", seed=0, num_tokens=1, ended=True)
+    sample = Continuation(prompt=HOSTILE, text=f"````\n{HOSTILE}\n```", num_tokens=1, ended=True)
     card = model_card(record, renamed, trained.run / "model", [sample])
     assert "\x1b" not in card
     outside = re.sub(r"(?ms)^(`{3,})\w+\n.*?^\1$", "", card)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from train.setup import build_arguments, build_trainer, data_position
+import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 
 import shards
@@ -18,48 +18,48 @@ from shards.torch import BlockDataset
 from train import evaluate
 from train.__main__ import main
 from train.model import build_model
+from train.run import build_trainer, check, data_position
 from train.run_directory import read_lines, read_record
 from train.settings import load_settings
 from train.trainer import BlockTrainer
 
 EOS_ID, BLOCK_TOKENS, BATCH_BLOCKS = 256, 16, 4
 WriteConfig = Callable[..., Path]
-WAYS = [("concat", False), ("concat", True), ("best-fit", False), ("best-fit", True), ("tutorial", False)]
+WAYS = [("concat", False), ("concat", True), ("best-fit", False), ("best-fit", True)]
 
 
-def without_filling(block: list[int]) -> list[int]:
+def without_padding(block: list[int]) -> list[int]:
     while block[-2:] == [EOS_ID, EOS_ID]:
         block = block[:-1]
     return block
 
 
 def documents_of(block: list[int]) -> list[list[int]]:
-    """The block's pieces of documents, EOS included; filling gives pieces of one EOS."""
-    pieces: list[list[int]] = [[]]
+    """The block's parts of documents, EOS included; padding gives parts of one EOS."""
+    parts: list[list[int]] = [[]]
     for token in block:
-        pieces[-1].append(token)
+        parts[-1].append(token)
         if token == EOS_ID:
-            pieces.append([])
-    return [piece for piece in pieces if piece]
+            parts.append([])
+    return [part for part in parts if part]
 
 
-def plain_loss(model: PreTrainedModel, blocks: Any, *, masked: bool, keep_filling: bool = False) -> tuple[float, int]:
+def plain_loss(model: PreTrainedModel, blocks: Any, *, masked: bool, keep_padding: bool = False) -> tuple[float, int]:
     """The mean loss and the number of labels; masked: each document is given to the model by itself."""
     total, count = 0.0, 0
     for block in blocks:
-        row = block.tolist() if keep_filling else without_filling(block.tolist())
-        for piece in documents_of(row) if masked else [row]:
-            if len(piece) > 1:
-                ids = torch.tensor([piece])
+        row = block.tolist() if keep_padding else without_padding(block.tolist())
+        for part in documents_of(row) if masked else [row]:
+            if len(part) > 1:
+                ids = torch.tensor([part])
                 with torch.no_grad():
-                    total += model(input_ids=ids, labels=ids).loss.item() * (len(piece) - 1)
-                count += len(piece) - 1
+                    total += model(input_ids=ids, labels=ids).loss.item() * (len(part) - 1)
+                count += len(part) - 1
     return total / count, count
 
 
 def trainer_of(config: Path, data: shards.Data) -> BlockTrainer:
-    settings = load_settings(config, {})
-    args = build_arguments(settings, num_blocks=len(data["train"]))
+    settings, args = check(load_settings(config, {}), data)
     return build_trainer(settings, data, args, data_position(settings, data, args))
 
 
@@ -72,16 +72,12 @@ def test_first_logged_loss_is_a_plain_models(
     config = write_config(shards=str(path), document_mask=masked, loss=loss, training={"max_steps": 1})
     main(["--config", str(config)])
     settings, data = load_settings(config, {}), shards.open(str(path))
-    model = build_model(
-        settings.model,
-        settings.generation,
-        vocab_size=257,
-        eos_id=EOS_ID,
-        block_tokens=BLOCK_TOKENS,
-        seed=settings.seed,
-    ).train()
+    shape: dict[str, int] = {"vocab_size": 257, "eos_id": EOS_ID, "block_tokens": BLOCK_TOKENS}
+    config_class = build_model(settings.model, settings.generation, **shape, seed=settings.seed)
+    model = transformers.Qwen2ForCausalLM(config_class.config).train()
+    model.load_state_dict(config_class.state_dict())
     blocks = data["train"][shards.run_order(data, settings.seed).blocks(0, BATCH_BLOCKS)]
-    expected, count = plain_loss(model, blocks, masked=masked, keep_filling=packing == "concat")
+    expected, count = plain_loss(model, blocks, masked=masked, keep_padding=packing == "concat")
     assert (count < BATCH_BLOCKS * (BLOCK_TOKENS - 1)) == (masked or packing == "best-fit")
     (found,) = (line["loss"] for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line)
     assert found == pytest.approx(expected, rel=1e-5)
@@ -104,14 +100,10 @@ def test_run_and_evaluation_agree_with_a_plain_model(
     evaluate.main([str(run), "--json", "--batch", "3"])
     evaluated = json.loads(capsys.readouterr().out)
     split = shards.open(str(path))["val"]
-    assert (split.num_padding_tokens > 0, split.num_dropped_tokens > 0) == (
-        packing != "tutorial",
-        packing == "tutorial",
-    )
+    assert split.num_padding_tokens > 0
     model = AutoModelForCausalLM.from_pretrained(run / "model").eval()
     loss, count = plain_loss(model, split[:], masked=masked)
-    num_eos = 0 if packing == "tutorial" else split.num_documents
-    bits_per_byte = loss / math.log(2) * (split.num_text_bytes + num_eos) / split.num_text_bytes
+    bits_per_byte = loss / math.log(2) * (split.num_text_bytes + split.num_documents) / split.num_text_bytes
     for found in (results["eval_loss"], evaluated["loss"]):
         assert found == pytest.approx(loss, rel=1e-5)
     for found in (results["eval_bits_per_byte"], evaluated["bits_per_byte"], evaluated["bits_per_char"]):
@@ -119,11 +111,8 @@ def test_run_and_evaluation_agree_with_a_plain_model(
     assert results["eval_perplexity"] == pytest.approx(evaluated["perplexity"], rel=1e-4)
     assert (evaluated["num_tokens"], evaluated["document_mask"]) == (count, masked)
     evaluate.main([str(run)])
-    assert f"documents      {'apart' if masked else 'see each other'} in a block" in capsys.readouterr().out
-
-
-def test_documents_of_a_model_without_a_run_see_each_other(trained: Any) -> None:
-    assert not evaluate.document_mask_of_run(trained.run / "model" / "elsewhere")
+    words = "masked from" if masked else "attend to"
+    assert f"documents      {words} each other in a block" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("packing", "masked"), WAYS)
@@ -140,16 +129,16 @@ def test_labels_of_a_step_are_counted_over_its_batches(
     numbers = [[0, 1], [last]]
     blocks = BlockDataset(data, "train")
     batches = [trainer.data_collator(blocks.__getitems__(batch)) for batch in numbers]
-    found = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+    _, found = trainer.get_batch_samples(iter(batches), 2, torch.device("cpu"))
     expected = 0
     for block in data["train"][[0, 1, last]]:
-        row = without_filling(block.tolist()) if packing == "best-fit" else block.tolist()
-        expected += sum(len(piece) - 1 for piece in (documents_of(row) if masked else [row]))
+        row = without_padding(block.tolist()) if packing == "best-fit" else block.tolist()
+        expected += sum(len(part) - 1 for part in (documents_of(row) if masked else [row]))
     assert found == expected
     if packing != "best-fit" and not masked:
         assert type(found) is int  # nothing is counted, so no GPU and no rank is waited for
         monkeypatch.setattr(TrainingArguments, "world_size", 3)
-        assert trainer._get_num_items_in_batch(batches, torch.device("cpu")) == 3 * expected
+        assert trainer.get_batch_samples(iter(batches), 2, torch.device("cpu"))[1] == 3 * expected
 
 
 def test_utilization_is_of_all_devices(
@@ -159,7 +148,7 @@ def test_utilization_is_of_all_devices(
     trainer = trainer_of(write_config(), shards.open(str(shard_set_path)))
     matrices = [parameter for name, parameter in trainer.model.model.layers.named_parameters() if parameter.ndim == 2]
     parameters = sum(matrix.numel() for matrix in matrices) + trainer.model.lm_head.weight.numel()
-    flops_a_token = 6 * parameters + 12 * 2 * 16 * BLOCK_TOKENS  # 2 layers with heads of 16 numbers together
+    flops_a_token = 6 * parameters + 6 * 2 * 16 * BLOCK_TOKENS  # 2 layers with heads of 16 numbers together
     now = [100.0]
     monkeypatch.setattr("train.trainer.time.monotonic", lambda: now[0])
     monkeypatch.setattr(TrainingArguments, "world_size", 3)

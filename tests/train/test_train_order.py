@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import shards
-from shards.torch import BlockDataset, collate_blocks
+from shards.torch import BlockDataset, BlockSampler, collate_blocks
 
 
 def block_numbers(num_blocks: int, seed: int, start: int, stop: int) -> np.ndarray:
@@ -36,29 +37,25 @@ def test_order_is_a_function_of_the_position_alone() -> None:
     assert block_numbers(37, 6, 0, 400).tolist() != whole.tolist()
 
 
-def test_sampler_starts_where_it_is_told_at_each_iteration() -> None:
-    first = 0
-    sampler = PositionSampler(order=shards.RunOrder((9,), 1), num_positions=10_000, first_position=lambda: first)
-    whole = list(sampler)
-    assert len(sampler) == len(whole) == 10_000
-    first = 9_000
-    assert list(sampler) == whole[9_000:]
-    assert len(sampler) == 10_000
-
-
-@pytest.mark.parametrize(
-    ("epochs", "num_blocks", "batch", "steps"),
-    [(1, 10, 5, 2), (1, 10, 4, 3), (2, 10, 4, 5), (0.5, 10, 4, 2), (0.01, 10, 8, 1)],
-)
-def test_steps_cover_the_epochs(epochs: float, num_blocks: int, batch: int, steps: int) -> None:
-    assert steps_of_epochs(epochs, num_blocks, batch) == steps
+def test_the_sampler_goes_on_from_its_state() -> None:
+    order = shards.RunOrder((9,), 1)
+    whole = list(BlockSampler(order, stop=10_000))
+    sampler = BlockSampler(order, stop=10_000)
+    first = list(itertools.islice(sampler, 33))
+    state = sampler.state_dict()
+    assert (first, state, len(sampler)) == (whole[:33], {"position": 33}, 10_000)
+    other = BlockSampler(order, stop=10_000)
+    other.load_state_dict(state)
+    assert list(other) == whole[33:] and list(other) == []
+    ranks = [list(BlockSampler(order, stop=100, start=40, rank=rank, num_ranks=3)) for rank in range(3)]
+    assert sorted(itertools.chain(*ranks)) == sorted(whole[40:100]) and ranks[1] == whole[40:100][0::3]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_are_the_blocks_with_eos_as_a_label(shard_set_path: Path, num_workers: int) -> None:
     shard_set = shards.open(shard_set_path)
     dataset = BlockDataset(shard_set, "train")
-    sampler = PositionSampler(order=shards.RunOrder((len(dataset),), 3), num_positions=12, first_position=lambda: 4)
+    sampler = BlockSampler(shards.RunOrder((len(dataset),), 3), start=4, stop=12)
     loader = DataLoader(dataset, batch_size=4, sampler=sampler, collate_fn=collate_blocks, num_workers=num_workers)
     batches = list(loader)
     expected = shard_set["train"][block_numbers(len(dataset), 3, 4, 12)]

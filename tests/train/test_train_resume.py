@@ -228,7 +228,7 @@ def test_other_shard_set_is_refused(
     assert stopped_run.exists()
 
 
-def test_a_damaged_line_of_the_metrics_is_told(
+def test_a_damaged_line_of_the_metrics_is_reported(
     stopped_run: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = stopped_run / "metrics.jsonl"

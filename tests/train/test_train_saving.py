@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import pydoc
+import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +16,8 @@ from safetensors import SafetensorError
 
 from shards.common.errors import InputError
 from train.__main__ import main, prepare
-from train.checkpoints import numbered_checkpoints
-from train.run_directory import append_lines, read_lines, rewind_metrics
+from train.checkpoints import newest_complete_checkpoint, numbered_checkpoints
+from train.run_directory import append_lines, lock_run, read_lines, rewind_metrics
 
 WriteConfig = Callable[..., Path]
 
@@ -21,36 +26,76 @@ def train_to_the_end(config: Path, *arguments: str) -> None:
     main(["--config", str(config), *arguments])
 
 
-def test_checkpoint_is_absent_when_saving_is_cut_short(
-    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any) -> None:
-        raise KeyboardInterrupt
+def stop_at(monkeypatch: pytest.MonkeyPatch, where: str, *, call: int = 1) -> None:
+    """Be killed, as it were, at a call of the function `where`."""
+    calls: list[int] = []
+    original = pydoc.locate(where)
 
-    monkeypatch.setattr("train.trainer.seal_checkpoint", fail)
-    with pytest.raises(KeyboardInterrupt):
-        train_to_the_end(write_config())
-    assert numbered_checkpoints(tmp_path / "run") == []
-
-
-def test_a_run_that_was_killed_as_it_saved_the_last_checkpoint_keeps_no_more_than_it_was_told(
-    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, run = write_config(training={"save_steps": 1, "max_steps": 4, "save_total_limit": 2}), tmp_path / "run"
-
-    def stop(run: Path, **options: Any) -> None:
-        if len(numbered_checkpoints(run)) == 4:
+    def stop(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
             raise KeyboardInterrupt
+        assert callable(original)
+        return original(*arguments, **options)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("train.trainer.delete_old_checkpoints", stop)
-        train_to_the_end(config)
+    monkeypatch.setattr(where, stop)
+
+
+def test_a_checkpoint_without_its_seal_is_passed_over_and_removed(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = write_config(), tmp_path / "run"
+    for call, newest in ((1, None), (2, "checkpoint-2")):
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            stop_at(patched, "train.callbacks.seal_checkpoint", call=call)
+            train_to_the_end(config)
+        checkpoint, _, faults = newest_complete_checkpoint(run)
+        assert (checkpoint and checkpoint.name, faults) == (newest, [])
+        assert numbered_checkpoints(run)[-1].name == f"checkpoint-{2 * call}"
+        capsys.readouterr()
+    (run / "checkpoint-4" / "of-the-unsealed").touch()
     train_to_the_end(config)
-    assert [path.name for path in numbered_checkpoints(run)] == ["checkpoint-3", "checkpoint-4"]
+    assert f"continuing from {run}/checkpoint-2" in capsys.readouterr().out
+    assert not (run / "checkpoint-4" / "of-the-unsealed").exists()
+    assert [line["step"] for line in read_lines(run / "metrics.jsonl") if "loss" in line] == list(range(1, 12))
+
+
+@pytest.mark.parametrize("where", ["transformers.Trainer._save_checkpoint", "train.callbacks.seal_checkpoint"])
+def test_a_checkpoint_is_there_until_the_one_that_replaces_it_is_sealed(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    """As when a run goes back to an earlier checkpoint; it is killed in the middle of the exchange."""
+    config, run = write_config(training={"max_steps": 6}), tmp_path / "run"
+    train_to_the_end(config)
+    (run / "run.json").write_text((run / "run.json").read_text().replace('"finished"', '"training"'))
+    back = ["--resume_from_checkpoint", str(run / "checkpoint-2"), "--max_steps", "4"]
+    seal = (run / "checkpoint-4" / "checkpoint.json").read_bytes()
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        stop_at(patched, where)
+        train_to_the_end(config, *back)
+    shutil.rmtree(run / "checkpoint-6")
+    checkpoint, position, _ = newest_complete_checkpoint(run)
+    assert checkpoint == run / "checkpoint-4" and position is not None and position.step == 4
+    capsys.readouterr()
+    train_to_the_end(config, "--resume_from_checkpoint", "latest")
+    assert f"continuing from {run}/checkpoint-4" in capsys.readouterr().out
+    assert (run / "checkpoint-4" / "checkpoint.json").read_bytes() == seal
+    assert not list(run.glob("*.old"))
+
+
+def test_old_checkpoints_go_after_the_new_one_is_sealed(write_config: WriteConfig, tmp_path: Path) -> None:
+    config = write_config(training={"save_steps": 1, "max_steps": 4, "save_total_limit": 1})
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        stop_at(patched, "train.callbacks.seal_checkpoint", call=4)
+        train_to_the_end(config)
+    checkpoint, _, _ = newest_complete_checkpoint(tmp_path / "run")
+    assert checkpoint is not None and checkpoint.name == "checkpoint-3"
+    train_to_the_end(config)
+    assert [path.name for path in numbered_checkpoints(tmp_path / "run")] == ["checkpoint-4"]
 
 
 @pytest.mark.parametrize(
-    ("error", "is_told"),
+    ("error", "is_reported"),
     [
         (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data.pkl: file write failed"), True),
         (RuntimeError("basic_ios::clear: iostream error"), True),
@@ -61,13 +106,15 @@ def test_a_run_that_was_killed_as_it_saved_the_last_checkpoint_keeps_no_more_tha
 )
 @pytest.mark.parametrize("where", ["_save_checkpoint", "save_model"])
 def test_a_disk_that_takes_no_more_is_one_line(
-    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception, is_told: bool
+    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception, is_reported: bool
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(f"transformers.Trainer.{where}", fail)
-    with pytest.raises(InputError if is_told else RuntimeError, match="can't be written" if is_told else "mat1"):
+    with pytest.raises(
+        InputError if is_reported else RuntimeError, match="can't be written" if is_reported else "mat1"
+    ):
         train_to_the_end(write_config())
 
 
@@ -79,21 +126,28 @@ def test_lines_end_at_line_feeds_only_when_a_run_is_rewound(tmp_path: Path) -> N
     assert read_lines(path) == [kept]
 
 
-def test_foreign_directory_is_refused(write_config: WriteConfig, tmp_path: Path) -> None:
+def test_what_is_not_ours_is_refused_and_stays(write_config: WriteConfig, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").touch()
     with pytest.raises(InputError, match=r"run: holds something else \(thesis.txt, …\), not a run"):
         prepare(["--config", str(write_config())])
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: expected a directory for the run, found a file"):
+        prepare(["--config", str(write_config()), "--output_dir", str(tmp_path / "file")])
 
 
-def test_file_in_the_way_is_refused(write_config: WriteConfig, tmp_path: Path) -> None:
-    (tmp_path / "run").touch()
-    with pytest.raises(InputError, match="run: expected a directory for the run, found a file"):
-        prepare(["--config", str(write_config())])
-
-
-def test_run_in_use_is_refused(write_config: WriteConfig, tmp_path: Path) -> None:
-    from train.run_directory import lock_run
-
-    with lock_run(tmp_path / "run"), pytest.raises(InputError, match="another process is training there"):
+def test_a_run_in_use_is_refused_and_one_that_is_looked_at_is_not(write_config: WriteConfig, tmp_path: Path) -> None:
+    """`train.compare` asks for a shared lock for an instant, whether a process is training there."""
+    run = tmp_path / "run"
+    with lock_run(run), pytest.raises(InputError, match="another process is training there"):
         train_to_the_end(write_config())
+    run.mkdir(exist_ok=True)
+    with open(run / ".lock", "ab") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        timer = threading.Timer(0.3, looking.close)
+        timer.start()
+        started = time.monotonic()
+        with lock_run(run):
+            assert time.monotonic() - started > 0.1
+        timer.join()
+    assert not run.exists(), "nothing was written"

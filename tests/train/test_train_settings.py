@@ -317,7 +317,7 @@ def test_a_set_whose_tokenizer_was_changed_is_not_trained_on(
     prepare(["--config", str(config)])
     with (damaged / "tokenizer" / "tokenizer.json").open("a") as file:
         file.write("\n")
-    with pytest.raises(InputError, match="tokenizer.json: .* was changed"):
+    with pytest.raises(InputError, match=r"tokenizer.json: .* was changed"):
         prepare(["--config", str(config)])
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib.util
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import swanlab
 import yaml
 
 from shards.common.errors import InputError
+from tests.train.runs import stop_after, train_to_the_end
 from train import tracking
-from train.run_directory import read_lines
+from train.run_directory import read_lines, read_record
 from train.settings import TrackingSettings
 from train.tracking import Tracking, can_connect, check_tracking
 
@@ -93,9 +95,11 @@ def test_mode_follows_login_and_network(
     monkeypatch.setattr(tracking, "api_key_and_host", lambda: (key, "http://server"))
     monkeypatch.setattr(tracking, "can_connect", lambda host: reachable)
     added: list[Any] = []
-    notices = Tracking(TrackingSettings(mode=mode), tmp_path).start(SimpleNamespace(add_callback=added.append), {})
+    notices = Tracking(TrackingSettings(mode=mode), tmp_path, "id").start(
+        SimpleNamespace(add_callback=added.append), {}
+    )
     assert started == ([expected] if expected else [])
-    assert added == ([callback] if expected else [])
+    assert added[:1] == ([callback] if expected else []) and len(added) == (2 if expected else 0)
     assert len(notices) == (notice is not None)
     assert notice is None or notice in notices[0]
 
@@ -109,7 +113,7 @@ def test_failure_online_goes_on_offline(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Tracking, "_start", start)
     monkeypatch.setattr(tracking, "api_key_and_host", lambda: ("key", "http://server"))
     monkeypatch.setattr(tracking, "can_connect", lambda host: True)
-    run = Tracking(TrackingSettings(), tmp_path)
+    run = Tracking(TrackingSettings(), tmp_path, "id")
     notices = run.start(SimpleNamespace(add_callback=lambda callback: None), {})
     assert notices == ["SwanLab online can't be used (the key was revoked): going on offline"]
     assert run.mode == "offline"
@@ -125,7 +129,7 @@ def test_swanlab_that_can_not_start_at_all_stops_nothing(
     monkeypatch.setattr(Tracking, "_start", start)
     monkeypatch.setattr(tracking, "api_key_and_host", lambda: ("key", "http://server"))
     monkeypatch.setattr(tracking, "can_connect", lambda host: True)
-    run = Tracking(TrackingSettings(mode=mode), tmp_path)
+    run = Tracking(TrackingSettings(mode=mode), tmp_path, "id")
     notices = run.start(SimpleNamespace(), {})
     assert notices[-1] == "SwanLab can't be used (no room offline): this run is recorded in metrics.jsonl only"
     assert len(notices) == (2 if mode == "online" else 1)
@@ -135,7 +139,7 @@ def test_swanlab_that_can_not_start_at_all_stops_nothing(
 
 def test_training_goes_on_without_swanlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    notices = Tracking(TrackingSettings(), tmp_path).start(SimpleNamespace(), {})
+    notices = Tracking(TrackingSettings(), tmp_path, "id").start(SimpleNamespace(), {})
     assert notices == ["SwanLab is not installed: this run is recorded in metrics.jsonl only"]
     check_tracking(TrackingSettings())
     with pytest.raises(InputError, match="tracking: mode: offline: swanlab is not installed"):
@@ -191,3 +195,33 @@ def test_offline_run_on_disk_has_curves_config_and_texts(trained: Any) -> None:
     assert config["learning_rate"]["value"] == 0.01
     assert config["hidden_size"]["value"] == 16
     assert config["shards"]["value"]["train_blocks"] == 22
+
+
+def test_a_continued_run_is_the_same_run_of_swanlabs(
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config, ids = write_config(tracking={"mode": "offline"}), []
+    original = swanlab.init
+
+    def init(**options: Any) -> Any:
+        ids.append((options["id"], options["resume"], options["mode"]))
+        return original(**options)
+
+    monkeypatch.setattr(swanlab, "init", init)
+    stop_after(3, monkeypatch, config)
+    train_to_the_end(config)
+    record = read_record(tmp_path / "run")
+    assert ids == [(record["tracking_id"], "allow", "offline")] * 2 and len(record["sessions"]) == 2
+
+
+def test_a_long_evaluation_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SwanLab takes a run that logs nothing for longer than a minute as dead."""
+    now, logged = [0.0], list[tuple[dict[str, int], int]]()
+    monkeypatch.setattr("train.tracking.time.monotonic", lambda: now[0])
+    heartbeat = tracking._heartbeat(lambda values, step: logged.append((values, step)))
+    heartbeat.on_log()
+    for second in range(0, 200, 10):
+        now[0] = float(second)
+        heartbeat.on_prediction_step(None, SimpleNamespace(global_step=7), None)
+    assert logged and len(logged) >= 3 and logged[0] == ({"eval/running": 1}, 7)

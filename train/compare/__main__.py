@@ -14,8 +14,7 @@ from typing import Any
 
 from shards.common.command_line import Parser, run_command, say
 from shards.common.files import write_atomically
-from shards.report.document import check_out
-from train.compare.page import PROGRAM, render
+from train.compare.page import check_out, render
 from train.compare.runs import Run, differences, find_runs, read_runs
 from train.compare.table import comparability, remarks, terminal_tables
 
@@ -47,7 +46,7 @@ def main(argv: list[str]) -> None:
     options: argparse.Namespace = build_parser().parse_args(argv)
     directories = find_runs(options.runs)
     if options.out is not None:
-        check_out(options.out, PROGRAM, "comparison")
+        check_out(options.out)
     runs = read_runs(directories)
     if options.out is not None:
         write_atomically(options.out, render(runs))

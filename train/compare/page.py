@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from shards.report.document import render as render_template
+from shards.report import document
 from train.compare.curves import loss_charts
 from train.compare.runs import Run
 from train.compare.table import best_runs, difference_rows, remarks, result_rows, value_text
@@ -14,12 +15,17 @@ _MAX_PROMPTS = 50
 _MAX_SAMPLE_CHARACTERS = 4000
 
 
+def check_out(out: Path) -> None:
+    """Raise `InputError` unless the page may be written to `out`."""
+    document.check_out(out, PROGRAM, "comparison")
+
+
 def render(runs: Sequence[Run]) -> bytes:
     """The page in UTF-8."""
     differing = difference_rows(runs)
     settings = {key: value for run in runs for key, value in run.settings.items()}
     shared = sorted(settings.keys() - {key for key, _ in differing})
-    return render_template(
+    return document.render(
         "compare.html.j2",
         package="train.compare",
         program=PROGRAM,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from tests.train.test_train_loss import BLOCK_TOKENS, make_model
+from tests.train.test_train_model import BLOCK_TOKENS, make_model
 from train.flops import flops_a_token, peak_flops, peak_memory_bytes
-from train.log_lines import duration, log_line
+from train.log_lines import log_line
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -16,12 +16,12 @@ def test_flops_are_those_of_all_matrices(tied: bool) -> None:
     model: Qwen2ForCausalLM = make_model(tied=tied)
     matrices = [parameter for name, parameter in model.model.layers.named_parameters() if parameter.ndim == 2]
     expected = (
-        6 * (sum(matrix.numel() for matrix in matrices) + model.lm_head.weight.numel()) + 12 * 2 * 32 * BLOCK_TOKENS
+        6 * (sum(matrix.numel() for matrix in matrices) + model.lm_head.weight.numel()) + 6 * 2 * 32 * BLOCK_TOKENS
     )
     assert flops_a_token(model.config, BLOCK_TOKENS) == expected
 
 
-def test_the_tutorials_model_costs_777_million_a_token() -> None:
+def test_the_tutorials_model_costs_758_million_a_token() -> None:
     config = Qwen2Config(
         vocab_size=151_680,
         hidden_size=512,
@@ -30,7 +30,7 @@ def test_the_tutorials_model_costs_777_million_a_token() -> None:
         num_key_value_heads=2,
         intermediate_size=2048,
     )
-    assert flops_a_token(config, 512) == pytest.approx(777e6, rel=0.002)
+    assert flops_a_token(config, 512) == pytest.approx(758e6, rel=0.002)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,4 @@ def test_log_lines_say_what_is_left() -> None:
     logs = {"loss": 2.0, "epoch": 0.5, "tokens_per_second": 1234.5, "mfu": 0.412, "peak_memory_bytes": 4.1e9}
     line = log_line({**logs, "seconds_left": 11_100.0, "tokens": 13_107_200}, 5, 1000)
     assert line is not None
-    assert line.endswith(
-        "  13.11 M tokens  loss 2.0000  lr 0.00e+00  1,234 tokens/s  MFU 41.2 %  4.1 GB  3 h 5 min left"
-    )
-    assert [duration(value) for value in (0, 89, 91, 3540, 3600)] == ["0 s", "89 s", "2 min", "59 min", "1 h 0 min"]
+    assert line.endswith("  13.11 M tokens  loss 2.0000  1,234 tokens/s  MFU 41.2 %  4.1 GB  3 h 5 min left")

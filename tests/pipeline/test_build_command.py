@@ -1,0 +1,189 @@
+"""`python -m pipeline build`: what it prints, its exit statuses, and that the same command continues after any end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.__main__ import main
+from shards.common.errors import InputError
+from shards.verify import verify
+from shards.writer import ShardWriter
+from tests.conftest import (
+    REPOSITORY,
+    SAMPLE,
+    InlineEngine,
+    assert_one_error_line,
+    directory_bytes,
+    run_module,
+    sample_records,
+    use_engine,
+    write_corpus,
+)
+from tests.pipeline.building import Builder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    records = [{"text": record["text"] + str(number)} for number in range(15) for record in sample_records()]
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.json", records)
+
+
+def build_command(corpus: Path, out: Path, tokenizer_dir: Path) -> list[str]:
+    arguments = ["build", corpus, "--out", out, "--tokenizer", tokenizer_dir, "--unit-bytes", "60000"]
+    return [sys.executable, "-m", "pipeline", *map(str, arguments), "--block-tokens", "64", "--workers", "2"]
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+
+
+def num_receipts(out: Path) -> int:
+    return len(list((out.with_name(out.name + ".partial") / "receipts").glob("*.json")))
+
+
+@pytest.mark.parametrize("num_kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_build_that_is_killed_at_random_ends_in_the_same_bytes(
+    tmp_path: Path, tokenizer_dir: Path, corpus: Path, num_kills: int
+) -> None:
+    whole, out, rng = tmp_path / "whole", tmp_path / "set", random.Random(num_kills)
+    begin = time.monotonic()
+    subprocess.run(build_command(corpus, whole, tokenizer_dir), check=True, capture_output=True, cwd=REPOSITORY)
+    duration = time.monotonic() - begin
+    for _ in range(num_kills):
+        process = start(build_command(corpus, out, tokenizer_dir))
+        time.sleep(rng.uniform(0, duration))
+        process.kill()
+        process.communicate()
+        if out.exists():
+            assert directory_bytes(out) == directory_bytes(whole)
+            shutil.rmtree(out)
+    subprocess.run(build_command(corpus, out, tokenizer_dir), check=True, capture_output=True, cwd=REPOSITORY)
+    assert directory_bytes(out) == directory_bytes(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "whole"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_build_at_once_and_keeps_finished_units(
+    tmp_path: Path, tokenizer_dir: Path, corpus: Path, number: signal.Signals, status: int
+) -> None:
+    out = tmp_path / "set"
+    process = start(build_command(corpus, out, tokenizer_dir))
+    deadline = time.monotonic() + 60
+    while num_receipts(out) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    begin = time.monotonic()
+    process.send_signal(number)
+    _output, errors = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 20  # two seconds on an idle machine
+    assert process.returncode == status
+    assert "units are kept; the same command continues" in errors and "Traceback" not in errors
+    kept = num_receipts(out)
+    assert kept >= 2 and sorted(path.name for path in tmp_path.iterdir()) == ["set.partial"]
+    again = subprocess.run(build_command(corpus, out, tokenizer_dir), capture_output=True, text=True, cwd=REPOSITORY)
+    assert again.returncode == 0 and f"{kept} units from an earlier run" in again.stdout
+
+
+class Stopping(InlineEngine):
+    """Ctrl-C when five units are done."""
+
+    def run(self, *arguments: Any) -> Generator[tuple[Any, Any], None, None]:
+        for number, ended in enumerate(super().run(*arguments)):
+            if number == 5:
+                raise KeyboardInterrupt
+            yield ended
+
+
+def test_ctrl_c_says_how_many_units_are_kept(tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_engine(monkeypatch, Stopping())
+    with pytest.raises(KeyboardInterrupt, match=r"^5 of \d\d units are kept; the same command continues$"):
+        run(SAMPLE, tmp_path / "set")
+    use_engine(monkeypatch, InlineEngine())
+    assert run(SAMPLE, tmp_path / "set").statistics.num_units_reused == num_receipts(tmp_path / "set") + 6
+
+
+@pytest.mark.usefixtures("inline_engine")
+def test_a_full_disk_is_one_line_and_keeps_finished_units(
+    tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: ShardWriter, tokens: Any, write: Any = ShardWriter.write) -> None:
+        if self._name == "train-00005":
+            raise OSError(errno.ENOSPC, "No space left on device", str(self._path))
+        write(self, tokens)
+
+    corpus = write_corpus(tmp_path / "corpus.jsonl", sample_records(), "lines")
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "write", fail)
+        with pytest.raises(InputError, match="No space left on device; make room, then the same command continues"):
+            run(corpus, tmp_path / "set")
+    kept = num_receipts(tmp_path / "set")
+    assert not list((tmp_path / "set.partial").rglob("*.tmp")) and not any((tmp_path / "set.partial/scratch").iterdir())
+    assert run(corpus, tmp_path / "set").statistics.num_units_reused == kept > 3
+    assert verify(tmp_path / "set") == []
+
+
+MISTAKES: dict[str, tuple[str | None, list[str], str]] = {
+    "missing file": (None, [], "corpus.json: no such file"),
+    "empty file": ("", [], "corpus.json: the file is empty"),
+    "truncated array": ('[\n{"text": "甲"},\n{"text": "乙', [], "truncated.*download is incomplete"),
+    "truncated lines": ('{"text": "甲"}\n{"text": "乙', [], "line 2, byte 16.*download is incomplete"),
+    "no text field": ('{"title": "a"}\n', [], "line 1, byte 0.*no field 'text'; this record has title"),
+    "mistyped field": ('{"text": "a"}\n', ["--text-field", "txet"], "no field 'txet'.*did you mean 'text'"),
+    "empty array": ("[]", [], "no text in 0 records"),
+    "nothing but empty texts": ('{"text": ""}\n', [], "no text in 1 records"),
+    "unknown tokenizer": ('{"text": "a"}\n', ["--tokenizer", "gwen2"], "tokenizer 'gwen2'.*qwen2"),
+    "block of nothing": ('{"text": "a"}\n', ["--block-tokens", "0"], "--block-tokens: expected 2 to"),
+    "no workers": ('{"text": "a"}\n', ["--workers", "0"], "--workers: expected at least 1, found 0"),
+    "no number": ('{"text": "a"}\n', ["--seed", "x"], "--seed: expected a whole number, found 'x'"),
+    "mistyped option": ('{"text": "a"}\n', ["--blok-tokens", "5"], "--blok-tokens.*did you mean '--block-tokens'"),
+    "mistyped choice": ('{"text": "a"}\n', ["--packing", "concta"], "--packing: expected concat or best-fit, found"),
+    "a check of nothing": ('{"text": "a"}\n', ["--check-tokenizer", "0"], "--check-tokenizer: expected all, off or"),
+    "a hub": ('{"text": "a"}\n', ["--out", "hf://datasets/a/b"], "build in a directory, then `python -m shards push"),
+}
+
+
+@pytest.mark.usefixtures("inline_engine")
+@pytest.mark.parametrize("name", MISTAKES)
+def test_each_mistake_is_one_clear_line(tmp_path: Path, tokenizer_dir: Path, name: str) -> None:
+    content, options, line = MISTAKES[name]
+    if content is not None:
+        (tmp_path / "corpus.json").write_text(content, encoding="utf-8")
+    out = str(tmp_path / "set")
+    with pytest.raises(InputError, match=line) as error:
+        main(["build", str(tmp_path / "corpus.json"), "--out", out, "--tokenizer", str(tokenizer_dir), *options])
+    assert "\n" not in str(error.value) and not (tmp_path / "set").exists()
+
+
+def test_what_was_done_before_a_mistake_is_kept(tmp_path: Path, tokenizer_dir: Path) -> None:
+    """A bad record in the last unit: mended, the same command does the missing units alone."""
+    lines = [json.dumps({"text": record["text"]}, ensure_ascii=False) for record in sample_records()]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("\n".join([*lines, "broken"]) + "\n", encoding="utf-8")
+    command = build_command(corpus, tmp_path / "set", tokenizer_dir)[2:]
+    assert_one_error_line(run_module(*command), f"line {len(lines) + 1:,}, byte ", "not valid JSON")
+    assert num_receipts(tmp_path / "set") >= 5
+
+
+def test_the_embedded_sample_builds_with_the_command_line(tmp_path: Path, tokenizer_dir: Path) -> None:
+    out = tmp_path / "有 空格" / "set"
+    command = ["pipeline", "build", os.path.relpath(SAMPLE, REPOSITORY), "--out", out, "--tokenizer", tokenizer_dir]
+    result = run_module(*command)
+    assert result.returncode == 0 and f"documents     {len(sample_records())}\n" in result.stdout, result.stderr
+    assert f"python -m train --config FILE.yaml --shards '{out}'" in result.stdout
+    again = run_module(*command)
+    assert again.returncode == 0 and "up to date (fingerprint " in again.stdout
+    quiet = run_module(*command, "--force", "--quiet")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert verify(out) == []

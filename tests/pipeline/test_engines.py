@@ -1,0 +1,215 @@
+"""The local engine: three kinds of errors, worker processes that die, and what becomes of them when their parent ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.engines import base
+from pipeline.engines.base import Task, outcome_of, result_of
+from pipeline.engines.local import LocalEngine, num_cores
+from pipeline.plan import Unit
+from pipeline.sources import ByteRange, Source
+from shards.common.errors import InputError, TransientError
+from tests.conftest import REPOSITORY
+
+SOURCE = Source(path="/corpus", name="corpus", format="json-lines", num_bytes=1000, modified_ns=0)
+
+
+def task(number: int) -> Task:
+    byte_range = ByteRange(source=0, start=10 * number, stop=10 * number + 10, num_bytes=10)
+    return Task(unit=Unit(number=number, ranges=(byte_range,)))
+
+
+class Faulty:
+    """Work that does `act(unit's number)` and returns the number."""
+
+    sources = (SOURCE,)
+
+    def __init__(self, act: Callable[[int], object] = lambda _number: None) -> None:
+        self.act = act
+
+    def prepare(self) -> None: ...
+
+    def __call__(self, task: Task, progress: Any) -> bytes:
+        progress(10, 1, 0)
+        self.act(task.unit.number)
+        return str(task.unit.number).encode()
+
+
+def ignore(*_counts: int) -> None: ...
+
+
+def raises(*errors: BaseException) -> Callable[[int], None]:
+    """The errors one after another, then none."""
+    left = list(errors)
+
+    def act(_number: int) -> None:
+        if left:
+            raise left.pop(0)
+
+    return act
+
+
+@pytest.mark.parametrize("may_fork", [True, False])
+def test_all_tasks_are_done_also_those_that_are_added_while_it_runs(may_fork: bool) -> None:
+    counts: list[int] = []
+    tasks, results = deque(map(task, range(5))), []
+    engine = LocalEngine(2, may_fork=may_fork)
+    work = Faulty(abs)  # which can be pickled
+    for done, result in engine.run(work, tasks, lambda *more: counts.append(more[0])):
+        assert isinstance(result, bytes)
+        results.append(int(result))
+        if done.unit.number < 3:
+            tasks.append(task(done.unit.number + 10))
+    assert sorted(results) == [0, 1, 2, 3, 4, 10, 11, 12]
+    assert sum(counts) == 80 and multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError(errno.ECONNRESET, "reset"), BrokenPipeError(), TimeoutError(), TransientError("gone")],
+)
+def test_a_transient_error_is_retried_with_pauses_and_then_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    assert outcome_of(Faulty(raises(*[error] * 3)), task(4), ignore) == ("done", b"4")
+    assert pauses == [1.0, 4.0, 16.0]
+    kind, line = outcome_of(Faulty(raises(*[error] * 4)), task(4), ignore)
+    assert kind == "input" and isinstance(line, str)
+    if isinstance(error, TransientError):
+        assert line == "gone"
+    else:
+        assert line.startswith("/corpus: unit 4 (from 40 on): ") and line.endswith("; the same command continues")
+        assert (getattr(error, "strerror", None) or type(error).__name__) in line
+
+
+def test_an_error_of_a_source_is_not_taken_for_the_parents_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "PAUSES_SECONDS", (0.0,))
+    tasks = deque(map(task, range(2)))
+    results = [result for _task, result in LocalEngine(1).run(Faulty(raises(*[BrokenPipeError()] * 3)), tasks, ignore)]
+    assert [str(result) for result in results] == [
+        "/corpus: unit 0 (from 0 on): BrokenPipeError; the same command continues",
+        "b'1'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (InputError("bad input"), "bad input"),
+        (MemoryError(), "a tokenizer worker ran out of memory; use fewer --workers, then the same command continues"),
+        (OSError(errno.ENOSPC, "No space", "/disk"), "/disk: No space; make room, then the same command continues"),
+        (OSError(errno.EIO, "I/O error", "/disk"), "/disk: I/O error; the same command continues"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/corpus"), "/corpus: was removed while it was read; put it"),
+    ],
+)
+def test_bad_input_and_what_the_machine_refuses_are_one_line(error: Exception, line: str) -> None:
+    kind, found = outcome_of(Faulty(raises(error)), task(0), ignore)
+    assert kind == "input" and isinstance(found, str) and found.startswith(line)
+
+
+def test_a_fault_of_ours_keeps_its_traceback() -> None:
+    outcome = outcome_of(Faulty(raises(KeyError("what"))), task(7), ignore)
+    with pytest.raises(RuntimeError, match=r"failed in unit 7:\n(.*\n)*KeyError: 'what'"):
+        result_of(task(7), outcome)
+
+
+def test_a_worker_that_dies_is_replaced_once(tmp_path: Path) -> None:
+    def die_once(number: int) -> None:
+        if number == 3 and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    done = LocalEngine(2).run(Faulty(die_once), deque(map(task, range(6))), ignore)
+    assert sorted(int(result) for _task, result in done if isinstance(result, bytes)) == list(range(6))
+    assert (tmp_path / "died").exists()
+
+
+def test_a_unit_that_kills_its_workers_fails_by_name() -> None:
+    def die(number: int) -> None:
+        if number == 3:
+            os._exit(9)
+
+    done: list[int] = []
+    with pytest.raises(InputError, match=r"/corpus: unit 3 \(from 30 on\): .* died 2 times \(exit code 9\); if memory"):
+        done += [
+            ended.unit.number for ended, _result in LocalEngine(1).run(Faulty(die), deque(map(task, range(6))), ignore)
+        ]
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_end_when_the_caller_stops() -> None:
+    running = LocalEngine(2).run(Faulty(lambda number: time.sleep(100 * number)), deque(map(task, range(3))), ignore)
+    next(running)
+    begin = time.monotonic()
+    running.close()
+    assert multiprocessing.active_children() == [] and time.monotonic() - begin < 20
+
+
+PARENT = """
+import os, sys, time
+from collections import deque
+from pipeline.engines.local import LocalEngine
+from tests.pipeline.test_engines import Faulty, ignore, task
+
+class Busy(Faulty):
+    def __call__(self, task, progress):
+        print(os.getpid(), flush=True)
+        while True:
+            progress(1, 1, 0)
+            time.sleep(0.01)
+
+list(LocalEngine(2).run(Busy(), deque(map(task, range(4))), ignore))
+"""
+
+
+def test_workers_end_when_their_parent_dies() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert parent.stdout is not None
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 60
+    while any(_is_running(worker) for worker in workers):
+        assert time.monotonic() < deadline, "still there"
+        time.sleep(0.05)
+    parent.stdout.close()
+
+
+def _is_running(process: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("", 8), (None, 8)]
+)
+def test_cores_are_those_of_the_affinity_and_the_control_group(
+    limit: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_text(path: Path, *_more: Any) -> str:
+        assert path == Path("/sys/fs/cgroup/cpu.max")
+        if limit is None:
+            raise FileNotFoundError(path)
+        return limit
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(8)))
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert num_cores() == expected
+    assert LocalEngine(3).num_workers == 3 and LocalEngine().num_workers == expected

@@ -1,0 +1,131 @@
+"""Units of JSON arrays begin at a guess: one that was wrong is done again, and its errors don't count."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.engines.base import Task
+from pipeline.plan import default_unit_bytes, num_parts, plan_units
+from pipeline.receipts import RangeReceipt
+from pipeline.schedule import run_all
+from pipeline.sources import Source, find_sources
+from shards.common.errors import InputError
+from shards.verify import verify
+from tests.conftest import InlineEngine, use_engine, write_corpus
+from tests.pipeline.building import Builder, texts_in
+
+pytestmark = pytest.mark.usefixtures("inline_engine")
+
+
+@pytest.mark.parametrize("dedup", ["off", "exact"])
+@pytest.mark.parametrize("layout", ["compact", "array", "pretty"])
+def test_false_starts_are_mended(tmp_path: Path, run: Builder, layout: str, dedup: str) -> None:
+    """Records within records, good and bad ones: what a wrong beginning left is gone, shards too."""
+    inner = [{"text": f"内{number}"} for number in range(80)]  # fills units in which no record begins
+    records: list[dict[str, Any]] = []
+    for number in range(20):
+        records += [
+            {"text": "}, {}, {" * 5 + f"第{number % 15}篇"},
+            {"refs": [{"text": "a"}, {"text": 5}], "text": "另"},
+        ]
+        records += [{"refs": inner, "text": f"长{number}"}] * (number % 5 == 0)
+    corpus = write_corpus(tmp_path / "corpus", records, layout)
+    run(corpus, tmp_path / "set", block_tokens=16, unit_bytes=333, val_fraction=0.3, dedup=dedup)
+    texts = [record["text"] for record in records]
+    assert sorted(texts_in(tmp_path / "set")) == sorted(texts if dedup == "off" else set(texts))
+    assert verify(tmp_path / "set") == []
+
+
+class Watched(InlineEngine):
+    """Does the units from the front and keeps their numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: list[int] = []
+
+    def run(self, work: Any, tasks: deque[Any], progress: Any) -> Generator[tuple[Any, Any], None, None]:
+        while tasks:
+            task = tasks.popleft()
+            self.numbers.append(task.unit.number)
+            yield from super().run(work, deque([task]), progress)
+
+
+def test_a_bad_record_in_an_array_is_reported_when_the_units_before_it_are_known(
+    tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Watched()
+    use_engine(monkeypatch, engine)
+    corpus = write_corpus(tmp_path / "corpus.json", [{"text": f"第{number}篇"} for number in range(500)])
+    content = corpus.read_text(encoding="utf-8").replace('{"text": "第321篇"}', '{"text": "第321篇}')
+    corpus.write_text(content, encoding="utf-8")
+    offset = content.encode().index('{"text": "第321篇}'.encode())
+    with pytest.raises(InputError, match=f"line 323, byte {offset:,}: "):
+        run(corpus, tmp_path / "set", unit_bytes=1000)
+    assert set(engine.numbers) == set(range(offset // 1000 + 1))
+
+
+@pytest.mark.parametrize("unit_bytes", [20, 10_000])
+def test_what_follows_an_array_is_not_lost_without_a_word(tmp_path: Path, run: Builder, unit_bytes: int) -> None:
+    array = "[" + ", ".join(f'{{"text": "第{number}篇"}}' for number in range(20)) + "]\n"
+    (tmp_path / "corpus").write_text(array * 2, encoding="utf-8")
+    with pytest.raises(InputError, match=r"the file goes on|what follows it was not read"):
+        run(tmp_path / "corpus", tmp_path / "set", unit_bytes=unit_bytes)
+
+
+class Changing:
+    """A source whose records are never where they were: somebody writes it while it is read."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        self.sources = tuple(sources)
+        self.tasks: list[Task] = []
+
+    def prepare(self) -> None: ...
+
+    def __call__(self, task: Task, progress: Any) -> bytes:
+        assert len(self.tasks) < 50, "again and again"
+        self.tasks.append(task)
+        return b""
+
+
+def test_a_source_that_is_written_while_it_is_read_ends_the_build(tmp_path: Path) -> None:
+    sources = find_sources([str(write_corpus(tmp_path / "corpus", [{"text": "文"}] * 20, "lines"))])
+    work, ranges = Changing(sources), dict[int, list[RangeReceipt]]()
+    with pytest.raises(InputError, match="corpus: the file was changed while it was read"):
+        for task, _result in run_all(work, plan_units(sources, 50), InlineEngine(), ranges, lambda *_counts: None):
+            (byte_range,) = task.unit.ranges
+            first, last = byte_range.start + 3, byte_range.stop + 1
+            ranges[task.unit.number] = [RangeReceipt(first=first, last=last, digest="", num_records=1, num_newlines=0)]
+
+
+def test_the_size_of_units_follows_from_the_sources() -> None:
+    mib = 1 << 20
+    sizes = [default_unit_bytes(num_bytes) for num_bytes in (0, 1, 51_000_000, 2 * 10**9, 10**11, 10**13, 10**14)]
+    assert sizes == [2 * mib, 2 * mib, 2 * mib, 32 * mib, 64 * mib, 1024 * mib, 8192 * mib]
+    for power in range(60):
+        unit_bytes = default_unit_bytes(3 << power)
+        assert unit_bytes & (unit_bytes - 1) == 0 and (3 << power) <= unit_bytes * 16_384
+
+
+def test_small_sources_share_units_and_large_ones_are_cut(tmp_path: Path) -> None:
+    """As the docstring of `plan_units` has it."""
+    sizes = (130, 30, 30, 20, 64)
+    for number, size in enumerate(sizes):
+        (tmp_path / f"{number}.jsonl").write_bytes(b"{" + b" " * (size - 1))
+    sources = find_sources([str(tmp_path)])
+    units = plan_units(sources, 64)
+    found = [[(part.source, part.start, part.stop) for part in unit.ranges] for unit in units]
+    assert found == [
+        [(0, 0, 64)],
+        [(0, 64, 128)],
+        [(0, 128, 130)],
+        [(1, 0, 30), (2, 0, 30)],
+        [(3, 0, 20)],
+        [(4, 0, 64)],
+    ]
+    assert [unit.number for unit in units] == list(range(6)) and sum(unit.num_bytes for unit in units) == sum(sizes)
+    assert [num_parts(source) for source in sources] == list(sizes)
