@@ -208,7 +208,7 @@ def sizes_table(split: shards.Split, blocks: np.ndarray, rounds: int) -> None:
     )
     for size in (8, 16, 32, 256):
         batches = np.random.default_rng(size).permutation(len(blocks))[: 100_000 // size * size].reshape(-1, size)
-        ways = {
+        ways: dict[str, Callable[..., Any]] = {
             "ours": lambda own=batches: (split[n] for n in own),
             "bare": lambda own=batches: (blocks[n] for n in own),
         }
