@@ -135,7 +135,9 @@ class _Handler(BaseHTTPRequestHandler):
                 }
                 found = [one for one in found if one["path"] in folders]
                 found += [{"type": "directory", "path": path, "oid": "0"} for path in sorted(folders - files.keys())]
-            return self._send(*(200, found) if found or not prefix else (404, {}, {"X-Error-Code": "EntryNotFound"}))
+            if not found and prefix:
+                return self._send(404, {}, {"X-Error-Code": "EntryNotFound"})
+            return self._send(200, found)
         if question == "preupload":
             paths = [file["path"] for file in json.loads(body)["files"]]
             is_ignored = {path: path.endswith(hub.ignored) for path in paths}
@@ -202,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content[: hub.break_after.pop(0)])
         self.close_connection = True
-        return self.connection.close()
+        self.connection.close()
 
 
 @contextlib.contextmanager

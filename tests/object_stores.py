@@ -31,7 +31,7 @@ class Server:
 @pytest.fixture(scope="module")
 def running() -> Iterator[Server]:
     """The server, which both protocols find by the environment, and which any `BUCKET.localhost` means."""
-    from moto.server import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from s3fs import S3FileSystem
     from werkzeug.serving import make_server
 

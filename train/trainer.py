@@ -127,8 +127,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         """The optimizer of the settings over the named groups of parameters; those of other kinds are Trainer's."""
         args, trained = self.args, self.model if model is None else model
         if self.optimizer is not None or args.optim_target_modules or "lomo" in args.optim.value:
-            optimizer: torch.optim.Optimizer = super().create_optimizer(trained)
-            return optimizer
+            made: torch.optim.Optimizer = super().create_optimizer(trained)
+            return made
         groups = parameter_groups(
             trained, self.settings.groups, learning_rate=args.learning_rate, weight_decay=args.weight_decay
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.readers.compression import STREAM_ERRORS, damage, unpack
 from pipeline.readers.files import HashedFile, SourceFile
-from pipeline.sources import BYTE_ORDER_MARK, ByteRange, Source
+from pipeline.sources import ByteRange, Source
 from shards.common.errors import InputError
 
 # The kinds of bad records, as the manifest counts them.
@@ -125,7 +125,7 @@ class StreamReader(RangeReader):
         self._start, self._stop = (byte_range.start, byte_range.stop) if source.is_splittable else (0, sys.maxsize)
         self._position = self._start
         self._at_end = False
-        self._file: Any = None  # the stream, which can seek where the source is splittable
+        self._file: Any = None
 
     def __iter__(self) -> Iterator[Batch]:
         with self._open() as hashed:
@@ -166,12 +166,15 @@ class StreamReader(RangeReader):
         room = max(self.chunk_bytes, num_pending)
         return self._read(min(room, self._stop - self._position) if self._position < self._stop else room)
 
-    def _read_head(self) -> bytes:
-        """The first bytes, at least as many as a byte order mark has."""
-        content = self._read_next(0)
-        while len(content) < len(BYTE_ORDER_MARK) and (more := self._read_next(0)):
+    def _read_up_to(self, num_bytes: int, content: bytes = b"") -> bytes:
+        """`content` and what follows it: at least `num_bytes`, if there are as many."""
+        while len(content) < num_bytes and (more := self._read_next(0)):
             content += more
         return content
+
+    def _go_back(self, offset: int) -> None:
+        """Read on from `offset`, before the range. Only in a source that is splittable, before anything is read."""
+        self._position = self._file.seek(offset)
 
     def _too_large(self, offset: int, content: bytes) -> BadRecord:
         limit = self._options.max_record_bytes

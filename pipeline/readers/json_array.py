@@ -101,22 +101,17 @@ class JsonArrayReader(StreamReader):
             return self._opening()
         look_back = min(self._start, LOOK_BACK_BYTES)
         origin = self._start - look_back
-        self._file.seek(origin)
-        content = b""
-        while len(content) < look_back and (more := self._file.read(look_back - len(content))):
-            content += more
-        content += self._read_next(0)
+        self._go_back(origin)
+        content = self._read_up_to((self._known_first or self._start) - origin + 1, self._read(look_back))
         if self._known_first is not None:
-            while len(content) <= self._known_first - origin and (more := self._read_next(0)):
-                content += more
             return content[self._known_first - origin :], self._known_first
-        if look_back == self._start and (opening := _OPENING.match(content)) and opening.end() >= self._start:
+        if origin == 0 and (opening := _OPENING.match(content)) and opening.end() >= self._start:
             return content[opening.end() :], opening.end()
         return self._next_plausible(content, origin, skip=look_back, limit=self._stop)
 
     def _opening(self) -> tuple[bytes, int]:
         """What follows the array's opening bracket; `content` is empty where the array is."""
-        content = self._read_head()
+        content = self._read_up_to(len(BYTE_ORDER_MARK))
         while True:
             rest = content.removeprefix(BYTE_ORDER_MARK).lstrip(_WHITE_SPACE).removeprefix(b"[").lstrip(_WHITE_SPACE)
             if rest or not (more := self._read_next(0)):
@@ -140,14 +135,13 @@ class JsonArrayReader(StreamReader):
         """
         searched = 0
         while True:
-            for match in _CANDIDATE.finditer(content, searched):
-                place = match.end() - 1
+            while match := _CANDIDATE.search(content, searched):
+                place = searched = match.end() - 1
                 if place < skip:
                     continue
                 if limit is not None and offset + place >= limit:
                     return b"", offset + place
-                while len(content) - place < _LOOK_AHEAD_BYTES and not self._at_end and (more := self._read_next(0)):
-                    content += more
+                content = self._read_up_to(place + _LOOK_AHEAD_BYTES, content)
                 if _could_be_record(content[place : place + _LOOK_AHEAD_BYTES]):
                     return content[place:], offset + place
             if self._at_end:
@@ -157,7 +151,7 @@ class JsonArrayReader(StreamReader):
             if limit is not None and offset + len(content) >= limit:
                 return b"", offset + len(content)
             kept = max(0, len(content) - LOOK_BACK_BYTES)
-            content, offset, skip = content[kept:], offset + kept, max(0, skip - kept)
+            content, offset, skip, searched = content[kept:], offset + kept, max(0, skip - kept), 0
             content += self._read_next(0)
 
 

@@ -53,11 +53,10 @@ class JsonLinesReader(StreamReader):
         offset, stop = self._start, self._stop
         pending = read = b""  # an unfinished line, which begins at `offset`; and what is read of the next chunk already
         if offset > 0:
-            self._file.seek(offset - 1)
-            if self._file.read(1) != b"\n":
-                offset, read = self._skip_line(offset, stop)
-                if offset >= stop:
-                    return
+            self._go_back(offset - 1)
+            offset, read = self._skip_line(offset - 1, stop)
+            if offset >= stop:
+                return
         self.first = offset
         while chunk := read or self._read_next(len(pending)):
             read = b""

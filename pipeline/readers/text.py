@@ -40,7 +40,7 @@ class TextReader(StreamReader):
         is one like any other."""
         mark = b"\n" + self._options.document_separator.encode() + b"\n"
         is_cut = len(mark) > 2
-        pending, offset = b"\n" + self._read_head(), -1
+        pending, offset = b"\n" + self._read_up_to(len(BYTE_ORDER_MARK)), -1
         if pending.startswith(BYTE_ORDER_MARK, 1):
             pending, offset = b"\n" + pending[1 + len(BYTE_ORDER_MARK) :], len(BYTE_ORDER_MARK) - 1
         begin = 0  # of what is pending: the line feed before a document

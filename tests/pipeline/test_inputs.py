@@ -183,8 +183,8 @@ def test_what_a_hub_calls_by_a_name_is_pinned(memory: Any, monkeypatch: pytest.M
     files = {"hf:owner/set": [f"{pinned}/a.jsonl", f"{pinned}/b.jsonl"]}
     fetch = types.SimpleNamespace(data_files=files.__getitem__)
     hub = types.SimpleNamespace(pin_url={"hf://datasets/owner/set": pinned}.__getitem__)
-    monkeypatch.setitem(sys.modules, "pipeline.fetch", fetch)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "shards.share.hub", hub)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pipeline.fetch", fetch)
+    monkeypatch.setitem(sys.modules, "shards.share.hub", hub)
     sources = find_sources(["hf:owner/set"])
     assert [source.path for source in sources] == files["hf:owner/set"]
     assert [source.name for source in sources] == ["set@c0ffee/a.jsonl", "set@c0ffee/b.jsonl"]

@@ -211,6 +211,18 @@ def test_a_comma_after_the_last_record(tmp_path: Path) -> None:
     assert (texts, len(bad)) == (["a", "b"], 1)
 
 
+def test_all_that_is_read_to_look_ahead_is_searched_for_the_next_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read may end with what seems to begin a record, and, as more shows, doesn't."""
+    monkeypatch.setattr(RangeReader, "chunk_bytes", 4096)
+    opening = b"[" + good(0) + b',\n{"text" x "'
+    false = opening + b"a" * (2 * 4096 - len(opening) - 3) + b"},{"
+    path = write(tmp_path / "corpus", false + b'" x},\n' + join([good(number) for number in range(5000)], "array")[1:])
+    texts, found = texts_and_bad(path, range_bytes=10**9)
+    assert (len(texts), len(found)) == (5001, 1)
+
+
 @pytest.mark.parametrize("layout", ["lines", "array", "compact"])
 @pytest.mark.parametrize(
     "number", ["1e400", "-1e400", "1" * 400, "1" * 5000, "18446744073709551616", "1e-400", "-0", "-0.0"]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pipeline.bpe import train_tokenizer
-from pipeline.documents import DocumentEncoder
 
 from pipeline import qwen2
+from pipeline.__main__ import main
+from pipeline.encode import DocumentEncoder
 from pipeline.tokenizers import (
     PROBE_TEXTS,
     FastEncoder,
@@ -23,18 +23,20 @@ from pipeline.tokenizers import (
     load_tokenizer_files,
     same_ids,
 )
+from pipeline.train_tokenizer import train_tokenizer
 from shards.common.errors import InputError
+from shards.tokenizer_files import TokenizerFiles
 from tests.conftest import REPOSITORY, SAMPLE, sample_records
 
 SHARED_QWEN2 = REPOSITORY.parent / "shared" / "qwen2" / "tokenizer.json"
 
 
 @pytest.fixture(scope="module")
-def qwen2_files():  # type: ignore[no-untyped-def]
+def qwen2_files() -> TokenizerFiles:
     return load_tokenizer_files("qwen2")
 
 
-def test_qwen2_has_the_published_size_and_special_tokens(qwen2_files) -> None:  # type: ignore[no-untyped-def]
+def test_qwen2_has_the_published_size_and_special_tokens(qwen2_files: TokenizerFiles) -> None:
     content = json.loads(qwen2_files.tokenizer_json)
     assert len(content["model"]["vocab"]) == 151_643
     assert len(content["model"]["merges"]) == 151_387
@@ -43,14 +45,14 @@ def test_qwen2_has_the_published_size_and_special_tokens(qwen2_files) -> None:  
     assert content["model"]["merges"][:3] == ["Ġ Ġ", "ĠĠ ĠĠ", "i n"]
 
 
-def test_qwen2_gives_the_published_ids(qwen2_files) -> None:  # type: ignore[no-untyped-def]
+def test_qwen2_gives_the_published_ids(qwen2_files: TokenizerFiles) -> None:
     """Ids as the model's authors publish them: `tokenizer("Hello world!")` and the first words of the model card."""
     ids, _ = ReferenceEncoder(qwen2_files.tokenizer_json).encode(["Hello world!", "人工智能"])
     assert ids.tolist() == [9707, 1879, 0, 104455]
 
 
 @pytest.mark.skipif(not SHARED_QWEN2.exists(), reason="no reference copy of the tokenizer here")
-def test_qwen2_is_the_reference_copy(qwen2_files) -> None:  # type: ignore[no-untyped-def]
+def test_qwen2_is_the_reference_copy(qwen2_files: TokenizerFiles) -> None:
     assert json.loads(qwen2_files.tokenizer_json) == json.loads(SHARED_QWEN2.read_bytes())
 
 
@@ -60,7 +62,7 @@ def test_changed_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         qwen2.read_ranks()
 
 
-def test_both_encoders_agree_on_the_sample_and_the_probes(qwen2_files, tokenizer_dir: Path) -> None:  # type: ignore[no-untyped-def]
+def test_both_encoders_agree_on_the_sample_and_the_probes(qwen2_files: TokenizerFiles, tokenizer_dir: Path) -> None:
     texts = [record["text"] for record in sample_records()] + list(PROBE_TEXTS)
     for files in (qwen2_files, load_tokenizer_files(str(tokenizer_dir))):
         assert choose_encoder(files) == "fastokens"
@@ -79,17 +81,17 @@ _MARKED = st.text("ae<\u0301\u0323\u0338\u212a\u2126\uac00\u1100\u1161\u11a8か\
 
 
 @given(texts=st.lists(_MARKED.filter(bool), min_size=1, max_size=6))
-def test_documents_are_normalized_as_the_reference_does(qwen2_files, texts: list[str]) -> None:  # type: ignore[no-untyped-def]
+def test_documents_are_normalized_as_the_reference_does(qwen2_files: TokenizerFiles, texts: list[str]) -> None:
     content, eos_id = qwen2_files.tokenizer_json, qwen2_files.eos_id
-    fast = DocumentEncoder(load_encoder("fastokens", content), content, eos_id, closes=True).encode(texts)
-    slow = DocumentEncoder(load_encoder("tokenizers", content), content, eos_id, closes=True).encode(texts)
+    fast = DocumentEncoder(load_encoder("fastokens", content), content, eos_id).encode(texts)
+    slow = DocumentEncoder(load_encoder("tokenizers", content), content, eos_id).encode(texts)
     assert fast.ids.tolist() == slow.ids.tolist() and fast.counts.tolist() == slow.counts.tolist()
     assert list(fast.contents) == list(slow.contents) == [text.encode() for text in texts]
     assert fast.num_bytes.tolist() == [len(text.encode()) for text in texts]
     assert fast.num_chars == slow.num_chars == sum(map(len, texts))
 
 
-def test_normalization_is_left_to_fastokens_where_something_is_cut_out_before_it(qwen2_files) -> None:  # type: ignore[no-untyped-def]
+def test_normalization_is_left_to_fastokens_where_something_is_cut_out_before_it(qwen2_files: TokenizerFiles) -> None:
     content: bytes = qwen2_files.tokenizer_json
     decomposed = ["e\u0301"]
     assert FastEncoder(content).normalized(decomposed) == ["\xe9"]
@@ -102,10 +104,24 @@ def test_normalization_is_left_to_fastokens_where_something_is_cut_out_before_it
         assert same_ids(fast, slow, text)
 
 
-def test_an_eos_that_overlaps_itself_is_not_looked_for_in_joined_texts(qwen2_files) -> None:  # type: ignore[no-untyped-def]
+def test_joining_gives_what_each_text_has_alone(qwen2_files: TokenizerFiles, tokenizer_dir: Path) -> None:
+    texts = [record["text"] for record in sample_records()]
+    texts += ["a<b", "<", "<|", "x<|endoftext", " ", "\n", "e\u0301", "\u0301e"]
+    for files in (qwen2_files, load_tokenizer_files(str(tokenizer_dir))):
+        content = files.tokenizer_json
+        fast = DocumentEncoder(FastEncoder(content), content, files.eos_id)
+        slow = DocumentEncoder(ReferenceEncoder(content), content, files.eos_id)
+        assert fast._joins and not slow._joins
+        for batch in (texts, ["<|endoftext|>"], ["a", "b<|im_start|>c", "<|endoftext|>d"], ["a"]):
+            left, right = fast.encode(batch), slow.encode(batch)
+            assert left.ids.tolist() == right.ids.tolist() and left.counts.tolist() == right.counts.tolist()
+            assert [bytes(content) for content in left.contents] == [text.encode() for text in batch]
+
+
+def test_an_eos_that_overlaps_itself_is_not_looked_for_in_joined_texts(qwen2_files: TokenizerFiles) -> None:
     content: bytes = qwen2_files.tokenizer_json.replace(b'"<|endoftext|>"', b'"=<>="')
-    encoder = DocumentEncoder(load_encoder("fastokens", content), content, qwen2_files.eos_id, closes=True)
-    slow = DocumentEncoder(load_encoder("tokenizers", content), content, qwen2_files.eos_id, closes=True)
+    encoder = DocumentEncoder(load_encoder("fastokens", content), content, qwen2_files.eos_id)
+    slow = DocumentEncoder(load_encoder("tokenizers", content), content, qwen2_files.eos_id)
     texts = ["e\u0301=<>", "b"]  # not NFC, so its UTF-8 is not looked through
     assert encoder.encode(texts).ids.tolist() == slow.encode(texts).ids.tolist()
 
@@ -150,3 +166,10 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: str) ->
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(InputError, match=r"tokenizer\.json"):
         load_tokenizer_files(str(tmp_path))
+
+
+def test_a_tokenizer_in_place_of_a_file_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in ("file", "file/below"):
+        with pytest.raises(InputError, match="expected a directory, or nothing"):
+            main(["tokenizer", str(SAMPLE), "--vocab-size", "300", "--out", str(tmp_path / out)])

@@ -22,7 +22,7 @@ from shards.share.hub import (
     small_file,
     snapshot,
 )
-from shards.share.hub_errors import NoSuchFile
+from shards.share.hub_errors import NoSuchFile, hub_errors
 from tests.hub_server import Hub, commit_name, hub  # noqa: F401
 
 both = pytest.mark.parametrize("name", ["hf:org/model", "ms:org/model"])
@@ -91,13 +91,12 @@ def test_a_pinned_url_shows_what_it_showed(served: Hub) -> None:
 def test_listing_digest_and_content_are_of_one_commit(served: Hub, tmp_path: Path) -> None:
     """The branch moves between any two requests: what comes is the commit of the first."""
     reference = resolve(parse_reference("hf://datasets/org/data/zh"))
-    for number, look in enumerate(
-        (
-            lambda: list_files(reference),
-            lambda: download_file(reference.at("a.jsonl"), tmp_path / "part"),
-            lambda: snapshot(reference, tmp_path / "copy", ["*.jsonl"]),
-        )
-    ):
+    looks: tuple[Callable[[], object], ...] = (
+        lambda: list_files(reference),
+        lambda: download_file(reference.at("a.jsonl"), tmp_path / "part"),
+        lambda: snapshot(reference, tmp_path / "copy", ["*.jsonl"]),
+    )
+    for number, look in enumerate(looks):
         served.put("datasets/org/data", "zh/a.jsonl", b"changed" * number)
         look()
     assert list_files(reference)["a.jsonl"] == hub_module.HubFile(len(DATA), hashlib.sha256(DATA).hexdigest())
@@ -234,5 +233,5 @@ def test_offline_is_one_line_before_anything_is_asked(served: Hub, monkeypatch: 
 
 
 def test_a_fault_of_ours_keeps_its_traceback(served: Hub) -> None:
-    with pytest.raises(KeyError), hub_module.hub_errors("hf", "hf:org/model"):
+    with pytest.raises(KeyError), hub_errors("hf", "hf:org/model"):
         raise KeyError("no such key")

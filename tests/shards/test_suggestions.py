@@ -14,7 +14,7 @@ from shards.common.errors import InputError, nearest_path
 from shards.reader import open_shard_set
 from train.checkpoints import read_position
 from train.generate import find_model
-from train.settings import read_yaml
+from train.values import read_yaml
 
 
 def test_a_set_s_neighbour_is_suggested_if_it_is_a_set(built_set: Path, tmp_path: Path) -> None:
