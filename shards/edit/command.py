@@ -41,9 +41,7 @@ def add_parsers(commands: Any) -> None:
     how = split.add_mutually_exclusive_group(required=True)
     how.add_argument("--parts", type=int, metavar="N", help="the number of parts, of equal size")
     how.add_argument("--fractions", metavar="F,F,…", help="the parts' shares, such as 0.5,0.3,0.2 or 1/3,2/3")
-    split.add_argument(
-        "--out", type=Path, required=True, metavar="PREFIX", help="the new sets are PREFIX-0, PREFIX-1, …"
-    )
+    split.add_argument("--out", type=Path, required=True, metavar="PREFIX", help="for PREFIX-0, PREFIX-1, …")
     seed_help = f"another seed, other parts (default {DEFAULT_SEED})"
     split.add_argument("--seed", type=int, default=DEFAULT_SEED, metavar="S", help=seed_help)
     split.set_defaults(run=run_split)
@@ -59,9 +57,7 @@ def add_parsers(commands: Any) -> None:
     subset.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new shard set")
     how = subset.add_mutually_exclusive_group(required=True)
     how.add_argument("--documents", type=int, metavar="N", help="N documents of train")
-    how.add_argument(
-        "--tokens", type=int, metavar="N", help="documents of train that hold N tokens (the last one whole)"
-    )
+    how.add_argument("--tokens", type=int, metavar="N", help="documents of train that hold N tokens or a few more")
     how.add_argument("--fraction", metavar="F", help="a share of train's documents, such as 0.1 or 1/3")
     subset.add_argument("--seed", type=int, metavar="S", help="take random documents (default: the first ones)")
     subset.set_defaults(run=run_subset)
@@ -100,16 +96,10 @@ def run_split(options: argparse.Namespace) -> int:
 def run_subset(options: argparse.Namespace) -> int:
     from shards.edit.parts import subset
 
+    fraction = None if options.fraction is None else parse_fraction("--fraction", options.fraction)
+    asked = {"num_documents": options.documents, "num_tokens": options.tokens, "fraction": fraction}
     with progress_bar(None, "packing", unit=" documents") as progress:
-        manifest = subset(
-            options.set,
-            options.out,
-            num_documents=options.documents,
-            num_tokens=options.tokens,
-            fraction=None if options.fraction is None else parse_fraction("--fraction", options.fraction),
-            seed=options.seed,
-            progress=progress.update,
-        )
+        manifest = subset(options.set, options.out, **asked, seed=options.seed, progress=progress.update)
     say(f"{options.out}: {_summary(manifest)}")
     return 0
 
