@@ -90,6 +90,7 @@ def test_markup_in_any_field_shows_and_does_nothing(tmp_path: Path, tokenizer_di
 def test_excerpts_are_the_blocks_token_by_token(mixed_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all blocks shown: the ids in the titles, EOS and padding are the set; each document begins and ends once."""
     shard_set = shards.open(mixed_set)
+    assert len(compute(shard_set, seed=3).excerpts) == 10
     monkeypatch.setattr(statistics_module, "NUM_EXCERPTS", 10**6)
     excerpts = compute(shard_set, seed=3).excerpts
     blocks = [block.tolist() for name in ("train", "val") for block in shard_set[name][:]]
