@@ -6,7 +6,6 @@ import errno
 import gzip
 import json
 import os
-import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from pipeline.readers.tables import row_group_bytes
 from pipeline.sources import ByteRange, check_unchanged, find_sources, removed
 from shards.common.errors import InputError, TransientError
 from tests.conftest import write_corpus
-from tests.pipeline.reading import find, ranges_of, read_range, texts_and_bad, texts_of
+from tests.hub_server import Hub, hub  # noqa: F401
+from tests.pipeline.reading import find, ranges_of, read_range, read_source, texts_and_bad, texts_of
 
 TEXTS = [f"第{number}篇文章，内容如下。\n" + "文" * (number % 50) for number in range(300)]
 RECORDS = [{"id": str(number), "page": {"body": text}, "text": text} for number, text in enumerate(TEXTS)]
@@ -171,20 +171,24 @@ def test_directories_and_patterns_in_a_fixed_order(tmp_path: Path, memory: Any) 
             find_sources([str(tmp_path / name)])
 
 
-def test_what_a_hub_calls_by_a_name_is_pinned(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("owner/set@c0ffee/a.jsonl", "owner/set@c0ffee/b.jsonl"):
-        memory.pipe_file(f"/{name}", b'{"text": "a"}\n')
-    pinned = "memory://owner/set@c0ffee"
-    files = {"hf:owner/set": [f"{pinned}/a.jsonl", f"{pinned}/b.jsonl"]}
-    fetch = types.SimpleNamespace(data_files=files.__getitem__)
-    hub = types.SimpleNamespace(pin_url={"hf://datasets/owner/set": pinned}.__getitem__)
-    monkeypatch.setitem(sys.modules, "pipeline.fetch", fetch)
-    monkeypatch.setitem(sys.modules, "shards.share.hub", hub)
-    sources = find_sources(["hf:owner/set"])
-    assert [source.path for source in sources] == files["hf:owner/set"]
-    assert [source.name for source in sources] == ["set@c0ffee/a.jsonl", "set@c0ffee/b.jsonl"]
-    sources = find_sources(["hf://datasets/owner/set"])
-    assert [source.path.partition("owner/")[2] for source in sources] == ["set@c0ffee/a.jsonl", "set@c0ffee/b.jsonl"]
+def test_what_a_hub_calls_by_a_name_is_pinned_and_read(
+    hub: Hub,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.address)
+    lines = write_corpus(tmp_path / "lines", RECORDS[:100], "lines").read_bytes()
+    table = write_table(tmp_path / "table", "parquet", TABLE.slice(100)).read_bytes()
+    hub.commit("datasets/org/lines", {"README.md": b"", "train.jsonl": lines})
+    hub.commit("datasets/org/table", {"README.md": b"", "data/train.parquet": table})
+    for name in ("hf:org/lines", "hf://datasets/org/lines", "hf://datasets/org/lines/*.jsonl"):
+        source = find(name)
+        hub.put("datasets/org/lines", "train.jsonl", b'{"text": "newer"}\n')
+        assert read_source(source) == RECORDS[:100]
+        check_unchanged(source)
+        hub.put("datasets/org/lines", "train.jsonl", lines)
+    assert find("hf:org/lines").name == "org/lines@" + find("hf:org/lines").path.partition("@")[2]
+    assert texts_of("hf:org/table") == texts_of("hf://datasets/org/table/data") == TEXTS[100:]
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
