@@ -25,7 +25,6 @@ from transformers import Trainer, TrainingArguments
 
 import shards
 from shards.torch import IGNORED, BlockDataset, BlockSampler, collate_blocks, has_padding, text_collator
-from train.callbacks import RunCallback
 from train.checkpoints import DataPosition, replace_directory, set_aside, share_files
 from train.evaluation import evaluate_blocks, spread_evenly
 from train.flops import flops_a_token, peak_flops, peak_memory_bytes
@@ -74,7 +73,6 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
             eval_dataset=BlockDataset(data, "val") if len(data["val"]) else None,
             data_collator=collate_blocks if self._every_token_is_label else self._text_collator,
         )
-        self.add_callback(RunCallback(self))
 
     # ---- data ----
 

@@ -62,7 +62,11 @@ def batches_of(source: Source, range_bytes: int = 10**9, options: ReadOptions = 
 
 def read_all(path: Path | str, range_bytes: int = 10**9, options: ReadOptions = OPTIONS) -> list[Any]:
     """All records."""
-    return [value for batch in batches_of(find(path), range_bytes, options) for value in batch.values]
+    return read_source(find(path), range_bytes, options)
+
+
+def read_source(source: Source, range_bytes: int = 10**9, options: ReadOptions = OPTIONS) -> list[Any]:
+    return [value for batch in batches_of(source, range_bytes, options) for value in batch.values]
 
 
 def texts_of(*names: Path | str, field: str = "text", template: str = "", **options: Any) -> list[str]:

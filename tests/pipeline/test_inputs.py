@@ -6,7 +6,6 @@ import errno
 import gzip
 import json
 import os
-import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,11 @@ from pipeline.readers import open_range
 from pipeline.readers.base import BadRecord, RangeReader, ReadOptions, raise_bad
 from pipeline.readers.files import HashedFile, SourceFile
 from pipeline.readers.tables import row_group_bytes
-from pipeline.sources import ByteRange, Source, check_unchanged, find_sources, removed
+from pipeline.sources import ByteRange, check_unchanged, find_sources, removed
 from shards.common.errors import InputError, TransientError
 from tests.conftest import write_corpus
-from tests.pipeline.reading import find, ranges_of, read_range, texts_and_bad, texts_of
+from tests.hub_server import Hub, hub  # noqa: F401
+from tests.pipeline.reading import find, ranges_of, read_range, read_source, texts_and_bad, texts_of
 
 TEXTS = [f"第{number}篇文章，内容如下。\n" + "文" * (number % 50) for number in range(300)]
 RECORDS = [{"id": str(number), "page": {"body": text}, "text": text} for number, text in enumerate(TEXTS)]
@@ -72,23 +72,18 @@ def test_rows_are_numbered_from_the_file(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow-stream"])
 def test_ranges_of_tables_have_digests_of_their_own(tmp_path: Path, kind: str) -> None:
     """Of any row groups; of Parquet without the columns that aren't needed."""
-    path = write_table(tmp_path / "corpus", kind)
-    whole = len(ranges_of(find(path), 1))
+    path = tmp_path / "corpus"
 
-    def digests(path: Path, *columns: str) -> list[str]:
-        options = ReadOptions(on_bad=raise_bad, columns=columns)
-        ranges = [ByteRange(source=0, start=a, stop=b, num_bytes=1) for a, b in ((0, 2), (2, whole))][: whole or 1]
-        ranges = ranges if whole > 1 else ranges_of(find(path), 1)
-        return [open_range(find(path), byte_range, options).compute_digest() for byte_range in ranges]
+    def digests(field: str, value: str) -> list[str]:
+        """With the field of the last row set to `value`."""
+        write_table(path, kind, pa.Table.from_pylist([*RECORDS[:-1], {**RECORDS[-1], field: value}]))
+        source, options = find(path), ReadOptions(on_bad=raise_bad, columns=("text",))
+        return [open_range(source, byte_range, options).compute_digest() for byte_range in ranges_of(source, 1)]
 
-    first = digests(path, "text")
-    assert all(first) and len(set(first)) == len(first) and digests(path, "text") == first
-    other = [{**row, "id": "other"} if number == 299 else row for number, row in enumerate(RECORDS)]
-    write_table(path, kind, pa.Table.from_pylist(other))
-    assert (digests(path, "text") == first) == (kind == "parquet")
-    other = [{**row, "text": "other"} if number == 299 else row for number, row in enumerate(RECORDS)]
-    write_table(path, kind, pa.Table.from_pylist(other))
-    assert digests(path, "text")[-1] != first[-1]
+    first = digests("id", "299")
+    assert all(first) and len(set(first)) == len(first) and digests("id", "299") == first
+    assert (digests("id", "300") == first) == (kind == "parquet")
+    assert digests("text", "other")[-1] != first[-1]
 
 
 def test_remote_parquet_is_opened_once_a_range_and_read_by_the_columns_that_are_needed(
@@ -176,20 +171,24 @@ def test_directories_and_patterns_in_a_fixed_order(tmp_path: Path, memory: Any) 
             find_sources([str(tmp_path / name)])
 
 
-def test_what_a_hub_calls_by_a_name_is_pinned(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("owner/set@c0ffee/a.jsonl", "owner/set@c0ffee/b.jsonl"):
-        memory.pipe_file(f"/{name}", b'{"text": "a"}\n')
-    pinned = "memory://owner/set@c0ffee"
-    files = {"hf:owner/set": [f"{pinned}/a.jsonl", f"{pinned}/b.jsonl"]}
-    fetch = types.SimpleNamespace(data_files=files.__getitem__)
-    hub = types.SimpleNamespace(pin_url={"hf://datasets/owner/set": pinned}.__getitem__)
-    monkeypatch.setitem(sys.modules, "pipeline.fetch", fetch)
-    monkeypatch.setitem(sys.modules, "shards.share.hub", hub)
-    sources = find_sources(["hf:owner/set"])
-    assert [source.path for source in sources] == files["hf:owner/set"]
-    assert [source.name for source in sources] == ["set@c0ffee/a.jsonl", "set@c0ffee/b.jsonl"]
-    sources = find_sources(["hf://datasets/owner/set"])
-    assert [source.path.partition("owner/")[2] for source in sources] == ["set@c0ffee/a.jsonl", "set@c0ffee/b.jsonl"]
+def test_what_a_hub_calls_by_a_name_is_pinned_and_read(
+    hub: Hub,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.address)
+    lines = write_corpus(tmp_path / "lines", RECORDS[:100], "lines").read_bytes()
+    table = write_table(tmp_path / "table", "parquet", TABLE.slice(100)).read_bytes()
+    hub.commit("datasets/org/lines", {"README.md": b"", "train.jsonl": lines})
+    hub.commit("datasets/org/table", {"README.md": b"", "data/train.parquet": table})
+    for name in ("hf:org/lines", "hf://datasets/org/lines", "hf://datasets/org/lines/*.jsonl"):
+        source = find(name)
+        hub.put("datasets/org/lines", "train.jsonl", b'{"text": "newer"}\n')
+        assert read_source(source) == RECORDS[:100]
+        check_unchanged(source)
+        hub.put("datasets/org/lines", "train.jsonl", lines)
+    assert find("hf:org/lines").name == "org/lines@" + find("hf:org/lines").path.partition("@")[2]
+    assert texts_of("hf:org/table") == texts_of("hf://datasets/org/table/data") == TEXTS[100:]
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
@@ -292,10 +291,3 @@ def test_a_path_of_fields_and_a_template_over_several(tmp_path: Path) -> None:
     for template in ("{", "no field", "{}", "{text!r}", "{text:5}"):
         with pytest.raises(InputError, match="--template"):
             texts_of(corpus, template=template)
-
-
-def test_the_format_is_found_from_the_content(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "wrong.parquet", RECORDS, "lines")
-    write_corpus(tmp_path / "wrong.jsonl", RECORDS, "array")
-    found: list[Source] = find_sources([str(tmp_path / "wrong.parquet"), str(tmp_path / "wrong.jsonl")])
-    assert [source.format for source in found] == ["json-lines", "json-array"]

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.readers import open_range
-from pipeline.readers.base import BadRecord, Batch, Incomplete, LineCounter, RangeReader, locate
+from pipeline.readers.base import BadRecord, Incomplete, LineCounter, RangeReader, locate
 from pipeline.readers.files import SourceFile
 from pipeline.sources import ByteRange
 from shards.common.errors import InputError
@@ -100,19 +100,6 @@ def test_lines_are_counted_from_a_range_on(tmp_path: Path, monkeypatch: pytest.M
         assert lines.line(offset) == content[start:offset].count(b"\n") + 1
     assert sum(num_read) == 500
     lines.close()
-
-
-def test_the_places_of_a_batch_are_found_once() -> None:
-    """A batch has a million of the shortest records: to look for each from the front would take the square of that."""
-    calls: list[int] = []
-
-    def find_places() -> list[tuple[int, bytes]]:
-        calls.append(1)
-        return [(100, b"{}"), (106, b"[1]")]
-
-    batch = Batch([{}, [1]], 9, find_places)
-    assert [batch.place(number) for number in (1, 0, 1)] == [(106, b"[1]"), (100, b"{}"), (106, b"[1]")]
-    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
