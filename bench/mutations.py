@@ -17,6 +17,7 @@ import functools
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -139,6 +140,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="so many at a time (one a core)")
     parser.add_argument("--repo", type=Path, default=REPOSITORY, help="the checkout that is broken (this one)")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests of Ctrl-C need it, also in a job in the background
     breaks = read_breaks(BREAKS.read_text("utf-8"))
     chosen = [change for change in breaks if not options.names or change.name.startswith(tuple(options.names))]
     if options.list:

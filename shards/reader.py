@@ -37,7 +37,6 @@ from shards.order import epoch_order
 Tokens = npt.NDArray[np.uint32]
 
 _MAX_MAPPED = 4096  # a process may have some 65,000 maps, and each takes an open file
-_MAX_ROWS = 32  # blocks gathered at once: each may keep one map more
 
 
 def open_shard_set(directory: str | os.PathLike[str]) -> ShardSet:
@@ -151,7 +150,8 @@ class Split:
         # Where each shard's blocks and documents begin, and the numbers of all.
         self._first_blocks = [0, *itertools.accumulate(shard.num_blocks for shard in self.shards)]
         self._first_documents = [0, *itertools.accumulate(shard.num_documents for shard in self.shards)]
-        self._maps: list[Tokens | None] = [None] * len(self.shards)
+        self._block_bytes = bin_bytes(1, self.block_tokens)
+        self._maps: list[memoryview | None] = [None] * len(self.shards)
         self._mapped: collections.deque[int] = collections.deque()
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_mapped = _MAX_MAPPED if limit == resource.RLIM_INFINITY else min(_MAX_MAPPED, limit // 2)
@@ -169,22 +169,20 @@ class Split:
 
         Raises `InputError` if the file has changed since the set was opened.
         """
-        blocks = self._maps[number]
-        if blocks is None:
-            blocks = self._maps[number] = self._map(number)
-            self._mapped.append(number)
-            if len(self._mapped) > self._max_mapped:
-                self._maps[self._mapped.popleft()] = None  # views of it that are in use keep it mapped
-        return blocks
+        return np.frombuffer(self._maps[number] or self._map(number), "<u4").reshape(-1, self.block_tokens)
 
-    def _map(self, number: int) -> Tokens:
+    def _map(self, number: int) -> memoryview:
         shard = self.shards[number]
         path = self.directory / (shard.name + BIN_SUFFIX)
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size != bin_bytes(shard.num_blocks, self.block_tokens):
                 raise InputError(f"{path}: the file has changed since the set was opened")
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(content, "<u4").reshape(-1, self.block_tokens)
+            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        self._maps[number] = content
+        self._mapped.append(number)
+        if len(self._mapped) > self._max_mapped:
+            self._maps[self._mapped.popleft()] = None  # views of it that are in use keep it mapped
+        return content
 
     def first_block(self, shard: int) -> int:
         """The number of the first block of a shard; for the number after the last shard, the number of blocks."""
@@ -202,17 +200,18 @@ class Split:
         if isinstance(key, slice):
             return self._slice(key)
         if isinstance(key, (int, np.integer)):
-            return self._block(int(key))
+            return np.frombuffer(self._block(int(key)), "<u4")
         return self._gather(np.asarray(key))
 
-    def _block(self, number: int) -> Tokens:
+    def _block(self, number: int) -> memoryview:
+        """The bytes of a block."""
         if number < 0:
             number += len(self)
         shard = bisect.bisect_right(self._first_blocks, number) - 1
         if not 0 <= shard < len(self.shards):
             raise IndexError(f"block numbers must lie in 0 … {len(self) - 1:,} (split {self.name!r})")
-        block: Tokens = self.shard_blocks(shard)[number - self._first_blocks[shard]]
-        return block
+        start = (number - self._first_blocks[shard]) * self._block_bytes
+        return (self._maps[shard] or self._map(shard))[start : start + self._block_bytes]
 
     def _slice(self, key: slice) -> Tokens:
         start, stop, step = key.indices(len(self))
@@ -227,10 +226,9 @@ class Split:
         if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
             raise IndexError(f"expected a 1-D array of block numbers, found {numbers.dtype} {numbers.shape}")
         blocks = np.empty((len(numbers), self.block_tokens), dtype=np.uint32)
-        wanted = numbers.tolist()
-        for first in range(0, len(wanted), _MAX_ROWS):
-            rows = [self._block(number) for number in wanted[first : first + _MAX_ROWS]]
-            np.concatenate(rows, out=blocks[first : first + _MAX_ROWS].reshape(-1))
+        content = blocks.reshape(-1).view(np.uint8).data
+        for start, number in zip(range(0, len(content), self._block_bytes), numbers.tolist(), strict=True):
+            content[start : start + self._block_bytes] = self._block(number)
         return blocks
 
     def epoch(self, seed: int, epoch: int, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ IGNORED = -100  # a label that doesn't count
 _CHUNK_POSITIONS = 1 << 15  # a millisecond or two
 
 Batch = dict[str, torch.Tensor]
-Collator = Callable[[torch.Tensor], Batch]
+Collator = Callable[[Any], Batch]
 
 
 class BlockDataset(Dataset[torch.Tensor]):
@@ -84,7 +85,7 @@ def has_padding(data: shards.Data) -> bool:
     return any(part.manifest.packing == "best-fit" and part["train"].num_padding_tokens > 0 for part in data.sets)
 
 
-def collate_blocks(blocks: torch.Tensor) -> Batch:
+def collate_blocks(blocks: Any) -> Batch:
     """A batch for a causal language model, of what `BlockDataset` gathered; the model itself shifts the labels by one.
 
     There is no attention mask, and the EOS that ends a document is a label like any other: that is how a model learns to
@@ -102,7 +103,7 @@ class PaddingCollator:
 
     eos_id: int
 
-    def __call__(self, blocks: torch.Tensor) -> Batch:
+    def __call__(self, blocks: Any) -> Batch:
         is_eos = blocks == self.eos_id
         is_padding = torch.zeros_like(is_eos)
         is_padding[:, 1:] = is_eos[:, 1:] & is_eos[:, :-1]
@@ -119,7 +120,7 @@ class DocumentCollator:
 
     eos_id: int
 
-    def __call__(self, blocks: torch.Tensor) -> Batch:
+    def __call__(self, blocks: Any) -> Batch:
         begins = torch.zeros_like(blocks, dtype=torch.bool)
         begins[:, 1:] = blocks[:, :-1] == self.eos_id
         places = torch.arange(blocks.shape[1]).expand_as(blocks)

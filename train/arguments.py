@@ -128,8 +128,8 @@ def build_arguments(settings: Settings, *, epoch_blocks: int) -> TrainingArgumen
         args = TrainingArguments(**values)
     if args.gradient_checkpointing and args.gradient_checkpointing_kwargs:
         with refusing("training: gradient_checkpointing_kwargs"):
-            settings = {"use_reentrant": False, **args.gradient_checkpointing_kwargs}
-            checkpoint(torch.neg, torch.zeros(2, requires_grad=True), **settings)
+            options = {"use_reentrant": False, **args.gradient_checkpointing_kwargs}
+            checkpoint(torch.neg, torch.zeros(2, requires_grad=True), **options)
     if args.torch_compile:
         with refusing("training: torch_compile"):
             torch.compile(torch.neg, backend=args.torch_compile_backend, mode=args.torch_compile_mode)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,9 +19,7 @@ from transformers.trainer_callback import TrainerCallback
 
 from shards.common.command_line import Terminated
 from train.checkpoints import OLD_SUFFIX, delete_old_checkpoints, remove, seal_checkpoint
-
-if TYPE_CHECKING:
-    from train.trainer import BlockTrainer
+from train.trainer import BlockTrainer
 
 SAME_REQUEST_SECONDS = 30  # torchrun forwards a SIGTERM that its workers got too
 # With several processes they must stop at the same step, and asking each other makes a GPU wait: not at each step.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str | None:
         return f"{head}  validation loss {logs['eval_loss']:.4f}  perplexity {logs['eval_perplexity']:,.1f}"
     if "loss" not in logs:
         return None
-    parts = (
+    parts: tuple[tuple[str, Callable[[float], str]], ...] = (
         ("tokens", lambda tokens: f"{tokens / 1e6:,.2f} M tokens"),
         ("loss", lambda loss: f"loss {loss:.4f}"),
         ("learning_rate", lambda rate: f"lr {rate:.2e}"),

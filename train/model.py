@@ -109,9 +109,11 @@ class GatedMLP(nn.Module):
     silu(gate) and the product are cheap to compute again. It takes over the projections of a `Qwen2MLP` under their names.
     """
 
-    def __init__(self, mlp: nn.Module) -> None:
+    def __init__(self, mlp: Any) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.gate_proj: nn.Linear = mlp.gate_proj
+        self.up_proj: nn.Linear = mlp.up_proj
+        self.down_proj: nn.Linear = mlp.down_proj
 
     def forward(self, hidden: Tensor) -> Tensor:
         gate, up = self.gate_proj(hidden), self.up_proj(hidden)

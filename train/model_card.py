@@ -26,7 +26,6 @@ from train.sampling import Continuation
 
 CARD_NAME = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-MAX_SOURCES = 20
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&$!@:])|(?<=www)(\.)", re.IGNORECASE)
 
 
@@ -44,51 +43,35 @@ def write_model_card(
 
 def model_card(record: Mapping[str, Any], data: shards.Data, model: Path, samples: Sequence[Continuation] = ()) -> str:
     """The card's text, Markdown with a front matter in YAML. `model` is the directory with the saved model."""
-    settings = record["settings"]
+    settings, args, session = record["settings"], record["training_arguments"], record["sessions"][-1]
     config = json.loads((model / "config.json").read_bytes())
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=[str(config["model_type"]), "pretrained", "causal-lm"],
     )
-    mixed = isinstance(data, shards.Mixture)
+    per_mille = data.per_mille if isinstance(data, shards.Mixture) else ()
     card = ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
-        name=str(settings["tracking"]["name"] or Path(settings["output_dir"]).resolve().name),
+        name=settings["tracking"]["name"] or Path(settings["output_dir"]).resolve().name,
         sets=data.sets,
-        shares=[(part.path.name, f"{share / 10:g} %") for part, share in zip(data.sets, data.per_mille, strict=True)]
-        if mixed
-        else [],
-        max_sources=MAX_SOURCES,
-        model=_model_rows(config, model),
-        training=_training_rows(record),
-        results=_result_rows(record.get("results")),
-        num_val_blocks=len(data["val"]),
-        code=_code(str((settings["generation"].get("prompts") or ["Once"])[0])),
+        shares=[(part.path.name, f"{share / 10:g} %") for part, share in zip(data.sets, per_mille, strict=False)],
         config=config,
-        generation=settings["generation"],
+        num_parameters=num_parameters(model),
+        settings=settings,
+        args=args,
+        session=session,
+        shards=record["shards"],
+        batch=args["train_batch_size"] * args["gradient_accumulation_steps"] * session["processes"],
+        results=record.get("results"),
+        code=_code(str((settings["generation"].get("prompts") or ["Once"])[0])),
         samples=[fenced(sample_text(sample), "text") for sample in samples],
         escaped=escaped,
         plural=plural,
+        number=lambda value: "–" if value is None else f"{value:,.4f}",
     )
     return str(card)
-
-
-def _model_rows(config: Mapping[str, Any], model: Path) -> list[tuple[str, str]]:
-    heads = f"{config['num_attention_heads']:,}, {config['num_key_value_heads']:,} for keys and values"
-    tied = ", tied with the head" if config.get("tie_word_embeddings") else ""
-    return [
-        ("Architecture", ", ".join(config.get("architectures") or [config["model_type"]])),
-        ("Parameters", f"{num_parameters(model):,}"),
-        ("Hidden size", f"{config['hidden_size']:,}"),
-        ("Layers", f"{config['num_hidden_layers']:,}"),
-        ("Attention heads", heads),
-        ("Intermediate size", f"{config['intermediate_size']:,}"),
-        ("Activation", str(config["hidden_act"])),
-        ("Vocabulary", f"{config['vocab_size']:,} rows{tied}"),
-        ("Positions", f"{config['max_position_embeddings']:,} tokens"),
-    ]
 
 
 def num_parameters(model: Path) -> int:
@@ -99,45 +82,6 @@ def num_parameters(model: Path) -> int:
             names = file.keys()
             total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
     return total
-
-
-def _training_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    args, session, settings = record["training_arguments"], record["sessions"][-1], record["settings"]
-    steps = int(args["max_steps"])
-    batch = int(args["train_batch_size"]) * int(args["gradient_accumulation_steps"]) * int(session["processes"])
-    tokens = batch * int(record["shards"]["block_tokens"])
-    passes = steps * batch / max(1, int(record["shards"]["train_blocks"]))
-    decay = f", weight decay {args['weight_decay']:g}" if args.get("weight_decay") else ""
-    betas = f", betas {args['adam_beta1']:g} and {args['adam_beta2']:g}"
-    rows = [
-        ("Steps", f"{steps:,}"),
-        ("Batch", f"{plural(batch, 'block')} = {tokens:,} tokens a step"),
-        ("Tokens", f"{steps * tokens:,}, {passes:.2f} × the set"),
-        ("Optimizer", str(settings["training"].get("optim", args["optim"])) + betas + decay),
-        ("Learning rate", f"{args['learning_rate']:g} at its peak"),
-        ("Schedule", f"{args['lr_scheduler_type']}, warm-up {args['warmup_steps']:g} steps"),
-        ("Gradient clipping", f"norm {args['max_grad_norm']:g}"),
-        ("Precision", str(session["precision"])),
-        ("Seed", f"{args['seed']}"),
-        ("Documents in a block", "masked from each other" if settings.get("document_mask") else "attend to each other"),
-        ("Device", f"{session['device']}, processes {session['processes']}"),
-        ("Software", ", ".join(f"{name} {version}" for name, version in session["packages"].items())),
-    ]
-    if git := session.get("git"):
-        rows.append(("Code", f"commit {git['commit']}" + (", with changes" if git["dirty"] else "")))
-    return rows
-
-
-def _result_rows(results: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    if results is None:
-        return []
-    rows = (
-        ("Training loss, nats a token", "last_train_loss", ".4f"),
-        ("Validation loss, nats a token", "eval_loss", ".4f"),
-        ("Perplexity of a token", "eval_perplexity", ",.2f"),
-        ("Bits per byte of text", "eval_bits_per_byte", ".4f"),
-    )
-    return [(label, "–" if results.get(key) is None else format(results[key], spec)) for label, key, spec in rows]
 
 
 def _code(prompt: str) -> str:
@@ -153,9 +97,9 @@ print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))""
     return fenced(code, "python")
 
 
-def escaped(text: str) -> str:
+def escaped(text: Any) -> str:
     """`text` on one line as Markdown shows it, every character as itself."""
-    return _SPECIAL.sub(lambda match: f"\\{match[0]}", printable(text))
+    return _SPECIAL.sub(lambda match: f"\\{match[0]}", printable(str(text)))
 
 
 def fenced(text: str, language: str) -> str:

@@ -26,7 +26,7 @@ from shards.common.text import plural, printable
 from shards.vocabulary import copy_tokenizer
 from train import run_directory
 from train.arguments import build_arguments, preflight, typed
-from train.callbacks import StopOnSignal
+from train.callbacks import RunCallback, StopOnSignal
 from train.checkpoints import (
     DataPosition,
     newest_complete_checkpoint,
@@ -222,6 +222,7 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(RunCallback(trainer))
     return trainer
 
 

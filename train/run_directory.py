@@ -65,8 +65,8 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
     another = "choose another --output_dir (make: RUN=NAME), or delete it to train again"
     if resume is not None and resume != "latest":
         checkpoint = Path(resume).expanduser()
-        position = read_position(checkpoint, check_content=check_content)
-        return Plan(checkpoint=checkpoint, position=position, notices=[], resume=resume)
+        given = read_position(checkpoint, check_content=check_content)
+        return Plan(checkpoint=checkpoint, position=given, notices=[], resume=resume)
     if resume is None and state == "finished":
         raise InputError(f"{run}: holds a finished run; {another}")
     newest, position, notices = newest_complete_checkpoint(run, check_content=check_content)

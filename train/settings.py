@@ -23,9 +23,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import shards
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
+from shards.order import SHUFFLES, Shuffle
 from train.model_config import published_fields
 from train.training_fields import REFUSED_ARGUMENTS, training_fields
 from train.values import convert, read_yaml, require, require_one_of
@@ -134,7 +134,7 @@ class Settings:
 
     shards: str  # a shard set's directory, or a mixture of several (`shards.mixture`)
     output_dir: Path
-    shuffle: shards.Shuffle
+    shuffle: Shuffle
     document_mask: bool
     global_batch_blocks: int | None  # of a step, over all processes; None: by gradient_accumulation_steps
     eval_blocks: int | None  # of an evaluation, but of the last one, which takes all; None: of each
@@ -194,7 +194,7 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
             hint = "; it belongs in the section `training`" if key in training_fields() else nearest(str(key), known)
             raise InputError(f"{config_path}: unknown key {printable(str(key))!r}{hint}")
     sections = {name: _section(content, name, config_path) for name in SECTIONS}
-    top = {key: content.get(key) for key in TOP_LEVEL}
+    top: dict[str, Any] = {key: content.get(key) for key in TOP_LEVEL}
     origin = {(name, key): f"{config_path}: {name}: {key}" for name in SECTIONS for key in section_keys(name)}
     # Of two ways to set the batch the command line's wins.
     if "global_batch_blocks" in overrides and "gradient_accumulation_steps" not in overrides:
@@ -215,7 +215,7 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
                 raise InputError(f"{config_path}: {section}: unknown key {printable(str(key))!r}{hint}")
             if section == "training" and key in REFUSED_ARGUMENTS:
                 raise InputError(f"{origin[section, key]}: can't be set: {REFUSED_ARGUMENTS[key]}")
-    for key, choices in (("shuffle", shards.SHUFFLES), ("loss", LOSSES)):
+    for key, choices in (("shuffle", SHUFFLES), ("loss", LOSSES)):
         top[key] = choices[0] if top[key] is None else top[key]
         require_one_of(choices, top[key], f"{config_path}: {key}")
     batch, eval_blocks = (_blocks(top[key], f"{config_path}: {key}") for key in ("global_batch_blocks", "eval_blocks"))

@@ -25,7 +25,6 @@ from transformers import Trainer, TrainingArguments
 
 import shards
 from shards.torch import IGNORED, BlockDataset, BlockSampler, collate_blocks, has_padding, text_collator
-from train.callbacks import RunCallback
 from train.checkpoints import DataPosition, replace_directory, set_aside, share_files
 from train.evaluation import evaluate_blocks, spread_evenly
 from train.flops import flops_a_token, peak_flops, peak_memory_bytes
@@ -74,7 +73,6 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
             eval_dataset=BlockDataset(data, "val") if len(data["val"]) else None,
             data_collator=collate_blocks if self._every_token_is_label else self._text_collator,
         )
-        self.add_callback(RunCallback(self))
 
     # ---- data ----
 
@@ -127,8 +125,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         """The optimizer of the settings over the named groups of parameters; those of other kinds are Trainer's."""
         args, trained = self.args, self.model if model is None else model
         if self.optimizer is not None or args.optim_target_modules or "lomo" in args.optim.value:
-            optimizer: torch.optim.Optimizer = super().create_optimizer(trained)
-            return optimizer
+            made: torch.optim.Optimizer = super().create_optimizer(trained)
+            return made
         groups = parameter_groups(
             trained, self.settings.groups, learning_rate=args.learning_rate, weight_decay=args.weight_decay
         )

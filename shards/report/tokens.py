@@ -65,7 +65,6 @@ class TokenCounter:
         self._characters = Counter[str]()
         pieces = [vocabulary.piece(token) for token in range(shard_set.vocab_size)]
         self._is_partial = np.array([not is_whole(piece) for piece in pieces])
-        self._is_partial[shard_set.eos_id] = False
         # Of such tokens, the pieces, and then the same after a separator.
         self._partial_number = np.cumsum(self._is_partial) - 1
         partial = [pieces[token] for token in np.flatnonzero(self._is_partial).tolist()]

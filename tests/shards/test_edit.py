@@ -401,21 +401,3 @@ def test_the_command_lines(tmp_path: Path, sets: dict[str, Path], capsys: pytest
     assert lines[0].startswith(f"{out}: {2 * num_documents:,} documents, ")
     assert lines[0].endswith(", from 2 sets")
     assert lines[1].startswith(f"{out}-0: ")
-
-
-@pytest.mark.parametrize("stop_at", [0, 3, 10])
-@pytest.mark.parametrize("name", ["merge", "split"])
-def test_an_interruption_leaves_nothing(tmp_path: Path, sets: dict[str, Path], name: str, stop_at: int) -> None:
-    calls: list[int] = []
-
-    def progress(number: int) -> None:
-        if len(calls) == stop_at:
-            raise KeyboardInterrupt
-        calls.append(number)
-
-    with pytest.raises(KeyboardInterrupt):
-        if name == "merge":
-            merge([sets["concat"]] * 2, tmp_path / "OUT", progress=progress)
-        else:
-            split(sets["concat"], [tmp_path / "OUT-0", tmp_path / "OUT-1"], [Fraction(1, 2)] * 2, progress=progress)
-    assert names_in(tmp_path) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import threading
 from pathlib import Path
 
 import pytest
@@ -117,23 +116,3 @@ def test_a_file_in_the_way_is_one_clear_line(tmp_path: Path) -> None:
     for out, expected in ((tmp_path / "file" / "new", "can't write here"), (tmp_path / "file", "exists already")):
         with pytest.raises(InputError, match=expected), new_directory(out):
             raise AssertionError
-
-
-def test_many_threads_to_one_output_give_one_set(tmp_path: Path, built_set: Path) -> None:
-    results: list[str] = []
-
-    def attempt() -> None:
-        try:
-            subset(built_set, tmp_path / "out", num_documents=5)
-            results.append("done")
-        except InputError as error:
-            results.append(str(error))
-
-    threads = [threading.Thread(target=attempt) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results.count("done") == 1
-    assert all("another process" in result or "exists already" in result for result in results if result != "done")
-    assert verify(tmp_path / "out") == [] and names_in(tmp_path) == ["out"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def assert_same(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor,
 
 
 def distance(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
-    return sum(float((left[name] - right[name]).square().sum()) for name in left) ** 0.5
+    return math.sqrt(sum(float((left[name] - right[name]).square().sum()) for name in left))
 
 
 def wide(batch: dict[str, Tensor]) -> dict[str, Tensor]:

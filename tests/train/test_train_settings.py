@@ -270,7 +270,7 @@ def test_several_gpus_and_one_process_are_refused_with_the_command(
 
 
 def test_the_preflight_draws_no_random_number(write_config: WriteConfig) -> None:
-    settings, data, _, _ = prepare(["--config", str(write_config()), "--lr_scheduler_type", "warmup_stable_decay"])
+    settings, data, _ = prepare(["--config", str(write_config()), "--lr_scheduler_type", "warmup_stable_decay"])
     settings = typed(settings)
     args = build_arguments(settings, epoch_blocks=22)
     assert args.lr_scheduler_kwargs == {"num_decay_steps": 3, "decay_type": "linear"}
