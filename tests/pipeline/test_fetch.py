@@ -177,6 +177,7 @@ def test_a_mistyped_name_suggests_the_right_one(tmp_path: Path) -> None:
 @pytest.fixture
 def data_set(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:  # noqa: F811
     monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.address)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)  # where another test has loaded it
     card = b"""---
 configs:
 - config_name: zh

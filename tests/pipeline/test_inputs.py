@@ -177,6 +177,7 @@ def test_what_a_hub_calls_by_a_name_is_pinned_and_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.address)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)  # where another test has loaded it
     lines = write_corpus(tmp_path / "lines", RECORDS[:100], "lines").read_bytes()
     table = write_table(tmp_path / "table", "parquet", TABLE.slice(100)).read_bytes()
     hub.commit("datasets/org/lines", {"README.md": b"", "train.jsonl": lines})
