@@ -181,22 +181,3 @@ def test_mistyped_names_suggest_the_right_ones(
         load_settings(write(confg="x"), {})
     with pytest.raises(InputError, match="is missing; or take it from a published model with config: hf:ORG/NAME"):
         load_settings(write(hidden_size=64), {})
-
-
-def test_a_training_runs_with_a_configuration_of_a_hub(
-    hub: Hub,  # noqa: F811
-    tmp_path: Path,
-    write_config: WriteConfig,
-    run_command_line: Callable[..., Any],
-) -> None:
-    content = {**QWEN2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
-    hub.put("models/org/model", "config.json", json.dumps(content).encode())
-    path = write_config(model={"config": "hf:org/model", "num_hidden_layers": 2}, training={"max_steps": 2})
-    text = yaml.safe_load(path.read_text())
-    text["model"] = {"config": "hf:org/model", "num_hidden_layers": 2}
-    path.write_text(yaml.safe_dump(text))
-    result = run_command_line("train", "--config", str(path), cwd=tmp_path, **environment(hub, tmp_path))
-    assert result.returncode == 0, result.stderr
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["settings"]["model_config"] == "hf:org/model"
-    assert record["settings"]["model"]["num_hidden_layers"] == 2 and record["settings"]["model"]["hidden_size"] == 16
