@@ -75,15 +75,16 @@ def _curve(points: Sequence[Point], measure: Measure, losses: Mapping[int, float
 
 def _values_at(x: float, label: str, curves: Sequence[tuple[str, Curve, Curve]]) -> str:
     """The loss of each run near `x`, a run a line."""
-    lines = [f"{x:,.4g} {label}"]
-    for name, *pair in curves:
-        words = []
-        for word, curve in zip(("training", "validation"), pair, strict=True):
-            known = [(abs(place - x), loss) for place, loss in curve if loss is not None]
-            if known and x <= curve[-1][0] * 1.02:
-                words.append(f"{word} {min(known)[1]:.4f}")
-        lines.append(f"{name}: {', '.join(words) or '–'}")
-    return "\n".join(lines)
+
+    def nearest(curve: Curve) -> str:
+        known = [(abs(place - x), loss) for place, loss in curve if loss is not None]
+        return f"{min(known)[1]:.4f}" if known and x <= curve[-1][0] * 1.02 else "–"
+
+    lines = [
+        f"{name}: training {nearest(training)}, validation {nearest(validation)}"
+        for name, training, validation in curves
+    ]
+    return "\n".join([f"{x:,.4g} {label}", *lines])
 
 
 def smoothed(losses: Sequence[float | None]) -> list[float | None]:

@@ -11,8 +11,6 @@ from train.compare.runs import Run
 from train.compare.table import best_runs, difference_rows, remarks, result_rows, value_text
 
 PROGRAM = "train.compare"
-_MAX_PROMPTS = 50
-_MAX_SAMPLE_CHARACTERS = 4000
 
 
 def check_out(out: Path) -> None:
@@ -37,7 +35,5 @@ def render(runs: Sequence[Run]) -> bytes:
         results=result_rows(runs),
         best_runs=best_runs(runs),
         prompts=list(dict.fromkeys(prompt for run in runs for prompt in run.samples)),
-        max_prompts=_MAX_PROMPTS,
-        max_sample_characters=_MAX_SAMPLE_CHARACTERS,
         shared=[(key, value_text(settings[key])) for key in shared],
     )
