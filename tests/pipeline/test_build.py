@@ -108,24 +108,26 @@ def test_the_ids_are_the_reference_tokenizers_with_one_eos_a_document(
 
 @pytest.mark.usefixtures("inline_engine")
 def test_special_token_strings_are_text_unless_they_are_to_be_parsed(tmp_path: Path, run: Builder) -> None:
-    texts = ["前<|endoftext|>后", "<|endoftext|>", "丙"]
+    texts = ["前<|endoftext|>后", "<|endoftext|>", "丙", "e\u0301<|endoftext|>"]  # the last is normalized
     corpus = write_corpus(tmp_path / "corpus", [{"text": text} for text in texts])
     run(corpus, tmp_path / "text", val_fraction=0.0)
-    assert texts_in(tmp_path / "text") == texts
+    assert texts_in(tmp_path / "text") == [unicodedata.normalize("NFC", text) for text in texts]
     run(corpus, tmp_path / "parse", val_fraction=0.0, special_tokens="parse", block_tokens=4)
     assert verify(tmp_path / "parse") == []
     shard_set = shards.open(tmp_path / "parse")
     counts = [int((document == shard_set.eos_id).sum()) for document in shard_set["train"].documents()]
-    assert counts == [1, 1, 0]  # besides the one that closes each
+    assert counts == [1, 1, 0, 1]  # besides the one that closes each
 
 
 @pytest.mark.usefixtures("inline_engine")
-def test_equal_texts_are_in_the_same_split(tmp_path: Path, run: Builder) -> None:
+def test_equal_texts_are_in_the_same_split_which_the_seed_decides(tmp_path: Path, run: Builder) -> None:
     corpus = write_corpus(tmp_path / "corpus", [{"text": text} for text in TEXTS[:60] * 2])
     run(corpus, tmp_path / "set", val_fraction=0.5)
     train, val = (texts_in(tmp_path / "set", name) for name in ("train", "val"))
     assert train and val and not set(train) & set(val)
     assert len(train) + len(val) == 120
+    run(corpus, tmp_path / "other", val_fraction=0.5, seed=7)
+    assert texts_in(tmp_path / "other", "train") != train
 
 
 @pytest.mark.usefixtures("inline_engine")

@@ -209,6 +209,9 @@ def test_a_source_that_changed_or_is_gone_is_noticed(tmp_path: Path, memory: Any
     put(content.replace("文".encode(), "字".encode()))  # of the same size
     with pytest.raises(InputError, match="the file was changed while it was read"):
         check_unchanged(source)
+    put(content[:-9])
+    with pytest.raises(InputError, match="the file became shorter while it was read"):
+        read_range(source, ranges_of(source, 10**9)[0])
     assert removed([source]) is None
     path.unlink()
     memory.rm_file("/corpus")
