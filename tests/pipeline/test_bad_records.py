@@ -103,7 +103,7 @@ def test_files_that_share_a_unit_are_opened_one_after_another(tmp_path: Path, ru
 
 def test_memory_does_not_grow_with_the_rejected_records(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RangeReader, "chunk_bytes", 1 << 13)
-    num_bad = 20_000  # 10 MB, if they were kept until the unit is done
+    num_bad = 12_000  # 6 MB, if they were kept until the unit is done
     corpus.write_bytes(b"{}\n" * num_bad)
     sources = find_sources([str(corpus)])
     (unit,) = plan_units(sources, 10**6)

@@ -17,7 +17,7 @@ from shards.common.urls import write_bytes
 from shards.share.pull import pull
 from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes, sample_records, write_corpus
-from tests.object_stores import Server, running  # noqa: F401
+from tests.object_stores import running  # noqa: F401
 from tests.pipeline.building import Builder, Killed, killed_at, killed_before_publishing, stored
 
 OPTIONS: dict[str, Any] = {"unit_bytes": 15_000, "dedup": "exact", "on_bad_record": "skip"}
@@ -176,12 +176,8 @@ def test_what_an_object_store_refuses_for_a_while_is_put_again(
     assert stored(SET) == whole and num_left == 0
 
 
-def test_sources_and_a_set_on_a_server_give_the_bytes_of_a_disk(
-    running: Server,
-    tmp_path: Path,
-    run: Builder,
-    corpus: Path,  # noqa: F811
-) -> None:
+@pytest.mark.usefixtures("running")
+def test_sources_and_a_set_on_a_server_give_the_bytes_of_a_disk(tmp_path: Path, run: Builder, corpus: Path) -> None:
     """By worker processes."""
     run(corpus, tmp_path / "set", **OPTIONS)
     write_bytes("s3://bucket-s3/corpus/corpus.json", corpus.read_bytes())
@@ -193,7 +189,8 @@ def test_sources_and_a_set_on_a_server_give_the_bytes_of_a_disk(
     assert run("s3://bucket-s3/corpus", "s3://bucket-s3/set", **OPTIONS).up_to_date
 
 
+@pytest.mark.usefixtures("running")
 @pytest.mark.parametrize("url", ["nothing://here/set", "s3://no-such-bucket-here/set"])
-def test_an_object_store_that_is_not_there_is_one_line(running: Server, run: Builder, url: str) -> None:  # noqa: F811
+def test_an_object_store_that_is_not_there_is_one_line(run: Builder, url: str) -> None:
     with pytest.raises(InputError, match=r"here/set"):
         run(SAMPLE, url)
