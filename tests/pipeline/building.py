@@ -15,6 +15,7 @@ import shards
 from pipeline import build as build_module
 from pipeline.build import BuildResult, Reporter, build
 from pipeline.settings import BuildSettings
+from shards.common.urls import join, listing, read_bytes
 from shards.vocabulary import read_vocabulary
 from tests.conftest import sample_records
 
@@ -51,9 +52,14 @@ def texts_in(directory: Path, *splits: Any) -> list[str]:
     ]
 
 
-def texts_and_places(directory: Path) -> list[str]:
+def names_in(directory: Path) -> list[str]:
     """The files in a directory and below it."""
     return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
+
+
+def stored(url: str) -> dict[str, bytes]:
+    """All files below `url` with their content."""
+    return {name: read_bytes(join(url, name)) or b"" for name in listing(url)}
 
 
 @contextlib.contextmanager

@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.plan import plan_units
 from pipeline.readers.base import RangeReader
 from pipeline.readers.files import SourceFile
+from pipeline.settings import BuildSettings
+from pipeline.sources import find_sources
+from pipeline.worker import RejectedLog, UnitRecords
 from shards.common.errors import InputError
 from shards.verify import verify
 from tests.pipeline.building import Builder, Heard, texts_in
@@ -97,23 +101,24 @@ def test_files_that_share_a_unit_are_opened_one_after_another(tmp_path: Path, ru
     assert [entry["line"] for entry in rejected(tmp_path / "set")] == [2 + number % 3 for number in range(150)]
 
 
-def test_memory_does_not_grow_with_the_rejected_records(
-    corpus: Path, run: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_does_not_grow_with_the_rejected_records(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RangeReader, "chunk_bytes", 1 << 13)
-    num_bad = 30_000  # 14 MB, if they were kept until the unit is done
-    corpus.write_bytes(good(1) + b"\n")
-    run(corpus, corpus.parent / "warm", **OPTIONS)
-    corpus.write_bytes(b"{}\n" * num_bad + good(1) + b"\n")
+    num_bad = 12_000  # 6 MB, if they were kept until the unit is done
+    corpus.write_bytes(b"{}\n" * num_bad)
+    sources = find_sources([str(corpus)])
+    (unit,) = plan_units(sources, 10**6)
     tracemalloc.start()
     try:
-        run(corpus, corpus.parent / "set", **OPTIONS, on_bad_record="skip")
+        with RejectedLog(corpus.parent / "rejected.jsonl") as log:
+            for _batch in UnitRecords(
+                unit.ranges, sources, BuildSettings(on_bad_record="skip"), rejected=log
+            ).batches():
+                pass
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert texts_in(corpus.parent / "set") == ["第1篇"]
-    assert len(rejected(corpus.parent / "set")) == num_bad
-    assert peak < 7e6
+    assert len(rejected(corpus.parent)) == log.counts.total() == num_bad
+    assert peak < 3e6
 
 
 def test_a_build_that_fails_leaves_no_rejected_records(corpus: Path, run: Builder) -> None:

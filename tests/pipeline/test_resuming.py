@@ -21,7 +21,7 @@ from shards.common.errors import InputError
 from shards.common.files import file_digest
 from shards.manifest import decode_manifest, encode_manifest
 from tests.conftest import SAMPLE, InlineEngine, directory_bytes, sample_records, use_engine, write_corpus
-from tests.pipeline.building import Builder, Heard, change, flip, killed_before_publishing, texts_and_places
+from tests.pipeline.building import Builder, Heard, change, flip, killed_before_publishing, names_in
 
 pytestmark = pytest.mark.usefixtures("inline_engine")
 OPTIONS: dict[str, Any] = {"unit_bytes": 10_000, "dedup": "exact", "on_bad_record": "skip"}
@@ -290,7 +290,7 @@ def test_an_output_that_is_something_else_is_left_alone(
     for out in (".", "/", ".."):
         with pytest.raises(InputError, match="expected the name of a directory to make"):
             run(SAMPLE, out, force=force)
-    assert texts_and_places(tmp_path) == ["file", "photos/1.jpg"]
+    assert names_in(tmp_path) == ["file", "photos/1.jpg"]
 
 
 def test_of_two_builds_at_once_one_is_refused_naming_the_other(tmp_path: Path, run: Builder) -> None:
