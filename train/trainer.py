@@ -40,6 +40,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
     `position` describes the run's data (its `step` is ignored); `add_files` adds files to what is saved.
     """
 
+    optimizer: Any  # the Trainer's own attribute, None until `create_optimizer`
+
     def __init__(
         self,
         *,
@@ -62,10 +64,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self._peak_flops = peak_flops(torch.cuda.get_device_name(args.device)) if on_gpu else None
         self._clock = Clock()
         self.has_begun = False  # a step: what had to be loaded was loaded
-        self.save_total_limit, args.save_total_limit = (
-            args.save_total_limit,
-            None,
-        )  # deleted after the new one is sealed
+        # Old checkpoints are deleted after the new one is sealed.
+        self.save_total_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(
             model=model,
             args=args,
