@@ -40,7 +40,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
     `position` describes the run's data (its `step` is ignored); `add_files` adds files to what is saved.
     """
 
-    optimizer: Any  # the Trainer's own attribute, None until `create_optimizer`
+    optimizer: torch.optim.Optimizer  # the Trainer's own attribute, None until `create_optimizer`
+    _group_settings: Sequence[dict[str, Any]] = ()  # of the groups of parameters, as the settings have them
 
     def __init__(
         self,
