@@ -137,7 +137,7 @@ def torchrun(write_config: WriteConfig) -> Callable[..., subprocess.CompletedPro
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*command, *arguments], cwd=root, env=environment, capture_output=True, text=True, timeout=90, check=False
+            [*command, *arguments], cwd=root, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
 
     return run
