@@ -27,7 +27,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BREAKS = Path(__file__).with_name("mutations.txt")
-TIMEOUT_SECONDS = 300  # a test that hangs is a test that notices
+TIMEOUT_SECONDS = 600  # a test that hangs is a test that notices
 FAILED, PASSED = 1, 0  # exit statuses of pytest; others mean that it could not run the tests
 
 

@@ -20,8 +20,9 @@ from blake3 import blake3
 from shards.common.errors import InputError
 from shards.common.text import printable
 from shards.common.urls import is_url
+from shards.layout import Shuffle
 from shards.manifest import canonical_json
-from shards.order import PERIOD, RunOrder, Shuffle
+from shards.order import PERIOD, RunOrder
 from shards.reader import ShardSet, Split, Tokens, open_shard_set
 
 MAX_WEIGHT = 10**12

@@ -23,12 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from shards.common.errors import InputError
+from shards.layout import SHUFFLES, Shuffle
 
 DEFAULT_SEED = 2333
 NUM_ROUNDS = 6
@@ -41,8 +41,6 @@ _CHUNK = 1 << 15  # positions at a time: their intermediate arrays stay in the p
 
 
 Int64s = npt.NDArray[np.int64]
-Shuffle = Literal["global", "window", "none"]
-SHUFFLES: tuple[Shuffle, ...] = ("global", "window", "none")
 
 
 def check_seed(seed: int) -> None:

@@ -28,6 +28,15 @@ from train.values import read_json, require
 
 MOST_STEPS = 2**31 - 1
 METRICS = ("loss", "eval_loss", "perplexity", "eval_perplexity")  # an evaluation's; of each, less is better
+_RANGES = (  # least and most, where transformers and torch look late or never
+    ("per_device_train_batch_size", 1, 2**20),
+    ("per_device_eval_batch_size", 1, 2**20),
+    ("gradient_accumulation_steps", 1, 2**20),
+    ("learning_rate", 0, None),
+    ("weight_decay", 0, None),
+    ("dataloader_prefetch_factor", 1, None),
+    ("seed", 0, 2**32 - 1),
+)
 _FAULTS = (ValueError, TypeError, ImportError, LookupError, ArithmeticError, AttributeError, RuntimeError)
 
 
@@ -112,16 +121,15 @@ def build_arguments(settings: Settings, *, epoch_blocks: int) -> TrainingArgumen
         values.setdefault("ddp_find_unused_parameters", False)  # all are used, and looking costs each step
         if on_cpu:
             values.setdefault("ddp_backend", "gloo")
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        require(1 <= values.get(name, 1) <= 2**20, f"training: {name}", "1 to 1,048,576", values.get(name))
+    for name, least, most in _RANGES:
+        value = values.get(name)
+        expected = f"{least} or more" if most is None else f"{least} to {most:,}"
+        where = settings.origin.get(name, f"training: {name}")
+        require(value is None or (least <= value and (most is None or value <= most)), where, expected, value)
     for name in ("logging_steps", "eval_steps", "save_steps"):
         never = f"above 0 (for never: {name.partition('_')[0]}_strategy: 'no')"
-        require(values.get(name) is None or values[name] > 0, f"training: {name}", never, values.get(name))
-    for name in ("weight_decay", "dataloader_prefetch_factor"):
-        least = 0 if name == "weight_decay" else 1
-        require(
-            values.get(name) is None or values[name] >= least, f"training: {name}", f"{least} or more", values.get(name)
-        )
+        where = settings.origin.get(name, f"training: {name}")
+        require(values.get(name) is None or values[name] > 0, where, never, values.get(name))
     metric = values.get("metric_for_best_model")
     require(metric is None or metric in METRICS, "training: metric_for_best_model", ", ".join(METRICS), metric)
     with refusing("training"):

@@ -30,7 +30,6 @@ from train.callbacks import RunCallback, StopOnSignal
 from train.checkpoints import (
     DataPosition,
     newest_complete_checkpoint,
-    numbered_checkpoints,
     tidy_checkpoints,
 )
 from train.environment import out_of_memory
@@ -279,10 +278,7 @@ def memory_remedy(settings: Settings, plan: Plan) -> str:
     same = "a step stays the same"
     if settings.global_batch_blocks is None:
         same = f"with as many times more --gradient_accumulation_steps {same}"
-    model = settings.output_dir / run_directory.MODEL_NAME
     comes = f"the same command with that {what_comes_next(settings.output_dir, plan)}"
-    if model.is_dir() and not numbered_checkpoints(settings.output_dir):
-        comes = f"the trained model is {model}"
     return f"choose a smaller --per_device_train_batch_size ({same}) and --per_device_eval_batch_size; {comes}"
 
 

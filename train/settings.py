@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
-from shards.order import SHUFFLES, Shuffle
+from shards.layout import SHUFFLES, Shuffle
 from train.model_config import published_fields
 from train.training_fields import REFUSED_ARGUMENTS, training_fields
 from train.values import convert, read_yaml, require, require_one_of

@@ -212,9 +212,9 @@ def check_run(run: SweptRun, file: Path) -> None:
     run.state = str(record.get("state") or "")
     try:
         settings, data, _ = load(run.arguments)
-        from train.arguments import typed
+        from train.run import check
 
-        settings = typed(settings)
+        settings, _ = check(settings, data)
         if run.state != "finished":  # `train` would refuse the directory; what is in it is compared below
             plan_run(settings.output_dir, None)
     except InputError as error:

@@ -23,9 +23,10 @@ from shards.index import (
     padding_positions,
     read_index,
 )
+from shards.layout import SHUFFLES
 from shards.manifest import canonical_json, decode_manifest, encode_manifest
 from shards.mixture import Mixture, _parse, run_order
-from shards.order import MAX_BLOCKS, SHUFFLES, RunOrder, epoch_order, window_order
+from shards.order import MAX_BLOCKS, RunOrder, epoch_order, window_order
 
 
 class _File:

@@ -101,7 +101,7 @@ def test_signals_end_a_training_cleanly(write_config: WriteConfig, tmp_path: Pat
         text=True,
     ) as process:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "run" / "checkpoint-50").exists() and time.monotonic() < deadline:
+        while not (tmp_path / "run" / "checkpoint-50" / "checkpoint.json").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(number)
         output, errors = process.communicate(timeout=30)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,20 +86,29 @@ def test_exactly_as_many_blocks_as_asked_are_spread_evenly(total: int, limit: in
     assert max(gaps) - min(gaps) <= 1
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 3, 8])
+@pytest.mark.parametrize(("micro_batch", "num_ranks"), [(1, 1), (2, 1), (3, 1), (8, 1), (2, 3), (8, 2)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_loss_is_the_mean_over_all_labels(packed_sets: dict[str, Path], micro_batch: int, masked: bool) -> None:
+def test_the_loss_is_the_mean_over_all_labels(
+    packed_sets: dict[str, Path], micro_batch: int, num_ranks: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = shards.open(packed_sets["best-fit"])
     model = make_model()
     dataset, collate = BlockDataset(data, "val"), text_collator(EOS_ID, document_mask=masked)
-    sums, counts = evaluate_blocks(
-        model, dataset, range(len(dataset)), collate, device=torch.device("cpu"), batch_blocks=micro_batch
-    )
+    sums, counts = [], []
+    for rank in range(num_ranks):
+        numbers = {"get_rank": functools.partial(int, rank), "get_world_size": functools.partial(int, num_ranks)}
+        group = SimpleNamespace(is_initialized=lambda: True, all_reduce=lambda _totals: None, **numbers)
+        monkeypatch.setattr("train.evaluation.dist", group)
+        found = evaluate_blocks(
+            model, dataset, range(len(dataset)), collate, device=torch.device("cpu"), batch_blocks=micro_batch
+        )
+        sums.append(found[0].sum())
+        counts.append(found[1].sum())
     batch = collate(dataset.__getitems__(range(len(dataset))))
     with torch.no_grad():
         expected = model(**batch, num_items_in_batch=1).loss.item()
-    assert sums.sum() == pytest.approx(expected, rel=1e-6)
-    assert counts.sum() == (batch["labels"][:, 1:] != IGNORED).sum()
+    assert sum(sums) == pytest.approx(expected, rel=1e-6)
+    assert sum(counts) == (batch["labels"][:, 1:] != IGNORED).sum()
 
 
 def test_evaluations_before_the_last_take_some_blocks_and_never_mix(write_config: WriteConfig, tmp_path: Path) -> None:

@@ -199,9 +199,9 @@ OPTIONS = [
     ("--optim adamw_torch --optim_args foo", "training: optim: adamw_torch: .*"),
     ("--optim sgd --optim_args momentum=x", "training: optim: sgd: could not convert"),
     ("--adam_beta1 2.0", "training: optim: adamw_torch\\w*: Invalid beta parameter"),
-    ("--weight_decay -1", "training: weight_decay: expected 0 or more, found -1"),
-    ("--learning_rate -1", "training: optim: adamw_torch\\w*: Invalid learning rate: -1"),
-    ("--optim muon --learning_rate -1", "training: optim: .*Invalid learning rate: -1"),
+    ("--weight_decay -1", "--weight_decay: expected 0 or more, found -1"),
+    ("--learning_rate -1", "--learning_rate: expected 0 or more, found -1"),
+    ("--optim muon --learning_rate -1", "--learning_rate: expected 0 or more, found -1"),
     ("--dataloader_num_workers -1", "training: dataloader: .*num_workers"),
     (
         "--dataloader_num_workers 1 --dataloader_prefetch_factor 0",
