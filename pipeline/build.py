@@ -35,7 +35,7 @@ from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
 from pipeline.sources import Source, check_unchanged, find_sources
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
 from pipeline.worker import Decisions, range_digest
-from shards.common.errors import InputError
+from shards.common.errors import InputError, TransientError
 from shards.common.text import size_text
 from shards.common.urls import is_url
 from shards.manifest import Manifest
@@ -320,9 +320,16 @@ def _find_duplicates(output: Output, decisions: Decisions, units: Sequence[Unit]
         ranges[task.unit.number] = [RangeReceipt(**entry) for entry in unseal(result)["ranges"]]
     find_duplicates(
         len(units),
-        lambda number: output.read(hashes_name(number)) or b"",
+        lambda number: _read_hashes(output, number),
         lambda number, found: output.write(duplicates_name(number), found),
     )
+
+
+def _read_hashes(output: Output, unit: int) -> bytes:
+    content = output.read(hashes_name(unit))
+    if content is None:
+        raise TransientError(f"{output}: {hashes_name(unit)} is gone; repeat the command")
+    return content
 
 
 def _check_room(output: Output, num_bytes: int, reporter: Reporter) -> None:

@@ -13,7 +13,7 @@ from blake3 import blake3
 from pipeline.plan import Plan, Unit
 from pipeline.receipts import Receipt, rejected_name
 from pipeline.sources import ByteRange, Source
-from shards.common.errors import InputError
+from shards.common.errors import InputError, TransientError
 from shards.common.files import atomic_writer, write_atomically
 from shards.layout import REJECTED_NAME, STAMPS_NAME
 from shards.manifest import Manifest, RejectedEntry, SourceEntry
@@ -77,7 +77,12 @@ def _rejected_parts(
     num_newlines = [0] * len(sources)  # of each source, before the unit
     for unit, receipt in zip(units, receipts, strict=True):
         if receipt.rejected:
-            for line in io.BytesIO(read(rejected_name(unit.number)) or b""):
+            content = read(rejected_name(unit.number)) or b""
+            if blake3(content).hexdigest() != receipt.rejected_digest:
+                raise TransientError(
+                    f"{rejected_name(unit.number)}: was changed while the set was built; repeat the command"
+                )
+            for line in io.BytesIO(content):
                 entry = json.loads(line)
                 source = unit.ranges[entry.pop("range")].source
                 if "line" in entry:

@@ -173,6 +173,7 @@ def read_bytes(url: str) -> bytes | None:
     """The content of a small file, or None if it isn't there."""
     system, path = file_system(url)
     with storage_errors(url):
+        system.invalidate_cache()  # s3fs believes a listing of before, in which a file of another process isn't
         try:
             content: bytes = system.cat_file(path)
         except FileNotFoundError:

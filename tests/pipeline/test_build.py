@@ -178,11 +178,11 @@ def test_one_wrong_id_stops_the_build(tmp_path: Path, run: Builder, monkeypatch:
 
     def encode_wrong(self: FastEncoder, text: str) -> Any:
         ids = encode(self, text).copy()
-        if "牛顿" in text:
+        if "爱因斯坦" in text:  # in none of the texts by which an encoder is chosen
             ids[5] = 7
         return ids
 
     monkeypatch.setattr(FastEncoder, "encode_one_parsed", encode_wrong)
-    corpus = write_corpus(tmp_path / "corpus", [{"text": "牛顿是英国物理学家。"}])
+    corpus = write_corpus(tmp_path / "corpus", [{"text": "爱因斯坦是物理学家。"}])
     with pytest.raises(InputError, match="differs from the reference tokenizer at token 5 of this text"):
         run(corpus, tmp_path / "set")

@@ -37,7 +37,7 @@ from tests.pipeline.building import Builder
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    records = [{"text": record["text"] + str(number)} for number in range(15) for record in sample_records()]
+    records = [{"text": record["text"] + str(number)} for number in range(5) for record in sample_records()]
     return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.json", records)
 
 

@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pipeline.engines import base
 from pipeline.outputs.object_store import ObjectStoreOutput
 from shards.common.errors import InputError, TransientError
-from shards.common.urls import write_bytes
+from shards.common.urls import file_system, listing, read_bytes, write_bytes
 from shards.share.pull import pull
 from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes, sample_records, write_corpus
@@ -187,6 +187,31 @@ def test_sources_and_a_set_on_a_server_give_the_bytes_of_a_disk(tmp_path: Path, 
     assert found.keys() == expected.keys() and stored("s3://bucket-s3/set.partial") == {}
     assert verify(pull("s3://bucket-s3/set", tmp_path / "pulled")) == []
     assert run("s3://bucket-s3/corpus", "s3://bucket-s3/set", **OPTIONS).up_to_date
+
+
+@pytest.mark.usefixtures("running")
+def test_what_another_process_puts_is_seen_after_a_listing() -> None:
+    """Otherwise a build that continues misses the duplicates and rejected records that its workers find."""
+    url = "s3://bucket-s3/seen.partial"
+    write_bytes(f"{url}/receipts/00000.json", b"1")
+    assert len(listing(url)) == 1
+    other = type(file_system(url)[0])(skip_instance_cache=True)
+    for content in (b"2", b"another"):
+        other.pipe_file("bucket-s3/seen.partial/receipts/00001.json", content)
+        assert read_bytes(f"{url}/receipts/00001.json") == content
+        assert len(listing(url)) == 2
+
+
+@pytest.mark.parametrize("suffix", [".hashes", ".rejected"])
+def test_state_that_goes_while_a_set_is_built_is_missed(
+    memory: Any, corpus: Path, run: Builder, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    read = ObjectStoreOutput.read
+    monkeypatch.setattr(
+        ObjectStoreOutput, "read", lambda self, name: None if name.endswith(suffix) else read(self, name)
+    )
+    with pytest.raises(TransientError, match=rf"{suffix}.*; repeat the command"):
+        run(corpus, SET, **OPTIONS)
 
 
 @pytest.mark.usefixtures("running")

@@ -71,6 +71,9 @@ def test_a_record_that_begins_at_the_end_of_a_range_is_the_next_ones(tmp_path: P
         reader, batches, _error = read_range(source, ByteRange(source=0, start=start, stop=stop, num_bytes=1))
         assert [value for batch in batches for value in batch.values] == values[number : number + 1]
         assert (reader.first, reader.last) == (places[number], stop)
+        inside = ByteRange(source=0, start=places[number] + 1, stop=stop, num_bytes=1)
+        reader, batches, _error = read_range(source, inside)
+        assert (batches, reader.first) == ([], None)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

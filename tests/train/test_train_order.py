@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import shards
-from shards.torch import BlockDataset, BlockSampler, collate_blocks
+from shards.torch import IGNORED, BlockDataset, BlockSampler, DocumentCollator, PaddingCollator, collate_blocks
 
 
 def block_numbers(num_blocks: int, seed: int, start: int, stop: int) -> np.ndarray:
@@ -64,6 +64,15 @@ def test_batches_are_the_blocks_with_eos_as_a_label(shard_set_path: Path, num_wo
     assert found.dtype == torch.int32
     assert np.array_equal(found.numpy(), expected)
     assert (found[:, -1] == shard_set.eos_id).all()
+
+
+def test_padding_is_no_label_nor_is_the_first_token_of_a_masked_document() -> None:
+    blocks = torch.tensor([[1, 9, 9, 9], [9, 2, 9, 3]])
+    labels = PaddingCollator(9)(blocks)["labels"]
+    assert labels.tolist() == [[1, 9, IGNORED, IGNORED], [9, 2, 9, 3]]
+    masked = DocumentCollator(9)(blocks)
+    assert masked["labels"].tolist() == [[1, 9, IGNORED, IGNORED], [9, IGNORED, 9, IGNORED]]
+    assert masked["position_ids"].tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
 
 
 def test_a_single_block_is_as_in_a_gathered_batch(shard_set_path: Path) -> None:
