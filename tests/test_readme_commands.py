@@ -72,7 +72,7 @@ MADE_BY = [
     (r"^make shards CORPUS=data/([\w-]+)", [r"data/shards/\1"]),
     (r"(make data|fetch wikipedia-zh)$", ["data/wikipedia-zh-cn-20240820.json"]),
     (r"make data .*--from ms", ["data/wikipedia-zh-20231101"]),
-    (r"^make train CONFIG=configs/wikipedia", ["runs/wikipedia-zh-120m"]),
+    (r"^make train CONFIG=configs/wikipedia(?!.* RUN=)", ["runs/wikipedia-zh-120m"]),
     (r"^make train .*RUN=([\w-]+)", [r"runs/\1"]),
     (r"checkpoint-2\"$", ["runs/sample/model", "runs/sample/checkpoint-4"]),
     (r"--out (\S+)", [r"\1"]),

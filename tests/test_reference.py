@@ -11,6 +11,7 @@ import pytest
 import tokenize_once
 import tools.reference
 from tests.conftest import REPOSITORY
+from tools.licences import filled
 from train.settings import option_names
 from train.training_fields import training_fields
 
@@ -25,7 +26,7 @@ breaks the scripts that use it: take it back, or say in CHANGELOG.md what to use
 
 def test_the_reference_is_what_the_commands_say() -> None:
     page = tools.reference.PAGE.read_text(encoding="utf-8")
-    written = tools.reference.filled(page, tools.reference.contents())
+    written = filled(page, tools.reference.contents())
     difference = [line for line in difflib.ndiff(page.splitlines(), written.splitlines()) if line[0] in "+-"]
     assert page == written, WHAT_TO_DO.format(difference="\n".join(difference))
 

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import tokenize_once
@@ -28,7 +29,7 @@ SECTIONS: tuple[Any, ...] = (
 )
 
 
-def table(head: str, rows: list[tuple[str, ...]]) -> str:
+def table(head: str, rows: Sequence[tuple[str, ...]]) -> str:
     rule = "|" + "---|" * (head.count("|") - 1)
     cells = ([" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in rows)
     return "\n".join([head, rule, *(f"| {' | '.join(row)} |" for row in cells)])
