@@ -43,7 +43,7 @@ TRAIN_SHARDS := --shards "$(SHARDS)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data shards train generate compare sweep report test test-all coverage check audit licences bench bench-gpu peers clean
+.PHONY: help setup data shards train generate compare sweep report test test-all coverage check audit licences reference bench bench-gpu peers clean
 
 help:  ## list the targets and variables
 	@echo "Targets"
@@ -140,6 +140,9 @@ audit: $(VENV)/.dev-ready $(AUDIT_VENV)/.ready  ## ask for known security holes 
 
 licences: $(VENV)/.dev-ready  ## fill docs/licences.md with the licences of the packages of the lock files
 	@$(RUN_PYTHON) -m tools.licences
+
+reference: $(VENV)/.dev-ready  ## fill docs/reference.md with the options of all commands
+	@$(RUN_PYTHON) -m tools.reference
 
 bench: $(VENV)/.dev-ready  ## measure the pipeline against its parts (see bench/RESULTS.md)
 	$(RUN_PYTHON) bench/pipeline.py $(ARGS)

@@ -1,7 +1,7 @@
 """The documentation is true: links lead somewhere, commands parse, examples run, quoted errors are in the source.
 
 A fenced block after the line `<!-- runs -->` is executed, all such blocks of a page one after another in one directory
-that has the sample corpus, its tokenizer, its shard set and the configurations; so are the READMEs' Python examples.
+that has the sample corpus, its tokenizer, its shard set and the configurations; so are the reference's Python examples.
 `<!-- runs slowly -->` is for `make test-all`.
 """
 
@@ -266,11 +266,10 @@ def test_slow_examples_run(page: str, project: Path) -> None:
     run_blocks([(match["language"], match["code"]) for match in found if match["mark"]], project)
 
 
-@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
-def test_python_examples_of_the_readme_run(page: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_examples_of_the_reference_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     results: list[dict[str, Any]] = []
-    for example in examples(page, "python"):
+    for example in examples("docs/reference.md", "python"):
         results.append({})
         exec(example, results[-1])
     bare, opened, ordered = results
@@ -344,6 +343,25 @@ def test_every_quoted_message_is_in_the_source() -> None:
         parts = [re.escape(part) for part in message.split("…") if part]
         pattern = re.compile(".*".join(parts), re.S)
         assert any(pattern.search(text) for text in messages()), message
+
+
+def test_the_index_by_error_text_leads_to_what_it_names() -> None:
+    page = content("docs/troubleshooting.md")
+    rows = re.findall(r"^- `(.+)`: \[.*\]\(([\w-]+\.md)?", page, re.M)
+    assert len(rows) > 20
+    for text, other in rows:
+        target = content(f"docs/{other}") if other else page.partition("**All messages**")[2]
+        assert text in re.sub(r"[`\\]", "", target), text
+
+
+def test_the_first_pages_are_short() -> None:
+    for page in ("README.md", "README.zh-CN.md"):
+        assert len(content(page).splitlines()) <= 150
+
+
+def test_the_index_leads_to_every_page() -> None:
+    named = {Path(link.partition("#")[0]).name for link in links("docs/index.md")}
+    assert {Path(page).name for page in PAGES} - named <= {"index.md"}
 
 
 # ---- the citation ----

@@ -42,19 +42,19 @@ TRACKING_MODES = ("auto", "online", "offline", "local", "disabled")
 class ModelSettings:
     """A Qwen2 model. Its vocabulary is the shard set's, rounded up to a multiple of `vocab_multiple`."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    intermediate_size: int
-    tie_word_embeddings: bool = True
-    max_position_embeddings: int | None = None  # tokens; None: the shard set's block_tokens
-    vocab_multiple: int = 128
-    hidden_act: str = "silu"
-    initializer_range: float = 0.02
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10_000.0
-    attention_dropout: float = 0.0
+    hidden_size: int  # width of the residual stream
+    num_hidden_layers: int  # layers
+    num_attention_heads: int  # heads; each has hidden_size / heads dimensions
+    num_key_value_heads: int  # key-value heads, each shared by several heads
+    intermediate_size: int  # width of the MLP
+    tie_word_embeddings: bool = True  # one matrix for embedding and head
+    max_position_embeddings: int | None = None  # context, in tokens; None: the shard set's block_tokens
+    vocab_multiple: int = 128  # the matrix has the vocabulary rounded up to a multiple of this
+    hidden_act: str = "silu"  # activation of the MLP
+    initializer_range: float = 0.02  # standard deviation of the first weights
+    rms_norm_eps: float = 1e-6  # added to the mean square in each norm
+    rope_theta: float = 10_000.0  # base of the rotary position embedding
+    attention_dropout: float = 0.0  # share of attention weights that is dropped in training
 
     def __post_init__(self) -> None:
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -75,11 +75,11 @@ class GroupSettings:
     """Rates and decays of the three groups of parameters (`train.optimizer`). None: `training`'s own."""
 
     hidden_learning_rate: float | None = None  # matrices between hidden states: attention and MLP
-    hidden_weight_decay: float | None = None
+    hidden_weight_decay: float | None = None  # of the same
     embedding_learning_rate: float | None = None  # embedding and head
-    embedding_weight_decay: float | None = None
+    embedding_weight_decay: float | None = None  # of the same
     norm_learning_rate: float | None = None  # norms and biases
-    norm_weight_decay: float | None = 0.0
+    norm_weight_decay: float | None = 0.0  # of the same
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -90,9 +90,9 @@ class GroupSettings:
 class TrackingSettings:
     """Where SwanLab keeps the run. `auto` is `online` when logged in and `offline` otherwise."""
 
-    mode: str = "auto"
-    project: str = "block-pretraining"
-    workspace: str | None = None
+    mode: str = "auto"  # auto, online, offline, local or disabled
+    project: str = "block-pretraining"  # SwanLab project
+    workspace: str | None = None  # of SwanLab; None: your own
     name: str | None = None  # of the run; None: the name of the output directory
 
     def __post_init__(self) -> None:
@@ -104,13 +104,13 @@ class TrackingSettings:
 class GenerationSettings:
     """How text is sampled. The values become the saved model's generation defaults too."""
 
-    prompts: list[str] = dataclasses.field(default_factory=list)
-    max_new_tokens: int = 128
+    prompts: list[str] = dataclasses.field(default_factory=list)  # texts to continue
+    max_new_tokens: int = 128  # length of a continuation, in tokens
     temperature: float = 0.8  # 0: always the likeliest token
     top_p: float = 0.95  # sample from the likeliest tokens that together have this probability
     top_k: int = 50  # sample from this many likeliest tokens; 0: no such limit
     repetition_penalty: float = 1.0  # 1: none
-    seed: int = 0
+    seed: int = 0  # of the random choices
     every_evaluation: bool = True  # whether the prompts are continued at each evaluation, not only at the end
 
     def __post_init__(self) -> None:
