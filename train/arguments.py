@@ -132,14 +132,14 @@ def build_arguments(settings: Settings, *, epoch_blocks: int) -> TrainingArgumen
         require(values.get(name) is None or values[name] > 0, where, never, values.get(name))
     metric = values.get("metric_for_best_model")
     require(metric is None or metric in METRICS, "training: metric_for_best_model", ", ".join(METRICS), metric)
-    with refusing("training"):
+    with one_line_errors("training"):
         args = TrainingArguments(**values)
     if args.gradient_checkpointing and args.gradient_checkpointing_kwargs:
-        with refusing("training: gradient_checkpointing_kwargs"):
+        with one_line_errors("training: gradient_checkpointing_kwargs"):
             options = {"use_reentrant": False, **args.gradient_checkpointing_kwargs}
             checkpoint(torch.neg, torch.zeros(2, requires_grad=True), **options)
     if args.torch_compile:
-        with refusing("training: torch_compile"):
+        with one_line_errors("training: torch_compile"):
             torch.compile(torch.neg, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
     if args.n_gpu > 1:
         raise InputError(
@@ -198,7 +198,7 @@ def decay_settings(given: dict[str, Any], *, max_steps: int, warmup_steps: int) 
 
 
 @contextlib.contextmanager
-def refusing(setting: str) -> Iterator[None]:
+def one_line_errors(setting: str) -> Iterator[None]:
     """What transformers and torch raise about a `setting` is an `InputError` with the first line of the error."""
     try:
         yield
@@ -216,11 +216,11 @@ def preflight(trainer: Trainer) -> None:
     Trainer makes them again when the training begins. Draws no random number.
     """
     args = trainer.args
-    with refusing("training: dataloader"):
+    with one_line_errors("training: dataloader"):
         trainer.get_train_dataloader()
-    with refusing(f"training: optim: {args.optim.value}"):
+    with one_line_errors(f"training: optim: {args.optim.value}"):
         optimizer = trainer.create_optimizer()
-    with refusing(f"training: lr_scheduler_type: {args.lr_scheduler_type.value}"):
+    with one_line_errors(f"training: lr_scheduler_type: {args.lr_scheduler_type.value}"):
         schedule = trainer.create_scheduler(args.max_steps, optimizer)
         steps, warmup = args.max_steps, args.get_warmup_steps(args.max_steps)
         for step in sorted({0, 1, warmup, warmup + 1, (warmup + steps) // 2, steps - 1, steps}):

@@ -50,7 +50,7 @@ class Run:
     """What is known of one run. None stands for what its files don't say (yet)."""
 
     path: Path
-    name: str  # tells it from the others of the comparison
+    name: str  # distinguishes it from the others of the comparison
     state: str  # `training, running`, `training, stopped`, `trained`, `finished`
     settings: dict[str, Any]  # dotted names
     defaults: dict[str, Any]  # of the settings that were not given, as far as the record has them
