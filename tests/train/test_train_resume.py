@@ -194,12 +194,14 @@ def stopped_run(whole_run: Path, tmp_path: Path) -> Path:
     return run
 
 
-def test_checkpoints_name_their_data(stopped_run: Path) -> None:
+def test_checkpoints_name_their_data_and_all_their_files(stopped_run: Path) -> None:
     checkpoint, _, faults = newest_complete_checkpoint(stopped_run)
     assert checkpoint == stopped_run / "checkpoint-11"
     assert faults == []
     position = read_position(checkpoint)
     assert (position.step, position.global_batch_blocks, position.block_tokens, position.seed) == (11, 4, 16, 42)
+    sealed = json.loads((checkpoint / "checkpoint.json").read_bytes())["files"]
+    assert {*sealed, "checkpoint.json"} == {path.name for path in checkpoint.iterdir()} > {"tokenizer.json"}
 
 
 @pytest.mark.parametrize(
