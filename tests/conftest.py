@@ -10,15 +10,18 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
-# A busy machine makes an example slow, which is no fault of the code.
-hypothesis.settings.register_profile("patient", deadline=None)
+from tests.hub_server import data_sets_of, hub  # noqa: F401
+from tests.object_stores import running, server  # noqa: F401
+
+# A busy machine makes an example slow, which is no fault of the code. Every run tries others.
+hypothesis.settings.register_profile("patient", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("patient")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -62,6 +65,14 @@ def write_corpus(path: Path, records: Sequence[Any], layout: str = "array") -> P
     }
     path.write_text(contents[layout], encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_flushing() -> Iterator[None]:
+    """Many small files, and no power failure: flushing them took longer than all else in many tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -132,3 +143,21 @@ def directory_bytes(directory: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
     }
+
+
+def change(path: Path, edit: Callable[[bytes], bytes]) -> None:
+    """Change a file's content; its times stay."""
+    status = path.stat()
+    path.write_bytes(edit(path.read_bytes()))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def flip(path: Path, place: int = -1) -> None:
+    """Change one bit of a file."""
+
+    def edit(content: bytes) -> bytes:
+        changed = bytearray(content)
+        changed[place] ^= 1
+        return bytes(changed)
+
+    change(path, edit)

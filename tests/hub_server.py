@@ -239,6 +239,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         yield served
 
 
+@pytest.fixture
+def data_sets_of(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The hub for the package `datasets` too, which another test may have loaded."""
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.address)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    return hub
+
+
 def environment(hub: Hub, caches: Path) -> dict[str, str]:
     """What tells the clients where the hub and their caches are."""
     return {

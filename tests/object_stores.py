@@ -12,9 +12,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("s3fs", reason="needs the packages of requirements-dev.lock")
-pytest.importorskip("moto.server", reason="needs the packages of requirements-dev.lock")
-
 from shards.common import urls
 from shards.common.urls import file_system
 
@@ -31,6 +28,8 @@ class Server:
 @pytest.fixture(scope="module")
 def running() -> Iterator[Server]:
     """The server, which both protocols find by the environment, and which any `BUCKET.localhost` means."""
+    pytest.importorskip("s3fs", reason="needs the packages of requirements-dev.lock")
+    pytest.importorskip("moto.server", reason="needs the packages of requirements-dev.lock")
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from s3fs import S3FileSystem
     from werkzeug.serving import make_server

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from pipeline.build import BuildResult, Reporter, build
 from pipeline.settings import BuildSettings
 from shards.common.urls import join, listing, read_bytes
 from shards.vocabulary import read_vocabulary
-from tests.conftest import sample_records
+from tests.conftest import directory_bytes, sample_records
 
 TEXTS = [record["text"] for record in sample_records()]
 _SETTINGS = {field.name for field in dataclasses.fields(BuildSettings)}
@@ -52,14 +51,11 @@ def texts_in(directory: Path, *splits: Any) -> list[str]:
     ]
 
 
-def names_in(directory: Path) -> list[str]:
-    """The files in a directory and below it."""
-    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
-
-
-def stored(url: str) -> dict[str, bytes]:
-    """All files below `url` with their content."""
-    return {name: read_bytes(join(url, name)) or b"" for name in listing(url)}
+def stored(out: str) -> dict[str, bytes]:
+    """All files below a URL or a directory with their content."""
+    if "://" not in out:
+        return directory_bytes(Path(out))
+    return {name: read_bytes(join(out, name)) or b"" for name in listing(out)}
 
 
 @contextlib.contextmanager
@@ -110,21 +106,3 @@ class Heard(Reporter):
 
     def progress(self, num_bytes: int, num_tokens: int, num_rejected: int) -> None:
         self.counts.append((num_bytes, num_tokens, num_rejected))
-
-
-def change(path: Path, edit: Callable[[bytes], bytes]) -> None:
-    """Change a file's content; its times stay."""
-    status = path.stat()
-    path.write_bytes(edit(path.read_bytes()))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def flip(path: Path, place: int = -1) -> None:
-    """Change one bit of a file."""
-
-    def edit(content: bytes) -> bytes:
-        changed = bytearray(content)
-        changed[place] ^= 1
-        return bytes(changed)
-
-    change(path, edit)

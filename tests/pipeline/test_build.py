@@ -17,7 +17,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import shards
-from pipeline import worker
+from pipeline import dedup, worker
+from pipeline.dedup import decode_duplicates, find_duplicates, hash_texts
 from pipeline.progress import summary
 from pipeline.tokenizers import FastEncoder, ReferenceEncoder
 from shards.common.errors import InputError
@@ -46,7 +47,7 @@ def write_source(directory: Path, number: int, kind: str, texts: list[str]) -> l
     return [path]
 
 
-@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_documents_are_the_corpus_and_the_bytes_the_same_in_any_order_of_units(
     tmp_path_factory: pytest.TempPathFactory, run: Builder, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
@@ -66,7 +67,8 @@ def test_the_documents_are_the_corpus_and_the_bytes_the_same_in_any_order_of_uni
     }
     for seed in (0, 1):
         use_engine(monkeypatch, InlineEngine(seed=data.draw(st.integers(0, 99))))
-        run(paths, directory / f"set{seed}", **options)
+        manifest = run(paths, directory / f"set{seed}", **options).manifest
+        assert manifest.packing == options["packing"]
     expected = [unicodedata.normalize("NFC", own) for _kind, texts in sources for own in texts]
     found = texts_in(directory / "set0")
     assert found == expected if not options["val_fraction"] else sorted(found) == sorted(expected)
@@ -75,9 +77,9 @@ def test_the_documents_are_the_corpus_and_the_bytes_the_same_in_any_order_of_uni
 
 
 def test_same_bytes_for_any_number_of_workers(tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
-    records = [*sample_records()[:150], {"text": 7}, *sample_records()[:60]]
+    records = [*sample_records()[:60], {"text": 7}, *sample_records()[:30]]
     corpus = write_corpus(tmp_path / "corpus.json", records)
-    options: dict[str, Any] = {"on_bad_record": "skip", "dedup": "exact"}
+    options: dict[str, Any] = {"on_bad_record": "skip", "dedup": "exact", "unit_bytes": 6_000}
     for num_workers in (1, 2):
         run(corpus, tmp_path / f"with{num_workers}", num_workers=num_workers, **options)
     use_engine(monkeypatch, InlineEngine())
@@ -93,17 +95,22 @@ def reference_ids(tokenizer_dir: Path, texts: list[str]) -> list[list[int]]:
 
 
 @pytest.mark.usefixtures("inline_engine")
+@pytest.mark.parametrize("packing", ["concat", "best-fit"])
 def test_the_ids_are_the_reference_tokenizers_with_one_eos_a_document(
-    tmp_path: Path, run: Builder, tokenizer_dir: Path
+    tmp_path: Path, run: Builder, tokenizer_dir: Path, packing: str
 ) -> None:
-    manifest = run(SAMPLE, tmp_path / "set", val_fraction=0.0).manifest
-    shard_set = shards.open(tmp_path / "set")
+    """And the summary says what cutting each document by itself would drop."""
+    result = run(SAMPLE, tmp_path / "set", val_fraction=0.0, packing=packing)
     expected = reference_ids(tokenizer_dir, TEXTS)
-    assert [document.tolist() for document in shard_set["train"].documents()] == expected
-    split = manifest.splits["train"]
+    assert [document.tolist() for document in shards.open(tmp_path / "set")["train"].documents()] == expected
+    manifest, split = result.manifest, result.manifest.splits["train"]
     assert (split.num_documents, split.num_tokens) == (len(TEXTS), sum(map(len, expected)) + len(TEXTS))
     assert (split.num_text_chars, split.num_text_bytes) == (len("".join(TEXTS)), len("".join(TEXTS).encode()))
     assert sum(source.num_records for source in manifest.sources) == manifest.num_records == len(TEXTS)
+    lost, num_tokens = sum(len(ids) % 64 for ids in expected), sum(map(len, expected))
+    line = f"cutting each document by itself would drop {lost:,} tokens ({100 * lost / num_tokens:.1f} %)"
+    assert summary(result)["nothing lost"] == line
+    assert result.statistics.num_short_documents == sum(len(ids) < 64 for ids in expected)
 
 
 @pytest.mark.usefixtures("inline_engine")
@@ -131,35 +138,10 @@ def test_equal_texts_are_in_the_same_split_which_the_seed_decides(tmp_path: Path
 
 
 @pytest.mark.usefixtures("inline_engine")
-def test_best_fit_cuts_no_document_that_fits_a_block(tmp_path: Path, run: Builder, tokenizer_dir: Path) -> None:
-    run(SAMPLE, tmp_path / "set", packing="best-fit", block_tokens=256, val_fraction=0.0)
-    assert texts_in(tmp_path / "set") == TEXTS
-    shard_set = shards.open(tmp_path / "set")
-    blocks = [block.astype("<u4").tobytes() for block in shard_set["train"][:]]
-    whole = [np.array([*ids, shard_set.eos_id], "<u4") for ids in reference_ids(tokenizer_dir, TEXTS)]
-    short = [document.tobytes() for document in whole if len(document) <= 256]
-    assert short and all(any(document in block for block in blocks) for document in short)
-
-
-@pytest.mark.usefixtures("inline_engine")
-@pytest.mark.parametrize("packing", ["concat", "best-fit"])
-def test_the_summary_says_what_cutting_each_document_by_itself_would_drop(
-    tmp_path: Path, run: Builder, tokenizer_dir: Path, packing: str
-) -> None:
-    result = run(SAMPLE, tmp_path / "set", packing=packing)
-    lengths = [len(ids) for ids in reference_ids(tokenizer_dir, TEXTS)]
-    lost = sum(length % 64 for length in lengths)
-    line = f"cutting each document by itself would drop {lost:,} tokens ({100 * lost / sum(lengths):.1f} %)"
-    assert summary(result)["nothing lost"] == line
-    assert result.statistics.num_short_documents == sum(length < 64 for length in lengths)
-
-
-@pytest.mark.usefixtures("inline_engine")
 @pytest.mark.parametrize(("check_every", "least"), [(1, len(TEXTS)), (1000, 100), (0, 0)])
 def test_a_sample_is_checked_against_the_reference(tmp_path: Path, run: Builder, check_every: int, least: int) -> None:
     num_checked = run(SAMPLE, tmp_path / "set", check_every=check_every).statistics.num_checked
-    assert least <= num_checked <= len(TEXTS)
-    assert (num_checked == 0) == (check_every == 0)
+    assert least <= num_checked <= len(TEXTS) * bool(check_every)
 
 
 @pytest.mark.usefixtures("inline_engine")
@@ -186,3 +168,41 @@ def test_one_wrong_id_stops_the_build(tmp_path: Path, run: Builder, monkeypatch:
     corpus = write_corpus(tmp_path / "corpus", [{"text": "爱因斯坦是物理学家。"}])
     with pytest.raises(InputError, match="differs from the reference tokenizer at token 5 of this text"):
         run(corpus, tmp_path / "set")
+
+
+# ---- `--dedup exact` ----
+
+
+@given(
+    units=st.lists(st.lists(st.integers(0, 9).map(str), max_size=8), max_size=8),
+    documents_at_once=st.sampled_from([1, 3, 1 << 22]),
+)
+def test_duplicates_are_all_documents_but_the_first(units: list[list[str]], documents_at_once: int) -> None:
+    seen: set[str] = set()
+    expected: dict[int, frozenset[int]] = {}
+    for number, texts in enumerate(units):
+        if again := frozenset(place for place, text in enumerate(texts) if text in seen or text in texts[:place]):
+            expected[number] = again
+        seen.update(texts)
+    hashes, found = [hash_texts([texts]) for texts in units], dict[int, bytes]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dedup, "DOCUMENTS_AT_ONCE", documents_at_once)
+        find_duplicates(len(units), hashes.__getitem__, found.__setitem__)
+    assert {number: decode_duplicates(content) for number, content in found.items()} == expected
+    assert all(np.all(np.diff(np.frombuffer(content, "<u4").astype(int)) > 0) for content in found.values())
+
+
+@pytest.mark.usefixtures("inline_engine")
+@pytest.mark.parametrize("documents_at_once", [7, 1 << 22])
+@pytest.mark.parametrize("unit_bytes", [500, 10**7])
+def test_a_build_keeps_the_first_of_equal_texts(
+    tmp_path: Path, run: Builder, unit_bytes: int, documents_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dedup, "DOCUMENTS_AT_ONCE", documents_at_once)
+    texts = [f"第{number * number % 37}篇" if number % 3 else "" for number in range(300)]
+    corpus = write_corpus(tmp_path / "corpus.json", [{"text": text} for text in texts])
+    manifest = run(corpus, tmp_path / "set", dedup="exact", unit_bytes=unit_bytes, val_fraction=0.0).manifest
+    expected = list(dict.fromkeys(text for text in texts if text))
+    assert texts_in(tmp_path / "set") == expected and verify(tmp_path / "set") == []
+    assert manifest.num_duplicates == sum(map(bool, texts)) - len(expected)
+    assert (manifest.num_records, manifest.num_empty) == (len(texts), texts.count(""))

@@ -102,10 +102,8 @@ def test_an_error_of_a_source_is_not_taken_for_the_parents_death(monkeypatch: py
     monkeypatch.setattr(base, "PAUSES_SECONDS", (0.0,))
     tasks = deque(map(task, range(2)))
     results = [result for _task, result in LocalEngine(1).run(Faulty(raises(*[BrokenPipeError()] * 3)), tasks, ignore)]
-    assert [str(result) for result in results] == [
-        "/corpus: unit 0 (from 0 on): BrokenPipeError; the same command continues",
-        "b'1'",
-    ]
+    assert str(results[0]) == "/corpus: unit 0 (from 0 on): BrokenPipeError; the same command continues"
+    assert results[1] == b"1"
 
 
 @pytest.mark.parametrize(

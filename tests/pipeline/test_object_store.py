@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -17,22 +15,10 @@ from shards.common.urls import file_system, listing, read_bytes, write_bytes
 from shards.share.pull import pull
 from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes, sample_records, write_corpus
-from tests.object_stores import running  # noqa: F401
-from tests.pipeline.building import Builder, Killed, killed_at, killed_before_publishing, stored
+from tests.pipeline.building import Builder, killed_before_publishing, stored
 
 OPTIONS: dict[str, Any] = {"unit_bytes": 15_000, "dedup": "exact", "on_bad_record": "skip"}
 SET = "memory://bucket/set"
-# What changes the object store.
-CALLS = [(MemoryFileSystem, "pipe_file"), (MemoryFileSystem, "put_file"), (MemoryFileSystem, "rm_file")]
-
-
-@pytest.fixture
-def memory() -> Iterator[Any]:
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    system.pseudo_dirs[:] = [""]
-    yield system
-    system.store.clear()
 
 
 @pytest.fixture
@@ -46,27 +32,6 @@ def corpus(tmp_path: Path) -> Path:
 def whole(tmp_path: Path, run: Builder, corpus: Path, inline_engine: None) -> dict[str, bytes]:
     run(corpus, tmp_path / "whole", **OPTIONS)
     return directory_bytes(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_a_kill_at_each_request_of_a_build_changes_no_byte(
-    memory: Any, corpus: Path, run: Builder, whole: dict[str, bytes], force: bool
-) -> None:
-    """Each run is killed one request later than the one before, which it continues: no finished unit is lost."""
-    if force:
-        run(corpus, SET, **OPTIONS | {"unit_bytes": 5_000})
-    num_finished = 0
-    for number in range(200):
-        try:
-            with killed_at(number, CALLS):
-                run(corpus, SET, **OPTIONS, force=force)
-            break
-        except Killed:
-            before, state = num_finished, stored(f"{SET}.partial")
-            num_finished = sum(name.startswith("receipts/") for name in state)
-            assert num_finished >= before or force or "manifest.json" in stored(SET)
-    assert 10 < number < 199
-    assert stored(SET) == whole and stored(f"{SET}.partial") == {}
 
 
 def test_only_units_whose_files_are_as_they_were_are_used(

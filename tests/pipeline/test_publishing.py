@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.outputs.local import LocalOutput
 from shards.verify import verify
 from tests.conftest import directory_bytes, sample_records, write_corpus
-from tests.pipeline.building import Builder, Killed, killed_at, killed_before_publishing
+from tests.pipeline.building import Builder, Killed, killed_at, killed_before_publishing, stored
 
 pytestmark = pytest.mark.usefixtures("inline_engine")
 # What changes a disk. `pathlib` and `shutil` call these too.
 SYSTEM_CALLS = [(os, name) for name in ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync", "open")]
-OPTIONS: dict[str, Any] = {"unit_bytes": 12_000, "dedup": "exact", "on_bad_record": "skip"}
+# What changes an object store.
+REQUESTS = [(MemoryFileSystem, name) for name in ("pipe_file", "put_file", "rm_file")]
+OPTIONS: dict[str, Any] = {"unit_bytes": 6_000, "dedup": "exact", "on_bad_record": "skip"}
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    return write_corpus(tmp_path / "corpus.json", [*sample_records()[:12], {"text": 5}, *sample_records()[:4]])
+    return write_corpus(tmp_path / "corpus.json", [*sample_records()[:5], {"text": 5}, *sample_records()[:2]])
 
 
 @pytest.mark.parametrize("replaces", [False, True])
@@ -30,24 +33,20 @@ def test_a_kill_at_each_system_call_of_publishing_loses_nothing(
     tmp_path: Path, corpus: Path, run: Builder, replaces: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Either set is complete at every instant, or all finished units are there; the next run reads nothing again."""
-    out, options = tmp_path / "set", {**OPTIONS, "force": replaces}
     run(corpus, tmp_path / "whole", **OPTIONS)
-    whole = directory_bytes(tmp_path / "whole")
+    whole, begun = directory_bytes(tmp_path / "whole"), tmp_path / "begun"
     if replaces:
         run(corpus, tmp_path / "older", **OPTIONS, seed=7)
-        shutil.copytree(tmp_path / "older", out)
+        shutil.copytree(tmp_path / "older", begun / "set")
+    options = {**OPTIONS, "force": replaces}
     with killed_before_publishing():
-        run(corpus, out, **options)
-    begun = tmp_path / "begun"
-    shutil.copytree(tmp_path / "set.partial", begun / "set.partial")
+        run(corpus, begun / "set", **options)
     num_units = len(list((begun / "set.partial" / "receipts").glob("*.json")))
-    if replaces:
-        shutil.copytree(out, begun / "set")
     publish = LocalOutput.publish
     for number in range(200):
-        for name in ("set", "set.partial"):
-            shutil.rmtree(tmp_path / name, ignore_errors=True)
-        shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
+        there = tmp_path / f"killed at {number}"
+        shutil.copytree(begun, there)
+        out = there / "set"
 
         def publish_killed(self: LocalOutput, directory: Path, number: int = number) -> None:
             with killed_at(number, SYSTEM_CALLS) as seen:
@@ -61,7 +60,7 @@ def test_a_kill_at_each_system_call_of_publishing_loses_nothing(
                 killed = False
             except Killed:
                 killed = True
-        (tmp_path / ".set.lock").unlink(missing_ok=True)
+        (there / ".set.lock").unlink(missing_ok=True)
         is_there, is_new = out.exists(), out.exists() and directory_bytes(out) == whole
         assert not is_there or verify(out) == []
         if killed:
@@ -69,8 +68,7 @@ def test_a_kill_at_each_system_call_of_publishing_loses_nothing(
             if is_there != is_new or not (is_there or replaces):  # an older set is in its place, or none was
                 assert result.statistics.num_units_reused == num_units > 1
         assert directory_bytes(out) == whole
-        assert sorted(path.name for path in tmp_path.glob("*set*")) == ["set"]
-        assert not (tmp_path / ".set.lock").exists()
+        assert [path.name for path in there.iterdir()] == ["set"]
         if not killed:
             assert number > 20
             return
@@ -78,21 +76,29 @@ def test_a_kill_at_each_system_call_of_publishing_loses_nothing(
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_kill_at_each_system_call_of_a_build_changes_no_byte(
-    tmp_path: Path, run: Builder, force: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_kill_at_any_call_of_a_build_changes_no_byte(
+    tmp_path: Path, memory: Any, corpus: Path, run: Builder, is_remote: bool, force: bool
 ) -> None:
-    """Of a small one, each run of which is killed a little later than the one before; it goes on, or begins anew."""
-    corpus = write_corpus(tmp_path / "corpus.json", sample_records()[:4])
-    run(corpus, tmp_path / "whole", unit_bytes=2000)
+    """Each run is killed a little later than the one before, which it continues, or begins anew."""
+    run(corpus, tmp_path / "whole", **OPTIONS)
+    out, calls = ("memory://bucket/set", REQUESTS) if is_remote else (str(tmp_path / "set"), SYSTEM_CALLS)
     if force:
-        run(corpus, tmp_path / "set", seed=7)
-    for number in range(0, 2000, 7):
+        run(corpus, out, **OPTIONS, seed=7)
+    num_runs = num_finished = 0
+    for number in range(0, 2000, 1 if is_remote else 13):
+        num_runs += 1
         try:
-            with killed_at(number, SYSTEM_CALLS):
-                run(corpus, tmp_path / "set", unit_bytes=2000, force=force)
+            with killed_at(number, calls):
+                run(corpus, out, **OPTIONS, force=force)
             break
         except Killed:
             (tmp_path / ".set.lock").unlink(missing_ok=True)
-    assert 7 < number < 1000
-    assert directory_bytes(tmp_path / "set") == directory_bytes(tmp_path / "whole")
-    assert sorted(path.name for path in tmp_path.glob("*set*")) == ["set"]
+            before, num_finished = (
+                num_finished,
+                sum(name.endswith(".json") for name in stored(f"{out}.partial/receipts")),
+            )
+            assert num_finished >= before or force or "manifest.json" in stored(out)
+    assert 10 < num_runs < 150
+    assert stored(out) == directory_bytes(tmp_path / "whole") and stored(f"{out}.partial") == {}
+    assert sorted(path.name for path in tmp_path.glob("*set*")) == ([] if is_remote else ["set"])

@@ -1,12 +1,14 @@
-"""The Qwen2 tokenizer is exact, and both encoders give the same ids."""
+"""The Qwen2 tokenizer is exact, from wherever it comes, and both encoders give the same ids."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from pipeline.__main__ import main
 from pipeline.encode import DocumentEncoder
 from pipeline.tokenizers import (
     PROBE_TEXTS,
+    Encoder,
     FastEncoder,
     ReferenceEncoder,
     choose_encoder,
@@ -27,8 +30,7 @@ from pipeline.train_tokenizer import train_tokenizer
 from shards.common.errors import InputError
 from shards.tokenizer_files import TokenizerFiles
 from tests.conftest import REPOSITORY, SAMPLE, sample_records
-
-SHARED_QWEN2 = REPOSITORY.parent / "shared" / "qwen2" / "tokenizer.json"
+from tests.hub_server import Hub
 
 
 @pytest.fixture(scope="module")
@@ -51,66 +53,73 @@ def test_qwen2_gives_the_published_ids(qwen2_files: TokenizerFiles) -> None:
     assert ids.tolist() == [9707, 1879, 0, 104455]
 
 
-@pytest.mark.skipif(not SHARED_QWEN2.exists(), reason="no reference copy of the tokenizer here")
-def test_qwen2_is_the_reference_copy(qwen2_files: TokenizerFiles) -> None:
-    assert json.loads(qwen2_files.tokenizer_json) == json.loads(SHARED_QWEN2.read_bytes())
-
-
 def test_changed_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qwen2, "RANKS_SHA256", hashlib.sha256(b"other").hexdigest())
     with pytest.raises(InputError, match=r"expected sha256 .*, found "):
         qwen2.read_ranks()
 
 
-def test_both_encoders_agree_on_the_sample_and_the_probes(qwen2_files: TokenizerFiles, tokenizer_dir: Path) -> None:
+def loaded(files: TokenizerFiles, *, parse_special: bool = False) -> tuple[Encoder, Encoder]:
+    """Both encoders."""
+    fast, slow = (
+        load_encoder(name, files.tokenizer_json, parse_special=parse_special) for name in ("fastokens", "tokenizers")
+    )
+    return fast, slow
+
+
+def documents_encoders(files: TokenizerFiles) -> tuple[DocumentEncoder, DocumentEncoder]:
+    fast, slow = loaded(files)
+    content, eos_id = files.tokenizer_json, files.eos_id
+    return DocumentEncoder(fast, content, eos_id), DocumentEncoder(slow, content, eos_id)
+
+
+@pytest.fixture(scope="module")
+def own_files(tokenizer_dir: Path) -> TokenizerFiles:
+    """Of the tokenizer trained here, which normalizes and splits as Qwen2 does."""
+    return load_tokenizer_files(str(tokenizer_dir))
+
+
+def test_both_encoders_agree_on_the_sample_and_the_probes(
+    qwen2_files: TokenizerFiles, own_files: TokenizerFiles
+) -> None:
     texts = [record["text"] for record in sample_records()] + list(PROBE_TEXTS)
-    for files in (qwen2_files, load_tokenizer_files(str(tokenizer_dir))):
+    for files in (qwen2_files, own_files):
         assert choose_encoder(files) == "fastokens"
-        assert same_ids(FastEncoder(files.tokenizer_json), ReferenceEncoder(files.tokenizer_json), texts)
-
-
-@given(texts=st.lists(st.text(max_size=40), max_size=6))
-def test_both_encoders_agree_on_any_text(tokenizer_dir: Path, texts: list[str]) -> None:
-    files = load_tokenizer_files(str(tokenizer_dir))
-    texts = [text.encode("utf-8", "replace").decode() for text in texts]
-    assert same_ids(FastEncoder(files.tokenizer_json), ReferenceEncoder(files.tokenizer_json), texts)
+        assert same_ids(*loaded(files), texts)
 
 
 # Starters, marks of different classes, singletons, jamo, kana marks: what normalization moves, joins and takes apart.
 _MARKED = st.text("ae<\u0301\u0323\u0338\u212a\u2126\uac00\u1100\u1161\u11a8か\u3099\uf900\ufb1d人。", max_size=12)
 
 
-@given(texts=st.lists(_MARKED.filter(bool), min_size=1, max_size=6))
-def test_documents_are_normalized_as_the_reference_does(qwen2_files: TokenizerFiles, texts: list[str]) -> None:
-    content, eos_id = qwen2_files.tokenizer_json, qwen2_files.eos_id
-    fast = DocumentEncoder(load_encoder("fastokens", content), content, eos_id).encode(texts)
-    slow = DocumentEncoder(load_encoder("tokenizers", content), content, eos_id).encode(texts)
+@given(
+    texts=st.lists((_MARKED | st.text(st.characters(exclude_categories=["Cs"]))).filter(bool), min_size=1, max_size=6)
+)
+def test_documents_are_normalized_as_the_reference_does(own_files: TokenizerFiles, texts: list[str]) -> None:
+    fast, slow = (encoder.encode(texts) for encoder in documents_encoders(own_files))
     assert fast.ids.tolist() == slow.ids.tolist() and fast.counts.tolist() == slow.counts.tolist()
     assert list(fast.contents) == list(slow.contents) == [text.encode() for text in texts]
     assert fast.num_bytes.tolist() == [len(text.encode()) for text in texts]
     assert fast.num_chars == slow.num_chars == sum(map(len, texts))
 
 
-def test_normalization_is_left_to_fastokens_where_something_is_cut_out_before_it(qwen2_files: TokenizerFiles) -> None:
-    content: bytes = qwen2_files.tokenizer_json
+def test_normalization_is_left_to_fastokens_where_something_is_cut_out_before_it(own_files: TokenizerFiles) -> None:
+    content: bytes = own_files.tokenizer_json
     decomposed = ["e\u0301"]
     assert FastEncoder(content).normalized(decomposed) == ["\xe9"]
     assert FastEncoder(content, parse_special=True).normalized(decomposed) == decomposed
     tool = content.replace(b'"special":true', b'"special":false', 1)
     assert tool != content and FastEncoder(tool).normalized(decomposed) == decomposed
-    text = ["<|im_end|>\u0338"]  # `>` and the mark are one character, unless the special token is cut out before
+    text = ["<|endoftext|>\u0338"]  # `>` and the mark are one character, unless the special token is cut out before
     for parse in (False, True):
-        fast, slow = FastEncoder(content, parse_special=parse), ReferenceEncoder(content, parse_special=parse)
-        assert same_ids(fast, slow, text)
+        assert same_ids(*loaded(own_files, parse_special=parse), text)
 
 
-def test_joining_gives_what_each_text_has_alone(qwen2_files: TokenizerFiles, tokenizer_dir: Path) -> None:
+def test_joining_gives_what_each_text_has_alone(qwen2_files: TokenizerFiles, own_files: TokenizerFiles) -> None:
     texts = [record["text"] for record in sample_records()]
     texts += ["a<b", "<", "<|", "x<|endoftext", " ", "\n", "e\u0301", "\u0301e"]
-    for files in (qwen2_files, load_tokenizer_files(str(tokenizer_dir))):
-        content = files.tokenizer_json
-        fast = DocumentEncoder(FastEncoder(content), content, files.eos_id)
-        slow = DocumentEncoder(ReferenceEncoder(content), content, files.eos_id)
+    for files in (qwen2_files, own_files):
+        fast, slow = documents_encoders(files)
         assert fast._joins and not slow._joins
         for batch in (texts, ["<|endoftext|>"], ["a", "b<|im_start|>c", "<|endoftext|>d"], ["a"]):
             left, right = fast.encode(batch), slow.encode(batch)
@@ -118,21 +127,11 @@ def test_joining_gives_what_each_text_has_alone(qwen2_files: TokenizerFiles, tok
             assert [bytes(content) for content in left.contents] == [text.encode() for text in batch]
 
 
-def test_an_eos_that_overlaps_itself_is_not_looked_for_in_joined_texts(qwen2_files: TokenizerFiles) -> None:
-    content: bytes = qwen2_files.tokenizer_json.replace(b'"<|endoftext|>"', b'"=<>="')
-    encoder = DocumentEncoder(load_encoder("fastokens", content), content, qwen2_files.eos_id)
-    slow = DocumentEncoder(load_encoder("tokenizers", content), content, qwen2_files.eos_id)
+def test_an_eos_that_overlaps_itself_is_not_looked_for_in_joined_texts(own_files: TokenizerFiles) -> None:
+    content = own_files.tokenizer_json.replace(b'"<|endoftext|>"', b'"=<>="')
+    fast, slow = documents_encoders(dataclasses.replace(own_files, contents={"tokenizer.json": content}))
     texts = ["e\u0301=<>", "b"]  # not NFC, so its UTF-8 is not looked through
-    assert encoder.encode(texts).ids.tolist() == slow.encode(texts).ids.tolist()
-
-
-def test_special_token_strings_are_ordinary_text(tokenizer_dir: Path) -> None:
-    files = load_tokenizer_files(str(tokenizer_dir))
-    for encoder in (FastEncoder(files.tokenizer_json), ReferenceEncoder(files.tokenizer_json)):
-        ids, offsets = encoder.encode(["<|endoftext|>", ""])
-        assert files.eos_id not in ids.tolist() and len(ids) > 1
-        assert offsets.tolist() == [0, len(ids), len(ids)]
-        assert ids.dtype == np.uint32
+    assert fast.encode(texts).ids.tolist() == slow.encode(texts).ids.tolist()
 
 
 def test_a_tokenizer_that_fastokens_does_not_take_falls_back(tmp_path: Path) -> None:
@@ -161,15 +160,126 @@ def test_impossible_vocabulary_sizes_are_refused(tmp_path: Path, vocab_size: int
         train_tokenizer([str(SAMPLE)], tmp_path, vocab_size=vocab_size)
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"model": {"vocab": {}}}', "[1]"])
-def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(InputError, match=r"tokenizer\.json"):
-        load_tokenizer_files(str(tmp_path))
-
-
 def test_a_tokenizer_in_place_of_a_file_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for out in ("file", "file/below"):
         with pytest.raises(InputError, match="expected a directory, or nothing"):
             main(["tokenizer", str(SAMPLE), "--vocab-size", "300", "--out", str(tmp_path / out)])
+
+
+# ---- tokenizers of a hub ----
+
+
+SHARED = REPOSITORY.parent / "shared" / "qwen2"
+both = pytest.mark.parametrize("name", ["hf:org/model", "ms:org/model"])
+OWN = {"model": {"type": "WordLevel", "vocab": {"a": 0, "</s>": 1}}}
+
+
+@pytest.fixture
+def served(hub: Hub) -> Hub:
+    files = {"tokenizer.json": orjson.dumps(OWN), "tokenizer_config.json": b'{"eos_token": "</s>"}'}
+    hub.commit("models/org/model", files)
+    return hub
+
+
+def built_in() -> dict[str, Any]:
+    content: dict[str, Any] = orjson.loads((qwen2.qwen2_tokenizer_directory() / "tokenizer.json").read_bytes())
+    return content
+
+
+@both
+def test_it_has_the_repository_s_name_and_needs_no_network_the_second_time(served: Hub, name: str) -> None:
+    first = load_tokenizer_files(name)
+    assert (first.entry.name, first.entry.eos_token, first.entry.vocab_size) == ("org/model", "</s>", 2)
+    served.put("models/org/model", "tokenizer.json", b"changed")
+    served.status = 503
+    assert load_tokenizer_files(name) == first
+
+
+def test_both_files_are_of_one_commit(served: Hub) -> None:
+    served.put("models/org/model", "tokenizer_config.json", b'{"eos_token": "a"}')
+    commit = served.head("models/org/model")
+    first = load_tokenizer_files("hf:org/model")
+    assert first.entry.eos_token == "a"
+    assert [one for one in served.questions if "/resolve/" in one and commit not in one] == []
+
+
+@both
+def test_a_published_qwen2_is_the_built_in_one(hub: Hub, name: str) -> None:
+    """In the words of newer files: merges as pairs, other defaults, another order of keys."""
+    content = built_in()
+    content["model"]["merges"] = [merge.split(" ") for merge in content["model"]["merges"]]
+    content["model"] |= {"ignore_merges": False, "continuing_subword_prefix": None}
+    content["model"] = dict(reversed(content["model"].items()))
+    config = b'{"eos_token": "<|endoftext|>", "chat_template": "x"}'
+    spelled_otherwise = orjson.dumps(dict(reversed(content.items())), option=orjson.OPT_INDENT_2)
+    hub.commit("models/org/model", {"tokenizer.json": spelled_otherwise, "tokenizer_config.json": config})
+    assert load_tokenizer_files(name) == load_tokenizer_files("qwen2")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="no reference copy of the tokenizer here")
+def test_the_reference_copy_is_the_built_in_one(hub: Hub) -> None:
+    files = {name: (SHARED / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")}
+    hub.commit("models/Qwen/Qwen2-0.5B", files)
+    assert load_tokenizer_files("hf:Qwen/Qwen2-0.5B") == load_tokenizer_files("qwen2")
+    assert load_tokenizer_files("qwen2").entry.sha256 == qwen2.TOKENIZER_SHA256
+
+
+def test_what_is_not_qwen2_is_not_taken_for_it() -> None:
+    content = built_in()
+    assert qwen2.canonical_tokenizer_json(content) == orjson.dumps(content)
+    changes: list[tuple[str, Any]] = [
+        ("normalizer", None),
+        ("normalizer", {"type": "NFKC"}),
+        ("added_tokens", content["added_tokens"][:2]),
+        ("added_tokens", [{**token, "normalized": True} for token in content["added_tokens"]]),
+        ("pre_tokenizer", content["pre_tokenizer"]["pretokenizers"][1]),
+        ("truncation", {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}),
+        ("model", {**content["model"], "merges": content["model"]["merges"][::-1]}),
+        ("model", {**content["model"], "dropout": 0.5}),
+        ("model", {**content["model"], "byte_fallback": True}),
+        ("model", {**content["model"], "vocab": {**content["model"]["vocab"], "!": 1, '"': 0}}),
+        ("model", None),
+    ]
+    for key, value in changes:
+        assert qwen2.canonical_tokenizer_json({**content, key: value}) is None, (key, str(value)[:60])
+
+
+def test_another_eos_is_another_tokenizer(hub: Hub) -> None:
+    """The chat models have the same `tokenizer.json`, and end a text with another token."""
+    hub.put("models/org/model", "tokenizer.json", orjson.dumps(built_in()))
+    hub.put("models/org/model", "tokenizer_config.json", b'{"eos_token": "<|im_end|>"}')
+    entry = load_tokenizer_files("hf:org/model").entry
+    assert (entry.name, entry.eos_token, entry.eos_id) == ("org/model", "<|im_end|>", 151_645)
+
+
+@both
+def test_without_a_configuration_the_end_is_found_as_in_a_directory(hub: Hub, name: str) -> None:
+    own = {**OWN, "added_tokens": [{"content": "</s>", "id": 1}]}
+    hub.put("models/org/model", "tokenizer.json", orjson.dumps(own))
+    assert load_tokenizer_files(name).entry.eos_token == "</s>"
+    hub.status = 503  # it is known that there is none
+    assert name.startswith("ms") or load_tokenizer_files(name).entry.eos_token == "</s>"
+
+
+@pytest.mark.parametrize("content", [b"[]", b"", b'{"model": {"vocab": {"a": "b"}}}', b"\xff"])
+def test_a_file_that_is_no_tokenizer_is_refused(served: Hub, content: bytes) -> None:
+    served.put("models/org/model", "tokenizer.json", content)
+    with pytest.raises(InputError, match=r"hf:org/model: not a tokenizer\.json that can be read"):
+        load_tokenizer_files("hf:org/model")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("qwen", "did you mean 'qwen2'"),
+        ("Qwen/Qwen2-0.5B", "on a hub it is hf:Qwen/Qwen2-0.5B"),
+        ("hf:qwen2", "hf:ORG/NAME"),
+        ("{beside}/qwen", "did you mean '{beside}/qwen3'"),
+    ],
+)
+def test_a_mistyped_tokenizer_suggests_the_right_one(tmp_path: Path, name: str, hint: str) -> None:
+    (tmp_path / "qwen3").mkdir()
+    with pytest.raises(InputError) as raised:
+        load_tokenizer_files(name.format(beside=tmp_path))
+    assert hint.format(beside=tmp_path) in str(raised.value)

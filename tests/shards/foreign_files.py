@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from shards.exchange import token_files
 from shards.exchange.datatrove import EndsFile
 from shards.exchange.importing import ImportSettings, import_files
 from shards.exchange.megatron import IndexedFile
 from shards.manifest import Manifest
-from shards.tokenizer_files import TokenizerFiles, make_tokenizer_files
 from shards.verify import verify
 
 Documents = Sequence[Sequence[int]]
@@ -47,31 +44,10 @@ def write_datatrove(path: Path, documents: Documents, dtype: str = "<u4") -> Pat
     return path
 
 
-def opened(path: Path) -> token_files.TokenFile:
-    return EndsFile(path) if path.suffix == ".ds" else IndexedFile(path)
-
-
 def take(paths: Sequence[Path], out: Path, tokenizer: Path, **options: Any) -> Manifest:
     """Import, and verify what came out of it."""
-    options = {"source_format": "datatrove" if paths[0].suffix == ".ds" else "megatron", "block_tokens": 8, **options}
-    files = [opened(path) for path in paths]
-    manifest = import_files(files, out, tokenizer=tokenizer, settings=ImportSettings(**options))
+    form, opened = ("datatrove", EndsFile) if paths[0].suffix == ".ds" else ("megatron", IndexedFile)
+    settings = ImportSettings(**{"source_format": form, "block_tokens": 8, **options})
+    manifest = import_files(list(map(opened, paths)), out, tokenizer=tokenizer, settings=settings)
     assert verify(out) == []
     return manifest
-
-
-def write_tokenizer(directory: Path, vocabulary: Any, eos_id: int, **model: Any) -> Path:
-    added = [{"id": eos_id, "content": "</s>", "special": True}]
-    content = {"model": {"type": "BPE", "vocab": vocabulary, "merges": [], **model}, "added_tokens": added}
-    (directory / "tokenizer.json").write_text(json.dumps(content))
-    return directory
-
-
-def byte_fallback_tokenizer() -> TokenizerFiles:
-    """`hello` and the three bytes of 你, as a vocabulary of SentencePiece's kind has them; EOS is 4."""
-    vocabulary = {"hello": 0, "<0xE4>": 1, "<0xBD>": 2, "<0xA0>": 3}
-    content = {
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": [], "byte_fallback": True},
-        "added_tokens": [{"id": 4, "content": "</s>", "special": True}],
-    }
-    return make_tokenizer_files("fallback", content, {}, where="tests")

@@ -8,30 +8,68 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 from blake3 import blake3
 
 import shards
 from shards.layout import SPLITS, SplitName
-from shards.manifest import Packing, RejectedEntry, canonical_json
+from shards.manifest import Packing, RejectedEntry, SourceEntry, canonical_json
 from shards.set_writer import DocumentBatch, NewSet, new_directory
-from shards.tokenizer_files import TokenizerFiles, make_tokenizer_files
+from shards.tokenizer_files import TokenizerFiles, load_tokenizer, make_tokenizer_files
 from shards.vocabulary import bytes_of_characters
 from tests.conftest import directory_bytes, sample_records
 
 EOS = 256
 PACKINGS: tuple[Packing, ...] = ("concat", "best-fit")
 TEXTS = [record["text"] for record in sample_records()]
+# Short and long texts, some of them more than once, in more scripts than the sample has.
+MIXED = [
+    *TEXTS[:14],
+    "Ещё один текст, по-русски.\nСтрока два\tс табуляцией.",
+    "かな と カナ、한국어도 조금 있다. Ωμέγα! ½ ✓ 🙂",
+    "重",
+    *TEXTS[3:9],
+    "重",
+    "Latin with àccénts, digits 0123 ４５６, and more.",
+    *TEXTS[:3],
+    "重",
+    TEXTS[0],
+]
 Documents = Sequence[Sequence[int]]  # ids, without EOS
 Unit = Mapping[SplitName, Documents]
 
 
-def byte_tokenizer(eos_id: int = EOS, **model: Any) -> TokenizerFiles:
+def tokenizer_files(
+    name: str, vocabulary: dict[str, int], eos_id: int, *, byte_fallback: bool = False, decoder: Any = None
+) -> TokenizerFiles:
     content = {
-        "model": {"type": "BPE", "vocab": dict(bytes_of_characters()), "merges": [], **model},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": [], "byte_fallback": byte_fallback},
         "added_tokens": [{"id": eos_id, "content": "</s>", "special": True}],
-        "decoder": {"type": "ByteLevel"},
+        "decoder": decoder,
     }
-    return make_tokenizer_files("bytes", content, {}, where="tests")
+    return make_tokenizer_files(name, content, {}, where="tests")
+
+
+def byte_tokenizer() -> TokenizerFiles:
+    return tokenizer_files("bytes", dict(bytes_of_characters()), EOS, decoder={"type": "ByteLevel"})
+
+
+def byte_fallback_tokenizer() -> TokenizerFiles:
+    """`hello` and the three bytes of 你, as a vocabulary of SentencePiece's kind has them; EOS is 4."""
+    vocabulary = {"hello": 0, "<0xE4>": 1, "<0xBD>": 2, "<0xA0>": 3}
+    return tokenizer_files("fallback", vocabulary, 4, byte_fallback=True)
+
+
+def write_tokenizer(directory: Path, tokenizer: TokenizerFiles) -> Path:
+    for name, content in tokenizer.contents.items():
+        (directory / name).write_bytes(content)
+    return directory
+
+
+def source(path: str = "corpus.json", num_bytes: int = 1000, num_records: int = 1) -> SourceEntry:
+    return SourceEntry(
+        path=path, format="json", num_bytes=num_bytes, digest="0" * 64, num_ranges=1, num_records=num_records
+    )
 
 
 def write_set(
@@ -66,14 +104,28 @@ def _batches(unit: Unit, eos_id: int) -> Iterator[DocumentBatch]:
                 yield name, tokens, np.array([len(document) + 1 for document in part])
 
 
-def text_units(texts: Sequence[str], *, per_unit: int = 25, val_every: int = 6) -> list[Unit]:
+def text_units(
+    texts: Sequence[str],
+    *,
+    per_unit: int = 20,
+    val_every: int = 5,
+    encode: Callable[[str], Sequence[int]] = lambda text: list(text.encode()),
+) -> list[Unit]:
     """The texts in units of `per_unit`, each `val_every`th of them in val."""
     units: list[Unit] = []
     for first in range(0, len(texts), per_unit):
-        ids = [list(text.encode()) for text in texts[first : first + per_unit]]
-        train = [own for number, own in enumerate(ids) if number % val_every]
-        units.append({"train": train, "val": ids[::val_every]})
+        ids = [encode(text) for text in texts[first : first + per_unit]]
+        train = [own for number, own in enumerate(ids) if number % val_every != 1]
+        units.append({"train": train, "val": ids[1::val_every]})
     return units
+
+
+def build_set(directory: Path, tokenizer_dir: Path, texts: Sequence[str], **options: Any) -> Path:
+    """A set of `texts` by a real tokenizer, in blocks of 64 tokens."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+    units = text_units(texts, encode=lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
+    own = {"block_tokens": 64, "sources": [source(num_records=len(texts))], "settings": {"seed": 1}}
+    return write_set(directory / "set", units, tokenizer=load_tokenizer(tokenizer_dir), **(own | options))
 
 
 def documents_of(directory: Path, *splits: str) -> list[list[int]]:
@@ -89,12 +141,6 @@ def shard_files(directory: Path) -> dict[str, bytes]:
 
 def names_in(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
-
-
-def flip_a_bit(path: Path) -> None:
-    damaged = bytearray(path.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    path.write_bytes(damaged)
 
 
 def forge(directory: Path, edit: Callable[[dict[str, Any]], object]) -> None:

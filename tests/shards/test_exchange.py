@@ -18,45 +18,31 @@ import pytest
 from tqdm import tqdm
 
 import shards
-from shards.common.command_line import Parser
+from shards.__main__ import main
 from shards.common.errors import InputError
 from shards.exchange import arrow, command, headed
 from shards.exchange.blocks import cut_files
-from shards.tokenizer_files import load_tokenizer
+from shards.layout import SPLITS
 from shards.verify import verify
 from tests.conftest import directory_bytes
-from tests.shards.foreign_files import write_tokenizer
-from tests.shards.sets import Unit, write_set
+from tests.shards.sets import Unit, names_in, tokenizer_files, write_set
 
 FORMATS = command.EXPORT_FORMATS
-SPLITS = ("train", "val")
-pytestmark = pytest.mark.usefixtures("no_flushing")
 
 
 def run(*arguments: object) -> int:
-    """What `python -m shards` does with these two commands."""
-    parser = Parser(prog="python -m shards")
-    command.add_parsers(parser.add_subparsers(required=True))
-    options = parser.parse_args([str(argument) for argument in arguments])
-    status: int = options.run(options)
-    return status
+    """`python -m shards …`, in this process."""
+    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="session")
 def wide_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set whose ids need more than 16 bits: 70,000 entries, the last one EOS."""
-    work = tmp_path_factory.mktemp("wide")
-    tokenizer = load_tokenizer(write_tokenizer(work, {f"w{number}": number for number in range(69_999)}, 69_999))
+    tokenizer = tokenizer_files("wide", {f"w{number}": number for number in range(69_999)}, 69_999)
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, 69_999, rng.integers(1, 100)).tolist() for _ in range(200)]
     units: list[Unit] = [{"train": documents[:90], "val": documents[90:100]}, {"train": documents[100:]}]
-    return write_set(work / "set", units, tokenizer=tokenizer)
-
-
-@pytest.fixture(params=["built_set", "wide_set"])
-def shard_set(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.getfixturevalue(request.param)
-    return path
+    return write_set(tmp_path_factory.mktemp("wide") / "set", units, tokenizer=tokenizer)
 
 
 @pytest.fixture
@@ -173,11 +159,11 @@ READERS: dict[str, Callable[[Path, str, int], list[np.ndarray]]] = {
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("size", ["one file", "many files"])
-def test_every_block_comes_back_as_it_is(
-    request: pytest.FixtureRequest, shard_set: Path, tmp_path: Path, form: str, size: str
-) -> None:
-    if size == "many files":
+@pytest.mark.parametrize("name", ["wide_set", "built_set"])
+def test_every_block_comes_back_as_it_is(request: pytest.FixtureRequest, tmp_path: Path, form: str, name: str) -> None:
+    """Of the one set in one file a split, of the other in several."""
+    shard_set: Path = request.getfixturevalue(name)
+    if name == "built_set":
         request.getfixturevalue("small_files")
     assert run("export", shard_set, "--to", form, "--out", tmp_path / "out") == 0
     for split in SPLITS:
@@ -186,13 +172,11 @@ def test_every_block_comes_back_as_it_is(
         assert len(found) == len(expected) > 1
         assert np.array_equal(np.asarray(found, dtype=np.int64), expected)
         if form in ("mds", "llm.c"):  # 16 bits where the ids fit
-            assert found[0].itemsize == (4 if "wide" in str(shard_set) else 2)
-    if size == "many files" and form != "datatrove":
-        files = [
-            path for path in (tmp_path / "out").rglob("*") if path.suffix in {".bin", ".mds", ".parquet", ".arrow"}
-        ]
-        assert len(files) > 4
-    assert not list((tmp_path / "out").rglob("*.tmp")) and not (tmp_path / "out.partial").exists()
+            assert found[0].itemsize == (4 if name == "wide_set" else 2)
+    if name == "built_set" and form != "datatrove":
+        suffixes = {".bin", ".mds", ".parquet", ".arrow"}
+        assert sum(path.suffix in suffixes for path in (tmp_path / "out").rglob("*")) > 4
+    assert not list((tmp_path / "out").rglob("*.tmp")) and names_in(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -223,7 +207,8 @@ def test_datatrove_sees_the_sets_own_files(built_set: Path, tmp_path: Path) -> N
     assert len(linked) == len(list(built_set.glob("*.bin")))
     for path in linked:
         assert path.samefile(built_set / f"{path.stem}.bin") and not path.is_symlink()
-        index = shards.open(built_set)[path.parent.name].shard_index(int(path.stem[-5:]))
+        split = shards.open(built_set)[path.parent.name]
+        index = split.shard_index([shard.name for shard in split.shards].index(path.stem))
         # Each document ends there; what follows the last one is padding.
         ends, num_tokens = np.fromfile(f"{path}.index", "<u8").tolist(), path.stat().st_size // 4
         assert ends == [*index.document_ends.tolist(), *([num_tokens] if index.ends[-1] < num_tokens else [])]
@@ -257,15 +242,6 @@ def test_the_line_that_is_printed_reads_the_export(
     assert np.array_equal(rows.to_pylist() if form == "parquet" else rows[:], blocks(built_set, "train"))
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_by_default_it_lies_beside_the_set(own_set: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    monkeypatch.chdir(own_set)
-    run("export", ".", "--to", form)
-    assert (own_set.parent / f"set-{form}").is_dir()
-    with pytest.raises(InputError, match=f"set-{form}: exists already"):
-        run("export", own_set, "--to", form)
-
-
 def test_wrong_usage_is_one_clear_line(own_set: Path, tmp_path: Path) -> None:
     for arguments, expected in (
         (("--to", "litdat"), r"--to: expected datatrove or .* or hf, found 'litdat'; did you mean 'litdata'\?"),
@@ -278,18 +254,21 @@ def test_wrong_usage_is_one_clear_line(own_set: Path, tmp_path: Path) -> None:
             run("export", own_set, *arguments)
     with pytest.raises(InputError, match="no such shard set"):
         run("export", tmp_path / "nowhere", "--to", "hf")
-    assert verify(own_set) == [] and sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+    assert verify(own_set) == [] and names_in(tmp_path) == ["set"]
 
 
-def test_an_empty_split_is_left_out_and_not_exported_alone(tmp_path: Path) -> None:
-    write_set(tmp_path / "set", [{"train": [[1] * 40, [2]]}])
+def test_an_empty_split_is_left_out_and_not_exported_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default an export lies beside the set."""
+    monkeypatch.chdir(write_set(tmp_path / "set", [{"train": [[1] * 40, [2]]}]))
     for form in FORMATS:
-        run("export", tmp_path / "set", "--to", form)
+        run("export", ".", "--to", form)
         assert not [path for path in (tmp_path / f"set-{form}").rglob("*") if "val" in path.name]
         assert len(READERS[form](tmp_path / f"set-{form}", "train", 16)) == len(shards.open(tmp_path / "set")["train"])
     run("export", tmp_path / "set", "--to", "hf", "--split", "train", "--out", tmp_path / "train alone")
+    with pytest.raises(InputError, match="set-hf: exists already"):
+        run("export", tmp_path / "set", "--to", "hf")
     with pytest.raises(InputError, match="no block in val; nothing to export"):
-        run("export", tmp_path / "set", "--to", "hf", "--split", "val")
+        run("export", ".", "--to", "hf", "--split", "val", "--out", tmp_path / "val alone")
 
 
 @pytest.mark.parametrize(("num_blocks", "per_file"), [(1, 3), (3, 3), (10, 4), (11, 4), (7, 0)])

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from shards.share.hub import (
     snapshot,
 )
 from shards.share.hub_errors import NoSuchFile, hub_errors
-from tests.hub_server import Hub, commit_name, hub  # noqa: F401
+from tests.hub_server import Hub, commit_name
 
 both = pytest.mark.parametrize("name", ["hf:org/model", "ms:org/model"])
 CONFIG = b'{"model_type": "qwen2"}' * 100
@@ -31,7 +32,7 @@ DATA = bytes(range(256)) * 400
 
 
 @pytest.fixture
-def served(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:  # noqa: F811
+def served(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     hub.commit(
         "models/org/model", {"config.json": CONFIG, "model.safetensors": b"weights", "x.py": b"raise SystemExit"}
@@ -41,25 +42,20 @@ def served(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:  # noqa: F811
     return hub
 
 
+def data_set(**fields: Any) -> HubReference:
+    return HubReference(**{"hub": "hf", "repository": "a/b", "is_dataset": True, **fields})
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("hf:Qwen/Qwen2-0.5B", HubReference(hub="hf", repository="Qwen/Qwen2-0.5B")),
         ("ms:a/b@v1.0/x", HubReference(hub="ms", repository="a/b", revision="v1.0/x")),
-        ("hf://datasets/a/b", HubReference(hub="hf", repository="a/b", is_dataset=True)),
-        (
-            "ms://datasets/a/b@v1/c/d",
-            HubReference(hub="ms", repository="a/b", revision="v1", is_dataset=True, path="c/d"),
-        ),
+        ("hf://datasets/a/b", data_set()),
+        ("ms://datasets/a/b@v1/c/d", data_set(hub="ms", revision="v1", path="c/d")),
         ("hf://a/b/c", HubReference(hub="hf", repository="a/b", path="c")),
-        (
-            "hf://datasets/a/b@refs/convert/parquet/c",
-            HubReference(hub="hf", repository="a/b", revision="refs/convert/parquet", is_dataset=True, path="c"),
-        ),
-        (
-            "hf://datasets/a/b@x%2Fy/c",
-            HubReference(hub="hf", repository="a/b", revision="x/y", is_dataset=True, path="c"),
-        ),
+        ("hf://datasets/a/b@refs/convert/parquet/c", data_set(revision="refs/convert/parquet", path="c")),
+        ("hf://datasets/a/b@x%2Fy/c", data_set(revision="x/y", path="c")),
     ],
 )
 def test_a_reference_is_read_and_written(text: str, expected: HubReference) -> None:
@@ -116,10 +112,7 @@ def test_a_small_file_is_fetched_once_and_then_needs_no_network(served: Hub, tmp
     served.status = 500
     assert small_file(parse_reference(name), "config.json") == path
     assert small_file(resolve(parse_reference(name), prefer_cache=True), "config.json") == path
-
-
-@both
-def test_a_file_that_isn_t_there_is_told_apart(served: Hub, name: str) -> None:
+    served.status = 0
     with pytest.raises(NoSuchFile, match=rf"^{name[:2]}:.*org/model.*: no .*file"):
         small_file(parse_reference(name), "tokenizer.json")
 
@@ -164,36 +157,24 @@ def test_a_snapshot_has_the_files_that_match(served: Hub, tmp_path: Path, name: 
 # ---- failures ----
 
 
-def refuse(hub: Hub) -> None:  # noqa: F811
-    hub.status = 403
-
-
-def be_down(hub: Hub) -> None:  # noqa: F811
-    hub.status = 502
-
-
-def be_a_page(hub: Hub) -> None:  # noqa: F811
-    hub.is_hub = False
-
-
-def be_empty(hub: Hub) -> None:  # noqa: F811
-    hub.commits.clear()
+FAILURES: dict[str, tuple[dict[str, Any], str, type[InputError]]] = {
+    "refuses": (
+        {"status": 403},
+        r"refused \(HTTP 403\): .*; log in, or ask for permission|needs permission",
+        InputError,
+    ),
+    "is down": ({"status": 502}, r"can't be reached \(.*502.*\); try later", TransientError),
+    "is a page": ({"is_hub": False}, "doesn't answer as a hub does", InputError),
+    "is empty": ({"commits": {}}, "no such repository", InputError),
+}
 
 
 @both
-@pytest.mark.parametrize(
-    ("fail", "message", "kind"),
-    [
-        (refuse, r"refused \(HTTP 403\): .*; log in, or ask for permission|needs permission", InputError),
-        (be_down, r"can't be reached \(.*502.*\); try later", TransientError),
-        (be_a_page, "doesn't answer as a hub does", InputError),
-        (be_empty, "no such repository", InputError),
-    ],
-)
-def test_each_failure_is_one_line_of_its_kind(
-    served: Hub, name: str, fail: Callable[[Hub], None], message: str, kind: type[InputError]
-) -> None:
-    fail(served)
+@pytest.mark.parametrize("failure", FAILURES)
+def test_each_failure_is_one_line_of_its_kind(served: Hub, name: str, failure: str) -> None:
+    changes, message, kind = FAILURES[failure]
+    for field, value in changes.items():
+        setattr(served, field, value)
     for ask in (lambda: small_file(parse_reference(name), "config.json"), lambda: resolve(parse_reference(name))):
         with pytest.raises(InputError, match=rf"^{name}.*: .*({message})") as raised:
             ask()

@@ -14,13 +14,7 @@ from shards.common.errors import InputError
 from shards.exchange import token_files
 from shards.exchange.datatrove import EndsFile
 from shards.exchange.megatron import IndexedFile
-from tests.shards.foreign_files import (
-    take,
-    write_datatrove,
-    write_megatron,
-)
-
-pytestmark = pytest.mark.usefixtures("no_flushing")
+from tests.shards.foreign_files import take, write_datatrove, write_megatron
 
 
 def edited(offset: int, form: str, value: int | float | bytes) -> Callable[[bytearray], None]:
@@ -42,14 +36,11 @@ INDEX_DAMAGES: dict[str, tuple[Callable[[bytearray], None], str]] = {
     "empty": (shortened(102), r"that begin with b'MMIDIDX\\x00\\x00', found b'' in 0 bytes"),
     "header cut short": (shortened(80), r"expected an index of Megatron-Core, 34 bytes or more .* in 22 bytes"),
     "truncated": (shortened(8), "has 102 bytes, the file has 94; it is truncated or damaged"),
-    "too long": (lambda content: content.extend(b"\0" * 8), "has 102 bytes, the file has 110"),
     "magic": (edited(0, "<9s", b"TNTIDX\0\0\0"), r"found b'TNTIDX"),
     "version": (edited(9, "<Q", 2), "expected version 1, found 2"),
     "dtype unknown": (edited(17, "<B", 9), r"dtype code: expected one of ids, 1 \(uint8\), .*; found 9"),
     "dtype float32": (edited(17, "<B", 7), r"found 7 \(float32\)"),
-    "dtype float64": (edited(17, "<B", 6), r"found 6 \(float64\)"),
     "number of sequences": (edited(18, "<Q", 4), "4 sequences"),
-    "number of sequences huge": (edited(18, "<Q", 2**64 - 1), "the file has 102"),
     "number of boundaries": (edited(26, "<Q", 0), "0 document boundaries"),
     "several modalities": (
         lambda content: content.extend(b"\0" * 3),
@@ -57,19 +48,16 @@ INDEX_DAMAGES: dict[str, tuple[Callable[[bytearray], None], str]] = {
     ),
     "negative length": (edited(38, "<i", -2), "sequence 1: expected a length of at least 0, found -2"),
     "length beyond the bin": (edited(42, "<i", 5), "sequence 2: expected an offset that leaves room for it in the 36"),
-    "length huge": (edited(42, "<i", 2**31 - 1), "sequence 2: expected an offset that leaves room"),
     "negative offset": (edited(54, "<q", -4), "sequence 1: expected an offset of at least 0, found -4"),
     "offset beyond the bin": (
         edited(62, "<q", 40),
         "sequence 2: expected an offset that leaves room for it .* found 40",
     ),
     "offset huge": (edited(62, "<q", 2**63 - 4), "sequence 2: expected an offset that leaves room"),
-    "offset least": (edited(62, "<q", -(2**63)), "sequence 2: expected an offset of at least 0"),
     "offset odd": (edited(54, "<q", 13), "sequence 1: expected an offset that is a multiple of 4, found 13"),
     "boundaries begin late": (edited(70, "<q", 1), "expected document boundaries from 0 to 3, found 1 to 3"),
     "boundaries end early": (edited(94, "<q", 2), "expected document boundaries from 0 to 3, found 0 to 2"),
     "boundaries fall": (edited(78, "<q", 3), "document boundary 2: expected at least 3, found 2"),
-    "boundary negative": (edited(78, "<q", -1), "document boundary 1: expected at least 0, found -1"),
 }
 
 
@@ -106,7 +94,6 @@ ENDS_DAMAGES: dict[str, tuple[Callable[[bytearray], None], str]] = {
     "falling": (edited(8, "<Q", 2), "document 1: expected an end of at least 3, found 2"),
     "beyond the file": (edited(8, "<Q", 10), "document 2: expected an end of at least 10, found 9"),
     "huge": (edited(8, "<Q", 2**64 - 1), "document 2: expected an end of at least 18,446,744,073,709,551,615, found 9"),
-    "last one huge": (edited(16, "<Q", 2**63), "each of the 9,223,372,036,854,775,808 tokens"),
 }
 
 

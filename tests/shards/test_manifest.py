@@ -36,9 +36,7 @@ def test_what_is_written_is_read(own: Path) -> None:
     # People can read it, and one shard is one line.
     fields = [field.name for field in dataclasses.fields(ShardEntry)]
     line = ", ".join(f'"{name}": {json.dumps(getattr(manifest.shards[0], name))}' for name in fields)
-    assert f'  "shards": [\n    {{{line}}},\n'.encode() in encoded and encoded.startswith(
-        b'{\n  "format_version": 1,\n'
-    )
+    assert encoded.startswith(b'{\n  "format_version": 1,\n') and f"[\n    {{{line}}},\n".encode() in encoded
 
 
 def test_every_file_is_listed_with_its_size_and_digest(own: Path) -> None:
@@ -90,15 +88,10 @@ def rename_both(content: dict[str, Any]) -> None:
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "nothing but the fingerprint": (lambda content: None, ""),
     "another version": (lambda content: content.update(format_version=3), "expected format version 1, found 3"),
-    "no version": (lambda content: content.pop("format_version"), "expected format version 1, found None"),
     "no tokens in a block": (lambda content: content.update(block_tokens=0), "block_tokens: expected at least 1"),
     "another type": (lambda content: content.update(dtype="uint16"), "dtype: expected 'uint32', found 'uint16'"),
     "EOS beyond the vocabulary": (lambda content: content["tokenizer"].update(eos_id=257), "eos_id must be below"),
-    "a name of fewer digits": (first_shard(name="train-0"), "expected a name such as train-00000"),
     "a name beside its like": (rename_both, "expected a name such as train-00000"),
-    "a name of more digits": (first_shard(name="train-000000"), "expected a name such as train-00000"),
-    "a name of other digits": (first_shard(name="train-٠٠٠٠٠"), "expected a name such as"),
-    "a name that climbs out": (first_shard(name="../train-00000"), "expected a name such as"),
     "a name of the other split": (first_shard(name="val-00000"), "expected a name such as"),
     "a name twice": (first_shard(name="train-00001"), "shard 'train-00001': listed twice, or not in ascending order"),
     "another order": (lambda content: content["shards"].insert(0, content["shards"].pop(1)), "not in ascending order"),
@@ -109,10 +102,6 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "blocks beyond 2**63 bytes": (first_shard(num_blocks=2**60), "6 tokens don't fit"),
     "no documents": (first_shard(num_documents=0), "0 documents, 2 sequences and 6 tokens don't go together"),
     "fewer sequences": (first_shard(num_sequences=1), "2 documents, 1 sequences"),
-    "a number below 0": (first_shard(num_text_bytes=-1), "num_text_bytes: expected a whole number from 0 to 2"),
-    "a number beyond 2**63": (first_shard(num_text_chars=2**63), "num_text_chars: expected a whole number from 0"),
-    "a number with a point": (first_shard(num_tokens=6.0), "num_tokens: expected a whole number, found 6.0"),
-    "true for 1": (first_shard(num_blocks=True), "num_blocks: expected a whole number, found True"),
     "a digest in capitals": (first_shard(digest="A" * 64), "expected digests of 64 lower-case hexadecimal digits"),
     "a short digest": (first_shard(index_digest="0"), "expected digests of 64 lower-case"),
     "a field more": (first_shard(more=1), "unknown field 'more'"),
@@ -134,10 +123,6 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no tokenizer": (lambda content: content.update(other_files=content["other_files"][1:]), "json is not listed"),
     "no rejected.jsonl": (lambda content: content.update(rejected=[]), "'rejected.jsonl' is not a file of a shard set"),
     "a file twice": (lambda content: content["other_files"].append(content["other_files"][0]), "is listed twice"),
-    "a file elsewhere": (
-        lambda content: content["other_files"][0].update(name="tokenizer/../../x"),
-        "'tokenizer/../../x' is not a file of a shard set",
-    ),
     "a file of no tokenizer": (
         lambda content: content["other_files"][0].update(name="tokenizer/model.py"),
         "'tokenizer/model.py' is not a file of a shard set",
@@ -158,13 +143,19 @@ def test_a_manifest_that_does_not_agree_with_itself_is_refused(own: Path, name: 
 
 
 def test_where_there_is_no_set(own: Path, tmp_path: Path) -> None:
+    """Its neighbour is suggested if that is a set, and can't write to the terminal."""
+    (tmp_path / "seta").mkdir()
+    own = own.rename(tmp_path / "books\x1b[31m")
     for path, expected in (
-        (own / "manifest.json", f"expected a shard set's directory, found a file; take {own}"),
-        (tmp_path / "sett", r"no such shard set; did you mean '.*/set'\? Or build it"),
+        (own / "manifest.json", "expected a shard set's directory, found a file; take "),
+        (tmp_path / "books[31m", r"no such shard set; did you mean '.*/books\\x1b\[31m'\? Or build it"),
+        (tmp_path / "sett", "no such shard set; build it with"),
+        (tmp_path / "nowhere" / "books", "no such shard set; build it with"),
         (tmp_path, "no manifest.json, so this is not a complete shard set; finish it"),
     ):
-        with pytest.raises(InputError, match=expected):
-            shards.open(path)
+        for opened in (shards.open, shards.open_data):
+            with pytest.raises(InputError, match=expected):
+                opened(str(path))
     (own / "manifest.json").write_bytes((own / "manifest.json").read_bytes()[:-5])
     with pytest.raises(InputError, match="not valid JSON"):
         shards.open(own)

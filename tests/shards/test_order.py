@@ -1,4 +1,5 @@
-"""The order of an epoch: a bijection for each (number of blocks, seed, epoch), the same for ever, and as good as random.
+"""The order of an epoch: a bijection for each (number of blocks, seed, epoch), the same for ever, and as good as random;
+and that of a run: epochs, windows, mixtures, and the slices of ranks.
 
 The seeds of all statistical tests are fixed, so none of them fails by chance; the bounds leave correct orders a chance of
 about one in 100,000 for each, whatever the seeds.
@@ -10,81 +11,36 @@ import itertools
 import math
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards import epoch_order, order
-from shards.order import MAX_BLOCKS, NUM_ROUNDS, round_keys
+import shards
+from shards.mixture import _per_mille
+from shards.order import (
+    MAX_BLOCKS,
+    WINDOW_BLOCKS,
+    epoch_order,
+    mixture_pattern,
+    set_seed,
+    window_order,
+)
+from tests.shards.sets import TEXTS, byte_fallback_tokenizer, text_units, write_set
 
 Int64s = npt.NDArray[np.int64]
 FEW_IN_100_000 = 4.3  # standard deviations
 
-large = st.integers(0, 62).flatmap(lambda bits: st.integers(2**bits // 2 + 1, 2**bits))  # as often short as long
-seeds = st.integers(0, 2**64 - 1)
-
-
-def is_bijection(num_blocks: int, seed: int, epoch: int) -> bool:
-    found = epoch_order(num_blocks, seed, epoch, np.arange(num_blocks))
-    return bool(found.min() >= 0 and (np.bincount(found, minlength=num_blocks) == 1).all())
-
-
-@given(st.integers(1, 5000), seeds, st.integers(0, 10**6))
-def test_every_block_exactly_once(num_blocks: int, seed: int, epoch: int) -> None:
-    assert is_bijection(num_blocks, seed, epoch)
-
 
 def test_every_block_exactly_once_for_all_small_numbers_of_blocks_and_around_powers_of_two() -> None:
     around = {2**bits + delta for bits in range(17) for delta in (-1, 0, 1)}
-    for num_blocks in sorted({*range(1, 600), *around, 100_000} - {0}):
-        assert is_bijection(num_blocks, seed=num_blocks % 7, epoch=num_blocks % 3), num_blocks
-
-
-# The same network in whole numbers of Python, of any size, forwards and backwards.
-
-
-def mixed(half: int, key: int) -> int:
-    value = (half ^ key) * 0xBF58476D1CE4E5B9 % 2**64
-    value = (value ^ value >> 32) * 0x94D049BB133111EB % 2**64
-    return value >> 32
-
-
-def network(value: int, num_bits: int, keys: Sequence[int], rounds: Sequence[int]) -> int:
-    right_bits = num_bits - num_bits // 2
-    left, right = divmod(value, 2**right_bits)
-    for number in rounds:
-        if number % 2 == 0:
-            left ^= mixed(right, keys[number]) % 2 ** (num_bits // 2)
-        else:
-            right ^= mixed(left, keys[number]) % 2**right_bits
-    return int(left * 2**right_bits + right)
-
-
-def walked(value: int, num_blocks: int, seed: int, epoch: int, rounds: Sequence[int]) -> int:
-    """Through the network until a block's number comes out. Backwards it passes the same values, in reverse."""
-    keys, num_bits = round_keys(seed, epoch), (num_blocks - 1).bit_length()
-    value = network(value, num_bits, keys, rounds)
-    while value >= num_blocks:
-        value = network(value, num_bits, keys, rounds)
-    return value
-
-
-@given(large, seeds, st.integers(0, 2**64), st.data())
-def test_backwards_every_block_leads_to_its_position(
-    num_blocks: int, seed: int, epoch: int, data: st.DataObject
-) -> None:
-    """For numbers of blocks that can't be walked through: no two positions give one block, and no block is left out.
-
-    Each round is its own inverse, so the inverse of the network is its rounds from the last to the first.
-    """
-    numbers = data.draw(st.lists(st.integers(0, num_blocks - 1), min_size=1, max_size=20))
-    blocks = epoch_order(num_blocks, seed, epoch, numbers).tolist()
-    assert blocks == [walked(number, num_blocks, seed, epoch, range(NUM_ROUNDS)) for number in numbers]
-    assert [walked(block, num_blocks, seed, epoch, range(NUM_ROUNDS)[::-1]) for block in blocks] == numbers
+    for num_blocks in sorted({*range(1, 300), *around, 100_000} - {0}):
+        found = epoch_order(num_blocks, num_blocks % 7, num_blocks % 3, np.arange(num_blocks))
+        assert np.array_equal(np.sort(found), np.arange(num_blocks)), num_blocks
 
 
 def test_any_shape_and_any_number_of_positions() -> None:
@@ -116,17 +72,6 @@ def test_all_orders_of_few_blocks_are_about_equally_likely(num_blocks: int) -> N
     assert chi_square_deviations(chi_square, num_orders - 1) < FEW_IN_100_000
 
 
-@pytest.mark.parametrize("num_blocks", [10, 50])
-def test_every_block_is_about_equally_often_at_every_position(num_blocks: int) -> None:
-    counts = np.zeros((num_blocks, num_blocks), dtype=np.int64)
-    for seed in range(2000):
-        counts[np.arange(num_blocks), epoch_order(num_blocks, seed, 0, np.arange(num_blocks))] += 1
-    expected = 2000 / num_blocks
-    # Rows and columns have fixed sums, in each order too (Anderson 1959, for ranks).
-    chi_square = float(((counts - expected) ** 2 / expected).sum()) * (num_blocks - 1) / num_blocks
-    assert abs(chi_square_deviations(chi_square, (num_blocks - 1) ** 2)) < FEW_IN_100_000
-
-
 def correlation(left: Int64s, right: Int64s) -> float:
     return float(np.corrcoef(left, right)[0, 1]) * math.sqrt(len(left) - 1)
 
@@ -153,7 +98,7 @@ PAIRS: dict[str, Callable[[int], tuple[tuple[int, int], tuple[int, int]]]] = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_two_orders_have_nothing_in_common(name: str) -> None:
     """Correlations as by chance; the positions where both have the same block are 0, 1, 2, … as by Poisson's law for 1."""
-    num_blocks, num_pairs = 700, 400
+    num_blocks, num_pairs = 700, 200
     correlations, fixed_points = [], []
     for number in range(num_pairs):
         left, right = (
@@ -189,21 +134,6 @@ def test_memory_does_not_grow_with_the_number_of_blocks() -> None:
     assert many - few < 900_000 * 8 * 1.1
 
 
-@pytest.mark.parametrize("num_blocks", [2**16, 2**16 + 1, 2**40 + 1])
-def test_a_position_goes_through_the_network_less_than_twice(num_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The work for a position doesn't grow with the number of blocks, nor does anything come before the first."""
-    passed: list[int] = []
-    right = order._feistel
-
-    def counted(values: npt.NDArray[np.uint64], num_bits: int, keys: list[int]) -> npt.NDArray[np.uint64]:
-        passed.append(len(values))
-        return right(values, num_bits, keys)
-
-    monkeypatch.setattr(order, "_feistel", counted)
-    epoch_order(num_blocks, 2333, 0, np.arange(50_000))
-    assert sum(passed) == pytest.approx(50_000 * 2 ** (num_blocks - 1).bit_length() / num_blocks, rel=0.02)
-
-
 def test_the_order_is_frozen() -> None:
     """A run that is resumed years later must find the same order: these numbers never change."""
     assert epoch_order(10, 2333, 0, range(10)).tolist() == [7, 1, 0, 6, 3, 2, 9, 8, 5, 4]
@@ -211,15 +141,202 @@ def test_the_order_is_frozen() -> None:
     assert billion.tolist() == [700779790, 7961805, 956608021, 701620980]
     ten_billion = epoch_order(10**10, 2333, 0, [0, 2**32 - 1, 2**32, 2**32 + 1, 10**10 - 1])
     assert ten_billion.tolist() == [2080915028, 9151030806, 4279660894, 1602084247, 7503159623]
+    largest = epoch_order(MAX_BLOCKS - 1, 2333, 0, [0, 1, MAX_BLOCKS // 2, MAX_BLOCKS - 2])
+    assert largest.tolist() == [3754308705215893644, 4087680227749086632, 1347710023413901693, 1495549425953525927]
 
 
-@pytest.mark.parametrize("positions", [[-1], [5], [0, 5]])
-def test_positions_outside_the_epoch_are_refused(positions: list[int]) -> None:
-    with pytest.raises(ValueError, match="positions must lie in 0 … 4"):
-        epoch_order(5, 0, 0, positions)
+@pytest.mark.parametrize(
+    ("num_blocks", "epoch", "positions"),
+    [(5, 0, [-1]), (5, 0, [5]), (5, 0, [0, 5]), (0, 0, []), (-1, 0, []), (MAX_BLOCKS + 1, 0, []), (5, -1, [])],
+)
+def test_what_makes_no_sense_is_refused(num_blocks: int, epoch: int, positions: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"positions must lie in 0 … 4" if positions else "expected"):
+        epoch_order(num_blocks, 0, epoch, positions)
 
 
-@pytest.mark.parametrize(("num_blocks", "epoch"), [(0, 0), (-1, 0), (MAX_BLOCKS + 1, 0), (5, -1)])
-def test_numbers_of_blocks_and_epochs_that_make_no_sense_are_refused(num_blocks: int, epoch: int) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        epoch_order(num_blocks, 0, epoch, [])
+# ---- the order of a run ----
+
+
+def test_window_order_stays_within_windows_that_move_from_epoch_to_epoch() -> None:
+    num_blocks = 10 * WINDOW_BLOCKS
+    firsts = []
+    for epoch in range(4):
+        order = window_order(num_blocks, 7, epoch, np.arange(num_blocks)).reshape(10, WINDOW_BLOCKS)
+        spans = (order - order.min(axis=1, keepdims=True)).max(axis=1)
+        assert (spans == WINDOW_BLOCKS - 1).sum() >= 9  # one may go around the end
+        assert all(abs(np.corrcoef(window, np.arange(WINDOW_BLOCKS))[0, 1]) < 0.06 for window in order)
+        firsts.append(tuple(order.min(axis=1)))
+        assert list(firsts[-1]) != sorted(firsts[-1])
+    assert len({first[0] % WINDOW_BLOCKS for first in firsts}) == 4
+
+
+def test_the_last_and_shorter_window_is_shuffled_too() -> None:
+    order = window_order(WINDOW_BLOCKS + 1000, 7, 0, np.arange(WINDOW_BLOCKS, WINDOW_BLOCKS + 1000))
+    assert (np.diff(order) == 1).sum() < 10
+
+
+def test_window_order_is_a_function_of_the_position_alone() -> None:
+    whole = window_order(10_000, 3, 1, np.arange(10_000))
+    places = np.random.default_rng(0).permutation(10_000)
+    assert np.array_equal(window_order(10_000, 3, 1, places), whole[places])
+    assert window_order(10_000, 3, 1, np.array([[5], [6]])).shape == (2, 1)
+    assert window_order(10**10, 3, 1, [10**10 - 1])[0] < 10**10
+    for num_blocks, epoch, position, expected in (
+        (10, 1, 10, "positions must lie in 0 … 9"),
+        (0, 1, 0, "num_blocks: expected 1 to"),
+        (10, -1, 0, "epoch: expected at least 0"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            window_order(num_blocks, 3, epoch, [position])
+
+
+@pytest.mark.parametrize("shuffle", shards.SHUFFLES)
+@pytest.mark.parametrize("num_blocks", [1, 9, WINDOW_BLOCKS - 1, WINDOW_BLOCKS, WINDOW_BLOCKS + 1, 5 * WINDOW_BLOCKS])
+def test_each_epoch_has_each_block_once_for_every_shuffle(shuffle: shards.Shuffle, num_blocks: int) -> None:
+    order = shards.RunOrder((num_blocks,), 5, shuffle)
+    epochs = order.blocks(0, 3 * num_blocks).reshape(3, num_blocks)
+    for epoch in epochs:
+        assert np.array_equal(np.sort(epoch), np.arange(num_blocks))
+    assert np.array_equal(
+        order.blocks(num_blocks // 2, 2 * num_blocks), epochs.reshape(-1)[num_blocks // 2 : 2 * num_blocks]
+    )
+    in_order = [np.array_equal(epoch, np.arange(num_blocks)) for epoch in epochs]
+    assert all(in_order) if shuffle == "none" or num_blocks == 1 else not any(in_order)
+
+
+shares = st.lists(st.integers(1, 40), min_size=1, max_size=5).map(_per_mille)
+
+
+@settings(max_examples=25)  # a set of one block has as many epochs as positions
+@given(per_mille=shares, start=st.integers(0, 5000), data=st.data())
+def test_any_1000_positions_have_exactly_the_shares(
+    per_mille: tuple[int, ...], start: int, data: st.DataObject
+) -> None:
+    sizes = tuple(data.draw(st.integers(1, 900)) for _ in per_mille)
+    order = shards.RunOrder(sizes, 3, per_mille=per_mille)
+    sets = np.searchsorted(np.cumsum(sizes), order.blocks(start, start + 1000), side="right")
+    assert np.bincount(sets, minlength=len(sizes)).tolist() == list(per_mille)
+
+
+@given(per_mille=shares)
+def test_fewer_positions_have_nearly_the_shares(per_mille: tuple[int, ...]) -> None:
+    sets, ranks = mixture_pattern(per_mille)
+    for number, share in enumerate(per_mille):
+        so_far = np.cumsum(sets == number)
+        assert (np.abs(so_far - np.arange(1, 1001) * share / 1000) < len(per_mille) + 1).all()
+        assert ranks[sets == number].tolist() == list(range(share))
+
+
+def test_each_set_of_a_mixture_comes_whole_before_it_repeats() -> None:
+    sizes = (150, 70, 9)
+    order = shards.RunOrder(sizes, 5, per_mille=(500, 300, 200))
+    blocks = order.blocks(0, 4000)
+    first = 0
+    for number, size in enumerate(sizes):
+        own = blocks[(blocks >= first) & (blocks < first + size)] - first
+        for epoch in range(len(own) // size):
+            expected = epoch_order(size, set_seed(5, number), epoch, np.arange(size))
+            assert np.array_equal(own[epoch * size : (epoch + 1) * size], expected)
+        first += size
+    parts = [order.blocks(start, start + 13) for start in range(0, 1300, 13)]
+    assert np.array_equal(np.concatenate(parts), blocks[:1300])
+
+
+def dealt(step: int, world_size: int, micro_batch: int, accumulation: int) -> list[list[list[int]]]:
+    """The positions of the micro-batches of each rank in a step."""
+    sizes = {"world_size": world_size, "micro_batch_blocks": micro_batch, "accumulation_steps": accumulation}
+    return [shards.rank_positions(step, rank=rank, **sizes).tolist() for rank in range(world_size)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_any_number_of_ranks_trains_on_the_same_global_batches(world_size: int, accumulation: int) -> None:
+    for step in range(40):
+        positions = np.array(dealt(step, world_size, 48 // world_size // accumulation, accumulation))
+        assert positions.shape == (world_size, accumulation, 48 // world_size // accumulation)
+        assert np.sort(positions.reshape(-1)).tolist() == list(range(step * 48, (step + 1) * 48))
+
+
+def test_rank_positions_are_as_accelerate_deals_batches_out() -> None:
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler, SequentialSampler
+
+    sampler = SequentialSampler(range(4 * 3 * 2 * 5))
+    for rank in range(3):
+        expected = list(BatchSamplerShard(BatchSampler(sampler, 4, True), 3, rank))
+        assert [batch for step in range(5) for batch in dealt(step, 3, 4, 2)[rank]] == expected
+
+
+# ---- mixtures of real sets ----
+
+
+@pytest.fixture(scope="module")
+def other_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("other") / "set", text_units(TEXTS[120:135]), block_tokens=64)
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_a_mixture_is_used_like_a_set(built_set: Path, other_set: Path, name: str) -> None:
+    mixture = shards.open_data(f"{built_set}:0.75, {other_set}:0.25")
+    assert isinstance(mixture, shards.Mixture) and mixture.per_mille == (750, 250)
+    sets = [shards.open(path) for path in (built_set, other_set)]
+    split, whole = mixture[name], np.concatenate([part[name][:] for part in sets])
+    assert len(split) == len(whole)
+    keys = (0, -1, len(whole) - 1, slice(3, -3), slice(None, None, -7), [], [5, 2, -1], np.arange(len(whole))[::-3])
+    for key in keys:
+        assert np.array_equal(split[key], whole[key]), key
+    assert split[0].shape == (64,) and split[0].dtype == np.uint32
+    for wrong in (len(whole), -len(whole) - 1, [0, len(whole)]):
+        with pytest.raises(IndexError, match="must lie in"):
+            split[wrong]
+    for field in ("block_tokens", "vocab_size", "eos_id", "tokenizer_path"):
+        assert getattr(mixture, field) == getattr(sets[0], field)
+
+
+def test_the_blocks_of_a_mixture_come_by_its_shares(built_set: Path, other_set: Path) -> None:
+    mixture = shards.open_data(f"{built_set}:0.75, {other_set}:0.25")
+    sizes = [len(shards.open(path)["train"]) for path in (built_set, other_set)]
+    numbers = shards.run_order(mixture, 7).blocks(0, 3000)
+    assert Counter((numbers[:1000] >= sizes[0]).tolist()) == {False: 750, True: 250}
+    assert len(mixture["train"]) == sum(sizes) == shards.epoch_blocks(mixture)
+    alone = shards.open_data(str(built_set))
+    assert shards.epoch_blocks(alone) == sizes[0] and shards.run_order(alone, 7) == shards.RunOrder((sizes[0],), 7)
+
+
+def test_passes_give_shares_by_size_and_make_the_epoch(built_set: Path, other_set: Path) -> None:
+    sizes = [len(shards.open(path)["train"]) for path in (built_set, other_set)]
+    mixture = shards.open_data(f"{built_set}:1epoch,{other_set}:40epochs")
+    total = sizes[0] + 40 * sizes[1]
+    assert shards.epoch_blocks(mixture) == total
+    assert isinstance(mixture, shards.Mixture)
+    assert abs(mixture.per_mille[1] - 40_000 * sizes[1] / total) < 1
+    seen = Counter(shards.run_order(mixture, 0).blocks(0, total)[:].tolist())
+    repeats = [seen[sizes[0] + number] for number in range(sizes[1])]
+    assert min(repeats) >= 38 and max(repeats) <= 42 and max(repeats) - min(repeats) <= 1
+    assert shards.epoch_blocks(shards.open_data(f"{other_set},{built_set}")) == sum(sizes)
+
+
+def test_fingerprints_of_mixtures_differ_by_sets_and_shares(built_set: Path, other_set: Path) -> None:
+    specs = [f"{built_set}:0.5,{other_set}:0.5", f"{built_set}:0.6,{other_set}:0.4", f"{other_set}:0.5,{built_set}:0.5"]
+    fingerprints = {shards.open_data(spec).fingerprint for spec in (*specs, str(built_set))}
+    assert len(fingerprints) == 4
+    assert shards.open_data(shards.open_data(specs[1]).description).fingerprint in fingerprints
+
+
+def test_mixtures_that_make_no_sense_are_refused(built_set: Path, other_set: Path, tmp_path: Path) -> None:
+    blocks = write_set(tmp_path / "b", [{"train": [[1]]}], block_tokens=32)
+    tokenizer = write_set(tmp_path / "c", [{"train": [[1]]}], block_tokens=64, tokenizer=byte_fallback_tokenizer())
+    empty = write_set(tmp_path / "d", [{"val": [[1]]}], block_tokens=64)
+    for spec, message in (
+        (f"{built_set}:0.5,{other_set}", "expected PATH:WEIGHT for each set"),
+        (f"{built_set}:0,{other_set}:1", "expected a weight above 0"),
+        (f"{built_set}:1,{other_set}:2epochs", "found both"),
+        (f"{built_set}:1,{other_set}:0.00001", "its share is below 1 in 1,000"),
+        (f"{built_set}:1.2.3,{other_set}:1", "expected a number"),
+        (f"{built_set}:1,{tmp_path / 'none'}:1", "no such shard set"),
+        (f"{built_set}:1,{blocks}:1", "has blocks of 32 tokens"),
+        (f"{built_set}:1,{tokenizer}:1", "has another tokenizer"),
+        (f"{built_set}:1,{empty}:1", "has no training blocks"),
+    ):
+        with pytest.raises(shards.InputError, match=message):
+            shards.open_data(spec)

@@ -1,20 +1,117 @@
-"""A new set appears whole or not at all, whatever an earlier attempt has left, and whoever else writes."""
+"""Files and sets appear whole and flushed or not at all, whatever was left there, and one process works at a path."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import shards
 from shards.common.errors import InputError
+from shards.common.files import FileLock, atomic_writer, write_atomically
 from shards.edit.parts import subset
+from shards.manifest import Packing
+from shards.packing import PACKERS
 from shards.set_writer import new_directories, new_directory
 from shards.verify import verify
-from tests.shards.sets import names_in
+from shards.writer import ShardWriter
+from tests.conftest import directory_bytes
+from tests.shards.sets import EOS, PACKINGS, names_in
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was flushed and renamed, in order: `flush file`, `flush directory`, and new names."""
+    found: list[str] = []
+    replace, fsync = os.replace, os.fsync
+
+    def noted(old: Path, new: Path) -> None:
+        found.append(new.name)
+        replace(old, new)
+
+    def flushed(descriptor: int) -> None:
+        found.append("flush directory" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "flush file")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "replace", noted)
+    monkeypatch.setattr(os, "fsync", flushed)
+    return found
+
+
+def test_a_file_is_flushed_before_it_gets_its_name_and_its_directory_after(tmp_path: Path, events: list[str]) -> None:
+    write_atomically(tmp_path / "a", b"content")
+    assert events == ["flush file", "a", "flush directory"]
+    assert (tmp_path / "a").read_bytes() == b"content" and names_in(tmp_path) == ["a"]
+    events.clear()
+    with pytest.raises(KeyboardInterrupt), atomic_writer(tmp_path / "a") as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert events == [] and (tmp_path / "a").read_bytes() == b"content" and names_in(tmp_path) == ["a"]
+    with atomic_writer(tmp_path / "b", flush_parent=False):
+        pass
+    assert events == ["flush file", "b"]
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_shard_appears_whole_and_flushed_or_not_at_all(tmp_path: Path, packing: Packing, events: list[str]) -> None:
+    tokens, lengths = np.array([1, 2, EOS], dtype=np.uint32), np.array([3])
+    for finishes in (False, True):
+        with ShardWriter(tmp_path, "train", 0, block_tokens=2) as writer:
+            packer = PACKERS[packing](writer, EOS)
+            packer.add(tokens, lengths, num_text_bytes=2, num_text_chars=2)
+            assert not list(tmp_path.glob("*.bin"))
+            entry = packer.finish() if finishes else None
+        assert (entry is not None) == bool(names_in(tmp_path)) == finishes
+    assert events == ["flush file", "train-00000.bin", "flush file", "train-00000.idx"]
+    assert names_in(tmp_path) == ["train-00000.bin", "train-00000.idx"]
+
+
+def test_the_lock_names_who_holds_it_and_goes_at_the_end(tmp_path: Path) -> None:
+    with FileLock(tmp_path / "x", "busy"):
+        with pytest.raises(InputError, match=rf"x: busy \(process {os.getpid()}\)"), FileLock(tmp_path / "x", "busy"):
+            raise AssertionError
+        with FileLock(tmp_path / "y", "busy"):
+            assert names_in(tmp_path) == [".x.lock", ".y.lock"]
+    assert names_in(tmp_path) == []
+
+
+def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".x.lock").write_text("999999\n")  # what one that was killed has left
+    child = os.fork()
+    if child == 0:
+        FileLock(tmp_path / "x", "busy").__enter__()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (tmp_path / ".x.lock").exists()
+    with FileLock(tmp_path / "x", "busy"):
+        assert (tmp_path / ".x.lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_lock_removed_while_it_was_waited_for_is_taken_anew(tmp_path: Path) -> None:
+    """The waiting one got the old file's lock, when the old file was gone: it must lock the one that others will see."""
+    first, waits, order = FileLock(tmp_path / "x", "busy"), threading.Event(), []
+
+    def wait() -> None:
+        with FileLock(tmp_path / "x", "busy", wait=waits.set):
+            with pytest.raises(InputError, match="busy"), FileLock(tmp_path / "x", "busy"):
+                order.append("third")
+            order.append("second")
+
+    with first:
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert waits.wait(10)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"] and names_in(tmp_path) == []
+
+
+# ---- new sets ----
 
 
 def test_it_appears_only_when_the_block_ends(tmp_path: Path) -> None:
@@ -30,13 +127,6 @@ def test_it_appears_only_when_the_block_ends(tmp_path: Path) -> None:
     assert names_in(out.parent) == ["new"]
 
 
-def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "new") as directory:
-        (directory / "file").write_text("a")
-        raise KeyboardInterrupt
-    assert names_in(tmp_path) == []
-
-
 @pytest.mark.parametrize("last", ["a", "b", "c"])
 def test_several_appear_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str) -> None:
     """Ctrl-C after the rename of any of them: none is left, and signals have the handlers that they had."""
@@ -48,6 +138,10 @@ def test_several_appear_together_or_not_at_all(tmp_path: Path, monkeypatch: pyte
             os.kill(os.getpid(), signal.SIGINT)
 
     outs = [tmp_path / name for name in "abc"]
+    (tmp_path / "c").mkdir()
+    with pytest.raises(InputError, match="c: exists already"), new_directories(outs):
+        raise AssertionError
+    (tmp_path / "c").rmdir()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "rename", interrupted)
         with new_directories(outs):
@@ -56,13 +150,6 @@ def test_several_appear_together_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     with new_directories(outs):
         pass
     assert names_in(tmp_path) == ["a", "b", "c"]
-
-
-def test_one_of_several_that_is_there_already_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    with pytest.raises(InputError, match="b: exists already"), new_directories([tmp_path / "a", tmp_path / "b"]):
-        raise AssertionError
-    assert names_in(tmp_path) == ["b"]
 
 
 def test_one_that_another_process_finished_meanwhile_is_not_replaced(
@@ -103,16 +190,19 @@ def test_what_killed_attempts_left_is_replaced(built_set: Path, tmp_path: Path) 
     assert not partial.exists()
 
 
-def test_no_set_is_made_within_another(own_set: Path) -> None:
-    before = names_in(own_set)
-    for out in (own_set / "new", own_set / "tokenizer" / "new"):
-        with pytest.raises(InputError, match=f"lies within the shard set {own_set}"), new_directory(out):
-            raise AssertionError
-    assert names_in(own_set) == before
-
-
-def test_a_file_in_the_way_is_one_clear_line(tmp_path: Path) -> None:
+def test_where_no_set_can_be_made_is_one_clear_line(
+    own_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own_set)
     (tmp_path / "file").write_text("a")
-    for out, expected in ((tmp_path / "file" / "new", "can't write here"), (tmp_path / "file", "exists already")):
+    before = directory_bytes(tmp_path)
+    for out, expected in (
+        (tmp_path / "file" / "new", "can't write here"),
+        (tmp_path / "file", "exists already"),
+        (own_set / "new", f"lies within the shard set {own_set}"),
+        (own_set / "tokenizer" / "new", f"lies within the shard set {own_set}"),
+        *((Path(out), "expected the name of a directory to make") for out in (".", "..", "/")),
+    ):
         with pytest.raises(InputError, match=expected), new_directory(out):
             raise AssertionError
+    assert directory_bytes(tmp_path) == before

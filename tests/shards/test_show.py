@@ -12,7 +12,7 @@ from shards.__main__ import main
 from shards.common.errors import InputError
 from shards.show import describe, differences, show_block, show_document, table_text
 from shards.vocabulary import read_vocabulary
-from tests.shards.report_sets import MIXED, TEXTS, build_set, source
+from tests.shards.sets import MIXED, TEXTS, build_set, source
 
 
 def test_info_is_plain_text_in_columns(tmp_path: Path, tokenizer_dir: Path) -> None:
@@ -22,13 +22,8 @@ def test_info_is_plain_text_in_columns(tmp_path: Path, tokenizer_dir: Path) -> N
     assert about[-1] == f"fingerprint  {shard_set.manifest.fingerprint}"
     train, val = shard_set["train"], shard_set["val"]
     assert splits[0].split() == ["split", "documents", "tokens", "blocks", "padding", "text", "tokens/char"]
-    assert splits[1].split()[:5] == [
-        "train",
-        "8",
-        f"{train.num_tokens:,}",
-        f"{len(train):,}",
-        f"{train.num_padding_tokens}",
-    ]
+    numbers = f"train 8 {train.num_tokens:,} {len(train):,} {train.num_padding_tokens}"
+    assert splits[1].split()[:5] == numbers.split()
     assert len({len(line) for line in splits}) == 1 and splits[2].split()[:2] == ["val", str(val.num_documents)]
     assert files[1].split() == ["[bold]数据\\x1b[31m:smile:.json", "json", "2.00", "kB", "3"]
     assert files[2].startswith("b" * 200 + "  json") and all(line == line.rstrip() for line in files)
@@ -43,7 +38,7 @@ def test_documents_are_shown_whole(mixed_set: Path, capsys: pytest.CaptureFixtur
     shard_set = shards.open(mixed_set)
     vocabulary = read_vocabulary(shard_set.tokenizer_path)
     texts = [vocabulary.text(document) for document in shard_set["train"].documents()]
-    number = next(number for number, text in enumerate(texts) if len(text) > 1500)
+    number = next(number for number, text in enumerate(texts) if len(text) > 500)
     assert main(["cat", str(mixed_set), "--document", str(number)]) == 0
     head, _, text = capsys.readouterr().out.partition("\n")
     assert head.startswith(f"document {number:,} of {len(texts):,}, split train, ")
@@ -81,14 +76,18 @@ def test_info_of_two_sets_shows_what_they_differ_in(
     tmp_path: Path, tokenizer_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = build_set(tmp_path / "one", tokenizer_dir, TEXTS[:10], settings={"dedup": "none", "seed": 1})
-    two = build_set(
-        tmp_path / "two", tokenizer_dir, TEXTS[:10], settings={"dedup": "exact", "seed": 1}, block_tokens=32
-    )
+    options = {"settings": {"dedup": "exact", "seed": 1}, "block_tokens": 32}
+    two = build_set(tmp_path / "two", tokenizer_dir, TEXTS[:10], **options)
     lines = differences(shards.open(one), shards.open(two))
     assert {"block_tokens: 64 → 32", "settings.dedup: none → exact"} <= set(lines)
     assert not any(line.startswith(("tokenizer", "splits.train.num_documents", "settings.seed")) for line in lines)
     assert main(["info", str(one), str(one)]) == main(["info", str(one), str(two)]) == 0
     assert capsys.readouterr().out.splitlines() == ["no difference", *lines]
+
+
+def test_a_mistyped_command_is_answered_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"COMMAND: expected info, .*, found 'verfy'; did you mean 'verify'\?"):
+        main(["verfy"])
 
 
 def test_terminal_escapes_in_a_text_are_not_sent_to_the_terminal(tmp_path: Path, tokenizer_dir: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,37 +15,37 @@ import shards
 from shards.common.errors import InputError
 from shards.tokenizer_files import load_tokenizer
 from shards.vocabulary import Vocabulary, copy_tokenizer, read_vocabulary
-from tests.shards.foreign_files import byte_fallback_tokenizer, write_tokenizer
-from tests.shards.sets import EOS, byte_tokenizer
+from tests.shards.sets import EOS, byte_fallback_tokenizer, byte_tokenizer, write_tokenizer
+
+PIECES = [["<unk>", 0.0], ['é\x7f\u2028"\\', -1.5e-5], ["b", -1e-7], ["c", -12345678901234567.0]]
 
 
-@pytest.mark.parametrize("kind", ["unigram", "named in the config", "known by name"])
-def test_a_tokenizer_is_read_and_brought_to_one_form(tmp_path: Path, kind: str) -> None:
-    expected = {"unigram": (5, 4, "</s>"), "named in the config": (4, 3, "b"), "known by name": (8, 7, "</s>")}[kind]
-    if kind == "unigram":
-        pieces = [["<unk>", 0.0], ['é\x7f\u2028"\\', -1.5e-5], ["b", -1e-7], ["c", -12345678901234567.0]]
-        write_tokenizer(tmp_path, pieces, 4)
-    elif kind == "named in the config":
-        write_tokenizer(tmp_path, {"a": 0, "b": 3}, 1)
-        (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "b"}, "x": "é"}')
-    else:
-        write_tokenizer(tmp_path, {"a": 0}, 7)
+@pytest.mark.parametrize(
+    ("vocabulary", "eos_id", "config", "expected"),
+    [
+        (PIECES, 4, None, (5, 4, "</s>")),
+        ({"a": 0, "b": 3}, 1, '{"eos_token": {"content": "b"}, "x": "é"}', (4, 3, "b")),
+        ({"a": 0}, 7, None, (8, 7, "</s>")),
+    ],
+    ids=["unigram", "named in the config", "known by name"],
+)
+def test_a_tokenizer_is_read_and_brought_to_one_form(
+    tmp_path: Path, vocabulary: Any, eos_id: int, config: str | None, expected: tuple[int, int, str]
+) -> None:
+    added = [{"id": eos_id, "content": "</s>", "special": True}]
+    content = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": added}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(config)
     for path in (tmp_path, tmp_path / "tokenizer.json"):
         found = load_tokenizer(path)
         entry = found.entry
         assert (entry.vocab_size, entry.eos_id, entry.eos_token, entry.name) == (*expected, tmp_path.name)
-        assert entry.sha256 == hashlib.sha256(found.contents["tokenizer.json"]).hexdigest()
-        assert json.loads(found.contents["tokenizer.json"]) == json.loads((tmp_path / "tokenizer.json").read_bytes())
-        assert (
-            b"\n" not in found.contents["tokenizer.json"]
-            and "eos_token" in found.contents["tokenizer_config.json"].decode()
-        )
+        assert entry.sha256 == hashlib.sha256(found.tokenizer_json).hexdigest()
+        assert json.loads(found.tokenizer_json) == content and b"\n" not in found.tokenizer_json
+        assert "eos_token" in found.contents["tokenizer_config.json"].decode()
     # In this form it stays.
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for name, content in found.contents.items():
-        (copy / name).write_bytes(content)
-    assert load_tokenizer(copy).contents["tokenizer.json"] == found.contents["tokenizer.json"]
+    assert load_tokenizer(write_tokenizer(tmp_path, found)).tokenizer_json == found.tokenizer_json
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])

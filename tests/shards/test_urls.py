@@ -5,21 +5,12 @@ from __future__ import annotations
 import pytest
 
 from shards.common.errors import InputError, TransientError
-from shards.common.urls import (
-    file_system,
-    join,
-    listing,
-    read_bytes,
-    remove,
-    storage_errors,
-    version,
-    write_bytes,
-)
-from tests.object_stores import Server, running, server  # noqa: F401
+from shards.common.urls import file_system, join, listing, read_bytes, remove, storage_errors, version, write_bytes
+from tests.object_stores import Server
 
 
 @pytest.mark.parametrize("protocol", ["s3", "oss"])
-def test_a_file_is_put_found_changed_and_removed(server: Server, protocol: str) -> None:  # noqa: F811
+def test_a_file_is_put_found_changed_and_removed(server: Server, protocol: str) -> None:
     url = f"{protocol}://bucket-{protocol}/put"
     for name in ("a", "b/c"):
         write_bytes(join(url, name), name.encode())
@@ -35,7 +26,7 @@ def test_a_file_is_put_found_changed_and_removed(server: Server, protocol: str) 
     assert listing(url) == {} and read_bytes(join(url, "a")) is None
 
 
-def test_oss_is_asked_as_it_wants_to_be(server: Server) -> None:  # noqa: F811
+def test_oss_is_asked_as_it_wants_to_be(server: Server) -> None:
     """By the bucket's own host, without the checksums that it refuses, without deleting many files at once."""
     write_bytes("oss://bucket-oss/file", b"content")
     system, _ = file_system("oss://bucket-oss/large")
@@ -62,7 +53,7 @@ def test_oss_has_its_region_and_its_server_from_the_endpoint(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("protocol", ["s3", "oss"])
-def test_each_error_is_of_its_kind(server: Server, protocol: str) -> None:  # noqa: F811
+def test_each_error_is_of_its_kind(server: Server, protocol: str) -> None:
     url = f"{protocol}://bucket-{protocol}/kinds"
     with pytest.raises(InputError, match=r"no such bucket .*; make it, or choose another output"):
         write_bytes(f"{protocol}://nowhere/file", b"")
@@ -86,7 +77,7 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
         raise TypeError("an argument too many")
 
 
-def test_a_package_that_is_missing_and_what_is_no_url_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_missing_and_what_is_no_url_are_one_line() -> None:
     with pytest.raises(InputError, match="expected a URL such as s3://bucket/name"):
         file_system("bucket/name")
     with pytest.raises(InputError, match="az://box/file: needs the package adlfs: pip install adlfs"):

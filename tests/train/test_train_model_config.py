@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from shards.common.errors import InputError
-from tests.hub_server import Hub, environment, hub  # noqa: F401
+from tests.hub_server import Hub
 from train.settings import load_settings
 
 WriteConfig = Callable[..., Path]
@@ -69,7 +69,7 @@ def published(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize("name", ["hf:Qwen/Qwen2-0.5B", "ms:Qwen/Qwen2-0.5B", "hf:Qwen/Qwen2-0.5B@main"])
-def test_the_named_model_gives_the_defaults_and_the_keys_win(hub: Hub, write: WriteConfig, name: str) -> None:  # noqa: F811
+def test_the_named_model_gives_the_defaults_and_the_keys_win(hub: Hub, write: WriteConfig, name: str) -> None:
     hub.put("models/Qwen/Qwen2-0.5B", "config.json", json.dumps(QWEN2).encode())
     for _ in range(2):  # the second time from the cache
         settings = load_settings(write(config=name, num_hidden_layers=12), {"model.hidden_size": "448"})
