@@ -144,14 +144,15 @@ def test_what_an_object_store_refuses_for_a_while_is_put_again(
 @pytest.mark.usefixtures("running")
 def test_sources_and_a_set_on_a_server_give_the_bytes_of_a_disk(tmp_path: Path, run: Builder, corpus: Path) -> None:
     """By worker processes."""
-    run(corpus, tmp_path / "set", **OPTIONS)
+    options = OPTIONS | {"unit_bytes": 60_000}
+    run(corpus, tmp_path / "set", **options)
     write_bytes("s3://bucket-s3/corpus/corpus.json", corpus.read_bytes())
-    run("s3://bucket-s3/corpus", "s3://bucket-s3/set", **OPTIONS)
+    run("s3://bucket-s3/corpus", "s3://bucket-s3/set", **options)
     expected, found = directory_bytes(tmp_path / "set"), stored("s3://bucket-s3/set")
     assert {name for name in expected if expected[name] != found.get(name)} == {".sources.json", "manifest.json"}
     assert found.keys() == expected.keys() and stored("s3://bucket-s3/set.partial") == {}
     assert verify(pull("s3://bucket-s3/set", tmp_path / "pulled")) == []
-    assert run("s3://bucket-s3/corpus", "s3://bucket-s3/set", **OPTIONS).up_to_date
+    assert run("s3://bucket-s3/corpus", "s3://bucket-s3/set", **options).up_to_date
 
 
 @pytest.mark.usefixtures("running")

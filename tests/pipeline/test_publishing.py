@@ -81,16 +81,17 @@ def test_a_kill_at_any_call_of_a_build_changes_no_byte(
     tmp_path: Path, memory: Any, corpus: Path, run: Builder, is_remote: bool, force: bool
 ) -> None:
     """Each run is killed a little later than the one before, which it continues, or begins anew."""
-    run(corpus, tmp_path / "whole", **OPTIONS)
+    options = OPTIONS | {"unit_bytes": 2_000}
+    run(corpus, tmp_path / "whole", **options)
     out, calls = ("memory://bucket/set", REQUESTS) if is_remote else (str(tmp_path / "set"), SYSTEM_CALLS)
     if force:
-        run(corpus, out, **OPTIONS, seed=7)
+        run(corpus, out, **options, seed=7)
     num_runs = num_finished = 0
     for number in range(0, 2000, 1 if is_remote else 13):
         num_runs += 1
         try:
             with killed_at(number, calls):
-                run(corpus, out, **OPTIONS, force=force)
+                run(corpus, out, **options, force=force)
             break
         except Killed:
             (tmp_path / ".set.lock").unlink(missing_ok=True)

@@ -42,7 +42,7 @@ json_value = st.recursive(
     max_leaves=6,
 )
 record = st.builds(lambda text, extra: {"refs": extra, "text": text}, tricky_text, json_value)
-with_paths = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+with_paths = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def join(records: list[bytes], layout: str) -> bytes:
@@ -212,15 +212,15 @@ def test_depth_is_the_same_in_every_layout(
 def test_memory_for_a_range_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     """A reader holds a chunk or two, never the file: of a single-line array too."""
     record = json.dumps({"text": "文" * 300}, ensure_ascii=False)
-    source = find(write(tmp_path / "corpus", ("[" + ", ".join([record] * 40_000) + "]").encode()))
+    source = find(write(tmp_path / "corpus", ("[" + ", ".join([record] * 60_000) + "]").encode()))
     (byte_range,) = ranges_of(source, 10**9)
     tracemalloc.start()
     try:
-        assert sum(len(batch.values) for batch in open_range(source, byte_range, OPTIONS)) == 40_000
+        assert sum(len(batch.values) for batch in open_range(source, byte_range, OPTIONS)) == 60_000
         _now, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 30_000_000 < source.num_bytes
+    assert peak < 45_000_000 < source.num_bytes
 
 
 # ---- bad records of a build ----
@@ -297,7 +297,7 @@ def test_files_that_share_a_unit_are_opened_one_after_another(tmp_path: Path, ru
 
 def test_memory_does_not_grow_with_the_rejected_records(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RangeReader, "chunk_bytes", 1 << 13)
-    num_bad = 12_000  # 6 MB, if they were kept until the unit is done
+    num_bad = 6_000  # 3 MB, if they were kept until the unit is done
     corpus.write_bytes(b"{}\n" * num_bad)
     sources = find_sources([str(corpus)])
     (unit,) = plan_units(sources, 10**6)
@@ -310,7 +310,7 @@ def test_memory_does_not_grow_with_the_rejected_records(corpus: Path, monkeypatc
     finally:
         tracemalloc.stop()
     assert len(rejected(corpus.parent)) == log.counts.total() == num_bad
-    assert peak < 3e6
+    assert peak < 1.5e6
 
 
 def test_a_build_that_fails_leaves_no_rejected_records(corpus: Path, run: Builder) -> None:

@@ -165,7 +165,7 @@ def test_a_file_that_the_system_refuses_to_read_is_not_taken_for_one_that_is_gon
 @pytest.mark.parametrize("is_older", [False, True])
 def test_a_source_with_other_times_and_the_same_bytes_goes_on(stopped: Stopped, is_older: bool) -> None:
     num_units = stopped.num_units
-    os.utime(stopped.corpus, ns=(1, 1) if is_older else None)
+    os.utime(stopped.corpus, (1, 1) if is_older else None)
     assert stopped.go_on() == num_units and stopped.is_right()
 
 

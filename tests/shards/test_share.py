@@ -37,6 +37,9 @@ URLS = [
     "hf://datasets/org/set/a",
     "ms://datasets/org/set/a",
 ]
+one_of_each = pytest.mark.parametrize("place", URLS[::2], indirect=True)
+on_s3 = pytest.mark.parametrize("place", URLS[:1], indirect=True)
+on_a_hub = pytest.mark.parametrize("place", URLS[2:3], indirect=True)
 _OF_HUB = {"README.md", ".gitattributes"}
 
 
@@ -157,6 +160,7 @@ def test_the_manifest_goes_first_and_comes_last(built: Path, tmp_path: Path, mon
     assert sum("manifest.json" in event for event in events) == 2 < len(events)
 
 
+@one_of_each
 def test_a_file_that_was_changed_there_is_refused_and_fetched_anew(built: Path, place: Place, tmp_path: Path) -> None:
     push(built, place.url)
     names = ("tokenizer/tokenizer_config.json", "val-00002.bin")
@@ -174,6 +178,7 @@ def test_a_file_that_was_changed_there_is_refused_and_fetched_anew(built: Path, 
     assert directory_bytes(pull(place.url, tmp_path / "out")) == directory_bytes(built)
 
 
+@one_of_each
 def test_what_is_incomplete_or_not_there_is_one_line(built: Path, place: Place, tmp_path: Path) -> None:
     place.put("train-00000.bin", b"begun")
     with pytest.raises(InputError, match=r"no manifest\.json, so no complete set is there"):
@@ -187,7 +192,7 @@ def test_what_is_incomplete_or_not_there_is_one_line(built: Path, place: Place, 
         pull(place.url, built / "manifest.json" / "set")
 
 
-@pytest.mark.parametrize("place", URLS[:1], indirect=True)
+@on_s3
 def test_a_copy_that_broke_off_goes_on_with_the_files_that_are_missing(
     built: Path, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +212,7 @@ def test_a_copy_that_broke_off_goes_on_with_the_files_that_are_missing(
         pull(place.url, tmp_path / "another")
 
 
-@pytest.mark.parametrize("place", URLS[:1], indirect=True)
+@on_s3
 def test_of_several_that_begin_at_once_one_copies_and_the_others_wait(built: Path, place: Place) -> None:
     """As the ranks of a training do."""
     push(built, place.url)
@@ -226,7 +231,7 @@ def test_of_several_that_begin_at_once_one_copies_and_the_others_wait(built: Pat
     assert verify(pull(place.url)) == []
 
 
-@pytest.mark.parametrize("place", URLS[2:3], indirect=True)
+@on_a_hub
 def test_what_a_hub_shows_of_a_set(built: Path, place: Place, hub: Hub, tmp_path: Path) -> None:
     """A private repository, the manifest in a commit after all files, and a card that is theirs once they changed it."""
     push(built, place.url)
@@ -247,7 +252,7 @@ def test_what_a_hub_shows_of_a_set(built: Path, place: Place, hub: Hub, tmp_path
     assert hub.files("datasets/org/set")["a/README.md"] == b"My own words"
 
 
-@pytest.mark.parametrize("place", URLS[2:3], indirect=True)
+@on_a_hub
 def test_a_push_that_can_t_be_right_is_one_line(built: Path, place: Place, hub: Hub, tmp_path: Path) -> None:
     for url, message in {
         "data/shards/set": "expected a URL such as hf://",
