@@ -8,16 +8,19 @@ the first token of a document isn't counted either. The precision is that of the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import math
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 import shards
 from shards.common.command_line import Parser, run_command, say
@@ -28,6 +31,103 @@ from shards.mixture import is_mixture
 from train.environment import out_of_memory, prepare_environment
 from train.generate import find_model
 from train.run_directory import read_record, record_part
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    import torch
+
+    from shards.torch import BlockDataset, Collator
+
+Floats = npt.NDArray[np.float64]
+
+
+# ---- one function for evaluation in training, at its end, and here ----
+
+
+def spread_evenly(total: int, limit: int | None) -> list[int]:
+    """`limit` of the numbers below `total`, spread evenly; all where there are no more, or no limit.
+
+    >>> spread_evenly(7, 3)
+    [0, 2, 4]
+    """
+    count = total if limit is None else min(limit, total)
+    return [number * total // count for number in range(count)]
+
+
+def evaluate_blocks(
+    model: Any,
+    dataset: BlockDataset,
+    numbers: Sequence[int],
+    collate: Collator,
+    *,
+    device: torch.device,
+    batch_blocks: int,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    on_batch: Callable[[range], None] = lambda _batches: None,
+) -> tuple[Floats, Floats]:
+    """The sums of losses (nats) and the numbers of labels at positions 1 … block_tokens − 1, over the blocks `numbers`.
+
+    `model` is a `train.model.Qwen2ForCausalLM`, perhaps wrapped. Every process calls this and gets the sums of all: their
+    mean is the same for any number of processes and any micro-batch. (transformers' own loop averages the means of
+    batches, which is inexact where the last one is smaller, and with several processes evaluates some blocks twice.)
+    """
+    import torch
+    import torch.distributed as dist
+
+    from shards.torch import IGNORED
+
+    rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    # A sharded model takes all processes for each batch, so all go through equally many; and all batches are of one size,
+    # for which a compiled model is compiled once: blocks that make up the number have no labels.
+    most = -(-len(numbers) // num_ranks)
+    mine = list(numbers[rank::num_ranks])
+    batch_blocks = min(batch_blocks, most)
+    batches = range(0, most, batch_blocks)
+    precision = torch.float32 if device.type == "mps" else torch.float64
+    totals = torch.zeros(2, len(dataset[numbers[0]]) - 1, dtype=precision, device=device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for first in batches:
+            chosen = mine[first : first + batch_blocks]
+            batch = collate(dataset.__getitems__(chosen + [0] * (batch_blocks - len(chosen))))
+            batch["labels"] = batch["labels"].clone()  # it may be the ids themselves
+            batch["labels"][len(chosen) :] = IGNORED
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            with autocast():
+                losses = model(**batch, num_items_in_batch=1, want_token_losses=True).token_losses
+            totals[0] += losses.sum(dim=0, dtype=precision)
+            totals[1] += (batch["labels"][:, 1:] != IGNORED).sum(dim=0)
+            on_batch(batches)
+    if num_ranks > 1:
+        dist.all_reduce(totals)
+    model.train(was_training)
+    sums, counts = totals.double().cpu().numpy()
+    return sums, counts
+
+
+def perplexity(loss: float) -> float:
+    """Of a loss in nats; finite for any number."""
+    return math.exp(min(loss, 700.0))
+
+
+def text_bits(loss: float, splits: Sequence[shards.Split]) -> float:
+    """What the texts of `splits` take in bits when a token has `loss` nats.
+
+    These are whole texts, as `num_text_bytes` and `num_text_chars` count them: tokens that nothing predicts are taken to
+    cost what the others do, so that packings can be compared. A document's EOS is a token too: saying where a text ends is
+    part of its price.
+    """
+    return loss / math.log(2) * sum(split.num_tokens for split in splits)
+
+
+def bits_per_byte(data: shards.Data, loss: float | None) -> float | None:
+    """What `loss`, in nats a token, is in bits per byte of the validation texts; None if that isn't known."""
+    splits = [part["val"] for part in data.sets]
+    num_bytes = sum(split.num_text_bytes for split in splits)
+    return text_bits(loss, splits) / num_bytes if loss is not None and num_bytes else None
+
+
+# ---- the command ----
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +214,6 @@ def evaluate(
     import torch
 
     from shards.torch import BlockDataset, text_collator
-    from train.evaluation import evaluate_blocks, text_bits
     from train.model import Qwen2ForCausalLM
     from train.sampling import load_model
 
@@ -141,23 +240,21 @@ def evaluate(
         document_mask=masked,
         precision=precision,
         loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),
+        perplexity=perplexity(loss),
         bits_per_byte=num_bits / split.num_text_bytes,
         bits_per_char=num_bits / split.num_text_chars,
         loss_by_position=by_position(sums, counts),
     )
 
 
-def by_position(sums: np.ndarray, counts: np.ndarray) -> list[tuple[int, int, float]]:
+def by_position(sums: Floats, counts: Floats) -> list[tuple[int, int, float]]:
     """Mean losses over positions 1, 2–3, 4–7, 8–15 …, counted from 0; nothing predicts the token at 0."""
     rows = []
-    first = 1
-    while first <= len(sums):
-        last = min(2 * first - 1, len(sums))
-        inside = slice(first - 1, last)
+    for first in (1 << power for power in range(len(sums).bit_length())):
+        inside = slice(first - 1, 2 * first - 1)
         if counts[inside].sum():
+            last = min(2 * first - 1, len(sums))
             rows.append((first, last, float(sums[inside].sum() / counts[inside].sum())))
-        first *= 2
     return rows
 
 
