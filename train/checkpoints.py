@@ -172,13 +172,3 @@ def newest_complete_checkpoint(
         except InputError as error:
             faults.append(str(error))
     return None, None, faults
-
-
-def delete_old_checkpoints(run: Path, *, keep: int | None, best: str | None) -> None:
-    """Delete all but the newest `keep` checkpoints (None or 0: keep all); never the newest one nor `best`."""
-    if not keep or keep < 0:
-        return
-    checkpoints = numbered_checkpoints(run)
-    candidates = [path for path in checkpoints[:-1] if best is None or path.name != Path(best).name]
-    for path in candidates[: max(0, len(checkpoints) - keep)]:
-        remove(path)

@@ -9,7 +9,6 @@ the first token of a document isn't counted either. The precision is that of the
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
@@ -130,21 +129,6 @@ def bits_per_byte(data: shards.Data, loss: float | None) -> float | None:
 # ---- the command ----
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Of one split; losses are in nats."""
-
-    num_blocks: int
-    num_tokens: int  # that were predicted
-    document_mask: bool  # whether documents that share a block were masked from each other
-    precision: str  # bf16, fp16 or fp32
-    loss: float
-    perplexity: float
-    bits_per_byte: float
-    bits_per_char: float
-    loss_by_position: list[tuple[int, int, float]]  # first and last position in the block, and the mean loss there
-
-
 def build_parser() -> Parser:
     parser = Parser(prog="python -m train.evaluate", description=__doc__)
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="a run's directory, or a model's own directory")
@@ -169,7 +153,7 @@ def main(argv: list[str]) -> None:
     prepare_environment()
     with out_of_memory("choose a smaller --batch"):
         result = evaluate(directory, shard_set, options.split, batch_blocks=options.batch, num_blocks=options.blocks)
-    say(*([json.dumps(dataclasses.asdict(result), indent=2)] if options.json else lines(result)))
+    say(*([json.dumps(result, indent=2)] if options.json else lines(result)))
 
 
 def shards_of_run(directory: Path) -> str:
@@ -194,14 +178,12 @@ def check_model(directory: Path, shard_set: shards.ShardSet) -> None:
     """Raise `InputError` if the model is of another kind, or was trained with another tokenizer than the set's."""
     try:
         kind = json.loads((directory / "config.json").read_bytes())["model_type"]
+        digest = hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest()
     except (ValueError, OSError, LookupError, TypeError) as error:
-        raise InputError(f"{directory / 'config.json'}: can't be read ({error})") from None
+        raise InputError(f"{directory}: config.json and tokenizer.json can't be read ({error})") from None
     if kind != "qwen2":
         raise InputError(f"{directory}: expected a model of the type 'qwen2', found {str(kind)[:80]!r}")
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(f"{path}: missing, so nothing says that the set's ids are the model's")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != shard_set.manifest.tokenizer.sha256:
+    if digest != shard_set.manifest.tokenizer.sha256:
         raise InputError(
             f"{shard_set.path}: was built with another tokenizer than the model's; build the text anew with it"
         )
@@ -209,8 +191,8 @@ def check_model(directory: Path, shard_set: shards.ShardSet) -> None:
 
 def evaluate(
     directory: Path, shard_set: shards.ShardSet, split_name: str, *, batch_blocks: int, num_blocks: int | None = None
-) -> Evaluation:
-    """Evaluate the model in `directory` on the first `num_blocks` blocks (None: all) of a split."""
+) -> dict[str, Any]:
+    """Evaluate the model in `directory` on the first `num_blocks` blocks (None: all) of a split; losses are in nats."""
     import torch
 
     from shards.torch import BlockDataset, text_collator
@@ -234,21 +216,21 @@ def evaluate(
     )
     loss = float(sums.sum() / max(counts.sum(), 1))
     num_bits = text_bits(loss, [split])
-    return Evaluation(
-        num_blocks=count,
-        num_tokens=int(counts.sum()),
-        document_mask=masked,
-        precision=precision,
-        loss=loss,
-        perplexity=perplexity(loss),
-        bits_per_byte=num_bits / split.num_text_bytes,
-        bits_per_char=num_bits / split.num_text_chars,
-        loss_by_position=by_position(sums, counts),
-    )
+    return {
+        "num_blocks": count,
+        "num_tokens": int(counts.sum()),  # that were predicted
+        "document_mask": masked,
+        "precision": precision,
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "bits_per_byte": num_bits / split.num_text_bytes,
+        "bits_per_char": num_bits / split.num_text_chars,
+        "loss_by_position": by_position(sums, counts),
+    }
 
 
 def by_position(sums: Floats, counts: Floats) -> list[tuple[int, int, float]]:
-    """Mean losses over positions 1, 2–3, 4–7, 8–15 …, counted from 0; nothing predicts the token at 0."""
+    """First and last position and the mean loss of 1, 2–3, 4–7, 8–15 …, counted from 0, which nothing predicts."""
     rows = []
     for first in (1 << power for power in range(len(sums).bit_length())):
         inside = slice(first - 1, 2 * first - 1)
@@ -258,18 +240,19 @@ def by_position(sums: Floats, counts: Floats) -> list[tuple[int, int, float]]:
     return rows
 
 
-def lines(result: Evaluation) -> list[str]:
-    head = f"{plural(result.num_tokens, 'token')} in {plural(result.num_blocks, 'block')}, {result.precision}"
+def lines(result: dict[str, Any]) -> list[str]:
+    """What `evaluate` found, for people."""
+    counts = f"{plural(result['num_tokens'], 'token')} in {plural(result['num_blocks'], 'block')}"
     rows = [
-        f"loss           {result.loss:.4f} nats a token ({head})",
-        f"perplexity     {result.perplexity:,.2f}",
-        f"bits per byte  {result.bits_per_byte:.4f}",
-        f"bits per char  {result.bits_per_char:.4f}",
-        f"documents      {'masked from' if result.document_mask else 'attend to'} each other in a block",
+        f"loss           {result['loss']:.4f} nats a token ({counts}, {result['precision']})",
+        f"perplexity     {result['perplexity']:,.2f}",
+        f"bits per byte  {result['bits_per_byte']:.4f}",
+        f"bits per char  {result['bits_per_char']:.4f}",
+        f"documents      {'masked from' if result['document_mask'] else 'attend to'} each other in a block",
         "",
         "loss by position in the block",
     ]
-    return rows + [f"  {first:>5} – {last:<5} {loss:.4f}" for first, last, loss in result.loss_by_position]
+    return rows + [f"  {first:>5} – {last:<5} {loss:.4f}" for first, last, loss in result["loss_by_position"]]
 
 
 if __name__ == "__main__":

@@ -183,12 +183,10 @@ def find_model(path: Path, checkpoint: str | None = None) -> Path:
         raise InputError(f"{path}: no such directory{_nearest_run(path)}")
     steps = [found.name.rpartition("-")[2] for found in numbered_checkpoints(path) if is_sealed(found)]
     if checkpoint is not None:
-        if not steps:
-            raise InputError(f"{path}: no checkpoints here")
-        step = steps[-1] if checkpoint == "latest" else checkpoint.rpartition("checkpoint-")[2]
+        step = steps[-1] if steps and checkpoint == "latest" else checkpoint.rpartition("checkpoint-")[2]
         if step not in steps:
-            found = f"{printable(checkpoint)!r}; there are {', '.join(steps)}{nearest(checkpoint, steps)}"
-            raise InputError(f"{path}: no checkpoint {found}")
+            found = f"there are {', '.join(steps) or 'none'}{nearest(checkpoint, steps)}"
+            raise InputError(f"{path}: no checkpoint {printable(checkpoint)!r}; {found}")
         return path / f"checkpoint-{step}"
     for directory in (path / MODEL_NAME, path):
         if (directory / "config.json").is_file():

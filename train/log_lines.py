@@ -14,9 +14,9 @@ import shards
 from shards.common.files import write_atomically
 from shards.common.text import duration, plural, visible
 from train.run_directory import METRICS_NAME, MODEL_NAME, SAMPLES_NAME, Plan, append_lines, json_lines, read_lines
+from train.sampling import Continuation
 
-if TYPE_CHECKING:
-    from train.sampling import Continuation
+if TYPE_CHECKING:  # which `train.generate` needs not import
     from train.trainer import BlockTrainer
 
 

@@ -201,7 +201,9 @@ def device_name(device: Any) -> str:
     """`"NVIDIA H100 80GB HBM3"`, or `"cpu, 2 threads"`."""
     import torch
 
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def changed_settings(before: Any, after: Any, prefix: str = "") -> list[str]:

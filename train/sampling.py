@@ -79,7 +79,7 @@ def continue_prompts(
     config, num_ids = model.generation_config, model.config.vocab_size
     ends = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
     eos_ids = set(ends if isinstance(ends, list) else [ends]) - {None}
-    padding = next((n for n in (config.pad_token_id, tokenizer.pad_token_id, *sorted(eos_ids)) if n is not None), 0)
+    padding = min(eos_ids, default=0)  # masked before a prompt, cut off after a text
     beyond = range(len(tokenizer), num_ids)  # ids that only round the matrix up
     chance = {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k")}
     options = {

@@ -21,13 +21,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import rotate_checkpoints
 
 import shards
 from shards.torch import IGNORED, BlockDataset, BlockSampler, collate_blocks, has_padding, text_collator
 from shards.vocabulary import copy_tokenizer
 from train.checkpoints import (
     DataPosition,
-    delete_old_checkpoints,
     remove,
     replace_directory,
     seal_checkpoint,
@@ -191,7 +191,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, *_: Any, all_blocks: bool = False, **__: Any) -> dict[str, float]:
         """Loss and perplexity on validation blocks, `settings.eval_blocks` of them or all, logged; on every rank."""
-        args, dataset, start, trained = self.args, self.eval_dataset, time.monotonic(), self.clock.seconds()
+        args, dataset, seconds = self.args, self.eval_dataset, self.clock.seconds()
         numbers = spread_evenly(len(dataset), None if all_blocks else self.settings.eval_blocks)
         with self.clock.stopped():
             sums, counts = evaluate_blocks(
@@ -204,14 +204,12 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
                 autocast=self.compute_loss_context_manager,
                 on_batch=self._note_evaluated_batch,
             )
-            loss, seconds = float(sums.sum() / max(counts.sum(), 1)), time.monotonic() - start
+            loss = float(sums.sum() / max(counts.sum(), 1))
             metrics = {
                 "eval_loss": loss,
                 "eval_perplexity": perplexity(loss),
-                "eval_runtime": seconds,
                 "eval_samples": len(numbers),
-                "eval_samples_per_second": len(numbers) / max(seconds, 1e-9),
-                "seconds": trained,
+                "seconds": seconds,
             }
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)  # type: ignore[has-type]
@@ -298,7 +296,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
                 trainer.add_tokenizer(checkpoint)
                 seal_checkpoint(checkpoint, dataclasses.replace(trainer.position, step=state.global_step))
                 remove(set_aside_name(checkpoint))
-                delete_old_checkpoints(run, keep=trainer.save_total_limit, best=state.best_model_checkpoint)
+                best = state.best_model_checkpoint
+                rotate_checkpoints(run, trainer.save_total_limit, best and str(run / Path(best).name))
             trainer.accelerator.wait_for_everyone()
 
 
