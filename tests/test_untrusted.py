@@ -350,14 +350,6 @@ def test_the_record_of_a_checkpoint(tmp_path: Path, change: dict[str, Any]) -> N
         read_position(tmp_path)
 
 
-@pytest.mark.parametrize("content", [DEEP, "[]", '{"global_step": 5}', '{"global_step": "4"}', "x"])
-def test_the_state_of_a_checkpoint(tmp_path: Path, content: str) -> None:
-    (tmp_path / "trainer_state.json").write_text(content)
-    seal_checkpoint(tmp_path, POSITION)
-    with pytest.raises(InputError, match="can't be read"):
-        read_position(tmp_path)
-
-
 def test_json_of_a_run_nested_without_end(tmp_path: Path) -> None:
     for name in ("run.json", "generation_config.json", "checkpoint.json"):
         (tmp_path / name).write_text(DEEP)

@@ -16,10 +16,9 @@ from typing import Any
 import shards
 from shards.common.command_line import Parser, run_command, say
 from shards.common.errors import InputError
-from train.environment import prepare_environment
+from train.environment import check_tracking, prepare_environment
 from train.run_directory import plan_run, process_rank
 from train.settings import Settings, load_settings, option_names
-from train.tracking import check_tracking
 from train.training_fields import REFUSED_ARGUMENTS
 
 RANK_PATIENCE_SECONDS = 10
@@ -143,7 +142,7 @@ def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
             f"{config_path}: model: max_position_embeddings: {limit:,} positions are too few for {settings.shards}, "
             f"whose blocks have {data.block_tokens:,} tokens"
         )
-    check_tracking(settings.tracking)
+    check_tracking(settings.tracking.mode)
     return settings, data, options
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -20,7 +21,6 @@ from transformers.training_args import OptimizerNames
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
 from train.head_loss import has_triton
-from train.log_lines import wants_bar
 from train.model import bf16_pays
 from train.settings import Settings
 from train.training_fields import AUTO_ARGUMENTS, MUON
@@ -91,7 +91,7 @@ def build_arguments(settings: Settings, *, epoch_blocks: int) -> TrainingArgumen
         "per_device_eval_batch_size": training.get("per_device_train_batch_size", 8),
         "dataloader_pin_memory": not on_cpu,
         "accelerator_config": {"non_blocking": not on_cpu},
-        "disable_tqdm": not wants_bar(),
+        "disable_tqdm": not sys.stderr.isatty(),  # where no bar can be drawn
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # looking for them makes a GPU wait, and they shall be seen
         "save_total_limit": 10,

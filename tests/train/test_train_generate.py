@@ -129,7 +129,7 @@ def test_checkpoints_of_a_run_that_goes_on(trained: Any, tmp_path: Path, capsys:
     assert find_model(run, "latest") == run / "checkpoint-44"
     with pytest.raises(InputError, match="no checkpoint '40'; there are 42, 44"):
         main([str(run), "--checkpoint", "40"])
-    with pytest.raises(InputError, match="no checkpoints here"):
+    with pytest.raises(InputError, match="no checkpoint 'latest'; there are none"):
         main([str(tmp_path), "--checkpoint", "latest"])
 
 

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 
 import shards
 from train.model_card import escaped, fenced, model_card, num_parameters, write_model_card
-from train.record import git_state
-from train.run_directory import read_lines, read_record
+from train.run_directory import git_state, read_lines, read_record
 from train.sampling import Continuation
 
 HOSTILE = "a](http://x)<img src=x>|`b`\n# c*_~&$@d\x1b[2J www.evil.org"

@@ -18,7 +18,7 @@ from shards.torch import BlockDataset
 from train import evaluate
 from train.__main__ import main
 from train.model import build_model
-from train.run import build_trainer, check, data_position
+from train.run import build_trainer, check
 from train.run_directory import read_lines, read_record
 from train.settings import load_settings
 from train.trainer import BlockTrainer
@@ -60,7 +60,7 @@ def plain_loss(model: PreTrainedModel, blocks: Any, *, masked: bool, keep_paddin
 
 def trainer_of(config: Path, data: shards.Data) -> BlockTrainer:
     settings, args = check(load_settings(config, {}), data)
-    return build_trainer(settings, data, args, data_position(settings, data, args))
+    return build_trainer(settings, data, args)
 
 
 @pytest.mark.parametrize(("packing", "masked"), WAYS)
@@ -153,8 +153,7 @@ def test_utilization_is_of_all_devices(
     monkeypatch.setattr("train.trainer.time.monotonic", lambda: now[0])
     monkeypatch.setattr(TrainingArguments, "world_size", 3)
     trainer._peak_flops = 1e9
-    trainer.state.global_step = 5
-    trainer.start_clock(seconds_before=0.0)
+    trainer.start_clock(step=5, seconds_before=0.0)
     now[0], trainer.state.global_step = 100.5, 7
     logs = {"loss": 1.0}
     trainer.log(logs)

@@ -19,7 +19,7 @@ import shards
 from shards.common.errors import InputError
 from train.__main__ import build_parser, main, prepare
 from train.arguments import build_arguments, decay_settings, micro_batches, typed
-from train.run import build_trainer, data_position
+from train.run import build_trainer
 from train.settings import load_settings
 from train.training_fields import REFUSED_ARGUMENTS, training_fields
 from train.values import convert
@@ -274,7 +274,7 @@ def test_the_preflight_draws_no_random_number(write_config: WriteConfig) -> None
     settings = typed(settings)
     args = build_arguments(settings, epoch_blocks=22)
     assert args.lr_scheduler_kwargs == {"num_decay_steps": 3, "decay_type": "linear"}
-    trainer = build_trainer(settings, data, args, data_position(settings, data, args))
+    trainer = build_trainer(settings, data, args)
     before = torch.get_rng_state(), random.getstate()
     from train.arguments import preflight
 

@@ -228,7 +228,7 @@ def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 600
-    while not list((tmp_path / "sweep" / "long").glob("checkpoint-*")):
+    while not list((tmp_path / "sweep" / "long").glob("checkpoint-*/checkpoint.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
