@@ -40,6 +40,7 @@ TRAIN_SHARDS := --shards "$(SHARDS)"
 else ifeq ($(CONFIG),configs/sample.yaml)
 TRAIN_NEEDS := shards
 SAMPLE_STEPS := sample-steps
+SAMPLE_END := echo "The sample shows the whole way. Its model recites the articles it was trained on, and that is all it can: on other text it is worse than guessing. Next: your own corpus, see README.md."
 endif
 ifneq ($(filter command line environment,$(origin SHARDS)),)
 TRAIN_SHARDS := --shards "$(SHARDS)"
@@ -105,6 +106,7 @@ sample-steps:
 train: $(SAMPLE_STEPS) $(VENV)/.ready $(TRAIN_NEEDS)  ## train the model of CONFIG, then generate from its prompts
 	$(TRAIN_CHECK)
 	@$(TRAIN_PYTHON) -m train $(TRAIN_OPTIONS)
+	@$(SAMPLE_END)
 
 generate: $(VENV)/.ready  ## continue PROMPT with the model of RUN
 	@$(RUN_PYTHON) -m train.generate "runs/$(RUN)" $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)

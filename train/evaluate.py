@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from shards.common.errors import InputError, choice
 from shards.common.text import plural
 from shards.layout import SPLITS
 from shards.mixture import is_mixture
+from shards.vocabulary import read_vocabulary
 from train.environment import out_of_memory, prepare_environment
 from train.generate import find_model
 from train.run_directory import read_record, record_part
@@ -37,6 +39,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from shards.torch import BlockDataset, Collator
 
 Floats = npt.NDArray[np.float64]
+_GZIP_TOKENS = 1 << 20
 
 
 # ---- one function for evaluation in training, at its end, and here ----
@@ -124,6 +127,14 @@ def bits_per_byte(data: shards.Data, loss: float | None) -> float | None:
     splits = [part["val"] for part in data.sets]
     num_bytes = sum(split.num_text_bytes for split in splits)
     return text_bits(loss, splits) / num_bytes if loss is not None and num_bytes else None
+
+
+def gzip_bits_per_byte(data: shards.Data) -> float | None:
+    """What gzip needs for a byte of the validation texts (the first million tokens): a yardstick that needs no model."""
+    blocks, vocabulary = data["val"], read_vocabulary(data.tokenizer_path)
+    tokens = (blocks[number] for number in range(min(len(blocks), _GZIP_TOKENS // data.block_tokens)))
+    text = b"".join(vocabulary.piece(token) for block in tokens for token in block[block != data.eos_id].tolist())
+    return 8 * len(zlib.compress(text, 9)) / len(text) if text else None
 
 
 # ---- the command ----

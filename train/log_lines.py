@@ -118,7 +118,12 @@ def end_lines(run: Path, record: dict[str, Any], samples: Sequence[Continuation]
         f"training loss    {number('first_train_loss', '.4f')} → {number('last_train_loss', '.4f')}",
     ]
     if results["eval_loss"] is not None:
-        lines.append(f"validation loss  {results['eval_loss']:.4f}, perplexity {number('eval_perplexity', ',.1f')}")
+        lines += [
+            f"validation loss  {results['eval_loss']:.4f}; lowest {number('best_eval_loss', '.4f')}, "
+            f"at step {number('best_eval_step', ',')}",
+            f"  bits per byte  {number('eval_bits_per_byte', '.2f')}; lowest {number('best_eval_bits_per_byte', '.2f')}; "
+            f"guessing {number('guessing_bits_per_byte', '.2f')}, gzip {number('gzip_bits_per_byte', '.2f')}",
+        ]
     return [*lines, f"model            {run / MODEL_NAME}"]
 
 

@@ -30,7 +30,7 @@ from train.arguments import build_arguments, preflight, typed
 from train.callbacks import SamplesAtEvaluation, StopOnSignal
 from train.checkpoints import newest_complete_checkpoint, tidy_checkpoints
 from train.environment import out_of_memory
-from train.evaluate import bits_per_byte
+from train.evaluate import bits_per_byte, gzip_bits_per_byte
 from train.head_loss import chosen_loss
 from train.log_lines import MetricsFile, PlainLines, ProgressLines, end_lines, start_lines
 from train.model import build_model
@@ -271,6 +271,10 @@ def results(trainer: BlockTrainer, data: shards.Data, metrics: dict[str, float])
     steps, position = trainer.state.global_step, trainer.position
     logs = [log for log in trainer.state.log_history if "loss" in log]
     losses = [log["loss"] for log in logs if math.isfinite(log["loss"])] or [None]
+    evaluations = [log for log in trainer.state.log_history if math.isfinite(log.get("eval_loss", math.nan))]
+    most = max((log.get("eval_samples", 0) for log in evaluations), default=0)  # others are of other texts
+    whole = [log for log in evaluations if log.get("eval_samples", 0) == most]
+    best = min(whole, key=lambda log: log["eval_loss"], default={})
     return finite(
         {
             "steps": steps,
@@ -282,5 +286,10 @@ def results(trainer: BlockTrainer, data: shards.Data, metrics: dict[str, float])
             "eval_loss": metrics.get("eval_loss"),
             "eval_perplexity": metrics.get("eval_perplexity"),
             "eval_bits_per_byte": bits_per_byte(data, metrics.get("eval_loss")),
+            "best_eval_loss": best.get("eval_loss"),
+            "best_eval_step": best.get("step"),
+            "best_eval_bits_per_byte": bits_per_byte(data, best.get("eval_loss")),
+            "guessing_bits_per_byte": bits_per_byte(data, math.log(data.vocab_size)),
+            "gzip_bits_per_byte": gzip_bits_per_byte(data),
         }
     )
