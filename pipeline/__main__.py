@@ -60,7 +60,7 @@ def add_fetch(commands: Any) -> None:
 
 
 def add_build(commands: Any) -> None:
-    from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings, option_name
+    from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
 
     build = commands.add_parser(
         "build",
@@ -81,7 +81,7 @@ def add_build(commands: Any) -> None:
             kind, metavar = str, "|".join(typing.get_args(kind))
         default = f" ({_shown(field.default, metavar)})" if field.default else ""
         groups[group].add_argument(
-            option_name(field.name),
+            f"--{field.name.replace('_', '-')}",
             type=byte_count if metavar == "BYTES" else kind,
             default=field.default,
             metavar=metavar,

@@ -7,14 +7,19 @@ outcome depends on the corpus alone.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from blake3 import blake3
+
+from pipeline.receipts import RangeReceipt, seal, unseal
 
 DOCUMENTS_AT_ONCE = 1 << 22
 _HASHES = np.dtype([("high", "<u8"), ("low", "<u8")])
@@ -25,12 +30,24 @@ def hashes_name(unit: int) -> str:
     return f"dedup/{unit:05}.hashes"
 
 
-def hash_receipt_name(unit: int) -> str:
-    return f"dedup/{unit:05}.json"
-
-
 def duplicates_name(unit: int) -> str:
     return f"dedup/{unit:05}.duplicates"
+
+
+def encode_hashes(ranges: Sequence[RangeReceipt], hashes: bytes) -> bytes:
+    """What is kept of a unit: a sealed line with the receipts of its byte ranges and a digest of the hashes; the hashes."""
+    content = {"ranges": [dataclasses.asdict(done) for done in ranges], "hashes": blake3(hashes).hexdigest()}
+    return seal(content) + b"\n" + hashes
+
+
+def decode_hashes(encoded: bytes | None) -> tuple[list[RangeReceipt], bytes] | None:
+    """What `encode_hashes` was given; None for anything that isn't whole."""
+    line, _, hashes = (encoded or b"").partition(b"\n")
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        content = unseal(line)
+        if blake3(hashes).hexdigest() == content["hashes"]:
+            return [RangeReceipt(**entry) for entry in content["ranges"]], hashes
+    return None
 
 
 def hash_texts(batches: Iterable[list[str]]) -> bytes:

@@ -7,15 +7,13 @@ import dataclasses
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from blake3 import blake3
-
-from pipeline.dedup import decode_duplicates, duplicates_name, hash_receipt_name, hash_texts, hashes_name
+from pipeline.dedup import decode_duplicates, duplicates_name, encode_hashes, hash_texts, hashes_name
 from pipeline.engines.base import Engine, Task, Work
 from pipeline.outputs.base import Output
 from pipeline.plan import Unit
-from pipeline.receipts import RangeReceipt, seal
-from pipeline.sources import Source, changed
-from pipeline.worker import Decisions, Progress, UnitRecords, process_unit
+from pipeline.receipts import RangeReceipt
+from pipeline.sources import ByteRange, Source, changed
+from pipeline.worker import Decisions, Progress, process_unit, read_texts
 from shards.common.errors import InputError
 
 
@@ -30,41 +28,26 @@ class BuildWork:
     def sources(self) -> tuple[Source, ...]:
         return self.decisions.sources
 
-    def prepare(self) -> None:
-        self.decisions.document_encoder()
-
     def __call__(self, task: Task, progress: Progress) -> bytes:
-        unit = task.unit
         has_duplicates = self.decisions.settings.dedup == "exact"
-        duplicates = decode_duplicates(self.output.read(duplicates_name(unit.number)) if has_duplicates else None)
+        found = self.output.read(duplicates_name(task.unit.number)) if has_duplicates else None
+        duplicates = decode_duplicates(found)
         with self.output.scratch() as scratch:
             receipt = process_unit(
-                unit, self.decisions, scratch, first=task.first, duplicates=duplicates, progress=progress
+                task.unit, self.decisions, scratch, first=task.first, duplicates=duplicates, progress=progress
             )
             return self.output.commit(scratch, receipt)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HashWork:
-    """Hashes the documents of a unit; the result is a receipt of its byte ranges."""
-
-    output: Output
-    decisions: Decisions
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        return self.decisions.sources
-
-    def prepare(self) -> None: ...
+class HashWork(BuildWork):
+    """Hashes the documents of a unit, and keeps that in the output."""
 
     def __call__(self, task: Task, progress: Progress) -> bytes:
-        records = UnitRecords(task.unit.ranges, self.sources, self.decisions.settings, first=task.first)
-        hashes = hash_texts(texts for texts, _batch in records.batches())
-        self.output.write(hashes_name(task.unit.number), hashes)
-        ranges = [dataclasses.asdict(done) for done in records.ranges]
-        content = seal({"ranges": ranges, "hashes": blake3(hashes).hexdigest()})
-        self.output.write(hash_receipt_name(task.unit.number), content)
-        return content
+        ranges: list[RangeReceipt] = []
+        batches = read_texts(task.unit.ranges, self.sources, self.decisions.settings, ranges, first=task.first)
+        hashes = hash_texts(texts for texts, _batch in batches)
+        self.output.write(hashes_name(task.unit.number), encode_hashes(ranges, hashes))
+        return encode_hashes(ranges, b"")
 
 
 def run_all(
@@ -80,26 +63,26 @@ def run_all(
     tasks = deque(Task(unit=unit) for unit in units if unit.number not in ranges)
     failed: dict[int, tuple[Task, InputError]] = {}
     front, expected = 0, 0  # the first unit that isn't known to be right, and where its first record begins
-    redone = -1
+    again: Task | None = None
     with contextlib.closing(engine.run(work, tasks, progress)) as ended:
         while True:
             while front < len(units) and (units[front].number in ranges or front in failed):
                 unit = units[front]
-                first = _true_first(unit, work.sources, expected)
+                right = Task(unit=unit, first=expected if _may_guess(unit, work.sources) else None)
                 if front in failed:
                     task, error = failed.pop(front)
-                    if first is None or task.first == first:
+                    if task == right:
                         raise error
-                elif first is None or ranges[front][0].first == (first if first < unit.ranges[0].stop else None):
+                elif right.first is None or ranges[front][0].first == _first_in(unit.ranges[0], expected):
                     expected = _next_first(unit, ranges[front], work.sources, expected)
                     front += 1
                     continue
-                elif redone == front:
+                elif again == right:
                     raise InputError(changed(work.sources[unit.ranges[0].source]))
                 else:
                     del ranges[front]
-                redone = front
-                tasks.appendleft(Task(unit=unit, first=first))
+                again = right
+                tasks.appendleft(right)
             try:
                 task, result = next(ended)
             except StopIteration:
@@ -107,16 +90,21 @@ def run_all(
                 return
             if isinstance(result, bytes):
                 yield task, result
-            elif _true_first(task.unit, work.sources, 0) is None:
-                raise result
-            else:
+            elif _may_guess(task.unit, work.sources):
                 failed[task.unit.number] = (task, result)
+            else:
+                raise result
 
 
-def _true_first(unit: Unit, sources: Sequence[Source], expected: int) -> int | None:
-    """Where the first record of a unit that begins inside a source begins; None for a unit that doesn't."""
+def _may_guess(unit: Unit, sources: Sequence[Source]) -> bool:
+    """Whether a unit begins inside a source."""
     byte_range = unit.ranges[0]
-    return expected if sources[byte_range.source].is_splittable and not byte_range.is_first else None
+    return sources[byte_range.source].is_splittable and not byte_range.is_first
+
+
+def _first_in(byte_range: ByteRange, expected: int) -> int | None:
+    """The first record of a range, if the next one begins at `expected`."""
+    return expected if expected < byte_range.stop else None
 
 
 def _next_first(unit: Unit, ranges: Sequence[RangeReceipt], sources: Sequence[Source], expected: int) -> int:

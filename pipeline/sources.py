@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.readers.compression import COMPRESSIONS, STREAM_ERRORS, compression_of, damage, unpack, without_suffix
-from pipeline.readers.files import FileStatus, SourceFile, file_status, find_urls, in_parallel
+from pipeline.readers.files import FileStatus, SourceFile, file_status, find_urls, in_parallel, removed
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
 from shards.common.urls import is_url
@@ -103,14 +103,22 @@ def find_sources(names: Sequence[str]) -> list[Source]:
     return sources
 
 
-def check_unchanged(source: Source) -> None:
-    """Raise `InputError` if the file is gone, or another one than when it was found."""
-    if _PINNED.match(source.path):
-        return
+def check_unchanged(sources: Iterable[Source]) -> None:
+    """Raise `InputError` if a file is gone, or another one than when it was found."""
+    at_urls = []
+    for source in sources:
+        if not is_url(source.path):
+            _check_unchanged(source)
+        elif not _PINNED.match(source.path):
+            at_urls.append(source)
+    in_parallel(_check_unchanged, at_urls)
+
+
+def _check_unchanged(source: Source) -> None:
     try:
         status = file_status(source.path)
     except FileNotFoundError:
-        raise InputError(_removed(source)) from None
+        raise removed(source.path) from None
     if status != FileStatus(source.num_bytes, source.modified_ns, source.version):
         raise InputError(changed(source))
 
@@ -118,20 +126,6 @@ def check_unchanged(source: Source) -> None:
 def changed(source: Source) -> str:
     """What to say of a source that isn't what it was when it was found."""
     return f"{source.path}: the file was changed while it was read; build again with --force when it is complete"
-
-
-def removed(sources: Iterable[Source]) -> str | None:
-    """What to say of the first source that isn't there any more; None if all are."""
-    for source in sources:
-        try:
-            file_status(source.path)
-        except FileNotFoundError:
-            return _removed(source)
-    return None
-
-
-def _removed(source: Source) -> str:
-    return f"{source.path}: was removed while it was read; put it back, then the same command goes on"
 
 
 def _find(name: str) -> list[Source]:

@@ -39,7 +39,7 @@ def ray_engine(address: str | None, num_workers: int | None) -> Iterator[RayEngi
     try:
         import ray
     except ImportError:
-        raise InputError("--engine ray: needs the package ray: pip install '.[ray]'") from None
+        raise InputError("the engine ray needs the package ray: pip install '.[ray]'") from None
     if ray.is_initialized():
         yield RayEngine(num_workers)
         return
@@ -56,7 +56,7 @@ def ray_engine(address: str | None, num_workers: int | None) -> Iterator[RayEngi
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"--ray-address {address}: can't connect to a Ray cluster there: {reason}") from None
+        raise InputError(f"ray_address {address}: can't connect to a Ray cluster there: {reason}") from None
     try:
         yield RayEngine(num_workers)
     finally:
@@ -72,7 +72,7 @@ def _check_reachable(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_CONNECT).close()
     except (OSError, OverflowError) as error:
         raise InputError(
-            f"--ray-address {address}: can't connect to a Ray cluster there: {error}; start it with `ray start --head`"
+            f"ray_address {address}: can't connect to a Ray cluster there: {error}; start it with `ray start --head`"
         ) from None
 
 
@@ -111,7 +111,7 @@ class RayEngine:
                     task = running.pop(ended)
                     counts, outcome = _wait_for(work, task, ended)
                     progress(*counts)
-                    yield task, result_of(task, outcome)
+                    yield task, result_of(outcome)
         finally:
             for ended in running:
                 ray.cancel(ended, force=True)

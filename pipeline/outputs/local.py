@@ -36,7 +36,7 @@ from shards.verify import unknown_files, verify
 # What a build writes below NAME.partial, besides the set that it replaces.
 _SET_FILE = r"((train|val)-\d+\.(bin|idx)|tokenizer/[^/]*|manifest\.json|rejected\.jsonl|\.sources\.json)"
 _OWN_FILE = re.compile(
-    r"(plan\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(json|hashes|duplicates)"
+    r"(plan\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(hashes|duplicates)"
     rf"|set/{_SET_FILE}|scratch/tmp\w+/({REJECTED_PART}|{_SET_FILE}))(\.tmp)?"
 )
 
@@ -85,10 +85,11 @@ class LocalOutput:
         return False
 
     def prepare(self, plan: bytes, *, replace: bool) -> None:
-        if self.final.exists() or self.final.is_symlink():
-            self._check_replaceable()
-        if strange := self._strange_files():
-            raise InputError(f"{strange[0]}: not part of an unfinished build; move it elsewhere")
+        if self.final.is_symlink():
+            raise InputError(f"{self}: is a symbolic link, which --force doesn't replace; remove it")
+        if self.final.exists() and (strange := unknown_files(self.final, read_manifest(self.final))):
+            raise InputError(f"{strange[0]}: not part of the set that --force would replace; move it elsewhere")
+        self._check_partial()
         if replace:
             self._remove_partial()
         for name in ("receipts", "dedup", "set", "scratch"):
@@ -105,14 +106,8 @@ class LocalOutput:
         return None
 
     def state_names(self) -> set[str]:
-        names = {
-            f"{directory}/{path.name}" for directory in ("receipts", "dedup") for path in self._files_in(directory)
-        }
-        return names | ({PLAN_NAME} if (self.partial / PLAN_NAME).exists() else set())
-
-    def _files_in(self, name: str) -> list[Path]:
-        directory = self.partial / name
-        return [path for path in directory.iterdir() if path.suffix != TEMPORARY_SUFFIX] if directory.is_dir() else []
+        paths = [path for pattern in (PLAN_NAME, "receipts/*", "dedup/*") for path in self.partial.glob(pattern)]
+        return {path.relative_to(self.partial).as_posix() for path in paths if path.suffix != TEMPORARY_SUFFIX}
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -144,7 +139,7 @@ class LocalOutput:
         return content
 
     def holds(self, receipts: Sequence[Receipt]) -> list[bool]:
-        return [self._holds(receipt) for receipt in receipts]
+        return list(map(self._holds, receipts))
 
     def _holds(self, receipt: Receipt) -> bool:
         digests = {self._set / name: digest for name, digest in receipt.file_digests().items()}
@@ -171,18 +166,19 @@ class LocalOutput:
         flush_directory(self.final.parent)
         self._remove_partial()
 
-    def _strange_files(self) -> list[Path]:
-        """What lies in the partial directory and isn't a build's own, but for a set that is replaced: without a plan, all
+    def _check_partial(self) -> None:
+        """Raise `InputError` for a file that isn't a build's own, nor of a set that is replaced; without a plan, for all
         but the plan's temporary file."""
         own = _OWN_FILE if (self.partial / PLAN_NAME).exists() else re.compile(re.escape(PLAN_NAME + TEMPORARY_SUFFIX))
         files = [path for path in self.partial.rglob("*") if path.is_symlink() or not path.is_dir()]
-        names = {path: path.relative_to(self.partial).as_posix() for path in sorted(files)}
-        return [path for path, name in names.items() if not own.fullmatch(name) and not name.startswith("replaced/")]
+        for path in sorted(files):
+            name = path.relative_to(self.partial).as_posix()
+            if not own.fullmatch(name) and not name.startswith("replaced/"):
+                raise InputError(f"{path}: not part of an unfinished build; move it elsewhere")
 
     def _remove_partial(self) -> None:
         """Remove what a build has left, its plan last. Raises `InputError` if something else lies there."""
-        if strange := self._strange_files():
-            raise InputError(f"{strange[0]}: not part of an unfinished build; move it elsewhere")
+        self._check_partial()
         if self._replaced.exists():
             _remove_set(self._replaced)
         for path in sorted(self.partial.rglob("*"), reverse=True):
@@ -190,13 +186,6 @@ class LocalOutput:
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         (self.partial / PLAN_NAME).unlink(missing_ok=True)
         self.partial.rmdir()
-
-    def _check_replaceable(self) -> None:
-        """Raise `InputError` if what is there isn't a set, or has files that aren't its own."""
-        if self.final.is_symlink():
-            raise InputError(f"{self}: is a symbolic link, which --force doesn't replace; remove it")
-        if strange := unknown_files(self.final, read_manifest(self.final)):
-            raise InputError(f"{strange[0]}: not part of the set that --force would replace; move it elsewhere")
 
 
 def _remove_set(directory: Path) -> None:

@@ -61,7 +61,7 @@ def in_parallel(function: Callable[[Item], Result], items: list[Item]) -> list[R
 
 
 class SourceFile(io.RawIOBase):
-    """A file on a disk or at a URL, for reading, unbuffered. Raises `OSError` or `TransientError`.
+    """A file on a disk or at a URL, for reading, unbuffered. Raises `OSError` or `InputError`.
 
     With `reads_ahead=False` a server is asked for exactly what is read: for a look, or reads of many MiB.
     """
@@ -106,11 +106,18 @@ class SourceFile(io.RawIOBase):
         super().close()
 
 
+def removed(path: str) -> InputError:
+    """For a file that was there."""
+    return InputError(f"{path}: was removed while it was read; put it back, then the same command goes on")
+
+
 @contextlib.contextmanager
 def _read_errors(path: str) -> Iterator[None]:
     try:
         with storage_errors(path) if is_url(path) else contextlib.nullcontext():
             yield
+    except FileNotFoundError:
+        raise removed(path) from None
     except OSError as error:
         if not isinstance(error, ConnectionError | TimeoutError) and error.errno not in _NETWORK_ERRNOS:
             raise

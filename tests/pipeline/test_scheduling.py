@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.engines.base import Task
-from pipeline.plan import default_unit_bytes, num_parts, plan_units
+from pipeline.plan import default_unit_bytes, plan_units
 from pipeline.receipts import RangeReceipt
 from pipeline.schedule import run_all
 from pipeline.sources import Source, find_sources
@@ -84,8 +84,6 @@ class Changing:
         self.sources = tuple(sources)
         self.tasks: list[Task] = []
 
-    def prepare(self) -> None: ...
-
     def __call__(self, task: Task, progress: Any) -> bytes:
         assert len(self.tasks) < 50, "again and again"
         self.tasks.append(task)
@@ -128,4 +126,3 @@ def test_small_sources_share_units_and_large_ones_are_cut(tmp_path: Path) -> Non
         [(4, 0, 64)],
     ]
     assert [unit.number for unit in units] == list(range(6)) and sum(unit.num_bytes for unit in units) == sum(sizes)
-    assert [num_parts(source) for source in sources] == list(sizes)
