@@ -35,7 +35,7 @@ def lists_of_texts(path: Path) -> Iterator[list[str]]:
     texts: list[str] = []
     num_bytes = 0
     ((whole,),) = (unit.ranges for unit in plan_units([source], sys.maxsize))
-    for batch in open_range(source, whole, options):
+    for batch in open_range(whole, options):
         for text in filter(None, text_of.texts(batch, options)):
             texts.append(text)
             num_bytes += len(text.encode())  # caches nothing in the text

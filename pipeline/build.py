@@ -22,10 +22,10 @@ from pipeline.finish import encode_stamps, source_entries, write_set
 from pipeline.outputs.base import Output
 from pipeline.outputs.local import LocalOutput
 from pipeline.plan import PLAN_NAME, Plan, Unit, decode_plan, make_plan, plan_differences, settings_differences
-from pipeline.receipts import RangeReceipt, Receipt, decode_receipt, receipt_name
+from pipeline.receipts import Receipt, decode_receipt, receipt_name
 from pipeline.schedule import BuildWork, HashWork, run_all
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
-from pipeline.sources import ByteRange, Source, check_unchanged, find_sources
+from pipeline.sources import Source, check_unchanged, find_sources
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
 from pipeline.worker import Decisions, range_digest
 from shards.common.errors import InputError, TransientError
@@ -106,7 +106,6 @@ def build(
         if encoder == "auto":
             encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
         decisions = Decisions(
-            sources=plan.sources,
             settings=plan.settings,
             encoder=encoder,
             tokenizer_json=tokenizer.tokenizer_json,
@@ -164,7 +163,7 @@ def _check_existing(output: Output, manifest: Manifest, plan: Plan) -> None:
         differences = [line for line in differences if not line.startswith("unit_bytes")]
     elif not differences and not output.same_sources(encode_stamps(plan.sources)):
         ranges = [byte_range for unit in plan.units() for byte_range in unit.ranges]
-        found = source_entries(plan.sources, ((part, _digest(plan, part), 0) for part in ranges))
+        found = source_entries(plan.sources, ((part, range_digest(part, plan.settings), 0) for part in ranges))
         has_changed = [entry.digest for entry in found] != [entry.digest for entry in manifest.sources]
     if has_changed:
         differences.append("the sources have changed")
@@ -173,11 +172,6 @@ def _check_existing(output: Output, manifest: Manifest, plan: Plan) -> None:
             f"{output}: a shard set from other inputs is there ({'; '.join(differences)}); choose another --out, "
             "or build it anew with --force"
         )
-
-
-def _digest(plan: Plan, byte_range: ByteRange) -> str:
-    """The digest of a byte range as it is now."""
-    return range_digest(plan.sources[byte_range.source], byte_range, plan.settings)
 
 
 def _prepare(output: Output, plan: Plan, units: Sequence[Unit], *, force: bool, reporter: Reporter) -> None:
@@ -209,18 +203,18 @@ def _changed_sources(output: Output, before: Plan, plan: Plan, units: Sequence[U
     can't tell: another one, or one after the plan was written (`before` is that plan)."""
     begun_ns = output.begun_ns()
     suspects = {
-        number
-        for number, source in enumerate(plan.sources)
+        source
+        for source in plan.sources
         if source not in before.sources or (begun_ns is not None and _changed_after(source, begun_ns))
     }
-    digest_of = functools.cache(functools.partial(_digest, plan))
+    digest_of = functools.cache(functools.partial(range_digest, settings=plan.settings))
     for unit in units if suspects else ():
         receipt = decode_receipt(output.read(receipt_name(unit.number)), unit.number)
-        hashed = decode_hashes(output.read(hashes_name(unit.number)))
-        for ranges in (receipt.ranges if receipt else None, hashed[0] if hashed else None):
-            for byte_range, done in zip(unit.ranges, ranges or (), strict=ranges is not None):
-                if byte_range.source in suspects and digest_of(byte_range) != done.digest:
-                    return [f"{plan.sources[byte_range.source].path} has changed"]
+        hashed, _hashes = decode_hashes(output.read(hashes_name(unit.number)), unit.number) or (None, b"")
+        for done in filter(None, (receipt, hashed)):
+            for byte_range, read in zip(unit.ranges, done.ranges, strict=True):
+                if byte_range.source in suspects and digest_of(byte_range) != read.digest:
+                    return [f"{byte_range.source.path} has changed"]
     return []
 
 
@@ -241,13 +235,7 @@ def _do_units(
             reporter.phase("looking for duplicates")
             _find_duplicates(output, decisions, units, engine)
             reporter.phase("tokenizing")
-        work = BuildWork(output=output, decisions=decisions)
-        ranges = {number: receipt.ranges for number, receipt in receipts.items()}
-        for task, content in run_all(work, units, engine, ranges, reporter.progress):
-            done = decode_receipt(content, task.unit.number)
-            assert done is not None
-            receipts[task.unit.number] = done
-            ranges[task.unit.number] = done.ranges
+        run_all(BuildWork(output=output, decisions=decisions), units, engine, receipts, reporter.progress)
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{len(receipts):,} of {len(units):,} units are kept; the same command continues") from None
     finally:
@@ -269,18 +257,15 @@ def _read_receipts(output: Output, units: Sequence[Unit]) -> dict[int, Receipt]:
 
 def _find_duplicates(output: Output, decisions: Decisions, units: Sequence[Unit], engine: Engine) -> None:
     """Hash the documents of all units, and write for each unit which of its documents occur earlier in the corpus."""
-    ranges: dict[int, list[RangeReceipt]] = {}
+    receipts: dict[int, Receipt] = {}
     for unit in units:
-        if hashed := decode_hashes(output.read(hashes_name(unit.number))):
-            ranges[unit.number] = hashed[0]
+        if hashed := decode_hashes(output.read(hashes_name(unit.number)), unit.number):
+            receipts[unit.number] = hashed[0]
     work = HashWork(output=output, decisions=decisions)
-    for task, result in run_all(work, units, engine, ranges, lambda _bytes, _tokens, _rejected: None):
-        done = decode_hashes(result)
-        assert done is not None
-        ranges[task.unit.number] = done[0]
+    run_all(work, units, engine, receipts, lambda _bytes, _tokens, _rejected: None)
 
     def read_hashes(unit: int) -> bytes:
-        hashed = decode_hashes(output.read(hashes_name(unit)))
+        hashed = decode_hashes(output.read(hashes_name(unit)), unit)
         if hashed is None:
             raise TransientError(f"{output}: {hashes_name(unit)} is gone; repeat the command")
         return hashed[1]

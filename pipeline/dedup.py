@@ -7,10 +7,8 @@ outcome depends on the corpus alone.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import numpy.typing as npt
 import xxhash
 from blake3 import blake3
 
-from pipeline.receipts import RangeReceipt, seal, unseal
+from pipeline.receipts import RangeReceipt, Receipt, decode_receipt, encode_receipt
 
 DOCUMENTS_AT_ONCE = 1 << 22
 _HASHES = np.dtype([("high", "<u8"), ("low", "<u8")])
@@ -34,20 +32,16 @@ def duplicates_name(unit: int) -> str:
     return f"dedup/{unit:05}.duplicates"
 
 
-def encode_hashes(ranges: Sequence[RangeReceipt], hashes: bytes) -> bytes:
-    """What is kept of a unit: a sealed line with the receipts of its byte ranges and a digest of the hashes; the hashes."""
-    content = {"ranges": [dataclasses.asdict(done) for done in ranges], "hashes": blake3(hashes).hexdigest()}
-    return seal(content) + b"\n" + hashes
+def encode_hashes(unit: int, ranges: list[RangeReceipt], hashes: bytes) -> bytes:
+    """What is kept of a unit: its receipt, in a line, and the hashes."""
+    return encode_receipt(Receipt(unit=unit, ranges=ranges, hashes_digest=blake3(hashes).hexdigest())) + b"\n" + hashes
 
 
-def decode_hashes(encoded: bytes | None) -> tuple[list[RangeReceipt], bytes] | None:
-    """What `encode_hashes` was given; None for anything that isn't whole."""
+def decode_hashes(encoded: bytes | None, unit: int) -> tuple[Receipt, bytes] | None:
+    """The two parts of what `encode_hashes` made; None for anything that isn't whole."""
     line, _, hashes = (encoded or b"").partition(b"\n")
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        content = unseal(line)
-        if blake3(hashes).hexdigest() == content["hashes"]:
-            return [RangeReceipt(**entry) for entry in content["ranges"]], hashes
-    return None
+    receipt = decode_receipt(line, unit)
+    return (receipt, hashes) if receipt and receipt.hashes_digest == blake3(hashes).hexdigest() else None
 
 
 def hash_texts(batches: Iterable[list[str]]) -> bytes:

@@ -53,7 +53,7 @@ def write_set(
         raise InputError(f"{names}: no text in {num_records:,} records; nothing to build")
     if rejected:
         with atomic_writer(directory / REJECTED_NAME) as file:
-            for part in _rejected_parts(plan.sources, units, receipts, read):
+            for part in _rejected_parts(units, receipts, read):
                 file.write(part)
     write_atomically(directory / STAMPS_NAME, encode_stamps(plan.sources))
     return complete_set(
@@ -72,10 +72,10 @@ def write_set(
 
 
 def _rejected_parts(
-    sources: Sequence[Source], units: Sequence[Unit], receipts: Sequence[Receipt], read: Callable[[str], bytes | None]
+    units: Sequence[Unit], receipts: Sequence[Receipt], read: Callable[[str], bytes | None]
 ) -> Iterator[bytes]:
     """The units' parts of `rejected.jsonl`, their lines counted from the beginning of each source."""
-    num_newlines = [0] * len(sources)  # of each source, before the unit
+    num_newlines = Counter[Source]()  # of each source, before the unit
     for unit, receipt in zip(units, receipts, strict=True):
         if receipt.rejected:
             content = read(rejected_name(unit.number)) or b""
@@ -95,8 +95,8 @@ def _rejected_parts(
 
 def source_entries(sources: Sequence[Source], ranges: Iterable[tuple[ByteRange, str, int]]) -> list[SourceEntry]:
     """What the manifest says of the sources, from all of their byte ranges in order, with digest and number of records."""
-    digests = [blake3() for _ in sources]
-    num_ranges, num_records = [0] * len(sources), [0] * len(sources)
+    digests = {source: blake3() for source in sources}
+    num_ranges, num_records = Counter[Source](), Counter[Source]()
     for byte_range, digest, number in ranges:
         digests[byte_range.source].update(bytes.fromhex(digest))
         num_ranges[byte_range.source] += 1
@@ -106,12 +106,12 @@ def source_entries(sources: Sequence[Source], ranges: Iterable[tuple[ByteRange, 
             path=source.name,
             format="+".join(part for part in (source.format, source.compression) if part),
             num_bytes=source.num_bytes,
-            digest=digests[number].hexdigest(),
+            digest=digest.hexdigest(),
             version=source.version,
-            num_ranges=num_ranges[number],
-            num_records=num_records[number],
+            num_ranges=num_ranges[source],
+            num_records=num_records[source],
         )
-        for number, source in enumerate(sources)
+        for source, digest in digests.items()
     ]
 
 

@@ -114,13 +114,13 @@ def plan_units(sources: Sequence[Source], unit_bytes: int) -> list[Unit]:
     With units of 64 bytes, a source of 130 bytes gives [0, 64), [64, 128), [128, 130); sources of 30, 30 and 20 bytes after
     it share: the first two make one unit, the third the next.
     """
-    tables = [number for number, source in enumerate(sources) if source.format in ("parquet", "arrow")]
-    row_groups = dict(zip(tables, in_parallel(_row_group_bytes, [sources[number] for number in tables]), strict=True))
+    tables = [source for source in sources if source.format in ("parquet", "arrow")]
+    row_groups = dict(zip(tables, in_parallel(_row_group_bytes, tables), strict=True))
     groups: list[list[ByteRange]] = []
     room = 0
-    for number, source in enumerate(sources):
+    for source in sources:
         is_large = source.is_splittable and source.num_bytes > unit_bytes
-        for byte_range in _ranges(number, source, unit_bytes, row_groups.get(number, [source.num_bytes])):
+        for byte_range in _ranges(source, unit_bytes, row_groups.get(source, [source.num_bytes])):
             if not groups or is_large or byte_range.num_bytes > room:
                 groups.append([byte_range])
                 room = 0 if is_large else unit_bytes - byte_range.num_bytes
@@ -140,15 +140,15 @@ def _append(ranges: list[ByteRange], byte_range: ByteRange) -> None:
         ranges.append(byte_range)
 
 
-def _ranges(number: int, source: Source, unit_bytes: int, part_bytes: list[int]) -> Iterator[ByteRange]:
+def _ranges(source: Source, unit_bytes: int, part_bytes: list[int]) -> Iterator[ByteRange]:
     """The parts of a source: every `unit_bytes`, or those of `part_bytes` where reading can't begin anywhere."""
     if source.is_splittable:
         for start in range(0, source.num_bytes, unit_bytes):
             stop = min(start + unit_bytes, source.num_bytes)
-            yield ByteRange(source=number, start=start, stop=stop, num_bytes=stop - start)
+            yield ByteRange(source=source, start=start, stop=stop, num_bytes=stop - start)
     else:
         for start, num_bytes in enumerate(part_bytes):
-            yield ByteRange(source=number, start=start, stop=start + 1, num_bytes=num_bytes)
+            yield ByteRange(source=source, start=start, stop=start + 1, num_bytes=num_bytes)
 
 
 def _row_group_bytes(source: Source) -> list[int]:

@@ -79,7 +79,7 @@ class Source:
 class ByteRange:
     """A part of a source: `[start, stop)` in bytes, in row groups, or all of it (0, 1)."""
 
-    source: int
+    source: Source
     start: int
     stop: int
     num_bytes: int  # for the progress

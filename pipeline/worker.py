@@ -49,7 +49,6 @@ _MAX_FIRST_CHARS = 1 << 16  # of the first documents
 class Decisions:
     """What every worker of a build knows."""
 
-    sources: tuple[Source, ...]
     settings: BuildSettings
     encoder: str
     tokenizer_json: bytes
@@ -100,7 +99,6 @@ class RejectedLog:
 
 def read_texts(
     ranges: Sequence[ByteRange],
-    sources: Sequence[Source],
     settings: BuildSettings,
     receipts: list[RangeReceipt],
     *,
@@ -120,8 +118,8 @@ def read_texts(
         counts_lines=skips,
     )
     for number, byte_range in enumerate(ranges):
-        source = sources[byte_range.source]
-        reader = open_range(source, byte_range, options, first=None if number else first)
+        source = byte_range.source
+        reader = open_range(byte_range, options, first=None if number else first)
         num_records = -rejected.counts.total()
         with contextlib.closing(LineCounter(source, byte_range.start if source.is_splittable else 0)) as lines:
             try:
@@ -144,10 +142,10 @@ def read_texts(
         )
 
 
-def range_digest(source: Source, byte_range: ByteRange, settings: BuildSettings) -> str:
+def range_digest(byte_range: ByteRange, settings: BuildSettings) -> str:
     """The digest that reading a byte range would give (`RangeReceipt.digest`)."""
     columns = TextOf(settings.text_field, settings.template).columns
-    return open_range(source, byte_range, ReadOptions(on_bad=raise_bad, columns=columns)).compute_digest()
+    return open_range(byte_range, ReadOptions(on_bad=raise_bad, columns=columns)).compute_digest()
 
 
 def process_unit(
@@ -174,9 +172,7 @@ def process_unit(
         for name in SPLITS:
             writer = ShardWriter(scratch, name, unit.number, block_tokens=settings.block_tokens)
             packers[name] = PACKERS[settings.packing](stack.enter_context(writer), decisions.eos_id)
-        for texts, batch in read_texts(
-            unit.ranges, decisions.sources, settings, ranges, first=first, rejected=rejected
-        ):
+        for texts, batch in read_texts(unit.ranges, settings, ranges, first=first, rejected=rejected):
             num_rejected, num_rejected_before = rejected.counts.total(), num_rejected
             if not all(texts):
                 documents = [text for text in texts if text]

@@ -12,11 +12,10 @@ import errno
 import time
 import traceback
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Protocol
 
 from pipeline.plan import Unit
-from pipeline.sources import Source
 from pipeline.worker import Progress
 from shards.common.errors import InputError, TransientError, machine_error
 
@@ -32,13 +31,7 @@ class Task:
     first: int | None = None
 
 
-class Work(Protocol):
-    """What an engine runs for each task."""
-
-    @property
-    def sources(self) -> tuple[Source, ...]: ...
-
-    def __call__(self, task: Task, progress: Progress) -> bytes: ...
+Work = Callable[[Task, Progress], bytes]  # what an engine runs for each task; it can be pickled
 
 
 class Engine(Protocol):
@@ -71,7 +64,7 @@ def outcome_of(work: Work, task: Task, progress: Progress) -> Outcome:
                 return error
             else:
                 reason = error.strerror or type(error).__name__
-                return InputError(f"{where(work, task)}: {reason}; the same command continues")
+                return InputError(f"{where(task)}: {reason}; the same command continues")
         except InputError as error:
             return error
         except MemoryError:
@@ -93,7 +86,7 @@ def result_of(outcome: Outcome) -> bytes | InputError:
     return outcome
 
 
-def where(work: Work, task: Task) -> str:
+def where(task: Task) -> str:
     """The beginning of a line about a task."""
     byte_range = task.unit.ranges[0]
-    return f"{work.sources[byte_range.source].path}: unit {task.unit.number} (from {byte_range.start:,} on)"
+    return f"{byte_range.source.path}: unit {task.unit.number} (from {byte_range.start:,} on)"

@@ -71,7 +71,7 @@ class LocalEngine:
                     try:
                         message = worker.pipe.recv()
                     except (EOFError, ConnectionResetError):
-                        self._note_death(work, worker, num_deaths)
+                        self._note_death(worker, num_deaths)
                         tasks.appendleft(worker.task)
                         continue
                     if isinstance(message, tuple):
@@ -101,7 +101,7 @@ class LocalEngine:
         self._workers.append(_Worker(process=process, pipe=ours))
         return self._workers[-1]
 
-    def _note_death(self, work: Work, worker: _Worker, num_deaths: Counter[int]) -> None:
+    def _note_death(self, worker: _Worker, num_deaths: Counter[int]) -> None:
         """Raise `InputError` if a unit has cost too many workers."""
         assert worker.task is not None
         worker.process.join()
@@ -111,7 +111,7 @@ class LocalEngine:
         num_deaths[number] += 1
         if num_deaths[number] >= MAX_TRIES:
             raise InputError(
-                f"{where(work, worker.task)}: the tokenizer worker died {num_deaths[number]} times (exit code "
+                f"{where(worker.task)}: the tokenizer worker died {num_deaths[number]} times (exit code "
                 f"{worker.process.exitcode}); if memory ran out, use fewer workers; the same command continues"
             )
 

@@ -109,7 +109,7 @@ class RayEngine:
                 ready, _others = ray.wait(list(running), num_returns=1, timeout=_SECONDS_BETWEEN_COUNTS)
                 for ended in ready:
                     task = running.pop(ended)
-                    counts, outcome = _wait_for(work, task, ended)
+                    counts, outcome = _wait_for(task, ended)
                     progress(*counts)
                     yield task, result_of(outcome)
         finally:
@@ -120,17 +120,17 @@ class RayEngine:
                     ray.get(ended, timeout=10)
 
 
-def _wait_for(work: Work, task: Task, ended: Any) -> tuple[list[int], Outcome]:
+def _wait_for(task: Task, ended: Any) -> tuple[list[int], Outcome]:
     import ray
 
     try:
         result: tuple[list[int], Outcome] = ray.get(ended)
     except ray.exceptions.RayTaskError as error:
-        raise RuntimeError(f"{where(work, task)}: {error}") from None
+        raise RuntimeError(f"{where(task)}: {error}") from None
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{where(work, task)}: the tokenizer worker died {MAX_RETRIES + 1} times ({reason}); the same command continues"
+            f"{where(task)}: the tokenizer worker died {MAX_RETRIES + 1} times ({reason}); the same command continues"
         ) from None
     return result
 

@@ -99,13 +99,12 @@ class RangeReader(abc.ABC):
     num_newlines = 0
     chunk_bytes = 1 << 21
 
-    def __init__(
-        self, source: Source, byte_range: ByteRange, options: ReadOptions, *, first: int | None = None
-    ) -> None:
+    def __init__(self, byte_range: ByteRange, options: ReadOptions, *, first: int | None = None) -> None:
         """`first` is the offset of the range's first record where it is known already."""
-        self._source, self._range, self._options = source, byte_range, options
+        self._source, self._range, self._options = byte_range.source, byte_range, options
         self._known_first = first
-        self._start, self._stop = (byte_range.start, byte_range.stop) if source.is_splittable else (0, sys.maxsize)
+        is_cut = byte_range.source.is_splittable
+        self._start, self._stop = (byte_range.start, byte_range.stop) if is_cut else (0, sys.maxsize)
         self._position = self._start
 
     @abc.abstractmethod

@@ -35,11 +35,7 @@ LENIENT_DECODER = json.JSONDecoder(parse_int=_whole_number)  # takes NaN and Inf
 def room_for_depth() -> Iterator[None]:
     """Python's parser takes what the fast one takes, however deep the caller stands in the program."""
     before = sys.getrecursionlimit()
-    depth = 0
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        frame, depth = frame.f_back, depth + 1
-    sys.setrecursionlimit(max(before, depth + _DEPTH))
+    sys.setrecursionlimit(before + _DEPTH)
     try:
         yield
     finally:

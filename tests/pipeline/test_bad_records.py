@@ -112,7 +112,7 @@ def test_memory_does_not_grow_with_the_rejected_records(corpus: Path, monkeypatc
     tracemalloc.start()
     try:
         log = RejectedLog(corpus.parent / "rejected.jsonl")
-        for _texts in read_texts(unit.ranges, sources, BuildSettings(on_bad_record="skip"), [], rejected=log):
+        for _texts in read_texts(unit.ranges, BuildSettings(on_bad_record="skip"), [], rejected=log):
             pass
         _, peak = tracemalloc.get_traced_memory()
     finally:

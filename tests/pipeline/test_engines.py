@@ -29,14 +29,12 @@ SOURCE = Source(path="/corpus", name="corpus", format="json-lines", num_bytes=10
 
 
 def task(number: int) -> Task:
-    byte_range = ByteRange(source=0, start=10 * number, stop=10 * number + 10, num_bytes=10)
+    byte_range = ByteRange(source=SOURCE, start=10 * number, stop=10 * number + 10, num_bytes=10)
     return Task(unit=Unit(number=number, ranges=(byte_range,)))
 
 
 class Faulty:
     """Work that does `act(unit's number)` and returns the number."""
-
-    sources = (SOURCE,)
 
     def __init__(self, act: Callable[[int], object] = lambda _number: None) -> None:
         self.act = act

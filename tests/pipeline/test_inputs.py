@@ -78,7 +78,7 @@ def test_ranges_of_tables_have_digests_of_their_own(tmp_path: Path, kind: str) -
         """With the field of the last row set to `value`."""
         write_table(path, kind, pa.Table.from_pylist([*RECORDS[:-1], {**RECORDS[-1], field: value}]))
         source, options = find(path), ReadOptions(on_bad=raise_bad, columns=("text",))
-        return [open_range(source, byte_range, options).compute_digest() for byte_range in ranges_of(source, 1)]
+        return [open_range(byte_range, options).compute_digest() for byte_range in ranges_of(source, 1)]
 
     first = digests("id", "299")
     assert all(first) and len(set(first)) == len(first) and digests("id", "299") == first
@@ -108,9 +108,9 @@ def test_remote_parquet_is_opened_once_a_range_and_read_by_the_columns_that_are_
 
     monkeypatch.setattr(SourceFile, "__init__", count_opened)
     monkeypatch.setattr(SourceFile, "read", count_read)
-    byte_range = ByteRange(source=0, start=0, stop=5, num_bytes=1)
+    byte_range = ByteRange(source=source, start=0, stop=5, num_bytes=1)
     options = ReadOptions(on_bad=raise_bad, columns=("text",))
-    reader, batches, _error = read_range(source, byte_range, options)
+    reader, batches, _error = read_range(byte_range, options)
     assert [row["text"] for batch in batches for row in batch.values] == TEXTS
     assert len(opened) == 1 and sum(num_read) < len(content) / 4
     assert sum(row_group_bytes(source)) > 0 and reader.digest
@@ -211,13 +211,13 @@ def test_a_source_that_changed_or_is_gone_is_noticed(tmp_path: Path, memory: Any
         check_unchanged([source])
     put(content[:-9])
     with pytest.raises(InputError, match="the file became shorter while it was read"):
-        read_range(source, ranges_of(source, 10**9)[0])
+        read_range(ranges_of(source, 10**9)[0])
     path.unlink()
     memory.rm_file("/corpus")
     with pytest.raises(InputError, match="was removed while it was read"):
         check_unchanged([source])
     with pytest.raises(InputError, match="was removed while it was read; put it back, then the same command goes on"):
-        read_range(source, ranges_of(source, 10**9)[0])
+        read_range(ranges_of(source, 10**9)[0])
 
 
 BROKEN: list[Exception] = [
@@ -256,7 +256,7 @@ def test_a_connection_that_breaks_while_a_source_is_read_is_a_transient_error(
 
     monkeypatch.setattr(SourceFile, "__init__", break_it)
     with pytest.raises(TransientError, match=r"corpus: .*; the same command goes on when"):
-        read_range(source, byte_range)
+        read_range(byte_range)
 
 
 @pytest.mark.parametrize("name", ["corpus.txt", "corpus.jsonl.gz"])
@@ -277,7 +277,7 @@ def test_reading_ends_where_the_file_ended_at_first(tmp_path: Path, monkeypatch:
 
     source = find(corpus)
     monkeypatch.setattr(HashedFile, "read", read_and_append)
-    reader, batches, _error = read_range(source, ranges_of(source, 1)[0])
+    reader, batches, _error = read_range(ranges_of(source, 1)[0])
     assert len(batches[0].values) == 1 and reader.digest == blake3(content).hexdigest()
 
 

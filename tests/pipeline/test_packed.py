@@ -83,7 +83,7 @@ def test_what_the_machine_refuses_is_no_damage_to_the_file(
 
     monkeypatch.setattr(SourceFile, "read", refuse)
     with pytest.raises(OSError, match=os.strerror(number)):
-        read_range(source, ranges_of(source, 10**9)[0])
+        read_range(ranges_of(source, 10**9)[0])
 
 
 def zstd_with_window(log: int, content: bytes) -> bytes:

@@ -103,11 +103,11 @@ def test_a_damaged_file_is_made_again(stopped: Stopped, pattern: str, damage: Ca
 def test_each_byte_of_a_receipt_counts(stopped: Stopped) -> None:
     content = (stopped.partial / "receipts" / "00001.json").read_bytes()
     hashed = (stopped.partial / "dedup" / "00001.hashes").read_bytes()
-    assert decode_receipt(content, 1) and decode_receipt(content, 2) is None and decode_hashes(hashed)
+    assert decode_receipt(content, 1) and decode_receipt(content, 2) is None and decode_hashes(hashed, 1)
     for place in range(len(content)):
         assert decode_receipt(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :], 1) is None
     for place in range(len(hashed)):
-        assert decode_hashes(hashed[:place] + bytes([hashed[place] ^ 1]) + hashed[place + 1 :]) is None
+        assert decode_hashes(hashed[:place] + bytes([hashed[place] ^ 1]) + hashed[place + 1 :], 1) is None
 
 
 def test_each_byte_of_the_plan_counts(stopped: Stopped) -> None:
