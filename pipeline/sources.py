@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pipeline.readers.compression import COMPRESSIONS, STREAM_ERRORS, compression_of, damage, unpack, without_suffix
+from pipeline.readers.compression import COMPRESSIONS, compression_of, unpack, without_suffix
 from pipeline.readers.files import FileStatus, SourceFile, file_status, find_urls, in_parallel, removed
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
@@ -180,7 +180,6 @@ def look_at(path_name: str, name: str) -> Source:
     """The file `path_name` as a source called `name`."""
     if any("\ud800" <= character <= "\udfff" for character in path_name):  # bytes of the name that weren't decoded
         raise InputError(f"{path_name}: the name isn't UTF-8; rename it, or set LC_ALL=C.UTF-8 if it is")
-    compression = ""
     try:
         status = file_status(path_name)
         with SourceFile(path_name, reads_ahead=False) as file:
@@ -192,9 +191,8 @@ def look_at(path_name: str, name: str) -> Source:
                 head = unpack(file, compression, path_name).read(_HEAD_BYTES) or b""
     except FileNotFoundError:
         raise _missing(path_name) from None
-    except STREAM_ERRORS as error:
-        reason = getattr(error, "strerror", None) or error
-        raise damage(path_name, compression, error) or InputError(f"{path_name}: {reason}") from None
+    except OSError as error:
+        raise InputError(f"{path_name}: {error.strerror or error}") from None
     if not head and not path_name.endswith(".txt"):
         raise InputError(f"{path_name}: the file is empty; expected records")
     file_format = _detect_format(path_name, head)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pipeline.readers.compression import STREAM_ERRORS, damage, unpack
+from pipeline.readers.compression import unpack
 from pipeline.readers.files import HashedFile, SourceFile
 from pipeline.sources import ByteRange, Source
 from shards.common.errors import InputError
@@ -146,11 +146,7 @@ class StreamReader(RangeReader):
     def _read(self, num_bytes: int) -> bytes:
         """The next bytes. Notes whether the stream has ended."""
         source = self._source
-        try:
-            content = self._file.read(num_bytes) or b""
-        except STREAM_ERRORS as error:
-            place = f" (after {self._position:,} unpacked bytes)"
-            raise damage(source.path, source.compression, error, place) or error from None
+        content: bytes = self._file.read(num_bytes) or b""
         self._position += len(content)
         self._at_end = self._position >= source.num_bytes if source.is_splittable else not content
         if not content and not self._at_end:
