@@ -11,7 +11,7 @@ import json
 
 from blake3 import blake3
 
-from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, SPLITS, shard_name
+from shards.layout import BIN_SUFFIX, INDEX_SUFFIX
 from shards.manifest import ShardEntry
 
 
@@ -47,11 +47,6 @@ class Receipt:
         """The unit's shard files and their digests."""
         bins = {shard.name + BIN_SUFFIX: shard.digest for shard in self.shards}
         return bins | {shard.name + INDEX_SUFFIX: shard.index_digest for shard in self.shards}
-
-
-def unit_file_names(unit: int) -> list[str]:
-    """All shard files that a unit can have."""
-    return [shard_name(split, unit) + suffix for split in SPLITS for suffix in (BIN_SUFFIX, INDEX_SUFFIX)]
 
 
 def receipt_name(unit: int) -> str:

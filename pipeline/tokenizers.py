@@ -29,6 +29,7 @@ from shards.tokenizer_files import (
     TOKENIZER_CONFIG_JSON,
     TOKENIZER_JSON,
     TokenizerFiles,
+    load_tokenizer,
     make_tokenizer_files,
     read_tokenizer_files,
 )
@@ -54,7 +55,7 @@ PROBE_TEXTS = (
 
 
 def load_tokenizer_files(name: str) -> TokenizerFiles:
-    """The tokenizer called `name`: `qwen2`, a directory with a `tokenizer.json`, such a file, or one of a hub.
+    """The tokenizer called `name`: `qwen2`, a directory with a `tokenizer.json`, such a file, a shard set, or one of a hub.
 
     `hf:ORG/NAME` and `ms:ORG/NAME` (then `@REVISION`) are fetched once. They are called `ORG/NAME` in the manifest,
     whatever hub they come from; Qwen2's own is recognised and is `qwen2`, so its sets are the same byte for byte.
@@ -67,22 +68,15 @@ def load_tokenizer_files(name: str) -> TokenizerFiles:
             return _qwen2_files(qwen2_tokenizer_json())
         if is_reference(name):
             return _hub_tokenizer(parse_reference(name))
-    if path.is_dir():
-        path = path / TOKENIZER_JSON
-    if not path.is_file():
-        found = f"no {TOKENIZER_JSON} in it" if Path(name).exists() else "no such file or directory"
         raise InputError(
             f"tokenizer {printable(name)!r}: expected qwen2, a directory with a {TOKENIZER_JSON}, such a file, "
-            f"hf:ORG/NAME or ms:ORG/NAME; {found}{_nearest_tokenizer(name)}"
+            f"hf:ORG/NAME or ms:ORG/NAME; no such file or directory{_nearest_tokenizer(name)}"
         )
-    directory = path.resolve().parent
-    return read_tokenizer_files(directory.name, path)
+    return load_tokenizer(path)
 
 
 def _nearest_tokenizer(name: str) -> str:
     """A suggestion: `qwen2`, a name beside the one given, or the prefix of a hub."""
-    if Path(name).exists():
-        return ""
     beside = Path(name).parent
     siblings = [str(beside / entry) for entry in os.listdir(beside)] if beside.is_dir() else []
     hint = nearest(name, ["qwen2", *siblings])

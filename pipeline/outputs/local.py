@@ -25,11 +25,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.plan import PLAN_NAME
-from pipeline.receipts import Receipt, encode_receipt, receipt_name, rejected_name, unit_file_names
+from pipeline.receipts import Receipt, encode_receipt, receipt_name, rejected_name
 from pipeline.worker import REJECTED_PART
 from shards.common.errors import InputError
 from shards.common.files import TEMPORARY_SUFFIX, FileLock, file_digest, flush_directory, write_atomically
-from shards.layout import MANIFEST_NAME, STAMPS_NAME, TOKENIZER_DIRECTORY
+from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, MANIFEST_NAME, SPLITS, STAMPS_NAME, TOKENIZER_DIRECTORY, shard_name
 from shards.manifest import Manifest, read_manifest
 from shards.verify import unknown_files, verify
 
@@ -124,10 +124,9 @@ class LocalOutput:
             yield Path(name)
 
     def commit(self, scratch: Path, receipt: Receipt) -> bytes:
-        names = receipt.file_digests()
-        for name in unit_file_names(receipt.unit):  # of the same unit, when it began in the wrong place
-            if name not in names:
-                (self._set / name).unlink(missing_ok=True)
+        names = {shard_name(split, receipt.unit) + suffix for split in SPLITS for suffix in (BIN_SUFFIX, INDEX_SUFFIX)}
+        for name in names - receipt.file_digests().keys():  # of the same unit, when it began in the wrong place
+            (self._set / name).unlink(missing_ok=True)
         for path in sorted(scratch.iterdir()):
             if path.name == REJECTED_PART:
                 self.write(rejected_name(receipt.unit), path.read_bytes())
