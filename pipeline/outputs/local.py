@@ -33,11 +33,11 @@ from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, MANIFEST_NAME, SPLITS, STAMP
 from shards.manifest import Manifest, read_manifest
 from shards.verify import unknown_files, verify
 
-# What a build writes below NAME.partial, besides the set that it replaces.
+# What lies below NAME.partial: what a build writes, and the set that it replaces.
 _SET_FILE = r"((train|val)-\d+\.(bin|idx)|tokenizer/[^/]*|manifest\.json|rejected\.jsonl|\.sources\.json)"
 _OWN_FILE = re.compile(
     r"(plan\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(hashes|duplicates)"
-    rf"|set/{_SET_FILE}|scratch/tmp\w+/({REJECTED_PART}|{_SET_FILE}))(\.tmp)?"
+    rf"|(set|replaced)/{_SET_FILE}|scratch/tmp\w+/({REJECTED_PART}|{_SET_FILE}))(\.tmp)?"
 )
 
 
@@ -85,10 +85,7 @@ class LocalOutput:
         return False
 
     def prepare(self, plan: bytes, *, replace: bool) -> None:
-        if self.final.is_symlink():
-            raise InputError(f"{self}: is a symbolic link, which --force doesn't replace; remove it")
-        if self.final.exists() and (strange := unknown_files(self.final, read_manifest(self.final))):
-            raise InputError(f"{strange[0]}: not part of the set that --force would replace; move it elsewhere")
+        self._check_replaceable()
         self._check_partial()
         if replace:
             self._remove_partial()
@@ -153,6 +150,7 @@ class LocalOutput:
         return shutil.disk_usage(self.partial).free
 
     def publish(self, directory: Path) -> None:
+        self._check_replaceable()
         (self._set / TOKENIZER_DIRECTORY).mkdir(exist_ok=True)
         names = [path.relative_to(directory) for path in directory.rglob("*") if path.is_file()]
         for name in sorted(names, key=lambda name: name.name == MANIFEST_NAME):  # the manifest last
@@ -165,40 +163,27 @@ class LocalOutput:
         flush_directory(self.final.parent)
         self._remove_partial()
 
+    def _check_replaceable(self) -> None:
+        """Raise `InputError` if what is there isn't a set, or has files that aren't its own."""
+        if self.final.is_symlink():
+            raise InputError(f"{self}: is a symbolic link, which --force doesn't replace; remove it")
+        if self.final.exists() and (strange := unknown_files(self.final, read_manifest(self.final))):
+            raise InputError(f"{strange[0]}: not part of the set that --force would replace; move it elsewhere")
+
     def _check_partial(self) -> None:
-        """Raise `InputError` for a file that isn't a build's own, nor of a set that is replaced; without a plan, for all
-        but the plan's temporary file."""
+        """Raise `InputError` for a file that isn't a build's own; without a plan, for all but the plan's temporary file."""
         own = _OWN_FILE if (self.partial / PLAN_NAME).exists() else re.compile(re.escape(PLAN_NAME + TEMPORARY_SUFFIX))
         files = [path for path in self.partial.rglob("*") if path.is_symlink() or not path.is_dir()]
         for path in sorted(files):
             name = path.relative_to(self.partial).as_posix()
-            if not own.fullmatch(name) and not name.startswith("replaced/"):
+            if not own.fullmatch(name):
                 raise InputError(f"{path}: not part of an unfinished build; move it elsewhere")
 
     def _remove_partial(self) -> None:
         """Remove what a build has left, its plan last. Raises `InputError` if something else lies there."""
         self._check_partial()
-        if self._replaced.exists():
-            _remove_set(self._replaced)
         for path in sorted(self.partial.rglob("*"), reverse=True):
             if path.name != PLAN_NAME or path.parent != self.partial:
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         (self.partial / PLAN_NAME).unlink(missing_ok=True)
         self.partial.rmdir()
-
-
-def _remove_set(directory: Path) -> None:
-    """Remove the files of a set, its manifest last, and its directory."""
-    manifest_path = directory / MANIFEST_NAME
-    if manifest_path.exists():
-        names = [file.name for file in read_manifest(directory).files()]
-        for name in (*names, STAMPS_NAME, MANIFEST_NAME):
-            (directory / name).unlink(missing_ok=True)
-    for path in sorted(directory.rglob("*")):
-        if not path.is_dir():
-            raise InputError(
-                f"{path}: not part of the set that was replaced; move it elsewhere, then repeat the command"
-            )
-    for path in (directory / TOKENIZER_DIRECTORY, directory):
-        with contextlib.suppress(FileNotFoundError):
-            path.rmdir()
