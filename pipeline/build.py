@@ -23,7 +23,7 @@ from pipeline.outputs.base import Output
 from pipeline.outputs.local import LocalOutput
 from pipeline.plan import PLAN_NAME, Plan, Unit, decode_plan, make_plan, plan_differences, settings_differences
 from pipeline.receipts import Receipt, decode_receipt, receipt_name
-from pipeline.schedule import BuildWork, HashWork, run_all
+from pipeline.schedule import build_unit, hash_unit, run_all
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
 from pipeline.sources import Source, check_unchanged, find_sources
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
@@ -235,7 +235,7 @@ def _do_units(
             reporter.phase("looking for duplicates")
             _find_duplicates(output, decisions, units, engine)
             reporter.phase("tokenizing")
-        run_all(BuildWork(output=output, decisions=decisions), units, engine, receipts, reporter.progress)
+        run_all(functools.partial(build_unit, output, decisions), units, engine, receipts, reporter.progress)
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{len(receipts):,} of {len(units):,} units are kept; the same command continues") from None
     finally:
@@ -261,7 +261,7 @@ def _find_duplicates(output: Output, decisions: Decisions, units: Sequence[Unit]
     for unit in units:
         if hashed := decode_hashes(output.read(hashes_name(unit.number)), unit.number):
             receipts[unit.number] = hashed[0]
-    work = HashWork(output=output, decisions=decisions)
+    work = functools.partial(hash_unit, output, decisions)
     run_all(work, units, engine, receipts, lambda _bytes, _tokens, _rejected: None)
 
     def read_hashes(unit: int) -> bytes:

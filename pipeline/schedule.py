@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections import deque
 from collections.abc import Sequence
 
@@ -17,34 +16,25 @@ from pipeline.worker import Decisions, Progress, process_unit, read_texts
 from shards.common.errors import InputError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BuildWork:
-    """Does a unit in a scratch directory and commits it; the result is its receipt."""
-
-    output: Output
-    decisions: Decisions
-
-    def __call__(self, task: Task, progress: Progress) -> bytes:
-        has_duplicates = self.decisions.settings.dedup == "exact"
-        found = self.output.read(duplicates_name(task.unit.number)) if has_duplicates else None
-        duplicates = decode_duplicates(found)
-        with self.output.scratch() as scratch:
-            receipt = process_unit(
-                task.unit, self.decisions, scratch, first=task.first, duplicates=duplicates, progress=progress
-            )
-            return self.output.commit(scratch, receipt)
+def build_unit(output: Output, decisions: Decisions, task: Task, progress: Progress) -> bytes:
+    """Do a unit in a scratch directory and commit it; its receipt."""
+    has_duplicates = decisions.settings.dedup == "exact"
+    duplicates = decode_duplicates(output.read(duplicates_name(task.unit.number)) if has_duplicates else None)
+    with output.scratch() as scratch:
+        receipt = process_unit(
+            task.unit, decisions, scratch, first=task.first, duplicates=duplicates, progress=progress
+        )
+        return output.commit(scratch, receipt)
 
 
-class HashWork(BuildWork):
-    """Hashes the documents of a unit, and keeps that in the output."""
-
-    def __call__(self, task: Task, progress: Progress) -> bytes:
-        ranges: list[RangeReceipt] = []
-        batches = read_texts(task.unit.ranges, self.decisions.settings, ranges, first=task.first)
-        hashes = hash_texts(texts for texts, _batch in batches)
-        content = encode_hashes(task.unit.number, ranges, hashes)
-        self.output.write(hashes_name(task.unit.number), content)
-        return content.partition(b"\n")[0]
+def hash_unit(output: Output, decisions: Decisions, task: Task, _progress: Progress) -> bytes:
+    """Hash the documents of a unit, and keep that in the output; the receipt that stands before the hashes."""
+    ranges: list[RangeReceipt] = []
+    batches = read_texts(task.unit.ranges, decisions.settings, ranges, first=task.first)
+    hashes = hash_texts(texts for texts, _batch in batches)
+    content = encode_hashes(task.unit.number, ranges, hashes)
+    output.write(hashes_name(task.unit.number), content)
+    return content.partition(b"\n")[0]
 
 
 def run_all(
