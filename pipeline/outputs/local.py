@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pipeline.outputs.base import Output
 from pipeline.plan import PLAN_NAME
 from pipeline.receipts import Receipt, encode_receipt, receipt_name, rejected_name
 from pipeline.worker import REJECTED_PART
@@ -42,7 +43,7 @@ _OWN_FILE = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalOutput:
+class LocalOutput(Output):
     """See `pipeline.outputs.base.Output`."""
 
     final: Path

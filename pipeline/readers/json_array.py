@@ -113,8 +113,7 @@ class JsonArrayReader(StreamReader):
             content += more
         offset = len(content) - len(rest)
         if rest.startswith(b"]") and not rest[1:].strip(_WHITE_SPACE):
-            while more := self._read_next(0):
-                rest += more
+            rest = self._read_up_to(sys.maxsize, rest)
             if not rest[1:].strip(_WHITE_SPACE):
                 return b"", offset + len(rest)
         if not rest:

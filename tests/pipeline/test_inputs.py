@@ -6,7 +6,10 @@ import errno
 import gzip
 import json
 import os
+import pkgutil
+import threading
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 from blake3 import blake3
 
+from pipeline.plan import plan_units
 from pipeline.readers import open_range
 from pipeline.readers.base import BadRecord, RangeReader, ReadOptions, raise_bad
 from pipeline.readers.files import HashedFile, SourceFile
 from pipeline.readers.tables import row_group_bytes
-from pipeline.sources import ByteRange, check_unchanged, find_sources
+from pipeline.sources import ByteRange, Source, check_unchanged, find_sources
 from shards.common.errors import InputError, TransientError
 from tests.conftest import write_corpus
 from tests.hub_server import Hub, hub  # noqa: F401
@@ -190,6 +194,30 @@ def test_what_a_hub_calls_by_a_name_is_pinned_and_read(
         hub.put("datasets/org/lines", "train.jsonl", lines)
     assert find("hf:org/lines").name == "org/lines@" + find("hf:org/lines").path.partition("@")[2]
     assert texts_of("hf:org/table") == texts_of("hf://datasets/org/table/data") == TEXTS[100:]
+
+
+@pytest.mark.parametrize(
+    ("name", "ask"),
+    [
+        ("pipeline.plan._row_group_bytes", lambda sources: plan_units(sources, 10**9)),
+        ("pipeline.sources.file_status", check_unchanged),
+    ],
+)
+def test_a_server_is_asked_about_many_files_at_once(
+    memory: Any, tmp_path: Path, name: str, ask: Callable[[list[Source]], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = write_table(tmp_path / "table", "parquet").read_bytes()
+    for number in range(3):
+        memory.pipe_file(f"/many/{number}.parquet", content)
+    sources, original = find_sources(["memory://many"]), pkgutil.resolve_name(name)
+    all_asked = threading.Barrier(3, timeout=10)
+
+    def wait(argument: Any) -> Any:
+        all_asked.wait()
+        return original(argument)
+
+    monkeypatch.setattr(name, wait)
+    ask(sources)
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
