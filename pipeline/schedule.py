@@ -87,7 +87,7 @@ def run_all(
 
 def _may_guess(unit: Unit) -> bool:
     """Whether a unit begins inside a source."""
-    return unit.ranges[0].source.is_splittable and not unit.ranges[0].is_first
+    return unit.ranges[0].source.is_splittable and unit.ranges[0].start > 0
 
 
 def _first_in(byte_range: ByteRange, expected: int) -> int | None:
@@ -101,7 +101,7 @@ def _next_first(unit: Unit, ranges: Sequence[RangeReceipt], expected: int) -> in
         source = byte_range.source
         if not source.is_splittable:
             continue
-        if done.last is not None and (done.first is not None or byte_range.is_first):
+        if done.last is not None and (done.first is not None or byte_range.start == 0):
             expected = done.last
         if byte_range.stop == source.num_bytes:
             if expected != source.num_bytes:

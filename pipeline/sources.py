@@ -10,6 +10,7 @@ import dataclasses
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -84,10 +85,6 @@ class ByteRange:
     stop: int
     num_bytes: int  # for the progress
 
-    @property
-    def is_first(self) -> bool:
-        return self.start == 0
-
 
 def find_sources(names: Sequence[str]) -> list[Source]:
     """All files meant by `names` (files, directories, patterns, URLs, `hf:NAME`), in a fixed order, each looked at.
@@ -95,11 +92,9 @@ def find_sources(names: Sequence[str]) -> list[Source]:
     Raises `InputError` for the first that is missing, empty, of an unknown kind, or visibly incomplete.
     """
     sources = [source for name in names for source in _find(name)]
-    seen: set[str] = set()
-    for source in sources:
-        if source.path in seen:
-            raise InputError(f"{source.path}: given twice; its documents would be in the set twice")
-        seen.add(source.path)
+    for path, number in Counter(source.path for source in sources).items():
+        if number > 1:
+            raise InputError(f"{path}: given twice; its documents would be in the set twice")
     return sources
 
 

@@ -49,12 +49,12 @@ def batches_of(source: Source, range_bytes: int = 10**9, options: ReadOptions = 
     for byte_range in ranges_of(source, range_bytes):
         true_first = expected if expected < byte_range.stop else None
         reader, batches, error = read_range(byte_range, options)
-        if source.is_splittable and not byte_range.is_first and reader.first != true_first:
+        if source.is_splittable and byte_range.start > 0 and reader.first != true_first:
             reader, batches, error = read_range(byte_range, options, first=expected)
             assert reader.first == true_first
         if error is not None:
             raise error
-        if reader.last is not None and (reader.first is not None or byte_range.is_first):
+        if reader.last is not None and (reader.first is not None or byte_range.start == 0):
             expected = reader.last
         yield from batches
     assert not source.is_splittable or expected == source.num_bytes
