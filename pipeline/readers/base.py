@@ -154,15 +154,15 @@ class StreamReader(RangeReader):
         return content
 
     def _read_next(self, num_pending: int = 0, *, is_look: bool = False) -> bytes:
-        """The next chunk, up to the range's end: a small one for a look, and beyond the end, where one record is missing;
-        then as much again as is pending."""
+        """The next chunk, up to the range's end: at least as much as is pending, so that a large record is read in a few
+        steps. A small one will do for a look, and beyond the end, where only the rest of a record is ours."""
         is_small = is_look or self._position >= self._stop
         room = max(min(self.chunk_bytes, _LOOK_BYTES) if is_small else self.chunk_bytes, num_pending)
         return self._read(min(room, self._stop - self._position) if self._position < self._stop else room)
 
     def _read_up_to(self, num_bytes: int, content: bytes = b"") -> bytes:
         """`content` and what follows it: at least `num_bytes`, if there are as many."""
-        while len(content) < num_bytes and (more := self._read_next(is_look=True)):
+        while (missing := num_bytes - len(content)) > 0 and (more := self._read_next(missing, is_look=True)):
             content += more
         return content
 
