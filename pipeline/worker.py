@@ -79,7 +79,7 @@ class RejectedLog:
         if isinstance(error, Incomplete):
             raise error
         self.counts[error.kind] += 1
-        self._pending.append(error)
+        self._pending.append(error.with_traceback(None))  # whose frames would be kept
 
     def flush(self, number: int, source: Source, lines: LineCounter) -> None:
         """Write down what was noted in byte range `number` of the unit: lines are counted from front to back."""
