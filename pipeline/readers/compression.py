@@ -107,11 +107,13 @@ class _Unpacked:
                 raise
             if "memory" in str(error).lower():
                 limit = f"{MAX_WINDOW_BYTES >> 20} MiB"
-                reason = f"packed so that unpacking needs more than {limit}; pack it anew"
-            else:
-                place = f"after {self._num_read:,} unpacked bytes"
-                reason = f"{self._compression}: {error} ({place}); the download is incomplete or damaged"
-            raise InputError(f"{self._path}: {reason}") from None
+                raise InputError(
+                    f"{self._path}: packed so that unpacking needs more than {limit}; pack it anew"
+                ) from None
+            raise InputError(
+                f"{self._path}: {self._compression}: {error} (after {self._num_read:,} unpacked bytes); the download is "
+                "incomplete or damaged"
+            ) from None
 
     def _unpack(self, num_bytes: int) -> bytes:
         while True:
