@@ -89,7 +89,7 @@ class InlineEngine:
             if self._random is not None:
                 tasks.rotate(self._random.randrange(len(tasks)))
             task = tasks.pop()
-            yield task, result_of(task, outcome_of(work, task, progress))
+            yield task, result_of(outcome_of(work, task, progress))
 
 
 def use_engine(monkeypatch: pytest.MonkeyPatch, engine: object) -> None:

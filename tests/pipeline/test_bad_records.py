@@ -16,7 +16,7 @@ from pipeline.readers.base import RangeReader
 from pipeline.readers.files import SourceFile
 from pipeline.settings import BuildSettings
 from pipeline.sources import find_sources
-from pipeline.worker import RejectedLog, UnitRecords
+from pipeline.worker import RejectedLog, read_texts
 from shards.common.errors import InputError
 from shards.verify import verify
 from tests.pipeline.building import Builder, Heard, texts_in
@@ -111,11 +111,9 @@ def test_memory_does_not_grow_with_the_rejected_records(corpus: Path, monkeypatc
     (unit,) = plan_units(sources, 10**6)
     tracemalloc.start()
     try:
-        with RejectedLog(corpus.parent / "rejected.jsonl") as log:
-            for _batch in UnitRecords(
-                unit.ranges, sources, BuildSettings(on_bad_record="skip"), rejected=log
-            ).batches():
-                pass
+        log = RejectedLog(corpus.parent / "rejected.jsonl")
+        for _texts in read_texts(unit.ranges, BuildSettings(on_bad_record="skip"), [], rejected=log):
+            pass
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

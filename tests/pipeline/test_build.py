@@ -151,13 +151,13 @@ def test_the_summary_says_what_cutting_each_document_by_itself_would_drop(
     lost = sum(length % 64 for length in lengths)
     line = f"cutting each document by itself would drop {lost:,} tokens ({100 * lost / sum(lengths):.1f} %)"
     assert summary(result)["nothing lost"] == line
-    assert result.statistics.num_short_documents == sum(length < 64 for length in lengths)
+    assert result.num_short_documents == sum(length < 64 for length in lengths)
 
 
 @pytest.mark.usefixtures("inline_engine")
 @pytest.mark.parametrize(("check_every", "least"), [(1, len(TEXTS)), (1000, 100), (0, 0)])
 def test_a_sample_is_checked_against_the_reference(tmp_path: Path, run: Builder, check_every: int, least: int) -> None:
-    num_checked = run(SAMPLE, tmp_path / "set", check_every=check_every).statistics.num_checked
+    num_checked = run(SAMPLE, tmp_path / "set", check_every=check_every).num_checked
     assert least <= num_checked <= len(TEXTS)
     assert (num_checked == 0) == (check_every == 0)
 
@@ -169,7 +169,7 @@ def test_no_long_document_is_given_to_the_reference(
     """It takes some 200 bytes of memory a character: more than there is for a record of a gigabyte."""
     monkeypatch.setattr(worker, "_MAX_CHECKED_CHARS", 2000)
     corpus = write_corpus(tmp_path / "corpus", [{"text": "短文"}, {"text": "长" * 2001}, {"text": "文" * 2000}])
-    assert run(corpus, tmp_path / "set", check_every=1).statistics.num_checked == 2
+    assert run(corpus, tmp_path / "set", check_every=1).num_checked == 2
 
 
 @pytest.mark.usefixtures("inline_engine")

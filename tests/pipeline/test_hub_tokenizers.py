@@ -28,7 +28,7 @@ def served(hub: Hub) -> Hub:  # noqa: F811
 
 
 def built_in() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((qwen2.qwen2_tokenizer_directory() / "tokenizer.json").read_bytes())
+    content: dict[str, Any] = json.loads(qwen2.qwen2_tokenizer_json())
     return content
 
 

@@ -87,7 +87,6 @@ def test_documents_are_normalized_as_the_reference_does(qwen2_files: TokenizerFi
     slow = DocumentEncoder(load_encoder("tokenizers", content), content, eos_id).encode(texts)
     assert fast.ids.tolist() == slow.ids.tolist() and fast.counts.tolist() == slow.counts.tolist()
     assert list(fast.contents) == list(slow.contents) == [text.encode() for text in texts]
-    assert fast.num_bytes.tolist() == [len(text.encode()) for text in texts]
     assert fast.num_chars == slow.num_chars == sum(map(len, texts))
 
 
@@ -157,7 +156,7 @@ def test_training_gives_the_same_tokenizer_every_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("vocab_size", [0, 256, 2**25])
 def test_impossible_vocabulary_sizes_are_refused(tmp_path: Path, vocab_size: int) -> None:
-    with pytest.raises(InputError, match="--vocab-size: expected 257 to"):
+    with pytest.raises(InputError, match="vocab_size: expected 257 to"):
         train_tokenizer([str(SAMPLE)], tmp_path, vocab_size=vocab_size)
 
 
