@@ -23,7 +23,7 @@ import shards
 from shards.common.command_line import Terminated, say
 from shards.common.errors import InputError
 from shards.common.text import plural, printable
-from shards.vocabulary import copy_tokenizer
+from shards.tokenizer_files import copy_tokenizer
 from train import run_directory
 from train.arguments import build_arguments, preflight, typed
 from train.callbacks import RunCallback, StopOnSignal

@@ -241,10 +241,11 @@ def test_of_processes_that_begin_at_once_one_copies_and_the_others_wait(
     push(built, place.url)
     code = f"""
 import time
-from shards.share import pull
-fetch = pull._fetch
-pull._fetch = lambda *arguments: (print("fetched", flush=True), time.sleep(1), fetch(*arguments))
-print(pull.pull({place.url!r}, notice=print), flush=True)
+from shards.share.pull import pull
+from shards.share.remote import StoreFolder
+fetch = StoreFolder.fetch
+StoreFolder.fetch = lambda *given, **options: (print("fetched", flush=True), time.sleep(1), fetch(*given, **options))
+print(pull({place.url!r}, notice=print), flush=True)
 """
     processes = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
@@ -314,7 +315,7 @@ def test_the_commands(built: Path, hub: Hub, tmp_path: Path) -> None:  # noqa: F
 def test_a_line_is_not_printed_over_the_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from shards.share import command
+    from shards.__main__ import run_pull
     from shards.share import pull as pull_module
 
     def talk(
@@ -326,5 +327,5 @@ def test_a_line_is_not_printed_over_the_bar(
 
     monkeypatch.setattr(pull_module, "pull", talk)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    command.run_pull(SimpleNamespace(url="s3://b/a", out=None))  # type: ignore[arg-type]
+    run_pull(SimpleNamespace(url="s3://b/a", out=None))  # type: ignore[arg-type]
     assert re.search(r"copying: .*\r *\ranother process copies it\n", capsys.readouterr().err)

@@ -12,8 +12,7 @@ import pytest
 
 import shards
 from shards.common.errors import InputError
-from shards.tokenizer_files import load_tokenizer
-from shards.vocabulary import Vocabulary, copy_tokenizer, read_vocabulary
+from shards.tokenizer_files import Vocabulary, copy_tokenizer, load_tokenizer, read_vocabulary
 from tests.shards.foreign_files import byte_fallback_tokenizer, write_tokenizer
 from tests.shards.sets import EOS, byte_tokenizer
 
