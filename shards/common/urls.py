@@ -59,12 +59,10 @@ def file_system(url: str) -> tuple[Any, str]:
     match = _URL.fullmatch(url)
     if match is None:
         raise InputError(f"{url}: expected a URL such as s3://bucket/name")
+    import fsspec
+
     protocol = match[1]
     package = _PACKAGES.get(protocol, protocol)
-    try:
-        import fsspec
-    except ImportError:
-        raise InputError(f"{url}: needs the packages fsspec and {package}: pip install fsspec {package}") from None
     if package == "gcsfs":
         # JSON alone: by gRPC it also asks what kind of bucket it has, a minute each time where no gRPC gets through.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")

@@ -93,10 +93,7 @@ def run_export(options: argparse.Namespace) -> int:
 
     name = choice("--to", options.to, EXPORT_FORMATS)
     names = SPLITS if options.split is None else [choice("--split", options.split, SPLITS)]
-    try:
-        export = pkgutil.resolve_name(f"shards.exchange.{_EXPORTS[name][0]}")
-    except ModuleNotFoundError as error:
-        raise InputError(f"--to {name}: needs the package {error.name}; install it with pip") from None
+    export = pkgutil.resolve_name(f"shards.exchange.{_EXPORTS[name][0]}")
     shard_set = open_shard_set(options.directory)
     splits = [shard_set[name] for name in names if len(shard_set[name])]
     if not splits:

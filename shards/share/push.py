@@ -29,16 +29,23 @@ def push(directory: Path, url: str, *, force: bool = False, notice: Callable[[st
     manifest = read_manifest(directory)
     target = remote_to_write(url)
     encoded = target.read(MANIFEST_NAME)
-    old = decode_manifest(encoded, f"{target}/{MANIFEST_NAME}") if encoded is not None else None
-    if old is not None and old.fingerprint == manifest.fingerprint:
-        return False
-    if old is not None and not force:
-        raise InputError(f"{target}: another shard set is there; choose another URL, or replace it with --force")
+    old_names: set[str] = set()
+    if encoded is not None:
+        try:
+            old = decode_manifest(encoded, f"{target}/{MANIFEST_NAME}")
+            if old.fingerprint == manifest.fingerprint:
+                return False
+            old_names = {file.name for file in old.files()}
+        except InputError:  # damaged, or of an older version
+            if not force:
+                raise
+        if not force:
+            raise InputError(f"{target}: another shard set is there; choose another URL, or replace it with --force")
     files = {file.name: file.num_bytes for file in manifest.files()}
     notice(f"{target}: putting {size_text(sum(files.values()))} in {plural(len(files) + 1, 'file')}, verified first")
     if faults := verify(directory):
         raise InputError(faults[0])
-    if old is not None:
+    if encoded is not None:
         target.remove([MANIFEST_NAME])
     target.put(directory, manifest)
     sizes = target.sizes()
@@ -48,7 +55,6 @@ def push(directory: Path, url: str, *, force: bool = False, notice: Callable[[st
                 f"{target}/{name}: expected {num_bytes:,} bytes there after it was put, found "
                 f"{sizes.get(name, 'no such file')}; does a .gitignore there hide it, or does another process write there?"
             )
-    if old is not None:
-        target.remove({file.name for file in old.files()} & sizes.keys() - files.keys())
+    target.remove(old_names & sizes.keys() - files.keys())
     target.put_manifest(directory, manifest)
     return True

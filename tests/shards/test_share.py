@@ -153,6 +153,15 @@ def test_another_set_is_replaced_when_asked_and_nothing_else(built: Path, place:
     assert directory_bytes(pull(place.url, tmp_path / "out")) == directory_bytes(built)
 
 
+@pytest.mark.parametrize("place", URLS[2:3], indirect=True)
+def test_a_set_whose_manifest_can_t_be_read_is_replaced_when_asked(built: Path, place: Place) -> None:
+    place.put("manifest.json", b'{"format_version": 2}')
+    with pytest.raises(InputError, match="written by an older version of this program"):
+        push(built, place.url)
+    assert push(built, place.url, force=True)
+    assert {name: content for name, content in place.files().items() if name not in _OF_HUB} == directory_bytes(built)
+
+
 def test_the_manifest_goes_first_and_comes_last(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So at each instant whoever sees it sees a whole set."""
     url, events = f"memory://{tmp_path.name}/set", []

@@ -59,7 +59,7 @@ def test_a_sets_tokenizer_is_taken_as_the_manifest_says(own_set: Path, name: str
         load_tokenizer(own_set)
     shutil.move(path, own_set / "elsewhere")
     path.symlink_to(own_set / "elsewhere")
-    with pytest.raises(InputError, match=f"{name}: no such file"):
+    with pytest.raises(InputError, match=f"{name}: expected a regular file, found a symbolic link"):
         load_tokenizer(own_set)
 
 
