@@ -20,7 +20,7 @@ import orjson
 
 from shards.common.errors import InputError
 from shards.common.files import user_cache, write_atomically
-from shards.vocabulary import bytes_of_characters
+from shards.tokenizer_files import bytes_of_characters
 
 RANKS_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 # Of the `tokenizer.json` that `build_tokenizer_json` makes, compact JSON, as it is in a shard set.

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.readers.compression import COMPRESSIONS, compression_of, unpack, without_suffix
-from pipeline.readers.files import FileStatus, SourceFile, file_status, find_urls, in_parallel, removed
+from pipeline.readers.files import FileStatus, SourceFile, file_status, find_urls, removed
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
-from shards.common.urls import is_url
+from shards.common.urls import in_parallel, is_url
 
 Format = Literal["json-lines", "json-array", "text", "parquet", "arrow", "arrow-stream"]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

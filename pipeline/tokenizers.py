@@ -23,8 +23,7 @@ import orjson
 from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, canonical_tokenizer_json, qwen2_tokenizer_json
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
-from shards.share.hub import HubReference, is_reference, parse_reference, resolve, small_file
-from shards.share.hub_errors import NoSuchFile
+from shards.share.hub import HubReference, is_reference, parse_reference, small_files
 from shards.tokenizer_files import (
     TOKENIZER_CONFIG_JSON,
     TOKENIZER_JSON,
@@ -87,13 +86,8 @@ def _nearest_tokenizer(name: str) -> str:
 
 def _hub_tokenizer(reference: HubReference) -> TokenizerFiles:
     """A tokenizer from a hub, or its cache."""
-    pinned = resolve(reference, prefer_cache=True)
-    path = small_file(pinned, TOKENIZER_JSON)
-    try:
-        config_path = small_file(pinned, TOKENIZER_CONFIG_JSON)
-    except NoSuchFile:
-        config_path = None
-    files = read_tokenizer_files(reference.repository, path, config_path, where=str(reference))
+    directory = small_files(reference, TOKENIZER_JSON, TOKENIZER_CONFIG_JSON)
+    files = read_tokenizer_files(reference.repository, directory / TOKENIZER_JSON, where=str(reference))
     if files.entry.eos_token == EOS_TOKEN:
         canonical = canonical_tokenizer_json(orjson.loads(files.tokenizer_json))
         if canonical is not None:

@@ -28,9 +28,8 @@ from pipeline.settings import BuildSettings
 from pipeline.tokenizers import FastEncoder, load_encoder
 from shards.common.errors import InputError
 from shards.manifest import canonical_json, decode_manifest
-from shards.tokenizer_files import read_tokenizer_files
+from shards.tokenizer_files import read_tokenizer_files, read_vocabulary
 from shards.verify import verify
-from shards.vocabulary import read_vocabulary
 from tests.conftest import assert_one_error_line, run_module, write_corpus
 from train.checkpoints import DataPosition, read_position, seal_checkpoint
 from train.generate import saved_defaults

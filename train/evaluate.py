@@ -28,7 +28,7 @@ from shards.common.errors import InputError, choice
 from shards.common.text import plural
 from shards.layout import SPLITS
 from shards.mixture import is_mixture
-from shards.vocabulary import read_vocabulary
+from shards.tokenizer_files import read_vocabulary
 from train.environment import out_of_memory, prepare_environment
 from train.generate import find_model
 from train.run_directory import read_record, record_part

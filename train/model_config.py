@@ -66,9 +66,9 @@ def _find(name: str) -> Path:
     """The file with the configuration called `name`."""
     path = Path(name).expanduser()
     if is_reference(name) and not path.exists():
-        from shards.share.hub import small_file
+        from shards.share.hub import small_files
 
-        return small_file(parse_reference(name), CONFIG_NAME)
+        return small_files(parse_reference(name), CONFIG_NAME) / CONFIG_NAME
     path = path / CONFIG_NAME if path.is_dir() else path
     if not path.is_file():
         hint = nearest_path(path)

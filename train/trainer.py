@@ -24,8 +24,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 import shards
+from shards.tokenizer_files import copy_tokenizer
 from shards.torch import IGNORED, BlockDataset, BlockSampler, collate_blocks, has_padding, text_collator
-from shards.vocabulary import copy_tokenizer
 from train.checkpoints import (
     DataPosition,
     remove,

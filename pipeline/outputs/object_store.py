@@ -23,13 +23,13 @@ from pipeline.plan import PLAN_NAME
 from pipeline.receipts import Receipt, decode_receipt, encode_receipt, receipt_name, rejected_name
 from pipeline.worker import REJECTED_PART
 from shards.common.errors import InputError, TransientError
+from shards.common.server_errors import server_errors
 from shards.common.urls import (
     file_system,
     join,
     listing,
     read_bytes,
     remove,
-    storage_errors,
     version,
     write_bytes,
 )
@@ -84,7 +84,7 @@ class ObjectStoreOutput(Output):
     def _create_plan(self, plan: bytes) -> None:
         """Put the plan where there is none. Of two builds that begin at once, one puts it, and the other sees another's."""
         system, path = file_system(join(self.partial, PLAN_NAME))
-        with storage_errors(self.partial, writes=True), contextlib.suppress(FileExistsError):
+        with server_errors(self.partial, writes=True), contextlib.suppress(FileExistsError):
             try:
                 system.pipe_file(path, plan, mode="create")
             except (NotImplementedError, TypeError):  # no conditional writes
@@ -188,7 +188,7 @@ def _put(files: dict[Path, str]) -> dict[str, str]:
     system, _path = file_system(next(iter(files.values())))
     targets = [file_system(url)[1] for url in files.values()]
     versions = {}
-    with storage_errors(next(iter(files.values())).rpartition("/")[0], writes=True):
+    with server_errors(next(iter(files.values())).rpartition("/")[0], writes=True):
         system.put([str(path) for path in files], targets)
         system.invalidate_cache()
         for path, target in zip(files, targets, strict=True):

@@ -11,24 +11,20 @@ import glob
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 
 from shards.common.errors import InputError, TransientError
-from shards.common.urls import file_system, is_url, storage_errors, version
+from shards.common.server_errors import server_errors
+from shards.common.urls import file_system, is_url, version
 
 # A reader asks for 2 MiB at a time. What an object store is asked for at once is more: a request takes as long as a few
 # MiB do.
 _BLOCK_BYTES = 8 << 20
-_REQUESTS_AT_ONCE = 32
 _NETWORK_ERRNOS = {errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class FileStatus(NamedTuple):
@@ -45,20 +41,12 @@ def file_status(path: str) -> FileStatus:
         status = Path(path).stat()
         return FileStatus(status.st_size, modified_ns=status.st_mtime_ns)
     system, name = file_system(path)
-    with storage_errors(path):
+    with server_errors(path):
         system.invalidate_cache(name)
         entry = system.info(name)
     if entry.get("size") is None:
         raise InputError(f"{path}: the server doesn't say how large this file is; fetch it and build from the copy")
     return FileStatus(int(entry["size"]), version=version(entry))
-
-
-def in_parallel(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
-    """`function` of each item, in order, many at once: for questions that a server takes its time to answer."""
-    if len(items) < 2:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(min(_REQUESTS_AT_ONCE, len(items))) as pool:
-        return list(pool.map(function, items))
 
 
 class SourceFile(io.RawIOBase):
@@ -115,7 +103,7 @@ def removed(path: str) -> InputError:
 @contextlib.contextmanager
 def _read_errors(path: str) -> Iterator[None]:
     try:
-        with storage_errors(path) if is_url(path) else contextlib.nullcontext():
+        with server_errors(path) if is_url(path) else contextlib.nullcontext():
             yield
     except FileNotFoundError:
         raise removed(path) from None
@@ -174,7 +162,7 @@ def find_urls(url: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
     system, path = file_system(url)
     system.invalidate_cache()
     path, reason, is_pattern = path.rstrip("/"), "", glob.has_magic(path)
-    with storage_errors(url):
+    with server_errors(url):
         try:
             found = sorted(filter(system.isfile, system.glob(path)) if is_pattern else system.find(path))
         except FileNotFoundError as error:  # no such bucket, or repository

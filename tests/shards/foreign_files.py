@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from shards.exchange import token_files
-from shards.exchange.datatrove import EndsFile
+from shards.exchange import importing
+from shards.exchange.datatrove import open_datatrove
 from shards.exchange.importing import ImportSettings, import_files
-from shards.exchange.megatron import IndexedFile
+from shards.exchange.megatron import open_megatron
 from shards.manifest import Manifest
 from shards.tokenizer_files import TokenizerFiles, make_tokenizer_files
 from shards.verify import verify
@@ -47,8 +47,8 @@ def write_datatrove(path: Path, documents: Documents, dtype: str = "<u4") -> Pat
     return path
 
 
-def opened(path: Path) -> token_files.TokenFile:
-    return EndsFile(path) if path.suffix == ".ds" else IndexedFile(path)
+def opened(path: Path) -> importing.TokenFile:
+    return open_datatrove(path) if path.suffix == ".ds" else open_megatron(path)
 
 
 def take(paths: Sequence[Path], out: Path, tokenizer: Path, **options: Any) -> Manifest:

@@ -11,16 +11,14 @@ import numpy as np
 import tokenizers
 
 import shards
-from shards.common.command_line import Parser
+from shards.__main__ import make_parser
 from shards.layout import SplitName
 from shards.manifest import Packing, SourceEntry
 from shards.reader import ShardSet
-from shards.report.command import add_parsers
 from shards.report.page import make_page
 from shards.report.statistics import Statistics, compute
 from shards.set_writer import DocumentBatch, NewSet, new_directory
-from shards.tokenizer_files import load_tokenizer
-from shards.vocabulary import read_vocabulary
+from shards.tokenizer_files import load_tokenizer, read_vocabulary
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample" / "wikipedia-zh-sample.json"
 TEXTS = [record["text"] for record in json.loads(SAMPLE.read_text(encoding="utf-8"))]
@@ -82,9 +80,7 @@ def documents(directory: Path) -> list[list[int]]:
 
 def report(*arguments: object) -> None:
     """`python -m shards report …`, in this process."""
-    parser = Parser(prog="python -m shards")
-    add_parsers(parser.add_subparsers(dest="command", required=True))
-    options = parser.parse_args(["report", *map(str, arguments)])
+    options = make_parser().parse_args(["report", *map(str, arguments)])
     assert options.run(options) == 0
 
 

@@ -165,9 +165,7 @@ def test_a_manifest_that_a_stranger_changed_is_refused_and_not_looped_over(tmp_p
 def test_a_part_with_everything_is_the_set_itself(tmp_path: Path, sets: dict[str, Path], packing: str) -> None:
     whole = read_manifest(sets[packing])
     train = whole.splits["train"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "_BATCH_TOKENS", 100)
-        subset(sets[packing], tmp_path / "a", fraction=Fraction(1))
+    subset(sets[packing], tmp_path / "a", fraction=Fraction(1))
     subset(sets[packing], tmp_path / "b", num_documents=train.num_documents, seed=7)
     subset(sets[packing], tmp_path / "c", num_tokens=train.num_tokens)
     split(sets[packing], [tmp_path / "d"], [Fraction(1)])
@@ -212,20 +210,16 @@ def test_a_subset_has_as_much_as_asked_for(
     assert manifest.splits["train"].num_documents == -(-len(train) // 3)
 
 
-def test_the_tokens_are_counted_right_for_any_number_of_ranges(
-    sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_number_of_tokens_is_reached_by_the_fewest_documents(sets: dict[str, Path]) -> None:
     train = shards.open(sets["concat"])["train"]
     lengths = np.array([len(document) + 1 for document in train.documents()])
-    for num_ranges in (1, 7, 1000):
-        monkeypatch.setattr(parts, "_NUM_RANGES", num_ranges)
-        for seed in (None, 3):
-            ranks = np.arange(len(lengths))
-            order = ranks if seed is None else np.argsort(shards.epoch_order(len(lengths), seed, 0, ranks))
-            ends = np.cumsum(lengths[order])
-            for number in [1, *ends[:-1:20].tolist(), *(ends[:-1:20] + 1).tolist(), int(ends[-1])]:
-                expected = int(np.searchsorted(ends, number)) + 1
-                assert parts._num_documents_with(train, number, seed) == expected
+    for seed in (None, 3):
+        ranks = np.arange(len(lengths))
+        order = ranks if seed is None else np.argsort(shards.epoch_order(len(lengths), seed, 0, ranks))
+        ends = np.cumsum(lengths[order])
+        for number in [1, *ends[:-1:20].tolist(), *(ends[:-1:20] + 1).tolist(), int(ends[-1])]:
+            expected = int(np.searchsorted(ends, number)) + 1
+            assert parts._num_documents_with(train, number, seed) == expected
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

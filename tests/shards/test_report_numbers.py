@@ -21,7 +21,7 @@ from shards.report.page import padding_classes, spans
 from shards.report.plot import Axis, Bar, Chart, Line, count_axis, linear_axis, log_axis
 from shards.report.statistics import compute
 from shards.report.tokens import TokenCounter, sample_blocks, script_of
-from shards.vocabulary import read_vocabulary
+from shards.tokenizer_files import read_vocabulary
 from tests.pages import PageParser
 from tests.shards.report_sets import MIXED, build_set, documents, page_of
 

@@ -153,6 +153,15 @@ def test_another_set_is_replaced_when_asked_and_nothing_else(built: Path, place:
     assert directory_bytes(pull(place.url, tmp_path / "out")) == directory_bytes(built)
 
 
+@pytest.mark.parametrize("place", URLS[2:3], indirect=True)
+def test_a_set_whose_manifest_can_t_be_read_is_replaced_when_asked(built: Path, place: Place) -> None:
+    place.put("manifest.json", b'{"format_version": 2}')
+    with pytest.raises(InputError, match="written by an older version of this program"):
+        push(built, place.url)
+    assert push(built, place.url, force=True)
+    assert {name: content for name, content in place.files().items() if name not in _OF_HUB} == directory_bytes(built)
+
+
 def test_the_manifest_goes_first_and_comes_last(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So at each instant whoever sees it sees a whole set."""
     url, events = f"memory://{tmp_path.name}/set", []
@@ -241,10 +250,11 @@ def test_of_processes_that_begin_at_once_one_copies_and_the_others_wait(
     push(built, place.url)
     code = f"""
 import time
-from shards.share import pull
-fetch = pull._fetch
-pull._fetch = lambda *arguments: (print("fetched", flush=True), time.sleep(1), fetch(*arguments))
-print(pull.pull({place.url!r}, notice=print), flush=True)
+from shards.share.pull import pull
+from shards.share.remote import StoreFolder
+fetch = StoreFolder.fetch
+StoreFolder.fetch = lambda *given, **options: (print("fetched", flush=True), time.sleep(1), fetch(*given, **options))
+print(pull({place.url!r}, notice=print), flush=True)
 """
     processes = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
@@ -314,7 +324,7 @@ def test_the_commands(built: Path, hub: Hub, tmp_path: Path) -> None:  # noqa: F
 def test_a_line_is_not_printed_over_the_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from shards.share import command
+    from shards.__main__ import run_pull
     from shards.share import pull as pull_module
 
     def talk(
@@ -326,5 +336,5 @@ def test_a_line_is_not_printed_over_the_bar(
 
     monkeypatch.setattr(pull_module, "pull", talk)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    command.run_pull(SimpleNamespace(url="s3://b/a", out=None))  # type: ignore[arg-type]
+    run_pull(SimpleNamespace(url="s3://b/a", out=None))  # type: ignore[arg-type]
     assert re.search(r"copying: .*\r *\ranother process copies it\n", capsys.readouterr().err)

@@ -9,7 +9,8 @@ from train.micro_batch import largest_micro_batch
 
 
 @pytest.mark.parametrize(
-    ("share_blocks", "most_that_fit", "expected"), [(256, 1000, 256), (256, 100, 64), (96, 100, 32), (96, 9, 8), (5, 3, 1)]
+    ("share_blocks", "most_that_fit", "expected"),
+    [(256, 1000, 256), (256, 100, 64), (96, 100, 32), (96, 9, 8), (5, 3, 1)],
 )
 def test_the_largest_power_of_two_that_fits_and_divides_the_share(
     share_blocks: int, most_that_fit: int, expected: int
