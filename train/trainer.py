@@ -30,8 +30,7 @@ from train.evaluation import evaluate_blocks, spread_evenly
 from train.flops import flops_a_token, peak_flops, peak_memory_bytes
 from train.model import Qwen2ForCausalLM
 from train.optimizer import MuonWithAdamW, parameter_groups
-from train.settings import Settings
-from train.training_fields import MUON
+from train.settings import MUON, Settings
 
 
 class BlockTrainer(Trainer):  # type: ignore[misc]
@@ -161,13 +160,11 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         step, clock = self.state.global_step, self._clock
         self.state.epoch = self.true_epoch(step)
-        if "eval_loss" in logs:
-            logs["seconds"] = clock.seconds(step)
+        step_tokens = self.position.global_batch_blocks * self.position.block_tokens
+        if "loss" in logs or "eval_loss" in logs:
+            logs["tokens"], logs["seconds"] = step * step_tokens, clock.seconds(step)
         if "loss" in logs:
-            step_tokens = self.position.global_batch_blocks * self.position.block_tokens
-            rate = clock.steps_per_second(step) * step_tokens
-            logs["tokens"], logs["tokens_per_second"] = step * step_tokens, rate
-            logs["seconds"] = clock.seconds(step)
+            logs["tokens_per_second"] = rate = clock.steps_per_second(step) * step_tokens
             logs["seconds_left"] = (self.args.max_steps - step) * step_tokens / max(rate, 1e-9)
             logs["peak_memory_bytes"] = peak_memory_bytes(self.args.device)
             if self._peak_flops is not None:
