@@ -154,12 +154,12 @@ def decay_settings(given: dict[str, Any], *, max_steps: int, warmup_steps: int) 
     where = "training: lr_scheduler_kwargs: num_decay_steps"
     asked = convert(settings["num_decay_steps"], NotNegative, where)
     decay = math.ceil(asked * max_steps if asked < 1 else asked)
-    excess = warmup_steps + decay - max_steps
-    if "num_decay_steps" in given and excess > (1 if asked < 1 else 0):
+    room = max(0, max_steps - warmup_steps)
+    if "num_decay_steps" in given and decay > room + (1 if asked < 1 else 0):
         raise InputError(
             f"{where}: {warmup_steps:,} steps of warm-up and {decay:,} of decay are more than the run's {max_steps:,}"
         )
-    return {**settings, "num_decay_steps": decay - min(decay, max(0, excess))}
+    return {**settings, "num_decay_steps": min(decay, room)}
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Values from YAML files and command lines: read, brought to the type of their field, and refused in one line.
 
-A field's annotation says all that is asked of its value: `Count | None` is a whole number from 1 on, or none.
+A field's annotation says everything about its values: `Count | None` is a whole number, at least 1, or none.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 @dataclasses.dataclass(frozen=True)
 class Allowed:
-    """What a value must be besides of its type: `Annotated[int, Allowed("at least 1", lambda value: value >= 1)]`."""
+    """What a value must be beyond its type: `Annotated[int, Allowed("at least 1", lambda value: value >= 1)]`."""
 
     expected: str
     holds: Callable[[Any], bool]
@@ -82,7 +82,7 @@ def convert(value: Any, kind: Any, where: str) -> Any:
 
 
 def _number(value: Any, kind: type[int] | type[float]) -> int | float | None:
-    """The finite number that `value` is or spells; None if it is none."""
+    """The finite number that `value` is or spells, else None."""
     try:
         number = kind(value)
         is_same = isinstance(value, str) or (number == value and not isinstance(value, bool))
@@ -118,17 +118,16 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            problem, mark = "aliases (*name) aren't taken; write the value out", self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="aliases (*name) aren't taken; write the value out", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                problem = f"key {key.value!r} is given twice"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(str(key.value))
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -144,11 +143,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such config file{nearest_path(path, Path.is_file)}") from None
     except RecursionError:
         raise InputError(f"{path}: nested too deeply") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise InputError(f"{path}: {place}{error.problem}") from None
     except (yaml.YAMLError, IsADirectoryError, ValueError, OverflowError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+        mark = getattr(error, "problem_mark", None)  # of YAML's own errors
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise InputError(f"{path}: {place}{getattr(error, 'problem', None) or ' '.join(str(error).split())}") from None
     require(isinstance(content, dict), str(path), "a mapping of settings", content)
     return dict(content)

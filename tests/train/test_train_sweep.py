@@ -104,7 +104,7 @@ def test_values_reach_the_settings_of_each_run(write_sweep: Callable[..., Path])
     settings = typed(prepare(run.arguments)[0])
     assert settings.training["lr_scheduler_kwargs"] == {"num_cycles": 2}
     assert (settings.training["bf16"], settings.document_mask) == (False, True)
-    assert settings.training["weight_decay"] == 0.5 and "eval_steps" not in settings.training
+    assert settings.training["weight_decay"] == 0.5 and settings.training["eval_steps"] is None
     assert settings.generation.prompts == ["一, 二"]
     assert settings.tracking.name == "all"
 
@@ -133,7 +133,7 @@ def test_names_are_safe(write_sweep: Callable[..., Path]) -> None:
         ({"grid": {"shards": ["a/wiki", "b/wiki"]}}, "two runs with the name"),
         ({"runs": [{"name": "compare.html", "seed": 1}]}, "name of a run: expected letters"),
         ({"grid": {"optim_args": ["x" * 500]}}, "name of a run: expected letters"),
-        ({"runs": [{"name": "a", "seed": 1}, {"name": "A", "seed": 2}]}, "two runs with the name 'a'"),
+        ({"runs": [{"name": "a", "seed": 1}, {"name": "A", "seed": 2}]}, "two runs with the name 'A'"),
         ({"runs": [{"seed": 1}, {"seed": 1}]}, "the same settings"),
         ({"runs": [3]}, "runs[0]: expected a mapping, found 3"),
         ({"gird": {}}, "unknown key 'gird'; did you mean 'grid'?"),
@@ -229,7 +229,7 @@ def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 600
-    while not list((tmp_path / "sweep" / "long").glob("checkpoint-*")):
+    while not list((tmp_path / "sweep" / "long").glob("checkpoint-*/checkpoint.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
