@@ -32,7 +32,7 @@ from shards.tokenizer_files import read_tokenizer_files, read_vocabulary
 from shards.verify import verify
 from tests.conftest import assert_one_error_line, run_module, write_corpus
 from train.checkpoints import DataPosition, read_position, seal_checkpoint
-from train.generate import saved_defaults
+from train.generate import generation_settings
 from train.run import faults_of_files
 from train.run_directory import read_record
 from train.sampling import load_model
@@ -352,7 +352,7 @@ def test_the_record_of_a_checkpoint(tmp_path: Path, change: dict[str, Any]) -> N
 def test_json_of_a_run_nested_without_end(tmp_path: Path) -> None:
     for name in ("run.json", "generation_config.json", "checkpoint.json"):
         (tmp_path / name).write_text(DEEP)
-    for read in (read_record, saved_defaults, read_position):
+    for read in (read_record, lambda path: generation_settings(path, {}), read_position):
         with pytest.raises(InputError, match="can't be read"):
             read(tmp_path)
 

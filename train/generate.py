@@ -18,8 +18,7 @@ from shards.common.text import nearest, printable, visible
 from train.checkpoints import is_sealed, numbered_checkpoints
 from train.environment import out_of_memory, prepare_environment
 from train.run_directory import MODEL_NAME, record_part
-from train.settings import GenerationSettings
-from train.values import convert
+from train.settings import GenerationSettings, build
 
 if TYPE_CHECKING:
     from train.sampling import Continuation
@@ -85,7 +84,7 @@ def main(argv: list[str]) -> None:
     prompts = options.prompt + (read_prompts(options.prompt_file) if options.prompt_file else [])
     if not prompts and not options.interactive:
         prompts = prompts_of_run(directory)
-    settings = dataclasses.replace(saved_defaults(directory), prompts=prompts, **given)
+    settings = dataclasses.replace(generation_settings(directory, given), prompts=prompts)
     if options.num > 1 and settings.temperature == 0:
         raise InputError(f"--num {options.num}: without chance all are the same; give --temperature above 0")
     prepare_environment()
@@ -213,22 +212,23 @@ def prompts_of_run(directory: Path) -> list[str]:
     return prompts
 
 
-def saved_defaults(directory: Path) -> GenerationSettings:
-    """The sampling settings that the model was saved with."""
+def generation_settings(directory: Path, options: dict[str, Any]) -> GenerationSettings:
+    """The sampling settings that the model was saved with, and `options` instead of them. Raises `InputError`."""
     path = directory / "generation_config.json"
     try:
         content: Any = json.loads(path.read_bytes())
         saved = {name: content[name] for name in OPTIONS if content.get(name) is not None}
     except FileNotFoundError:
-        return GenerationSettings()
+        content, saved = {}, {}
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: can't be read ({error})") from None
     if saved and content.get("do_sample") is False:
         saved["temperature"] = 0.0
-    try:
-        return GenerationSettings(**{name: convert(saved[name], OPTIONS[name][0].__name__, name) for name in saved})
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+
+    def place(*keys: str) -> str:
+        return ": ".join(f"--{key}" if key in options else f"{path}: {key}" for key in keys)
+
+    return build(GenerationSettings, saved | options, place)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,7 @@ from train.evaluate import evaluate_blocks, perplexity, spread_evenly
 from train.flops import flops_a_token, peak_flops, peak_memory_bytes
 from train.model import Qwen2ForCausalLM, add_chat_template
 from train.optimizer import MuonWithAdamW, parameter_groups
-from train.settings import Settings
-from train.training_fields import MUON
+from train.settings import MUON, Settings
 
 
 def data_position(settings: Settings, data: shards.Data, args: TrainingArguments) -> DataPosition:
@@ -171,11 +170,12 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         step, seconds = self.state.global_step, self.clock.seconds()
         self.state.epoch = self.true_epoch(step)
+        step_tokens = self.position.global_batch_blocks * self.position.block_tokens
+        if "loss" in logs or "eval_loss" in logs:
+            logs["tokens"], logs["seconds"] = step * step_tokens, seconds
         if "loss" in logs:
-            step_tokens = self.position.global_batch_blocks * self.position.block_tokens
             last_step, last_seconds = self._last_log
-            rate = (step - last_step) * step_tokens / max(seconds - last_seconds, 1e-9)
-            logs["tokens"], logs["tokens_per_second"], logs["seconds"] = step * step_tokens, rate, seconds
+            logs["tokens_per_second"] = rate = (step - last_step) * step_tokens / max(seconds - last_seconds, 1e-9)
             logs["seconds_left"] = (self.args.max_steps - step) * step_tokens / max(rate, 1e-9)
             logs["peak_memory_bytes"] = peak_memory_bytes(self.args.device)
             if self._peak_flops is not None:

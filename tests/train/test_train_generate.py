@@ -293,7 +293,7 @@ def make_writer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_saved_settings_of_another_kind_are_refused(tmp_path: Path, content: dict[str, Any], expected: str) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=rf"generation_config.json: .*{expected}"):
-        command.saved_defaults(tmp_path)
+        command.generation_settings(tmp_path, {})
 
 
 def test_a_prompt_with_an_id_that_the_model_lacks_is_refused(trained: Any) -> None:

@@ -93,7 +93,7 @@ def test_nothing_in_the_files_becomes_markup(trained: Any) -> None:
     rows = [line for line in bare.splitlines() if line.startswith("|")]
     assert {row.count("|") for row in rows} == {3}
     assert escaped("a_b\nc") == r"a\_b\\nc"
-    assert fenced("x ```` y", "text").startswith("`````text\n")
+    assert fenced("x ```` y").startswith("`````text\n")
 
 
 def test_a_card_that_can_not_be_written_stops_nothing(trained: Any, tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ class FakeRuns:
         self.failing, self.names = failing, list[str]()
 
     def __call__(self, run: train.sweep.SweptRun) -> int:
-        self.names.append(run.name)
-        if run.name == self.failing:
+        self.names.append(run.directory.name)
+        if run.directory.name == self.failing:
             return 1
         if not (run.directory / "run.json").exists():
             finish(run.directory, run.arguments)
@@ -76,7 +76,7 @@ class FakeRuns:
 def test_grid_is_every_combination_with_a_readable_name(write_sweep: Callable[..., Path]) -> None:
     file = write_sweep(grid={"learning_rate": ["1e-3", 0.0025], "model.hidden_size": [16, 32]})
     output_dir, runs = plan_sweep(file)
-    names = [run.name for run in runs]
+    names = [run.directory.name for run in runs]
     assert names == [
         "learning_rate=1e-3,hidden_size=16",
         "learning_rate=1e-3,hidden_size=32",
@@ -84,7 +84,7 @@ def test_grid_is_every_combination_with_a_readable_name(write_sweep: Callable[..
         "learning_rate=0.0025,hidden_size=32",
     ]
     assert [run.directory for run in runs] == [output_dir / name for name in names]
-    assert str(runs[1]) == f"{names[1]}: learning_rate 1e-3, model.hidden_size 32 (new)"
+    assert str(runs[1]) == f"{names[1]}: learning_rate 1e-3, model.hidden_size 32"
     assert "--model.hidden_size=32" in runs[1].arguments
 
 
@@ -104,27 +104,28 @@ def test_values_reach_the_settings_of_each_run(write_sweep: Callable[..., Path])
     settings = typed(prepare(run.arguments)[0])
     assert settings.training["lr_scheduler_kwargs"] == {"num_cycles": 2}
     assert (settings.training["bf16"], settings.document_mask) == (False, True)
-    assert settings.training["weight_decay"] == 0.5 and "eval_steps" not in settings.training
+    assert settings.training["weight_decay"] == 0.5 and settings.training["eval_steps"] is None
     assert settings.generation.prompts == ["一, 二"]
     assert settings.tracking.name == "all"
 
 
 def test_names_are_safe(write_sweep: Callable[..., Path]) -> None:
     _, (run,) = plan_sweep(write_sweep(grid={"shards": ["../a b;$(x)\n中"]}))
-    assert run.directory.parent.name == "sweep" and re.fullmatch(r"[\w=,.-]+", run.name, re.ASCII)
+    assert run.directory.parent.name == "sweep" and re.fullmatch(r"[\w=,.-]+", run.directory.name, re.ASCII)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"grid": {"learning_rat": [1]}}, "grid: unknown setting 'learning_rat'; did you mean 'learning_rate'?"),
-        ({"grid": {"model.hidden": [1]}}, "unknown setting 'model.hidden'"),
-        ({"grid": {"learning_rate": 1}}, "learning_rate: expected a list of values, found 1"),
+        ({"grid": {"learning_rat": [1]}}, "run 1: unknown key 'learning_rat'; did you mean 'learning_rate'?"),
+        ({"grid": {"model.hidden": [1]}}, "unknown key 'model.hidden'"),
+        ({"grid": {"learning_rate": 1}}, "grid: learning_rate: expected a list, found 1"),
+        ({"grid": {"learning_rate": []}}, "grid: learning_rate: expected a list of values, found []"),
         ({"grid": {"seed": [1, 2, 1]}}, "two runs with the name 'seed=1'"),
-        ({"grid": {"output_dir": ["a"]}}, "output_dir: can't be set"),
-        ({"grid": {"data_seed": [1]}}, "data_seed: can't be set"),
-        ({"grid": {}}, "grid: expected settings with a list"),
-        ({"grid": {"seed": list(range(1001))}}, "expected at most 1,000 combinations, found 1001"),
+        ({"grid": {"output_dir": ["a"]}}, "unknown key 'output_dir'"),
+        ({"fixed": {"resume_from_checkpoint": "x"}, "grid": {"seed": [1]}}, "fixed: unknown key 'resume"),
+        ({"grid": {}}, "expected either `grid` or `runs`"),
+        ({"grid": {"seed": list(range(1001))}}, "expected at most 1,000 runs, found 1001"),
         ({"grid": {"seed": [1]}, "runs": [{"seed": 1}]}, "expected either `grid` or `runs`"),
         ({}, "expected either `grid` or `runs`"),
         ({"runs": [{"name": "../up", "seed": 1}]}, "name of a run: expected letters"),
@@ -132,11 +133,11 @@ def test_names_are_safe(write_sweep: Callable[..., Path]) -> None:
         ({"grid": {"shards": ["a/wiki", "b/wiki"]}}, "two runs with the name"),
         ({"runs": [{"name": "compare.html", "seed": 1}]}, "name of a run: expected letters"),
         ({"grid": {"optim_args": ["x" * 500]}}, "name of a run: expected letters"),
-        ({"runs": [{"name": "a", "seed": 1}, {"name": "A", "seed": 2}]}, "two runs with the name 'a'"),
+        ({"runs": [{"name": "a", "seed": 1}, {"name": "A", "seed": 2}]}, "two runs with the name 'A'"),
         ({"runs": [{"seed": 1}, {"seed": 1}]}, "the same settings"),
-        ({"runs": [3]}, "run 1: expected a mapping"),
+        ({"runs": [3]}, "runs[0]: expected a mapping, found 3"),
         ({"gird": {}}, "unknown key 'gird'; did you mean 'grid'?"),
-        ({"grid": {"seed": [1]}, "config": 3}, "config: expected a path"),
+        ({"grid": {"seed": [1]}, "config": 3}, "config: expected text, found 3"),
     ],
 )
 def test_what_can_not_be_planned_is_refused(
