@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,29 @@ def write_corpus(path: Path, records: Sequence[Any], layout: str = "array") -> P
     return path
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A directory that `make` fills, once for all processes of a run of the suite: nobody may change it."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # this process has a directory of its own in that of the run
+        base = base.parent
+    with open(base / f"{name}.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = base / f"{name}.made"
+        if not made.exists():
+            (base / name).mkdir()
+            make(base / name)
+            made.touch()
+    return base / name
+
+
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level BPE of 600 entries, trained on the sample corpus."""
     from pipeline.train_tokenizer import train_tokenizer
 
-    directory = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer([str(SAMPLE)], directory, vocab_size=600)
-    return directory
+    return made_once(
+        tmp_path_factory, "tokenizer", lambda directory: train_tokenizer([str(SAMPLE)], directory, vocab_size=600)
+    )
 
 
 class InlineEngine:

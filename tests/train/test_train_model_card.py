@@ -38,7 +38,7 @@ def test_card_of_a_finished_run(trained: Any) -> None:
     assert num_parameters(trained.run / "model") == size
     for part in (
         f"| Fingerprint | `{data.fingerprint}` |",
-        "tiny.jsonl: 27 records",
+        "tiny: 27 records",
         "| Split train | 22 documents, 352 tokens, 22 blocks |",
         f"| Parameters | {size:,} |",
         "| Steps | 44 |",

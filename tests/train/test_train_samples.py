@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from transformers import Qwen2ForCausalLM
 
-from train.__main__ import main
+from tests.train.runs import stop_after, train_to_the_end
 from train.callbacks import SamplesAtEvaluation
-from train.log_lines import MetricsFile
 from train.run_directory import read_lines
 from train.sampling import Continuation, load_model
 from train.settings import GenerationSettings
 
 WriteConfig = Callable[..., Path]
+STEPS = (2, 4, 6, 8, 10, 11)
 LOSSES = ("loss", "grad_norm", "eval_loss")
 
 
@@ -40,15 +40,14 @@ def test_losses_are_the_same_to_the_last_bit_with_samples_and_without(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:
     """With dropout, so that random numbers matter in each step."""
-    config = str(write_config(**EVALUATED, model={"attention_dropout": 0.3}))
-    main(["--config", config, "--output_dir", str(tmp_path / "with")])
-    main(["--config", config, "--output_dir", str(tmp_path / "without"), "--generation.every_evaluation", "false"])
-    assert len(losses(tmp_path / "with")) > 20
-    assert losses(tmp_path / "with") == losses(tmp_path / "without")
-    expected = [(step, prompt) for step in (2, 4, 6, 8, 10, 11) for prompt in ("ab", "xyz")]
-    samples = written(tmp_path / "with")
-    assert [(step, prompt) for step, prompt, _ in samples] == expected
-    assert written(tmp_path / "without") == samples[-2:]
+    config, run = write_config(**EVALUATED, model={"attention_dropout": 0.3}), tmp_path / "run"
+    train_to_the_end(config)
+    without = tmp_path / "without"
+    train_to_the_end(config, "--output_dir", str(without), "--generation.every_evaluation", "false")
+    assert len(losses(run)) > 20 and losses(run) == losses(without)
+    samples = written(run)
+    assert [sample[:2] for sample in samples] == [(step, prompt) for step in STEPS for prompt in ("ab", "xyz")]
+    assert written(without) == samples[-2:]
     assert samples[0][2] != samples[-2][2], "the model learnt something"
 
 
@@ -56,23 +55,13 @@ def test_a_continued_run_has_each_sample_once(
     write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was stopped after the evaluation of step 6 and continues from step 4."""
-    config = str(write_config(**EVALUATED))
-    on_log = MetricsFile.on_log
-
-    def stop(self: MetricsFile, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        on_log(self, args, state, control, logs=logs, **kwargs)
-        if state.global_step == 7:
-            raise KeyboardInterrupt
-
-    main(["--config", config, "--output_dir", str(tmp_path / "whole")])
-    with monkeypatch.context() as patched:
-        patched.setattr(MetricsFile, "on_log", stop)
-        with pytest.raises(KeyboardInterrupt):
-            main(["--config", config, "--output_dir", str(tmp_path / "stopped")])
+    config, whole, stopped = write_config(**EVALUATED), tmp_path / "whole", ("--output_dir", str(tmp_path / "stopped"))
+    train_to_the_end(config, "--output_dir", str(whole))
+    stop_after(7, monkeypatch, config, *stopped)
     assert [step for step, _, _ in written(tmp_path / "stopped")] == [2, 2, 4, 4, 6, 6]
-    main(["--config", config, "--output_dir", str(tmp_path / "stopped")])
-    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
-    assert written(tmp_path / "stopped") == written(tmp_path / "whole")
+    train_to_the_end(config, *stopped)
+    assert losses(tmp_path / "stopped") == losses(whole)
+    assert written(tmp_path / "stopped") == written(whole)
 
 
 def test_a_failure_ends_the_samples_and_not_the_training(

@@ -7,9 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +16,14 @@ import yaml
 
 import train.sweep
 from shards.common.errors import InputError
+from tests.conftest import REPOSITORY
+from tests.train.processes import command
+from train.__main__ import main as train_in_process
 from train.arguments import typed
 from train.run_directory import read_lines, read_record
 from train.sweep import check_run, main, plan_sweep
 
 WriteConfig = Callable[..., Path]
-CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
-ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"max_steps": 3, "save_steps": 1, "warmup_steps": 0}
 
 
@@ -215,37 +213,30 @@ def test_doctests() -> None:
     assert doctest.testmod(train.sweep) == (0, doctest.testmod(train.sweep).attempted)
 
 
-# ---- with real processes ----
-
-
 def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
-    write_sweep: Callable[..., Path], tmp_path: Path, run_command_line: CommandLine
+    write_sweep: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The run is interrupted after its first checkpoint; then it goes on from there."""
-    file = write_sweep(runs=[{"name": "long", "max_steps": 60, "save_steps": 20}])
-    command = [sys.executable, "-m", "train.sweep", str(file)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 600
-    while not list((tmp_path / "sweep" / "long").glob("checkpoint-*/checkpoint.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert set(errors.splitlines()) == {"interrupted"}
-    assert "run 1 of 1  long: max_steps 60, save_steps 20" in output
-    assert read_record(tmp_path / "sweep" / "long")["state"] == "training"
+    """The run, a process of its own, is interrupted after its first checkpoint; then it goes on from there."""
+    file, run = write_sweep(runs=[{"name": "long", "max_steps": 200, "save_steps": 40}]), tmp_path / "sweep" / "long"
+    with command(main, file, files=tmp_path / "command") as sweep:
+        sweep.wait_until((run / "checkpoint-40").exists)
+        os.kill(sweep.pid, signal.SIGINT)
+        assert sweep.status() == 130, sweep.errors
+    assert set(sweep.errors.splitlines()) == {"interrupted"}
+    assert "run 1 of 1  long: max_steps 200, save_steps 40" in sweep.output
+    assert read_record(run)["state"] == "training"
 
-    again = run_command_line("train.sweep", str(file), cwd=tmp_path, timeout=500)
-    assert again.returncode == 0, again.stderr
-    assert "continuing from" in again.stdout and "compare.html" in again.stdout
-    record = read_record(tmp_path / "sweep" / "long")
+    monkeypatch.setattr(train.sweep, "run_one", lambda run: train_in_process(run.arguments))
+    assert main([str(file)]) == 0
+    output = capsys.readouterr().out
+    assert "continuing from" in output and "compare.html" in output
+    record = read_record(run)
     assert record["state"] == "finished" and len(record["sessions"]) == 2
-    logs = [log for log in read_lines(tmp_path / "sweep" / "long" / "metrics.jsonl") if "loss" in log]
-    assert [log["step"] for log in logs] == list(range(1, 61))
+    logs = [log for log in read_lines(run / "metrics.jsonl") if "loss" in log]
+    assert [log["step"] for log in logs] == list(range(1, 201))
     seconds = [log["seconds"] for log in logs]
     assert seconds[0] > 0 and seconds == sorted(seconds)  # over both sessions
 
@@ -253,10 +244,9 @@ def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
 def test_the_projects_sweep_names_settings_that_exist() -> None:
     from train.settings import load_settings
 
-    root = Path(train.sweep.__file__).resolve().parents[1]
-    output_dir, runs = train.sweep.plan_sweep(root / "configs" / "sweep.yaml")
+    output_dir, runs = plan_sweep(REPOSITORY / "configs" / "sweep.yaml")
     assert output_dir == Path("runs/sweep") and len(runs) == 4
     for run in runs:
         options = dict(argument.removeprefix("--").split("=", 1) for argument in run.arguments)
-        config = root / options.pop("config")
+        config = REPOSITORY / options.pop("config")
         assert load_settings(config, options).training["num_train_epochs"] == "6"
