@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.fields import TextOf
-from pipeline.plan import num_parts
+from pipeline.plan import plan_units
 from pipeline.readers import open_range
 from pipeline.readers.base import ReadOptions, raise_bad
-from pipeline.sources import ByteRange, find_sources
+from pipeline.sources import find_sources
 from pipeline.tokenizers import load_tokenizer_files
 
 LIST_BYTES = 1_000_000
@@ -34,8 +34,8 @@ def lists_of_texts(path: Path) -> Iterator[list[str]]:
     (source,) = find_sources([str(path)])
     texts: list[str] = []
     num_bytes = 0
-    whole = ByteRange(source=0, start=0, stop=num_parts(source), num_bytes=source.num_bytes)
-    for batch in open_range(source, whole, options):
+    ((whole,),) = (unit.ranges for unit in plan_units([source], sys.maxsize))
+    for batch in open_range(whole, options):
         for text in filter(None, text_of.texts(batch, options)):
             texts.append(text)
             num_bytes += len(text.encode())  # caches nothing in the text

@@ -16,8 +16,8 @@ from blake3 import blake3
 
 from bench.builds import REPOSITORY, MemoryWatch
 from shards.reader import open_shard_set
+from shards.tokenizer_files import read_vocabulary
 from shards.verify import verify
-from shards.vocabulary import read_vocabulary
 
 LIMIT_SECONDS = 1800
 _TOKENS_AT_A_TIME = 1 << 20

@@ -60,7 +60,7 @@ def add_fetch(commands: Any) -> None:
 
 
 def add_build(commands: Any) -> None:
-    from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings, option_name
+    from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
 
     build = commands.add_parser(
         "build",
@@ -79,13 +79,14 @@ def add_build(commands: Any) -> None:
         kind, metavar = types[field.name], field.metadata["metavar"]
         if typing.get_origin(kind) is Literal:
             kind, metavar = str, "|".join(typing.get_args(kind))
-        default = f" ({_shown(field.default, metavar)})" if field.default else ""
+        default: Any = field.default
+        shown = f" ({default >> 20}MiB)" if metavar == "BYTES" else f" ({default})"
         groups[group].add_argument(
-            option_name(field.name),
+            f"--{field.name.replace('_', '-')}",
             type=byte_count if metavar == "BYTES" else kind,
-            default=field.default,
+            default=default,
             metavar=metavar,
-            help=field.metadata["help"].replace("%", "%%") + default,
+            help=field.metadata["help"].replace("%", "%%") + (shown if default else ""),
         )
     run = groups["running"]
     groups["tokenizing and packing"].add_argument(
@@ -113,10 +114,6 @@ def add_build(commands: Any) -> None:
     run.add_argument("--force", action="store_true", help="build anew what is there already")
     run.add_argument("--quiet", action="store_true", help="no progress and no summary")
     build.set_defaults(run=run_build)
-
-
-def _shown(default: Any, metavar: str) -> str:
-    return f"{default >> 20}MiB" if metavar == "BYTES" else str(default)
 
 
 def add_tokenizer(commands: Any) -> None:

@@ -11,26 +11,19 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from blake3 import blake3
-
-from pipeline.dedup import (
-    duplicates_name,
-    find_duplicates,
-    hash_receipt_name,
-    hashes_name,
-)
+from pipeline.dedup import decode_hashes, duplicates_name, find_duplicates, hashes_name
 from pipeline.engines.base import Engine
 from pipeline.engines.local import LocalEngine
-from pipeline.finish import encode_stamps, write_set
+from pipeline.finish import encode_stamps, source_entries, write_set
 from pipeline.outputs.base import Output
 from pipeline.outputs.local import LocalOutput
 from pipeline.plan import PLAN_NAME, Plan, Unit, decode_plan, make_plan, plan_differences, settings_differences
-from pipeline.receipts import RangeReceipt, Receipt, decode_receipt, receipt_name, unseal
-from pipeline.schedule import BuildWork, HashWork, run_all
+from pipeline.receipts import Receipt, decode_receipt, receipt_name
+from pipeline.schedule import build_unit, hash_unit, run_all
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
 from pipeline.sources import Source, check_unchanged, find_sources
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
@@ -59,25 +52,18 @@ class Reporter:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BuildStatistics:
-    """What a person wants to know of a build beyond the manifest."""
+class BuildResult:
+    """What came of a build, and what a person wants to know of it beyond the manifest."""
 
+    out: str
+    manifest: Manifest
+    up_to_date: bool = False
+    seconds: float
     num_units_reused: int = 0
     num_short_documents: int = 0
     num_remainder_tokens: int = 0
     num_checked: int = 0
     encoder: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BuildResult:
-    """What came of a build."""
-
-    out: str
-    manifest: Manifest
-    up_to_date: bool
-    statistics: BuildStatistics
-    seconds: float
 
 
 def build(
@@ -105,51 +91,43 @@ def build(
     begin = time.monotonic()
     reporter = reporter or Reporter()
     if num_workers is not None and num_workers < 1:
-        raise InputError(f"--workers: expected at least 1, found {num_workers}")
+        raise InputError(f"num_workers: expected at least 1, found {num_workers}")
     output = open_output(os.path.abspath(out) if engine == "ray" and not is_url(str(out)) else out)
     sources = find_sources(source_names)
     tokenizer = load_tokenizer_files(tokenizer_name)
     plan = make_plan(settings, tokenizer.entry, sources)
-    statistics, up_to_date = BuildStatistics(), False
     with output.lock():
         manifest = output.existing()
         if manifest is not None and not force:
             _check_existing(output, manifest, plan)
-            up_to_date = True
-        else:
-            units = plan.units()
-            _prepare(output, plan, units, force=force, reporter=reporter)
-            if encoder == "auto":
-                encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
-            decisions = Decisions(
-                sources=plan.sources,
-                settings=plan.settings,
-                encoder=encoder,
-                tokenizer_json=tokenizer.tokenizer_json,
-                eos_id=tokenizer.eos_id,
-                check_every=check_every,
-                num_units=len(units),
-            )
-            with _engine(engine, ray_address, num_workers, plan.sources, output) as runner:
-                receipts, num_reused = _do_units(output, decisions, units, runner, reporter)
-            for source in plan.sources:
-                check_unchanged(source)
-            with output.scratch() as directory:
-                manifest = write_set(directory, plan, units, tokenizer, receipts, output.read)
-                output.publish(directory)
-            statistics = BuildStatistics(
-                num_units_reused=num_reused,
-                num_short_documents=sum(receipt.num_short_documents for receipt in receipts),
-                num_remainder_tokens=sum(receipt.num_remainder_tokens for receipt in receipts),
-                num_checked=sum(receipt.num_checked for receipt in receipts),
-                encoder=encoder,
-            )
+            return BuildResult(out=str(out), manifest=manifest, up_to_date=True, seconds=time.monotonic() - begin)
+        units = plan.units()
+        _prepare(output, plan, units, force=force, reporter=reporter)
+        if encoder == "auto":
+            encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
+        decisions = Decisions(
+            settings=plan.settings,
+            encoder=encoder,
+            tokenizer_json=tokenizer.tokenizer_json,
+            eos_id=tokenizer.eos_id,
+            check_every=check_every,
+            num_units=len(units),
+        )
+        with _engine(engine, ray_address, num_workers, plan.sources, output) as runner:
+            receipts, num_reused = _do_units(output, decisions, units, runner, reporter)
+        check_unchanged(plan.sources)
+        with output.scratch() as directory:
+            manifest = write_set(directory, plan, units, tokenizer, receipts, output.read)
+            output.publish(directory)
     return BuildResult(
         out=str(out),
         manifest=manifest,
-        up_to_date=up_to_date,
-        statistics=statistics,
         seconds=time.monotonic() - begin,
+        num_units_reused=num_reused,
+        num_short_documents=sum(receipt.num_short_documents for receipt in receipts),
+        num_remainder_tokens=sum(receipt.num_remainder_tokens for receipt in receipts),
+        num_checked=sum(receipt.num_checked for receipt in receipts),
+        encoder=encoder,
     )
 
 
@@ -164,51 +142,36 @@ def open_output(out: Path | str) -> Output:
     return LocalOutput(Path(out))
 
 
-@contextlib.contextmanager
 def _engine(
     name: str, address: str | None, num_workers: int | None, sources: Sequence[Source], output: Output
-) -> Iterator[Engine]:
+) -> contextlib.AbstractContextManager[Engine]:
     if name == "ray":
         from pipeline.engines.ray import ray_engine
 
-        with ray_engine(address, num_workers) as engine:
-            yield engine
-    else:
-        # pyarrow and the clients of object stores start threads.
-        may_fork = not is_url(str(output)) and all(source.is_stream and not is_url(source.path) for source in sources)
-        yield LocalEngine(num_workers, may_fork=may_fork)
+        return ray_engine(address, num_workers)
+    # pyarrow and the clients of object stores start threads.
+    may_fork = not is_url(str(output)) and all(source.is_stream and not is_url(source.path) for source in sources)
+    return contextlib.nullcontext(LocalEngine(num_workers, may_fork=may_fork))
 
 
 def _check_existing(output: Output, manifest: Manifest, plan: Plan) -> None:
     """Raise `InputError` unless the set that is there was made by this very build."""
     differences = settings_differences(manifest.settings, manifest.tokenizer, plan.settings, plan.tokenizer)
     recorded = [(entry.path, entry.num_bytes, entry.version) for entry in manifest.sources]
-    if recorded != [(source.name, source.num_bytes, source.version) for source in plan.sources]:
-        differences = [line for line in differences if not line.startswith("--unit-bytes")] + [
-            "the sources have changed"
-        ]
+    has_changed = recorded != [(source.name, source.num_bytes, source.version) for source in plan.sources]
+    if has_changed:  # and so has the size of units that follows from them
+        differences = [line for line in differences if not line.startswith("unit_bytes")]
     elif not differences and not output.same_sources(encode_stamps(plan.sources)):
-        digests = _source_digests(plan)
-        if digests != [entry.digest for entry in manifest.sources]:
-            differences = ["the sources have changed"]
+        ranges = [byte_range for unit in plan.units() for byte_range in unit.ranges]
+        found = source_entries(plan.sources, ((part, range_digest(part, plan.settings), 0) for part in ranges))
+        has_changed = [entry.digest for entry in found] != [entry.digest for entry in manifest.sources]
+    if has_changed:
+        differences.append("the sources have changed")
     if differences:
         raise InputError(
             f"{output}: a shard set from other inputs is there ({'; '.join(differences)}); choose another --out, "
             "or build it anew with --force"
         )
-
-
-def _source_digests(plan: Plan) -> list[str]:
-    """The digest of each source as the manifest of a build would give it."""
-    from pipeline.finish import SourceEntries
-
-    entries = SourceEntries(plan.sources)
-    for unit in plan.units():
-        for byte_range in unit.ranges:
-            entries.add(
-                byte_range, range_digest(plan.sources[byte_range.source], byte_range, plan.settings), num_records=0
-            )
-    return [entry.digest for entry in entries.finish()]
 
 
 def _prepare(output: Output, plan: Plan, units: Sequence[Unit], *, force: bool, reporter: Reporter) -> None:
@@ -240,28 +203,23 @@ def _changed_sources(output: Output, before: Plan, plan: Plan, units: Sequence[U
     can't tell: another one, or one after the plan was written (`before` is that plan)."""
     begun_ns = output.begun_ns()
     suspects = {
-        number
-        for number, source in enumerate(plan.sources)
+        source
+        for source in plan.sources
         if source not in before.sources or (begun_ns is not None and _changed_after(source, begun_ns))
     }
-    digest_of = functools.cache(
-        lambda byte_range: range_digest(plan.sources[byte_range.source], byte_range, plan.settings)
-    )
+    digest_of = functools.cache(functools.partial(range_digest, settings=plan.settings))
     for unit in units if suspects else ():
         receipt = decode_receipt(output.read(receipt_name(unit.number)), unit.number)
-        for ranges in (receipt.ranges if receipt else None, _hashed_ranges(output, unit)):
-            for byte_range, done in zip(unit.ranges, ranges or (), strict=ranges is not None):
-                if byte_range.source in suspects and digest_of(byte_range) != done.digest:
-                    return [f"{plan.sources[byte_range.source].path} has changed"]
+        hashed, _hashes = decode_hashes(output.read(hashes_name(unit.number)), unit.number) or (None, b"")
+        for done in filter(None, (receipt, hashed)):
+            for byte_range, read in zip(unit.ranges, done.ranges, strict=True):
+                if byte_range.source in suspects and digest_of(byte_range) != read.digest:
+                    return [f"{byte_range.source.path} has changed"]
     return []
 
 
 def _do_units(
-    output: Output,
-    decisions: Decisions,
-    units: list[Unit],
-    engine: Engine,
-    reporter: Reporter,
+    output: Output, decisions: Decisions, units: list[Unit], engine: Engine, reporter: Reporter
 ) -> tuple[list[Receipt], int]:
     """Do the units without a receipt. All receipts in the units' order, and how many there were before."""
     receipts = _read_receipts(output, units)
@@ -271,18 +229,13 @@ def _do_units(
     _check_room(output, num_missing_bytes, reporter)
     num_busy = min(engine.num_workers, max(1, len(units) - num_reused))
     reporter.started(num_bytes, num_bytes - num_missing_bytes, num_busy)
+    decisions.document_encoder()  # forked workers share it
     try:
         if decisions.settings.dedup == "exact":
             reporter.phase("looking for duplicates")
             _find_duplicates(output, decisions, units, engine)
             reporter.phase("tokenizing")
-        work = BuildWork(output=output, decisions=decisions)
-        ranges = {number: receipt.ranges for number, receipt in receipts.items()}
-        for task, content in run_all(work, units, engine, ranges, reporter.progress):
-            done = decode_receipt(content, task.unit.number)
-            assert done is not None
-            receipts[task.unit.number] = done
-            ranges[task.unit.number] = done.ranges
+        run_all(functools.partial(build_unit, output, decisions), units, engine, receipts, reporter.progress)
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{len(receipts):,} of {len(units):,} units are kept; the same command continues") from None
     finally:
@@ -302,34 +255,22 @@ def _read_receipts(output: Output, units: Sequence[Unit]) -> dict[int, Receipt]:
     return {receipt.unit: receipt for receipt, is_held in zip(found, held, strict=True) if is_held}
 
 
-def _hashed_ranges(output: Output, unit: Unit) -> list[RangeReceipt] | None:
-    """What was read of a unit whose documents are hashed; None if they aren't, or what that left isn't whole."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        content = unseal(output.read(hash_receipt_name(unit.number)) or b"")
-        if blake3(output.read(hashes_name(unit.number)) or b"").hexdigest() == content["hashes"]:
-            return [RangeReceipt(**entry) for entry in content["ranges"]]
-    return None
-
-
 def _find_duplicates(output: Output, decisions: Decisions, units: Sequence[Unit], engine: Engine) -> None:
     """Hash the documents of all units, and write for each unit which of its documents occur earlier in the corpus."""
-    hashed = {unit.number: _hashed_ranges(output, unit) for unit in units}
-    ranges = {number: done for number, done in hashed.items() if done is not None}
-    work = HashWork(output=output, decisions=decisions)
-    for task, result in run_all(work, units, engine, ranges, lambda _bytes, _tokens, _rejected: None):
-        ranges[task.unit.number] = [RangeReceipt(**entry) for entry in unseal(result)["ranges"]]
-    find_duplicates(
-        len(units),
-        lambda number: _read_hashes(output, number),
-        lambda number, found: output.write(duplicates_name(number), found),
-    )
+    receipts: dict[int, Receipt] = {}
+    for unit in units:
+        if hashed := decode_hashes(output.read(hashes_name(unit.number)), unit.number):
+            receipts[unit.number] = hashed[0]
+    work = functools.partial(hash_unit, output, decisions)
+    run_all(work, units, engine, receipts, lambda _bytes, _tokens, _rejected: None)
 
+    def read_hashes(unit: int) -> bytes:
+        hashed = decode_hashes(output.read(hashes_name(unit)), unit)
+        if hashed is None:
+            raise TransientError(f"{output}: {hashes_name(unit)} is gone; repeat the command")
+        return hashed[1]
 
-def _read_hashes(output: Output, unit: int) -> bytes:
-    content = output.read(hashes_name(unit))
-    if content is None:
-        raise TransientError(f"{output}: {hashes_name(unit)} is gone; repeat the command")
-    return content
+    find_duplicates(len(units), read_hashes, lambda number, found: output.write(duplicates_name(number), found))
 
 
 def _check_room(output: Output, num_bytes: int, reporter: Reporter) -> None:

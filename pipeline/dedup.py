@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from blake3 import blake3
+
+from pipeline.receipts import RangeReceipt, Receipt, decode_receipt, encode_receipt
 
 DOCUMENTS_AT_ONCE = 1 << 22
 _HASHES = np.dtype([("high", "<u8"), ("low", "<u8")])
@@ -25,12 +28,20 @@ def hashes_name(unit: int) -> str:
     return f"dedup/{unit:05}.hashes"
 
 
-def hash_receipt_name(unit: int) -> str:
-    return f"dedup/{unit:05}.json"
-
-
 def duplicates_name(unit: int) -> str:
     return f"dedup/{unit:05}.duplicates"
+
+
+def encode_hashes(unit: int, ranges: list[RangeReceipt], hashes: bytes) -> bytes:
+    """What is kept of a unit: its receipt, in a line, and the hashes."""
+    return encode_receipt(Receipt(unit=unit, ranges=ranges, hashes_digest=blake3(hashes).hexdigest())) + b"\n" + hashes
+
+
+def decode_hashes(encoded: bytes | None, unit: int) -> tuple[Receipt, bytes] | None:
+    """The two parts of what `encode_hashes` made; None for anything that isn't whole."""
+    line, _, hashes = (encoded or b"").partition(b"\n")
+    receipt = decode_receipt(line, unit)
+    return (receipt, hashes) if receipt and receipt.hashes_digest == blake3(hashes).hexdigest() else None
 
 
 def hash_texts(batches: Iterable[list[str]]) -> bytes:

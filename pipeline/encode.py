@@ -28,7 +28,6 @@ class Documents(NamedTuple):
     ids: Ids  # all documents' tokens, one after another
     counts: Counts  # shape (documents,): tokens in each, EOS included
     contents: Sequence[bytes]  # the texts in UTF-8
-    num_bytes: Counts  # shape (documents,): bytes of UTF-8
     num_chars: int  # of all texts together
 
 
@@ -40,16 +39,11 @@ class DocumentEncoder:
         self._eos_id = eos_id
         self._closing = np.array([eos_id], dtype="<u4").tobytes()
         self._eos_token, self._lowest_special = _plain_eos(tokenizer_json, eos_id)
-        self._eos_bytes = self._eos_token.encode()
-        # A byte that occurs once in EOS as it is written: `<` of `<|endoftext|>`.
-        once = [byte for byte in self._eos_bytes if self._eos_bytes.count(byte) == 1]
-        self._mark = once[0] if once else 0
-        self._mark_offset = self._eos_bytes.find(self._mark)
         self._joins = isinstance(encoder, FastEncoder) and not encoder.parse_special and self._can_join()
 
     def _can_join(self) -> bool:
         """Whether joining gives the right ids, on the probes."""
-        if not self._eos_token or not self._mark:
+        if not self._eos_token:
             return False
         texts = [text for text in PROBE_TEXTS if text and self._eos_token not in text and "<|" not in text]
         joined, alone = self._encode_joined(texts), self._encode_each(texts)
@@ -75,28 +69,14 @@ class DocumentEncoder:
             return None
         counts = ends + 1
         counts[1:] -= counts[:-1].copy()
-        num_chars = len(joined) - len(texts) * len(self._eos_token)
         if changes:
             return _documents(ids, counts, texts)
-        # The tokenizer has cached the string's UTF-8, so encode() is a copy.
-        content = joined.encode()
-        text_ends = self._text_ends(content, len(texts))
-        if text_ends is None:
+        num_chars = len(joined) - len(texts) * len(self._eos_token)
+        # The tokenizer has cached the string's UTF-8: encode() is a copy. No two EOS overlap, so this undoes the joining.
+        *contents, _nothing = joined.encode().split(self._eos_token.encode())
+        if len(contents) != len(texts):
             return None
-        text_starts = np.zeros_like(text_ends)
-        np.add(text_ends[:-1], len(self._eos_bytes), out=text_starts[1:])
-        contents = list(map(content.__getitem__, map(slice, text_starts.tolist(), text_ends.tolist())))
-        return Documents(ids, counts, contents, text_ends - text_starts, num_chars)
-
-    def _text_ends(self, content: bytes, num_texts: int) -> npt.NDArray[np.int64] | None:
-        """Where EOS stands in the joined UTF-8, found by one of its bytes; None if it stands in a text too."""
-        bytes_ = np.frombuffer(content, np.uint8)
-        places = np.flatnonzero(bytes_ == self._mark) - self._mark_offset
-        if len(places) != num_texts:
-            places = places[(places >= 0) & (places <= len(content) - len(self._eos_bytes))]
-            found = bytes_[places[:, np.newaxis] + np.arange(len(self._eos_bytes))]
-            places = places[(found == np.frombuffer(self._eos_bytes, np.uint8)).all(axis=1)]
-        return places if len(places) == num_texts else None
+        return Documents(ids, counts, contents, num_chars)
 
     def _encode_each(self, texts: list[str]) -> Documents:
         ids, offsets = self.encoder.encode(texts)
@@ -113,9 +93,7 @@ def load_document_encoder(encoder: str, tokenizer_json: bytes, eos_id: int, *, p
 
 
 def _documents(ids: Ids, counts: Counts, texts: list[str]) -> Documents:
-    contents = list(map(str.encode, texts))
-    num_bytes = np.fromiter(map(len, contents), np.int64, len(texts))
-    return Documents(ids, counts, contents, num_bytes, sum(map(len, texts)))
+    return Documents(ids, counts, list(map(str.encode, texts)), sum(map(len, texts)))
 
 
 def _plain_eos(tokenizer_json: bytes, eos_id: int) -> tuple[str, int]:

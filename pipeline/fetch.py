@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from shards.common.errors import InputError, TransientError
 from shards.common.files import FileLock, check_room, flush_directory, write_atomically
+from shards.common.server_errors import NoSuchFile, server_errors
 from shards.common.text import nearest, printable, size_text
 from shards.share.hub import (
     ANSWER_SECONDS,
@@ -30,7 +31,6 @@ from shards.share.hub import (
     resolve,
     snapshot,
 )
-from shards.share.hub_errors import NoSuchFile, hub_errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def _fetch_file(
     """The published file. One that was put there by hand is compared."""
     reference = HubReference(hub="hf", repository=corpus.repository, is_dataset=True, path=corpus.file)
     reference = resolve(reference, seconds=seconds)
-    listed = find_file(reference, seconds=seconds)
+    listed = find_file(reference)
     if out.exists() and not force:
         if out.is_file() and out.stat().st_size == listed.num_bytes and listed.sha256 in (None, file_sha256(out)):
             return _write_stamp(out, [out], reference, was_there=True)
@@ -134,7 +134,7 @@ def _fetch_file(
     check_room(out.parent, listed.num_bytes - kept, "choose another --out")
     notice(f"fetching {size_text(listed.num_bytes)}" + (f", {size_text(kept)} of it are here already" if kept else ""))
     try:
-        download_file(reference, part, shows_bar=shows_bars)
+        download_file(reference, listed, part, shows_bar=shows_bars)
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{size_text(part.stat().st_size)} are kept; the same command goes on from there") from None
     os.replace(part, out)
@@ -210,7 +210,7 @@ def data_files(name: str) -> list[str]:
     reference = resolve(HubReference(hub="hf", repository=repository, revision=revision, is_dataset=True))
     import datasets
 
-    with hub_errors("hf", name):
+    with server_errors(name):
         try:
             builder = datasets.load_dataset_builder(repository, config, revision=reference.revision)
         except (ValueError, RuntimeError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:

@@ -40,15 +40,15 @@ class TextOf:
         for number, value in enumerate(values):
             try:
                 good.append(self._text(value))
-            except _Unusable as error:
-                offset, content = batch.place(number)
-                options.on_bad(BadRecord(offset, error.kind, str(error), content))
+            except BadRecord as error:
+                error.offset, error.content = batch.place(number)
+                options.on_bad(error)
         return good
 
     def _text(self, record: Any) -> str:
-        """The text of one record. Raises `_Unusable`."""
+        """The text of one record. Raises `BadRecord`, without the record's place."""
         if not isinstance(record, dict):
-            raise _Unusable(NOT_AN_OBJECT, f"expected an object, found {_kind(record)}")
+            raise BadRecord(0, NOT_AN_OBJECT, f"expected an object, found {_kind(record)}")
         values = ["" if name is None else _string(record, name) for _literal, name in self._parts]
         if not any(values):
             return ""
@@ -56,16 +56,8 @@ class TextOf:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise _Unusable(NOT_A_STRING, "a lone surrogate is no text") from None
+            raise BadRecord(0, NOT_A_STRING, "a lone surrogate is no text") from None
         return text
-
-
-class _Unusable(Exception):
-    """A record without a text: the kind of its fault, and the fault in words."""
-
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
 
 
 def _string(record: dict[str, Any], name: str) -> str:
@@ -76,10 +68,10 @@ def _string(record: dict[str, Any], name: str) -> str:
         if step not in known:
             names = printable(", ".join(known[:12])) or "no fields at all"
             hint = nearest(step, known)
-            raise _Unusable(NO_FIELD, f"no field {name!r}; this record has {names}{hint} (choose with --text-field)")
+            raise BadRecord(0, NO_FIELD, f"no field {name!r}; this record has {names}{hint} (set text_field)")
         value = value[step]
     if not isinstance(value, str):
-        raise _Unusable(NOT_A_STRING, f"field {name!r}: expected a string, found {_kind(value)}")
+        raise BadRecord(0, NOT_A_STRING, f"field {name!r}: expected a string, found {_kind(value)}")
     return value
 
 
@@ -89,12 +81,12 @@ def _parse_template(template: str) -> list[tuple[str, str | None]]:
     try:
         parts = list(string.Formatter().parse(unescaped))
     except ValueError as error:
-        raise InputError(f"--template: {error}; write a field as {{name}}, a brace as {{{{ or }}}}") from None
+        raise InputError(f"template: {error}; write a field as {{name}}, a brace as {{{{ or }}}}") from None
     if not any(name for _literal, name, _spec, _conversion in parts):
-        raise InputError(f"--template: expected at least one field such as {{text}}, found {template!r}")
+        raise InputError(f"template: expected at least one field such as {{text}}, found {template!r}")
     for _literal, name, spec, conversion in parts:
         if name == "" or spec or conversion:
-            raise InputError("--template: expected plain fields such as {text}, without ':' or '!'")
+            raise InputError("template: expected plain fields such as {text}, without ':' or '!'")
     return [(literal, name) for literal, name, _spec, _conversion in parts]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from blake3 import blake3
@@ -31,11 +31,12 @@ def write_set(
 ) -> Manifest:
     """Write all files of the set but its shards to `directory`, the manifest too. `receipts` are all, in the units' order;
     `read` reads the build's state. Raises `InputError` if there is no text in the corpus."""
-    entries = SourceEntries(plan.sources)
-    for unit, receipt in zip(units, receipts, strict=True):
-        for byte_range, done in zip(unit.ranges, receipt.ranges, strict=True):
-            entries.add(byte_range, done.digest, num_records=done.num_records)
-    sources = entries.finish()
+    ranges = [
+        pair
+        for unit, receipt in zip(units, receipts, strict=True)
+        for pair in zip(unit.ranges, receipt.ranges, strict=True)
+    ]
+    sources = source_entries(plan.sources, ((part, done.digest, done.num_records) for part, done in ranges))
     shards = [shard for receipt in receipts for shard in receipt.shards]
     rejected = sum((Counter(receipt.rejected) for receipt in receipts), Counter[str]())
     num_empty = sum(receipt.num_empty for receipt in receipts)
@@ -52,7 +53,7 @@ def write_set(
         raise InputError(f"{names}: no text in {num_records:,} records; nothing to build")
     if rejected:
         with atomic_writer(directory / REJECTED_NAME) as file:
-            for part in _rejected_parts(plan.sources, units, receipts, read):
+            for part in _rejected_parts(units, receipts, read):
                 file.write(part)
     write_atomically(directory / STAMPS_NAME, encode_stamps(plan.sources))
     return complete_set(
@@ -71,10 +72,10 @@ def write_set(
 
 
 def _rejected_parts(
-    sources: Sequence[Source], units: Sequence[Unit], receipts: Sequence[Receipt], read: Callable[[str], bytes | None]
+    units: Sequence[Unit], receipts: Sequence[Receipt], read: Callable[[str], bytes | None]
 ) -> Iterator[bytes]:
     """The units' parts of `rejected.jsonl`, their lines counted from the beginning of each source."""
-    num_newlines = [0] * len(sources)  # of each source, before the unit
+    num_newlines = Counter[Source]()  # of each source, before the unit
     for unit, receipt in zip(units, receipts, strict=True):
         if receipt.rejected:
             content = read(rejected_name(unit.number)) or b""
@@ -92,36 +93,26 @@ def _rejected_parts(
             num_newlines[byte_range.source] += done.num_newlines
 
 
-class SourceEntries:
-    """What the manifest says of the sources, from their byte ranges in order."""
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self._sources = sources
-        self._digests = [blake3() for _ in sources]
-        self._num_ranges = [0] * len(sources)
-        self._num_records = [0] * len(sources)
-
-    def add(self, byte_range: ByteRange, digest: str, *, num_records: int) -> None:
-        number = byte_range.source
-        self._digests[number].update(bytes.fromhex(digest))
-        self._num_ranges[number] += 1
-        self._num_records[number] += num_records
-
-    def finish(self) -> list[SourceEntry]:
-        return [
-            SourceEntry(
-                path=source.name,
-                format="+".join(part for part in (source.format, source.compression) if part),
-                num_bytes=source.num_bytes,
-                digest=digest.hexdigest(),
-                version=source.version,
-                num_ranges=num_ranges,
-                num_records=num_records,
-            )
-            for source, digest, num_ranges, num_records in zip(
-                self._sources, self._digests, self._num_ranges, self._num_records, strict=True
-            )
-        ]
+def source_entries(sources: Sequence[Source], ranges: Iterable[tuple[ByteRange, str, int]]) -> list[SourceEntry]:
+    """What the manifest says of the sources, from all of their byte ranges in order, with digest and number of records."""
+    digests = {source: blake3() for source in sources}
+    num_ranges, num_records = Counter[Source](), Counter[Source]()
+    for byte_range, digest, number in ranges:
+        digests[byte_range.source].update(bytes.fromhex(digest))
+        num_ranges[byte_range.source] += 1
+        num_records[byte_range.source] += number
+    return [
+        SourceEntry(
+            path=source.name,
+            format="+".join(part for part in (source.format, source.compression) if part),
+            num_bytes=source.num_bytes,
+            digest=digest.hexdigest(),
+            version=source.version,
+            num_ranges=num_ranges[source],
+            num_records=num_records[source],
+        )
+        for source, digest in digests.items()
+    ]
 
 
 def encode_stamps(sources: Sequence[Source]) -> bytes:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipeline.readers.files import in_parallel
 from pipeline.settings import BuildSettings
 from pipeline.sources import ByteRange, Source
 from shards.manifest import TokenizerEntry
@@ -84,10 +85,10 @@ def decode_plan(encoded: bytes) -> Plan:
 def settings_differences(
     before: dict[str, Any], tokenizer_before: TokenizerEntry, settings: BuildSettings, tokenizer: TokenizerEntry
 ) -> list[str]:
-    """What differs, in words: `--seed was 2333, now 7`. A setting that is absent in `before` had its default."""
+    """What differs, in words: `seed was 2333, now 7`. A setting that is absent in `before` had its default."""
     defaults = BuildSettings().as_dict()
     differences = [
-        f"--{name.replace('_', '-')} was {before.get(name, defaults[name])}, now {value}"
+        f"{name} was {before.get(name, defaults[name])}, now {value}"
         for name, value in settings.as_dict().items()
         if before.get(name, defaults[name]) != value
     ]
@@ -113,14 +114,16 @@ def plan_units(sources: Sequence[Source], unit_bytes: int) -> list[Unit]:
     With units of 64 bytes, a source of 130 bytes gives [0, 64), [64, 128), [128, 130); sources of 30, 30 and 20 bytes after
     it share: the first two make one unit, the third the next.
     """
+    tables = [source for source in sources if source.format in ("parquet", "arrow")]
+    row_groups = dict(zip(tables, in_parallel(_row_group_bytes, tables), strict=True))
     groups: list[list[ByteRange]] = []
     room = 0
-    for number, source in enumerate(sources):
-        for byte_range in _ranges(number, source, unit_bytes):
-            is_part = source.is_splittable and source.num_bytes > unit_bytes
-            if not groups or is_part or byte_range.num_bytes > room:
+    for source in sources:
+        is_large = source.is_splittable and source.num_bytes > unit_bytes
+        for byte_range in _ranges(source, unit_bytes, row_groups.get(source, [source.num_bytes])):
+            if not groups or is_large or byte_range.num_bytes > room:
                 groups.append([byte_range])
-                room = 0 if is_part else unit_bytes - byte_range.num_bytes
+                room = 0 if is_large else unit_bytes - byte_range.num_bytes
             else:
                 _append(groups[-1], byte_range)
                 room -= byte_range.num_bytes
@@ -137,23 +140,15 @@ def _append(ranges: list[ByteRange], byte_range: ByteRange) -> None:
         ranges.append(byte_range)
 
 
-def num_parts(source: Source) -> int:
-    """The `stop` of a byte range of the whole source."""
-    if source.is_splittable:
-        return source.num_bytes
-    return len(_row_group_bytes(source)) if source.format in ("parquet", "arrow") else 1
-
-
-def _ranges(number: int, source: Source, unit_bytes: int) -> Iterator[ByteRange]:
+def _ranges(source: Source, unit_bytes: int, part_bytes: list[int]) -> Iterator[ByteRange]:
+    """The parts of a source: every `unit_bytes`, or those of `part_bytes` where reading can't begin anywhere."""
     if source.is_splittable:
         for start in range(0, source.num_bytes, unit_bytes):
             stop = min(start + unit_bytes, source.num_bytes)
-            yield ByteRange(source=number, start=start, stop=stop, num_bytes=stop - start)
-    elif source.format in ("parquet", "arrow"):
-        for start, num_bytes in enumerate(_row_group_bytes(source)):
-            yield ByteRange(source=number, start=start, stop=start + 1, num_bytes=num_bytes)
+            yield ByteRange(source=source, start=start, stop=stop, num_bytes=stop - start)
     else:
-        yield ByteRange(source=number, start=0, stop=1, num_bytes=source.num_bytes)
+        for start, num_bytes in enumerate(part_bytes):
+            yield ByteRange(source=source, start=start, stop=start + 1, num_bytes=num_bytes)
 
 
 def _row_group_bytes(source: Source) -> list[int]:

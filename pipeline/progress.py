@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
-import time
 from typing import Any
 
 from tqdm import tqdm
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from pipeline.build import BuildResult, Reporter
 from shards.common.text import plural, printable, size_text
 
-_SECONDS_BETWEEN_LINES = 10.0
+_LINE = "{percentage:3.0f} %  {rate_fmt}{postfix}  {remaining} left"
 # `global_batch_blocks` of configs/wikipedia-zh-120m.yaml.
 _BLOCKS_PER_STEP = 256
 
@@ -22,22 +22,19 @@ class BarReporter(Reporter):
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._num_tokens = self._num_rejected = self._num_bytes = self._num_bytes_before = self._total = 0
-        self._begin = self._last_line = time.monotonic()
+        self._num_tokens = self._num_rejected = 0
 
     def started(self, num_bytes: int, num_bytes_done: int, num_workers: int) -> None:
-        self._begin = self._last_line = time.monotonic()
-        self._total, self._num_bytes, self._num_bytes_before = num_bytes, num_bytes_done, num_bytes_done
         kept = f", {size_text(num_bytes_done)} of it done by an earlier run" if num_bytes_done else ""
         _say(f"reading {size_text(num_bytes)} with {plural(num_workers, 'worker')}{kept}")
-        if sys.stderr.isatty():
-            tqdm.monitor_interval = 0  # no thread beside us: workers are forked
-            self._bar = tqdm(
-                total=num_bytes, initial=num_bytes_done, unit="B", unit_scale=True, dynamic_ncols=True, mininterval=0.2
-            )
+        shown: dict[str, Any] = {"dynamic_ncols": True, "mininterval": 0.2}
+        if not sys.stderr.isatty():
+            shown = {"file": _Lines(), "bar_format": _LINE, "mininterval": 10, "delay": 10}
+        tqdm.monitor_interval = 0  # no thread beside us: workers are forked
+        self._bar = tqdm(total=num_bytes, initial=num_bytes_done, unit="B", unit_scale=True, **shown)
 
     def phase(self, name: str) -> None:
-        if self._bar is not None:
+        if self._bar is not None and sys.stderr.isatty():
             self._bar.set_description(name)
         else:
             _say(name)
@@ -45,26 +42,25 @@ class BarReporter(Reporter):
     def progress(self, num_bytes: int, num_tokens: int, num_rejected: int) -> None:
         self._num_tokens += num_tokens
         self._num_rejected += num_rejected
-        self._num_bytes += num_bytes
-        now = time.monotonic()
-        rate = self._num_tokens / max(now - self._begin, 1e-9)
-        tokens = f"{rate / 1e6:.2f}M tokens/s" + (f", {self._num_rejected:,} rejected" if self._num_rejected else "")
-        if self._bar is not None:
-            self._bar.set_postfix_str(tokens, refresh=False)
-            self._bar.update(num_bytes)
-        elif now - self._last_line > _SECONDS_BETWEEN_LINES:
-            self._last_line = now
-            speed = (self._num_bytes - self._num_bytes_before) / (now - self._begin)
-            left = max(0, self._total - self._num_bytes) / max(speed, 1)
-            percent = min(100, 100 * self._num_bytes / max(1, self._total))
-            _say(f"{percent:3.0f} %  {speed / 1e6:.1f} MB/s  {tokens}  {left:.0f} s left")
+        rate = self._num_tokens / max(self._bar.format_dict["elapsed"], 1e-9)
+        rejected = f", {self._num_rejected:,} rejected" if self._num_rejected else ""
+        self._bar.set_postfix_str(f"{rate / 1e6:.2f}M tokens/s{rejected}", refresh=False)
+        self._bar.update(num_bytes)
 
     def finished(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
     def notice(self, line: str) -> None:
         _say(printable(line))
+
+
+class _Lines(io.StringIO):
+    """A bar that is written here shows as lines on standard error."""
+
+    def write(self, text: str) -> int:
+        if line := text.strip():
+            _say(line)
+        return len(text)
 
 
 def _say(line: str) -> None:
@@ -81,7 +77,7 @@ def print_summary(result: BuildResult) -> None:
 
 def summary(result: BuildResult) -> dict[str, str]:
     """What the build made, in words, by what it is."""
-    manifest, statistics = result.manifest, result.statistics
+    manifest = result.manifest
     num_bytes = sum(source.num_bytes for source in manifest.sources)
     num_tokens, num_documents = manifest.total("num_tokens"), manifest.total("num_documents")
     num_chars, num_padding_tokens = manifest.total("num_text_chars"), manifest.total("num_padding_tokens")
@@ -94,12 +90,12 @@ def summary(result: BuildResult) -> dict[str, str]:
     }
     left_out = ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
     blocks = ", ".join(f"{name} {split.num_blocks:,}" for name, split in manifest.splits.items())
-    checked = f"{plural(statistics.num_checked, 'document')} against the reference tokenizer"
-    if statistics.encoder == "tokenizers":
+    checked = f"{plural(result.num_checked, 'document')} against the reference tokenizer"
+    if result.encoder == "tokenizers":
         checked = "not needed: the reference tokenizer did the work"
     speed = num_bytes / 1e6 / max(result.seconds, 1e-9)
-    reused = plural(statistics.num_units_reused, "unit")
-    lost = statistics.num_remainder_tokens
+    reused = plural(result.num_units_reused, "unit")
+    lost = result.num_remainder_tokens
     share = 100 * lost / max(1, num_tokens - num_documents)
     return {
         "shard set": result.out,
@@ -108,11 +104,11 @@ def summary(result: BuildResult) -> dict[str, str]:
         "tokens": f"{num_tokens:,} ({num_tokens / max(1, num_chars):.3f} a character)",
         "blocks": f"{blocks}, of {plural(manifest.block_tokens, 'token')}; "
         f"{plural(num_padding_tokens, 'token')} of padding",
-        "short": f"{plural(statistics.num_short_documents, 'document')} shorter than a block",
+        "short": f"{plural(result.num_short_documents, 'document')} shorter than a block",
         "nothing lost": f"cutting each document by itself would drop {plural(lost, 'token')} ({share:.1f} %)",
         "checked": checked,
         "time": f"{result.seconds:.1f} s, {speed:,.1f} MB/s"
-        + (f"; {reused} from an earlier run" if statistics.num_units_reused else ""),
+        + (f"; {reused} from an earlier run" if result.num_units_reused else ""),
         "fingerprint": manifest.fingerprint,
         "an epoch": f"{plural(num_steps, 'step')} of {_BLOCKS_PER_STEP} blocks",
         "next": f"python -m train --config FILE.yaml --shards {shlex.quote(result.out)}",

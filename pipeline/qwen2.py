@@ -8,13 +8,11 @@ published NFC normalizer, split pattern, byte-level alphabet and three special t
 
 from __future__ import annotations
 
-import atexit
 import base64
 import contextlib
 import hashlib
 import importlib.util
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,10 @@ import orjson
 
 from shards.common.errors import InputError
 from shards.common.files import user_cache, write_atomically
-from shards.vocabulary import bytes_of_characters
+from shards.tokenizer_files import bytes_of_characters
 
 RANKS_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
-# Of the `tokenizer.json` in a shard set (orjson's compact form of what `build_tokenizer_json` makes).
+# Of the `tokenizer.json` that `build_tokenizer_json` makes, compact JSON, as it is in a shard set.
 TOKENIZER_SHA256 = "fb366a22efb7db2dcca2c619402431cda342a97721395a2da2879ceb36262782"
 NUM_RANKS = 151_643
 EOS_TOKEN = "<|endoftext|>"
@@ -34,6 +32,7 @@ SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 TOKENIZER_CONFIG: dict[str, Any] = {
     "add_prefix_space": False,
     "bos_token": None,
@@ -48,32 +47,23 @@ TOKENIZER_CONFIG: dict[str, Any] = {
 }
 
 
-def qwen2_tokenizer_directory() -> Path:
-    """The directory with Qwen2's `tokenizer.json`, built on first use (a few seconds) and kept in the user's cache.
+def qwen2_tokenizer_json() -> bytes:
+    """Qwen2's `tokenizer.json`, built on first use (a few seconds) and kept in the user's cache if that can be written.
 
-    Where nothing can be kept, it is a temporary directory that this process removes at its end. Raises `InputError` if
-    `dashscope` isn't installed or its ranks aren't the ones expected.
+    Raises `InputError` if `dashscope` isn't installed or its ranks aren't the ones expected.
     """
     kept = None
     with contextlib.suppress(InputError, OSError):  # no home, or one that is closed to this user
-        kept = user_cache() / f"qwen2-{RANKS_SHA256[:16]}-1"
-        if (kept / "tokenizer.json").is_file():
-            return kept
+        kept = user_cache() / f"qwen2-{TOKENIZER_SHA256[:16]}.json"
+        content = kept.read_bytes()
+        if hashlib.sha256(content).hexdigest() == TOKENIZER_SHA256:
+            return content
     content = build_tokenizer_json(read_ranks())
     if kept is not None:
         with contextlib.suppress(OSError):
-            _write_tokenizer(kept, content)
-            return kept
-    holder = tempfile.TemporaryDirectory(prefix="tokenize-once-")
-    atexit.register(holder.cleanup)
-    _write_tokenizer(Path(holder.name), content)
-    return Path(holder.name)
-
-
-def _write_tokenizer(directory: Path, content: bytes) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / "tokenizer_config.json", json.dumps(TOKENIZER_CONFIG).encode())
-    write_atomically(directory / "tokenizer.json", content)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(kept, content)
+    return content
 
 
 def canonical_tokenizer_json(content: dict[str, Any]) -> bytes | None:
@@ -147,7 +137,7 @@ def build_tokenizer_json(tokens: list[bytes]) -> bytes:
         merges=[f"{spelled(left)} {spelled(right)}" for left, right in merges],
         special_tokens=SPECIAL_TOKENS,
     )
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return orjson.dumps(content)
 
 
 def tokenizer_json(*, vocabulary: dict[str, int], merges: list[str], special_tokens: tuple[str, ...]) -> dict[str, Any]:
@@ -159,16 +149,8 @@ def tokenizer_json(*, vocabulary: dict[str, int], merges: list[str], special_tok
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {
-                "id": len(vocabulary) + number,
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for number, token in enumerate(special_tokens)
+            {"id": number, "content": token, **dict.fromkeys(_FLAGS, False), "special": True}
+            for number, token in enumerate(special_tokens, len(vocabulary))
         ],
         "normalizer": {"type": "NFC"},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
 
 from blake3 import blake3
 
-from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, SPLITS, shard_name
+from shards.layout import BIN_SUFFIX, INDEX_SUFFIX
 from shards.manifest import ShardEntry
-
-_SEAL = (b'{"digest": "', b'", ')
-_HEX_DIGITS = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,27 +32,21 @@ class Receipt:
 
     unit: int
     ranges: list[RangeReceipt]
-    shards: list[ShardEntry]
-    num_empty: int
-    num_duplicates: int
-    num_checked: int  # documents that were also encoded by the reference tokenizer
-    num_short_documents: int  # with fewer tokens than a block, EOS not counted here and below
-    num_remainder_tokens: int  # what cutting each document by itself would leave over: the tutorial's loss
-    rejected: dict[str, int]  # by kind
-    rejected_digest: str  # of the unit's part of `rejected.jsonl`; empty if there is none
-    versions: dict[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # of the files, where the output is an object store
+    shards: list[ShardEntry] = dataclasses.field(default_factory=list)
+    num_empty: int = 0
+    num_duplicates: int = 0
+    num_checked: int = 0  # documents that were also encoded by the reference tokenizer
+    num_short_documents: int = 0  # with fewer tokens than a block, EOS not counted here and below
+    num_remainder_tokens: int = 0  # what cutting each document by itself would leave over: the tutorial's loss
+    rejected: dict[str, int] = dataclasses.field(default_factory=dict)  # by kind
+    rejected_digest: str = ""  # of the unit's part of `rejected.jsonl`; empty if there is none
+    hashes_digest: str = ""  # where the unit's documents were only hashed
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)  # of the files in an object store
 
     def file_digests(self) -> dict[str, str]:
         """The unit's shard files and their digests."""
         bins = {shard.name + BIN_SUFFIX: shard.digest for shard in self.shards}
         return bins | {shard.name + INDEX_SUFFIX: shard.index_digest for shard in self.shards}
-
-
-def unit_file_names(unit: int) -> list[str]:
-    """All shard files that a unit can have."""
-    return [shard_name(split, unit) + suffix for split in SPLITS for suffix in (BIN_SUFFIX, INDEX_SUFFIX)]
 
 
 def receipt_name(unit: int) -> str:
@@ -68,34 +58,25 @@ def rejected_name(unit: int) -> str:
     return f"receipts/{unit:05}.rejected"
 
 
-def seal(content: dict[str, Any]) -> bytes:
-    """`content` as JSON, with the BLAKE3 digest of its other bytes as the first field."""
-    body = json.dumps(content).encode()
-    return blake3(body).hexdigest().encode().join(_SEAL) + body[1:]
-
-
-def unseal(raw: bytes) -> dict[str, Any]:
-    """The content of what `seal` has made. Raises `ValueError` if a byte was changed."""
-    begin = len(_SEAL[0])
-    digest, end = raw[begin : begin + _HEX_DIGITS], begin + _HEX_DIGITS + len(_SEAL[1])
-    body = b"{" + raw[end:]
-    if raw[:end] != digest.join(_SEAL) or blake3(body).hexdigest().encode() != digest:
-        raise ValueError("was changed")
-    content: dict[str, Any] = json.loads(body)
-    return content
-
-
 def encode_receipt(receipt: Receipt) -> bytes:
-    return seal(dataclasses.asdict(receipt))
+    return _sealed(json.dumps(dataclasses.asdict(receipt)).encode())
+
+
+def _sealed(body: bytes) -> bytes:
+    """The JSON object `body` with the digest of its bytes as the first field."""
+    return b'{"digest": "' + blake3(body).hexdigest().encode() + b'", ' + body[1:]
 
 
 def decode_receipt(raw: bytes | None, unit: int) -> Receipt | None:
     """The receipt of a unit, or None if there is none that is whole and of this version."""
+    body = b"{" + (raw or b"")[len(_sealed(b"{")) :]
+    if _sealed(body) != raw:
+        return None
     try:
-        content = unseal(raw or b"")
+        content = json.loads(body)
         content["ranges"] = [RangeReceipt(**entry) for entry in content["ranges"]]
         content["shards"] = [ShardEntry(**entry) for entry in content["shards"]]
         receipt = Receipt(**content)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError):
         return None
     return receipt if receipt.unit == unit else None

@@ -3,129 +3,105 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from blake3 import blake3
-
-from pipeline.dedup import decode_duplicates, duplicates_name, hash_receipt_name, hash_texts, hashes_name
+from pipeline.dedup import decode_duplicates, duplicates_name, encode_hashes, hash_texts, hashes_name
 from pipeline.engines.base import Engine, Task, Work
 from pipeline.outputs.base import Output
 from pipeline.plan import Unit
-from pipeline.receipts import RangeReceipt, seal
-from pipeline.sources import Source, changed
-from pipeline.worker import Decisions, Progress, UnitRecords, process_unit
+from pipeline.receipts import RangeReceipt, Receipt, decode_receipt
+from pipeline.sources import ByteRange, changed
+from pipeline.worker import Decisions, Progress, process_unit, read_texts
 from shards.common.errors import InputError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BuildWork:
-    """Does a unit in a scratch directory and commits it; the result is its receipt."""
-
-    output: Output
-    decisions: Decisions
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        return self.decisions.sources
-
-    def prepare(self) -> None:
-        self.decisions.document_encoder()
-
-    def __call__(self, task: Task, progress: Progress) -> bytes:
-        unit = task.unit
-        has_duplicates = self.decisions.settings.dedup == "exact"
-        duplicates = decode_duplicates(self.output.read(duplicates_name(unit.number)) if has_duplicates else None)
-        with self.output.scratch() as scratch:
-            receipt = process_unit(
-                unit, self.decisions, scratch, first=task.first, duplicates=duplicates, progress=progress
-            )
-            return self.output.commit(scratch, receipt)
+def build_unit(output: Output, decisions: Decisions, task: Task, progress: Progress) -> bytes:
+    """Do a unit in a scratch directory and commit it; its receipt."""
+    has_duplicates = decisions.settings.dedup == "exact"
+    duplicates = decode_duplicates(output.read(duplicates_name(task.unit.number)) if has_duplicates else None)
+    with output.scratch() as scratch:
+        receipt = process_unit(
+            task.unit, decisions, scratch, first=task.first, duplicates=duplicates, progress=progress
+        )
+        return output.commit(scratch, receipt)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HashWork:
-    """Hashes the documents of a unit; the result is a receipt of its byte ranges."""
-
-    output: Output
-    decisions: Decisions
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        return self.decisions.sources
-
-    def prepare(self) -> None: ...
-
-    def __call__(self, task: Task, progress: Progress) -> bytes:
-        records = UnitRecords(task.unit.ranges, self.sources, self.decisions.settings, first=task.first)
-        hashes = hash_texts(texts for texts, _batch in records.batches())
-        self.output.write(hashes_name(task.unit.number), hashes)
-        ranges = [dataclasses.asdict(done) for done in records.ranges]
-        content = seal({"ranges": ranges, "hashes": blake3(hashes).hexdigest()})
-        self.output.write(hash_receipt_name(task.unit.number), content)
-        return content
+def hash_unit(output: Output, decisions: Decisions, task: Task, _progress: Progress) -> bytes:
+    """Hash the documents of a unit, and keep that in the output; the receipt that stands before the hashes."""
+    ranges: list[RangeReceipt] = []
+    batches = read_texts(task.unit.ranges, decisions.settings, ranges, first=task.first)
+    hashes = hash_texts(texts for texts, _batch in batches)
+    content = encode_hashes(task.unit.number, ranges, hashes)
+    output.write(hashes_name(task.unit.number), content)
+    return content.partition(b"\n")[0]
 
 
 def run_all(
-    work: Work, units: Sequence[Unit], engine: Engine, ranges: dict[int, list[RangeReceipt]], progress: Progress
-) -> Iterator[tuple[Task, bytes]]:
-    """Do the units that have no `ranges` yet; yields each that was done, and the caller adds its ranges.
+    work: Work, units: Sequence[Unit], engine: Engine, receipts: dict[int, Receipt], progress: Progress
+) -> None:
+    """Do the units that have no receipt yet, and add theirs.
 
     A byte range that begins inside a JSON array begins at the first thing that looks like a record (see
     `pipeline.readers.json_array`). A range at a source's beginning is always right, and one that begins where a right one
     ended is right. So the units are followed from the front: one that began elsewhere, or that failed having guessed its
     beginning, is done again from its true beginning. Raises `InputError`.
     """
-    tasks = deque(Task(unit=unit) for unit in units if unit.number not in ranges)
+    tasks = deque(Task(unit=unit) for unit in units if unit.number not in receipts)
     failed: dict[int, tuple[Task, InputError]] = {}
     front, expected = 0, 0  # the first unit that isn't known to be right, and where its first record begins
-    redone = -1
+    again: Task | None = None
     with contextlib.closing(engine.run(work, tasks, progress)) as ended:
         while True:
-            while front < len(units) and (units[front].number in ranges or front in failed):
+            while front < len(units) and (front in receipts or front in failed):
                 unit = units[front]
-                first = _true_first(unit, work.sources, expected)
+                right = Task(unit=unit, first=expected if _may_guess(unit) else None)
                 if front in failed:
                     task, error = failed.pop(front)
-                    if first is None or task.first == first:
+                    if task == right:
                         raise error
-                elif first is None or ranges[front][0].first == (first if first < unit.ranges[0].stop else None):
-                    expected = _next_first(unit, ranges[front], work.sources, expected)
+                elif right.first is None or receipts[front].ranges[0].first == _first_in(unit.ranges[0], expected):
+                    expected = _next_first(unit, receipts[front].ranges, expected)
                     front += 1
                     continue
-                elif redone == front:
-                    raise InputError(changed(work.sources[unit.ranges[0].source]))
+                elif again == right:
+                    raise InputError(changed(unit.ranges[0].source))
                 else:
-                    del ranges[front]
-                redone = front
-                tasks.appendleft(Task(unit=unit, first=first))
+                    del receipts[front]
+                again = right
+                tasks.appendleft(right)
             try:
                 task, result = next(ended)
             except StopIteration:
                 assert front == len(units)
                 return
             if isinstance(result, bytes):
-                yield task, result
-            elif _true_first(task.unit, work.sources, 0) is None:
-                raise result
-            else:
+                receipt = decode_receipt(result, task.unit.number)
+                assert receipt is not None
+                receipts[receipt.unit] = receipt
+            elif _may_guess(task.unit):
                 failed[task.unit.number] = (task, result)
+            else:
+                raise result
 
 
-def _true_first(unit: Unit, sources: Sequence[Source], expected: int) -> int | None:
-    """Where the first record of a unit that begins inside a source begins; None for a unit that doesn't."""
-    byte_range = unit.ranges[0]
-    return expected if sources[byte_range.source].is_splittable and not byte_range.is_first else None
+def _may_guess(unit: Unit) -> bool:
+    """Whether a unit begins inside a source."""
+    return unit.ranges[0].source.is_splittable and unit.ranges[0].start > 0
 
 
-def _next_first(unit: Unit, ranges: Sequence[RangeReceipt], sources: Sequence[Source], expected: int) -> int:
+def _first_in(byte_range: ByteRange, expected: int) -> int | None:
+    """The first record of a range, if the next one begins at `expected`."""
+    return expected if expected < byte_range.stop else None
+
+
+def _next_first(unit: Unit, ranges: Sequence[RangeReceipt], expected: int) -> int:
     """Where the next unit's first record begins, if it begins inside the same source."""
     for byte_range, done in zip(unit.ranges, ranges, strict=True):
-        source = sources[byte_range.source]
+        source = byte_range.source
         if not source.is_splittable:
             continue
-        if done.last is not None and (done.first is not None or byte_range.is_first):
+        if done.last is not None and (done.first is not None or byte_range.start == 0):
             expected = done.last
         if byte_range.stop == source.num_bytes:
             if expected != source.num_bytes:

@@ -56,19 +56,19 @@ class BuildSettings:
 
     def __post_init__(self) -> None:
         if not self.text_field:
-            raise InputError("--text-field: expected a field's name, found an empty string")
+            raise InputError("text_field: expected a field's name, found an empty string")
         if not 2 <= self.block_tokens <= _MAX_BLOCK_TOKENS:
-            raise InputError(f"--block-tokens: expected 2 to {_MAX_BLOCK_TOKENS:,} tokens, found {self.block_tokens:,}")
+            raise InputError(f"block_tokens: expected 2 to {_MAX_BLOCK_TOKENS:,} tokens, found {self.block_tokens:,}")
         if not 0 <= self.val_fraction < 1:
-            raise InputError(f"--val-fraction: expected 0 or more and less than 1, found {self.val_fraction}")
+            raise InputError(f"val_fraction: expected 0 or more and less than 1, found {self.val_fraction}")
         check_seed(self.seed)
         if self.unit_bytes < 0:
-            raise InputError(f"--unit-bytes: expected at least 1 byte, found {self.unit_bytes:,}")
+            raise InputError(f"unit_bytes: expected at least 1 byte, found {self.unit_bytes:,}")
         if not 1 <= self.max_record_bytes < 2**31:
-            raise InputError(f"--max-record-bytes: expected 1 to {2**31 - 1:,}, found {self.max_record_bytes:,}")
+            raise InputError(f"max_record_bytes: expected 1 to {2**31 - 1:,}, found {self.max_record_bytes:,}")
         for name, kind in typing.get_type_hints(type(self)).items():
             if typing.get_origin(kind) is Literal:
-                choice(option_name(name), getattr(self, name), typing.get_args(kind))
+                choice(name, getattr(self, name), typing.get_args(kind))
 
     @property
     def parses_special_tokens(self) -> bool:
@@ -77,8 +77,3 @@ class BuildSettings:
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-
-def option_name(field: str) -> str:
-    """`--block-tokens` for `block_tokens`."""
-    return f"--{field.replace('_', '-')}"

@@ -10,15 +10,16 @@ import dataclasses
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pipeline.readers.compression import COMPRESSIONS, STREAM_ERRORS, compression_of, damage, unpack, without_suffix
-from pipeline.readers.files import FileStatus, SourceFile, file_status, find_urls, in_parallel
+from pipeline.readers.compression import COMPRESSIONS, compression_of, unpack, without_suffix
+from pipeline.readers.files import FileStatus, SourceFile, file_status, find_urls, removed
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
-from shards.common.urls import is_url
+from shards.common.urls import in_parallel, is_url
 
 Format = Literal["json-lines", "json-array", "text", "parquet", "arrow", "arrow-stream"]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -79,14 +80,10 @@ class Source:
 class ByteRange:
     """A part of a source: `[start, stop)` in bytes, in row groups, or all of it (0, 1)."""
 
-    source: int
+    source: Source
     start: int
     stop: int
     num_bytes: int  # for the progress
-
-    @property
-    def is_first(self) -> bool:
-        return self.start == 0
 
 
 def find_sources(names: Sequence[str]) -> list[Source]:
@@ -95,22 +92,28 @@ def find_sources(names: Sequence[str]) -> list[Source]:
     Raises `InputError` for the first that is missing, empty, of an unknown kind, or visibly incomplete.
     """
     sources = [source for name in names for source in _find(name)]
-    seen: set[str] = set()
-    for source in sources:
-        if source.path in seen:
-            raise InputError(f"{source.path}: given twice; its documents would be in the set twice")
-        seen.add(source.path)
+    for path, number in Counter(source.path for source in sources).items():
+        if number > 1:
+            raise InputError(f"{path}: given twice; its documents would be in the set twice")
     return sources
 
 
-def check_unchanged(source: Source) -> None:
-    """Raise `InputError` if the file is gone, or another one than when it was found."""
-    if _PINNED.match(source.path):
-        return
+def check_unchanged(sources: Iterable[Source]) -> None:
+    """Raise `InputError` if a file is gone, or another one than when it was found."""
+    at_urls = []
+    for source in sources:
+        if not is_url(source.path):
+            _check_unchanged(source)
+        elif not _PINNED.match(source.path):
+            at_urls.append(source)
+    in_parallel(_check_unchanged, at_urls)
+
+
+def _check_unchanged(source: Source) -> None:
     try:
         status = file_status(source.path)
     except FileNotFoundError:
-        raise InputError(_removed(source)) from None
+        raise removed(source.path) from None
     if status != FileStatus(source.num_bytes, source.modified_ns, source.version):
         raise InputError(changed(source))
 
@@ -118,20 +121,6 @@ def check_unchanged(source: Source) -> None:
 def changed(source: Source) -> str:
     """What to say of a source that isn't what it was when it was found."""
     return f"{source.path}: the file was changed while it was read; build again with --force when it is complete"
-
-
-def removed(sources: Iterable[Source]) -> str | None:
-    """What to say of the first source that isn't there any more; None if all are."""
-    for source in sources:
-        try:
-            file_status(source.path)
-        except FileNotFoundError:
-            return _removed(source)
-    return None
-
-
-def _removed(source: Source) -> str:
-    return f"{source.path}: was removed while it was read; put it back, then the same command goes on"
 
 
 def _find(name: str) -> list[Source]:
@@ -186,7 +175,6 @@ def look_at(path_name: str, name: str) -> Source:
     """The file `path_name` as a source called `name`."""
     if any("\ud800" <= character <= "\udfff" for character in path_name):  # bytes of the name that weren't decoded
         raise InputError(f"{path_name}: the name isn't UTF-8; rename it, or set LC_ALL=C.UTF-8 if it is")
-    compression = ""
     try:
         status = file_status(path_name)
         with SourceFile(path_name, reads_ahead=False) as file:
@@ -198,9 +186,8 @@ def look_at(path_name: str, name: str) -> Source:
                 head = unpack(file, compression, path_name).read(_HEAD_BYTES) or b""
     except FileNotFoundError:
         raise _missing(path_name) from None
-    except STREAM_ERRORS as error:
-        reason = getattr(error, "strerror", None) or error
-        raise damage(path_name, compression, error) or InputError(f"{path_name}: {reason}") from None
+    except OSError as error:
+        raise InputError(f"{path_name}: {error.strerror or error}") from None
     if not head and not path_name.endswith(".txt"):
         raise InputError(f"{path_name}: the file is empty; expected records")
     file_format = _detect_format(path_name, head)

@@ -14,21 +14,21 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, canonical_tokenizer_json, qwen2_tokenizer_directory
+from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, canonical_tokenizer_json, qwen2_tokenizer_json
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
-from shards.share.hub import HubReference, is_reference, parse_reference, resolve, small_file
-from shards.share.hub_errors import NoSuchFile
+from shards.share.hub import HubReference, is_reference, parse_reference, small_files
 from shards.tokenizer_files import (
     TOKENIZER_CONFIG_JSON,
     TOKENIZER_JSON,
     TokenizerFiles,
+    load_tokenizer,
     make_tokenizer_files,
     read_tokenizer_files,
 )
@@ -54,7 +54,7 @@ PROBE_TEXTS = (
 
 
 def load_tokenizer_files(name: str) -> TokenizerFiles:
-    """The tokenizer called `name`: `qwen2`, a directory with a `tokenizer.json`, such a file, or one of a hub.
+    """The tokenizer called `name`: `qwen2`, a directory with a `tokenizer.json`, such a file, a shard set, or one of a hub.
 
     `hf:ORG/NAME` and `ms:ORG/NAME` (then `@REVISION`) are fetched once. They are called `ORG/NAME` in the manifest,
     whatever hub they come from; Qwen2's own is recognised and is `qwen2`, so its sets are the same byte for byte.
@@ -64,25 +64,18 @@ def load_tokenizer_files(name: str) -> TokenizerFiles:
     path = Path(name)
     if not path.exists():
         if name == "qwen2":
-            return read_tokenizer_files("qwen2", qwen2_tokenizer_directory() / TOKENIZER_JSON)
+            return _qwen2_files(qwen2_tokenizer_json())
         if is_reference(name):
             return _hub_tokenizer(parse_reference(name))
-    if path.is_dir():
-        path = path / TOKENIZER_JSON
-    if not path.is_file():
-        found = f"no {TOKENIZER_JSON} in it" if Path(name).exists() else "no such file or directory"
         raise InputError(
             f"tokenizer {printable(name)!r}: expected qwen2, a directory with a {TOKENIZER_JSON}, such a file, "
-            f"hf:ORG/NAME or ms:ORG/NAME; {found}{_nearest_tokenizer(name)}"
+            f"hf:ORG/NAME or ms:ORG/NAME; no such file or directory{_nearest_tokenizer(name)}"
         )
-    directory = path.resolve().parent
-    return read_tokenizer_files(directory.name, path)
+    return load_tokenizer(path)
 
 
 def _nearest_tokenizer(name: str) -> str:
     """A suggestion: `qwen2`, a name beside the one given, or the prefix of a hub."""
-    if Path(name).exists():
-        return ""
     beside = Path(name).parent
     siblings = [str(beside / entry) for entry in os.listdir(beside)] if beside.is_dir() else []
     hint = nearest(name, ["qwen2", *siblings])
@@ -93,28 +86,17 @@ def _nearest_tokenizer(name: str) -> str:
 
 def _hub_tokenizer(reference: HubReference) -> TokenizerFiles:
     """A tokenizer from a hub, or its cache."""
-    pinned = resolve(reference, prefer_cache=True)
-    path = small_file(pinned, TOKENIZER_JSON)
-    try:
-        config_path = small_file(pinned, TOKENIZER_CONFIG_JSON)
-    except NoSuchFile:
-        config_path = None
-    files = read_tokenizer_files(reference.repository, path, config_path, where=str(reference))
+    directory = small_files(reference, TOKENIZER_JSON, TOKENIZER_CONFIG_JSON)
+    files = read_tokenizer_files(reference.repository, directory / TOKENIZER_JSON, where=str(reference))
     if files.entry.eos_token == EOS_TOKEN:
         canonical = canonical_tokenizer_json(orjson.loads(files.tokenizer_json))
         if canonical is not None:
-            return make_tokenizer_files("qwen2", orjson.loads(canonical), TOKENIZER_CONFIG, where="qwen2")
+            return _qwen2_files(canonical)
     return files
 
 
-class Encoder(Protocol):
-    """Turns texts into ids."""
-
-    is_reference: bool
-
-    def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
-        """All ids, shape `(n,)`, and offsets, shape `(len(texts) + 1,)`: text i has ids[offsets[i]:offsets[i+1]]."""
-        ...
+def _qwen2_files(tokenizer_json: bytes) -> TokenizerFiles:
+    return make_tokenizer_files("qwen2", orjson.loads(tokenizer_json), TOKENIZER_CONFIG, where="qwen2")
 
 
 @contextlib.contextmanager
@@ -144,7 +126,6 @@ class FastEncoder:
     """
 
     name = "fastokens"
-    is_reference = False
 
     def __init__(self, tokenizer_json: bytes, *, parse_special: bool = False) -> None:
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
@@ -162,10 +143,17 @@ class FastEncoder:
         self.parse_special = parse_special
 
     def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
-        normalized = self.normalized(texts)
+        """All ids, shape `(n,)`, and offsets, shape `(len(texts) + 1,)`: text i has ids[offsets[i]:offsets[i+1]]."""
+        return self._encode(self.normalized(texts), parse_special=self.parse_special)
+
+    def encode_one_parsed(self, text: str) -> Ids:
+        """The ids of one normalized text, special-token strings in it taken as special tokens."""
+        return self._encode([text], parse_special=True)[0]
+
+    def _encode(self, texts: list[str], *, parse_special: bool) -> tuple[Ids, Offsets]:
         with _encoding():
             ids, offsets = self._tokenizer.encode_batch_flat(
-                normalized, add_special_tokens=False, split_special_tokens=not self.parse_special
+                texts, add_special_tokens=False, split_special_tokens=not parse_special
             )
         return np.frombuffer(ids, "<u4"), np.frombuffer(offsets, "<u8")
 
@@ -179,18 +167,11 @@ class FastEncoder:
             return texts
         return [text if self.is_normalized(text) else self._nfc.normalize_str(text) for text in texts]
 
-    def encode_one_parsed(self, text: str) -> Ids:
-        """The ids of one normalized text, special-token strings in it taken as special tokens."""
-        with _encoding():
-            ids, _ = self._tokenizer.encode_batch_flat([text], add_special_tokens=False, split_special_tokens=False)
-        return np.frombuffer(ids, "<u4")
-
 
 class ReferenceEncoder:
     """Hugging Face tokenizers: the definition of what is right."""
 
     name = "tokenizers"
-    is_reference = True
 
     def __init__(self, tokenizer_json: bytes, *, parse_special: bool = False) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -202,6 +183,7 @@ class ReferenceEncoder:
         self._tokenizer.no_padding()
 
     def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
+        """As `FastEncoder.encode`."""
         with _encoding():
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         lists = [encoding.ids for encoding in encodings]
@@ -211,10 +193,13 @@ class ReferenceEncoder:
         return ids, offsets
 
 
+Encoder = FastEncoder | ReferenceEncoder
+
+
 @functools.lru_cache(maxsize=4)
 def load_encoder(name: str, tokenizer_json: bytes, *, parse_special: bool = False) -> Encoder:
     """The encoder called `fastokens` or `tokenizers`. Loaded once: a forked worker has its parent's at once."""
-    encoder: type[FastEncoder | ReferenceEncoder] = FastEncoder if name == FastEncoder.name else ReferenceEncoder
+    encoder: type[Encoder] = FastEncoder if name == FastEncoder.name else ReferenceEncoder
     return encoder(tokenizer_json, parse_special=parse_special)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.plan import num_parts
+from pipeline.plan import plan_units
 from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, tokenizer_json
 from pipeline.settings import BuildSettings
-from pipeline.sources import ByteRange, Source, find_sources
-from pipeline.worker import UnitRecords
+from pipeline.sources import find_sources
+from pipeline.worker import read_texts
 from shards.common.errors import InputError
 from shards.common.files import write_atomically
 from shards.tokenizer_files import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON
@@ -24,11 +25,12 @@ def train_tokenizer(source_names: Sequence[str], out: Path, *, vocab_size: int, 
     The result has fewer entries than `vocab_size` if the corpus has too few pairs to merge. Raises `InputError`.
     """
     if not SMALLEST_VOCABULARY <= vocab_size <= 2**24:
-        raise InputError(f"--vocab-size: expected {SMALLEST_VOCABULARY} to {2**24:,} entries, found {vocab_size:,}")
+        raise InputError(f"vocab_size: expected {SMALLEST_VOCABULARY} to {2**24:,} entries, found {vocab_size:,}")
     from tokenizers import Tokenizer, pre_tokenizers, trainers
 
     sources = find_sources(source_names)
-    settings = BuildSettings(text_field=text_field)
+    ranges = [byte_range for unit in plan_units(sources, sys.maxsize) for byte_range in unit.ranges]
+    batches = read_texts(ranges, BuildSettings(text_field=text_field), [])
     untrained = tokenizer_json(vocabulary={}, merges=[], special_tokens=())
     tokenizer = Tokenizer.from_str(json.dumps(untrained))
     trainer = trainers.BpeTrainer(
@@ -37,7 +39,7 @@ def train_tokenizer(source_names: Sequence[str], out: Path, *, vocab_size: int, 
         show_progress=False,
         special_tokens=[],
     )
-    tokenizer.train_from_iterator(_texts(sources, settings), trainer)
+    tokenizer.train_from_iterator((texts for texts, _batch in batches), trainer)
     model = json.loads(tokenizer.to_str())["model"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     content = tokenizer_json(vocabulary=model["vocab"], merges=merges, special_tokens=(EOS_TOKEN,))
@@ -49,10 +51,3 @@ def train_tokenizer(source_names: Sequence[str], out: Path, *, vocab_size: int, 
     write_atomically(out / TOKENIZER_CONFIG_JSON, json.dumps(config, indent=2).encode())
     write_atomically(out / TOKENIZER_JSON, json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode())
     return len(model["vocab"]) + 1
-
-
-def _texts(sources: Sequence[Source], settings: BuildSettings) -> Iterator[list[str]]:
-    for number, source in enumerate(sources):
-        whole = ByteRange(source=number, start=0, stop=num_parts(source), num_bytes=source.num_bytes)
-        for texts, _batch in UnitRecords([whole], sources, settings).batches():
-            yield texts

@@ -13,12 +13,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from blake3 import blake3
 
 from pipeline.encode import DocumentEncoder, load_document_encoder
 from pipeline.fields import TextOf
@@ -30,6 +29,7 @@ from pipeline.settings import BuildSettings
 from pipeline.sources import ByteRange, Source
 from pipeline.tokenizers import ReferenceEncoder, load_encoder
 from shards.common.errors import InputError
+from shards.common.files import file_digest
 from shards.layout import SPLITS, SplitName
 from shards.packing import PACKERS, Ids, Lengths, Packer
 from shards.reader import read_shard_index
@@ -42,14 +42,13 @@ REJECTED_PART = "rejected"  # in the scratch directory, if any record was reject
 _REJECTED_CONTENT_BYTES = 1 << 16
 # A longer document is not compared with the reference, which takes some 200 bytes of memory a character.
 _MAX_CHECKED_CHARS = 1 << 20
-_NUM_FIRST_CHECKED, _MAX_FIRST_CHARS = 100, 1 << 17  # of the first documents, in a build
+_MAX_FIRST_CHARS = 1 << 16  # of the first documents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decisions:
     """What every worker of a build knows."""
 
-    sources: tuple[Source, ...]
     settings: BuildSettings
     encoder: str
     tokenizer_json: bytes
@@ -63,7 +62,7 @@ class Decisions:
         return load_document_encoder(self.encoder, self.tokenizer_json, self.eos_id, parse_special=parses)
 
 
-class RejectedLog(contextlib.ExitStack):
+class RejectedLog:
     """The records of a unit that can't be used: counted by kind and, with a `path`, written down in their order.
 
     A line there has the number of its byte range in the unit, and lines are counted from the beginning of that: so it is
@@ -71,112 +70,82 @@ class RejectedLog(contextlib.ExitStack):
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        super().__init__()
         self.counts: Counter[str] = Counter()
-        self.digest = ""  # of what was written, if anything
-        self._path, self._hash = path, blake3()
-        self._file: BinaryIO | None = None
+        self._path = path
         self._pending: list[BadRecord] = []
-        self._lines: LineCounter | None = None  # of one source at a time: many may share the unit
-        self.callback(self._close_lines)
-
-    def begin(self, number: int, source: Source, byte_range: ByteRange) -> None:
-        """What is noted from here on is in this byte range of the unit."""
-        self._number, self._source = number, source
-        self._start = byte_range.start if source.is_splittable else 0
-        self._close_lines()
-
-    def _close_lines(self) -> None:
-        if self._lines is not None:
-            self._lines.close()
-        self._lines = None
 
     def note(self, error: BadRecord) -> None:
         """Note a record and go on. A file that ends inside a record is not what it should be, which is never skipped."""
         if isinstance(error, Incomplete):
             raise error
         self.counts[error.kind] += 1
-        self._pending.append(error)
+        self._pending.append(error.with_traceback(None))  # whose frames would be kept
 
-    def flush(self) -> None:
-        """Write down what was noted: lines are counted from front to back."""
+    def flush(self, number: int, source: Source, lines: LineCounter) -> None:
+        """Write down what was noted in byte range `number` of the unit: lines are counted from front to back."""
         pending, self._pending = sorted(self._pending, key=lambda error: error.offset), []
         if not pending or self._path is None:
             return
-        self._file = self._file or self.enter_context(self._path.open("wb"))
-        for error in pending:
-            entry: dict[str, Any] = {"range": self._number, "source": self._source.name, "reason": error.reason}
-            if self._source.is_stream:
-                if self._lines is None:
-                    self._lines = LineCounter(self._source, start=self._start)
-                entry |= {"line": self._lines.line(error.offset), "byte": error.offset}
-            else:
-                entry |= {"row": error.offset}
-            entry["record"] = error.content[:_REJECTED_CONTENT_BYTES].decode("utf-8", "backslashreplace")
-            line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-            self._file.write(line)
-            self._hash.update(line)
-        self.digest = self._hash.hexdigest()
+        with self._path.open("ab") as file:
+            for error in pending:
+                entry: dict[str, Any] = {"range": number, "source": source.name, "reason": error.reason}
+                if source.is_stream:
+                    entry |= {"line": lines.line(error.offset), "byte": error.offset}
+                else:
+                    entry |= {"row": error.offset}
+                entry["record"] = error.content[:_REJECTED_CONTENT_BYTES].decode("utf-8", "backslashreplace")
+                file.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
 
-class UnitRecords:
-    """The texts of a unit's records, byte range after byte range; then what was read of each."""
-
-    def __init__(
-        self,
-        ranges: Sequence[ByteRange],
-        sources: Sequence[Source],
-        settings: BuildSettings,
-        *,
-        first: int | None = None,
-        rejected: RejectedLog | None = None,
-    ) -> None:
-        """`first` is the offset of the first record where that is known."""
-        self._ranges, self._sources, self._settings, self._first = ranges, sources, settings, first
-        self._text_of = TextOf(settings.text_field, settings.template)
-        self._rejected = rejected or RejectedLog()
-        self.ranges: list[RangeReceipt] = []
-
-    def batches(self) -> Iterator[tuple[list[str], Batch]]:
-        """The texts of a batch of records, bad ones left out. Raises `InputError`."""
-        settings, rejected = self._settings, self._rejected
-        skips = settings.on_bad_record == "skip"
-        options = ReadOptions(
-            on_bad=rejected.note if skips else raise_bad,
-            max_record_bytes=settings.max_record_bytes,
-            document_separator=settings.document_separator,
-            columns=self._text_of.columns,
-            counts_lines=skips,
-        )
-        for number, byte_range in enumerate(self._ranges):
-            source = self._sources[byte_range.source]
-            reader = open_range(source, byte_range, options, first=None if number else self._first)
-            rejected.begin(number, source, byte_range)
-            num_rejected, num_good = rejected.counts.total(), 0
+def read_texts(
+    ranges: Sequence[ByteRange],
+    settings: BuildSettings,
+    receipts: list[RangeReceipt],
+    *,
+    first: int | None = None,
+    rejected: RejectedLog | None = None,
+) -> Iterator[tuple[list[str], Batch]]:
+    """The texts of each batch of records, bad ones left out, and the batch; byte range after byte range, whose receipts are
+    added to `receipts`. `first` is the offset of the first record where that is known. Raises `InputError`."""
+    rejected = rejected or RejectedLog()
+    text_of = TextOf(settings.text_field, settings.template)
+    skips = settings.on_bad_record == "skip"
+    options = ReadOptions(
+        on_bad=rejected.note if skips else raise_bad,
+        max_record_bytes=settings.max_record_bytes,
+        document_separator=settings.document_separator,
+        columns=text_of.columns,
+        counts_lines=skips,
+    )
+    for number, byte_range in enumerate(ranges):
+        source = byte_range.source
+        reader = open_range(byte_range, options, first=None if number else first)
+        num_records = -rejected.counts.total()
+        with contextlib.closing(LineCounter(source, byte_range.start if source.is_splittable else 0)) as lines:
             try:
                 for batch in reader:
-                    texts = self._text_of.texts(batch, options)
-                    num_good += len(texts)
-                    rejected.flush()
+                    texts = text_of.texts(batch, options)
+                    num_records += len(texts)
+                    rejected.flush(number, source, lines)
                     yield texts, batch
-                rejected.flush()
+                rejected.flush(number, source, lines)
             except BadRecord as error:
                 raise locate(source, error) from None
-            self.ranges.append(
-                RangeReceipt(
-                    first=reader.first,
-                    last=reader.last,
-                    digest=reader.digest,
-                    num_records=num_good + rejected.counts.total() - num_rejected,
-                    num_newlines=reader.num_newlines,
-                )
+        receipts.append(
+            RangeReceipt(
+                first=reader.first,
+                last=reader.last,
+                digest=reader.digest,
+                num_records=num_records + rejected.counts.total(),
+                num_newlines=reader.num_newlines,
             )
+        )
 
 
-def range_digest(source: Source, byte_range: ByteRange, settings: BuildSettings) -> str:
+def range_digest(byte_range: ByteRange, settings: BuildSettings) -> str:
     """The digest that reading a byte range would give (`RangeReceipt.digest`)."""
     columns = TextOf(settings.text_field, settings.template).columns
-    return open_range(source, byte_range, ReadOptions(on_bad=raise_bad, columns=columns)).compute_digest()
+    return open_range(byte_range, ReadOptions(on_bad=raise_bad, columns=columns)).compute_digest()
 
 
 def process_unit(
@@ -195,16 +164,15 @@ def process_unit(
     settings = decisions.settings
     encoder = decisions.document_encoder()
     check = _ReferenceCheck(decisions, unit, encoder)
-    num_empty = num_duplicates = num_seen = 0
+    rejected = RejectedLog(scratch / REJECTED_PART)
+    ranges: list[RangeReceipt] = []
+    num_empty = num_duplicates = num_seen = num_rejected = 0
     with contextlib.ExitStack() as stack:
-        rejected = stack.enter_context(RejectedLog(scratch / REJECTED_PART))
-        records = UnitRecords(unit.ranges, decisions.sources, settings, first=first, rejected=rejected)
         packers: dict[SplitName, Packer] = {}
         for name in SPLITS:
             writer = ShardWriter(scratch, name, unit.number, block_tokens=settings.block_tokens)
             packers[name] = PACKERS[settings.packing](stack.enter_context(writer), decisions.eos_id)
-        num_rejected = 0
-        for texts, batch in records.batches():
+        for texts, batch in read_texts(unit.ranges, settings, ranges, first=first, rejected=rejected):
             num_rejected, num_rejected_before = rejected.counts.total(), num_rejected
             if not all(texts):
                 documents = [text for text in texts if text]
@@ -222,7 +190,7 @@ def process_unit(
     lengths = np.concatenate([np.empty(0, np.int64), *(index.document_lengths - 1 for index in indexes)])  # without EOS
     return Receipt(
         unit=unit.number,
-        ranges=records.ranges,
+        ranges=ranges,
         shards=shards,
         num_empty=num_empty,
         num_duplicates=num_duplicates,
@@ -230,47 +198,43 @@ def process_unit(
         num_short_documents=int((lengths < settings.block_tokens).sum()),
         num_remainder_tokens=int((lengths % settings.block_tokens).sum()),
         rejected=dict(sorted(rejected.counts.items())),
-        rejected_digest=rejected.digest,
+        rejected_digest=file_digest(scratch / REJECTED_PART) if rejected.counts else "",
     )
 
 
 class _ReferenceCheck:
-    """Encodes a sample of the documents by the reference tokenizer too; one difference ends the build."""
+    """Encodes a sample of a unit's documents by the reference tokenizer too; one difference ends the build.
+
+    The sample is one document in `check_every`, and the first ones: 64 Ki characters of the first unit, as many of all
+    the others together.
+    """
 
     def __init__(self, decisions: Decisions, unit: Unit, encoder: DocumentEncoder) -> None:
-        self._every, self._decisions = decisions.check_every, decisions
-        if encoder.encoder.is_reference:
-            self._every = 0
-        # The first documents of each unit, 100 in all (and 100 of the first unit alone), then one in so many.
-        share = 1 if unit.number == 0 else decisions.num_units
-        self._num_first, self._first_chars = max(4, -(-_NUM_FIRST_CHECKED // share)), _MAX_FIRST_CHARS // share
-        self._seen = 0
-        self.num_checked = 0
+        self._decisions = decisions
+        self._every = 0 if isinstance(encoder.encoder, ReferenceEncoder) else decisions.check_every
+        self._first_chars = _MAX_FIRST_CHARS // (decisions.num_units if unit.number else 1)
+        self._num_seen = self.num_checked = 0
 
     def sample(self, texts: list[str], ids: Ids, ends: Lengths) -> None:
         """`ids` are the encoded texts, EOS included, the last token of each before its position in `ends`."""
         if not self._every:
             return
-        num_first = max(0, min(len(texts), self._num_first - self._seen))
-        others = range(-self._seen % self._every, len(texts), self._every)
-        numbers = []
-        for number in range(num_first):
-            if self._first_chars > 0:
-                numbers.append(number)
-                self._first_chars -= len(texts[number])
-        numbers += [number for number in others if number >= num_first]
-        self._seen += len(texts)
-        numbers = [number for number in numbers if len(texts[number]) <= _MAX_CHECKED_CHARS]
-        if not numbers:
+        numbers = set(range(-self._num_seen % self._every, len(texts), self._every))
+        self._num_seen += len(texts)
+        for number, text in enumerate(texts):
+            if self._first_chars <= 0:
+                break
+            self._first_chars -= len(text)
+            numbers.add(number)
+        checked = [number for number in sorted(numbers) if len(texts[number]) <= _MAX_CHECKED_CHARS]
+        if not checked:
             return
-        self.num_checked += len(numbers)
+        self.num_checked += len(checked)
         parses = self._decisions.settings.parses_special_tokens
         reference = load_encoder(ReferenceEncoder.name, self._decisions.tokenizer_json, parse_special=parses)
-        expected, offsets = reference.encode([texts[number] for number in numbers])
-        bounds = offsets.tolist()
-        for place, number in enumerate(numbers):
+        expected, offsets = reference.encode([texts[number] for number in checked])
+        for number, right in zip(checked, np.split(expected, offsets[1:-1].astype(np.int64)), strict=True):
             found = ids[ends[number - 1] if number else 0 : ends[number] - 1]
-            right = expected[bounds[place] : bounds[place + 1]]
             if not np.array_equal(found, right):
                 raise InputError(_difference(texts[number], found, right))
 
@@ -282,7 +246,7 @@ def _difference(text: str, found: Any, expected: Any) -> str:
     return (
         f"the fast encoder differs from the reference tokenizer at token {place:,} of this text "
         f"(found {found[place : place + 3].tolist()}, expected {expected[place : place + 3].tolist()}); "
-        f"please report it, and build with --encoder tokenizers: {text[:2000]!r}"
+        f"please report it, and build with the encoder `tokenizers`: {text[:2000]!r}"
     )
 
 
@@ -294,13 +258,14 @@ def _add_documents(
     check: _ReferenceCheck,
 ) -> int:
     """Tokenize `texts`, close each with EOS and hand them to the split that each belongs to."""
-    ids, counts, contents, num_bytes, num_chars = encoder.encode(texts)
+    ids, counts, contents, num_chars = encoder.encode(texts)
     ends = np.cumsum(counts)
+    num_bytes = np.fromiter(map(len, contents), np.int64, len(texts))
     check.sample(texts, ids, ends)
     hashes = np.fromiter(
         map(xxhash.xxh3_64_intdigest, contents, itertools.repeat(settings.seed)), np.uint64, len(texts)
     )
-    is_val = hashes < np.uint64(val_threshold(settings.val_fraction))
+    is_val = hashes < np.uint64(settings.val_fraction * 2.0**64)
     num_val_chars = sum(map(len, itertools.compress(texts, is_val.tolist())))
     choices: tuple[tuple[SplitName, npt.NDArray[np.bool_], int], ...] = (
         ("train", ~is_val, num_chars - num_val_chars),
@@ -323,8 +288,3 @@ def _chosen_tokens(ids: Ids, ends: Lengths, chosen: npt.NDArray[np.bool_]) -> Id
     bounds = np.concatenate([[0], ends])[changes].tolist()
     runs = list(map(ids.__getitem__, map(slice, bounds[::2], bounds[1::2])))
     return runs[0] if len(runs) == 1 else np.concatenate(runs)
-
-
-def val_threshold(val_fraction: float) -> int:
-    """Texts whose 64-bit hash is below this are held out."""
-    return int(val_fraction * 2.0**64)

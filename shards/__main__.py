@@ -10,6 +10,9 @@ from shards.common.command_line import Parser, progress_bar, run_command, say
 from shards.common.errors import InputError
 from shards.common.text import plural, printable
 from shards.layout import SPLITS
+from shards.order import DEFAULT_SEED, check_seed
+
+_URL_HELP = "the set: hf://datasets/USER/NAME[/FOLDER], ms://datasets/USER/NAME[/FOLDER], s3://, oss://, gs://, …"
 
 
 def main(arguments: list[str]) -> int:
@@ -41,13 +44,40 @@ def make_parser() -> Parser:
     cat.add_argument("--tokens", action="store_true", help="show ids beside the pieces")
     cat.set_defaults(run=run_cat)
 
+    report = commands.add_parser("report", help="make a page (HTML) with charts, tables and excerpts of a shard set")
+    report.add_argument("directory", type=Path, metavar="DIR", help="the shard set")
+    report.add_argument("--out", type=Path, metavar="FILE", help="the page to write (DIR.html, beside the set)")
+    seed_help = f"of the excerpts, and of the sample of a large set ({DEFAULT_SEED})"
+    report.add_argument("--seed", type=int, default=DEFAULT_SEED, metavar="N", help=seed_help)
+    report.set_defaults(run=run_report)
+
     from shards.edit import command as edit
     from shards.exchange import command as exchange
-    from shards.report import command as report
-    from shards.share import command as share
 
-    for module in (report, edit, exchange, share):
+    for module in (edit, exchange):
         module.add_parsers(commands)
+
+    push = commands.add_parser(
+        "push",
+        help="copy a set to a hub or an object store",
+        description="Copy a shard set to a hub or an object store: verified before, its manifest put last.",
+        epilog="example: python -m shards push data/shards/wikipedia-zh hf://datasets/USER/wikipedia-zh",
+    )
+    push.add_argument("directory", type=Path, metavar="DIR", help="the shard set")
+    push.add_argument("url", metavar="URL", help=_URL_HELP)
+    push.add_argument("--force", action="store_true", help="replace another set that is there")
+    push.set_defaults(run=run_push)
+
+    pull = commands.add_parser(
+        "pull",
+        help="copy a set from a hub or an object store",
+        description="Copy a shard set from a hub or an object store, each file checked; a broken-off copy goes on.",
+        epilog="example: python -m shards pull hf://datasets/USER/wikipedia-zh --out data/shards/wikipedia-zh",
+    )
+    pull.add_argument("url", metavar="URL", help=_URL_HELP)
+    out_help = "where to (tokenize-once/FINGERPRINT in XDG_CACHE_HOME or ~/.cache)"
+    pull.add_argument("--out", type=Path, metavar="DIR", help=out_help)
+    pull.set_defaults(run=run_pull)
     return parser
 
 
@@ -89,6 +119,54 @@ def run_cat(options: argparse.Namespace) -> int:
         say(show_document(shard_set, options.split, options.document, with_ids=options.tokens))
     else:
         say(show_block(shard_set, options.split, options.block, with_ids=options.tokens))
+    return 0
+
+
+def run_report(options: argparse.Namespace) -> int:
+    from shards.common.files import write_atomically
+    from shards.reader import open_shard_set
+    from shards.report.document import check_out
+    from shards.report.page import PROGRAM, make_page
+    from shards.report.statistics import compute, summary
+    from shards.tokenizer_files import read_vocabulary
+
+    check_seed(options.seed)
+    shard_set = open_shard_set(options.directory)
+    named = options.directory if options.directory.name not in ("", "..") else options.directory.resolve()
+    out = options.out or named.parent / f"{named.name}.html"
+    if out.resolve().is_relative_to(options.directory.resolve()):
+        raise InputError(f"--out {out}: lies inside the shard set, where nothing may be added; choose a file beside it")
+    check_out(out, PROGRAM, "report")
+    with progress_bar(shard_set.manifest.total("num_blocks"), "reading the set", unit=" blocks") as progress:
+        statistics = compute(shard_set, seed=options.seed, progress=progress.update)
+    write_atomically(out, make_page(shard_set.manifest, statistics, read_vocabulary(shard_set.tokenizer_path)))
+    say(str(out), *summary(shard_set.manifest, statistics))
+    return 0
+
+
+def run_push(options: argparse.Namespace) -> int:
+    from shards.share.push import push
+
+    def notice(line: str) -> None:
+        print(printable(line), file=sys.stderr, flush=True)
+
+    changed = push(options.directory, options.url, force=options.force, notice=notice)
+    print(f"{printable(options.url)}: {'complete' if changed else 'up to date'}")
+    return 0
+
+
+def run_pull(options: argparse.Namespace) -> int:
+    from shards.share.pull import pull
+
+    with progress_bar(None, "copying") as bar:
+        path = pull(
+            options.url,
+            options.out,
+            notice=lambda line: bar.write(printable(line), file=sys.stderr),
+            progress=bar.update,
+            shows_bars=sys.stderr.isatty(),
+        )
+    print(path)
     return 0
 
 

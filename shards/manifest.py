@@ -298,13 +298,11 @@ def _check_shards(manifest: Manifest, where: str) -> None:
 
 def _check_other_files(manifest: Manifest, where: str) -> None:
     names = [file.name for file in manifest.other_files]
-    known = {f"{TOKENIZER_DIRECTORY}/{name}" for name in TOKENIZER_FILES} | (
-        {REJECTED_NAME} if manifest.rejected else set()
-    )
-    for file in manifest.other_files:
-        if file.name not in known:
-            raise InputError(f"{where}: other_files: {printable(file.name)!r} is not a file of a shard set")
-    expected = {f"{TOKENIZER_DIRECTORY}/tokenizer.json"} | ({REJECTED_NAME} if manifest.rejected else set())
+    expected = {f"{TOKENIZER_DIRECTORY}/tokenizer.json", *([REJECTED_NAME] if manifest.rejected else [])}
+    known = expected | {f"{TOKENIZER_DIRECTORY}/{name}" for name in TOKENIZER_FILES}
+    for name in names:
+        if name not in known:
+            raise InputError(f"{where}: other_files: {printable(name)!r} is not a file of a shard set")
     if missing := expected - set(names):
         raise InputError(f"{where}: other_files: {min(missing)} is not listed")
     if len(set(names)) != len(names):

@@ -26,7 +26,7 @@ from shards.order import PERIOD, RunOrder
 from shards.reader import ShardSet, Split, Tokens, open_shard_set
 
 MAX_WEIGHT = 10**12
-_WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>[0-9.]+(?:e-?[0-9]+)?)(?P<epochs>epochs?)?")
+_WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)(?P<epochs>epochs?)?")
 
 
 def open_data(spec: str, notice: Callable[[str], None] = lambda _line: None) -> Data:
@@ -83,6 +83,9 @@ class Mixture:
             part = self.sets[self.per_mille.index(0)]
             raise InputError(f"{part.path}: its share is below 1 in {PERIOD:,}; give it more weight, or leave it out")
         self.epoch_blocks = round(sum(amounts)) if are_epochs else sum(sizes)
+        first = self.sets[0]
+        self.block_tokens, self.vocab_size, self.eos_id = first.block_tokens, first.vocab_size, first.eos_id
+        self.tokenizer_path = first.tokenizer_path
         self._splits: dict[str, JoinedSplits] = {}
 
     @property
@@ -97,22 +100,6 @@ class Mixture:
         """BLAKE3 over the sets' fingerprints and shares, in their order."""
         parts = [[part.fingerprint, share] for part, share in zip(self.sets, self.per_mille, strict=True)]
         return blake3(canonical_json(parts)).hexdigest()
-
-    @property
-    def block_tokens(self) -> int:
-        return self.sets[0].block_tokens
-
-    @property
-    def vocab_size(self) -> int:
-        return self.sets[0].vocab_size
-
-    @property
-    def eos_id(self) -> int:
-        return self.sets[0].eos_id
-
-    @property
-    def tokenizer_path(self) -> Path:
-        return self.sets[0].tokenizer_path
 
     def __getitem__(self, name: str) -> JoinedSplits:
         if name not in self._splits:
@@ -169,10 +156,7 @@ def _parse(spec: str) -> tuple[list[str], list[float], bool]:
                 f"shards: expected PATH:WEIGHT for each set, found {printable(part)!r}; write wiki:0.7,books:0.3, or "
                 "wiki:1epochs,books:4epochs, or wiki,books"
             )
-        try:
-            weights.append(float(match["weight"]))
-        except ValueError:
-            raise InputError(f"shards: {printable(part)!r}: expected a number after the colon") from None
+        weights.append(float(match["weight"]))
         if not 0 < weights[-1] <= MAX_WEIGHT:
             raise InputError(f"shards: {printable(part)!r}: expected a weight above 0 and at most {MAX_WEIGHT:,}")
         paths.append(match["path"])

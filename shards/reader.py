@@ -30,7 +30,7 @@ from shards.common.errors import InputError
 from shards.common.files import regular_file_bytes
 from shards.common.text import nearest
 from shards.index import Index, index_bytes, read_index
-from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, MANIFEST_NAME, TOKENIZER_DIRECTORY, SplitName, bin_bytes
+from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, TOKENIZER_DIRECTORY, SplitName, bin_bytes
 from shards.manifest import Manifest, ShardEntry, read_manifest
 from shards.order import epoch_order
 
@@ -83,42 +83,18 @@ class ShardSet:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
+        self.description = str(path)
+        self.fingerprint = manifest.fingerprint
+        self.block_tokens = manifest.block_tokens
+        self.vocab_size = manifest.tokenizer.vocab_size  # every id in the set is below this
+        self.eos_id = manifest.tokenizer.eos_id
+        self.tokenizer_path = path / TOKENIZER_DIRECTORY
         self._splits: dict[str, Split] = {}
 
     @property
     def sets(self) -> list[ShardSet]:
         """This one alone, as a mixture has several."""
         return [self]
-
-    @property
-    def description(self) -> str:
-        return str(self.path)
-
-    @property
-    def fingerprint(self) -> str:
-        return self.manifest.fingerprint
-
-    @property
-    def block_tokens(self) -> int:
-        return self.manifest.block_tokens
-
-    @property
-    def vocab_size(self) -> int:
-        """Every id in the set is below this."""
-        return self.manifest.tokenizer.vocab_size
-
-    @property
-    def eos_id(self) -> int:
-        return self.manifest.tokenizer.eos_id
-
-    @property
-    def tokenizer_path(self) -> Path:
-        """The directory with the tokenizer's own files."""
-        return self.path / TOKENIZER_DIRECTORY
-
-    @property
-    def manifest_path(self) -> Path:
-        return self.path / MANIFEST_NAME
 
     def __reduce__(self) -> tuple[Callable[[str], ShardSet], tuple[str]]:
         """Pickled and copied by its path: nothing that is mapped is copied."""

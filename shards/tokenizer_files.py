@@ -1,7 +1,8 @@
-"""The files of a tokenizer: read, checked, brought to one form, with what a manifest records of them.
+"""The files of a tokenizer: read, checked, brought to one form, with what a manifest records of them; and ids as text.
 
 No tokenizer library is needed: a set of ids from elsewhere has the same entry, and the same `tokenizer.json` byte for byte,
-as one that was built with that tokenizer.
+as one that was built with that tokenizer. Of ids back to text there is what looking at shards needs: byte-level BPE
+(GPT-2's table of bytes as visible characters) and, for other kinds, the vocabulary's own strings.
 """
 
 from __future__ import annotations
@@ -9,18 +10,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import orjson
-from blake3 import blake3
 
 from shards.common.errors import InputError
+from shards.common.files import check_digest, regular_file_bytes, write_atomically
 from shards.common.text import printable
-from shards.layout import MANIFEST_NAME, TOKENIZER_DIRECTORY
+from shards.layout import MANIFEST_NAME, TOKENIZER_DIRECTORY, TOKENIZER_FILES
 from shards.manifest import Manifest, TokenizerEntry, read_manifest
-from shards.vocabulary import Vocabulary, tokenizer_contents
 
 TOKENIZER_JSON: Final = "tokenizer.json"
 TOKENIZER_CONFIG_JSON: Final = "tokenizer_config.json"
@@ -28,6 +33,7 @@ KNOWN_EOS_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]"
 
 MAX_VOCAB_SIZE = 2**24
 MAX_ADDED_TOKENS = 2**16
+_BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,14 +56,12 @@ class TokenizerFiles:
         return Vocabulary(self.tokenizer_json, TOKENIZER_JSON)
 
 
-def read_tokenizer_files(name: str, path: Path, config_path: Path | None = None, *, where: str = "") -> TokenizerFiles:
-    """The tokenizer in the file `path`, a `tokenizer.json`; the configuration beside it, or `config_path`, may name EOS.
+def read_tokenizer_files(name: str, path: Path, *, where: str = "") -> TokenizerFiles:
+    """The tokenizer in the file `path`, a `tokenizer.json`; the configuration beside it may name EOS.
 
     `where` is what errors call it. Raises `InputError`.
     """
-    where = where or str(path)
-    if config_path is None:
-        config_path = path.with_name(TOKENIZER_CONFIG_JSON)
+    where, config_path = where or str(path), path.with_name(TOKENIZER_CONFIG_JSON)
     try:
         content = orjson.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -89,20 +93,14 @@ def load_tokenizer(path: Path) -> TokenizerFiles:
 
 def tokenizer_of_set(path: Path, manifest: Manifest) -> TokenizerFiles:
     """The tokenizer of the shard set at `path`. Raises `InputError` if a file isn't as the manifest says."""
-    found, contents = tokenizer_contents(path / TOKENIZER_DIRECTORY), {}
+    contents = {}
     for entry in manifest.other_files:
         directory, _, name = entry.name.rpartition("/")
-        if directory != TOKENIZER_DIRECTORY:
-            continue
-        if name not in found:
-            raise InputError(f"{path / entry.name}: no such file; build the set again")
-        digest = blake3(found[name]).hexdigest()
-        if digest != entry.digest:
-            raise InputError(
-                f"{path / entry.name}: expected digest {entry.digest}, found {digest}; the file was changed, build the "
-                "set again"
-            )
-        contents[name] = found[name]
+        if directory == TOKENIZER_DIRECTORY:
+            file, content = path / entry.name, io.BytesIO()
+            regular_file_bytes(file)
+            check_digest(file, entry.digest, write=content.write)
+            contents[name] = content.getvalue()
     return TokenizerFiles(contents=contents, entry=manifest.tokenizer)
 
 
@@ -160,3 +158,78 @@ def _eos_token(config: dict[str, Any], added: list[str], where: str) -> str:
         f"tokenizer: {where}: nothing says which token ends a document; "
         f'add {{"eos_token": "…"}} to {TOKENIZER_CONFIG_JSON} beside it'
     )
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a tokenizer's files, no links and nothing else, into the directory `target`."""
+    for file in (source / name for name in TOKENIZER_FILES):
+        if file.is_file() and not file.is_symlink():
+            write_atomically(target / file.name, file.read_bytes())
+
+
+def bytes_of_characters() -> dict[str, int]:
+    """GPT-2's table (openai/gpt-2, encoder.py, `bytes_to_unicode`), from character to byte."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+
+
+class Vocabulary:
+    """The pieces of text that the ids stand for."""
+
+    def __init__(self, tokenizer_json: bytes, where: str) -> None:
+        """`where` is what errors call the file. Raises `InputError`."""
+        try:
+            content = json.loads(tokenizer_json)
+            vocabulary = content["model"]["vocab"]
+            added = content.get("added_tokens") or []
+            is_byte_level = "ByteLevel" in json.dumps(content.get("decoder"))
+            has_byte_fallback = bool(content["model"].get("byte_fallback"))
+            if isinstance(vocabulary, list):  # Unigram: [piece, score] by id
+                vocabulary = {piece: number for number, (piece, _score) in enumerate(vocabulary)}
+            byte_of = bytes_of_characters() if is_byte_level else {}
+            self._pieces = {
+                number: _piece_bytes(piece, byte_of, has_byte_fallback) for piece, number in vocabulary.items()
+            }
+            self._pieces |= {token["id"]: token["content"].encode() for token in added}
+            self._special = {token["id"] for token in added if token.get("special")}
+            self._sizes: npt.NDArray[np.int64] | None = None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"{where}: not a tokenizer.json that can be read ({error!r})") from None
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one id; a token may hold a part of a character."""
+        return self._pieces.get(token, f"<{token}>".encode())
+
+    def text_sizes(self, tokens: npt.NDArray[np.uint32]) -> tuple[int, int]:
+        """Bytes and characters of UTF-8 that `tokens` spell; special tokens spell nothing."""
+        if self._sizes is None:
+            self._sizes = np.zeros((2, max(self._pieces, default=0) + 1), dtype=np.int64)
+            for number, piece in self._pieces.items():
+                if number not in self._special:
+                    # A byte 10xxxxxx continues a character.
+                    self._sizes[:, number] = len(piece), sum(byte & 0xC0 != 0x80 for byte in piece)
+        num_bytes, num_chars = (int(sizes.take(tokens, mode="clip").sum()) for sizes in self._sizes)
+        return num_bytes, num_chars
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """The text of `tokens`; a character cut in two at either end shows as U+FFFD."""
+        return b"".join(self.piece(int(token)) for token in tokens).decode("utf-8", "replace")
+
+
+def read_vocabulary(tokenizer_path: Path) -> Vocabulary:
+    """The vocabulary of the tokenizer in a directory. Raises `InputError`."""
+    path = tokenizer_path / "tokenizer.json"
+    try:
+        return Vocabulary(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+
+
+def _piece_bytes(piece: str, byte_of: dict[str, int], has_byte_fallback: bool) -> bytes:
+    """The bytes that a vocabulary entry stands for: `ä½ł` in a byte-level vocabulary is `你`, `<0xE4>` is one byte."""
+    if byte_of and all(character in byte_of for character in piece):
+        return bytes(byte_of[character] for character in piece)
+    if has_byte_fallback and _BYTE_PIECE.fullmatch(piece):
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace("▁", " ").encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -75,14 +76,29 @@ def no_flushing() -> Iterator[None]:
         yield
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A directory that `make` fills, once for all processes of a run of the suite: nobody may change it."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # this process has a directory of its own in that of the run
+        base = base.parent
+    with open(base / f"{name}.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = base / f"{name}.made"
+        if not made.exists():
+            (base / name).mkdir()
+            make(base / name)
+            made.touch()
+    return base / name
+
+
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level BPE of 600 entries, trained on the sample corpus."""
     from pipeline.train_tokenizer import train_tokenizer
 
-    directory = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer([str(SAMPLE)], directory, vocab_size=600)
-    return directory
+    return made_once(
+        tmp_path_factory, "tokenizer", lambda directory: train_tokenizer([str(SAMPLE)], directory, vocab_size=600)
+    )
 
 
 class InlineEngine:
@@ -100,7 +116,7 @@ class InlineEngine:
             if self._random is not None:
                 tasks.rotate(self._random.randrange(len(tasks)))
             task = tasks.pop()
-            yield task, result_of(task, outcome_of(work, task, progress))
+            yield task, result_of(outcome_of(work, task, progress))
 
 
 def use_engine(monkeypatch: pytest.MonkeyPatch, engine: object) -> None:

@@ -28,7 +28,7 @@ from shards.common.errors import InputError
 from shards.packing import PACKERS
 from shards.writer import ShardWriter
 from tests.conftest import REPOSITORY, SAMPLE
-from train.settings import TOP_LEVEL, load_settings, section_keys
+from train.settings import load_settings, option_names
 
 PAGES = sorted(
     str(path.relative_to(REPOSITORY)) for path in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"))
@@ -149,13 +149,9 @@ def parse(module: str, arguments: list[str]) -> None:
     options = vars(maker().parse_args(arguments))
     if module == "train" and (REPOSITORY / options["config"]).is_file():
         # Of the options, those that are settings; the others are the command's own.
-        settings = {name: value for name, value in options.items() if name in TOP_LEVEL or setting_exists(name)}
+        names = {*option_names()} - {"resume_from_checkpoint"}
+        settings = {name: value for name, value in options.items() if name in names}
         load_settings(REPOSITORY / options["config"], settings)
-
-
-def setting_exists(option: str) -> bool:
-    section, _, name = option.rpartition(".")
-    return option != "resume_from_checkpoint" and name in section_keys(section or "training")
 
 
 def makefile_names() -> tuple[set[str], set[str]]:
@@ -323,8 +319,8 @@ def messages() -> list[str]:
                         texts.append(text(node))
                     case ast.Call(func=ast.Name(id="require"), args=[_, where, expected, _]):
                         texts.append(f"{text(where)}: expected {text(expected)}, found \0")
-                    case ast.Call(func=ast.Name(id="require_one_of"), args=[_, _, where]):
-                        texts.append(f"{text(where)}: expected one of \0, found \0")
+                    case ast.Call(func=ast.Name(id="Allowed"), args=[expected, _]):
+                        texts.append(f"\0: expected {text(expected)}, found \0")
     return texts
 
 

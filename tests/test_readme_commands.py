@@ -79,7 +79,11 @@ MADE_BY = [
     (r"--output_dir (\S+)", [r"\1"]),
 ]
 KEYBOARD = {"--interactive": "牛顿\n"}
-SLOW = re.compile(r"make (train|sweep|generate|compare)|^ARGS=\"(?!--tokenizer)|-m train|^transformers|^\w+(\.\w+)?\(")
+NEEDS_RUNS = re.compile(
+    r"make (train|sweep|generate|compare)|^ARGS=\"(?!--tokenizer)|-m train|^transformers|^\w+(\.\w+)?\("
+)
+# The rest is run by `make test-all`; that all of them parse, test_docs.py finds.
+QUICK = re.compile(r"^make (help|report|shards CORPUS=data/mine)|^python -m shards (info|verify|cat|merge)|^source")
 
 
 def written(pages: list[tuple[str, str]]) -> str:
@@ -256,14 +260,11 @@ def run_in_copy(command: str, tree: Path, directory: Path, variables: dict[str, 
         assert (copy / path).exists(), f"{command}: made no {path}"
 
 
-@pytest.mark.parametrize("command", [command for command in ALL if not SLOW.search(command)])
-def test_command_runs(command: str, tree_with_sets: Path, tmp_path: Path, hub_environment: dict[str, str]) -> None:
-    run_in_copy(command, tree_with_sets, tmp_path, hub_environment)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [command for command in ALL if SLOW.search(command)])
-def test_command_that_trains_runs(
-    command: str, tree_with_runs: Path, tmp_path: Path, hub_environment: dict[str, str]
+@pytest.mark.parametrize(
+    "command", [pytest.param(command, marks=[] if QUICK.search(command) else pytest.mark.slow) for command in ALL]
+)
+def test_command_runs(
+    command: str, request: pytest.FixtureRequest, tmp_path: Path, hub_environment: dict[str, str]
 ) -> None:
-    run_in_copy(command, tree_with_runs, tmp_path, hub_environment)
+    tree = request.getfixturevalue("tree_with_runs" if NEEDS_RUNS.search(command) else "tree_with_sets")
+    run_in_copy(command, tree, tmp_path, hub_environment)

@@ -47,6 +47,7 @@ def test_the_sample_comes_back_exactly(tmp_path: Path) -> None:
     check_exact(SAMPLE, texts, tmp_path / "set")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CORPORA.exists(), reason="no larger corpus beside the checkout")
 def test_wikipedia_paragraphs_come_back_exactly(tmp_path: Path) -> None:
     corpus = CORPORA / "wiki-zh.json"

@@ -12,8 +12,7 @@ import tokenize_once
 import tools.reference
 from tests.conftest import REPOSITORY
 from tools.licences import filled
-from train.settings import option_names
-from train.training_fields import training_fields
+from train.settings import option_names, training_fields
 
 WHAT_TO_DO = """\
 The commands are not as docs/reference.md says:

@@ -2,24 +2,21 @@
 
 What is tested elsewhere: compressed files in test_packed.py, manifests that don't agree with themselves in
 test_manifest.py, pages and cards in test_report.py, test_train_compare.py and test_train_model_card.py, terminal escapes
-in texts in test_show.py and test_train_generate.py.
+in texts in test_show.py and test_train_generate.py, objects in checkpoints in test_train_resume.py.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from blake3 import blake3
 
 import shards
@@ -28,13 +25,11 @@ from pipeline.settings import BuildSettings
 from pipeline.tokenizers import FastEncoder, load_encoder
 from shards.common.errors import InputError
 from shards.manifest import canonical_json, decode_manifest
-from shards.tokenizer_files import read_tokenizer_files
+from shards.tokenizer_files import read_tokenizer_files, read_vocabulary
 from shards.verify import verify
-from shards.vocabulary import read_vocabulary
 from tests.conftest import assert_one_error_line, run_module, write_corpus
 from train.checkpoints import DataPosition, read_position, seal_checkpoint
-from train.generate import saved_defaults
-from train.run import faults_of_files
+from train.generate import generation_settings
 from train.run_directory import read_record
 from train.sampling import load_model
 from train.values import MAX_YAML_BYTES, read_yaml
@@ -300,31 +295,6 @@ def test_names_in_a_config_reach_no_terminal_raw(tmp_path: Path) -> None:
 # ---- checkpoints and models ----
 
 
-class Harm:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return (Path.touch, (self.path,))
-
-
-def test_objects_in_a_checkpoint_are_not_made(tmp_path: Path) -> None:
-    """Whatever `optimizer.pt`, `scheduler.pt` and `rng_state.pth` hold, which transformers loads with `weights_only`."""
-    torch.save({"state": Harm(tmp_path / "owned")}, tmp_path / "saved")
-    contents = [(tmp_path / "saved").read_bytes(), pickle.dumps(Harm(tmp_path / "owned"))]
-    trainer: Any = SimpleNamespace(has_begun=False)
-    for content in (*contents, b"", b"x" * 100, b"PK\x03\x04" + bytes(60)):
-        (tmp_path / "optimizer.pt").write_bytes(content)
-        message = (
-            "can't be loaded: it holds objects that are no weights" if content in contents[:1] else "can't be loaded"
-        )
-        with pytest.raises(InputError, match=message), faults_of_files(tmp_path, tmp_path, trainer):
-            torch.load(tmp_path / "optimizer.pt", weights_only=True)
-    assert not (tmp_path / "owned").exists()
-
-
 POSITION = DataPosition(step=4, global_batch_blocks=2, block_tokens=8, seed=1, fingerprint="f")
 
 
@@ -350,18 +320,10 @@ def test_the_record_of_a_checkpoint(tmp_path: Path, change: dict[str, Any]) -> N
         read_position(tmp_path)
 
 
-@pytest.mark.parametrize("content", [DEEP, "[]", '{"global_step": 5}', '{"global_step": "4"}', "x"])
-def test_the_state_of_a_checkpoint(tmp_path: Path, content: str) -> None:
-    (tmp_path / "trainer_state.json").write_text(content)
-    seal_checkpoint(tmp_path, POSITION)
-    with pytest.raises(InputError, match="can't be read"):
-        read_position(tmp_path)
-
-
 def test_json_of_a_run_nested_without_end(tmp_path: Path) -> None:
     for name in ("run.json", "generation_config.json", "checkpoint.json"):
         (tmp_path / name).write_text(DEEP)
-    for read in (read_record, saved_defaults, read_position):
+    for read in (read_record, lambda path: generation_settings(path, {}), read_position):
         with pytest.raises(InputError, match="can't be read"):
             read(tmp_path)
 

@@ -15,18 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import tokenize_once
-import train.settings
 from tools.licences import filled
 from tools.locked import REPOSITORY
-from train.training_fields import REFUSED_ARGUMENTS
+from train.settings import REFUSED_ARGUMENTS, SECTIONS
 
 PAGE = REPOSITORY / "docs" / "reference.md"
-SECTIONS: tuple[Any, ...] = (
-    train.settings.ModelSettings,
-    train.settings.GroupSettings,
-    train.settings.TrackingSettings,
-    train.settings.GenerationSettings,
-)
 
 
 def table(head: str, rows: Sequence[tuple[str, ...]]) -> str:
@@ -63,23 +56,22 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
-def setting_rows(section: Any) -> list[tuple[str, str, str]]:
+def setting_rows(name: str, section: Any) -> list[tuple[str, str, str]]:
     """Each setting with its default and the comment beside it in the source."""
-    option = section.__name__.removesuffix("Settings").lower().replace("group", "groups")
     notes = dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(section), re.MULTILINE))
     rows = []
     for field in dataclasses.fields(section):
         required = field.default is field.default_factory is dataclasses.MISSING
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         shown = "required" if required else f"`{default}`"
-        rows.append((f"`--{option}.{field.name}`", shown, notes[field.name]))
+        rows.append((f"`--{name}.{field.name}`", shown, notes[field.name]))
     return rows
 
 
 def contents() -> dict[str, str]:
     """The generated parts of the page, by the names of their marks."""
     refused = [(f"`{name}`", reason) for name, reason in REFUSED_ARGUMENTS.items()]
-    settings = [row for section in SECTIONS for row in setting_rows(section)]
+    settings = [row for name, section in SECTIONS.items() if section for row in setting_rows(name, section)]
     return {
         "commands": commands(),
         "settings": table("| setting | default | what it is |", settings),

@@ -16,11 +16,9 @@ from typing import Any
 import shards
 from shards.common.command_line import Parser, run_command, say
 from shards.common.errors import InputError
-from train.environment import prepare_environment
+from train.environment import check_tracking, prepare_environment
 from train.run_directory import plan_run, process_rank
-from train.settings import Settings, load_settings, option_names
-from train.tracking import check_tracking
-from train.training_fields import REFUSED_ARGUMENTS
+from train.settings import OPTIONS, Settings, load_settings, option_names
 
 RANK_PATIENCE_SECONDS = 10
 
@@ -34,43 +32,16 @@ The same command again continues an interrupted run from its newest complete che
 example: python -m train --config configs/sample.yaml --output_dir runs/fast --learning_rate 5e-3
 """
 
-_OPTIONS = {
-    "what is trained on": [
-        (
-            "shards",
-            "DIR",
-            "shard set to train on, or several: wiki:0.7,books:0.3 by shares, wiki:1epochs,books:4epochs by passes",
-        ),
-        (
-            "shuffle",
-            "global|window|none",
-            "how blocks are shuffled: all, within windows for disks that hate random reads, or not (global)",
-        ),
-        ("document_mask", "true|false", "documents that share a block are masked from each other (false)"),
-    ],
-    "how a step is computed": [
-        ("global_batch_blocks", "BLOCKS", "blocks a step over all processes; gradient accumulation follows from it"),
-        ("eval_blocks", "BLOCKS", "validation blocks in an evaluation before the last one, which takes all (all)"),
-        (
-            "loss",
-            "auto|plain|chunked",
-            "all logits at once, or a chunk of tokens at a time, which saves memory (auto: by the vocabulary's size)",
-        ),
-    ],
-    "the run": [("output_dir", "DIR", "the run's directory, made if it is not there")],
-}
-
 
 def build_parser() -> Parser:
     description = "Train a model on a shard set."
     parser = Parser(prog="python -m train", description=description, epilog=EPILOG, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE.yaml", help="the settings of the run")
-    for title, options in _OPTIONS.items():
-        group = parser.add_argument_group(title)
-        for name, metavar, text in options:
-            flag: dict[str, Any] = {"nargs": "?", "const": "true"} if metavar == "true|false" else {}
-            group.add_argument(f"--{name}", metavar=metavar, help=text, **flag)
-    group.add_argument(
+    switch = {"nargs": "?", "const": "true"}
+    for name, option in OPTIONS.items():
+        is_switch = option["metavar"] == "true|false"
+        parser.add_argument(f"--{name}", **option, **(switch if is_switch else {}))
+    parser.add_argument(
         "--resume_from_checkpoint",
         nargs="?",
         const="latest",
@@ -82,10 +53,10 @@ def build_parser() -> Parser:
         ("allow_data_change", "go on with another shard set (of the same tokenizer), seed, shuffle or batch"),
         ("check", "only check the settings, the shard set and the run's directory"),
     ):
-        group.add_argument(f"--{name}", action="store_true", default=False, help=text)
+        parser.add_argument(f"--{name}", action="store_true", default=False, help=text)
     for name in option_names():
-        if name not in REFUSED_ARGUMENTS and name != "output_dir":
-            parser.add_argument(f"--{name}", nargs="?", const="true", help=argparse.SUPPRESS)
+        if f"--{name}" not in parser.options:
+            parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **switch)
     return parser
 
 
@@ -109,10 +80,7 @@ def main(argv: list[str]) -> None:
 
 
 def prepare(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
-    """Settings, shard set, and the options that are no settings; the run's directory may be used.
-
-    Raises `InputError`. Imports no torch, writes nothing.
-    """
+    """As `load`; and the run's directory may be used. Writes nothing."""
     settings, data, options = load(argv)
     if process_rank() == 0:
         plan_run(settings.output_dir, options["resume_from_checkpoint"], check_content=False)
@@ -120,15 +88,13 @@ def prepare(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
 
 
 def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
-    """The settings and the shard set, checked, and the options that are no settings. Raises `InputError`."""
-    for argument in argv:
-        name = argument.removeprefix("--").partition("=")[0]
-        if argument.startswith("--") and name in REFUSED_ARGUMENTS and name != "resume_from_checkpoint":
-            raise InputError(f"--{name}: can't be set: {REFUSED_ARGUMENTS[name]}")
+    """The settings and the shard set, checked, and the options that are no settings.
+
+    Raises `InputError`. Imports no torch.
+    """
     values = vars(build_parser().parse_args(argv))
     options = {name: values.pop(name) for name in ("config", "resume_from_checkpoint", "allow_data_change", "check")}
-    config_path = options["config"]
-    settings = load_settings(config_path, values)
+    settings = load_settings(options["config"], values)
     from shards.verify import verify  # with NumPy: an import that Ctrl-C ends without a traceback
 
     data = shards.open_data(settings.shards, notice=say)
@@ -140,10 +106,10 @@ def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
     limit = settings.model.max_position_embeddings
     if limit is not None and limit < data.block_tokens:
         raise InputError(
-            f"{config_path}: model: max_position_embeddings: {limit:,} positions are too few for {settings.shards}, "
-            f"whose blocks have {data.block_tokens:,} tokens"
+            f"{options['config']}: model: max_position_embeddings: {limit:,} positions are too few for "
+            f"{settings.shards}, whose blocks have {data.block_tokens:,} tokens"
         )
-    check_tracking(settings.tracking)
+    check_tracking(settings.tracking.mode)
     return settings, data, options
 
 

@@ -2,85 +2,66 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
-import json
+import enum
 import math
 import os
+import sys
+import typing
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
-from transformers import HfArgumentParser, Trainer, TrainingArguments
-from transformers.training_args import OptimizerNames
+from transformers import Trainer, TrainingArguments
 
-from shards.common.errors import InputError
-from shards.common.text import nearest, printable
+from shards.common.errors import InputError, choice
+from shards.common.text import printable
 from train.head_loss import has_triton
-from train.log_lines import wants_bar
 from train.model import bf16_pays
-from train.settings import Settings
-from train.training_fields import AUTO_ARGUMENTS, MUON
-from train.values import read_json, require
+from train.settings import MUON, Settings
+from train.values import Allowed, Count, NotNegative, Seed, convert
 
-MOST_STEPS = 2**31 - 1
-METRICS = ("loss", "eval_loss", "perplexity", "eval_perplexity")  # an evaluation's; of each, less is better
-_RANGES = (  # least and most, where transformers and torch look late or never
-    ("per_device_train_batch_size", 1, 2**20),
-    ("per_device_eval_batch_size", 1, 2**20),
-    ("gradient_accumulation_steps", 1, 2**20),
-    ("learning_rate", 0, None),
-    ("weight_decay", 0, None),
-    ("dataloader_prefetch_factor", 1, None),
-    ("seed", 0, 2**32 - 1),
-)
-_FAULTS = (ValueError, TypeError, ImportError, LookupError, ArithmeticError, AttributeError, RuntimeError)
-
-
-class _Parser(HfArgumentParser):  # type: ignore[misc]
-    """transformers' parser, whose errors are exceptions: it knows each field's type and choices."""
-
-    def error(self, message: str) -> NoReturn:
-        raise argparse.ArgumentTypeError(message)
+# What transformers and torch check late or never, and values of our own.
+_KINDS: dict[str, Any] = {
+    "per_device_train_batch_size": Count,
+    "per_device_eval_batch_size": Count,
+    "gradient_accumulation_steps": Count,
+    "dataloader_prefetch_factor": Count | None,
+    "learning_rate": NotNegative,
+    "weight_decay": NotNegative,
+    "seed": Seed,
+    "max_steps": Annotated[int, Allowed("at most 2,147,483,647 steps", lambda value: value < 2**31)],
+    "num_train_epochs": Annotated[float, Allowed("above 0, at most 1,000,000", lambda value: 0 < value <= 1e6)],
+    # An evaluation's; of each, less is better.
+    "metric_for_best_model": Literal["loss", "eval_loss", "perplexity", "eval_perplexity"] | None,
+    "bf16": Literal["auto"] | bool,
+    "torch_compile": Literal["auto"] | bool,
+}
+for _name in ("logging", "eval", "save"):
+    _never = Allowed(f"above 0 (for never: {_name}_strategy: 'no')", lambda value: value > 0)
+    _KINDS[f"{_name}_steps"] = Annotated[float, _never] | None
 
 
 def typed(settings: Settings) -> Settings:
     """`settings` with the values of `training` in the types of their fields. Raises `InputError`, naming the place."""
-    parser = _Parser(TrainingArguments, allow_abbrev=False)
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    hints = typing.get_type_hints(TrainingArguments)
+    choices = {field.name: field.metadata.get("choices", ()) for field in dataclasses.fields(TrainingArguments)}
+    for name, hint in hints.items():
+        for kind in typing.get_args(hint):
+            if isinstance(kind, enum.EnumType):
+                choices[name] = [member.value for member in kind]
+    choices["optim"] = [*choices["optim"], MUON]
     values = {}
-    for key, value in settings.training.items():
-        where = settings.origin.get(key, f"training: {key}")
-        word = value.strip().lower() if isinstance(value, str) else value
-        if word in (None, "none", "null"):
-            require(defaults[key] is None, where, "a value", None)
-            continue
-        if (key in AUTO_ARGUMENTS and word == "auto") or (key == "optim" and word == MUON):
-            values[key] = word
-            continue
-        values[key] = _typed(parser, key, value, where)
+    for name, value in settings.training.items():
+        where = settings.origin[name]
+        if choices[name] and value is not None:
+            values[name] = choice(where, str(value), choices[name])
+        else:
+            values[name] = convert(value, _KINDS.get(name, hints[name]), where)
     return dataclasses.replace(settings, training=values)
-
-
-def _typed(parser: _Parser, key: str, value: Any, where: str) -> Any:
-    if isinstance(value, str) and value.strip().startswith("["):
-        value = read_json(value, where)
-    words = value if isinstance(value, list) else [value]
-    spelled = [word if isinstance(word, str) else json.dumps(word) for word in words]
-    try:
-        found = getattr(
-            parser.parse_args([f"--{key}", *spelled] if len(spelled) > 1 else [f"--{key}={spelled[0]}"]), key
-        )
-    except (argparse.ArgumentTypeError, IndexError) as error:
-        reason = str(error).partition(": ")[2] or "expected a value"
-        choices = [member.value for member in OptimizerNames] + [MUON] if key == "optim" else []
-        raise InputError(f"{where}: {printable(reason)[:600]}{nearest(str(value), choices)}") from None
-    if isinstance(found, float) and not math.isfinite(found):
-        raise InputError(f"{where}: expected a finite number, found {found}")
-    return read_json(found, where) if isinstance(found, str) and found.startswith("{") else found
 
 
 def build_arguments(settings: Settings, *, epoch_blocks: int) -> TrainingArguments:
@@ -88,14 +69,16 @@ def build_arguments(settings: Settings, *, epoch_blocks: int) -> TrainingArgumen
     training = settings.training
     on_cpu = bool(training.get("use_cpu")) or not torch.accelerator.is_available()
     values: dict[str, Any] = {
+        "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": training.get("per_device_train_batch_size", 8),
         "dataloader_pin_memory": not on_cpu,
         "accelerator_config": {"non_blocking": not on_cpu},
-        "disable_tqdm": not wants_bar(),
+        "disable_tqdm": not sys.stderr.isatty(),  # where no bar can be drawn
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # looking for them makes a GPU wait, and they shall be seen
         "save_total_limit": 10,
         "greater_is_better": False,  # of a loss and of a perplexity
+        "bf16": "auto",
         **training,
         "output_dir": str(settings.output_dir),
         "use_cpu": on_cpu,
@@ -105,13 +88,12 @@ def build_arguments(settings: Settings, *, epoch_blocks: int) -> TrainingArgumen
         "ignore_data_skip": True,
     }
     if settings.global_batch_blocks is not None:
-        most, num_processes = values.get("per_device_train_batch_size", 8), int(os.environ.get("WORLD_SIZE", "1"))
         values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = micro_batches(
-            settings.global_batch_blocks, most, num_processes
+            settings.global_batch_blocks, values["per_device_train_batch_size"], int(os.environ.get("WORLD_SIZE", "1"))
         )
     if values.get("optim") == MUON:
         values["optim"] = "adamw_torch"  # `BlockTrainer.create_optimizer` makes Muon
-    if values.get("bf16", "auto") == "auto":
+    if values["bf16"] == "auto":
         values["bf16"] = bf16_pays(on_cpu=on_cpu) and not values.get("fp16", False)
     if values.get("torch_compile") == "auto":
         values["torch_compile"] = not on_cpu and has_triton()
@@ -121,19 +103,13 @@ def build_arguments(settings: Settings, *, epoch_blocks: int) -> TrainingArgumen
         values.setdefault("ddp_find_unused_parameters", False)  # all are used, and looking costs each step
         if on_cpu:
             values.setdefault("ddp_backend", "gloo")
-    for name, least, most in _RANGES:
-        value = values.get(name)
-        expected = f"{least} or more" if most is None else f"{least} to {most:,}"
-        where = settings.origin.get(name, f"training: {name}")
-        require(value is None or (least <= value and (most is None or value <= most)), where, expected, value)
-    for name in ("logging_steps", "eval_steps", "save_steps"):
-        never = f"above 0 (for never: {name.partition('_')[0]}_strategy: 'no')"
-        where = settings.origin.get(name, f"training: {name}")
-        require(values.get(name) is None or values[name] > 0, where, never, values.get(name))
-    metric = values.get("metric_for_best_model")
-    require(metric is None or metric in METRICS, "training: metric_for_best_model", ", ".join(METRICS), metric)
     with one_line_errors("training"):
         args = TrainingArguments(**values)
+    if args.n_gpu > 1:
+        raise InputError(
+            f"{args.n_gpu} GPUs are visible to one process: start one for each with `torchrun --nproc-per-node "
+            f"{args.n_gpu} -m train …` (make: NPROC={args.n_gpu}), or choose one with CUDA_VISIBLE_DEVICES=0"
+        )
     if args.gradient_checkpointing and args.gradient_checkpointing_kwargs:
         with one_line_errors("training: gradient_checkpointing_kwargs"):
             options = {"use_reentrant": False, **args.gradient_checkpointing_kwargs}
@@ -141,17 +117,9 @@ def build_arguments(settings: Settings, *, epoch_blocks: int) -> TrainingArgumen
     if args.torch_compile:
         with one_line_errors("training: torch_compile"):
             torch.compile(torch.neg, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
-    if args.n_gpu > 1:
-        raise InputError(
-            f"{args.n_gpu} GPUs are visible to one process: start one for each with `torchrun --nproc-per-node "
-            f"{args.n_gpu} -m train …` (make: NPROC={args.n_gpu}), or choose one with CUDA_VISIBLE_DEVICES=0"
-        )
     if args.max_steps <= 0:
-        require(args.num_train_epochs > 0, "training: num_train_epochs", "above 0", args.num_train_epochs)
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps = args.num_train_epochs * epoch_blocks / batch
-        args.max_steps = max(1, math.ceil(min(steps, MOST_STEPS + 1)))
-    require(args.max_steps <= MOST_STEPS, "training", f"at most {MOST_STEPS:,} steps", args.max_steps)
+        args.max_steps = max(1, math.ceil(args.num_train_epochs * epoch_blocks / batch))
     if args.lr_scheduler_type == "warmup_stable_decay":
         warmup = args.get_warmup_steps(args.max_steps)
         given = args.lr_scheduler_kwargs or {}
@@ -182,19 +150,16 @@ def decay_settings(given: dict[str, Any], *, max_steps: int, warmup_steps: int) 
     A `num_decay_steps` below 1 is a share of the steps, as `warmup_steps` is. Raises `InputError` if the decay does not
     fit after the warm-up; one step too many, as when both are rounded up, is left out, and so is a fifth not asked for.
     """
-    where = "training: lr_scheduler_kwargs: num_decay_steps"
     settings = {"num_decay_steps": 0.2, "decay_type": "linear", **given}
-    asked = settings["num_decay_steps"]
-    is_number = isinstance(asked, int | float) and math.isfinite(asked) and asked >= 0
-    require(is_number, where, "a number from 0 on", asked)
-    decay = math.ceil(asked * max_steps) if asked < 1 else math.ceil(asked)
-    excess = warmup_steps + decay - max_steps
-    if "num_decay_steps" in given and excess > (1 if asked < 1 else 0):
+    where = "training: lr_scheduler_kwargs: num_decay_steps"
+    asked = convert(settings["num_decay_steps"], NotNegative, where)
+    decay = math.ceil(asked * max_steps if asked < 1 else asked)
+    room = max(0, max_steps - warmup_steps)
+    if "num_decay_steps" in given and decay > room + (1 if asked < 1 else 0):
         raise InputError(
             f"{where}: {warmup_steps:,} steps of warm-up and {decay:,} of decay are more than the run's {max_steps:,}"
         )
-    settings["num_decay_steps"] = decay - min(decay, max(0, excess))
-    return settings
+    return {**settings, "num_decay_steps": min(decay, room)}
 
 
 @contextlib.contextmanager
@@ -204,10 +169,10 @@ def one_line_errors(setting: str) -> Iterator[None]:
         yield
     except (InputError, torch.OutOfMemoryError):
         raise
-    except _FAULTS as error:
-        words = str(error).strip().splitlines()[:1] or [""]
-        reason = f"{type(error).__name__} {words[0]}" if isinstance(error, LookupError) else words[0]
-        raise InputError(f"{setting}: {printable(reason or type(error).__name__)}") from None
+    except Exception as error:
+        words = str(error).strip().partition("\n")[0]
+        reason = f"{type(error).__name__} {words}" if isinstance(error, LookupError) or not words else words
+        raise InputError(f"{setting}: {printable(reason)}") from None
 
 
 def preflight(trainer: Trainer) -> None:

@@ -20,8 +20,7 @@ from shards.common.errors import InputError, nearest_path
 from shards.common.files import file_digest, flush_directory, write_atomically
 
 RECORD_NAME = "checkpoint.json"
-TRAINER_STATE_NAME = "trainer_state.json"
-OLD_SUFFIX = ".old"
+_OLD_SUFFIX = ".old"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,13 +64,16 @@ def is_sealed(directory: Path) -> bool:
     return (directory / RECORD_NAME).is_file()
 
 
+def set_aside_name(directory: Path) -> Path:
+    """What `set_aside` calls it."""
+    return directory.with_name(directory.name + _OLD_SUFFIX)
+
+
 def set_aside(directory: Path) -> None:
-    """Make room for a new checkpoint of that name: a sealed one becomes `.old`, an unsealed one goes."""
-    if is_sealed(directory):
-        remove(directory.with_name(directory.name + OLD_SUFFIX))
-        os.rename(directory, directory.with_name(directory.name + OLD_SUFFIX))
-    else:
-        remove(directory)
+    """Make room for a new directory of that name, where there is one."""
+    if directory.exists():
+        remove(set_aside_name(directory))
+        os.rename(directory, set_aside_name(directory))
 
 
 def remove(directory: Path) -> None:
@@ -83,13 +85,10 @@ def remove(directory: Path) -> None:
 
 def replace_directory(new: Path, final: Path) -> None:
     """Rename `new` to `final`; an older `final` is deleted after that."""
-    old = final.with_name(final.name + OLD_SUFFIX)
-    shutil.rmtree(old, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(final, old)
+    set_aside(final)
     os.rename(new, final)
     flush_directory(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(set_aside_name(final))
 
 
 def tidy_checkpoints(run: Path) -> None:
@@ -97,7 +96,7 @@ def tidy_checkpoints(run: Path) -> None:
     for path in numbered_checkpoints(run):
         if not is_sealed(path):
             remove(path)
-    for old in run.glob(f"checkpoint-*{OLD_SUFFIX}"):
+    for old in run.glob(f"checkpoint-*{_OLD_SUFFIX}"):
         plain = old.with_suffix("")
         if plain.exists() or not is_sealed(old):
             remove(old)
@@ -113,13 +112,9 @@ def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPositi
     path = checkpoint / RECORD_NAME
     try:
         record = json.loads(path.read_bytes())
-        sizes: dict[str, int] = record.pop("files")
-        digests: dict[str, str] = record.pop("blake3")
+        sizes, digests = record.pop("files"), record.pop("blake3")
         position = DataPosition(**record)
         _check_record(position, sizes, digests)
-        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes()) if TRAINER_STATE_NAME in sizes else {}
-        if state.get("global_step", position.step) != position.step:
-            raise ValueError(f"{TRAINER_STATE_NAME}: is of another step")
     except FileNotFoundError:
         unsealed = f"no {RECORD_NAME}, so it was not written to its end"
         what = unsealed if checkpoint.is_dir() else f"no such checkpoint{nearest_path(checkpoint, Path.is_dir)}"
@@ -128,13 +123,12 @@ def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPositi
         raise InputError(f"{path}: can't be read ({error})") from None
     for name, expected in sizes.items():
         file = checkpoint / name
-        found = file.stat().st_size if file.is_file() else None
-        if found != expected:
-            state = "is missing" if found is None else f"has {found:,} bytes"
-            raise InputError(f"{file}: {state}, expected {expected:,} bytes; the checkpoint is damaged")
-    for name, digest in digests.items() if check_content else ():
-        if file_digest(checkpoint / name, all_cores=True) != digest:
-            raise InputError(f"{checkpoint / name}: has other bytes than were written; the checkpoint is damaged")
+        if not file.is_file():
+            raise InputError(f"{file}: is missing; the checkpoint is damaged")
+        if (found := file.stat().st_size) != expected:
+            raise InputError(f"{file}: has {found:,} bytes, expected {expected:,} bytes; the checkpoint is damaged")
+        if check_content and file_digest(file, all_cores=True) != digests[name]:
+            raise InputError(f"{file}: has other bytes than were written; the checkpoint is damaged")
     return position
 
 
@@ -145,7 +139,7 @@ def _check_record(position: DataPosition, sizes: Any, digests: Any) -> None:
             raise ValueError(f"{field.name}: expected {field.type}")
     if not isinstance(sizes, dict) or any(".." in Path(name).parts or Path(name).is_absolute() for name in sizes):
         raise ValueError("files: expected names of files within the checkpoint, and their sizes")
-    if position.step < 0 or any(type(size) is not int or not 0 <= size < 2**63 for size in sizes.values()):
+    if any(type(number) is not int or number < 0 for number in (position.step, *sizes.values())):
         raise ValueError("expected sizes of files and a step that are whole numbers")
     if not isinstance(digests, dict) or digests.keys() != sizes.keys():
         raise ValueError("blake3: expected a digest of each file")
@@ -170,7 +164,7 @@ def newest_complete_checkpoint(
     """
     faults: list[str] = []
     sealed = {path: path for path in numbered_checkpoints(run) if is_sealed(path)}
-    for old in run.glob(f"checkpoint-*{OLD_SUFFIX}"):
+    for old in run.glob(f"checkpoint-*{_OLD_SUFFIX}"):
         sealed.setdefault(old.with_suffix(""), old)
     for path in sorted(sealed, key=_step_of, reverse=True):
         try:
@@ -178,15 +172,3 @@ def newest_complete_checkpoint(
         except InputError as error:
             faults.append(str(error))
     return None, None, faults
-
-
-def delete_old_checkpoints(run: Path, *, keep: int | None, best: str | None) -> None:
-    """Delete all but the newest `keep` checkpoints (None or 0: keep all); never the newest one nor `best`."""
-    if not keep or keep <= 0:
-        return
-    checkpoints = numbered_checkpoints(run)
-    protected = {path for path in checkpoints if best is not None and path.name == Path(best).name}
-    candidates = [path for path in checkpoints[:-1] if path not in protected]
-    excess = len(checkpoints) - max(keep, len(protected | set(checkpoints[-1:])))
-    for path in candidates[: max(0, excess)]:
-        remove(path)

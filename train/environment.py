@@ -1,13 +1,14 @@
-"""What has to be set before torch and transformers are imported, and memory that runs out. Imports neither."""
+"""What has to be set or installed before torch and transformers are imported, and memory that runs out. Imports neither."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from shards.common.errors import InputError
 
@@ -23,13 +24,11 @@ _DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_MININTERVAL": "1",
 }
-
 _IGNORED_WARNINGS = (
     ".*pin_memory.*",
     ".*lr_scheduler.step.*optimizer.step.*",
     ".*Grad strides do not match bucket view strides.*",
 )
-
 _MEMORY_SIGNS = (
     "can't allocate memory",
     "not enough memory",
@@ -52,8 +51,18 @@ def prepare_environment() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def check_tracking(mode: str) -> None:
+    """Raise `InputError` for a `tracking: mode` that was asked for by name and can't be had."""
+    if mode not in ("auto", "disabled") and importlib.util.find_spec("swanlab") is None:
+        raise InputError(
+            f"tracking: mode: {mode}: swanlab is not installed; install it (pip install swanlab) or set auto"
+        )
+    if mode == "local" and importlib.util.find_spec("swanboard") is None:
+        raise InputError("tracking: mode: local: needs the dashboard: pip install 'swanlab[dashboard]'; or set offline")
+
+
 @contextlib.contextmanager
-def out_of_memory(remedy: str | Callable[[], str]) -> Iterator[None]:
+def out_of_memory(remedy: str) -> Iterator[None]:
     """What torch raises when a device or the machine has no more memory becomes an `InputError` with the `remedy`."""
     try:
         yield
@@ -62,4 +71,4 @@ def out_of_memory(remedy: str | Callable[[], str]) -> Iterator[None]:
             raise
         size = re.search(r"ried to allocate (\d[\d.]* \w+)", str(error))
         asked = f" ({size[1]} more were needed)" if size else ""
-        raise InputError(f"out of memory{asked}: {remedy if isinstance(remedy, str) else remedy()}") from None
+        raise InputError(f"out of memory{asked}: {remedy}") from None

@@ -8,16 +8,19 @@ the first token of a document isn't counted either. The precision is that of the
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import functools
 import hashlib
 import json
 import math
 import sys
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 import shards
 from shards.common.command_line import Parser, run_command, say
@@ -25,24 +28,116 @@ from shards.common.errors import InputError, choice
 from shards.common.text import plural
 from shards.layout import SPLITS
 from shards.mixture import is_mixture
+from shards.tokenizer_files import read_vocabulary
 from train.environment import out_of_memory, prepare_environment
 from train.generate import find_model
 from train.run_directory import read_record, record_part
 
+if TYPE_CHECKING:  # torch takes seconds to import
+    import torch
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Of one split; losses are in nats."""
+    from shards.torch import BlockDataset, Collator
 
-    num_blocks: int
-    num_tokens: int  # that were predicted
-    document_mask: bool  # whether documents that share a block were masked from each other
-    precision: str  # bf16, fp16 or fp32
-    loss: float
-    perplexity: float
-    bits_per_byte: float
-    bits_per_char: float
-    loss_by_position: list[tuple[int, int, float]]  # first and last position in the block, and the mean loss there
+Floats = npt.NDArray[np.float64]
+_GZIP_TOKENS = 1 << 20
+
+
+# ---- one function for evaluation in training, at its end, and here ----
+
+
+def spread_evenly(total: int, limit: int | None) -> list[int]:
+    """`limit` of the numbers below `total`, spread evenly; all where there are no more, or no limit.
+
+    >>> spread_evenly(7, 3)
+    [0, 2, 4]
+    """
+    count = total if limit is None else min(limit, total)
+    return [number * total // count for number in range(count)]
+
+
+def evaluate_blocks(
+    model: Any,
+    dataset: BlockDataset,
+    numbers: Sequence[int],
+    collate: Collator,
+    *,
+    device: torch.device,
+    batch_blocks: int,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    on_batch: Callable[[range], None] = lambda _batches: None,
+) -> tuple[Floats, Floats]:
+    """The sums of losses (nats) and the numbers of labels at positions 1 … block_tokens − 1, over the blocks `numbers`.
+
+    `model` is a `train.model.Qwen2ForCausalLM`, perhaps wrapped. Every process calls this and gets the sums of all: their
+    mean is the same for any number of processes and any micro-batch. (transformers' own loop averages the means of
+    batches, which is inexact where the last one is smaller, and with several processes evaluates some blocks twice.)
+    """
+    import torch
+    import torch.distributed as dist
+
+    from shards.torch import IGNORED
+
+    rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    # A sharded model takes all processes for each batch, so all go through equally many; and all batches are of one size,
+    # for which a compiled model is compiled once: blocks that make up the number have no labels.
+    most = -(-len(numbers) // num_ranks)
+    mine = list(numbers[rank::num_ranks])
+    batch_blocks = min(batch_blocks, most)
+    batches = range(0, most, batch_blocks)
+    precision = torch.float32 if device.type == "mps" else torch.float64
+    totals = torch.zeros(2, len(dataset[numbers[0]]) - 1, dtype=precision, device=device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for first in batches:
+            chosen = mine[first : first + batch_blocks]
+            batch = collate(dataset.__getitems__(chosen + [0] * (batch_blocks - len(chosen))))
+            batch["labels"] = batch["labels"].clone()  # it may be the ids themselves
+            batch["labels"][len(chosen) :] = IGNORED
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            with autocast():
+                losses = model(**batch, num_items_in_batch=1, want_token_losses=True).token_losses
+            totals[0] += losses.sum(dim=0, dtype=precision)
+            totals[1] += (batch["labels"][:, 1:] != IGNORED).sum(dim=0)
+            on_batch(batches)
+    if num_ranks > 1:
+        dist.all_reduce(totals)
+    model.train(was_training)
+    sums, counts = totals.double().cpu().numpy()
+    return sums, counts
+
+
+def perplexity(loss: float) -> float:
+    """Of a loss in nats; finite for any number."""
+    return math.exp(min(loss, 700.0))
+
+
+def text_bits(loss: float, splits: Sequence[shards.Split]) -> float:
+    """What the texts of `splits` take in bits when a token has `loss` nats.
+
+    These are whole texts, as `num_text_bytes` and `num_text_chars` count them: tokens that nothing predicts are taken to
+    cost what the others do, so that packings can be compared. A document's EOS is a token too: saying where a text ends is
+    part of its price.
+    """
+    return loss / math.log(2) * sum(split.num_tokens for split in splits)
+
+
+def bits_per_byte(data: shards.Data, loss: float | None) -> float | None:
+    """What `loss`, in nats a token, is in bits per byte of the validation texts; None if that isn't known."""
+    splits = [part["val"] for part in data.sets]
+    num_bytes = sum(split.num_text_bytes for split in splits)
+    return text_bits(loss, splits) / num_bytes if loss is not None and num_bytes else None
+
+
+def gzip_bits_per_byte(data: shards.Data) -> float | None:
+    """What gzip needs for a byte of the validation texts (the first million tokens): a yardstick that needs no model."""
+    blocks, vocabulary = data["val"], read_vocabulary(data.tokenizer_path)
+    tokens = (blocks[number] for number in range(min(len(blocks), _GZIP_TOKENS // data.block_tokens)))
+    text = b"".join(vocabulary.piece(token) for block in tokens for token in block[block != data.eos_id].tolist())
+    return 8 * len(zlib.compress(text, 9)) / len(text) if text else None
+
+
+# ---- the command ----
 
 
 def build_parser() -> Parser:
@@ -69,7 +164,7 @@ def main(argv: list[str]) -> None:
     prepare_environment()
     with out_of_memory("choose a smaller --batch"):
         result = evaluate(directory, shard_set, options.split, batch_blocks=options.batch, num_blocks=options.blocks)
-    say(*([json.dumps(dataclasses.asdict(result), indent=2)] if options.json else lines(result)))
+    say(*([json.dumps(result, indent=2)] if options.json else lines(result)))
 
 
 def shards_of_run(directory: Path) -> str:
@@ -94,14 +189,12 @@ def check_model(directory: Path, shard_set: shards.ShardSet) -> None:
     """Raise `InputError` if the model is of another kind, or was trained with another tokenizer than the set's."""
     try:
         kind = json.loads((directory / "config.json").read_bytes())["model_type"]
+        digest = hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest()
     except (ValueError, OSError, LookupError, TypeError) as error:
-        raise InputError(f"{directory / 'config.json'}: can't be read ({error})") from None
+        raise InputError(f"{directory}: config.json and tokenizer.json can't be read ({error})") from None
     if kind != "qwen2":
         raise InputError(f"{directory}: expected a model of the type 'qwen2', found {str(kind)[:80]!r}")
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(f"{path}: missing, so nothing says that the set's ids are the model's")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != shard_set.manifest.tokenizer.sha256:
+    if digest != shard_set.manifest.tokenizer.sha256:
         raise InputError(
             f"{shard_set.path}: was built with another tokenizer than the model's; build the text anew with it"
         )
@@ -109,12 +202,11 @@ def check_model(directory: Path, shard_set: shards.ShardSet) -> None:
 
 def evaluate(
     directory: Path, shard_set: shards.ShardSet, split_name: str, *, batch_blocks: int, num_blocks: int | None = None
-) -> Evaluation:
-    """Evaluate the model in `directory` on the first `num_blocks` blocks (None: all) of a split."""
+) -> dict[str, Any]:
+    """Evaluate the model in `directory` on the first `num_blocks` blocks (None: all) of a split; losses are in nats."""
     import torch
 
     from shards.torch import BlockDataset, text_collator
-    from train.evaluation import evaluate_blocks, text_bits
     from train.model import Qwen2ForCausalLM
     from train.sampling import load_model
 
@@ -135,44 +227,43 @@ def evaluate(
     )
     loss = float(sums.sum() / max(counts.sum(), 1))
     num_bits = text_bits(loss, [split])
-    return Evaluation(
-        num_blocks=count,
-        num_tokens=int(counts.sum()),
-        document_mask=masked,
-        precision=precision,
-        loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),
-        bits_per_byte=num_bits / split.num_text_bytes,
-        bits_per_char=num_bits / split.num_text_chars,
-        loss_by_position=by_position(sums, counts),
-    )
+    return {
+        "num_blocks": count,
+        "num_tokens": int(counts.sum()),  # that were predicted
+        "document_mask": masked,
+        "precision": precision,
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "bits_per_byte": num_bits / split.num_text_bytes,
+        "bits_per_char": num_bits / split.num_text_chars,
+        "loss_by_position": by_position(sums, counts),
+    }
 
 
-def by_position(sums: np.ndarray, counts: np.ndarray) -> list[tuple[int, int, float]]:
-    """Mean losses over positions 1, 2–3, 4–7, 8–15 …, counted from 0; nothing predicts the token at 0."""
+def by_position(sums: Floats, counts: Floats) -> list[tuple[int, int, float]]:
+    """First and last position and the mean loss of 1, 2–3, 4–7, 8–15 …, counted from 0, which nothing predicts."""
     rows = []
-    first = 1
-    while first <= len(sums):
-        last = min(2 * first - 1, len(sums))
-        inside = slice(first - 1, last)
+    for first in (1 << power for power in range(len(sums).bit_length())):
+        inside = slice(first - 1, 2 * first - 1)
         if counts[inside].sum():
+            last = min(2 * first - 1, len(sums))
             rows.append((first, last, float(sums[inside].sum() / counts[inside].sum())))
-        first *= 2
     return rows
 
 
-def lines(result: Evaluation) -> list[str]:
-    head = f"{plural(result.num_tokens, 'token')} in {plural(result.num_blocks, 'block')}, {result.precision}"
+def lines(result: dict[str, Any]) -> list[str]:
+    """What `evaluate` found, for people."""
+    counts = f"{plural(result['num_tokens'], 'token')} in {plural(result['num_blocks'], 'block')}"
     rows = [
-        f"loss           {result.loss:.4f} nats a token ({head})",
-        f"perplexity     {result.perplexity:,.2f}",
-        f"bits per byte  {result.bits_per_byte:.4f}",
-        f"bits per char  {result.bits_per_char:.4f}",
-        f"documents      {'masked from' if result.document_mask else 'attend to'} each other in a block",
+        f"loss           {result['loss']:.4f} nats a token ({counts}, {result['precision']})",
+        f"perplexity     {result['perplexity']:,.2f}",
+        f"bits per byte  {result['bits_per_byte']:.4f}",
+        f"bits per char  {result['bits_per_char']:.4f}",
+        f"documents      {'masked from' if result['document_mask'] else 'attend to'} each other in a block",
         "",
         "loss by position in the block",
     ]
-    return rows + [f"  {first:>5} – {last:<5} {loss:.4f}" for first, last, loss in result.loss_by_position]
+    return rows + [f"  {first:>5} – {last:<5} {loss:.4f}" for first, last, loss in result["loss_by_position"]]
 
 
 if __name__ == "__main__":

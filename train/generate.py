@@ -6,11 +6,9 @@ with `--batch`, several sequences are written at a time.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +18,7 @@ from shards.common.text import nearest, printable, visible
 from train.checkpoints import is_sealed, numbered_checkpoints
 from train.environment import out_of_memory, prepare_environment
 from train.run_directory import MODEL_NAME, record_part
-from train.settings import GenerationSettings
-from train.values import convert
+from train.settings import GenerationSettings, build
 
 if TYPE_CHECKING:
     from train.sampling import Continuation
@@ -52,6 +49,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--prompt",
         action="append",
+        default=[],
         metavar="TEXT",
         help="text to continue; may be given several times (default: the prompts that the run was trained with)",
     )
@@ -63,7 +61,7 @@ def build_parser() -> Parser:
     )
     for name, (kind, metavar, text) in OPTIONS.items():
         names = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-        parser.add_argument(*names, type=kind, metavar=metavar, default=argparse.SUPPRESS, dest=name, help=text)
+        parser.add_argument(*names, type=kind, metavar=metavar, dest=name, help=text)
     parser.add_argument(
         "--batch",
         type=int,
@@ -75,39 +73,35 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str]) -> None:
-    arguments = vars(build_parser().parse_args(argv))
-    run, checkpoint = arguments.pop("run"), arguments.pop("checkpoint")
-    prompts, file = arguments.pop("prompt"), arguments.pop("prompt_file")
-    interactive, as_json = arguments.pop("interactive"), arguments.pop("json")
-    num_samples, batch = arguments.pop("num"), arguments.pop("batch")
-    for name, value in (("--num", num_samples), ("--batch", batch)):
-        if value is not None and value < 1:
-            raise InputError(f"{name}: expected at least 1, found {value}")
-    if interactive and (prompts or file or as_json or batch):
+    options = build_parser().parse_args(argv)
+    for name in ("num", "batch"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise InputError(f"--{name}: expected at least 1, found {value}")
+    if options.interactive and (options.prompt or options.prompt_file or options.json or options.batch):
         raise InputError("--interactive: asks for the prompts and shows the text; leave out --prompt, --json, --batch")
-    directory = find_model(run, checkpoint)
-    if file is not None:
-        prompts = [*(prompts or []), *read_prompts(file)]
-    if not interactive:
-        prompts = prompts or prompts_of_run(directory)
-    settings = dataclasses.replace(saved_defaults(directory), prompts=prompts or [], **arguments)
-    if num_samples > 1 and settings.temperature == 0:
-        raise InputError(f"--num {num_samples}: without chance all are the same; give --temperature above 0")
+    directory = find_model(options.run, options.checkpoint)
+    given = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
+    prompts = options.prompt + (read_prompts(options.prompt_file) if options.prompt_file else [])
+    if not prompts and not options.interactive:
+        prompts = prompts_of_run(directory)
+    settings = dataclasses.replace(generation_settings(directory, given), prompts=prompts)
+    if options.num > 1 and settings.temperature == 0:
+        raise InputError(f"--num {options.num}: without chance all are the same; give --temperature above 0")
     prepare_environment()
     from train.log_lines import sample_text
     from train.sampling import continue_prompts, load_model
 
     with out_of_memory("choose a smaller --batch or --max-new-tokens"):
         model, tokenizer = load_model(directory)
-        if interactive:
-            converse(model, tokenizer, settings, num_samples=num_samples)
-        elif batch is None and not as_json and sys.stdout.isatty():
-            for prompt in settings.prompts:
-                show_as_written(model, tokenizer, dataclasses.replace(settings, prompts=[prompt]), num_samples)
+        if options.interactive:
+            converse(model, tokenizer, settings, num_samples=options.num)
+        elif options.batch is None and not options.json and sys.stdout.isatty():
+            for prompt in prompts:
+                show_as_written(model, tokenizer, dataclasses.replace(settings, prompts=[prompt]), options.num)
         else:
-            size = batch or BATCH_SEQUENCES
-            for sample in continue_prompts(model, tokenizer, settings, num_samples=num_samples, batch_sequences=size):
-                say(json_line(sample, settings) if as_json else f"{sample_text(sample)}\n")
+            sizes = {"num_samples": options.num, "batch_sequences": options.batch or BATCH_SEQUENCES}
+            for sample in continue_prompts(model, tokenizer, settings, **sizes):
+                say(json_line(sample, settings) if options.json else f"{sample_text(sample)}\n")
 
 
 def show_as_written(model: Any, tokenizer: Any, settings: GenerationSettings, num_samples: int) -> None:
@@ -116,15 +110,12 @@ def show_as_written(model: Any, tokenizer: Any, settings: GenerationSettings, nu
 
     from train.sampling import continue_prompts
 
-    class Shown(TextStreamer):  # type: ignore[misc]
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            write(text)
-
-    def write(text: str) -> None:
+    def write(text: str, stream_end: bool = False) -> None:
         sys.stdout.write(visible(text))
         sys.stdout.flush()
 
-    streamer = Shown(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer.on_finalized_text = write
     samples = continue_prompts(model, tokenizer, settings, num_samples=num_samples, streamer=streamer)
     for _ in range(num_samples):
         write(f"【{settings.prompts[0]}】")
@@ -134,19 +125,6 @@ def show_as_written(model: Any, tokenizer: Any, settings: GenerationSettings, nu
 
 def converse(model: Any, tokenizer: Any, settings: GenerationSettings, *, num_samples: int) -> None:
     """Read prompts from standard input until it ends, and write their continuations. Ctrl-C stops a text."""
-    for line in _lines():
-        try:
-            show_as_written(model, tokenizer, dataclasses.replace(settings, prompts=[line]), num_samples)
-        except InputError as error:
-            say(printable(str(error)))
-        except Terminated:
-            raise
-        except KeyboardInterrupt:
-            say("\n(stopped)")
-
-
-def _lines() -> Iterator[str]:
-    """What the user types, line by line; empty lines are left out. Ctrl-C at the prompt ends it, as Ctrl-D does."""
     on_terminal = sys.stdin.isatty()
     if on_terminal:
         import readline  # noqa: F401 (from here on `input` edits lines)
@@ -158,12 +136,17 @@ def _lines() -> Iterator[str]:
         except UnicodeDecodeError:
             say("that was not UTF-8")
             continue
+        except EOFError:
+            return
+        try:
+            if line.strip():
+                show_as_written(model, tokenizer, dataclasses.replace(settings, prompts=[line]), num_samples)
+        except InputError as error:
+            say(printable(str(error)))
         except Terminated:
             raise
-        except (EOFError, KeyboardInterrupt):
-            return
-        if line.strip():
-            yield line
+        except KeyboardInterrupt:
+            say("\n(stopped)")
 
 
 def json_line(sample: Continuation, settings: GenerationSettings) -> str:
@@ -199,30 +182,26 @@ def find_model(path: Path, checkpoint: str | None = None) -> Path:
         raise InputError(f"{path}: no such directory{_nearest_run(path)}")
     steps = [found.name.rpartition("-")[2] for found in numbered_checkpoints(path) if is_sealed(found)]
     if checkpoint is not None:
-        if not steps:
-            raise InputError(f"{path}: no checkpoints here")
-        step = steps[-1] if checkpoint == "latest" else checkpoint.rpartition("checkpoint-")[2]
+        step = steps[-1] if steps and checkpoint == "latest" else checkpoint.rpartition("checkpoint-")[2]
         if step not in steps:
-            found = f"{printable(checkpoint)!r}; there are {', '.join(steps)}{nearest(checkpoint, steps)}"
-            raise InputError(f"{path}: no checkpoint {found}")
+            found = f"there are {', '.join(steps) or 'none'}{nearest(checkpoint, steps)}"
+            raise InputError(f"{path}: no checkpoint {printable(checkpoint)!r}; {found}")
         return path / f"checkpoint-{step}"
     for directory in (path / MODEL_NAME, path):
         if (directory / "config.json").is_file():
             return directory
     hint = f"; its newest checkpoint can be used with --checkpoint {steps[-1]}" if steps else ""
-    raise InputError(
-        f"{path}: no model here: neither {MODEL_NAME}/config.json nor config.json was found "
-        f"(is the training finished?){hint}"
-    )
+    raise InputError(f"{path}: no model here: no {MODEL_NAME}/config.json (is the training finished?){hint}")
 
 
 def _nearest_run(path: Path) -> str:
     """What may have been meant: a directory beside it, or one in `runs`."""
-    hint = nearest_path(path, Path.is_dir)
-    if not hint and len(path.parts) == 1:
-        in_runs = Path("runs", path)
-        hint = f"; did you mean '{in_runs}'?" if in_runs.is_dir() else nearest_path(in_runs, Path.is_dir)
-    return hint or f"; expected a run's directory with a trained model in {MODEL_NAME}/"
+    for candidate in (path, Path("runs", path.name)):
+        if candidate.is_dir():
+            return f"; did you mean '{candidate}'?"
+        if hint := nearest_path(candidate, Path.is_dir):
+            return hint
+    return f"; expected a run's directory with a trained model in {MODEL_NAME}/"
 
 
 def prompts_of_run(directory: Path) -> list[str]:
@@ -233,23 +212,23 @@ def prompts_of_run(directory: Path) -> list[str]:
     return prompts
 
 
-def saved_defaults(directory: Path) -> GenerationSettings:
-    """The sampling settings that the model was saved with."""
+def generation_settings(directory: Path, options: dict[str, Any]) -> GenerationSettings:
+    """The sampling settings that the model was saved with, and `options` instead of them. Raises `InputError`."""
     path = directory / "generation_config.json"
     try:
         content: Any = json.loads(path.read_bytes())
         saved = {name: content[name] for name in OPTIONS if content.get(name) is not None}
     except FileNotFoundError:
-        saved = {}
+        content, saved = {}, {}
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: can't be read ({error})") from None
     if saved and content.get("do_sample") is False:
         saved["temperature"] = 0.0
-    values = {name: convert(value, OPTIONS[name][0].__name__, f"{path}: {name}") for name, value in saved.items()}
-    try:
-        return GenerationSettings(**values)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+
+    def place(*keys: str) -> str:
+        return ": ".join(f"--{key}" if key in options else f"{path}: {key}" for key in keys)
+
+    return build(GenerationSettings, saved | options, place)
 
 
 if __name__ == "__main__":

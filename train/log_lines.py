@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,53 +11,51 @@ from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import shards
+from shards.common.files import write_atomically
 from shards.common.text import duration, plural, visible
-from train.run_directory import MODEL_NAME, Plan, append_lines
+from train.run_directory import METRICS_NAME, MODEL_NAME, SAMPLES_NAME, Plan, append_lines, json_lines, read_lines
+from train.sampling import Continuation
 
-if TYPE_CHECKING:
-    from train.sampling import Continuation
+if TYPE_CHECKING:  # which `train.generate` needs not import
     from train.trainer import BlockTrainer
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
-    """Appends each log to a JSON Lines file: `step`, `epoch` and whatever was logged. For one process only."""
+    """Keeps each log in `metrics.jsonl`, a line each: `step`, `epoch` and whatever was logged. For one process only.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    A training that begins has the logs of its checkpoint there, and in `samples.jsonl` no sample of a step to come.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        logs = [{"step": log.get("step"), **log} for log in state.log_history]
+        write_atomically(self._run / METRICS_NAME, json_lines(logs))
+        samples, step = read_lines(self._run / SAMPLES_NAME), state.global_step
+        if samples:  # those of the last step are written after its checkpoint
+            kept = [one for one in samples if one.get("step", 0) <= step and one.get("step", 0) < state.max_steps]
+            write_atomically(self._run / SAMPLES_NAME, json_lines(kept))
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
-        if logs:
-            append_lines(self._path, [{"step": state.global_step, **finite(logs)}])
-
-
-def finite(logs: dict[str, Any]) -> dict[str, Any]:
-    """`logs` with null for what JSON has no number for."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in logs.items()
-    }
+        append_lines(self._run / METRICS_NAME, [{"step": state.global_step, **(logs or {})}])
 
 
 class PlainLines(TrainerCallback):  # type: ignore[misc]
     """One readable line for each log, above the bars if there are some."""
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
-        line = log_line(logs or {}, state.global_step, state.max_steps)
-        if state.is_world_process_zero and line is not None:
+        if line := log_line(logs or {}, state.global_step, state.max_steps):
             tqdm.write(line)
             sys.stdout.flush()
 
 
 class ProgressLines(PlainLines, ProgressCallback):  # type: ignore[misc]
     """The same lines, and the Trainer's bar on a terminal."""
-
-
-def wants_bar() -> bool:
-    """Whether standard error is a terminal, where a bar can be drawn."""
-    return sys.stderr.isatty()
 
 
 def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str | None:
@@ -69,22 +66,20 @@ def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str | None:
         return f"{head}  validation loss {logs['eval_loss']:.4f}  perplexity {logs['eval_perplexity']:,.1f}"
     if "loss" not in logs:
         return None
-    parts: tuple[tuple[str, Callable[[float], str]], ...] = (
-        ("tokens", lambda tokens: f"{tokens / 1e6:,.2f} M tokens"),
-        ("loss", lambda loss: f"loss {loss:.4f}"),
-        ("learning_rate", lambda rate: f"lr {rate:.2e}"),
-        ("grad_norm", lambda norm: f"grad {norm:.2f}"),
-        ("tokens_per_second", lambda rate: f"{rate:,.0f} tokens/s"),
-        ("mfu", lambda share: f"MFU {100 * share:.1f} %"),
-        ("peak_memory_bytes", lambda size: f"{size / 1e9:.1f} GB"),
-        ("seconds_left", lambda seconds: f"{duration(seconds)} left"),
-    )
-    return "  ".join([head, *(text(logs[key]) for key, text in parts if logs.get(key) is not None)])
+    parts: dict[str, Callable[[float], str]] = {
+        "tokens": lambda tokens: f"{tokens / 1e6:,.2f} M tokens",
+        "loss": lambda loss: f"loss {loss:.4f}",
+        "learning_rate": lambda rate: f"lr {rate:.2e}",
+        "grad_norm": lambda norm: f"grad {norm:.2f}",
+        "tokens_per_second": lambda rate: f"{rate:,.0f} tokens/s",
+        "mfu": lambda share: f"MFU {100 * share:.1f} %",
+        "peak_memory_bytes": lambda size: f"{size / 1e9:.1f} GB",
+        "seconds_left": lambda seconds: f"{duration(seconds)} left",
+    }
+    return "  ".join([head, *(text(logs[key]) for key, text in parts.items() if logs.get(key) is not None)])
 
 
-def start_lines(
-    data: shards.Data, trainer: BlockTrainer, plan: Plan, session: dict[str, Any], changes: Sequence[str]
-) -> list[str]:
+def start_lines(data: shards.Data, trainer: BlockTrainer, plan: Plan, session: dict[str, Any]) -> list[str]:
     """What is about to be trained, on what, where."""
     args = trainer.args
     num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -104,26 +99,31 @@ def start_lines(
     ]
     if plan.checkpoint is not None:
         lines.append(f"continuing from {plan.checkpoint}")
-        lines += [f"changed since then: {change}" for change in changes]
+        lines += [f"changed since then: {change}" for change in session["changes"]]
     return lines
 
 
-def end_lines(run: Path, results: dict[str, Any], seconds: float, samples: Sequence[Continuation]) -> list[str]:
+def end_lines(run: Path, record: dict[str, Any], samples: Sequence[Continuation]) -> list[str]:
     """The samples and the summary."""
+    results, seconds = record["results"], record["sessions"][-1]["seconds"]
 
-    def number(value: float | None, spec: str) -> str:
-        return "-" if value is None else format(value, spec)
+    def number(key: str, spec: str) -> str:
+        return "-" if results[key] is None else format(results[key], spec)
 
-    first, last = number(results["first_train_loss"], ".4f"), number(results["last_train_loss"], ".4f")
-    lines = ["", *(f"{sample_text(sample)}\n" for sample in samples)]
-    lines += [
+    lines = [
+        "",
+        *(f"{sample_text(sample)}\n" for sample in samples),
         f"steps            {results['steps']:,} ({results['epochs']:.2f} epochs, {results['tokens']:,} tokens)",
-        f"time             {seconds:,.0f} s, {number(results['tokens_per_second'], ',.0f')} tokens/s",
-        f"training loss    {first} → {last}",
+        f"time             {seconds:,.0f} s, {number('tokens_per_second', ',.0f')} tokens/s",
+        f"training loss    {number('first_train_loss', '.4f')} → {number('last_train_loss', '.4f')}",
     ]
     if results["eval_loss"] is not None:
-        perplexity = number(results["eval_perplexity"], ",.1f")
-        lines.append(f"validation loss  {results['eval_loss']:.4f}, perplexity {perplexity}")
+        lines += [
+            f"validation loss  {results['eval_loss']:.4f}; lowest {number('best_eval_loss', '.4f')}, "
+            f"at step {number('best_eval_step', ',')}",
+            f"  bits per byte  {number('eval_bits_per_byte', '.2f')}; lowest {number('best_eval_bits_per_byte', '.2f')}; "
+            f"guessing {number('guessing_bits_per_byte', '.2f')}, gzip {number('gzip_bits_per_byte', '.2f')}",
+        ]
     return [*lines, f"model            {run / MODEL_NAME}"]
 
 

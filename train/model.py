@@ -169,28 +169,6 @@ def build_config(settings: ModelSettings, *, vocab_size: int, eos_id: int, block
     )
 
 
-def build_generation_config(
-    settings: GenerationSettings, *, vocab_size: int, eos_id: int, num_rows: int
-) -> GenerationConfig:
-    """The defaults that the saved model generates with, in any program.
-
-    Ids from `vocab_size` to `num_rows` − 1 exist only to round the matrix up; `suppress_tokens` keeps them from ever
-    being chosen, also after the model has been saved and loaded elsewhere.
-    """
-    sampling = settings.temperature > 0
-    return GenerationConfig(
-        eos_token_id=eos_id,
-        pad_token_id=eos_id,
-        do_sample=sampling,
-        temperature=settings.temperature if sampling else None,
-        top_p=settings.top_p if sampling else None,
-        top_k=settings.top_k if sampling else None,
-        repetition_penalty=settings.repetition_penalty,
-        max_new_tokens=settings.max_new_tokens,
-        suppress_tokens=list(range(vocab_size, num_rows)) or None,
-    )
-
-
 def build_model(
     settings: ModelSettings,
     generation: GenerationSettings,
@@ -200,15 +178,28 @@ def build_model(
     block_tokens: int,
     seed: int,
 ) -> Qwen2ForCausalLM:
-    """A model with random weights, the same for the same settings and seed."""
+    """A model with random weights, the same for the same settings and seed.
+
+    Saved with it is how any program generates with it. Ids from `vocab_size` on exist only to round the matrix up:
+    `suppress_tokens` keeps them from ever being chosen.
+    """
     config = build_config(settings, vocab_size=vocab_size, eos_id=eos_id, block_tokens=block_tokens)
     set_seed(seed)
     try:
         model = Qwen2ForCausalLM(config)
     except KeyError as error:  # an activation function that transformers doesn't know
         raise InputError(f"model: hidden_act: {settings.hidden_act!r} is unknown to transformers ({error})") from None
-    model.generation_config = build_generation_config(
-        generation, vocab_size=vocab_size, eos_id=eos_id, num_rows=config.vocab_size
+    sampling = generation.temperature > 0
+    model.generation_config = GenerationConfig(
+        eos_token_id=eos_id,
+        pad_token_id=eos_id,
+        do_sample=sampling,
+        temperature=generation.temperature if sampling else None,
+        top_p=generation.top_p if sampling else None,
+        top_k=generation.top_k if sampling else None,
+        repetition_penalty=generation.repetition_penalty,
+        max_new_tokens=generation.max_new_tokens,
+        suppress_tokens=list(range(vocab_size, config.vocab_size)) or None,
     )
     return model
 

@@ -50,13 +50,13 @@ def model_card(record: Mapping[str, Any], data: shards.Data, model: Path, sample
         pipeline_tag="text-generation",
         tags=[str(config["model_type"]), "pretrained", "causal-lm"],
     )
-    per_mille = data.per_mille if isinstance(data, shards.Mixture) else ()
+    shares = [f"{share / 10:g} %" for share in data.per_mille] if isinstance(data, shards.Mixture) else []
     card = ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
         name=settings["tracking"]["name"] or Path(settings["output_dir"]).resolve().name,
         sets=data.sets,
-        shares=[(part.path.name, f"{share / 10:g} %") for part, share in zip(data.sets, per_mille, strict=False)],
+        shares=[(part.path.name, share) for part, share in zip(data.sets, shares, strict=False)],
         config=config,
         num_parameters=num_parameters(model),
         settings=settings,
@@ -65,8 +65,8 @@ def model_card(record: Mapping[str, Any], data: shards.Data, model: Path, sample
         shards=record["shards"],
         batch=args["train_batch_size"] * args["gradient_accumulation_steps"] * session["processes"],
         results=record.get("results"),
-        code=_code(str((settings["generation"].get("prompts") or ["Once"])[0])),
-        samples=[fenced(sample_text(sample), "text") for sample in samples],
+        prompt=_python_text(str((settings["generation"]["prompts"] or ["Once"])[0])),
+        samples=[fenced(sample_text(sample)) for sample in samples],
         escaped=escaped,
         plural=plural,
         number=lambda value: "–" if value is None else f"{value:,.4f}",
@@ -84,17 +84,9 @@ def num_parameters(model: Path) -> int:
     return total
 
 
-def _code(prompt: str) -> str:
-    """Python that loads the model and continues a prompt."""
-    code = f"""\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-directory = "."  # this directory, or the model's name on a hub
-tokenizer = AutoTokenizer.from_pretrained(directory)
-model = AutoModelForCausalLM.from_pretrained(directory)
-inputs = tokenizer({json.dumps(visible(prompt), ensure_ascii=False)}, return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))"""
-    return fenced(code, "python")
+def _python_text(text: str) -> str:
+    """A Python expression for `text` that can't end the code block around it."""
+    return json.dumps(visible(text), ensure_ascii=False).replace("`", r"\u0060")
 
 
 def escaped(text: Any) -> str:
@@ -102,8 +94,7 @@ def escaped(text: Any) -> str:
     return _SPECIAL.sub(lambda match: f"\\{match[0]}", printable(str(text)))
 
 
-def fenced(text: str, language: str) -> str:
+def fenced(text: str) -> str:
     """A code block around `text`, whatever back-ticks are in it."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+    fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
+    return f"{fence}text\n{text.rstrip()}\n{fence}"

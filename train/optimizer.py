@@ -13,8 +13,8 @@ the results: the same update as by one process. Sharded parameters (DTensor) are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, overload
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -104,16 +104,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def _groups(self, *, is_hidden: bool) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if (group["name"] == "hidden") == is_hidden]
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: Any = None) -> Any:
+        assert closure is None, "the Trainer has none"
         for group in self._groups(is_hidden=True):
             for matrices in _by_shape(group["params"]):
                 self._muon_step(group, matrices)
@@ -121,7 +114,6 @@ class MuonWithAdamW(torch.optim.Optimizer):
             # Ours may have been replaced, by loading a checkpoint.
             self._adamw.param_groups, self._adamw.state = self._groups(is_hidden=False), self.state
             self._adamw.step()
-        return loss
 
     def _muon_step(self, group: dict[str, Any], matrices: list[Tensor]) -> None:
         """Update matrices of one shape: Nesterov momentum, orthogonalized."""

@@ -1,4 +1,4 @@
-"""A run's directory: what is in it, whether a command may use it, and its record.
+"""A run's directory: what is in it, whether a command may use it, and its record. Imports no torch.
 
     RUN/
       run.json            settings, command, packages, shard set, state; rewritten as the run goes on
@@ -17,34 +17,43 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import importlib.metadata
+import importlib.util
 import json
+import math
 import os
+import platform
+import subprocess
 import time
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import shards
 from shards.common.errors import InputError
 from shards.common.files import write_atomically
 from shards.common.text import printable
 from train.checkpoints import DataPosition, newest_complete_checkpoint, read_position
+from train.settings import Settings
 
 RECORD_NAME = "run.json"
 METRICS_NAME = "metrics.jsonl"
-_SUMMARY_KEY = "train_runtime"  # in the line that the Trainer logs when all steps are done
 SAMPLES_NAME = "samples.jsonl"
 MODEL_NAME = "model"
 SWANLAB_NAME = "swanlab"
-_LOCK_SECONDS = 1.0
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "swanlab")
+_GIT_SECONDS = 5
+_LOCK_TRIES, _SECONDS_BETWEEN_TRIES = 20, 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a command does with its run directory."""
 
-    checkpoint: Path | None  # continue from here; None: start at step 0
-    position: DataPosition | None  # of that checkpoint
-    notices: list[str]  # a line each, for the user
+    checkpoint: Path | None = None  # continue from here; None: start at step 0
+    position: DataPosition | None = None  # of that checkpoint
+    notices: list[str] = dataclasses.field(default_factory=list)  # a line each, for the user
     resume: str | None = None  # what was asked for: see `plan_run`
 
 
@@ -63,10 +72,11 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
     record = read_record(run)
     state = record.get("state")
     another = "choose another --output_dir (make: RUN=NAME), or delete it to train again"
-    if resume is not None and resume != "latest":
+    if resume not in (None, "latest"):
         checkpoint = Path(resume).expanduser()
-        given = read_position(checkpoint, check_content=check_content)
-        return Plan(checkpoint=checkpoint, position=given, notices=[], resume=resume)
+        return Plan(
+            checkpoint=checkpoint, position=read_position(checkpoint, check_content=check_content), resume=resume
+        )
     if resume is None and state == "finished":
         raise InputError(f"{run}: holds a finished run; {another}")
     newest, position, notices = newest_complete_checkpoint(run, check_content=check_content)
@@ -83,9 +93,8 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
             raise InputError(f"{run}: holds something else ({printable(foreign[0])}, …), not a run; {another}")
     if notices:
         raise InputError(f"{run}: no complete checkpoint to continue from ({'; '.join(notices)}); {another}")
-    if state == "training":
-        notices = [*notices, f"{run}: was interrupted before its first checkpoint; starting again"]
-    return Plan(checkpoint=None, position=None, notices=notices)
+    again = f"{run}: was interrupted before its first checkpoint; starting again"
+    return Plan(notices=[again] if state == "training" else [])
 
 
 def read_record(run: Path, *, remedy: str = "; delete it or choose another --output_dir") -> dict[str, Any]:
@@ -103,16 +112,108 @@ def read_record(run: Path, *, remedy: str = "; delete it or choose another --out
 
 
 def record_part(run: Path, *keys: str) -> dict[str, Any]:
-    """The object at `keys` in `run.json`; empty if there is none. Raises `InputError` if something else is there."""
-    part: Any = read_record(run)
-    for number, key in enumerate(keys, start=1):
-        part = part.get(key)
-        if part is None:
-            return {}
-        if not isinstance(part, dict):
-            where = f"{run / RECORD_NAME}: {': '.join(keys[:number])}"
-            raise InputError(f"{where}: expected an object, found {type(part).__name__}; the file is damaged")
-    return dict(part)
+    """The object at `keys` in `run.json`; empty if there is none. Raises `InputError` if the file can't be read."""
+    part = read_record(run)
+    for key in keys:
+        value = part.get(key)
+        part = value if isinstance(value, dict) else {}
+    return part
+
+
+def new_record(
+    settings: Settings, data: shards.Data, plan: Plan, command: Sequence[str], args: Any, data_changes: Sequence[str]
+) -> dict[str, Any]:
+    """The content of `run.json` for a command: what the run is set to, and on what it runs; `args` are its arguments.
+
+    A run that was interrupted has a session for each time it was started, the last of them this command's.
+    """
+    before, changes = {}, list(data_changes)
+    if plan.checkpoint:
+        before = read_record(settings.output_dir)
+        # The seed's change is one of the data's.
+        was, is_now = record_part(plan.checkpoint.parent, "settings", "training"), {**settings.training, "seed": None}
+        changes += changed_settings({**was, "seed": None}, is_now) if was else []
+    sessions, tracking_id = before.get("sessions"), before.get("tracking_id")
+    session = {
+        "started_at": now(),
+        "first_step": plan.position.step if plan.position else 0,
+        "checkpoint": str(plan.checkpoint) if plan.checkpoint else None,
+        "changes": changes,
+        "command": list(command),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(name)},
+        "git": git_state(Path(__file__)),
+        "python": platform.python_version(),
+        "device": device_name(args.device),
+        "processes": args.world_size,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+    }
+    return {
+        "tracking_id": tracking_id if isinstance(tracking_id, str) else uuid.uuid4().hex,
+        "settings": settings.as_record(),
+        "training_arguments": {**args.to_dict(), "train_batch_size": args.train_batch_size},
+        "shards": {
+            "path": data.description,
+            "fingerprint": data.fingerprint,
+            "block_tokens": data.block_tokens,
+            "vocab_size": data.vocab_size,
+            "train_blocks": len(data["train"]),
+            "val_blocks": len(data["val"]),
+        },
+        "sessions": [*(sessions if isinstance(sessions, list) else []), session],
+    }
+
+
+def write_record(run: Path, record: dict[str, Any], state: str) -> None:
+    """Replace `run.json`."""
+    record |= {"state": state, "written_at": now()}
+    text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
+    write_atomically(run / RECORD_NAME, (text + "\n").encode())
+
+
+def now() -> str:
+    """The local time with its zone, to the second."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def git_state(file: Path) -> dict[str, Any] | None:
+    """The commit of the checkout that `file` is in, and whether its files differ from it (`dirty`).
+
+    None where `file` is in no checkout, as when this package is installed, or git doesn't answer.
+    """
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "core.fsmonitor=false", "--no-optional-locks", "-C", str(file.parent), *arguments]
+        finished = subprocess.run(
+            command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, timeout=_GIT_SECONDS, check=True
+        )
+        return finished.stdout.decode(errors="replace").strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "--", file.name)
+        is_dirty = git("status", "--porcelain", "--untracked-files=no") != ""
+        return {"commit": git("rev-parse", "--verify", "HEAD"), "dirty": is_dirty}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def device_name(device: Any) -> str:
+    """`"NVIDIA H100 80GB HBM3"`, or `"cpu, 2 threads"`."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def changed_settings(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """`["training.learning_rate 0.001 before, 0.0005 now", …]` for two nested mappings."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        phrases = []
+        for key in sorted({*before, *after}):
+            phrases += changed_settings(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else str(key))
+        return phrases
+    return [] if before == after else [f"{prefix} {before!r} before, {after!r} now"]
 
 
 @contextlib.contextmanager
@@ -120,33 +221,23 @@ def lock_run(run: Path) -> Iterator[None]:
     """Make `run` and hold it. Raises `InputError` if another process does. One with nothing in it goes at the end."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{run}: can't be made: a file is in the way") from None
-    except FileNotFoundError:  # as in /proc
+    except (FileExistsError, NotADirectoryError, FileNotFoundError):  # a file in the way; in /proc
         raise InputError(f"{run}: can't be made there; choose another --output_dir (make: RUN=NAME)") from None
     path = run / ".lock"
     with open(path, "ab") as file:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while not _try_lock(file):
-            if time.monotonic() > deadline:
-                raise InputError(
-                    f"{run}: another process is training there; wait for it or choose another --output_dir"
-                )
-            time.sleep(0.05)
+        for _ in range(_LOCK_TRIES):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+        else:
+            raise InputError(f"{run}: another process is training there; wait for it or choose another --output_dir")
         try:
             yield
         finally:
             if list(run.iterdir()) == [path]:
                 path.unlink()
                 run.rmdir()
-
-
-def _try_lock(file: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def is_locked(run: Path) -> bool:
@@ -161,14 +252,22 @@ def is_locked(run: Path) -> bool:
     return False
 
 
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with null for what JSON has no number for."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }
+
+
+def json_lines(records: Iterable[dict[str, Any]]) -> bytes:
+    """Records as JSON Lines."""
+    return "".join(json.dumps(finite(record), ensure_ascii=False) + "\n" for record in records).encode()
+
+
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Append records as JSON Lines."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(_json_lines(records))
-
-
-def _json_lines(records: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    with open(path, "ab") as file:
+        file.write(json_lines(records))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -193,44 +292,6 @@ def read_lines_and_damage(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
         elif line.strip() and number < len(lines):
             damaged.append(number)
     return records, damaged
-
-
-def rewind_metrics(run: Path, step: int, *, is_last: bool = False) -> list[str]:
-    """Drop what `metrics.jsonl` and `samples.jsonl` say of steps after `step`: they are about to be trained again.
-
-    Where a run ends, or was stopped, the Trainer sums up; after the last step (`is_last`) it is evaluated once more, and
-    continues its prompts once more.
-    Returns a notice for each file with damaged lines, which are gone for good.
-    """
-    notices = []
-    for path, last in ((run / METRICS_NAME, step), (run / SAMPLES_NAME, step - 1 if is_last else step)):
-        if not path.exists():
-            continue
-        records, damaged = read_lines_and_damage(path)
-        if damaged:
-            numbers = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
-            notices.append(f"{path}: damaged, left out: line {numbers}")
-        kept = [record for record in records if record.get("step", 0) <= last]
-        summed = [number for number, record in enumerate(kept) if record.get("step") == step and _SUMMARY_KEY in record]
-        for number in reversed(summed):
-            del kept[number : None if is_last else number + 1]
-        write_atomically(path, _json_lines(kept).encode())  # always: the last line may be torn
-    return notices
-
-
-def changed_settings(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """`["training.learning_rate 0.001 before, 0.0005 now", …]` for two nested mappings."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        phrases = []
-        for key in sorted({*before, *after}):
-            phrases += changed_settings(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else str(key))
-        return phrases
-    return [] if before == after else [f"{prefix} {before!r} before, {after!r} now"]
-
-
-def now() -> str:
-    """The local time with its zone, to the second."""
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def process_rank() -> int:

@@ -1,13 +1,13 @@
 """Text from a saved model: load it with the Auto classes, continue prompts.
 
 The texts depend on the model, the prompts, the settings and their seed alone: the same call gives the same texts. The
-random state of the process stays as it is, and so does a model that is being trained.
+random state of the process stays as it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,14 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from transformers.generation.streamers import BaseStreamer
 
-from shards.common.command_line import say
 from shards.common.errors import InputError
 from shards.common.text import printable
-from train.run_directory import append_lines
 from train.settings import GenerationSettings
 
 BATCH_SEQUENCES = 8
-MAX_NEW_TOKENS = 64  # of a sample during training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,70 +76,51 @@ def continue_prompts(
 
     Raises `InputError` for a prompt without tokens, or with ids that the model doesn't have, and `NonFiniteError`.
     """
-    for prompt in settings.prompts:
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        if not ids:
-            raise InputError(f"generation: the prompt {printable(prompt)!r} has no tokens")
-        if max(ids) >= model.config.vocab_size:
-            raise InputError(
-                f"generation: the prompt {printable(prompt)!r} has the token id {max(ids):,}, the model has "
-                f"{model.config.vocab_size:,} ids; is the tokenizer beside it its own?"
-            )
-    wanted = [prompt for prompt in settings.prompts for _ in range(num_samples)]
+    config, num_ids = model.generation_config, model.config.vocab_size
+    ends = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+    eos_ids = set(ends if isinstance(ends, list) else [ends]) - {None}
+    padding = min(eos_ids, default=0)  # masked before a prompt, cut off after a text
+    beyond = range(len(tokenizer), num_ids)  # ids that only round the matrix up
+    chance = {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k")}
+    options = {
+        "max_new_tokens": settings.max_new_tokens,
+        "do_sample": settings.temperature > 0,
+        **(chance if settings.temperature > 0 else dict.fromkeys(chance)),
+        "repetition_penalty": settings.repetition_penalty,
+        "eos_token_id": sorted(eos_ids) or None,
+        "pad_token_id": padding,
+        "suppress_tokens": sorted({*(config.suppress_tokens or ()), *beyond}) or None,
+        "logits_processor": LogitsProcessorList([RefuseNonFinite()]),
+        "use_cache": True,
+        "streamer": streamer,
+    }
+    wanted = [(prompt, _ids(tokenizer, prompt, num_ids)) for prompt in settings.prompts for _ in range(num_samples)]
     size = 1 if streamer else batch_sequences
     for start in range(0, len(wanted), size):
         batch = wanted[start : start + size]
-        rows = generate(model, tokenizer, batch, settings, seed=settings.seed + start, streamer=streamer)
-        for prompt, (row, ended) in zip(batch, rows, strict=True):
-            text = tokenizer.decode(row, skip_special_tokens=True)
-            yield Continuation(prompt=prompt, text=text, num_tokens=len(row), ended=ended)
+        width = max(len(ids) for _, ids in batch)
+        inputs = torch.tensor([[padding] * (width - len(ids)) + ids for _, ids in batch], device=model.device)
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for _, ids in batch], device=model.device)
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed((settings.seed + start) % 2**63)
+            output = model.generate(input_ids=inputs, attention_mask=mask, **options)
+        for (prompt, _), row in zip(batch, output[:, width:].tolist(), strict=True):
+            length = next((place for place, token in enumerate(row) if token in eos_ids), len(row))
+            text = tokenizer.decode(row[:length], skip_special_tokens=True)
+            yield Continuation(prompt=prompt, text=text, num_tokens=length, ended=length < len(row))
 
 
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    settings: GenerationSettings,
-    *,
-    seed: int,
-    streamer: BaseStreamer | None = None,
-) -> list[tuple[list[int], bool]]:
-    """For each prompt the ids that follow it, EOS left out, and whether EOS ended them."""
-    config, sampling = model.generation_config, settings.temperature > 0
-    ends = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
-    eos_ids = set(ends if isinstance(ends, list) else [ends]) - {None}
-    padding = next((n for n in (config.pad_token_id, tokenizer.pad_token_id, *sorted(eos_ids)) if n is not None), 0)
-    encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    width = max(map(len, encoded))
-    beyond = range(len(tokenizer), model.config.vocab_size)  # ids that only round the matrix up
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(seed % 2**63)
-        output = model.generate(
-            input_ids=_tensor([[padding] * (width - len(ids)) + ids for ids in encoded], model),
-            attention_mask=_tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded], model),
-            max_new_tokens=settings.max_new_tokens,
-            do_sample=sampling,
-            temperature=settings.temperature if sampling else None,
-            top_p=settings.top_p if sampling else None,
-            top_k=settings.top_k if sampling else None,
-            repetition_penalty=settings.repetition_penalty,
-            eos_token_id=sorted(eos_ids) or None,
-            pad_token_id=padding,
-            suppress_tokens=sorted({*(config.suppress_tokens or ()), *beyond}) or None,
-            logits_processor=LogitsProcessorList([RefuseNonFinite()]),
-            use_cache=True,
-            streamer=streamer,
+def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str, num_ids: int) -> list[int]:
+    """The prompt's token ids, all of them below `num_ids`."""
+    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise InputError(f"generation: the prompt {printable(prompt)!r} has no tokens")
+    if max(ids) >= num_ids:
+        raise InputError(
+            f"generation: the prompt {printable(prompt)!r} has the token id {max(ids):,}, the model has {num_ids:,} ids; "
+            "is the tokenizer beside it its own?"
         )
-    return [_until_end(row, eos_ids) for row in output[:, width:].tolist()]
-
-
-def _tensor(rows: list[list[int]], model: PreTrainedModel) -> Tensor:
-    return torch.tensor(rows, device=model.device)
-
-
-def _until_end(row: list[int], eos_ids: set[int]) -> tuple[list[int], bool]:
-    length = next((place for place, token in enumerate(row) if token in eos_ids), None)
-    return row[:length], length is not None
+    return ids
 
 
 class RefuseNonFinite(LogitsProcessor):  # type: ignore[misc]
@@ -156,48 +130,3 @@ class RefuseNonFinite(LogitsProcessor):  # type: ignore[misc]
         if (scores.isnan() | scores.isposinf()).any():
             raise NonFiniteError("the model's outputs are non-finite (nan or inf): its training has diverged")
         return scores
-
-
-class SamplesAtEvaluation(TrainerCallback):  # type: ignore[misc]
-    """Continues the prompts at each evaluation before the last step, kept in a file. For the first process only.
-
-    What the model wrote at its end comes from the saved model. A failure ends the samples, never the training.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        settings: GenerationSettings,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        on_samples: Callable[[Sequence[Continuation], int], None],
-    ) -> None:
-        self._path, self._tokenizer, self._on_samples = path, tokenizer, on_samples
-        self._settings = dataclasses.replace(settings, max_new_tokens=min(settings.max_new_tokens, MAX_NEW_TOKENS))
-        self._failed = False
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
-        step = state.global_step
-        if step >= state.max_steps or self._failed:
-            return
-        modes = [(module, module.training) for module in model.modules()]
-        try:
-            model.eval()
-            samples = list(continue_prompts(model, self._tokenizer, self._settings))
-            append_lines(self._path, sample_records(samples, step, self._settings))
-            self._on_samples(samples, step)
-        except Exception as error:
-            self._failed = True
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            say(f"no samples from step {step:,} on: {printable(reason)}")
-        finally:
-            for module, training in modes:
-                module.training = training
-
-
-def sample_records(samples: Sequence[Continuation], step: int, settings: GenerationSettings) -> list[dict[str, Any]]:
-    """For `samples.jsonl`: what was written, and how."""
-    how = {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k", "seed")}
-    return [{"step": step, **dataclasses.asdict(sample), **how} for sample in samples]

@@ -1,11 +1,6 @@
 """The settings of a run: a YAML file, overridden by the command line, checked, then frozen. Imports no torch.
 
-    shards: data/shards/sample      # a shard set's directory, or several with shares: wiki:0.7,books:0.3
-    shuffle: global                 # or window, none: see `shards.order`
-    global_batch_blocks: 256        # blocks a step, over all GPUs; sets gradient_accumulation_steps
-    eval_blocks: null               # validation blocks in an evaluation before the last one; null: all
-    document_mask: false            # whether documents that share a block are masked from each other
-    loss: auto                      # or plain, chunked: see `train.head_loss`
+    shards: data/shards/sample      # this and other options of `Settings`
     model: {…}                      # `ModelSettings`: the Qwen2 model that is built; `config`: see `train.model_config`
     training: {…}                   # any field of transformers' TrainingArguments: see `train.arguments`
     groups: {…}                     # `GroupSettings`: learning rate and weight decay of each group of parameters
@@ -18,134 +13,149 @@ with its section, `--model.hidden_size 256`. Every fault is an `InputError` that
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-from collections.abc import Mapping
+import functools
+import importlib.util
+import itertools
+import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from shards.common.errors import InputError
-from shards.common.text import nearest, printable
-from shards.layout import SHUFFLES, Shuffle
+from shards.layout import Shuffle
 from train.model_config import published_fields
-from train.training_fields import REFUSED_ARGUMENTS, training_fields
-from train.values import convert, read_yaml, require, require_one_of
+from train.values import Allowed, Count, NotNegative, Positive, Seed, Text, convert, read_yaml, require, require_known
 
-Section = TypeVar("Section", "ModelSettings", "GroupSettings", "TrackingSettings", "GenerationSettings")
+Section = TypeVar("Section")
 
-TOP_LEVEL = ("shards", "shuffle", "document_mask", "loss", "global_batch_blocks", "eval_blocks")
-SECTIONS = ("model", "training", "groups", "tracking", "generation")
-LOSSES = ("auto", "plain", "chunked")
-TRACKING_MODES = ("auto", "online", "offline", "local", "disabled")
+Dropout = Annotated[float, Allowed("0 or more, below 1", lambda value: 0 <= value < 1)]
+Temperature = Annotated[float, Allowed("0, or 0.001 to 100", lambda value: value == 0 or 1e-3 <= value <= 100)]
+TopP = Annotated[float, Allowed("above 0, at most 1", lambda value: 0 < value <= 1)]
+TopK = Annotated[int, Allowed("0 or more", lambda value: value >= 0)]
+Penalty = Annotated[float, Allowed("0.01 to 100 (1: none)", lambda value: 0.01 <= value <= 100)]
+
+MUON = "muon"  # our own value of `optim`: see `train.optimizer`
+
+# Fields of TrainingArguments that would contradict how this trainer works.
+REFUSED_ARGUMENTS = {
+    "auto_find_batch_size": "the order of blocks is counted in global batches of one size",
+    "data_seed": "the order of blocks follows `seed`",
+    "dataloader_drop_last": "every global batch is full already",
+    "deepspeed": "it isn't supported; `fsdp` is",
+    "ignore_data_skip": "a resumed run always starts at its own position, without skipping",
+    "label_smoothing_factor": "no loss of `loss` smooths",
+    "local_rank": "torchrun sets it",
+    "neftune_noise_alpha": "the noise isn't for models that are trained from scratch, and would have no effect here",
+    "parallelism_config": "it isn't supported; `fsdp` is",
+    "push_to_hub": "push the saved model, RUN/model, with `hf upload`",
+    "remove_unused_columns": "a batch has nothing but what the model needs",
+    "report_to": "see the section `tracking`",
+    "resume_from_checkpoint": "it is an option of the command line",
+    "run_name": "see `tracking: name`",
+    "save_only_model": "a run can't be continued without the state of its optimizer and its schedule",
+    "train_sampling_strategy": "the order of blocks is that of the shard set",
+    "use_cache": "a saved model generates with a cache, and training has none",
+    "use_liger_kernel": "the loss over the vocabulary is computed in chunks here: `loss: chunked`",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """A Qwen2 model. Its vocabulary is the shard set's, rounded up to a multiple of `vocab_multiple`."""
 
-    hidden_size: int  # width of the residual stream
-    num_hidden_layers: int  # layers
-    num_attention_heads: int  # heads; each has hidden_size / heads dimensions
-    num_key_value_heads: int  # key-value heads, each shared by several heads
-    intermediate_size: int  # width of the MLP
+    hidden_size: Count  # width of the residual stream
+    num_hidden_layers: Count  # layers
+    num_attention_heads: Count  # heads; each has hidden_size / heads dimensions
+    num_key_value_heads: Count  # key-value heads, each shared by several heads
+    intermediate_size: Count  # width of the MLP
     tie_word_embeddings: bool = True  # one matrix for embedding and head
     max_position_embeddings: int | None = None  # context, in tokens; None: the shard set's block_tokens
-    vocab_multiple: int = 128  # the matrix has the vocabulary rounded up to a multiple of this
+    vocab_multiple: Count = 128  # the matrix has the vocabulary rounded up to a multiple of this
     hidden_act: str = "silu"  # activation of the MLP
-    initializer_range: float = 0.02  # standard deviation of the first weights
-    rms_norm_eps: float = 1e-6  # added to the mean square in each norm
-    rope_theta: float = 10_000.0  # base of the rotary position embedding
-    attention_dropout: float = 0.0  # share of attention weights that is dropped in training
-
-    def __post_init__(self) -> None:
-        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-        for name in (*sizes, "intermediate_size", "vocab_multiple"):
-            require(getattr(self, name) >= 1, f"model: {name}", "at least 1", getattr(self, name))
-        for name in ("rms_norm_eps", "initializer_range", "rope_theta"):
-            require(getattr(self, name) > 0, f"model: {name}", "above 0", getattr(self, name))
-        require(0 <= self.attention_dropout < 1, "model: attention_dropout", "0 to 1", self.attention_dropout)
-        heads, width = self.num_attention_heads, self.hidden_size
-        expected = f"a multiple of 2 × num_attention_heads = {2 * heads}"
-        require(width % (2 * heads) == 0, "model: hidden_size", expected, width)
-        expected = f"a divisor of num_attention_heads = {heads}"
-        require(heads % self.num_key_value_heads == 0, "model: num_key_value_heads", expected, self.num_key_value_heads)
+    initializer_range: Positive = 0.02  # standard deviation of the first weights
+    rms_norm_eps: Positive = 1e-6  # added to the mean square in each norm
+    rope_theta: Positive = 10_000.0  # base of the rotary position embedding
+    attention_dropout: Dropout = 0.0  # share of attention weights that is dropped in training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupSettings:
     """Rates and decays of the three groups of parameters (`train.optimizer`). None: `training`'s own."""
 
-    hidden_learning_rate: float | None = None  # matrices between hidden states: attention and MLP
-    hidden_weight_decay: float | None = None  # of the same
-    embedding_learning_rate: float | None = None  # embedding and head
-    embedding_weight_decay: float | None = None  # of the same
-    norm_learning_rate: float | None = None  # norms and biases
-    norm_weight_decay: float | None = 0.0  # of the same
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            require(value is None or value >= 0, f"groups: {name}", "0 or more", value)
+    hidden_learning_rate: NotNegative | None = None  # matrices between hidden states: attention and MLP
+    hidden_weight_decay: NotNegative | None = None  # of the same
+    embedding_learning_rate: NotNegative | None = None  # embedding and head
+    embedding_weight_decay: NotNegative | None = None  # of the same
+    norm_learning_rate: NotNegative | None = None  # norms and biases
+    norm_weight_decay: NotNegative | None = 0.0  # of the same
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrackingSettings:
     """Where SwanLab keeps the run. `auto` is `online` when logged in and `offline` otherwise."""
 
-    mode: str = "auto"  # auto, online, offline, local or disabled
-    project: str = "block-pretraining"  # SwanLab project
+    mode: Literal["auto", "online", "offline", "local", "disabled"] = "auto"  # auto, online, offline, local or disabled
+    project: Text = "block-pretraining"  # SwanLab project
     workspace: str | None = None  # of SwanLab; None: your own
     name: str | None = None  # of the run; None: the name of the output directory
-
-    def __post_init__(self) -> None:
-        require_one_of(TRACKING_MODES, self.mode, "tracking: mode")
-        require(self.project != "", "tracking: project", "a name", self.project)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
     """How text is sampled. The values become the saved model's generation defaults too."""
 
-    prompts: list[str] = dataclasses.field(default_factory=list)  # texts to continue
-    max_new_tokens: int = 128  # length of a continuation, in tokens
-    temperature: float = 0.8  # 0: always the likeliest token
-    top_p: float = 0.95  # sample from the likeliest tokens that together have this probability
-    top_k: int = 50  # sample from this many likeliest tokens; 0: no such limit
-    repetition_penalty: float = 1.0  # 1: none
-    seed: int = 0  # of the random choices
+    prompts: list[Text] = dataclasses.field(default_factory=list)  # texts to continue
+    max_new_tokens: Count = 128  # length of a continuation, in tokens
+    temperature: Temperature = 0.8  # 0: always the likeliest token
+    top_p: TopP = 0.95  # sample from the likeliest tokens that together have this probability
+    top_k: TopK = 50  # sample from this many likeliest tokens; 0: no such limit
+    repetition_penalty: Penalty = 1.0  # 1: none
+    seed: Seed = 0  # of the random choices
     every_evaluation: bool = True  # whether the prompts are continued at each evaluation, not only at the end
 
-    def __post_init__(self) -> None:
-        for number, prompt in enumerate(self.prompts):
-            require(isinstance(prompt, str) and prompt != "", f"generation: prompts[{number}]", "text", prompt)
-        temperature, penalty = self.temperature, self.repetition_penalty
-        for name, is_right, expected in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", temperature == 0 or 1e-3 <= temperature <= 100, "0, or 0.001 to 100"),
-            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("repetition_penalty", 0.01 <= penalty <= 100, "0.01 to 100 (1: none)"),
-            ("seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1"),
-        ):
-            require(is_right, f"generation: {name}", expected, getattr(self, name))
+
+def _option(metavar: str, text: str, default: Any = dataclasses.MISSING) -> Any:
+    """A field that is an option by itself, with its line of help."""
+    return dataclasses.field(default=default, metadata={"metavar": metavar, "help": text})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that a run depends on, besides the shard set's content."""
 
-    shards: str  # a shard set's directory, or a mixture of several (`shards.mixture`)
-    output_dir: Path
-    shuffle: Shuffle
-    document_mask: bool
-    global_batch_blocks: int | None  # of a step, over all processes; None: by gradient_accumulation_steps
-    eval_blocks: int | None  # of an evaluation, but of the last one, which takes all; None: of each
-    loss: str
+    shards: Text = _option(
+        "DIR",
+        "shard set to train on, or several: wiki:0.7,books:0.3 by shares, wiki:1epochs,books:4epochs by passes",
+    )
+    shuffle: Shuffle = _option(
+        "global|window|none",
+        "how blocks are shuffled: all, within windows for disks that hate random reads, or not (global)",
+        "global",
+    )
+    document_mask: bool = _option(
+        "true|false", "documents that share a block are masked from each other (false)", False
+    )
+    global_batch_blocks: Count | None = _option(
+        "BLOCKS", "blocks a step over all processes; gradient accumulation follows from it", None
+    )
+    eval_blocks: Count | None = _option(
+        "BLOCKS", "validation blocks in an evaluation before the last one, which takes all (all)", None
+    )
+    loss: Literal["auto", "plain", "chunked"] = _option(
+        "auto|plain|chunked",
+        "all logits at once, or a chunk of tokens at a time, which saves memory (auto: by the vocabulary's size)",
+        "auto",
+    )
+    output_dir: Path = _option("DIR", "the run's directory, made if it is not there")
     model: ModelSettings
-    training: dict[str, Any]  # fields of TrainingArguments but `output_dir`; typed by `train.arguments.typed`
+    model_config: str | None = None  # where the section `model` took its defaults from
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)  # typed by `train.arguments.typed`
     groups: GroupSettings
     tracking: TrackingSettings
     generation: GenerationSettings
-    origin: Mapping[str, str]  # where each field of `training` was given: `--learning_rate`, or the file's key
-    model_config: str | None = None  # where the section `model` took its defaults from
+    origin: dict[str, str] = dataclasses.field(default_factory=dict)  # where each field of `training` was given
 
     @property
     def seed(self) -> int:
@@ -159,7 +169,8 @@ class Settings:
         return record
 
 
-_RECORDS = {
+OPTIONS = {field.name: field.metadata for field in dataclasses.fields(Settings) if field.metadata}
+SECTIONS: dict[str, Any] = {
     "model": ModelSettings,
     "groups": GroupSettings,
     "tracking": TrackingSettings,
@@ -167,19 +178,25 @@ _RECORDS = {
 }
 
 
-def section_keys(section: str) -> list[str]:
-    """The keys of a section."""
-    if section == "training":
-        return list(training_fields())
-    names = [field.name for field in dataclasses.fields(_RECORDS[section])]
-    return ["config", *names] if section == "model" else names
+@functools.cache
+def training_fields() -> tuple[str, ...]:
+    """The names of the fields of TrainingArguments, read from the source: importing it takes seconds, with torch.
+
+    So a misspelt setting is an error within milliseconds, and the fields are those of the version that is installed.
+    """
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise InputError("transformers is not installed; `make setup` installs it")
+    tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
+    (fields,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
+    names = (node.target.id for node in fields if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name))
+    return tuple(name for name in names if not name.startswith("_"))
 
 
 def option_names() -> list[str]:
-    """The keys of all sections as on the command line: `learning_rate`, `model.hidden_size`."""
-    return [
-        key if section == "training" else f"{section}.{key}" for section in SECTIONS for key in section_keys(section)
-    ]
+    """All settings as on the command line: `shards`, `learning_rate`, `model.hidden_size`."""
+    names = [f"{name}.{field.name}" for name, kind in SECTIONS.items() for field in dataclasses.fields(kind)]
+    return [*OPTIONS, "model.config", *names, *(name for name in training_fields() if name not in OPTIONS)]
 
 
 def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
@@ -187,115 +204,70 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
 
     The types of the section `training` are left to `train.arguments`. Raises `InputError`.
     """
-    content = read_yaml(config_path, keys=(*TOP_LEVEL, *SECTIONS))
+
+    def place(*keys: str) -> str:
+        option = ".".join(keys).removeprefix("training.")
+        section = ["training"] if option == "output_dir" else []
+        return f"--{option}" if option in overrides else ": ".join([str(config_path), *section, *keys])
+
+    content = read_yaml(config_path)
     for key in content:
-        if key not in (*TOP_LEVEL, *SECTIONS):
-            known = (*TOP_LEVEL, *SECTIONS)
-            hint = "; it belongs in the section `training`" if key in training_fields() else nearest(str(key), known)
-            raise InputError(f"{config_path}: unknown key {printable(str(key))!r}{hint}")
-    sections = {name: _section(content, name, config_path) for name in SECTIONS}
-    top: dict[str, Any] = {key: content.get(key) for key in TOP_LEVEL}
-    origin = {(name, key): f"{config_path}: {name}: {key}" for name in SECTIONS for key in section_keys(name)}
-    # Of two ways to set the batch the command line's wins.
-    if "global_batch_blocks" in overrides and "gradient_accumulation_steps" not in overrides:
-        sections["training"].pop("gradient_accumulation_steps", None)
-    if "gradient_accumulation_steps" in overrides and "global_batch_blocks" not in overrides:
-        top["global_batch_blocks"] = None
+        if key in training_fields():
+            raise InputError(f"{config_path}: unknown key {key!r}; it belongs in the section `training`")
+    require_known(content, [*OPTIONS, *SECTIONS, "training"], str(config_path))
+    for name in (*SECTIONS, "training"):
+        content[name] = convert(content.get(name), dict[str, Any] | None, place(name)) or {}
+    training, model = content["training"], content["model"]
+    for one, other in itertools.permutations(("global_batch_blocks", "gradient_accumulation_steps")):
+        if one in overrides and other not in overrides:  # of two ways to set the batch the command line's wins
+            content.pop(other, None)
+            training.pop(other, None)
     for option, value in overrides.items():
-        if option in TOP_LEVEL:
-            top[option] = value
-            continue
         section, _, key = option.rpartition(".")
-        sections[section or "training"][key] = value
-        origin[section or "training", key] = f"--{option}"
-    for section, fields in sections.items():
-        for key in fields:
-            if key not in section_keys(section):
-                hint = nearest(str(key), section_keys(section))
-                raise InputError(f"{config_path}: {section}: unknown key {printable(str(key))!r}{hint}")
-            if section == "training" and key in REFUSED_ARGUMENTS:
-                raise InputError(f"{origin[section, key]}: can't be set: {REFUSED_ARGUMENTS[key]}")
-    for key, choices in (("shuffle", SHUFFLES), ("loss", LOSSES)):
-        top[key] = choices[0] if top[key] is None else top[key]
-        require_one_of(choices, top[key], f"{config_path}: {key}")
-    batch, eval_blocks = (_blocks(top[key], f"{config_path}: {key}") for key in ("global_batch_blocks", "eval_blocks"))
-    training = sections["training"]
-    if batch is not None and "gradient_accumulation_steps" in training:
+        values = content if option in OPTIONS else content[section or "training"]
+        values[key] = value
+    require_known(training, training_fields(), place("training"))
+    for name, reason in REFUSED_ARGUMENTS.items():
+        if name in training:
+            raise InputError(f"{place('training', name)}: can't be set: {reason}")
+    if "output_dir" in training:
+        content.setdefault("output_dir", training.pop("output_dir"))
+    names, where = [field.name for field in dataclasses.fields(ModelSettings)], place("model", "config")
+    require_known(model, ["config", *names], place("model"))
+    if config := convert(model.pop("config", None), str | None, where):
+        shape = {key: value for key, value in published_fields(config, where).items() if key in names}
+        published = build(ModelSettings, shape, lambda *keys: ": ".join([where, config, *keys]))
+        content |= {"model_config": config, "model": {**dataclasses.asdict(published), **model}}
+    settings = build(Settings, content, place)
+    if settings.global_batch_blocks is not None and "gradient_accumulation_steps" in training:
         both = "sets gradient_accumulation_steps too; leave one of the two out"
         raise InputError(f"{config_path}: global_batch_blocks: {both}")
-    output_dir = training.pop("output_dir", None)
-    if not isinstance(output_dir, str) or not output_dir:
-        raise InputError(f"{config_path}: training: output_dir is missing (or give --output_dir DIR)")
-    where = {key: place for (section, key), place in origin.items() if section == "training"}
-    model_config = _published_model(sections["model"], origin["model", "config"])
-    return Settings(
-        shards=_shards(top["shards"], config_path),
-        shuffle=top["shuffle"],
-        document_mask=convert(top["document_mask"] or False, "bool", f"{config_path}: document_mask"),
-        loss=top["loss"],
-        global_batch_blocks=batch,
-        eval_blocks=eval_blocks,
-        output_dir=Path(output_dir).expanduser(),
-        model=_record(ModelSettings, "model", sections, origin, config_path),
-        training=training,
-        groups=_record(GroupSettings, "groups", sections, origin, config_path),
-        tracking=_record(TrackingSettings, "tracking", sections, origin, config_path),
-        generation=_record(GenerationSettings, "generation", sections, origin, config_path),
-        origin=where,
-        model_config=model_config,
+    width, heads, kv_heads = (
+        getattr(settings.model, key) for key in ("hidden_size", "num_attention_heads", "num_key_value_heads")
     )
+    where, expected = place("model", "hidden_size"), f"a multiple of 2 × num_attention_heads = {2 * heads}"
+    require(width % (2 * heads) == 0, where, expected, width)
+    where, expected = place("model", "num_key_value_heads"), f"a divisor of num_attention_heads = {heads}"
+    require(heads % kv_heads == 0, where, expected, kv_heads)
+    return dataclasses.replace(settings, origin={name: place("training", name) for name in training})
 
 
-def _section(content: Mapping[str, Any], name: str, config_path: Path) -> dict[str, Any]:
-    section = content.get(name)
-    require(section is None or isinstance(section, dict), f"{config_path}: {name}", "a mapping", section)
-    return dict(section or {})
+def build(kind: type[Section], values: Mapping[str, Any], place: Callable[..., str], *path: str) -> Section:
+    """A `kind` of `values`, each as its field's annotation asks; `place` names where the value of some keys was given.
 
-
-def _published_model(section: dict[str, Any], where: str) -> str | None:
-    """Fill the section `model` from the published configuration that its key `config` names; returns that name."""
-    if section.get("config") is None:
-        section.pop("config", None)
-        return None
-    name: str = convert(section.pop("config"), "str", where)
-    try:
-        types = {field.name: str(field.type) for field in dataclasses.fields(ModelSettings)}
-        section |= {**published_fields(name, types), **section}
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    return name
-
-
-def _record(
-    kind: type[Section],
-    name: str,
-    sections: Mapping[str, dict[str, Any]],
-    origin: Mapping[tuple[str, str], str],
-    config_path: Path,
-) -> Section:
-    values = {}
-    for field in dataclasses.fields(kind):
-        if field.name in sections[name]:
-            values[field.name] = convert(sections[name][field.name], str(field.type), origin[name, field.name])
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            hint = "; or take it from a published model with config: hf:ORG/NAME"
-            raise InputError(f"{config_path}: {name}: {field.name} is missing{hint}")
-    try:
-        return kind(**values)
-    except InputError as error:
-        raise InputError(f"{config_path}: {error}") from None
-
-
-def _shards(value: Any, config_path: Path) -> str:
-    """The spec of the shard sets; in YAML it may be a list of its parts."""
-    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
-        value = ",".join(value)
-    require(isinstance(value, str) and value != "", f"{config_path}: shards", "a shard set's directory", value)
-    return str(value)
-
-
-def _blocks(value: Any, where: str) -> int | None:
-    """A number of blocks, or None where none is set."""
-    blocks: int | None = convert(value, "int | None", where)
-    require(blocks is None or blocks >= 1, where, "a number of blocks from 1 on", blocks)
-    return blocks
+    Raises `InputError`: a value is wrong, missing or unknown.
+    """
+    hints, found = typing.get_type_hints(kind, include_extras=True), {}
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    require_known(values, fields, place(*path))
+    for name, field in fields.items():
+        where = place(*path, name)
+        if name not in values:
+            if field.default is field.default_factory is dataclasses.MISSING:
+                from_hub = "; or take it from a published model with config: hf:ORG/NAME" if path == ("model",) else ""
+                raise InputError(f"{where} is missing{from_hub}")
+        elif dataclasses.is_dataclass(hints[name]):
+            found[name] = build(hints[name], values[name], place, *path, name)
+        else:
+            found[name] = convert(values[name], hints[name], where)
+    return kind(**found)

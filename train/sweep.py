@@ -19,32 +19,29 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from shards.common.command_line import Parser, Terminated, run_command, say
 from shards.common.errors import InputError
 from shards.common.files import write_atomically
-from shards.common.text import nearest, printable
+from shards.common.text import printable
 from train.__main__ import load
-from train.compare.__main__ import as_lines
 from train.compare.page import check_out, render
 from train.compare.runs import read_runs
-from train.run_directory import RECORD_NAME, changed_settings, lock_run, plan_run, read_record
-from train.settings import TOP_LEVEL, option_names
-from train.training_fields import REFUSED_ARGUMENTS
-from train.values import read_yaml, require
+from train.compare.table import as_lines
+from train.run_directory import RECORD_NAME, changed_settings, lock_run, plan_run, read_record, record_part
+from train.settings import build, option_names
+from train.values import Allowed, Text, read_yaml, require, require_known
 
-KEYS = ("config", "output_dir", "fixed", "grid", "runs")
 PAGE_NAME = "compare.html"
 _MAX_RUNS = 1000
-_NAME = re.compile(r"[A-Za-z0-9_=,+-][A-Za-z0-9._=,+-]{0,99}")
+_NAME = re.compile(r"(?!compare\.html$)[A-Za-z0-9_=,+-][A-Za-z0-9._=,+-]{0,99}")
 _DECISIVE = ("training", "shards", "shuffle", "document_mask", "loss", "model_config", "model", "groups")
 _EPILOG = """\
 FILE.yaml names a config, a directory and a grid of settings; see configs/sweep.yaml. For example:
@@ -54,21 +51,29 @@ FILE.yaml names a config, a directory and a grid of settings; see configs/sweep.
 """
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What a sweep's file holds; see above."""
+
+    config: Text
+    output_dir: Path
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
+    grid: dict[str, Annotated[list[Any], Allowed("a list of values", bool)]] = dataclasses.field(default_factory=dict)
+    runs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SweptRun:
     """One run of a sweep."""
 
-    name: str  # of its directory
     directory: Path
     changes: dict[str, Any]  # what differs from the other runs
     arguments: list[str]  # of `python -m train`
-    state: str = ""  # of its directory before this sweep: empty, or that of `run.json`
 
     def __str__(self) -> str:
-        """`wide: model.hidden_size 256 (new)`."""
-        comes = {"": "new", "finished": "finished, passed over"}.get(self.state, "interrupted, goes on")
+        """`wide: model.hidden_size 256`."""
         changes = ", ".join(f"{key} {printable(spelled(value))}" for key, value in self.changes.items())
-        return f"{self.name}: {changes} ({comes})"
+        return f"{self.directory.name}: {changes}"
 
 
 def build_parser() -> Parser:
@@ -86,11 +91,12 @@ def main(argv: list[str]) -> int:
     """Run the sweep. 0: all runs are finished; 1: some failed. Raises `InputError` before the first run starts."""
     options = build_parser().parse_args(argv)
     output_dir, runs = plan_sweep(options.file)
-    for run in runs:
-        check_run(run, options.file)
-    finished = sum(run.state == "finished" for run in runs)
-    say(f"sweep    {options.file}: {len(runs):,} runs in {output_dir}, {finished:,} of them finished")
-    heads = [f"run {number} of {len(runs)}  {run}" for number, run in enumerate(runs, start=1)]
+    states = [check_run(run, options.file) for run in runs]
+    say(f"sweep    {options.file}: {len(runs):,} runs in {output_dir}, {states.count('finished'):,} of them finished")
+    heads = []
+    for number, (run, state) in enumerate(zip(runs, states, strict=True), start=1):
+        comes = {"": "new", "finished": "finished, passed over"}.get(state, "interrupted, goes on")
+        heads.append(f"run {number} of {len(runs)}  {run} ({comes})")
     if options.dry_run:
         say(*heads)
         return 0
@@ -98,12 +104,11 @@ def main(argv: list[str]) -> int:
         check_out(output_dir / PAGE_NAME)
     failed = []
     with lock_run(output_dir):
-        for run, head in zip(runs, heads, strict=True):
+        for run, state, head in zip(runs, states, heads, strict=True):
             say(head)
-            if run.state != "finished" and (status := run_one(run)):
-                failed.append(f"{run.name} (exit status {status})")
-        paths = [run.directory for run in runs if (run.directory / RECORD_NAME).is_file()]
-        if paths:
+            if state != "finished" and (status := run_one(run)):
+                failed.append(f"{run.directory.name} (exit status {status})")
+        if paths := [run.directory for run in runs if (run.directory / RECORD_NAME).is_file()]:
             found = read_runs(paths)
             write_atomically(output_dir / PAGE_NAME, render(found))
             say("", *as_lines(found), "", f"page  {output_dir / PAGE_NAME}")
@@ -114,55 +119,30 @@ def main(argv: list[str]) -> int:
 
 def plan_sweep(file: Path) -> tuple[Path, list[SweptRun]]:
     """The directory of a sweep and its runs, in order; nothing about their values is checked. Raises `InputError`."""
-    content = read_yaml(file, keys=KEYS)
-    for key in content:
-        if key not in KEYS:
-            raise InputError(f"{file}: unknown key {printable(str(key))!r}{nearest(str(key), KEYS)}")
-    for key in ("config", "output_dir"):
-        require(isinstance(content.get(key), str) and content[key] != "", f"{file}: {key}", "a path", content.get(key))
-    if (content.get("grid") is None) == (content.get("runs") is None):
+    sweep = build(Sweep, read_yaml(file), lambda *keys: ": ".join([str(file), *keys]))
+    if bool(sweep.grid) == bool(sweep.runs):
         raise InputError(f"{file}: expected either `grid` or `runs`")
-    output_dir = Path(content["output_dir"]).expanduser()
-    fixed = _settings(content.get("fixed") or {}, f"{file}: fixed")
-    named = _from_grid(content["grid"], file) if content.get("runs") is None else _from_list(content["runs"], file)
-    require(len(named) <= _MAX_RUNS, f"{file}", f"at most {_MAX_RUNS:,} runs", len(named))
-    lowered = [str(name).lower() for name, _ in named]  # a file system may not tell `A` from `a`
-    runs = []
-    for name, changes in named:
-        is_name = isinstance(name, str) and _NAME.fullmatch(name) is not None and name != PAGE_NAME
-        expected = "letters, digits and . _ = , + - and at most 100 characters; give it a `name` under `runs`"
-        require(is_name, f"{file}: name of a run", expected, name)
-        if lowered.count(name.lower()) > 1:
-            raise InputError(f"{file}: two runs with the name {name!r} or the same settings; name them under `runs`")
-        directory = output_dir / name
-        values = {"tracking.name": name, **fixed, **changes}
-        arguments = [f"--config={content['config']}", f"--output_dir={directory}"]
-        arguments += [f"--{key}={spelled(value)}" for key, value in values.items()]
-        runs.append(SweptRun(name=name, directory=directory, changes=changes, arguments=arguments))
-    return output_dir, runs
-
-
-def _from_grid(grid: Any, file: Path) -> list[tuple[Any, dict[str, Any]]]:
-    """All combinations with their names, the last setting changing fastest."""
-    settings = _settings(grid, f"{file}: grid")
-    require(settings != {}, f"{file}: grid", "settings with a list of values each", grid)
-    for key, values in settings.items():
-        require(isinstance(values, list) and values != [], f"{file}: grid: {key}", "a list of values", values)
-    num_runs = math.prod(map(len, settings.values()))
-    require(num_runs <= _MAX_RUNS, f"{file}: grid", f"at most {_MAX_RUNS:,} combinations", num_runs)
-    combinations = [dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())]
-    return [(derived_name(changes), changes) for changes in combinations]
-
-
-def _from_list(entries: Any, file: Path) -> list[tuple[Any, dict[str, Any]]]:
-    require(isinstance(entries, list) and entries != [], f"{file}: runs", "a list of mappings", entries)
-    named = []
+    # Every combination, the last setting changing fastest.
+    combinations = (dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values()))
+    entries = sweep.runs or list(itertools.islice(combinations, _MAX_RUNS + 1))
+    require(len(entries) <= _MAX_RUNS, str(file), f"at most {_MAX_RUNS:,} runs", len(entries))
+    known = [name for name in option_names() if name not in ("output_dir", "resume_from_checkpoint")]
+    require_known(sweep.fixed, known, f"{file}: fixed")
+    runs: dict[str, SweptRun] = {}
     for number, entry in enumerate(entries, start=1):
-        where = f"{file}: runs: run {number}"
-        require(isinstance(entry, dict), where, "a mapping of settings", entry)
-        changes = _settings({key: value for key, value in entry.items() if key != "name"}, where)
-        named.append((entry["name"] if "name" in entry else derived_name(changes), changes))
-    return named
+        changes = {key: value for key, value in entry.items() if key != "name"}
+        require_known(changes, known, f"{file}: run {number}")
+        name = str(entry.get("name", derived_name(changes)))
+        expected = "letters, digits and . _ = , + - and at most 100 characters; give it a `name` under `runs`"
+        require(_NAME.fullmatch(name) is not None, f"{file}: name of a run", expected, name)
+        if name.lower() in runs:  # a file system may not tell `A` from `a`
+            raise InputError(f"{file}: two runs with the name {name!r} or the same settings; name them under `runs`")
+        directory = sweep.output_dir / name
+        values = {"tracking.name": name, **sweep.fixed, **changes}
+        arguments = [f"--config={sweep.config}", f"--output_dir={directory}"]
+        arguments += [f"--{key}={spelled(value)}" for key, value in values.items()]
+        runs[name.lower()] = SweptRun(directory=directory, changes=changes, arguments=arguments)
+    return sweep.output_dir, list(runs.values())
 
 
 def derived_name(changes: Mapping[str, Any]) -> str:
@@ -170,29 +150,12 @@ def derived_name(changes: Mapping[str, Any]) -> str:
     >>> derived_name({"learning_rate": "1e-3", "model.hidden_size": 64, "shards": "data/shards/wiki"})
     'learning_rate=1e-3,hidden_size=64,shards=wiki'
     """
-    last_parts = [key.rpartition(".")[2] for key in changes]
     parts = []
     for key, value in changes.items():
-        short = key.rpartition(".")[2]
-        text = spelled(value).rstrip("/").rpartition("/")[2]
-        parts.append(f"{short if last_parts.count(short) == 1 else key}={text}")
+        last = key.rpartition(".")[2]
+        is_clear = sum(other.rpartition(".")[2] == last for other in changes) == 1
+        parts.append(f"{last if is_clear else key}={spelled(value).rstrip('/').rpartition('/')[2]}")
     return re.sub(r"[^A-Za-z0-9._=,+-]", "_", ",".join(parts))
-
-
-def _settings(value: Any, where: str) -> dict[str, Any]:
-    """A mapping whose keys are settings as on the command line. Raises `InputError` for an unknown one."""
-    require(isinstance(value, dict), where, "a mapping of settings", value)
-    known = [*TOP_LEVEL, *option_names()]
-    settings = {}
-    for key, setting in value.items():
-        name = str(key).removeprefix("training.")
-        if name not in known:
-            raise InputError(f"{where}: unknown setting {printable(name)!r}{nearest(name, known)}")
-        if name == "output_dir" or name in REFUSED_ARGUMENTS:
-            own = "the sweep gives each run a directory of its own, in its `output_dir`"
-            raise InputError(f"{where}: {name}: can't be set: {REFUSED_ARGUMENTS.get(name, own)}")
-        settings[name] = setting
-    return settings
 
 
 def spelled(value: Any) -> str:
@@ -206,30 +169,32 @@ def spelled(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def check_run(run: SweptRun, file: Path) -> None:
-    """Note the state of `run`. Raises `InputError` unless it can be trained, continued or passed over; writes nothing."""
-    record = read_record(run.directory)
-    run.state = str(record.get("state") or "")
+def check_run(run: SweptRun, file: Path) -> str:
+    """The state of `run` in its directory, empty if it is new. Writes nothing.
+
+    Raises `InputError` unless it can be trained, continued or passed over.
+    """
+    state = str(read_record(run.directory).get("state") or "")
     try:
         settings, data, _ = load(run.arguments)
         from train.run import check
 
         settings, _ = check(settings, data)
-        if run.state != "finished":  # `train` would refuse the directory; what is in it is compared below
+        if state != "finished":  # `train` would refuse the directory; what is in it is compared below
             plan_run(settings.output_dir, None)
     except InputError as error:
-        raise InputError(f"{file}: run {run.name}: {error}") from None
-    wanted = json.loads(json.dumps(settings.as_record(), default=str))
-    had, shards_had = (record[key] if isinstance(record.get(key), dict) else {} for key in ("settings", "shards"))
-    changes = [change for key in _DECISIVE if key in had for change in changed_settings(had[key], wanted[key], key)]
-    before = shards_had.get("fingerprint")
-    if before is not None and before != data.fingerprint:
-        changes.append(f"fingerprint of the shard set {str(before)[:12]} before, {data.fingerprint[:12]} now")
+        raise InputError(f"{file}: run {run.directory.name}: {error}") from None
+    before, now = record_part(run.directory, "settings"), json.loads(json.dumps(settings.as_record(), default=str))
+    changes = changed_settings(*({key: kept.get(key) for key in _DECISIVE if key in before} for kept in (before, now)))
+    fingerprint = record_part(run.directory, "shards").get("fingerprint", data.fingerprint)
+    if fingerprint != data.fingerprint:
+        changes.append(f"fingerprint of the shard set {fingerprint[:12]} before, {data.fingerprint[:12]} now")
     if changes:
         raise InputError(
             f"{run.directory}: holds a run with other settings ({'; '.join(changes)[:300]}); "
             "delete it, or choose another output_dir for the sweep"
         )
+    return state
 
 
 def run_one(run: SweptRun) -> int:
@@ -242,13 +207,12 @@ def run_one(run: SweptRun) -> int:
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0) as process:
         try:
             return process.wait()
-        except BaseException as stop:
+        except KeyboardInterrupt as stop:
+            process.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
             try:
-                process.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
                 process.wait()
-            except BaseException:
+            except KeyboardInterrupt:
                 process.kill()
-                raise
             raise
 
 

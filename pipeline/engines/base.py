@@ -12,11 +12,10 @@ import errno
 import time
 import traceback
 from collections import deque
-from collections.abc import Generator
-from typing import Literal, Protocol
+from collections.abc import Callable, Generator
+from typing import Protocol
 
 from pipeline.plan import Unit
-from pipeline.sources import Source, removed
 from pipeline.worker import Progress
 from shards.common.errors import InputError, TransientError, machine_error
 
@@ -32,16 +31,7 @@ class Task:
     first: int | None = None
 
 
-class Work(Protocol):
-    """What an engine runs for each task."""
-
-    @property
-    def sources(self) -> tuple[Source, ...]: ...
-
-    def __call__(self, task: Task, progress: Progress) -> bytes: ...
-
-    def prepare(self) -> None:
-        """Load what all workers share, before any is forked."""
+Work = Callable[[Task, Progress], bytes]  # what an engine runs for each task; it can be pickled
 
 
 class Engine(Protocol):
@@ -59,55 +49,44 @@ class Engine(Protocol):
         ...
 
 
-Outcome = tuple[Literal["done"], bytes] | tuple[Literal["input", "fault"], str]
+Outcome = bytes | InputError | RuntimeError  # the last is a fault of ours
 
 
 def outcome_of(work: Work, task: Task, progress: Progress) -> Outcome:
-    """Run one task, in a worker: its result, the line of bad input, or a traceback."""
+    """Run one task, in a worker: its result, bad input, or a fault of ours with its traceback."""
     for pause in (*PAUSES_SECONDS, None):
         try:
-            return "done", work(task, progress)
+            return work(task, progress)
         except (TransientError, ConnectionError, TimeoutError) as error:
-            if pause is None:
-                return "input", str(error) if isinstance(error, TransientError) else _network_line(work, task, error)
-            time.sleep(pause)
+            if pause is not None:
+                time.sleep(pause)
+            elif isinstance(error, TransientError):
+                return error
+            else:
+                reason = error.strerror or type(error).__name__
+                return InputError(f"{where(task)}: {reason}; the same command continues")
         except InputError as error:
-            return "input", str(error)
-        except OSError as error:
-            return _machine_outcome(work, task, error)
+            return error
         except MemoryError:
-            return "input", "a tokenizer worker ran out of memory; use fewer --workers, then the same command continues"
-        except Exception:
-            return "fault", traceback.format_exc()
+            return InputError(
+                "a tokenizer worker ran out of memory; use fewer workers, then the same command continues"
+            )
+        except Exception as error:
+            if isinstance(error, OSError) and (refused := machine_error(error)):
+                cure = "make room, then " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+                return InputError(f"{refused}; {cure}the same command continues")
+            return RuntimeError(f"a tokenizer worker failed in unit {task.unit.number}:\n{traceback.format_exc()}")
     raise AssertionError
 
 
-def _network_line(work: Work, task: Task, error: OSError) -> str:
-    return f"{where(work, task)}: {error.strerror or type(error).__name__}; the same command continues"
-
-
-def _machine_outcome(work: Work, task: Task, error: OSError) -> Outcome:
-    line = machine_error(error)
-    if line is not None:
-        cure = "make room, then " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return "input", f"{line}; {cure}the same command continues"
-    if isinstance(error, FileNotFoundError):
-        gone = removed([work.sources[byte_range.source] for byte_range in task.unit.ranges])
-        if gone:
-            return "input", gone
-    return "fault", traceback.format_exc()
-
-
-def result_of(task: Task, outcome: Outcome) -> bytes | InputError:
+def result_of(outcome: Outcome) -> bytes | InputError:
     """What `Engine.run` yields for an outcome. Raises `RuntimeError` for a fault of ours."""
-    if outcome[0] == "done":
-        return outcome[1]
-    if outcome[0] == "input":
-        return InputError(outcome[1])
-    raise RuntimeError(f"a tokenizer worker failed in unit {task.unit.number}:\n{outcome[1]}")
+    if isinstance(outcome, RuntimeError):
+        raise outcome
+    return outcome
 
 
-def where(work: Work, task: Task) -> str:
+def where(task: Task) -> str:
     """The beginning of a line about a task."""
     byte_range = task.unit.ranges[0]
-    return f"{work.sources[byte_range.source].path}: unit {task.unit.number} (from {byte_range.start:,} on)"
+    return f"{byte_range.source.path}: unit {task.unit.number} (from {byte_range.start:,} on)"

@@ -61,8 +61,6 @@ class LocalEngine:
     ) -> Generator[tuple[Task, bytes | InputError], None, None]:
         """See `pipeline.engines.base.Engine`."""
         num_deaths: Counter[int] = Counter()
-        if self._method == "fork" and tasks:
-            work.prepare()
         try:
             while tasks or any(worker.task for worker in self._workers):
                 self._hand_out(work, tasks)
@@ -71,16 +69,16 @@ class LocalEngine:
                 for worker in [worker for worker in busy if worker.pipe in ready]:
                     assert worker.task is not None
                     try:
-                        kind, *values = worker.pipe.recv()
+                        message = worker.pipe.recv()
                     except (EOFError, ConnectionResetError):
-                        self._note_death(work, worker, num_deaths)
+                        self._note_death(worker, num_deaths)
                         tasks.appendleft(worker.task)
                         continue
-                    if kind == "progress":
-                        progress(*values)
-                        continue
-                    task, worker.task = worker.task, None
-                    yield task, result_of(task, (kind, values[0]))
+                    if isinstance(message, tuple):
+                        progress(*message)
+                    else:
+                        task, worker.task = worker.task, None
+                        yield task, result_of(message)
         finally:
             self._stop()
 
@@ -103,7 +101,7 @@ class LocalEngine:
         self._workers.append(_Worker(process=process, pipe=ours))
         return self._workers[-1]
 
-    def _note_death(self, work: Work, worker: _Worker, num_deaths: Counter[int]) -> None:
+    def _note_death(self, worker: _Worker, num_deaths: Counter[int]) -> None:
         """Raise `InputError` if a unit has cost too many workers."""
         assert worker.task is not None
         worker.process.join()
@@ -113,8 +111,8 @@ class LocalEngine:
         num_deaths[number] += 1
         if num_deaths[number] >= MAX_TRIES:
             raise InputError(
-                f"{where(work, worker.task)}: the tokenizer worker died {num_deaths[number]} times (exit code "
-                f"{worker.process.exitcode}); if memory ran out, use fewer --workers; the same command continues"
+                f"{where(worker.task)}: the tokenizer worker died {num_deaths[number]} times (exit code "
+                f"{worker.process.exitcode}); if memory ran out, use fewer workers; the same command continues"
             )
 
     def _stop(self) -> None:
@@ -155,16 +153,8 @@ def _worker_main(pipe: Connection, work: Work, inherited: list[Connection]) -> N
         if os.getppid() != parent:
             os._exit(1)  # nobody waits for the result
         with contextlib.suppress(OSError):
-            pipe.send(("progress", *counts))
+            pipe.send(counts)
 
-    with contextlib.suppress(EOFError):  # the parent is gone
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         while True:
-            try:
-                task = pipe.recv()
-            except ConnectionResetError:
-                return
-            outcome = outcome_of(work, task, progress)
-            try:
-                pipe.send(outcome)
-            except (BrokenPipeError, ConnectionResetError):
-                return
+            pipe.send(outcome_of(work, pipe.recv(), progress))

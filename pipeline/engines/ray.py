@@ -39,7 +39,7 @@ def ray_engine(address: str | None, num_workers: int | None) -> Iterator[RayEngi
     try:
         import ray
     except ImportError:
-        raise InputError("--engine ray: needs the package ray: pip install '.[ray]'") from None
+        raise InputError("the engine ray needs the package ray: pip install '.[ray]'") from None
     if ray.is_initialized():
         yield RayEngine(num_workers)
         return
@@ -56,7 +56,7 @@ def ray_engine(address: str | None, num_workers: int | None) -> Iterator[RayEngi
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"--ray-address {address}: can't connect to a Ray cluster there: {reason}") from None
+        raise InputError(f"ray_address {address}: can't connect to a Ray cluster there: {reason}") from None
     try:
         yield RayEngine(num_workers)
     finally:
@@ -72,7 +72,7 @@ def _check_reachable(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_CONNECT).close()
     except (OSError, OverflowError) as error:
         raise InputError(
-            f"--ray-address {address}: can't connect to a Ray cluster there: {error}; start it with `ray start --head`"
+            f"ray_address {address}: can't connect to a Ray cluster there: {error}; start it with `ray start --head`"
         ) from None
 
 
@@ -109,9 +109,9 @@ class RayEngine:
                 ready, _others = ray.wait(list(running), num_returns=1, timeout=_SECONDS_BETWEEN_COUNTS)
                 for ended in ready:
                     task = running.pop(ended)
-                    counts, outcome = _wait_for(work, task, ended)
+                    counts, outcome = _wait_for(task, ended)
                     progress(*counts)
-                    yield task, result_of(task, outcome)
+                    yield task, result_of(outcome)
         finally:
             for ended in running:
                 ray.cancel(ended, force=True)
@@ -120,17 +120,17 @@ class RayEngine:
                     ray.get(ended, timeout=10)
 
 
-def _wait_for(work: Work, task: Task, ended: Any) -> tuple[list[int], Outcome]:
+def _wait_for(task: Task, ended: Any) -> tuple[list[int], Outcome]:
     import ray
 
     try:
         result: tuple[list[int], Outcome] = ray.get(ended)
     except ray.exceptions.RayTaskError as error:
-        raise RuntimeError(f"{where(work, task)}: {error}") from None
+        raise RuntimeError(f"{where(task)}: {error}") from None
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{where(work, task)}: the tokenizer worker died {MAX_RETRIES + 1} times ({reason}); the same command continues"
+            f"{where(task)}: the tokenizer worker died {MAX_RETRIES + 1} times ({reason}); the same command continues"
         ) from None
     return result
 

@@ -6,6 +6,7 @@ duplicates), small files by name. Workers commit finished units to it, so it is 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,7 +21,7 @@ class Output(Protocol):
 
     def lock(self) -> AbstractContextManager[object]:
         """Be the one build that writes here, if the output can know of others."""
-        ...
+        return contextlib.nullcontext()
 
     def existing(self) -> Manifest | None:
         """The manifest of the complete set that is there; a publishing that was interrupted is finished first.
@@ -39,7 +40,7 @@ class Output(Protocol):
 
     def begun_ns(self) -> int | None:
         """When `plan.json` was written, where that can be compared with the times of local files."""
-        ...
+        return None
 
     def state_names(self) -> set[str]:
         """The names of all files of the build's state."""
@@ -67,7 +68,7 @@ class Output(Protocol):
 
     def free_bytes(self) -> int | None:
         """The room that is left, where that is known."""
-        ...
+        return None
 
     def publish(self, directory: Path) -> None:
         """Add the files in `directory` (manifest, tokenizer, …), which completes the set, and remove the build's state.

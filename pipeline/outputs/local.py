@@ -24,25 +24,26 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pipeline.outputs.base import Output
 from pipeline.plan import PLAN_NAME
-from pipeline.receipts import Receipt, encode_receipt, receipt_name, rejected_name, unit_file_names
+from pipeline.receipts import Receipt, encode_receipt, receipt_name, rejected_name
 from pipeline.worker import REJECTED_PART
 from shards.common.errors import InputError
 from shards.common.files import TEMPORARY_SUFFIX, FileLock, file_digest, flush_directory, write_atomically
-from shards.layout import MANIFEST_NAME, STAMPS_NAME, TOKENIZER_DIRECTORY
+from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, MANIFEST_NAME, SPLITS, STAMPS_NAME, TOKENIZER_DIRECTORY, shard_name
 from shards.manifest import Manifest, read_manifest
 from shards.verify import unknown_files, verify
 
-# What a build writes below NAME.partial, besides the set that it replaces.
+# What lies below NAME.partial: what a build writes, and the set that it replaces.
 _SET_FILE = r"((train|val)-\d+\.(bin|idx)|tokenizer/[^/]*|manifest\.json|rejected\.jsonl|\.sources\.json)"
 _OWN_FILE = re.compile(
-    r"(plan\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(json|hashes|duplicates)"
-    rf"|set/{_SET_FILE}|scratch/tmp\w+/({REJECTED_PART}|{_SET_FILE}))(\.tmp)?"
+    r"(plan\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(hashes|duplicates)"
+    rf"|(set|replaced)/{_SET_FILE}|scratch/tmp\w+/({REJECTED_PART}|{_SET_FILE}))(\.tmp)?"
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalOutput:
+class LocalOutput(Output):
     """See `pipeline.outputs.base.Output`."""
 
     final: Path
@@ -85,10 +86,8 @@ class LocalOutput:
         return False
 
     def prepare(self, plan: bytes, *, replace: bool) -> None:
-        if self.final.exists() or self.final.is_symlink():
-            self._check_replaceable()
-        if strange := self._strange_files():
-            raise InputError(f"{strange[0]}: not part of an unfinished build; move it elsewhere")
+        self._check_replaceable()
+        self._check_partial()
         if replace:
             self._remove_partial()
         for name in ("receipts", "dedup", "set", "scratch"):
@@ -105,14 +104,8 @@ class LocalOutput:
         return None
 
     def state_names(self) -> set[str]:
-        names = {
-            f"{directory}/{path.name}" for directory in ("receipts", "dedup") for path in self._files_in(directory)
-        }
-        return names | ({PLAN_NAME} if (self.partial / PLAN_NAME).exists() else set())
-
-    def _files_in(self, name: str) -> list[Path]:
-        directory = self.partial / name
-        return [path for path in directory.iterdir() if path.suffix != TEMPORARY_SUFFIX] if directory.is_dir() else []
+        paths = [path for pattern in (PLAN_NAME, "receipts/*", "dedup/*") for path in self.partial.glob(pattern)]
+        return {path.relative_to(self.partial).as_posix() for path in paths if path.suffix != TEMPORARY_SUFFIX}
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -129,10 +122,9 @@ class LocalOutput:
             yield Path(name)
 
     def commit(self, scratch: Path, receipt: Receipt) -> bytes:
-        names = receipt.file_digests()
-        for name in unit_file_names(receipt.unit):  # of the same unit, when it began in the wrong place
-            if name not in names:
-                (self._set / name).unlink(missing_ok=True)
+        names = {shard_name(split, receipt.unit) + suffix for split in SPLITS for suffix in (BIN_SUFFIX, INDEX_SUFFIX)}
+        for name in names - receipt.file_digests().keys():  # of the same unit, when it began in the wrong place
+            (self._set / name).unlink(missing_ok=True)
         for path in sorted(scratch.iterdir()):
             if path.name == REJECTED_PART:
                 self.write(rejected_name(receipt.unit), path.read_bytes())
@@ -144,7 +136,7 @@ class LocalOutput:
         return content
 
     def holds(self, receipts: Sequence[Receipt]) -> list[bool]:
-        return [self._holds(receipt) for receipt in receipts]
+        return list(map(self._holds, receipts))
 
     def _holds(self, receipt: Receipt) -> bool:
         digests = {self._set / name: digest for name, digest in receipt.file_digests().items()}
@@ -159,6 +151,7 @@ class LocalOutput:
         return shutil.disk_usage(self.partial).free
 
     def publish(self, directory: Path) -> None:
+        self._check_replaceable()
         (self._set / TOKENIZER_DIRECTORY).mkdir(exist_ok=True)
         names = [path.relative_to(directory) for path in directory.rglob("*") if path.is_file()]
         for name in sorted(names, key=lambda name: name.name == MANIFEST_NAME):  # the manifest last
@@ -171,46 +164,27 @@ class LocalOutput:
         flush_directory(self.final.parent)
         self._remove_partial()
 
-    def _strange_files(self) -> list[Path]:
-        """What lies in the partial directory and isn't a build's own, but for a set that is replaced: without a plan, all
-        but the plan's temporary file."""
+    def _check_replaceable(self) -> None:
+        """Raise `InputError` if what is there isn't a set, or has files that aren't its own."""
+        if self.final.is_symlink():
+            raise InputError(f"{self}: is a symbolic link, which --force doesn't replace; remove it")
+        if self.final.exists() and (strange := unknown_files(self.final, read_manifest(self.final))):
+            raise InputError(f"{strange[0]}: not part of the set that --force would replace; move it elsewhere")
+
+    def _check_partial(self) -> None:
+        """Raise `InputError` for a file that isn't a build's own; without a plan, for all but the plan's temporary file."""
         own = _OWN_FILE if (self.partial / PLAN_NAME).exists() else re.compile(re.escape(PLAN_NAME + TEMPORARY_SUFFIX))
         files = [path for path in self.partial.rglob("*") if path.is_symlink() or not path.is_dir()]
-        names = {path: path.relative_to(self.partial).as_posix() for path in sorted(files)}
-        return [path for path, name in names.items() if not own.fullmatch(name) and not name.startswith("replaced/")]
+        for path in sorted(files):
+            name = path.relative_to(self.partial).as_posix()
+            if not own.fullmatch(name):
+                raise InputError(f"{path}: not part of an unfinished build; move it elsewhere")
 
     def _remove_partial(self) -> None:
         """Remove what a build has left, its plan last. Raises `InputError` if something else lies there."""
-        if strange := self._strange_files():
-            raise InputError(f"{strange[0]}: not part of an unfinished build; move it elsewhere")
-        if self._replaced.exists():
-            _remove_set(self._replaced)
+        self._check_partial()
         for path in sorted(self.partial.rglob("*"), reverse=True):
             if path.name != PLAN_NAME or path.parent != self.partial:
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         (self.partial / PLAN_NAME).unlink(missing_ok=True)
         self.partial.rmdir()
-
-    def _check_replaceable(self) -> None:
-        """Raise `InputError` if what is there isn't a set, or has files that aren't its own."""
-        if self.final.is_symlink():
-            raise InputError(f"{self}: is a symbolic link, which --force doesn't replace; remove it")
-        if strange := unknown_files(self.final, read_manifest(self.final)):
-            raise InputError(f"{strange[0]}: not part of the set that --force would replace; move it elsewhere")
-
-
-def _remove_set(directory: Path) -> None:
-    """Remove the files of a set, its manifest last, and its directory."""
-    manifest_path = directory / MANIFEST_NAME
-    if manifest_path.exists():
-        names = [file.name for file in read_manifest(directory).files()]
-        for name in (*names, STAMPS_NAME, MANIFEST_NAME):
-            (directory / name).unlink(missing_ok=True)
-    for path in sorted(directory.rglob("*")):
-        if not path.is_dir():
-            raise InputError(
-                f"{path}: not part of the set that was replaced; move it elsewhere, then repeat the command"
-            )
-    for path in (directory / TOKENIZER_DIRECTORY, directory):
-        with contextlib.suppress(FileNotFoundError):
-            path.rmdir()

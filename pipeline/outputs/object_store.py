@@ -18,17 +18,18 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from pipeline.outputs.base import Output
 from pipeline.plan import PLAN_NAME
 from pipeline.receipts import Receipt, decode_receipt, encode_receipt, receipt_name, rejected_name
 from pipeline.worker import REJECTED_PART
 from shards.common.errors import InputError, TransientError
+from shards.common.server_errors import server_errors
 from shards.common.urls import (
     file_system,
     join,
     listing,
     read_bytes,
     remove,
-    storage_errors,
     version,
     write_bytes,
 )
@@ -36,12 +37,12 @@ from shards.layout import MANIFEST_NAME, STAMPS_NAME
 from shards.manifest import Manifest, decode_manifest
 
 _REPLACED_NAME = "replaced.json"  # the manifest of a set whose files are being removed
-_STATE_FILE = re.compile(r"(plan|replaced)\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(json|hashes|duplicates)")
+_STATE_FILE = re.compile(r"(plan|replaced)\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(hashes|duplicates)")
 _RECEIPT = re.compile(r"receipts/(\d+)\.json")
 
 
 @dataclasses.dataclass(frozen=True)
-class ObjectStoreOutput:
+class ObjectStoreOutput(Output):
     """See `pipeline.outputs.base.Output`."""
 
     url: str
@@ -52,9 +53,6 @@ class ObjectStoreOutput:
     @property
     def partial(self) -> str:
         return f"{self.url}.partial"
-
-    def lock(self) -> contextlib.AbstractContextManager[object]:
-        return contextlib.nullcontext()
 
     def existing(self) -> Manifest | None:
         where = join(self.url, MANIFEST_NAME)
@@ -86,16 +84,13 @@ class ObjectStoreOutput:
     def _create_plan(self, plan: bytes) -> None:
         """Put the plan where there is none. Of two builds that begin at once, one puts it, and the other sees another's."""
         system, path = file_system(join(self.partial, PLAN_NAME))
-        with storage_errors(self.partial, writes=True), contextlib.suppress(FileExistsError):
+        with server_errors(self.partial, writes=True), contextlib.suppress(FileExistsError):
             try:
                 system.pipe_file(path, plan, mode="create")
             except (NotImplementedError, TypeError):  # no conditional writes
                 system.pipe_file(path, plan)
         if self.read(PLAN_NAME) != plan:
             raise InputError(f"{self}: another build with other inputs began at the same time; choose another --out")
-
-    def begun_ns(self) -> None:
-        return None
 
     def state_names(self) -> set[str]:
         return set(listing(self.partial))
@@ -128,9 +123,6 @@ class ObjectStoreOutput:
             and (not receipt.rejected or rejected_name(receipt.unit) in state)
             for receipt in receipts
         ]
-
-    def free_bytes(self) -> None:
-        return None
 
     def publish(self, directory: Path) -> None:
         names = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
@@ -196,7 +188,7 @@ def _put(files: dict[Path, str]) -> dict[str, str]:
     system, _path = file_system(next(iter(files.values())))
     targets = [file_system(url)[1] for url in files.values()]
     versions = {}
-    with storage_errors(next(iter(files.values())).rpartition("/")[0], writes=True):
+    with server_errors(next(iter(files.values())).rpartition("/")[0], writes=True):
         system.put([str(path) for path in files], targets)
         system.invalidate_cache()
         for path, target in zip(files, targets, strict=True):

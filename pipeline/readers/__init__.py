@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.readers.base import RangeReader, ReadOptions
-    from pipeline.sources import ByteRange, Source
+    from pipeline.sources import ByteRange
 
 
-def open_range(source: Source, byte_range: ByteRange, options: ReadOptions, *, first: int | None = None) -> RangeReader:
+def open_range(byte_range: ByteRange, options: ReadOptions, *, first: int | None = None) -> RangeReader:
     """A reader of the records in `byte_range`; `first` is the offset of its first record where that is known."""
     reader: type[RangeReader]
-    if source.format == "json-lines":
+    if byte_range.source.format == "json-lines":
         from pipeline.readers.json_lines import JsonLinesReader as reader
-    elif source.format == "json-array":
+    elif byte_range.source.format == "json-array":
         from pipeline.readers.json_array import JsonArrayReader as reader
-    elif source.format == "text":
+    elif byte_range.source.format == "text":
         from pipeline.readers.text import TextReader as reader
     else:
         from pipeline.readers.tables import TableReader as reader
-    return reader(source, byte_range, options, first=first)
+    return reader(byte_range, options, first=first)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pipeline.readers.compression import STREAM_ERRORS, damage, unpack
+from pipeline.readers.compression import unpack
 from pipeline.readers.files import HashedFile, SourceFile
 from pipeline.sources import ByteRange, Source
 from shards.common.errors import InputError
@@ -27,6 +27,7 @@ TOO_LARGE = "record too large"
 NOT_AN_OBJECT = "not an object"
 NO_FIELD = "no text field"
 NOT_A_STRING = "text is not a string"
+_LOOK_BYTES = 1 << 16
 
 
 class BadRecord(Exception):
@@ -92,18 +93,19 @@ class RangeReader(abc.ABC):
     `num_newlines`: of the range's own bytes where `options.counts_lines` is set and the source can be cut, else 0.
     """
 
+    first: int | None = None
+    last: int | None = None
+    digest = ""
+    num_newlines = 0
     chunk_bytes = 1 << 21
 
-    def __init__(
-        self, source: Source, byte_range: ByteRange, options: ReadOptions, *, first: int | None = None
-    ) -> None:
+    def __init__(self, byte_range: ByteRange, options: ReadOptions, *, first: int | None = None) -> None:
         """`first` is the offset of the range's first record where it is known already."""
-        self._source, self._range, self._options = source, byte_range, options
+        self._source, self._range, self._options = byte_range.source, byte_range, options
         self._known_first = first
-        self.first: int | None = None
-        self.last: int | None = None
-        self.digest = ""
-        self.num_newlines = 0
+        is_cut = byte_range.source.is_splittable
+        self._start, self._stop = (byte_range.start, byte_range.stop) if is_cut else (0, sys.maxsize)
+        self._position = self._start
 
     @abc.abstractmethod
     def __iter__(self) -> Iterator[Batch]: ...
@@ -118,14 +120,8 @@ class RangeReader(abc.ABC):
 class StreamReader(RangeReader):
     """A range of a stream of bytes, compressed or not."""
 
-    def __init__(
-        self, source: Source, byte_range: ByteRange, options: ReadOptions, *, first: int | None = None
-    ) -> None:
-        super().__init__(source, byte_range, options, first=first)
-        self._start, self._stop = (byte_range.start, byte_range.stop) if source.is_splittable else (0, sys.maxsize)
-        self._position = self._start
-        self._at_end = False
-        self._file: Any = None
+    _file: Any
+    _at_end = False
 
     def __iter__(self) -> Iterator[Batch]:
         with self._open() as hashed:
@@ -150,25 +146,23 @@ class StreamReader(RangeReader):
     def _read(self, num_bytes: int) -> bytes:
         """The next bytes. Notes whether the stream has ended."""
         source = self._source
-        try:
-            content = self._file.read(num_bytes) or b""
-        except STREAM_ERRORS as error:
-            place = f" (after {self._position:,} unpacked bytes)"
-            raise damage(source.path, source.compression, error, place) or error from None
+        content: bytes = self._file.read(num_bytes) or b""
         self._position += len(content)
         self._at_end = self._position >= source.num_bytes if source.is_splittable else not content
         if not content and not self._at_end:
             raise InputError(f"{source.path}: the file became shorter while it was read; build again")
         return content
 
-    def _read_next(self, num_pending: int) -> bytes:
-        """The next chunk: up to the range's end, and beyond it as much again as is pending."""
-        room = max(self.chunk_bytes, num_pending)
+    def _read_next(self, num_pending: int = 0, *, is_look: bool = False) -> bytes:
+        """The next chunk, up to the range's end: at least as much as is pending, so that a large record is read in a few
+        steps. A small one will do for a look, and beyond the end, where only the rest of a record is ours."""
+        is_small = is_look or self._position >= self._stop
+        room = max(min(self.chunk_bytes, _LOOK_BYTES) if is_small else self.chunk_bytes, num_pending)
         return self._read(min(room, self._stop - self._position) if self._position < self._stop else room)
 
     def _read_up_to(self, num_bytes: int, content: bytes = b"") -> bytes:
         """`content` and what follows it: at least `num_bytes`, if there are as many."""
-        while len(content) < num_bytes and (more := self._read_next(0)):
+        while (missing := num_bytes - len(content)) > 0 and (more := self._read_next(missing, is_look=True)):
             content += more
         return content
 
@@ -178,7 +172,7 @@ class StreamReader(RangeReader):
 
     def _too_large(self, offset: int, content: bytes) -> BadRecord:
         limit = self._options.max_record_bytes
-        reason = f"the record is larger than --max-record-bytes ({limit:,} bytes)"
+        reason = f"the record is larger than max_record_bytes ({limit:,} bytes)"
         return BadRecord(offset, TOO_LARGE, reason, content[:1000])
 
 
@@ -195,18 +189,21 @@ class LineCounter:
     """Lines of offsets in a source, counted from 1 at `start`. Asked in ascending order, so it reads the source once."""
 
     def __init__(self, source: Source, start: int = 0) -> None:
-        """`start` may be above 0 in a source that is splittable."""
-        self._raw = SourceFile(source.path)
-        self._raw.seek(start)
-        self._file = unpack(self._raw, source.compression, source.path)
-        self._line, self._position = 1, start
+        """`start` may be above 0 in a source that is splittable. Nothing is opened before the first question."""
+        self._source, self._line, self._position = source, 1, start
+        self._raw: SourceFile | None = None
 
     def line(self, offset: int) -> int:
         assert offset >= self._position, "asked in descending order"
+        if self._raw is None:
+            self._raw = SourceFile(self._source.path)
+            self._raw.seek(self._position)
+            self._file = unpack(self._raw, self._source.compression, self._source.path)
         while self._position < offset and (chunk := self._file.read(min(offset - self._position, 1 << 20))):
             self._line += chunk.count(b"\n")
             self._position += len(chunk)
         return self._line
 
     def close(self) -> None:
-        self._raw.close()
+        if self._raw is not None:
+            self._raw.close()

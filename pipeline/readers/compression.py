@@ -6,12 +6,10 @@ import bz2
 import io
 import lzma
 import re
-import zlib
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol
 
 import zstandard
-from isal import igzip, igzip_lib
+from isal import igzip_lib
 
 from shards.common.errors import InputError
 
@@ -31,7 +29,7 @@ _READ_BYTES = 1 << 18
 
 # What the decompressors raise for a stream that is cut short or damaged.
 _ISAL_ERROR: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
-STREAM_ERRORS = (EOFError, zlib.error, _ISAL_ERROR, lzma.LZMAError, zstandard.ZstdError, OSError)
+_STREAM_ERRORS = (EOFError, _ISAL_ERROR, lzma.LZMAError, zstandard.ZstdError, OSError)
 
 
 class Readable(Protocol):
@@ -54,39 +52,18 @@ def without_suffix(name: str) -> str:
 
 def unpack(file: io.RawIOBase, compression: str, path: str) -> Readable:
     """The content of `file`, unpacked; the file itself where it isn't compressed. `path` is for error messages."""
-    if not compression:
-        return file
-    buffered = io.BufferedReader(file, _READ_BYTES)
+    return _Unpacked(compression, io.BufferedReader(file, _READ_BYTES), path) if compression else file
+
+
+def _open_stream(compression: str) -> Any:
+    """What unpacks one stream: has `eof`, `unused_data`, and raises one of `_STREAM_ERRORS`."""
     if compression == "gzip":
-        return cast(Readable, igzip.GzipFile(fileobj=buffered))
-    return _Unpacked(_KINDS[compression], buffered, path)
-
-
-def damage(path: str, compression: str, error: Exception, place: str = "") -> InputError | None:
-    """The line for one of `STREAM_ERRORS`; None if it is no damage but the machine that refuses to read."""
-    if not compression or getattr(error, "errno", None):
-        return None
-    return InputError(f"{path}: {compression}: {error}{place}; the download is incomplete or damaged")
-
-
-class _Kind(NamedTuple):
-    """How files of one kind are unpacked."""
-
-    open: Callable[[], Any]  # what unpacks one stream: has `eof`, `unused_data`, and raises one of STREAM_ERRORS
-    packed_bytes: int = 1 << 17  # unpacked at a time
-    is_limited: bool = True  # whether it gives no more than it is asked for, and keeps the rest
-
-
-_KINDS = {
-    "bzip2": _Kind(bz2.BZ2Decompressor),
-    "xz": _Kind(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_WINDOW_BYTES + (16 << 20))),
-    # The library unpacks at once all that it is given. Four bytes can be a block of 128 KiB: 1 KiB is at most 32 MiB.
-    "zstd": _Kind(
-        lambda: zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj(),
-        packed_bytes=1 << 10,
-        is_limited=False,
-    ),
-}
+        return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+    if compression == "bzip2":
+        return bz2.BZ2Decompressor()
+    if compression == "xz":
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_WINDOW_BYTES + (16 << 20))
+    return zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj()
 
 
 class _Unpacked:
@@ -96,14 +73,18 @@ class _Unpacked:
     follows a stream: of a file in many streams, a damaged one in the middle would end it without a word.
     """
 
-    def __init__(self, kind: _Kind, file: Readable, path: str) -> None:
-        self._kind, self._file, self._path = kind, file, path
+    def __init__(self, compression: str, file: Readable, path: str) -> None:
+        self._compression, self._file, self._path = compression, file, path
         self._stream: Any = None  # None between two streams
         self._packed = b""
         self._unpacked, self._place = b"", 0  # unpacked, and read up to here
+        self._num_read = 0
+        # zstd's gives all at once that is in what it gets. Four bytes can be a block of 128 KiB: 1 KiB is at most 32 MiB.
+        self._is_limited = compression != "zstd"
+        self._packed_bytes = 1 << 17 if self._is_limited else 1 << 10
 
     def read(self, num_bytes: int) -> bytes:
-        """The next bytes: `num_bytes` of them, fewer only at the end. Raises one of `STREAM_ERRORS`, or `InputError`."""
+        """The next bytes: `num_bytes` of them, fewer only at the end. Raises `InputError` for a damaged file."""
         parts: list[bytes] = []
         while num_bytes:
             if self._place == len(self._unpacked):
@@ -112,33 +93,42 @@ class _Unpacked:
                     break
             part = self._unpacked[self._place : self._place + num_bytes]
             self._place += len(part)
+            self._num_read += len(part)
             num_bytes -= len(part)
             parts.append(part)
         return b"".join(parts)
 
     def _next(self, num_bytes: int) -> bytes:
         """Some more bytes, or none at the end."""
-        while True:
-            if self._stream is None:
-                while not (packed := self._packed.lstrip(b"\0")):
-                    self._packed = self._file.read(self._kind.packed_bytes) or b""
-                    if not self._packed:
-                        return b""
-                self._packed, self._stream = packed, self._kind.open()
-            elif not self._packed and (not self._kind.is_limited or self._stream.needs_input):
-                self._packed = self._file.read(self._kind.packed_bytes) or b""
-                if not self._packed:
-                    raise EOFError("the compressed stream ends early")
-            packed, self._packed = self._packed, b""
-            try:
-                content: bytes = self._stream.decompress(packed, *[num_bytes] * self._kind.is_limited)
-            except (lzma.LZMAError, zstandard.ZstdError) as error:
-                if "memory" not in str(error).lower():
-                    raise
+        try:
+            return self._unpack(num_bytes)
+        except _STREAM_ERRORS as error:
+            if getattr(error, "errno", None):  # the machine's
+                raise
+            if "memory" in str(error).lower():
                 limit = f"{MAX_WINDOW_BYTES >> 20} MiB"
                 raise InputError(
                     f"{self._path}: packed so that unpacking needs more than {limit}; pack it anew"
                 ) from None
+            raise InputError(
+                f"{self._path}: {self._compression}: {error} (after {self._num_read:,} unpacked bytes); the download is "
+                "incomplete or damaged"
+            ) from None
+
+    def _unpack(self, num_bytes: int) -> bytes:
+        while True:
+            if self._stream is None:
+                while not (packed := self._packed.lstrip(b"\0")):
+                    self._packed = self._file.read(self._packed_bytes) or b""
+                    if not self._packed:
+                        return b""
+                self._packed, self._stream = packed, _open_stream(self._compression)
+            elif not self._packed and (not self._is_limited or self._stream.needs_input):
+                self._packed = self._file.read(self._packed_bytes) or b""
+                if not self._packed:
+                    raise EOFError("the compressed stream ends early")
+            packed, self._packed = self._packed, b""
+            content: bytes = self._stream.decompress(packed, *[num_bytes] * self._is_limited)
             if self._stream.eof:
                 self._packed, self._stream = self._stream.unused_data, None
             if content:

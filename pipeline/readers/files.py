@@ -7,27 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 
 from shards.common.errors import InputError, TransientError
-from shards.common.urls import file_system, is_url, storage_errors, version
+from shards.common.server_errors import server_errors
+from shards.common.urls import file_system, is_url, version
 
 # A reader asks for 2 MiB at a time. What an object store is asked for at once is more: a request takes as long as a few
 # MiB do.
 _BLOCK_BYTES = 8 << 20
-_REQUESTS_AT_ONCE = 32
 _NETWORK_ERRNOS = {errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class FileStatus(NamedTuple):
@@ -44,7 +41,7 @@ def file_status(path: str) -> FileStatus:
         status = Path(path).stat()
         return FileStatus(status.st_size, modified_ns=status.st_mtime_ns)
     system, name = file_system(path)
-    with storage_errors(path):
+    with server_errors(path):
         system.invalidate_cache(name)
         entry = system.info(name)
     if entry.get("size") is None:
@@ -52,16 +49,8 @@ def file_status(path: str) -> FileStatus:
     return FileStatus(int(entry["size"]), version=version(entry))
 
 
-def in_parallel(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
-    """`function` of each item, in order, many at once: for questions that a server takes its time to answer."""
-    if len(items) < 2:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(min(_REQUESTS_AT_ONCE, len(items))) as pool:
-        return list(pool.map(function, items))
-
-
 class SourceFile(io.RawIOBase):
-    """A file on a disk or at a URL, for reading, unbuffered. Raises `OSError` or `TransientError`.
+    """A file on a disk or at a URL, for reading, unbuffered. Raises `OSError` or `InputError`.
 
     With `reads_ahead=False` a server is asked for exactly what is read: for a look, or reads of many MiB.
     """
@@ -106,11 +95,18 @@ class SourceFile(io.RawIOBase):
         super().close()
 
 
+def removed(path: str) -> InputError:
+    """For a file that was there."""
+    return InputError(f"{path}: was removed while it was read; put it back, then the same command goes on")
+
+
 @contextlib.contextmanager
 def _read_errors(path: str) -> Iterator[None]:
     try:
-        with storage_errors(path) if is_url(path) else contextlib.nullcontext():
+        with server_errors(path) if is_url(path) else contextlib.nullcontext():
             yield
+    except FileNotFoundError:
+        raise removed(path) from None
     except OSError as error:
         if not isinstance(error, ConnectionError | TimeoutError) and error.errno not in _NETWORK_ERRNOS:
             raise
@@ -165,12 +161,10 @@ def find_urls(url: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
     """
     system, path = file_system(url)
     system.invalidate_cache()
-    path = path.rstrip("/")
-    magic = min((place for character in "*?[" if (place := path.find(character)) >= 0), default=None)
-    reason = ""
-    with storage_errors(url):
+    path, reason, is_pattern = path.rstrip("/"), "", glob.has_magic(path)
+    with server_errors(url):
         try:
-            found = sorted(system.find(path) if magic is None else filter(system.isfile, system.glob(path)))
+            found = sorted(filter(system.isfile, system.glob(path)) if is_pattern else system.find(path))
         except FileNotFoundError as error:  # no such bucket, or repository
             found, reason = [], str(error)
     if not found:
@@ -178,15 +172,11 @@ def find_urls(url: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
         raise InputError(f"{url}: no such file, and no file below it{why}")
     if found == [path]:
         return [(url, path.rpartition("/")[2])]
-    if magic is None:
-        found = [
-            name for name in found if name.endswith(suffixes) and "/." not in "/" + name.removeprefix(path).lstrip("/")
-        ]
-        if not found:
+    base = os.path.commonprefix(found).rpartition("/")[0] if is_pattern else path  # noqa: RUF071 (cut at a slash)
+    names = {name: name.removeprefix(base).lstrip("/") for name in found}
+    if not is_pattern:
+        names = {name: own for name, own in names.items() if own.endswith(suffixes) and "/." not in f"/{own}"}
+        if not names:
             raise InputError(f"{url}: no file below it is called {', '.join('*' + suffix for suffix in suffixes)}")
-        base = path
-    else:
-        base = os.path.commonprefix(found).rpartition("/")[0]  # noqa: RUF071 (cut at a slash)
     protocol = url.partition("://")[0]  # the user's: `oss` and others are spellings of `s3`
-    urls = [name if "://" in name else f"{protocol}://{name}" for name in found]
-    return [(found_url, name.removeprefix(base).lstrip("/")) for found_url, name in zip(urls, found, strict=True)]
+    return [(name if "://" in name else f"{protocol}://{name}", own) for name, own in names.items()]

@@ -13,20 +13,14 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
 from pipeline.readers.base import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader
-from pipeline.readers.json_record import (
-    DECODER,
-    LENIENT_DECODER,
-    diagnose,
-    is_unfinished,
-    load_record,
-    room_for_depth,
-)
+from pipeline.readers.json_record import DECODER, LENIENT_DECODER, is_unfinished, load_record, room_for_depth
 from pipeline.sources import BYTE_ORDER_MARK
 
 LOOK_BACK_BYTES = 4096
@@ -119,8 +113,7 @@ class JsonArrayReader(StreamReader):
             content += more
         offset = len(content) - len(rest)
         if rest.startswith(b"]") and not rest[1:].strip(_WHITE_SPACE):
-            while more := self._read_next(0):
-                rest += more
+            rest = self._read_up_to(sys.maxsize, rest)
             if not rest[1:].strip(_WHITE_SPACE):
                 return b"", offset + len(rest)
         if not rest:
@@ -188,8 +181,13 @@ def _ends_from(stop: int, content: bytes, *, at_end: bool) -> Iterator[tuple[int
 def _load(pending: bytes, chunk: bytes, num_bytes: int, offset: int) -> Batch:
     """The whole records in `pending` and the first `num_bytes` of `chunk`. Raises `orjson.JSONDecodeError`."""
     bracketed = b"".join((b"[", pending, memoryview(chunk)[:num_bytes], b"]"))
-    places = functools.partial(_places, bracketed, offset)
-    return Batch(orjson.loads(bracketed), len(bracketed) - 2, places)
+    return Batch(orjson.loads(bracketed), len(bracketed) - 2, functools.partial(_places, bracketed, offset))
+
+
+def _places(bracketed: bytes, offset: int) -> Sequence[tuple[int, bytes]]:
+    """The place of each of the records within `bracketed`, the first of which begins at `offset`."""
+    batch = _parse_one_by_one(bracketed[1:], offset, stop=sys.maxsize, source_bytes=0, max_bytes=sys.maxsize).batch
+    return batch.find_places() if batch else []
 
 
 def _parse_one_by_one(content: bytes, offset: int, *, stop: int, source_bytes: int | None, max_bytes: int) -> _Parsed:
@@ -204,41 +202,46 @@ def _parse_one_by_one(content: bytes, offset: int, *, stop: int, source_bytes: i
     places: list[tuple[int, bytes]] = []
     place = consumed = 0  # the next record in characters and in bytes
     error: BadRecord | None = None
-    try:
-        while (where := offset + consumed) < stop and (separator := _end_of(text, place, where, source_bytes)):
+    while (where := offset + consumed) < stop:
+        try:
+            separator = _end_of(text, place, at_end=source_bytes is not None)
+            if separator is None:
+                break
             record = _encoded(text[place : separator.start()])
             if len(record) > max_bytes:
-                reason = f"the record is larger than --max-record-bytes ({max_bytes:,} bytes)"
-                raise BadRecord(where, TOO_LARGE, reason)
-            try:
-                values.append(load_record(record))
-            except (ValueError, RecursionError):
-                raise BadRecord(where, *diagnose(record)) from None
-            places.append((where, record))
-            if separator["end"]:
-                consumed = len(content)
-                break
-            consumed += len(_encoded(text[place : separator.end()]))
-            place = separator.end()
-    except Incomplete:
-        raise
-    except BadRecord as bad:
-        error = bad
-        error.content = content[consumed : consumed + (1 << 16)]
+                raise BadRecord(where, TOO_LARGE, f"the record is larger than max_record_bytes ({max_bytes:,} bytes)")
+            values.append(load_record(record, where))
+        except EOFError:
+            raise Incomplete(where, source_bytes or 0) from None
+        except ValueError as fault:
+            error = BadRecord(where, NOT_JSON, f"not valid JSON: {fault}")
+            break
+        except BadRecord as bad:
+            error = bad
+            break
+        places.append((where, record))
+        if separator["end"]:
+            consumed = len(content)
+            break
+        consumed += len(_encoded(text[place : separator.end()]))
+        place = separator.end()
+    rest = content[consumed:]
+    if error is not None:
+        error.content = rest[: 1 << 16]
     batch = None
     if places:
         last, record = places[-1]
         batch = Batch(values, last + len(record) - offset, lambda: places)
-    return _Parsed(batch, consumed, content[consumed:], error)
+    return _Parsed(batch, consumed, rest, error)
 
 
-def _end_of(text: str, place: int, offset: int, source_bytes: int | None) -> re.Match[str] | None:
+def _end_of(text: str, place: int, *, at_end: bool) -> re.Match[str] | None:
     """What follows the record at `place` of `text`, and so begins where that ends; None if more must be read first.
 
-    `source_bytes` is known where no more can be. Raises `BadRecord` for the record, which begins at `offset`.
+    Raises `ValueError` for what is wrong with the record, and `EOFError` if the source ends (`at_end`) before the array.
     """
     if text.startswith("]", place):
-        raise BadRecord(offset, NOT_JSON, "not valid JSON: expected a record after the comma, found ']'")
+        raise ValueError("expected a record after the comma, found ']'")
     separator = None
     try:
         with room_for_depth():
@@ -246,42 +249,24 @@ def _end_of(text: str, place: int, offset: int, source_bytes: int | None) -> re.
     except json.JSONDecodeError as fault:
         if not is_unfinished(fault, text):
             distance = len(_encoded(text[place : fault.pos]))
-            reason = f"not valid JSON: {fault.msg} at byte {distance:,} of the record"
-            raise BadRecord(offset, NOT_JSON, reason) from None
-    except (ValueError, RecursionError) as fault:
-        reason = "nested too deeply" if isinstance(fault, RecursionError) else str(fault)
-        raise BadRecord(offset, NOT_JSON, f"not valid JSON: {reason}") from None
+            raise ValueError(f"{fault.msg} at byte {distance:,} of the record") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     else:
         separator = _SEPARATOR.match(text, end)
         if separator is None:
             rest = text[end:].strip(" \t\r\n")
-            may_go_on = source_bytes is None and _NUMBER_GOES_ON.fullmatch(text, end)
+            may_go_on = not at_end and _NUMBER_GOES_ON.fullmatch(text, end)
             if rest not in ("", ",") and not may_go_on:
-                raise BadRecord(offset, NOT_JSON, f"expected ',' or ']' after the record, found {rest[0]!r}")
+                raise ValueError(f"expected ',' or ']' after the record, found {rest[0]!r}")
         elif separator["end"]:
             if text[separator.end() :].strip(" \t\r\n"):
-                raise BadRecord(offset, NOT_JSON, "the array ends after this record, but the file goes on")
-            if source_bytes is None:
+                raise ValueError("the array ends after this record, but the file goes on")
+            if not at_end:
                 return None
-    if separator is None and source_bytes is not None:
-        raise Incomplete(offset, source_bytes)
+    if separator is None and at_end:
+        raise EOFError
     return separator
-
-
-def _places(bracketed: bytes, offset: int) -> list[tuple[int, bytes]]:
-    """The place of each of the records between the brackets of `bracketed`, the first of which begins at `offset`."""
-    text = bracketed[1:-1].decode("utf-8")
-    places: list[tuple[int, bytes]] = []
-    place = 0
-    while place < len(text):
-        with room_for_depth():
-            _value, end = LENIENT_DECODER.raw_decode(text, place)
-        record = text[place:end].encode()
-        places.append((offset, record))
-        separator = _SEPARATOR.match(text, end)
-        place = separator.end() if separator else len(text)
-        offset += len(record) + place - end  # separators are ASCII
-    return places
 
 
 def _encoded(text: str) -> bytes:

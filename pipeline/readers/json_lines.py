@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
-from pipeline.readers.base import BadRecord, Batch, Incomplete, StreamReader
-from pipeline.readers.json_record import breaks_off, diagnose, load_record
+from pipeline.readers.base import TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader
+from pipeline.readers.json_record import breaks_off, load_record
 from pipeline.sources import BYTE_ORDER_MARK
 
 
@@ -37,13 +37,12 @@ class JsonLinesReader(StreamReader):
             try:
                 if len(line) > self._options.max_record_bytes:
                     raise self._too_large(place, line)
-                values.append(load_record(line))
+                values.append(load_record(line, place))
                 good.append((place, line))
-            except (ValueError, RecursionError):
-                if place + len(line) == end and self._at_end and breaks_off(line):
-                    raise Incomplete(place, end) from None
-                self._options.on_bad(BadRecord(place, *diagnose(line), line))
             except BadRecord as error:
+                is_last = place + len(line) == end and self._at_end
+                if is_last and error.kind != TOO_LARGE and breaks_off(line):
+                    raise Incomplete(place, end) from None
                 self._options.on_bad(error)
         return Batch(values, num_bytes, lambda: good)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
-from pipeline.readers.base import INVALID_UTF8, LONE_SURROGATE, NOT_JSON
+from pipeline.readers.base import INVALID_UTF8, LONE_SURROGATE, NOT_JSON, BadRecord
 
 _LONGEST_ESCAPE = len("\\ud83d\\ude00")
 _DEPTH = 1200  # the fast parser takes 1,024 brackets within each other
@@ -36,27 +35,34 @@ LENIENT_DECODER = json.JSONDecoder(parse_int=_whole_number)  # takes NaN and Inf
 def room_for_depth() -> Iterator[None]:
     """Python's parser takes what the fast one takes, however deep the caller stands in the program."""
     before = sys.getrecursionlimit()
-    depth = 0
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        frame, depth = frame.f_back, depth + 1
-    sys.setrecursionlimit(max(before, depth + _DEPTH))
+    sys.setrecursionlimit(before + _DEPTH)
     try:
         yield
     finally:
         sys.setrecursionlimit(before)
 
 
-def load_record(record: bytes) -> Any:
-    """The value of a record, also of one with a number beyond a float's range.
-
-    Raises `ValueError` if it isn't valid, or holds a lone surrogate, and `RecursionError`."""
+def load_record(record: bytes, offset: int) -> Any:
+    """The value of a record that lies at `offset`, also of one with a number beyond a float's range. Raises `BadRecord`."""
     try:
         return orjson.loads(record)
     except orjson.JSONDecodeError:
+        pass
+    try:
         value = DECODER.decode(record.decode("utf-8"))
         json.dumps(value, ensure_ascii=False).encode()
         return value
+    except UnicodeDecodeError as error:
+        kind, reason = INVALID_UTF8, f"invalid UTF-8 at byte {error.start:,} of the record"
+    except UnicodeEncodeError:
+        kind, reason = LONE_SURROGATE, "a lone surrogate (half of a \\uXXXX pair) is no text"
+    except json.JSONDecodeError as error:
+        kind, reason = NOT_JSON, f"not valid JSON: {error.msg} at character {error.pos:,} of the record"
+    except RecursionError:
+        kind, reason = NOT_JSON, "not valid JSON: nested too deeply"
+    except ValueError as error:
+        kind, reason = NOT_JSON, f"not valid JSON: {error}"
+    raise BadRecord(offset, kind, reason, record)
 
 
 def is_unfinished(error: json.JSONDecodeError, text: str) -> bool:
@@ -74,22 +80,3 @@ def breaks_off(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return False
-
-
-def diagnose(record: bytes) -> tuple[str, str]:
-    """The kind of fault, and the fault in words, for which `load_record` refuses `record`."""
-    try:
-        text = record.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return INVALID_UTF8, f"invalid UTF-8 at byte {error.start:,} of the record"
-    try:
-        json.loads(text, parse_constant=_refuse_constant, parse_int=_whole_number)
-    except json.JSONDecodeError as error:
-        return NOT_JSON, f"not valid JSON: {error.msg} at character {error.pos:,} of the record"
-    except RecursionError:
-        return NOT_JSON, "not valid JSON: nested too deeply"
-    except ValueError as error:
-        return NOT_JSON, f"not valid JSON: {error}"
-    if re.search(r"\\u[dD][89a-fA-F]", text):
-        return LONE_SURROGATE, "a lone surrogate (half of a \\uXXXX pair) is no text"
-    return NOT_JSON, "not valid JSON, or nested too deeply"

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from blake3 import blake3
 
 from pipeline.readers.base import Batch, RangeReader
-from pipeline.readers.files import HashedFile, SourceFile
+from pipeline.readers.files import HashedFile, SourceFile, removed
 from pipeline.sources import Source
 from shards.common.errors import InputError
 from shards.common.urls import is_url
@@ -140,6 +140,8 @@ def _open_arrow(source: Source) -> Any:
 def _readable(source: Source) -> Iterator[None]:
     try:
         yield
+    except FileNotFoundError:
+        raise removed(source.path) from None
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None):  # the machine's
             raise

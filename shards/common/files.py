@@ -93,6 +93,22 @@ def file_digest(
     return digest.hexdigest()
 
 
+def check_digest(
+    path: Path,
+    digest: str,
+    *,
+    write: Callable[[memoryview], object] = lambda _content: None,
+    progress: Callable[[int], None] = lambda _num_bytes: None,
+) -> None:
+    """As `file_digest`. Raises `InputError` unless the BLAKE3 is `digest`."""
+    try:
+        found = file_digest(path, write=write, progress=progress)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; build the set again") from None
+    if found != digest:
+        raise InputError(f"{path}: expected digest {digest}, found {found}; the file was changed, build the set again")
+
+
 def regular_file_bytes(path: Path | str) -> int:
     """Size of `path` in bytes. Raises `InputError` if it is missing or no regular file, `OSError` if it can't be seen."""
     try:

@@ -4,7 +4,7 @@ Account and server come from the environment, as the clients of those object sto
 `AWS_ENDPOINT_URL`, …), or from fsspec's own configuration (`FSSPEC_S3_KEY`, …). `oss://` is S3 as Alibaba Cloud speaks it:
 s3fs with the server `OSS_ENDPOINT` and the account `OSS_ACCESS_KEY_ID`, `OSS_ACCESS_KEY_SECRET`.
 
-Errors: what the object store refuses for good is an `InputError`, what may work later a `TransientError`.
+Errors are those of `shards.common.server_errors`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
-from shards.common.errors import InputError, TransientError
+from shards.common.errors import InputError
+from shards.common.server_errors import root_reason, server_errors
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://.+")
-_CHECK_CREDENTIALS = "; check the credentials in the environment"
 # What a listing calls the version; first those that say what is in a file: the same bytes put twice are the same version.
 _VERSION_KEYS = ("md5Hash", "ETag", "etag", "blob_id", "LastModified", "last_modified", "updated", "mtime", "created")
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "oss": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-_REQUESTS_AT_ONCE = 16
+_REQUESTS_AT_ONCE = 32
 # A server that answers 500 or not at all is asked again for two minutes or so, with growing pauses.
 _S3_CLIENT: dict[str, Any] = {
     "retries": {"mode": "standard", "max_attempts": 10},
@@ -39,7 +39,9 @@ _OSS_CLIENT = _S3_CLIENT | {
     "request_checksum_calculation": "when_required",
     "response_checksum_validation": "when_required",
 }
-_OUR_FAULTS = (TypeError, AttributeError, NameError, AssertionError)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def is_url(name: str) -> bool:
@@ -57,12 +59,10 @@ def file_system(url: str) -> tuple[Any, str]:
     match = _URL.fullmatch(url)
     if match is None:
         raise InputError(f"{url}: expected a URL such as s3://bucket/name")
+    import fsspec
+
     protocol = match[1]
     package = _PACKAGES.get(protocol, protocol)
-    try:
-        import fsspec
-    except ImportError:
-        raise InputError(f"{url}: needs the packages fsspec and {package}: pip install fsspec {package}") from None
     if package == "gcsfs":
         # JSON alone: by gRPC it also asks what kind of bucket it has, a minute each time where no gRPC gets through.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
@@ -73,10 +73,9 @@ def file_system(url: str) -> tuple[Any, str]:
         raise InputError(f"{url}: needs the package {package}: pip install {package}") from None
     except InputError:
         raise
-    except ValueError as error:
-        raise InputError(f"{url}: {_reason(error)}") from None
-    except Exception as error:  # a client that reads its credentials when it is made
-        raise InputError(f"{url}: {_reason(error)}{_CHECK_CREDENTIALS}") from None
+    except Exception as error:  # no such protocol, or a client that reads its credentials when it is made
+        cure = "" if isinstance(error, ValueError) else "; check the credentials in the environment"
+        raise InputError(f"{url}: {root_reason(error)}{cure}") from None
     return system, str(path)
 
 
@@ -108,51 +107,11 @@ def _register_oss() -> None:
     fsspec.register_implementation("oss", implementation, clobber=True)
 
 
-@contextlib.contextmanager
-def storage_errors(where: str, *, writes: bool = False) -> Iterator[None]:
-    """Raise what an object store's client raises as `InputError` or `TransientError`, one line.
-
-    `FileNotFoundError` stays as it is where nothing is written; there it means that there is no such bucket.
-    """
-    try:
-        yield
-    except (FileExistsError, InputError, *_OUR_FAULTS):
-        raise
-    except FileNotFoundError as error:
-        if writes:
-            raise InputError(f"{where}: no such bucket ({_reason(error)}); make it, or choose another output") from None
-        raise
-    except Exception as error:
-        if _is_refusal(error):
-            raise InputError(f"{where}: {_reason(error)}{_CHECK_CREDENTIALS}") from None
-        name = type(error).__name__
-        if name in ("NoCredentialsError", "PartialCredentialsError"):
-            raise InputError(f"{where}: {_reason(error)}; set the credentials in the environment") from None
-        if name == "OfflineModeIsEnabled":
-            raise InputError(f"{where}: HF_HUB_OFFLINE=1 forbids to ask the hub; unset it") from None
-        raise TransientError(f"{where}: {_reason(error)}; the same command goes on when the server answers") from None
-
-
-def _is_refusal(error: BaseException | None) -> bool:
-    """Whether the server says that it doesn't know us, or that we may not: each client has its own way to say that."""
-    if error is None:
-        return False
-    if isinstance(error, PermissionError) or str(error).startswith("Forbidden: "):  # the latter is gcsfs's
-        return True
-    response = getattr(error, "response", None)
-    statuses = [getattr(error, name, None) for name in ("status", "code")] + [getattr(response, "status_code", None)]
-    return any(str(status) in ("401", "403") for status in statuses) or _is_refusal(error.__cause__)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 def listing(url: str) -> dict[str, dict[str, Any]]:
     """All files below `url`, by their names relative to it, with what the server says of each (`size` in bytes, …)."""
     system, path = file_system(url)
     system.invalidate_cache()
-    with storage_errors(url):
+    with server_errors(url):
         try:
             found = system.find(path, detail=True)
         except FileNotFoundError:
@@ -172,7 +131,7 @@ def version(entry: dict[str, Any]) -> str:
 def read_bytes(url: str) -> bytes | None:
     """The content of a small file, or None if it isn't there."""
     system, path = file_system(url)
-    with storage_errors(url):
+    with server_errors(url):
         system.invalidate_cache()  # s3fs believes a listing of before, in which a file of another process isn't
         try:
             content: bytes = system.cat_file(path)
@@ -184,7 +143,7 @@ def read_bytes(url: str) -> bytes | None:
 def write_bytes(url: str, content: bytes) -> None:
     """Put a small file, replacing an older one. Object stores show it whole or not at all."""
     system, path = file_system(url)
-    with storage_errors(url, writes=True):
+    with server_errors(url, writes=True):
         system.pipe_file(path, content)
 
 
@@ -193,9 +152,15 @@ def remove(*urls: str) -> None:
 
     def remove_one(url: str) -> None:
         system, path = file_system(url)
-        with storage_errors(url), contextlib.suppress(FileNotFoundError):
+        with server_errors(url), contextlib.suppress(FileNotFoundError):
             system.rm_file(path)  # not many by one request: OSS refuses that of S3's client
 
-    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-        for _ in pool.map(remove_one, urls):
-            pass
+    in_parallel(remove_one, urls)
+
+
+def in_parallel(
+    function: Callable[[Item], Result], items: Iterable[Item], at_once: int = _REQUESTS_AT_ONCE
+) -> list[Result]:
+    """`function` of each item, in order, many at once: for what a server takes its time to answer."""
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(function, items))

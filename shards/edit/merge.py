@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.common.errors import InputError
-from shards.common.files import atomic_writer, file_digest
+from shards.common.files import atomic_writer, check_digest
 from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, REJECTED_NAME, shard_name, shard_number
 from shards.manifest import Manifest, RejectedEntry, ShardEntry
 from shards.reader import ShardSet, open_shard_set
@@ -130,19 +130,3 @@ def _take_file(source: Path, target: Path, digest: str, *, link: bool, progress:
     with atomic_writer(target, flush_parent=False) as file:
         # What is hashed is what is written, even if someone changes the source in between.
         check_digest(source, digest, write=file.write, progress=progress)
-
-
-def check_digest(
-    path: Path,
-    digest: str,
-    *,
-    write: Callable[[memoryview], object] = lambda _: None,
-    progress: Progress = lambda _: None,
-) -> None:
-    """Hand the content of `path` to `write`. Raises `InputError` unless its BLAKE3 is `digest`."""
-    try:
-        found = file_digest(path, write=write, progress=progress)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; build the set again") from None
-    if found != digest:
-        raise InputError(f"{path}: expected digest {digest}, found {found}; the file was changed, build the set again")

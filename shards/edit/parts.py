@@ -27,7 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.common.errors import InputError
-from shards.edit.merge import Progress, by_number, check_digest, special_tokens
+from shards.common.files import check_digest
+from shards.edit.merge import Progress, by_number, special_tokens
 from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, SPLITS, SplitName
 from shards.manifest import Manifest, SourceEntry
 from shards.order import DEFAULT_SEED, check_seed, epoch_order
@@ -35,8 +36,6 @@ from shards.reader import ShardSet, Split, open_shard_set
 from shards.set_writer import DocumentBatch, NewSet, new_directories
 from shards.tokenizer_files import tokenizer_of_set
 
-_BATCH_TOKENS = 1 << 20
-_NUM_RANGES = 1 << 16
 _MAX_PARTS = 500  # each has an open lock
 
 Int64s = npt.NDArray[np.int64]
@@ -142,23 +141,11 @@ def _shard_ranks(split: Split, seed: int | None) -> Iterator[tuple[int, Int64s]]
 
 
 def _num_documents_with(split: Split, num_tokens: int, seed: int | None) -> int:
-    """How many documents, by their ranks, it takes to hold `num_tokens`. Memory doesn't grow with the split.
-
-    Two passes over the indexes: one for the tokens in each of 65,536 ranges of ranks, one for the documents of the range
-    in which the number is reached.
-    """
-    width = -(-split.num_documents // _NUM_RANGES)
-    sums = np.zeros(_NUM_RANGES, dtype=np.int64)
+    """How many documents, by their ranks, it takes to hold `num_tokens`. Memory: 16 bytes a document."""
+    lengths = np.zeros(split.num_documents, dtype=np.int64)
     for number, ranks in _shard_ranks(split, seed):
-        np.add.at(sums, ranks // width, split.shard_index(number).document_lengths)
-    ends = np.cumsum(sums)
-    reached = int(np.searchsorted(ends, num_tokens))
-    lengths = np.zeros(width, dtype=np.int64)
-    for number, ranks in _shard_ranks(split, seed):
-        inside = ranks // width == reached
-        lengths[ranks[inside] % width] = split.shard_index(number).document_lengths[inside]
-    missing = num_tokens - int(ends[reached] - sums[reached])
-    return reached * width + int(np.searchsorted(np.cumsum(lengths), missing)) + 1
+        lengths[ranks] = split.shard_index(number).document_lengths
+    return int(np.searchsorted(np.cumsum(lengths), num_tokens)) + 1
 
 
 def _write_parts(shard_set: ShardSet, parts: Sequence[Part], seed: int | None, progress: Progress) -> list[Manifest]:
@@ -187,22 +174,19 @@ def _write_parts(shard_set: ShardSet, parts: Sequence[Part], seed: int | None, p
 def _batches(
     part: Part, members: Sequence[tuple[Split, int, Int64s]], checked: set[str], progress: Progress
 ) -> Iterator[DocumentBatch]:
-    """The part's documents in shards of one unit, some megabytes at a time. A shard that isn't `checked` yet is checked."""
+    """The part's documents in shards of one unit, a shard at a time. A shard that isn't `checked` yet is checked."""
     for split, number, ranks in members:
         chosen, shard = part.ranks[split.name], split.shards[number]
         mask = (ranks >= chosen.start) & (ranks < chosen.stop)
-        if mask.any() and shard.name not in checked:
+        if not mask.any():
+            continue
+        if shard.name not in checked:
             check_digest(split.directory / (shard.name + BIN_SUFFIX), shard.digest)
             check_digest(split.directory / (shard.name + INDEX_SUFFIX), shard.index_digest)
             checked.add(shard.name)
-        if mask.any():
-            lengths = split.shard_index(number).document_lengths[mask]
-            documents = itertools.compress(split.shard_documents(number), mask.tolist())
-            first = 0
-            for count in np.unique(np.cumsum(lengths) // _BATCH_TOKENS, return_counts=True)[1].tolist():
-                yield split.name, np.concatenate([*itertools.islice(documents, count)]), lengths[first : first + count]
-                progress(count)
-                first += count
+        documents = itertools.compress(split.shard_documents(number), mask.tolist())
+        yield split.name, np.concatenate([*documents]), split.shard_index(number).document_lengths[mask]
+        progress(int(mask.sum()))
 
 
 def _finish(new_set: NewSet, shard_set: ShardSet, part: Part) -> Manifest:

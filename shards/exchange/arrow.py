@@ -21,7 +21,6 @@ int32 has the same bits as uint32 for every id below 2**31, and torch can comput
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,9 @@ import pyarrow.parquet
 from blake3 import blake3
 
 from shards.common.files import atomic_writer, flush_directory, write_atomically
-from shards.exchange.blocks import Format, Progress, cut_files, read_blocks
+from shards.exchange.blocks import Export, cut_files
 from shards.layout import bin_bytes
-from shards.reader import ShardSet, Split, Tokens
+from shards.reader import Split, Tokens
 
 COLUMN = "input_ids"
 _MAX_FILE_BYTES = 500_000_000
@@ -42,18 +41,18 @@ _ROWS_PER_BATCH = 1000  # as the ArrowWriter of `datasets`
 _HF_SPLITS = {"train": "train", "val": "validation"}
 
 
-def export_parquet(shard_set: ShardSet, splits: Sequence[Split], directory: Path, progress: Progress) -> None:
+def export_parquet(export: Export) -> None:
     element = pyarrow.field("element", pyarrow.uint32(), nullable=False)
     schema = pyarrow.schema([pyarrow.field(COLUMN, pyarrow.list_(element), nullable=False)])
-    rows_per_group = max(1, _ROW_GROUP_TOKENS // shard_set.block_tokens)
-    for split in splits:
-        folder = directory / split.name
+    rows_per_group = max(1, _ROW_GROUP_TOKENS // export.shard_set.block_tokens)
+    for split in export.splits:
+        folder = export.directory / split.name
         for path, blocks in _new_files(split, folder, split.name, ".parquet").items():
             with (
                 atomic_writer(path, flush_parent=False) as file,
                 pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
             ):
-                for batch in read_blocks(split, blocks, progress, at_once=rows_per_group):
+                for batch in export.read(split, blocks, at_once=rows_per_group):
                     offsets = np.arange(len(batch) + 1, dtype=np.int32) * np.int32(split.block_tokens)
                     rows = pyarrow.ListArray.from_arrays(offsets, _array(batch), type=schema.field(0).type)
                     table = pyarrow.Table.from_arrays([rows], schema=schema)
@@ -61,15 +60,16 @@ def export_parquet(shard_set: ShardSet, splits: Sequence[Split], directory: Path
         flush_directory(folder)
 
 
-def export_hf(shard_set: ShardSet, splits: Sequence[Split], directory: Path, progress: Progress) -> None:
+def export_hf(export: Export) -> None:
+    shard_set, directory = export.shard_set, export.directory
     row_type = pyarrow.list_(pyarrow.int32(), shard_set.block_tokens)
     schema = pyarrow.schema([pyarrow.field(COLUMN, row_type)])
-    for split in splits:
+    for split in export.splits:
         name = _HF_SPLITS[split.name]
         files = _new_files(split, directory / name, "data", ".arrow")
         for path, blocks in files.items():
             with atomic_writer(path, flush_parent=False) as file, pyarrow.ipc.new_stream(file, schema) as writer:
-                for batch in read_blocks(split, blocks, progress, at_once=_ROWS_PER_BATCH):
+                for batch in export.read(split, blocks, at_once=_ROWS_PER_BATCH):
                     values = _array(batch).view(pyarrow.int32())
                     rows = pyarrow.FixedSizeListArray.from_arrays(values, type=row_type)
                     writer.write_batch(pyarrow.record_batch([rows], schema=schema))
@@ -93,7 +93,7 @@ def export_hf(shard_set: ShardSet, splits: Sequence[Split], directory: Path, pro
         }
         write_atomically(directory / name / "dataset_info.json", json.dumps(info, indent=2).encode())
         write_atomically(directory / name / "state.json", json.dumps(state, indent=2).encode())
-    names = {"splits": [_HF_SPLITS[split.name] for split in splits]}
+    names = {"splits": [_HF_SPLITS[split.name] for split in export.splits]}
     write_atomically(directory / "dataset_dict.json", json.dumps(names).encode())
 
 
@@ -109,18 +109,3 @@ def _array(blocks: Tokens) -> Any:
     """The tokens of blocks as one Arrow array of uint32, without copying."""
     buffer = pyarrow.py_buffer(np.ascontiguousarray(blocks, dtype="<u4"))
     return pyarrow.Array.from_buffers(pyarrow.uint32(), blocks.size, [None, buffer])
-
-
-PARQUET = Format(
-    export=export_parquet,
-    reader=lambda _shard_set, splits, out: (
-        f"import pyarrow.parquet as pq; {splits[0].name} = pq.read_table({str(out / splits[0].name)!r})"
-    ),
-)
-HF = Format(
-    export=export_hf,
-    reader=lambda _shard_set, splits, out: (
-        f"from datasets import load_from_disk; {_HF_SPLITS[splits[0].name]} = "
-        f'load_from_disk({str(out)!r})["{_HF_SPLITS[splits[0].name]}"]'
-    ),
-)

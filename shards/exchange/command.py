@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
+import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +15,38 @@ from shards.layout import SPLITS, bin_bytes
 from shards.order import DEFAULT_SEED
 
 if TYPE_CHECKING:
-    from shards.exchange.blocks import Format
+    from shards.reader import ShardSet
 
-# The module of each format, and its name there.
-_FORMATS = {
-    "datatrove": ("datatrove", "FORMAT"),
-    "litdata": ("headed", "LITDATA"),
-    "mds": ("headed", "MDS"),
-    "llm.c": ("headed", "LLM_C"),
-    "parquet": ("arrow", "PARQUET"),
-    "hf": ("arrow", "HF"),
+# Module and function that write each format, and the line with which the format's own reader opens what was written.
+_EXPORTS = {
+    "datatrove": (
+        "datatrove:export_datatrove",
+        "from datatrove.utils.dataset import DatatroveFolderDataset; {split} = "
+        "DatatroveFolderDataset({folder!r}, seq_len={block_tokens} - 1, token_size=4)",
+    ),
+    "litdata": (
+        "headed:export_litdata",
+        "from litdata import StreamingDataset, TokensLoader; {split} = "
+        "StreamingDataset({folder!r}, item_loader=TokensLoader(block_size={block_tokens}))",
+    ),
+    "mds": (
+        "headed:export_mds",
+        "from streaming import StreamingDataset; {split} = "
+        'StreamingDataset(local={out!r}, split="{split}", batch_size=1)  # {split}[0]["tokens"]',
+    ),
+    "llm.c": ("headed:export_llm_c", "{llm_c} '{folder}_*.bin', with a sequence length of {block_tokens}"),
+    "parquet": ("arrow:export_parquet", "import pyarrow.parquet as pq; {split} = pq.read_table({folder!r})"),
+    "hf": (
+        "arrow:export_hf",
+        'from datasets import load_from_disk; {hf_split} = load_from_disk({out!r})["{hf_split}"]',
+    ),
 }
-EXPORT_FORMATS = tuple(_FORMATS)
-IMPORT_FORMATS = ("megatron", "datatrove")
+# Module and function that open a file of each format; the suffixes of files and indexes; whether directories are searched.
+_IMPORTS = {
+    "megatron": ("megatron:open_megatron", ".bin", ".idx", False),
+    "datatrove": ("datatrove:open_datatrove", ".ds", ".index", True),
+}
+EXPORT_FORMATS, IMPORT_FORMATS = tuple(_EXPORTS), tuple(_IMPORTS)
 
 
 def add_parsers(commands: Any) -> None:
@@ -68,12 +87,13 @@ def add_parsers(commands: Any) -> None:
 
 
 def run_export(options: argparse.Namespace) -> int:
+    from shards.exchange.blocks import Export
     from shards.reader import open_shard_set
     from shards.set_writer import new_directory
 
     name = choice("--to", options.to, EXPORT_FORMATS)
     names = SPLITS if options.split is None else [choice("--split", options.split, SPLITS)]
-    form = _load_format(name)
+    export = pkgutil.resolve_name(f"shards.exchange.{_EXPORTS[name][0]}")
     shard_set = open_shard_set(options.directory)
     splits = [shard_set[name] for name in names if len(shard_set[name])]
     if not splits:
@@ -83,41 +103,36 @@ def run_export(options: argparse.Namespace) -> int:
     num_blocks = sum(map(len, splits))
     num_bytes = bin_bytes(num_blocks, shard_set.block_tokens)
     with new_directory(out) as partial, progress_bar(num_bytes, "exporting") as progress:
-        form.export(shard_set, splits, partial, progress.update)
+        export(Export(shard_set=shard_set, splits=splits, directory=partial, progress=progress.update))
     num_files, written = sum(path.is_file() for path in out.rglob("*")), ", ".join(split.name for split in splits)
     say(
         f"{out}: {plural(num_blocks, 'block')} of {shard_set.block_tokens} tokens ({written}), "
         f"{plural(num_files, 'file')}",
-        f"read it with: {form.reader(shard_set, splits, out.resolve())}",
+        f"read it with: {_reader(name, shard_set, splits[0].name, out.resolve())}",
     )
     return 0
 
 
-def _load_format(name: str) -> Format:
-    module, attribute = _FORMATS[name]
-    try:
-        form: Format = getattr(importlib.import_module(f"shards.exchange.{module}"), attribute)
-    except ModuleNotFoundError as error:
-        raise InputError(f"--to {name}: needs the package {error.name}; install it with pip") from None
-    return form
+def _reader(name: str, shard_set: ShardSet, split: str, out: Path) -> str:
+    return _EXPORTS[name][1].format(
+        split=split,
+        hf_split="train" if split == "train" else "validation",
+        out=str(out),
+        folder=str(out / split),
+        block_tokens=shard_set.block_tokens,
+        llm_c="./train_gpt2cu -i" if shard_set.vocab_size <= 1 << 16 else "python train_llama3.py --input_bin",
+    )
 
 
 def run_import(options: argparse.Namespace) -> int:
-    from shards.exchange.datatrove import EndsFile
-    from shards.exchange.importing import ImportSettings, import_files
-    from shards.exchange.megatron import IndexedFile
-    from shards.exchange.token_files import TokenFile, find_files
+    from shards.exchange.importing import ImportSettings, file_bytes, find_files, import_files
 
     names = ("source_format", "block_tokens", "packing", "val_fraction", "seed", "eos_inside")
     settings = ImportSettings(**{name: getattr(options, name) for name in names})
-    files: list[TokenFile]
-    if choice("--from", options.source_format, IMPORT_FORMATS) == "megatron":
-        paths = find_files(options.sources, suffix=".bin", index_suffix=".idx", recursive=False)
-        files = [IndexedFile(path) for path in paths]
-    else:
-        paths = find_files(options.sources, suffix=".ds", index_suffix=".index", recursive=True)
-        files = [EndsFile(path) for path in paths]
-    tokenizer, total = options.tokenizer, 2 * sum(file.num_bytes for file in files)
+    function, suffix, index_suffix, recursive = _IMPORTS[choice("--from", options.source_format, IMPORT_FORMATS)]
+    paths = find_files(options.sources, suffix=suffix, index_suffix=index_suffix, recursive=recursive)
+    files = list(map(pkgutil.resolve_name(f"shards.exchange.{function}"), paths))
+    tokenizer, total = options.tokenizer, 2 * sum(file_bytes(file.path) for file in files)
     with progress_bar(total, "importing") as progress:
         manifest = import_files(files, options.out, tokenizer=tokenizer, settings=settings, progress=progress.update)
     train, val = (manifest.splits[name] for name in SPLITS)

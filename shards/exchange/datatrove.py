@@ -25,36 +25,35 @@ is the file's end as in datatrove's own files.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from shards.common.errors import InputError
 from shards.common.files import flush_directory, write_atomically
-from shards.exchange.blocks import Format, Progress
-from shards.exchange.token_files import Lengths, TokenFile, check_rising, file_bytes, map_array, shard_beside
+from shards.exchange.blocks import Export
+from shards.exchange.importing import Lengths, TokenFile, check_rising, file_bytes, map_array, shard_beside
 from shards.layout import BIN_SUFFIX, MANIFEST_NAME, bin_bytes
-from shards.reader import ShardSet, Split, check_shard_sizes
+from shards.reader import check_shard_sizes
 
 TOKENS_SUFFIX = ".ds"
 ENDS_SUFFIX = ".ds.index"
 
 
-def export(shard_set: ShardSet, splits: Sequence[Split], directory: Path, progress: Progress) -> None:
-    for split in splits:
-        folder = directory / split.name
+def export_datatrove(export: Export) -> None:
+    path = export.shard_set.path
+    for split in export.splits:
+        folder = export.directory / split.name
         folder.mkdir()
         for number, shard in enumerate(split.shards):
-            check_shard_sizes(shard_set.path, shard, split.block_tokens)
-            _link(shard_set.path / (shard.name + BIN_SUFFIX), folder / (shard.name + TOKENS_SUFFIX))
+            check_shard_sizes(path, shard, split.block_tokens)
+            _link(path / (shard.name + BIN_SUFFIX), folder / (shard.name + TOKENS_SUFFIX))
             index, num_tokens = split.shard_index(number), shard.num_blocks * split.block_tokens
             ends = np.unique(np.concatenate([index.starts, index.ends, [num_tokens]]))
             write_atomically(folder / (shard.name + ENDS_SUFFIX), ends[ends > 0].astype("<u8").tobytes())
-            progress(bin_bytes(shard.num_blocks, split.block_tokens))
+            export.progress(bin_bytes(shard.num_blocks, split.block_tokens))
         flush_directory(folder)
-    _link(shard_set.path / MANIFEST_NAME, directory / MANIFEST_NAME)
+    _link(path / MANIFEST_NAME, export.directory / MANIFEST_NAME)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -65,56 +64,45 @@ def _link(source: Path, target: Path) -> None:
         os.symlink(source.resolve(), target)
 
 
-FORMAT = Format(
-    export=export,
-    reader=lambda shard_set, splits, out: (
-        f"from datatrove.utils.dataset import DatatroveFolderDataset; {splits[0].name} = DatatroveFolderDataset("
-        f"{str(out / splits[0].name)!r}, seq_len={shard_set.block_tokens - 1}, token_size=4)"
-    ),
-)
-
-
-class EndsFile(TokenFile):
+def open_datatrove(path: Path) -> TokenFile:
     """A `.ds` with its `.ds.index`, checked. Raises `InputError` for every pair that can't be one."""
+    ends_path = path.with_name(path.name + ".index")
+    if path.with_name(path.name + ".loss").exists():
+        raise InputError(
+            f"{path}: has a loss mask ({path.name}.loss), which a shard set can't hold; move it elsewhere to import "
+            "the tokens without it"
+        )
+    if file_bytes(ends_path) % 8:
+        raise InputError(
+            f"{ends_path}: expected a multiple of 8 bytes, found {file_bytes(ends_path):,}; the file is truncated"
+        )
+    ends = map_array(ends_path, "<u8")
+    num_tokens = int(ends[-1]) if len(ends) else 0
+    # Only the file's size shows what a token is.
+    dtype = {num_tokens * 2: "<u2", num_tokens * 4: "<u4"}.get(file_bytes(path))
+    if dtype is None:
+        raise InputError(
+            f"{path}: expected 2 or 4 bytes for each of the {num_tokens:,} tokens that its index ends with, found "
+            f"{file_bytes(path):,} bytes; one of the two is truncated, or of another file"
+        )
+    tokens = map_array(path, dtype)
+    check_rising(ends_path, ends, "document", "an end of ")
+    manifest, shard = shard_beside(path.parent.parent, path.name.removesuffix(TOKENS_SUFFIX)) or (None, None)
+    if manifest is not None and manifest.packing == "best-fit":
+        raise InputError(
+            f"{path}: exported from a set packed best-fit, whose documents may be two sequences; import the set's "
+            "own shards, as megatron"
+        )
 
-    def __init__(self, path: Path) -> None:
-        ends_path = path.with_name(path.name + ".index")
-        if path.with_name(path.name + ".loss").exists():
-            raise InputError(
-                f"{path}: has a loss mask ({path.name}.loss), which a shard set can't hold; move it elsewhere to import "
-                "the tokens without it"
-            )
-        if file_bytes(ends_path) % 8:
-            raise InputError(
-                f"{ends_path}: expected a multiple of 8 bytes, found {file_bytes(ends_path):,}; the file is truncated"
-            )
-        self._ends = map_array(ends_path, "<u8")
-        num_tokens = int(self._ends[-1]) if len(self._ends) else 0
-        # Only the file's size shows what a token is.
-        dtype = {num_tokens * 2: "<u2", num_tokens * 4: "<u4"}.get(file_bytes(path))
-        if dtype is None:
-            raise InputError(
-                f"{path}: expected 2 or 4 bytes for each of the {num_tokens:,} tokens that its index ends with, found "
-                f"{file_bytes(path):,} bytes; one of the two is truncated, or of another file"
-            )
-        self._tokens = map_array(path, dtype)
-        check_rising(ends_path, self._ends, "document", "an end of ")
-        manifest, shard = shard_beside(path.parent.parent, path.name.removesuffix(TOKENS_SUFFIX)) or (None, None)
-        if manifest is not None and manifest.packing == "best-fit":
-            raise InputError(
-                f"{path}: exported from a set packed best-fit, whose documents may be two sequences; import the set's "
-                "own shards, as megatron"
-            )
-        super().__init__(path, num_documents=len(self._ends), shard=shard)
-
-    def lengths(self, first: int, stop: int) -> Lengths:
-        return np.diff(self._bounds(first, stop))
-
-    def tokens(self, first: int, stop: int) -> npt.NDArray[np.integer]:
-        bounds = self._bounds(first, stop)
-        return self._tokens[bounds[0] : bounds[-1]]
-
-    def _bounds(self, first: int, stop: int) -> Lengths:
+    def bounds(first: int, stop: int) -> Lengths:
         """Where document `first` begins, and where each one before `stop` ends."""
-        ends = self._ends[max(0, first - 1) : stop].astype(np.int64)
-        return ends if first else np.concatenate([[0], ends])
+        some = ends[max(0, first - 1) : stop].astype(np.int64)
+        return some if first else np.concatenate([[0], some])
+
+    return TokenFile(
+        path=path,
+        num_documents=len(ends),
+        lengths=lambda first, stop: np.diff(bounds(first, stop)),
+        tokens=lambda first, stop: tokens[slice(*bounds(first, stop)[[0, -1]])],
+        shard=shard,
+    )

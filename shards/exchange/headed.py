@@ -56,16 +56,14 @@ without it each file's last block would be lost.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shards.common.files import flush_directory, write_atomically
-from shards.exchange.blocks import Format, Progress, cut_files, write_blocks
+from shards.exchange.blocks import Export, cut_files
 from shards.layout import bin_bytes
-from shards.reader import ShardSet, Split
+from shards.reader import ShardSet
 
 _FILE_BYTES = 1 << 26
 _LLM_C_TOKENS = 100_000_000
@@ -90,15 +88,15 @@ def _encode_head(num_items: int, item_bytes: int, config: bytes = b"") -> bytes:
     return np.array([num_items, *offsets], dtype="<u4").tobytes() + config
 
 
-def export_litdata(shard_set: ShardSet, splits: Sequence[Split], directory: Path, progress: Progress) -> None:
-    block_bytes = bin_bytes(1, shard_set.block_tokens)
-    for split in splits:
-        folder = directory / split.name
+def export_litdata(export: Export) -> None:
+    block_bytes = bin_bytes(1, export.shard_set.block_tokens)
+    for split in export.splits:
+        folder = export.directory / split.name
         folder.mkdir()
         chunks: list[dict[str, Any]] = []
         for number, blocks in enumerate(cut_files(len(split), _FILE_BYTES // block_bytes)):
             name, head = f"chunk-0-{number}.bin", _encode_head(len(blocks), block_bytes)
-            write_blocks(folder / name, split, blocks, "<i4", progress, before=head)
+            export.write(folder / name, split, blocks, "<i4", before=head)
             num_bytes, num_tokens = len(head) + len(blocks) * block_bytes, len(blocks) * split.block_tokens
             chunks.append({"chunk_bytes": num_bytes, "chunk_size": len(blocks), "dim": num_tokens, "filename": name})
         config = {
@@ -111,15 +109,15 @@ def export_litdata(shard_set: ShardSet, splits: Sequence[Split], directory: Path
             "item_loader": "TokensLoader",
         }
         # What a cache of a remote directory is known by; litdata writes the time.
-        content = {"chunks": chunks, "config": config, "updated_at": shard_set.fingerprint[:16]}
+        content = {"chunks": chunks, "config": config, "updated_at": export.shard_set.fingerprint[:16]}
         write_atomically(folder / "index.json", json.dumps(content, sort_keys=True).encode())
 
 
-def export_mds(shard_set: ShardSet, splits: Sequence[Split], directory: Path, progress: Progress) -> None:
-    dtype = _id_type(shard_set)
-    sample_bytes = shard_set.block_tokens * dtype.itemsize
+def export_mds(export: Export) -> None:
+    dtype, block_tokens = _id_type(export.shard_set), export.shard_set.block_tokens
+    sample_bytes = block_tokens * dtype.itemsize
     config: dict[str, Any] = {
-        "column_encodings": [f"ndarray:{dtype.name}:{shard_set.block_tokens}"],
+        "column_encodings": [f"ndarray:{dtype.name}:{block_tokens}"],
         "column_names": ["tokens"],
         "column_sizes": [sample_bytes],
         "compression": None,
@@ -129,51 +127,28 @@ def export_mds(shard_set: ShardSet, splits: Sequence[Split], directory: Path, pr
         "version": 2,
     }
     encoded = json.dumps(config, sort_keys=True).encode()
-    blocks_per_file = (_FILE_BYTES - len(encoded) - 8) // (bin_bytes(1, shard_set.block_tokens) + 4)
-    for split in splits:
-        folder = directory / split.name
+    blocks_per_file = (_FILE_BYTES - len(encoded) - 8) // (bin_bytes(1, block_tokens) + 4)
+    for split in export.splits:
+        folder = export.directory / split.name
         folder.mkdir()
         shards = []
         for number, blocks in enumerate(cut_files(len(split), blocks_per_file)):
             name, head = f"shard.{number:05}.mds", _encode_head(len(blocks), sample_bytes, encoded)
-            write_blocks(folder / name, split, blocks, dtype.str, progress, before=head)
+            export.write(folder / name, split, blocks, dtype.str, before=head)
             raw = {"basename": name, "bytes": len(head) + len(blocks) * sample_bytes, "hashes": {}}
             shards.append({**config, "raw_data": raw, "samples": len(blocks), "zip_data": None})
         index = {"shards": shards, "version": config["version"]}
         write_atomically(folder / "index.json", json.dumps(index, sort_keys=True).encode())
 
 
-def export_llm_c(shard_set: ShardSet, splits: Sequence[Split], directory: Path, progress: Progress) -> None:
-    dtype = _id_type(shard_set)
+def export_llm_c(export: Export) -> None:
+    dtype = _id_type(export.shard_set)
     magic, version = (20240520, 1) if dtype.itemsize == 2 else (20240801, 7)
-    for split in splits:
+    for split in export.splits:
         for number, blocks in enumerate(cut_files(len(split), _LLM_C_TOKENS // split.block_tokens)):
-            following = split[blocks.stop][0] if blocks.stop < len(split) else shard_set.eos_id
+            following = split[blocks.stop][0] if blocks.stop < len(split) else export.shard_set.eos_id
             header = np.zeros(_LLM_C_HEADER_FIELDS, dtype="<i4")
             header[:3] = magic, version, len(blocks) * split.block_tokens + 1
-            path, after = directory / f"{split.name}_{number:06}.bin", np.array(following, dtype=dtype).tobytes()
-            write_blocks(path, split, blocks, dtype.str, progress, before=header.tobytes(), after=after)
-    flush_directory(directory)
-
-
-LITDATA = Format(
-    export=export_litdata,
-    reader=lambda shard_set, splits, out: (
-        f"from litdata import StreamingDataset, TokensLoader; {splits[0].name} = StreamingDataset("
-        f"{str(out / splits[0].name)!r}, item_loader=TokensLoader(block_size={shard_set.block_tokens}))"
-    ),
-)
-MDS = Format(
-    export=export_mds,
-    reader=lambda _shard_set, splits, out: (
-        f"from streaming import StreamingDataset; {splits[0].name} = StreamingDataset(local={str(out)!r}, "
-        f'split="{splits[0].name}", batch_size=1)  # {splits[0].name}[0]["tokens"]'
-    ),
-)
-LLM_C = Format(
-    export=export_llm_c,
-    reader=lambda shard_set, splits, out: (
-        f"{'./train_gpt2cu -i' if _id_type(shard_set).itemsize == 2 else 'python train_llama3.py --input_bin'} "
-        f"'{out / splits[0].name}_*.bin', with a sequence length of {shard_set.block_tokens}"
-    ),
-)
+            path, after = export.directory / f"{split.name}_{number:06}.bin", np.array(following, dtype=dtype).tobytes()
+            export.write(path, split, blocks, dtype.str, before=header.tobytes(), after=after)
+    flush_directory(export.directory)

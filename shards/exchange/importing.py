@@ -9,6 +9,8 @@ Memory: a batch of about a million tokens, what the packing needs, and the packi
 from __future__ import annotations
 
 import dataclasses
+import functools
+import glob
 import itertools
 import typing
 from collections import Counter
@@ -21,9 +23,9 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from shards.common.errors import InputError, choice
-from shards.common.files import file_digest
-from shards.exchange.token_files import Batch, TokenFile
-from shards.manifest import Manifest, Packing, SourceEntry
+from shards.common.files import check_digest, file_digest
+from shards.layout import MANIFEST_NAME
+from shards.manifest import Manifest, Packing, ShardEntry, SourceEntry, read_manifest
 from shards.order import DEFAULT_SEED, check_seed
 from shards.packing import Ids, Lengths
 from shards.set_writer import DocumentBatch, NewSet, new_directory
@@ -32,6 +34,100 @@ from shards.tokenizer_files import load_tokenizer
 EosInside = Literal["refuse", "keep", "split"]
 UNIT_TOKENS = 1 << 24
 _MAX_DOCUMENT_TOKENS = 2**31 - 1  # a sequence's length is an int32 in the index
+_BATCH_TOKENS = 1 << 20
+_BATCH_DOCUMENTS = 1 << 13
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenFile:
+    """A file of tokens, checked, and where the documents in it lie. They are numbered from 0."""
+
+    path: Path
+    num_documents: int
+    lengths: Callable[[int, int], Lengths]  # tokens in each of the documents `first` … `stop - 1`, at least one
+    tokens: Callable[[int, int], npt.NDArray[np.integer]]  # of those documents, one after another
+    shard: ShardEntry | None  # of the manifest beside the file, if it is a shard set's
+
+    def batches(self) -> Iterator[Batch]:
+        """All documents, whole ones, about a million tokens at a time."""
+        first = 0
+        while first < self.num_documents:
+            lengths = self.lengths(first, min(first + _BATCH_DOCUMENTS, self.num_documents))
+            count = max(1, int(np.searchsorted(np.cumsum(lengths), _BATCH_TOKENS, side="right")))
+            yield Batch(file=self, first=first, tokens=self.tokens(first, first + count), lengths=lengths[:count])
+            first += count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Some documents of a file, from number `first` on."""
+
+    file: TokenFile
+    first: int
+    tokens: npt.NDArray[np.integer]
+    lengths: Lengths
+
+
+def file_bytes(path: Path) -> int:
+    """Size of the file `path`, links followed. Raises `InputError` if there is none."""
+    if not path.is_file():
+        kind = "expected a file, found something else" if path.exists() else "no such file"
+        raise InputError(f"{path}: {kind}; each file of tokens needs its index beside it")
+    return path.stat().st_size
+
+
+def map_array(path: Path, dtype: str) -> npt.NDArray[np.integer]:
+    """The file's content as an array, mapped; what is too short for a whole number is left out."""
+    num_items = file_bytes(path) // np.dtype(dtype).itemsize
+    if not num_items:  # an empty file can't be mapped
+        return np.empty(0, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r", shape=(num_items,))
+
+
+def check_rising(path: Path, values: npt.NDArray[np.integer], name: str, least: str = "") -> None:
+    """Raise `InputError` for the first of `values` that is below the one before it: `name` and its number, `least` X."""
+    falls = values[1:] < values[:-1]
+    if falls.any():
+        number = int(np.argmax(falls)) + 1
+        raise InputError(
+            f"{path}: {name} {number:,}: expected {least}at least {values[number - 1]:,}, found {values[number]:,}; "
+            "the index is damaged"
+        )
+
+
+def shard_beside(directory: Path, name: str) -> tuple[Manifest, ShardEntry] | None:
+    """The shard `name` of the set whose manifest lies in `directory`, if there is one."""
+    path = directory / MANIFEST_NAME
+    manifest = _read_own_manifest(directory.absolute(), path.stat().st_mtime_ns) if path.is_file() else None
+    return next(((manifest, shard) for shard in manifest.shards if shard.name == name), None) if manifest else None
+
+
+@functools.lru_cache(maxsize=16)
+def _read_own_manifest(directory: Path, _changed_ns: int) -> Manifest | None:
+    """The manifest of a shard set; None for a file of that name that is something else."""
+    content = (directory / MANIFEST_NAME).read_bytes()
+    return read_manifest(directory) if b'"format_version"' in content and b'"fingerprint"' in content else None
+
+
+def find_files(sources: Sequence[str], *, suffix: str, index_suffix: str, recursive: bool) -> list[Path]:
+    """The token files that `sources` name: each a file (or its index, or without suffix), a directory, or a pattern.
+
+    Sorted within each source, and each file once. Raises `InputError` for a source without a file.
+    """
+    paths: dict[Path, Path] = {}
+    for source in sources:
+        stem = source.removesuffix(index_suffix)
+        found = [path for path in (Path(stem), Path(stem + suffix)) if path.name.endswith(suffix) and path.is_file()]
+        if not found:
+            below = f"{glob.escape(source)}/{'**/' if recursive else ''}*{suffix}"
+            patterns = [below] if Path(source).is_dir() else [source, source + suffix]
+            names = {name for pattern in patterns for name in glob.glob(pattern, recursive=True)}
+            found = sorted(Path(name) for name in names if name.endswith(suffix))
+        if not found:
+            raise InputError(f"{source}: no *{suffix} there; expected a file, a directory of such files, or a pattern")
+        for path in found:
+            paths.setdefault(path.resolve(), path)
+    return list(paths.values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +176,7 @@ def import_files(
             SourceEntry(
                 path=file.path.name,
                 format=settings.source_format,
-                num_bytes=file.num_bytes,
+                num_bytes=file_bytes(file.path),
                 digest=digest,
                 num_ranges=1,
                 num_records=importer.num_records[file.path],
@@ -201,7 +297,7 @@ def closed(tokens: Ids, starts: Lengths, sizes: Lengths, eos_id: int) -> tuple[I
 
 def _checked_digest(file: TokenFile, progress: Callable[[int], None]) -> str:
     """BLAKE3 of the tokens' file. Raises `InputError` if a manifest beside it knows it otherwise."""
-    digest = file_digest(file.path, progress=progress)
-    if file.shard is not None and digest != file.shard.digest:
-        raise InputError(f"{file.path}: expected digest {file.shard.digest}, found {digest}; the file was changed")
-    return digest
+    if file.shard is None:
+        return file_digest(file.path, progress=progress)
+    check_digest(file.path, file.shard.digest, progress=progress)
+    return file.shard.digest

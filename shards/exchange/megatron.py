@@ -26,79 +26,79 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.common.errors import InputError
-from shards.edit.merge import check_digest
-from shards.exchange.token_files import Lengths, TokenFile, check_rising, file_bytes, map_array, shard_beside
+from shards.common.files import check_digest
+from shards.exchange.importing import Lengths, TokenFile, check_rising, file_bytes, map_array, shard_beside
 from shards.index import HEADER, MAGIC, VERSION, index_bytes
 from shards.layout import BIN_SUFFIX, INDEX_SUFFIX
 
 # The types that can hold ids, by dtype code.
 _DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 _FLOATS = {6: "float64", 7: "float32"}
-_CHECK_ITEMS = 1 << 20
+_SEQUENCES_AT_ONCE = 1 << 20
 
 
-class IndexedFile(TokenFile):
+def open_megatron(path: Path) -> TokenFile:
     """A `.bin` with its `.idx`, checked. Raises `InputError` for every pair that can't be one."""
+    index_path = path.with_suffix(INDEX_SUFFIX)
+    num_bytes = file_bytes(path)
+    dtype, num_sequences, num_documents = _read_header(index_path)
+    content, tokens = map_array(index_path, "u1"), map_array(path, dtype)
+    lengths_end, offsets_end = (HEADER.size + size * num_sequences for size in (4, 12))
+    lengths, offsets = content[HEADER.size : lengths_end].view("<i4"), content[lengths_end:offsets_end].view("<i8")
+    boundaries = content[offsets_end:].view("<i8")
+    for first in range(0, num_sequences, _SEQUENCES_AT_ONCE):
+        some = slice(first, first + _SEQUENCES_AT_ONCE)
+        _check_sequences(index_path, first, lengths[some].astype(np.int64), offsets[some], tokens.itemsize, num_bytes)
+    if boundaries[0] != 0 or boundaries[-1] != num_sequences:
+        raise InputError(
+            f"{index_path}: expected document boundaries from 0 to {num_sequences:,}, found "
+            f"{boundaries[0]:,} to {boundaries[-1]:,}; the index is damaged"
+        )
+    check_rising(index_path, boundaries, "document boundary")
+    _manifest, shard = shard_beside(path.parent, path.name.removesuffix(BIN_SUFFIX)) or (None, None)
+    if shard is not None:
+        check_digest(index_path, shard.index_digest)
 
-    def __init__(self, path: Path) -> None:
-        index_path = path.with_suffix(INDEX_SUFFIX)
-        num_bytes = file_bytes(path)
-        dtype, num_sequences, num_documents = _read_header(index_path)
-        content = map_array(index_path, "u1")
-        lengths_end, offsets_end = (HEADER.size + size * num_sequences for size in (4, 12))
-        self._lengths = content[HEADER.size : lengths_end].view("<i4")
-        self._offsets = content[lengths_end:offsets_end].view("<i8")
-        self._boundaries = content[offsets_end:].view("<i8")
-        self._tokens = map_array(path, dtype)
-        self._token_bytes = np.dtype(dtype).itemsize
-        self._check_sequences(index_path, num_bytes)
-        if self._boundaries[0] != 0 or self._boundaries[-1] != num_sequences:
-            raise InputError(
-                f"{index_path}: expected document boundaries from 0 to {num_sequences:,}, found "
-                f"{self._boundaries[0]:,} to {self._boundaries[-1]:,}; the index is damaged"
-            )
-        check_rising(index_path, self._boundaries, "document boundary")
-        _manifest, shard = shard_beside(path.parent, path.name.removesuffix(BIN_SUFFIX)) or (None, None)
-        if shard is not None:
-            check_digest(index_path, shard.index_digest)
-        super().__init__(path, num_documents=num_documents, shard=shard)
-
-    def _check_sequences(self, index_path: Path, num_bytes: int) -> None:
-        for first in range(0, len(self._lengths), _CHECK_ITEMS):
-            lengths = self._lengths[first : first + _CHECK_ITEMS].astype(np.int64)
-            offsets = self._offsets[first : first + _CHECK_ITEMS]
-            # Where a sequence ends may be beyond int64; where it must begin is not.
-            beyond = offsets > num_bytes - lengths * self._token_bytes
-            for expected, is_wrong, values in (
-                ("a length of at least 0", lengths < 0, lengths),
-                ("an offset of at least 0", offsets < 0, offsets),
-                (f"an offset that is a multiple of {self._token_bytes}", offsets % self._token_bytes != 0, offsets),
-                (f"an offset that leaves room for it in the {num_bytes:,} bytes of the .bin", beyond, offsets),
-            ):
-                if is_wrong.any():
-                    number = int(np.argmax(is_wrong))
-                    raise InputError(
-                        f"{index_path}: sequence {first + number:,}: expected {expected}, found {int(values[number]):,}; "
-                        "the index is damaged, or the .bin is truncated or another one"
-                    )
-
-    def lengths(self, first: int, stop: int) -> Lengths:
-        sequences = self._boundaries[first : stop + 1].astype(np.int64)
-        sizes = self._lengths[sequences[0] : sequences[-1]].astype(np.int64)
-        before: Lengths = np.concatenate([[0], np.cumsum(sizes)])
+    def document_lengths(first: int, stop: int) -> Lengths:
+        sequences = boundaries[first : stop + 1].astype(np.int64)
+        before = np.concatenate([[0], np.cumsum(lengths[sequences[0] : sequences[-1]], dtype=np.int64)])
         result: Lengths = np.diff(before[sequences - sequences[0]])
         return result
 
-    def tokens(self, first: int, stop: int) -> npt.NDArray[np.integer]:
-        sequences = slice(int(self._boundaries[first]), int(self._boundaries[stop]))
-        starts = self._offsets[sequences] // self._token_bytes
-        ends = starts + self._lengths[sequences]
+    def document_tokens(first: int, stop: int) -> npt.NDArray[np.integer]:
+        sequences = slice(int(boundaries[first]), int(boundaries[stop]))
+        starts = offsets[sequences] // tokens.itemsize
+        ends = starts + lengths[sequences]
         if not len(starts):
-            return self._tokens[:0]
+            return tokens[:0]
         if (starts[1:] == ends[:-1]).all():
-            return self._tokens[starts[0] : ends[-1]]
+            return tokens[starts[0] : ends[-1]]
         bounds = zip(starts.tolist(), ends.tolist(), strict=True)
-        return np.concatenate([self._tokens[start:end] for start, end in bounds])
+        return np.concatenate([tokens[start:end] for start, end in bounds])
+
+    return TokenFile(
+        path=path, num_documents=num_documents, lengths=document_lengths, tokens=document_tokens, shard=shard
+    )
+
+
+def _check_sequences(
+    index_path: Path, first: int, lengths: Lengths, offsets: Lengths, token_bytes: int, num_bytes: int
+) -> None:
+    """Raise `InputError` for a sequence (`first` is the number of the first) that can't be in a `.bin` of `num_bytes`."""
+    # Where a sequence ends may be beyond int64; where it must begin is not.
+    beyond = offsets > num_bytes - lengths * token_bytes
+    for expected, is_wrong, values in (
+        ("a length of at least 0", lengths < 0, lengths),
+        ("an offset of at least 0", offsets < 0, offsets),
+        (f"an offset that is a multiple of {token_bytes}", offsets % token_bytes != 0, offsets),
+        (f"an offset that leaves room for it in the {num_bytes:,} bytes of the .bin", beyond, offsets),
+    ):
+        if is_wrong.any():
+            number = int(np.argmax(is_wrong))
+            raise InputError(
+                f"{index_path}: sequence {first + number:,}: expected {expected}, found {int(values[number]):,}; "
+                "the index is damaged, or the .bin is truncated or another one"
+            )
 
 
 def _read_header(path: Path) -> tuple[str, int, int]:

@@ -15,7 +15,7 @@ from shards.report.documents import Lengths
 from shards.report.plot import Axis, Bar, Chart, Legend, Line, Parts, count_axis, log_axis
 from shards.report.statistics import MAX_SHOWN_TOKENS, Statistics
 from shards.report.tokens import is_whole
-from shards.vocabulary import Vocabulary
+from shards.tokenizer_files import Vocabulary
 
 PROGRAM = "shards report"
 _MAX_TOKEN_CHARACTERS = 60

@@ -7,23 +7,72 @@ counted. Memory doesn't grow with the text, apart from the index of the largest 
 
 from __future__ import annotations
 
+import array
 import dataclasses
 from collections.abc import Callable
+
+import numpy as np
+from blake3 import blake3
 
 from shards.common.text import percent, plural
 from shards.manifest import Manifest
 from shards.order import epoch_order
-from shards.reader import ShardSet
+from shards.reader import ShardSet, Tokens
 from shards.report.documents import Documents
-from shards.report.duplicates import DuplicateFinder, Duplicates
-from shards.report.excerpts import Excerpt, segments
 from shards.report.tokens import TokenCounter, sample_blocks
-from shards.vocabulary import read_vocabulary
+from shards.show import Segment, segments
+from shards.tokenizer_files import read_vocabulary
 
 MAX_COUNTED_TOKENS = 1 << 29
 MAX_COMPARED_DOCUMENTS = 1 << 22
 NUM_EXCERPTS = 10
 MAX_SHOWN_TOKENS = 1024  # of an excerpt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Excerpt:
+    """One block."""
+
+    split: str
+    block: int  # in the split
+    segments: tuple[Segment, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """What the comparison found."""
+
+    num_compared: int
+    num_duplicates: int  # documents that equal an earlier one
+    num_repeated: int  # different documents that occur more than once
+    most_copies: int  # of one document, the first included
+
+
+class DuplicateFinder:
+    """Hashes documents, one after another: how many have exactly the tokens of an earlier one, by a 64-bit hash.
+
+    Of a set with more than `max_documents` documents only those whose hash is small are compared: equal documents are in
+    that sample together or not at all, so the share of duplicates is that of the whole set, but for chance. Two different
+    ones of four million documents have the same hash with a chance below one in a million.
+    """
+
+    def __init__(self, num_documents: int, *, max_documents: int) -> None:
+        self._limit = 2**64 * min(max_documents, num_documents) // max(1, num_documents)
+        self._hashes = array.array("Q")
+
+    def add(self, document: Tokens) -> None:
+        value = int.from_bytes(blake3(document.view(np.uint8).data).digest(8), "little")
+        if value < self._limit:
+            self._hashes.append(value)
+
+    def result(self) -> Duplicates:
+        _, copies = np.unique(np.array(self._hashes, dtype=np.uint64), return_counts=True)
+        return Duplicates(
+            num_compared=len(self._hashes),
+            num_duplicates=len(self._hashes) - len(copies),
+            num_repeated=int((copies > 1).sum()),
+            most_copies=int(copies.max(initial=0)),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

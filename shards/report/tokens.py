@@ -15,7 +15,7 @@ import numpy.typing as npt
 from shards.common.errors import InputError
 from shards.order import mix_64
 from shards.reader import ShardSet, Tokens
-from shards.vocabulary import Vocabulary
+from shards.tokenizer_files import Vocabulary
 
 _MAX_RANGES = 16  # that a sample takes from one shard
 _CHUNK_TOKENS = 1 << 20

@@ -23,8 +23,9 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote
 
 from shards.common.errors import InputError, TransientError
+from shards.common.server_errors import NoSuchFile, server_errors, within
 from shards.common.text import printable
-from shards.share.hub_errors import NoSuchFile, hub_errors, within
+from shards.common.urls import listing
 
 ANSWER_SECONDS = 10.0
 HubName = Literal["hf", "ms"]
@@ -48,13 +49,19 @@ class HubReference:
     is_dataset: bool = False
     path: str = ""  # of a file or folder in it
 
-    @property
-    def kind(self) -> str:
-        return "dataset" if self.is_dataset else "model"
-
     def at(self, path: str) -> HubReference:
         """What lies at `path` below this."""
         return dataclasses.replace(self, path=f"{self.path}/{path}" if self.path else path)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Repository and revision as both clients call them."""
+        revision = self.revision or ("master" if self.hub == "ms" else None)
+        return {
+            "repo_id": self.repository,
+            "repo_type": "dataset" if self.is_dataset else "model",
+            "revision": revision,
+        }
 
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
@@ -80,48 +87,49 @@ def parse_reference(text: str) -> HubReference:
     if (name := _NAME.fullmatch(text)) and ".." not in text:
         return HubReference(hub=hub, repository=name[1], revision=name[2])
     if (url := _URL.fullmatch(text)) and ".." not in text.split("/"):
-        revision = unquote(url["revision"]) if url["revision"] else None
-        where: Any = {"is_dataset": url["datasets"] is not None, "path": (url["path"] or "").strip("/")}
-        return HubReference(hub=hub, repository=url["repository"], revision=revision, **where)
+        return HubReference(
+            hub=hub,
+            repository=url["repository"],
+            revision=unquote(url["revision"]) if url["revision"] else None,
+            is_dataset=url["datasets"] is not None,
+            path=(url["path"] or "").strip("/"),
+        )
     raise InputError(
         f"{printable(text)!r}: expected hf:ORG/NAME or ms:ORG/NAME (then @REVISION, if need be), as in hf:Qwen/Qwen2-0.5B, "
         "or a URL such as hf://datasets/ORG/NAME/FOLDER"
     )
 
 
-def resolve(reference: HubReference, *, prefer_cache: bool = False, seconds: float = ANSWER_SECONDS) -> HubReference:
+def client(hub: HubName) -> Any:
+    """`huggingface_hub.HfApi`, or `modelscope_hub.HubApi` for the environment as it is now (`modelscope` imports torch)."""
+    if hub == "hf":
+        import huggingface_hub
+
+        return huggingface_hub.HfApi()
+    import modelscope_hub
+    from modelscope_hub.config import HubConfig
+
+    logging.getLogger("modelscope_hub").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MODELSCOPE_DOMAIN, which still works
+        return modelscope_hub.HubApi(HubConfig())
+
+
+def resolve(reference: HubReference, *, seconds: float = ANSWER_SECONDS) -> HubReference:
     """The same with the commit that its revision means now; on ModelScope with the revision's name.
 
-    With `prefer_cache` it is the commit of an earlier look, if there was one, and no network is needed then.
     Raises `InputError`: no such repository or revision, no permission, no answer in `seconds`.
     """
-    if reference.hub == "ms":
-        if not prefer_cache:
-            with hub_errors(reference.hub, reference):
-                within(seconds, lambda: model_scope_client().legacy.get_repo_info(reference.repository, reference.kind))
-        return dataclasses.replace(reference, revision=reference.revision or "master")
-    if reference.revision and _COMMIT.fullmatch(reference.revision):
-        return reference
-    import huggingface_hub
-
-    options: Any = {"repo_type": reference.kind, "revision": reference.revision}
-    api = huggingface_hub.HfApi()
-    if prefer_cache:
-        with contextlib.suppress(huggingface_hub.errors.RevisionResolutionError):
-            cached = api.resolve_revision(reference.repository, **options, local_files_only=True)
-            return dataclasses.replace(reference, revision=cached.resolved)
-
-    def ask() -> str | None:
-        if prefer_cache:  # remembers it for the next time
-            return api.resolve_revision(reference.repository, **options).resolved
-        return api.repo_info(reference.repository, **options, timeout=seconds).sha
-
-    with hub_errors(reference.hub, reference):
-        commit = within(seconds, ask)
+    api, where = client(reference.hub), reference.keywords
+    with server_errors(reference):
+        if reference.hub == "ms":
+            within(seconds, lambda: api.legacy.get_repo_info(reference.repository, where["repo_type"]))
+            return dataclasses.replace(reference, revision=where["revision"])
+        if reference.revision and _COMMIT.fullmatch(reference.revision):
+            return reference
+        commit = within(seconds, lambda: api.repo_info(**where, timeout=seconds)).sha
     if not commit:
-        raise InputError(
-            f"{reference}: the server doesn't answer as Hugging Face's does (no commit); is HF_ENDPOINT right?"
-        )
+        raise InputError(f"{reference}: the server doesn't answer as a hub does (no commit); is HF_ENDPOINT right?")
     return dataclasses.replace(reference, revision=commit)
 
 
@@ -133,37 +141,34 @@ def pin_url(url: str) -> str:
     return str(resolve(parse_reference(url))) if url.startswith("hf://") and _URL.fullmatch(url) else url
 
 
-def small_file(reference: HubReference, name: str) -> Path:
-    """The file `name` of a repository, such as its `config.json`: from the hub's cache, else from the hub to the cache.
+def small_files(reference: HubReference, *names: str) -> Path:
+    """The directory with the files `names` of a repository, those that it has: from the hub's cache, else fetched to it.
 
-    Raises `InputError`: no such repository or file, no network, no permission; `NoSuchFile` if only the file is missing.
+    Once there they are never asked for again. Raises `InputError`: no such repository, no network, no permission;
+    `NoSuchFile` if the first isn't in the repository.
     """
-    if reference.hub == "ms":
-        return _model_scope_file(reference, name)
-    import huggingface_hub
+    api, options = client(reference.hub), {**reference.keywords, "allow_patterns": list(names)}
+    not_cached: type[Exception]
+    if reference.hub == "hf":
+        import huggingface_hub.errors
 
-    found = resolve(reference, prefer_cache=True)
-    known = huggingface_hub.try_to_load_from_cache(found.repository, name, revision=found.revision)
-    if not isinstance(known, str | None):
-        raise NoSuchFile(f"{reference}: no file {name} in this repository")
-    with hub_errors(reference.hub, reference.at(name)):
-        options: Any = {"revision": found.revision, "tqdm_class": _no_bar()}
-        return Path(huggingface_hub.hf_hub_download(found.repository, name, **options))
+        not_cached = huggingface_hub.errors.LocalEntryNotFoundError
+        fetch = functools.partial(api.snapshot_download, **options, tqdm_class=_no_bar())
+    else:
+        import modelscope_hub.errors
 
-
-def _model_scope_file(reference: HubReference, name: str) -> Path:
-    from modelscope_hub import errors
-
-    client = model_scope_client()
-    options: Any = {"revision": reference.revision or "master"}
-    with contextlib.suppress(errors.CacheNotFound, FileNotFoundError):
-        return Path(client.download_file(reference.repository, "model", name, **options, local_files_only=True))
-    found = list_files(resolve(reference)).get(name)
-    if found is None:
-        raise NoSuchFile(f"{reference}: no file {name} in this repository")
-    options |= {"expected_sha256": found.sha256, "file_size": found.num_bytes}
-    with hub_errors(reference.hub, reference.at(name)):
-        return Path(client.download_file(reference.repository, "model", name, **options))
+        not_cached = modelscope_hub.errors.CacheNotFound
+        fetch = functools.partial(api.download_repo, **options)
+    with contextlib.suppress(not_cached):
+        directory = Path(fetch(local_files_only=True))
+        if (directory / names[0]).is_file():
+            return directory
+    found = resolve(reference)
+    with server_errors(reference):
+        directory = Path(fetch() if reference.hub == "hf" else fetch(file_list=_model_scope_entries(found)))
+    if not (directory / names[0]).is_file():
+        raise NoSuchFile(f"{reference}: no file {names[0]} in this repository")
+    return directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,28 +180,22 @@ class HubFile:
 
 
 def list_files(reference: HubReference) -> dict[str, HubFile]:
-    """The files below a resolved reference, by their names relative to it. Raises `InputError`; `NoSuchFile`: no folder."""
+    """The files below a resolved reference (of a data set), by their names relative to it. Raises `InputError`."""
+    if reference.hub == "hf":
+        found = listing(str(reference)).items()
+        return {name: HubFile(entry["size"], (entry.get("lfs") or {}).get("sha256")) for name, entry in found}
     prefix = f"{reference.path}/" if reference.path else ""
-    if reference.hub == "ms":
-        entries = _model_scope_entries(reference)
-        found = {entry["Path"]: HubFile(int(entry.get("Size") or 0), entry.get("Sha256") or None) for entry in entries}
-    else:
-        import huggingface_hub
-
-        options: Any = {"revision": reference.revision, "repo_type": reference.kind, "recursive": True}
-        with hub_errors(reference.hub, reference):
-            tree = huggingface_hub.HfApi().list_repo_tree(reference.repository, reference.path or None, **options)
-            files = [entry for entry in tree if isinstance(entry, huggingface_hub.hf_api.RepoFile)]
-        found = {file.path: HubFile(file.size, file.lfs.sha256 if file.lfs else None) for file in files}
-    return {path.removeprefix(prefix): file for path, file in sorted(found.items()) if path.startswith(prefix)}
+    return {
+        entry["Path"].removeprefix(prefix): HubFile(int(entry.get("Size") or 0), entry.get("Sha256") or None)
+        for entry in _model_scope_entries(reference)
+        if entry["Path"].startswith(prefix)
+    }
 
 
 def _model_scope_entries(reference: HubReference) -> list[dict[str, Any]]:
     """The files below a reference as ModelScope lists them, without those that would lead out of a directory."""
-    with hub_errors(reference.hub, reference):
-        entries = model_scope_client().legacy.list_repo_files(
-            reference.repository, reference.kind, reference.revision, root=reference.path or None
-        )
+    with server_errors(reference):
+        entries = client("ms").legacy.list_repo_files(**reference.keywords, root=reference.path or None)
     return [
         entry
         for entry in entries
@@ -209,37 +208,45 @@ def snapshot(reference: HubReference, directory: Path, patterns: list[str], *, s
 
     They lie as in the repository below `directory`; where the reference itself lies is returned. Raises `InputError`.
     """
-    wanted = [f"{reference.path}/{pattern}" if reference.path else pattern for pattern in patterns]
-    options: Any = {"revision": reference.revision, "local_dir": directory, "allow_patterns": wanted}
-    if reference.hub == "ms":
-        options |= {"repo_type": reference.kind, "file_list": _model_scope_entries(reference)}
-        with hub_errors(reference.hub, reference):
-            model_scope_client().download_repo(reference.repository, **options)
-    else:
-        import huggingface_hub
-
-        options |= {"repo_type": reference.kind, "tqdm_class": None if shows_bars else _no_bar()}
-        with hub_errors(reference.hub, reference):
-            huggingface_hub.snapshot_download(reference.repository, **options)
+    wanted = [reference.at(pattern).path for pattern in patterns]
+    options: dict[str, Any] = {**reference.keywords, "local_dir": directory, "allow_patterns": wanted}
+    with server_errors(reference):
+        if reference.hub == "ms":
+            client("ms").download_repo(**options, file_list=_model_scope_entries(reference))
+        else:
+            client("hf").snapshot_download(**options, tqdm_class=None if shows_bars else _no_bar())
     return directory / reference.path
 
 
-def download_file(reference: HubReference, part: Path, *, shows_bar: bool = False) -> str:
-    """Fetch the one large file of a resolved reference on Hugging Face to `part`, going on after the bytes that `part` has.
+def find_file(reference: HubReference) -> HubFile:
+    """The one file of a resolved reference as it is listed. Raises `InputError`."""
+    folder, _, name = reference.path.rpartition("/")
+    with contextlib.suppress(KeyError):
+        return list_files(dataclasses.replace(reference, path=folder))[name]
+    raise NoSuchFile(f"{reference}: no such file in this repository")
+
+
+def download_file(reference: HubReference, listed: HubFile, part: Path, *, shows_bar: bool = False) -> str:
+    """Fetch the large file `listed` at a resolved reference on Hugging Face to `part`, going on after the bytes it has.
 
     Returns its SHA-256. Raises `InputError`; if the bytes aren't those that the hub lists, `part` is removed before.
     """
+    import huggingface_hub
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    listed = find_file(reference)
-    with hub_errors(reference.hub, reference), open(part, "ab") as file:
+    with server_errors(reference), open(part, "ab") as file:
         if file.tell() > listed.num_bytes:
             file.seek(0)
             file.truncate()
-        headers = build_hf_headers() | {"Accept-Encoding": "identity"}
-        options: Any = {"headers": headers, "tqdm_class": None if shows_bar else _no_bar()}
-        http_get(_file_url(reference), file, resume_size=file.tell(), expected_size=listed.num_bytes, **options)
+        http_get(
+            huggingface_hub.hf_hub_url(**reference.keywords, filename=reference.path),
+            file,
+            resume_size=file.tell(),
+            expected_size=listed.num_bytes,
+            headers=build_hf_headers() | {"Accept-Encoding": "identity"},
+            tqdm_class=None if shows_bar else _no_bar(),
+        )
         os.fsync(file.fileno())
     sha256 = file_sha256(part)
     if listed.sha256 not in (None, sha256):
@@ -249,28 +256,6 @@ def download_file(reference: HubReference, part: Path, *, shows_bar: bool = Fals
             "away; try again later, or another mirror"
         )
     return sha256
-
-
-def find_file(reference: HubReference, *, seconds: float = ANSWER_SECONDS) -> HubFile:
-    """The one file of a resolved reference on Hugging Face, as it is listed. Raises `InputError`."""
-    import huggingface_hub
-
-    with hub_errors(reference.hub, reference):
-        url = _file_url(reference)
-        found = within(seconds, lambda: huggingface_hub.get_hf_file_metadata(url, timeout=seconds))
-    if found.size is None or not found.etag:
-        raise InputError(
-            f"{reference}: the server doesn't answer as Hugging Face's does (no size or digest); is HF_ENDPOINT right, or "
-            "a proxy in between?"
-        )
-    return HubFile(found.size, found.etag if len(found.etag) == 64 else None)  # git's own digest of what is small
-
-
-def _file_url(reference: HubReference) -> str:
-    import huggingface_hub
-
-    repository, path, revision = reference.repository, reference.path, reference.revision
-    return huggingface_hub.hf_hub_url(repository, path, repo_type=reference.kind, revision=revision)
 
 
 def file_sha256(path: Path) -> str:
@@ -284,14 +269,3 @@ def _no_bar() -> Any:
     from tqdm import tqdm
 
     return functools.partial(tqdm, disable=True)
-
-
-def model_scope_client() -> Any:
-    """A `modelscope_hub.HubApi` for the environment as it is now. (`modelscope` itself imports torch.)"""
-    import modelscope_hub
-    from modelscope_hub.config import HubConfig
-
-    logging.getLogger("modelscope_hub").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # MODELSCOPE_DOMAIN, which still works
-        return modelscope_hub.HubApi(HubConfig())

@@ -9,35 +9,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from shards.common.errors import InputError, TransientError
-from shards.common.files import (
-    TEMPORARY_SUFFIX,
-    FileLock,
-    check_room,
-    file_digest,
-    flush_directory,
-    user_cache,
-    write_atomically,
-)
+from shards.common.files import FileLock, check_room, file_digest, flush_directory, user_cache, write_atomically
 from shards.common.text import plural, size_text
-from shards.common.urls import file_system, join, read_bytes, storage_errors
-from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, MANIFEST_NAME, REJECTED_NAME, SPLITS, TOKENIZER_DIRECTORY
+from shards.layout import MANIFEST_NAME, TOKENIZER_DIRECTORY
 from shards.manifest import FileEntry, Manifest, decode_manifest, read_manifest
-from shards.share.hub import HubReference, is_reference, parse_reference, resolve, snapshot
+from shards.share.remote import remote_to_read
 from shards.verify import unknown_files
-
-_FILES_AT_ONCE = 8
-# What a folder of a repository is asked for: one pattern a file would make the clients compare each with each.
-SET_PATTERNS = [
-    *[f"{split}-*{suffix}" for split in SPLITS for suffix in (BIN_SUFFIX, INDEX_SUFFIX)],
-    f"{TOKENIZER_DIRECTORY}/*",
-    REJECTED_NAME,
-]
 
 
 def pull(
@@ -54,8 +35,8 @@ def pull(
     the bytes of each file that has come from an object store; with `shows_bars` the hubs' clients show theirs. Raises
     `InputError` if there is no set, it is damaged, or it can't fit on the disk.
     """
-    source = resolve(parse_reference(url)) if is_reference(url) else url.rstrip("/")
-    encoded = read_small(source, MANIFEST_NAME)
+    source = remote_to_read(url)
+    encoded = source.read(MANIFEST_NAME)
     if encoded is None:
         raise InputError(
             f"{source}: no {MANIFEST_NAME}, so no complete set is there; finish its build, or check the URL"
@@ -64,28 +45,26 @@ def pull(
     directory = out if out is not None else user_cache() / manifest.fingerprint[:32]
     if _holds(directory, manifest):
         return directory
-
-    def wait() -> None:
-        notice(f"{url}: another process copies it; waiting for that")
-
-    with FileLock(directory, "another process copies to it", wait=wait):
+    waiting = f"{url}: another process copies it; waiting for that"
+    with FileLock(directory, "another process copies to it", wait=lambda: notice(waiting)):
         if _holds(directory, manifest):
             return directory
         if directory.exists() or directory.is_symlink():
             raise InputError(f"{directory}: exists and isn't this set; choose another --out, or move it elsewhere")
         partial = directory.with_name(directory.name + ".partial")
-        found = partial / source.path if isinstance(source, HubReference) else partial
+        found = source.below(partial)
         found.mkdir(parents=True, exist_ok=True)
         files = list(manifest.files())
-        missing = [file for file in files if not _has_size(found / file.name, file)]
+        missing = [
+            file
+            for path, file in ((found / file.name, file) for file in files)
+            if not (path.is_file() and path.stat().st_size == file.num_bytes)
+        ]
         check_room(partial, sum(file.num_bytes for file in missing), "choose another directory (--out, XDG_CACHE_HOME)")
         size = size_text(sum(file.num_bytes for file in files))
         kept = f", {plural(len(files) - len(missing), 'file')} of it here already" if len(missing) < len(files) else ""
         notice(f"{source}: copying {size} to {directory}{kept}")
-        if isinstance(source, HubReference):
-            snapshot(source, partial, SET_PATTERNS, shows_bars=shows_bars)
-        else:
-            _fetch(source, found, missing, progress)
+        source.fetch(missing, partial, progress, shows_bars=shows_bars)
         _check(found, files, str(source))
         for path in unknown_files(found, manifest):  # the hubs' clients' notes, an earlier attempt's files
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -97,48 +76,9 @@ def pull(
     return directory
 
 
-def read_small(source: HubReference | str, name: str) -> bytes | None:
-    """A small file at a resolved reference or a URL; None: it isn't there. Raises `InputError`."""
-    if isinstance(source, str) or source.hub == "hf":
-        return read_bytes(join(str(source), name))
-    with tempfile.TemporaryDirectory() as temporary:
-        path = snapshot(source, Path(temporary), [name]) / name
-        return path.read_bytes() if path.is_file() else None
-
-
 def _holds(directory: Path, manifest: Manifest) -> bool:
-    if not (directory / MANIFEST_NAME).is_file():
-        return False
-    return read_manifest(directory).fingerprint == manifest.fingerprint
-
-
-def _has_size(path: Path, file: FileEntry) -> bool:
-    return path.is_file() and path.stat().st_size == file.num_bytes
-
-
-def _fetch(url: str, directory: Path, files: list[FileEntry], progress: Callable[[int], None]) -> None:
-    """Copy files from an object store, several at a time; each gets its name when it has all its bytes."""
-    (directory / TOKENIZER_DIRECTORY).mkdir(exist_ok=True)
-
-    def fetch_one(file: FileEntry) -> int:
-        source, path = join(url, file.name), directory / file.name
-        temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-        system, name = file_system(source)
-        try:
-            with storage_errors(source):
-                system.get_file(name, str(temporary))
-        except FileNotFoundError:
-            raise InputError(f"{source}: no such file; the set is incomplete, build it again") from None
-        os.replace(temporary, path)
-        return file.num_bytes
-
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        running = [pool.submit(fetch_one, file) for file in files]
-        try:
-            for done in as_completed(running):
-                progress(done.result())
-        finally:
-            pool.shutdown(cancel_futures=True)
+    is_set = (directory / MANIFEST_NAME).is_file()
+    return is_set and read_manifest(directory).fingerprint == manifest.fingerprint
 
 
 def _check(directory: Path, files: list[FileEntry], where: str) -> None:

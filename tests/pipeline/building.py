@@ -15,7 +15,7 @@ from pipeline import build as build_module
 from pipeline.build import BuildResult, Reporter, build
 from pipeline.settings import BuildSettings
 from shards.common.urls import join, listing, read_bytes
-from shards.vocabulary import read_vocabulary
+from shards.tokenizer_files import read_vocabulary
 from tests.conftest import directory_bytes, sample_records
 
 TEXTS = [record["text"] for record in sample_records()]

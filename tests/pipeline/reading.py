@@ -29,12 +29,12 @@ def ranges_of(source: Source, range_bytes: int) -> list[ByteRange]:
 
         stop = len(row_group_bytes(source))
     starts = range(0, stop, step)
-    return [ByteRange(source=0, start=start, stop=min(start + step, stop), num_bytes=step) for start in starts]
+    return [ByteRange(source=source, start=start, stop=min(start + step, stop), num_bytes=step) for start in starts]
 
 
-def read_range(source: Source, byte_range: ByteRange, options: ReadOptions = OPTIONS, **known: Any) -> Any:
+def read_range(byte_range: ByteRange, options: ReadOptions = OPTIONS, **known: Any) -> Any:
     """The reader of a range, and its batches."""
-    reader = open_range(source, byte_range, options, **known)
+    reader = open_range(byte_range, options, **known)
     batches: list[Batch] = []
     error = None
     try:
@@ -48,13 +48,13 @@ def batches_of(source: Source, range_bytes: int = 10**9, options: ReadOptions = 
     expected = 0
     for byte_range in ranges_of(source, range_bytes):
         true_first = expected if expected < byte_range.stop else None
-        reader, batches, error = read_range(source, byte_range, options)
-        if source.is_splittable and not byte_range.is_first and reader.first != true_first:
-            reader, batches, error = read_range(source, byte_range, options, first=expected)
+        reader, batches, error = read_range(byte_range, options)
+        if source.is_splittable and byte_range.start > 0 and reader.first != true_first:
+            reader, batches, error = read_range(byte_range, options, first=expected)
             assert reader.first == true_first
         if error is not None:
             raise error
-        if reader.last is not None and (reader.first is not None or byte_range.is_first):
+        if reader.last is not None and (reader.first is not None or byte_range.start == 0):
             expected = reader.last
         yield from batches
     assert not source.is_splittable or expected == source.num_bytes

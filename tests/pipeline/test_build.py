@@ -110,7 +110,7 @@ def test_the_ids_are_the_reference_tokenizers_with_one_eos_a_document(
     lost, num_tokens = sum(len(ids) % 64 for ids in expected), sum(map(len, expected))
     line = f"cutting each document by itself would drop {lost:,} tokens ({100 * lost / num_tokens:.1f} %)"
     assert summary(result)["nothing lost"] == line
-    assert result.statistics.num_short_documents == sum(len(ids) < 64 for ids in expected)
+    assert result.num_short_documents == sum(len(ids) < 64 for ids in expected)
 
 
 @pytest.mark.usefixtures("inline_engine")
@@ -140,7 +140,7 @@ def test_equal_texts_are_in_the_same_split_which_the_seed_decides(tmp_path: Path
 @pytest.mark.usefixtures("inline_engine")
 @pytest.mark.parametrize(("check_every", "least"), [(1, len(TEXTS)), (1000, 100), (0, 0)])
 def test_a_sample_is_checked_against_the_reference(tmp_path: Path, run: Builder, check_every: int, least: int) -> None:
-    num_checked = run(SAMPLE, tmp_path / "set", check_every=check_every).statistics.num_checked
+    num_checked = run(SAMPLE, tmp_path / "set", check_every=check_every).num_checked
     assert least <= num_checked <= len(TEXTS) * bool(check_every)
 
 
@@ -151,7 +151,7 @@ def test_no_long_document_is_given_to_the_reference(
     """It takes some 200 bytes of memory a character: more than there is for a record of a gigabyte."""
     monkeypatch.setattr(worker, "_MAX_CHECKED_CHARS", 2000)
     corpus = write_corpus(tmp_path / "corpus", [{"text": "短文"}, {"text": "长" * 2001}, {"text": "文" * 2000}])
-    assert run(corpus, tmp_path / "set", check_every=1).statistics.num_checked == 2
+    assert run(corpus, tmp_path / "set", check_every=1).num_checked == 2
 
 
 @pytest.mark.usefixtures("inline_engine")

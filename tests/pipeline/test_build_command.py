@@ -100,7 +100,7 @@ def test_a_full_disk_is_one_line_and_keeps_finished_units(
             run(corpus, tmp_path / "set")
     kept = num_receipts(tmp_path / "set")
     assert not list((tmp_path / "set.partial").rglob("*.tmp")) and not any((tmp_path / "set.partial/scratch").iterdir())
-    assert run(corpus, tmp_path / "set").statistics.num_units_reused == kept > 3
+    assert run(corpus, tmp_path / "set").num_units_reused == kept > 3
     assert verify(tmp_path / "set") == []
 
 
@@ -114,11 +114,11 @@ MISTAKES: dict[str, tuple[str | None, list[str], str]] = {
     "empty array": ("[]", [], "no text in 0 records"),
     "nothing but empty texts": ('{"text": ""}\n', [], "no text in 1 records"),
     "unknown tokenizer": ('{"text": "a"}\n', ["--tokenizer", "gwen2"], "tokenizer 'gwen2'.*qwen2"),
-    "block of nothing": ('{"text": "a"}\n', ["--block-tokens", "0"], "--block-tokens: expected 2 to"),
-    "no workers": ('{"text": "a"}\n', ["--workers", "0"], "--workers: expected at least 1, found 0"),
+    "block of nothing": ('{"text": "a"}\n', ["--block-tokens", "0"], "block_tokens: expected 2 to"),
+    "no workers": ('{"text": "a"}\n', ["--workers", "0"], "num_workers: expected at least 1, found 0"),
     "no number": ('{"text": "a"}\n', ["--seed", "x"], "--seed: expected a whole number, found 'x'"),
     "mistyped option": ('{"text": "a"}\n', ["--blok-tokens", "5"], "--blok-tokens.*did you mean '--block-tokens'"),
-    "mistyped choice": ('{"text": "a"}\n', ["--packing", "concta"], "--packing: expected concat or best-fit, found"),
+    "mistyped choice": ('{"text": "a"}\n', ["--packing", "concta"], "packing: expected concat or best-fit, found"),
     "a check of nothing": ('{"text": "a"}\n', ["--check-tokenizer", "0"], "--check-tokenizer: expected all, off or"),
     "a hub": ('{"text": "a"}\n', ["--out", "hf://datasets/a/b"], "build in a directory, then `python -m shards push"),
 }

@@ -66,7 +66,7 @@ def test_a_kill_at_each_system_call_of_publishing_loses_nothing(
         if killed:
             result = run(corpus, out, **options)
             if is_there != is_new or not (is_there or replaces):  # an older set is in its place, or none was
-                assert result.statistics.num_units_reused == num_units > 1
+                assert result.num_units_reused == num_units > 1
         assert directory_bytes(out) == whole
         assert [path.name for path in there.iterdir()] == ["set"]
         if not killed:

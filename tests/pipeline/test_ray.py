@@ -137,7 +137,7 @@ def test_what_dies_in_the_middle_changes_no_byte(
 
 
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, run: Builder) -> None:
-    with pytest.raises(InputError, match=r"--ray-address 127\.0\.0\.1:1: can't connect to a Ray cluster there"):
+    with pytest.raises(InputError, match=r"ray_address 127\.0\.0\.1:1: can't connect to a Ray cluster there"):
         run(SAMPLE, tmp_path / "set", engine="ray", ray_address="127.0.0.1:1")
 
 

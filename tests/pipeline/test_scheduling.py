@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from pipeline.engines.base import Task
-from pipeline.plan import default_unit_bytes, num_parts, plan_units
-from pipeline.receipts import RangeReceipt
+from pipeline.plan import default_unit_bytes, plan_units
+from pipeline.receipts import RangeReceipt, Receipt, encode_receipt
 from pipeline.schedule import run_all
-from pipeline.sources import Source, find_sources
+from pipeline.sources import find_sources
 from shards.common.errors import InputError
 from shards.verify import verify
 from tests.conftest import InlineEngine, use_engine, write_corpus
@@ -80,26 +80,21 @@ def test_what_follows_an_array_is_not_lost_without_a_word(tmp_path: Path, run: B
 class Changing:
     """A source whose records are never where they were: somebody writes it while it is read."""
 
-    def __init__(self, sources: list[Source]) -> None:
-        self.sources = tuple(sources)
-        self.tasks: list[Task] = []
-
-    def prepare(self) -> None: ...
+    num_tasks = 0
 
     def __call__(self, task: Task, progress: Any) -> bytes:
-        assert len(self.tasks) < 50, "again and again"
-        self.tasks.append(task)
-        return b""
+        assert self.num_tasks < 50, "again and again"
+        self.num_tasks += 1
+        (byte_range,) = task.unit.ranges
+        first, last = byte_range.start + 3, byte_range.stop + 1
+        done = RangeReceipt(first=first, last=last, digest="", num_records=1, num_newlines=0)
+        return encode_receipt(Receipt(unit=task.unit.number, ranges=[done]))
 
 
 def test_a_source_that_is_written_while_it_is_read_ends_the_build(tmp_path: Path) -> None:
     sources = find_sources([str(write_corpus(tmp_path / "corpus", [{"text": "文"}] * 20, "lines"))])
-    work, ranges = Changing(sources), dict[int, list[RangeReceipt]]()
     with pytest.raises(InputError, match="corpus: the file was changed while it was read"):
-        for task, _result in run_all(work, plan_units(sources, 50), InlineEngine(), ranges, lambda *_counts: None):
-            (byte_range,) = task.unit.ranges
-            first, last = byte_range.start + 3, byte_range.stop + 1
-            ranges[task.unit.number] = [RangeReceipt(first=first, last=last, digest="", num_records=1, num_newlines=0)]
+        run_all(Changing(), plan_units(sources, 50), InlineEngine(), {}, lambda *_counts: None)
 
 
 def test_the_size_of_units_follows_from_the_sources() -> None:
@@ -118,7 +113,7 @@ def test_small_sources_share_units_and_large_ones_are_cut(tmp_path: Path) -> Non
         (tmp_path / f"{number}.jsonl").write_bytes(b"{" + b" " * (size - 1))
     sources = find_sources([str(tmp_path)])
     units = plan_units(sources, 64)
-    found = [[(part.source, part.start, part.stop) for part in unit.ranges] for unit in units]
+    found = [[(sources.index(part.source), part.start, part.stop) for part in unit.ranges] for unit in units]
     assert found == [
         [(0, 0, 64)],
         [(0, 64, 128)],
@@ -128,4 +123,3 @@ def test_small_sources_share_units_and_large_ones_are_cut(tmp_path: Path) -> Non
         [(4, 0, 64)],
     ]
     assert [unit.number for unit in units] == list(range(6)) and sum(unit.num_bytes for unit in units) == sum(sizes)
-    assert [num_parts(source) for source in sources] == list(sizes)

@@ -97,7 +97,6 @@ def test_documents_are_normalized_as_the_reference_does(own_files: TokenizerFile
     fast, slow = (encoder.encode(texts) for encoder in documents_encoders(own_files))
     assert fast.ids.tolist() == slow.ids.tolist() and fast.counts.tolist() == slow.counts.tolist()
     assert list(fast.contents) == list(slow.contents) == [text.encode() for text in texts]
-    assert fast.num_bytes.tolist() == [len(text.encode()) for text in texts]
     assert fast.num_chars == slow.num_chars == sum(map(len, texts))
 
 
@@ -154,7 +153,7 @@ def test_training_gives_the_same_tokenizer_every_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("vocab_size", [0, 256, 2**25])
 def test_impossible_vocabulary_sizes_are_refused(tmp_path: Path, vocab_size: int) -> None:
-    with pytest.raises(InputError, match="--vocab-size: expected 257 to"):
+    with pytest.raises(InputError, match="vocab_size: expected 257 to"):
         train_tokenizer([str(SAMPLE)], tmp_path, vocab_size=vocab_size)
 
 
@@ -180,7 +179,7 @@ def served(hub: Hub) -> Hub:
 
 
 def built_in() -> dict[str, Any]:
-    content: dict[str, Any] = orjson.loads((qwen2.qwen2_tokenizer_directory() / "tokenizer.json").read_bytes())
+    content: dict[str, Any] = orjson.loads(qwen2.qwen2_tokenizer_json())
     return content
 
 

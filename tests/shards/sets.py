@@ -15,8 +15,7 @@ import shards
 from shards.layout import SPLITS, SplitName
 from shards.manifest import Packing, RejectedEntry, SourceEntry, canonical_json
 from shards.set_writer import DocumentBatch, NewSet, new_directory
-from shards.tokenizer_files import TokenizerFiles, load_tokenizer, make_tokenizer_files
-from shards.vocabulary import bytes_of_characters
+from shards.tokenizer_files import TokenizerFiles, bytes_of_characters, load_tokenizer, make_tokenizer_files
 from tests.conftest import directory_bytes, sample_records
 
 EOS = 256

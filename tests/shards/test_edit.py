@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from shards.__main__ import main
 from shards.common.errors import InputError
-from shards.edit import parts
 from shards.edit.merge import merge
 from shards.edit.parts import split, subset
 from shards.layout import SPLITS
@@ -150,9 +149,7 @@ def test_a_manifest_that_a_stranger_changed_is_refused_and_not_looped_over(tmp_p
 def test_a_part_with_everything_is_the_set_itself(tmp_path: Path, packed_sets: dict[str, Path], packing: str) -> None:
     whole = read_manifest(packed_sets[packing])
     train = whole.splits["train"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "_BATCH_TOKENS", 100)
-        subset(packed_sets[packing], tmp_path / "a", fraction=Fraction(1))
+    subset(packed_sets[packing], tmp_path / "a", fraction=Fraction(1))
     subset(packed_sets[packing], tmp_path / "b", num_documents=train.num_documents, seed=7)
     subset(packed_sets[packing], tmp_path / "c", num_tokens=train.num_tokens)
     split(packed_sets[packing], [tmp_path / "d"], [Fraction(1)])
@@ -167,12 +164,8 @@ def test_a_part_with_everything_is_the_set_itself(tmp_path: Path, packed_sets: d
         assert source.num_records == found.num_records == whole.total("num_documents")
 
 
-@pytest.mark.parametrize("num_ranges", [7, 1000])
 @pytest.mark.parametrize("seed", [None, 5])
-def test_a_subset_has_as_much_as_asked_for(
-    tmp_path: Path, built_set: Path, seed: int | None, num_ranges: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parts, "_NUM_RANGES", num_ranges)
+def test_a_subset_has_as_much_as_asked_for(tmp_path: Path, built_set: Path, seed: int | None) -> None:
     whole = built_set
     train, val = (documents_of(whole, name) for name in SPLITS)
     smaller: list[list[int]] = []

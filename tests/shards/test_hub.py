@@ -11,19 +11,20 @@ from typing import Any
 import pytest
 
 from shards.common.errors import InputError, TransientError
+from shards.common.server_errors import NoSuchFile, server_errors
 from shards.common.urls import read_bytes
 from shards.share import hub as hub_module
 from shards.share.hub import (
     HubReference,
     download_file,
+    find_file,
     list_files,
     parse_reference,
     pin_url,
     resolve,
-    small_file,
+    small_files,
     snapshot,
 )
-from shards.share.hub_errors import NoSuchFile, hub_errors
 from tests.hub_server import Hub, commit_name
 
 both = pytest.mark.parametrize("name", ["hf:org/model", "ms:org/model"])
@@ -71,6 +72,10 @@ def test_what_names_nothing_on_a_hub_is_refused(text: str) -> None:
         parse_reference(text)
 
 
+def fetched(reference: HubReference, part: Path) -> str:
+    return download_file(reference, find_file(reference), part)
+
+
 # ---- revisions ----
 
 
@@ -89,7 +94,7 @@ def test_listing_digest_and_content_are_of_one_commit(served: Hub, tmp_path: Pat
     reference = resolve(parse_reference("hf://datasets/org/data/zh"))
     looks: tuple[Callable[[], object], ...] = (
         lambda: list_files(reference),
-        lambda: download_file(reference.at("a.jsonl"), tmp_path / "part"),
+        lambda: fetched(reference.at("a.jsonl"), tmp_path / "part"),
         lambda: snapshot(reference, tmp_path / "copy", ["*.jsonl"]),
     )
     for number, look in enumerate(looks):
@@ -105,16 +110,15 @@ def test_listing_digest_and_content_are_of_one_commit(served: Hub, tmp_path: Pat
 
 @both
 def test_a_small_file_is_fetched_once_and_then_needs_no_network(served: Hub, tmp_path: Path, name: str) -> None:
-    path = small_file(parse_reference(name), "config.json")
+    path = small_files(parse_reference(name), "config.json") / "config.json"
     assert path.read_bytes() == CONFIG and path.is_relative_to(tmp_path)
     assert served.requests == ["config.json"]
     served.put("models/org/model", "config.json", b"changed")
     served.status = 500
-    assert small_file(parse_reference(name), "config.json") == path
-    assert small_file(resolve(parse_reference(name), prefer_cache=True), "config.json") == path
+    assert small_files(parse_reference(name), "config.json") == path.parent
     served.status = 0
     with pytest.raises(NoSuchFile, match=rf"^{name[:2]}:.*org/model.*: no .*file"):
-        small_file(parse_reference(name), "tokenizer.json")
+        small_files(parse_reference(name), "tokenizer.json")
 
 
 def test_a_download_goes_on_where_it_broke_off(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,14 +126,14 @@ def test_a_download_goes_on_where_it_broke_off(served: Hub, tmp_path: Path, monk
     reference, part = resolve(parse_reference("hf://datasets/org/data/zh/a.jsonl")), tmp_path / "part"
     served.break_after = [40_000, *[0] * 5]
     with pytest.raises(TransientError, match="Hugging Face can't be reached"):
-        download_file(reference, part)
+        fetched(reference, part)
     assert part.stat().st_size == 40_000
     served.break_after, served.requests = [30_000], []
-    assert download_file(reference, part) == hashlib.sha256(DATA).hexdigest()
+    assert fetched(reference, part) == hashlib.sha256(DATA).hexdigest()
     assert part.read_bytes() == DATA
     assert served.requests == ["zh/a.jsonl bytes=40000-", "zh/a.jsonl bytes=70000-"]
     part.write_bytes(bytes(200_000))  # of something else
-    download_file(reference, part)
+    fetched(reference, part)
     assert part.read_bytes() == DATA
 
 
@@ -137,7 +141,7 @@ def test_other_bytes_than_the_hub_lists_are_thrown_away(served: Hub, tmp_path: P
     reference = resolve(parse_reference("hf://datasets/org/data/zh/a.jsonl"))
     served.sent = bytes(len(DATA))
     with pytest.raises(TransientError, match=r"expected the SHA-256 .* which the hub lists"):
-        download_file(reference, tmp_path / "part")
+        fetched(reference, tmp_path / "part")
     assert not (tmp_path / "part").exists()
     with pytest.raises(InputError):
         snapshot(resolve(parse_reference("ms://datasets/org/data")), tmp_path / "copy", ["zh/*"])
@@ -175,7 +179,7 @@ def test_each_failure_is_one_line_of_its_kind(served: Hub, name: str, failure: s
     changes, message, kind = FAILURES[failure]
     for field, value in changes.items():
         setattr(served, field, value)
-    for ask in (lambda: small_file(parse_reference(name), "config.json"), lambda: resolve(parse_reference(name))):
+    for ask in (lambda: small_files(parse_reference(name), "config.json"), lambda: resolve(parse_reference(name))):
         with pytest.raises(InputError, match=rf"^{name}.*: .*({message})") as raised:
             ask()
         assert type(raised.value) is kind and "\n" not in str(raised.value)
@@ -185,7 +189,7 @@ def test_a_revision_that_isn_t_there_is_one_line(served: Hub) -> None:
     with pytest.raises(InputError, match=r"hf:org/model@v9: no such revision in this repository"):
         resolve(parse_reference("hf:org/model@v9"))
     with pytest.raises(InputError, match=r"hf://datasets/org/data.*/nothing: no such file in this repository"):
-        download_file(resolve(parse_reference("hf://datasets/org/data/nothing")), Path("never"))
+        fetched(resolve(parse_reference("hf://datasets/org/data/nothing")), Path("never"))
 
 
 @both
@@ -207,12 +211,12 @@ def test_a_hub_that_does_not_answer_is_given_up(served: Hub, name: str, monkeypa
 
 def test_offline_is_one_line_before_anything_is_asked(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for ask in (lambda: pin_url("hf://datasets/org/data/x"), lambda: small_file(parse_reference("hf:org/model"), "x")):
+    for ask in (lambda: pin_url("hf://datasets/org/data/x"), lambda: small_files(parse_reference("hf:org/model"), "x")):
         with pytest.raises(InputError, match="HF_HUB_OFFLINE=1 forbids to ask the hub; unset it"):
             ask()
     assert served.questions == []
 
 
 def test_a_fault_of_ours_keeps_its_traceback(served: Hub) -> None:
-    with pytest.raises(KeyError), hub_errors("hf", "hf:org/model"):
+    with pytest.raises(KeyError), server_errors("hf:org/model"):
         raise KeyError("no such key")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from shards.common.errors import InputError
-from shards.exchange import token_files
-from shards.exchange.datatrove import EndsFile
-from shards.exchange.megatron import IndexedFile
+from shards.exchange import importing
+from shards.exchange.datatrove import open_datatrove
+from shards.exchange.megatron import open_megatron
 from tests.shards.foreign_files import take, write_datatrove, write_megatron
 
 
@@ -69,7 +69,7 @@ def test_a_damaged_index_of_megatron_is_refused(tmp_path: Path, name: str) -> No
     edit(content)
     path.with_suffix(".idx").write_bytes(content)
     with pytest.raises(InputError, match=expected) as error:
-        IndexedFile(path)
+        open_megatron(path)
     assert str(error.value).startswith(f"{path.with_suffix('.idx')}: ") and "\n" not in str(error.value)
 
 
@@ -78,10 +78,10 @@ def test_a_truncated_bin_is_refused(tmp_path: Path) -> None:
     for num_bytes in (35, 20, 0):
         os.truncate(path, num_bytes)
         with pytest.raises(InputError, match=f"leaves room for it in the {num_bytes} bytes of the .bin"):
-            IndexedFile(path)
+            open_megatron(path)
     path.unlink()
     with pytest.raises(InputError, match=r"a\.bin: no such file; each file of tokens needs its index"):
-        IndexedFile(path)
+        open_megatron(path)
 
 
 ENDS_DAMAGES: dict[str, tuple[Callable[[bytearray], None], str]] = {
@@ -105,7 +105,7 @@ def test_a_damaged_index_of_datatrove_is_refused(tmp_path: Path, name: str) -> N
     edit(content)
     (tmp_path / "a.ds.index").write_bytes(content)
     with pytest.raises(InputError, match=expected) as error:
-        EndsFile(path)
+        open_datatrove(path)
     assert "\n" not in str(error.value)
 
 
@@ -113,18 +113,16 @@ def test_a_loss_mask_is_not_passed_over(tmp_path: Path) -> None:
     path = write_datatrove(tmp_path / "a.ds", [[1, 2, 3]])
     (tmp_path / "a.ds.loss").write_bytes(b"\1\1\1")
     with pytest.raises(InputError, match="has a loss mask"):
-        EndsFile(path)
+        open_datatrove(path)
 
 
 @pytest.mark.parametrize("number", range(1, 7))
-def test_a_fall_is_found_wherever_it_is(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Indexes are looked at some numbers at a time, and from one part to the next too."""
-    monkeypatch.setattr(token_files, "_CHECK_ITEMS", 2)
+def test_a_fall_is_found_wherever_it_is(number: int) -> None:
     values = np.arange(7)
-    token_files.check_rising(Path("a"), values, "end")
+    importing.check_rising(Path("a"), values, "end")
     values[number] -= 2
     with pytest.raises(InputError, match=f"a: end {number}: expected at least {number - 1}, found {number - 2}"):
-        token_files.check_rising(Path("a"), values, "end")
+        importing.check_rising(Path("a"), values, "end")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +136,7 @@ def test_ids_that_are_not_the_tokenizers_are_refused(
         path = write_datatrove(tmp_path / "a.ds", documents, dtype[2:])
     else:
         path = write_megatron(tmp_path / "a", documents, dtype)
-    monkeypatch.setattr(token_files, "_BATCH_DOCUMENTS", 2)
+    monkeypatch.setattr(importing, "_BATCH_DOCUMENTS", 2)
     with pytest.raises(
         InputError, match=f"{path.name}: document 3, token 2: expected an id from 0 to 127, found {token:,};"
     ):

@@ -332,7 +332,7 @@ def test_mixtures_that_make_no_sense_are_refused(built_set: Path, other_set: Pat
         (f"{built_set}:0,{other_set}:1", "expected a weight above 0"),
         (f"{built_set}:1,{other_set}:2epochs", "found both"),
         (f"{built_set}:1,{other_set}:0.00001", "its share is below 1 in 1,000"),
-        (f"{built_set}:1.2.3,{other_set}:1", "expected a number"),
+        (f"{built_set}:1.2.3,{other_set}:1", "expected PATH:WEIGHT for each set"),
         (f"{built_set}:1,{tmp_path / 'none'}:1", "no such shard set"),
         (f"{built_set}:1,{blocks}:1", "has blocks of 32 tokens"),
         (f"{built_set}:1,{tokenizer}:1", "has another tokenizer"),

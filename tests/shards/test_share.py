@@ -18,11 +18,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import shards
-from shards.__main__ import main
+from shards.__main__ import main, run_pull
 from shards.common.errors import InputError, TransientError
 from shards.common.urls import listing, read_bytes, remove, write_bytes
 from shards.manifest import read_manifest
-from shards.share import command
 from shards.share import pull as pull_module
 from shards.share.pull import pull
 from shards.share.push import push
@@ -141,6 +140,15 @@ def test_another_set_is_replaced_when_asked_and_nothing_else(built: Path, place:
     found = {name: content for name, content in place.files().items() if name not in _OF_HUB}
     assert found == directory_bytes(built) | {"photos/1.jpg": b"mine"}
     assert directory_bytes(pull(place.url, tmp_path / "out")) == directory_bytes(built)
+
+
+@on_a_hub
+def test_a_set_whose_manifest_can_t_be_read_is_replaced_when_asked(built: Path, place: Place) -> None:
+    place.put("manifest.json", b'{"format_version": 2}')
+    with pytest.raises(InputError, match="written by an older version of this program"):
+        push(built, place.url)
+    assert push(built, place.url, force=True)
+    assert {name: content for name, content in place.files().items() if name not in _OF_HUB} == directory_bytes(built)
 
 
 def test_the_manifest_goes_first_and_comes_last(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,6 +297,6 @@ def test_the_commands(
 
     monkeypatch.setattr(pull_module, "pull", talk)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    command.run_pull(SimpleNamespace(url="s3://b/a", out=None))  # type: ignore[arg-type]
+    run_pull(SimpleNamespace(url="s3://b/a", out=None))  # type: ignore[arg-type]
     # The line isn't printed over the bar.
     assert re.search(r"copying: .*\r *\ranother process copies it\n", capsys.readouterr().err)

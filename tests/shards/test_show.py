@@ -11,7 +11,7 @@ import shards
 from shards.__main__ import main
 from shards.common.errors import InputError
 from shards.show import describe, differences, show_block, show_document, table_text
-from shards.vocabulary import read_vocabulary
+from shards.tokenizer_files import read_vocabulary
 from tests.shards.sets import MIXED, TEXTS, build_set, source
 
 

@@ -13,8 +13,7 @@ import pytest
 
 import shards
 from shards.common.errors import InputError
-from shards.tokenizer_files import load_tokenizer
-from shards.vocabulary import Vocabulary, copy_tokenizer, read_vocabulary
+from shards.tokenizer_files import Vocabulary, copy_tokenizer, load_tokenizer, read_vocabulary
 from tests.shards.sets import EOS, byte_fallback_tokenizer, byte_tokenizer, write_tokenizer
 
 PIECES = [["<unk>", 0.0], ['é\x7f\u2028"\\', -1.5e-5], ["b", -1e-7], ["c", -12345678901234567.0]]
@@ -61,7 +60,7 @@ def test_a_sets_tokenizer_is_taken_as_the_manifest_says(own_set: Path, name: str
         load_tokenizer(own_set)
     shutil.move(path, own_set / "elsewhere")
     path.symlink_to(own_set / "elsewhere")
-    with pytest.raises(InputError, match=f"{name}: no such file"):
+    with pytest.raises(InputError, match=f"{name}: expected a regular file, found a symbolic link"):
         load_tokenizer(own_set)
 
 

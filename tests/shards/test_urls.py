@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from shards.common.errors import InputError, TransientError
-from shards.common.urls import file_system, join, listing, read_bytes, remove, storage_errors, version, write_bytes
+from shards.common.server_errors import server_errors
+from shards.common.urls import file_system, join, listing, read_bytes, remove, version, write_bytes
 from tests.object_stores import Server
 
 
@@ -72,7 +73,7 @@ def test_each_error_is_of_its_kind(server: Server) -> None:
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
-    with pytest.raises(TypeError), storage_errors("s3://bucket/file"):
+    with pytest.raises(TypeError), server_errors("s3://bucket/file"):
         raise TypeError("an argument too many")
 
 

@@ -1,12 +1,10 @@
-"""A tiny shard set, made by the real writer, and a way to run the command lines as a user does."""
+"""Tiny shard sets, made by the real writer, and a trained model."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import gc
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,12 @@ import torch
 import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-import shards
+from shards.manifest import Packing, SourceEntry
+from shards.tokenizer_files import read_tokenizer_files
+from tests.conftest import made_once, run_module
+from tests.shards.sets import PACKINGS, write_set
+from tests.train.runs import train_to_the_end
 
-ROOT = Path(__file__).resolve().parents[2]
 BLOCK_TOKENS = 16
 VOCAB_SIZE = 257  # 256 bytes and EOS: 127 ids of the padded vocabulary of 384 must never be sampled
 EOS_ID = 256
@@ -46,13 +47,11 @@ SETTINGS: dict[str, Any] = {
         "bf16": False,
     },
     "tracking": {"mode": "disabled"},
-    "generation": {"prompts": ["ab"], "max_new_tokens": 5, "temperature": 1.0, "top_p": 1.0, "top_k": 0},
+    "generation": {"prompts": [], "max_new_tokens": 5, "temperature": 1.0, "top_p": 1.0, "top_k": 0},
 }
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-
-def make_tokenizer(directory: Path) -> None:
+def make_tokenizer(directory: Path) -> Path:
     """A tokenizer of one token a byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: number for number, c in enumerate(alphabet)}, merges=[]))
@@ -69,39 +68,32 @@ def make_tokenizer(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(
         '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}'
     )
+    return directory / "tokenizer.json"
+
+
+def write_texts(directory: Path, train: list[str], val: list[str], packing: Packing = "concat") -> Path:
+    """A shard set of ASCII texts, made by the real writer."""
+    path = make_tokenizer(directory.with_name(f"{directory.name}-tokenizer"))
+    encode, number = Tokenizer.from_file(str(path)).encode, len(train) + len(val)
+    return write_set(
+        directory,
+        [{"train": [encode(text).ids for text in train], "val": [encode(text).ids for text in val]}],
+        packing=packing,
+        block_tokens=BLOCK_TOKENS,
+        tokenizer=read_tokenizer_files("bytes", path),
+        sources=[SourceEntry(path="tiny", format="text", num_bytes=1, digest="", num_ranges=1, num_records=number)],
+    )
 
 
 def make_shard_set(
     directory: Path, *, train_blocks: int = TRAIN_BLOCKS, val_blocks: int = VAL_BLOCKS, seed: int = 0
 ) -> Path:
-    """Build a shard set of exactly so many blocks, each one document: 15 letters in alphabetical order and EOS.
-
-    Which split a document falls into is found by a first build of more documents than needed.
-    """
-    work = directory.with_name(directory.name + "-work")
-    make_tokenizer(work / "tokenizer")
-    candidates = []
-    for number in range(150):
+    """A shard set of exactly so many blocks, each one document: a number, 12 letters in alphabetical order and EOS."""
+    texts = []
+    for number in range(train_blocks + val_blocks):
         start = 33 + (number * 7 + seed) % 60
-        letters = "".join(chr(start + place) for place in range(BLOCK_TOKENS - 4))
-        candidates.append(f"{number:03}{letters}")
-    pipeline_build(work, candidates, work / "all")
-    chosen = []
-    for split, num_blocks in (("train", train_blocks), ("val", val_blocks)):
-        documents = list(shards.open(work / "all")[split].documents())[:num_blocks]
-        assert len(documents) == num_blocks
-        tokenizer = Tokenizer.from_file(str(work / "tokenizer" / "tokenizer.json"))
-        chosen += [tokenizer.decode(document.tolist()) for document in documents]
-    pipeline_build(work, chosen, directory)
-    return directory
-
-
-def pipeline_build(work: Path, texts: list[str], out: Path, *arguments: str) -> None:
-    source = work / f"{out.name}.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    options = ["--tokenizer", str(work / "tokenizer"), "--block-tokens", str(BLOCK_TOKENS), "--val-fraction", "0.3"]
-    run = run_module("pipeline", "build", str(source), "--out", str(out), *options, *arguments, "--quiet", cwd=work)
-    assert run.returncode == 0, run.stderr
+        texts.append(f"{number:03}" + "".join(chr(start + place) for place in range(BLOCK_TOKENS - 4)))
+    return write_texts(directory, texts[:train_blocks], texts[train_blocks:])
 
 
 @pytest.fixture(autouse=True)
@@ -110,73 +102,71 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_collections() -> None:
+    """A run ends with a full garbage collection: of what it left, and not of all that torch and transformers are."""
+    import train.run  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def make_set() -> Callable[..., Path]:
     return make_shard_set
 
 
 @pytest.fixture(scope="session")
-def run_command_line() -> Run:
-    return run_module
-
-
-@pytest.fixture(scope="session")
 def shard_set_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shard_set(tmp_path_factory.mktemp("shards") / "tiny")
+    return made_once(tmp_path_factory, "tiny-set", lambda directory: make_shard_set(directory / "tiny")) / "tiny"
 
 
 @pytest.fixture(scope="session")
 def packed_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same documents in each packing, a few tokens more than half a block or one and a half: two never fit together."""
-    work = tmp_path_factory.mktemp("packed")
-    make_tokenizer(work / "tokenizer")
     texts = []
     for number in range(57):
         size = (9, 10, 11, 26, 27)[number % 5]
         texts.append("".join(chr(33 + (number * 11 + place) % 90) for place in range(size)))
-    sets = {packing: work / packing for packing in ("concat", "best-fit")}
-    for packing, path in sets.items():
-        pipeline_build(work, texts, path, "--packing", packing)
-    return sets
+
+    def make(directory: Path) -> None:
+        for packing in PACKINGS:
+            write_texts(directory / packing, texts[17:], texts[:17], packing)
+
+    directory = made_once(tmp_path_factory, "packed-sets", make)
+    return {packing: directory / packing for packing in PACKINGS}
+
+
+def write_settings(path: Path, shard_set: Path, **sections: Any) -> Path:
+    """Write `SETTINGS` to a YAML file, sections updated by keyword; the run's directory is `run` beside it."""
+    content: dict[str, Any] = {"shards": str(shard_set)}
+    for section, fields in SETTINGS.items():
+        changes = sections.pop(section, {})
+        content[section] = {**fields, **changes} if isinstance(changes, dict) else changes
+    if isinstance(content["training"], dict):
+        content["training"].setdefault("output_dir", str(path.parent / "run"))
+    path.write_text(yaml.safe_dump({**content, **sections}, allow_unicode=True), encoding="utf-8")
+    return path
 
 
 @pytest.fixture
 def write_config(tmp_path: Path, shard_set_path: Path) -> Callable[..., Path]:
-    """Write `SETTINGS` to a YAML file, sections updated by keyword; `output_dir` is `tmp_path/run`."""
+    """`write_settings` to a file in `tmp_path`."""
 
     def write(name: str = "config.yaml", **sections: Any) -> Path:
-        content: dict[str, Any] = {"shards": str(shard_set_path)}
-        for section, fields in SETTINGS.items():
-            changes = sections.pop(section, {})
-            content[section] = {**fields, **changes} if isinstance(changes, dict) else changes
-        if isinstance(content["training"], dict):
-            content["training"].setdefault("output_dir", str(tmp_path / "run"))
-        content.update(sections)
-        path = tmp_path / name
-        path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-        return path
+        return write_settings(tmp_path / name, shard_set_path, **sections)
 
     return write
 
 
-def environment() -> dict[str, str]:
-    """For a process that has neither SwanLab's nor another tool's login."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SWANLAB_")}
-    return {**kept, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, shard_set_path: Path) -> Path:
+    """A run of `SETTINGS` that nothing interrupted."""
 
+    def make(directory: Path) -> None:
+        train_to_the_end(write_settings(directory / "config.yaml", shard_set_path))
 
-def run_module(*arguments: str, cwd: Path, timeout: float = 180, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`python -m ARGUMENTS` in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=cwd,
-        env={**environment(), **variables},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    return made_once(tmp_path_factory, "whole", make) / "run"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,18 +179,25 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, shard_set_path: Path) -> Trained:
-    """A run by the command line, with SwanLab offline, shared by the tests that only look at it."""
-    directory = tmp_path_factory.mktemp("trained")
-    content = {"shards": str(shard_set_path), **SETTINGS, "tracking": {"mode": "auto", "project": "tests"}}
-    content["training"] = {
-        **SETTINGS["training"],
-        "num_train_epochs": 8,
-        "save_total_limit": 2,
-        "eval_strategy": "steps",
-        "eval_steps": 10,
-        "output_dir": str(directory / "run"),
-    }
-    (directory / "config.yaml").write_text(yaml.safe_dump(content))
-    finished = run_module("train", "--config", "config.yaml", cwd=directory, HOME=str(directory))
-    assert finished.returncode == 0, finished.stderr
-    return Trained(run=directory / "run", output=finished.stdout)
+    """A run by the command line, in a process of its own, with SwanLab offline; for the tests that only look at it."""
+    training = {"num_train_epochs": 8, "save_steps": 21, "save_total_limit": 2}
+    training |= {"eval_strategy": "steps", "eval_steps": 10}
+
+    def make(directory: Path) -> None:
+        config = write_settings(
+            directory / "config.yaml",
+            shard_set_path,
+            training=training,
+            tracking={"mode": "auto", "project": "tests"},
+            generation={"prompts": ["ab"]},
+        )
+        with pytest.MonkeyPatch.context() as patched:
+            for name in [name for name in os.environ if name.startswith("SWANLAB_")]:
+                patched.delenv(name)
+            alone = {"HOME": str(directory), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+            finished = run_module("train", "--config", config, cwd=directory, env=alone)
+        assert finished.returncode == 0, finished.stderr
+        (directory / "output").write_text(finished.stdout)
+
+    directory = made_once(tmp_path_factory, "trained", make)
+    return Trained(run=directory / "run", output=(directory / "output").read_text())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from train.__main__ import main
+from train.checkpoints import numbered_checkpoints
 from train.log_lines import MetricsFile
-from train.run_directory import read_lines
+from train.run_directory import read_lines, read_record
 
 
 def train_to_the_end(config: Path, *arguments: str) -> None:
@@ -38,6 +41,17 @@ def stop_after(
         patched.setattr(MetricsFile, "on_log", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train_to_the_end(config, *arguments)
+
+
+def as_stopped_at(run: Path, step: int, stopped: Path) -> Path:
+    """A copy of the finished `run` as if it had been stopped when checkpoint `step` was the newest."""
+    shutil.copytree(run, stopped)
+    shutil.rmtree(stopped / "model")
+    for checkpoint in numbered_checkpoints(stopped):
+        if int(checkpoint.name.split("-")[1]) > step:
+            shutil.rmtree(checkpoint)
+    (stopped / "run.json").write_text(json.dumps({**read_record(stopped), "state": "training"}))
+    return stopped
 
 
 def logged(run: Path) -> list[set[str]]:

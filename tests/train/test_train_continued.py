@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import signal
 import stat
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +15,7 @@ from blake3 import blake3
 
 from shards.common.errors import InputError
 from shards.common.files import file_digest
-from tests.conftest import REPOSITORY
-from tests.train.runs import losses, stop_after, train_to_the_end
+from tests.train.runs import as_stopped_at, losses, stop_after, train_to_the_end
 from train.__main__ import prepare
 from train.checkpoints import newest_complete_checkpoint
 from train.log_lines import MetricsFile
@@ -32,24 +26,10 @@ WriteConfig = Callable[..., Path]
 NUM_STEPS = 11  # 2 epochs of 22 blocks, 4 blocks a step
 
 
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {}
-
-
 @pytest.fixture
-def stopped_run(
-    stopped: dict[str, Path],
-    write_config: WriteConfig,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path_factory: pytest.TempPathFactory,
-    tmp_path: Path,
-) -> Path:
-    """A run that was stopped after step 7, with checkpoints of steps 2, 4 and 6."""
-    if "run" not in stopped:
-        stopped["run"] = tmp_path_factory.mktemp("stopped") / "run"
-        stop_after(7, monkeypatch, write_config("stopped.yaml"), "--output_dir", str(stopped["run"]))
-    return shutil.copytree(stopped["run"], tmp_path / "run")
+def stopped_run(whole_run: Path, tmp_path: Path) -> Path:
+    """A run with checkpoints of steps 2, 4 and 6."""
+    return as_stopped_at(whole_run, 6, tmp_path / "run")
 
 
 def rates(run: Path) -> dict[int, float]:
@@ -92,37 +72,40 @@ def test_a_longer_run_goes_on_by_the_schedule_of_its_new_length(
     assert [rates(stopped_run)[step] for step in range(7, 23)] == used
 
 
-def test_what_a_run_from_anothers_checkpoint_changes_is_reported(
+def test_what_a_run_from_anothers_checkpoint_changes_is_reported_once(
     stopped_run: Path, write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = ["--resume_from_checkpoint", str(stopped_run / "checkpoint-6"), "--output_dir", str(tmp_path / "new")]
-    train_to_the_end(write_config(), *start, "--learning_rate", "0.02")
-    assert "changed since then: learning_rate 0.01 before, 0.02 now" in capsys.readouterr().out
-    assert read_record(tmp_path / "new")["sessions"][-1]["changes"] == ["learning_rate 0.01 before, 0.02 now"]
+    train_to_the_end(write_config(), *start, "--learning_rate", "0.02", "--seed", "7", "--allow_data_change")
+    changes = ["learning_rate 0.01 before, 0.02 now", "seed 42 before, 7 now"]
+    told = capsys.readouterr().out
+    assert [told.count(f"changed since then: {change}") for change in changes] == [1, 1]
+    assert sorted(read_record(tmp_path / "new")["sessions"][-1]["changes"]) == changes
 
 
-def test_another_seed_is_reported_once(
+def test_a_flipped_byte_is_seen_and_the_checkpoint_before_it_taken(
     stopped_run: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train_to_the_end(write_config(), "--seed", "7", "--allow_data_change")
-    assert capsys.readouterr().out.count("changed since then: seed 42 before, 7 now") == 1
-    assert len(read_record(stopped_run)["sessions"][-1]["changes"]) == 1
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt"])
-def test_a_flipped_byte_is_seen_and_the_checkpoint_before_it_taken(
-    stopped_run: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
-    path = stopped_run / "checkpoint-6" / name
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=f"{name}: has other bytes than were written; the checkpoint is damaged"):
-        train_to_the_end(write_config(), "--resume_from_checkpoint", str(path.parent))
+    checkpoint, _, _ = newest_complete_checkpoint(stopped_run)
+    assert checkpoint == stopped_run / "checkpoint-6"
+    for name in ("model.safetensors", "scheduler.pt", "optimizer.pt"):
+        path = checkpoint / name
+        content = path.read_bytes()
+        for damaged, fault in ((content[:-1], "has "), (flipped(content), "has other bytes than were written")):
+            path.write_bytes(damaged)
+            with pytest.raises(InputError, match=f"{name}: {fault}.*the checkpoint is damaged"):
+                train_to_the_end(write_config(), "--resume_from_checkpoint", str(checkpoint))
+        if name != "optimizer.pt":
+            path.write_bytes(content)
     train_to_the_end(write_config())
     told = capsys.readouterr().out
     assert f"{path}: has other bytes" in told and f"continuing from {stopped_run}/checkpoint-4" in told
     assert [step for step, _, _ in losses(stopped_run)] == list(range(1, NUM_STEPS + 1))
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 def test_others_may_read_what_is_saved(stopped_run: Path, write_config: WriteConfig) -> None:
@@ -165,32 +148,11 @@ def test_ctrl_c_in_a_run_from_a_given_checkpoint_tells_where_it_starts_again(
     given = stopped_run / "checkpoint-6"
     start = ["--resume_from_checkpoint", str(given), "--output_dir", str(tmp_path / "new")]
     stop_after(7, monkeypatch, write_config(), *start)
-    assert f"stopped at step 7; the same command starts from {given} again\n" in capsys.readouterr().out
-    stop_after(9, monkeypatch, write_config(), *start)
-    expected = f"{given} again; without --resume_from_checkpoint it continues from {tmp_path / 'new'}/checkpoint-8\n"
+    expected = "stopped at step 7; the same command without --resume_from_checkpoint starts again: "
     assert expected in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_sigterm_to_the_whole_process_group_saves_a_checkpoint(
-    write_config: WriteConfig, tmp_path: Path, num_workers: int
-) -> None:
-    """Schedulers send it to a job's processes, the loader's workers among them."""
-    command = [sys.executable, "-m", "train", "--config", str(write_config()), "--num_train_epochs", "2000"]
-    command += ["--save_steps", "100000", "--dataloader_num_workers", str(num_workers)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    with open(tmp_path / "output", "w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, env=environment)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 5) and time.monotonic() < deadline:
-        assert process.poll() is None, (tmp_path / "output").read_text()
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGTERM)
-    status, told = process.wait(timeout=60), (tmp_path / "output").read_text()
-    assert status == 128 + signal.SIGTERM and "Traceback" not in told, told
-    checkpoint, _, _ = newest_complete_checkpoint(tmp_path / "run")
-    assert checkpoint is not None and f"the same command continues from {checkpoint}" in told
+    stop_after(9, monkeypatch, write_config(), *start)
+    expected = f"the same command without --resume_from_checkpoint continues from {tmp_path / 'new'}/checkpoint-8\n"
+    assert expected in capsys.readouterr().out
 
 
 def test_a_file_that_can_not_be_hashed_is_an_error_with_a_number(tmp_path: Path) -> None:

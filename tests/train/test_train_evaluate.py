@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,7 @@ from shards.torch import IGNORED, BlockDataset, text_collator
 from tests.train.test_train_model import make_model
 from train.__main__ import main as main_train
 from train.compare.runs import read_runs
-from train.evaluate import by_position, main, precision_of_run
-from train.evaluation import evaluate_blocks, spread_evenly
+from train.evaluate import by_position, evaluate_blocks, main, precision_of_run, spread_evenly
 from train.run_directory import read_lines, read_record
 
 EOS_ID = 256
@@ -97,8 +95,8 @@ def test_the_loss_is_the_mean_over_all_labels(
     sums, counts = [], []
     for rank in range(num_ranks):
         numbers = {"get_rank": functools.partial(int, rank), "get_world_size": functools.partial(int, num_ranks)}
-        group = SimpleNamespace(is_initialized=lambda: True, all_reduce=lambda _totals: None, **numbers)
-        monkeypatch.setattr("train.evaluation.dist", group)
+        for name, value in (numbers | {"is_initialized": lambda: True, "all_reduce": lambda _totals: None}).items():
+            monkeypatch.setattr(torch.distributed, name, value)
         found = evaluate_blocks(
             model, dataset, range(len(dataset)), collate, device=torch.device("cpu"), batch_blocks=micro_batch
         )

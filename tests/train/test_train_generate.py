@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -11,7 +12,6 @@ import select
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from shards.common.errors import InputError
 from shards.common.text import visible
+from tests.train.processes import PATIENCE_SECONDS
+from tests.train.processes import command as start
 from train import generate as command
 from train.__main__ import main as train
 from train.generate import find_model, main, read_prompts
@@ -129,7 +131,7 @@ def test_checkpoints_of_a_run_that_goes_on(trained: Any, tmp_path: Path, capsys:
     assert find_model(run, "latest") == run / "checkpoint-44"
     with pytest.raises(InputError, match="no checkpoint '40'; there are 42, 44"):
         main([str(run), "--checkpoint", "40"])
-    with pytest.raises(InputError, match="no checkpoints here"):
+    with pytest.raises(InputError, match="no checkpoint 'latest'; there are none"):
         main([str(tmp_path), "--checkpoint", "latest"])
 
 
@@ -186,50 +188,38 @@ def test_conversation_without_a_terminal(
 OPTIONS = ["--max-new-tokens", "1000000", "--temperature", "3", "--top_k", "0"]
 
 
+def take_terminal(name: str) -> None:
+    """Let a terminal be that of this process."""
+    terminal = os.open(name, os.O_RDWR)
+    for number in range(3):
+        os.dup2(terminal, number)
+    sys.stdin = os.fdopen(0, closefd=False)
+    os.environ["TERM"] = "dumb"
+
+
 def test_conversation_on_a_terminal(trained: Any, tmp_path: Path) -> None:
     """Streams, survives Ctrl-C in the middle of a text, and ends with status 0 at Ctrl-D."""
-    root = Path(__file__).resolve().parents[2]
     terminal, child_side = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "train.generate", str(trained.run), "--interactive", *OPTIONS],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(root), "TERM": "dumb", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdin=child_side,
-        stdout=child_side,
-        stderr=child_side,
-        start_new_session=True,
-        preexec_fn=make_controlling_terminal,
-    )
-    os.close(child_side)
     seen = ""
 
     def expect(part: str) -> None:
         nonlocal seen
-        deadline = time.monotonic() + 120
         while part not in seen:
-            assert select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0], seen
+            assert select.select([terminal], [], [], PATIENCE_SECONDS)[0], seen
             seen += os.read(terminal, 65536).decode(errors="replace")
         seen = seen.partition(part)[2]
 
-    try:
+    take = functools.partial(take_terminal, os.ttyname(child_side))
+    with start(main, trained.run, "--interactive", *OPTIONS, files=tmp_path / "generate", prepare=take) as conversation:
         expect("> ")
         os.write(terminal, b"abc\n")
         expect("【abc】")
         os.write(terminal, b"\x03")
         expect("> ")
         os.write(terminal, b"\x04")
-        assert process.wait(timeout=30) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(terminal)
-
-
-def make_controlling_terminal() -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        assert conversation.status() == 0
+    os.close(terminal)
+    os.close(child_side)
 
 
 def test_saved_model_works_in_transformers_alone(trained: Any, tmp_path: Path) -> None:
@@ -293,7 +283,7 @@ def make_writer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_saved_settings_of_another_kind_are_refused(tmp_path: Path, content: dict[str, Any], expected: str) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=rf"generation_config.json: .*{expected}"):
-        command.saved_defaults(tmp_path)
+        command.generation_settings(tmp_path, {})
 
 
 def test_a_prompt_with_an_id_that_the_model_lacks_is_refused(trained: Any) -> None:
@@ -307,8 +297,8 @@ def test_a_prompt_with_an_id_that_the_model_lacks_is_refused(trained: Any) -> No
 def test_a_run_that_diverged_is_finished_without_samples(
     write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], temperature: str
 ) -> None:
-    options = "--learning_rate 1e5 --max_steps 8 --optim adamw_torch --model.initializer_range 1e30"
-    train(["--config", str(write_config()), *options.split(), "--generation.temperature", temperature])
+    options = f"--learning_rate 1e5 --max_steps 8 --model.initializer_range 1e30 --generation.temperature {temperature}"
+    train(["--config", str(write_config(generation={"prompts": ["ab"]})), *options.split()])
     assert "no samples: the model's outputs are non-finite" in capsys.readouterr().out
     assert read_record(tmp_path / "run")["state"] == "finished"
     with pytest.raises(InputError, match="the model's outputs are non-finite"):

@@ -105,7 +105,9 @@ def test_copies_and_replicas_have_the_loss_of_their_own_weights() -> None:
     assert replica.forward.__self__ is replica and replica.head_loss == "chunked"
 
 
-@pytest.mark.parametrize("change", ["checkpointing", "compiled", "frozen embedding", "bf16"])
+@pytest.mark.parametrize(
+    "change", ["checkpointing", pytest.param("compiled", marks=pytest.mark.slow), "frozen embedding", "bf16"]
+)
 def test_other_ways_to_run_it_change_nothing(change: str) -> None:
     model = make_model(loss="chunked").train()
     reference, batch = plain(model), make_batch()
@@ -194,8 +196,7 @@ def test_whole_blocks_need_no_mask(loss: str, monkeypatch: pytest.MonkeyPatch) -
     assert given == [(None, True)] * 2
 
 
-@pytest.mark.parametrize("loss", ["plain", "chunked"])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("loss", "compiled"), [("plain", False), ("chunked", False), ("chunked", True)])
 def test_a_document_that_shares_its_block_is_as_if_alone(loss: str, compiled: bool) -> None:
     model = make_model(loss=loss).eval()
     generator = torch.Generator().manual_seed(5)

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 
 import shards
 from train.model_card import escaped, fenced, model_card, num_parameters, write_model_card
-from train.record import git_state
-from train.run_directory import read_lines, read_record
+from train.run_directory import git_state, read_lines, read_record
 from train.sampling import Continuation
 
 HOSTILE = "a](http://x)<img src=x>|`b`\n# c*_~&$@d\x1b[2J www.evil.org"
@@ -39,7 +38,7 @@ def test_card_of_a_finished_run(trained: Any) -> None:
     assert num_parameters(trained.run / "model") == size
     for part in (
         f"| Fingerprint | `{data.fingerprint}` |",
-        "tiny.jsonl: 27 records",
+        "tiny: 27 records",
         "| Split train | 22 documents, 352 tokens, 22 blocks |",
         f"| Parameters | {size:,} |",
         "| Steps | 44 |",
@@ -94,7 +93,7 @@ def test_nothing_in_the_files_becomes_markup(trained: Any) -> None:
     rows = [line for line in bare.splitlines() if line.startswith("|")]
     assert {row.count("|") for row in rows} == {3}
     assert escaped("a_b\nc") == r"a\_b\\nc"
-    assert fenced("x ```` y", "text").startswith("`````text\n")
+    assert fenced("x ```` y").startswith("`````text\n")
 
 
 def test_a_card_that_can_not_be_written_stops_nothing(trained: Any, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_the_newer_spelling_of_the_rotary_base_is_read(write: WriteConfig, publi
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling: expected .* found 'yarn'"),
         ({"rope_parameters": [1]}, "rope_parameters: expected a mapping"),
         ({"head_dim": 128}, "head_dim"),
-        ({"hidden_size": None}, "hidden_size: expected a number, found None"),
+        ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": "wide"}, "hidden_size: expected a whole number, found 'wide'"),
         ({"hidden_size": 900}, "hidden_size: expected a multiple of 2 × num_attention_heads"),
     ],

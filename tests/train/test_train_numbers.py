@@ -17,8 +17,7 @@ import shards
 from shards.torch import BlockDataset
 from train import evaluate
 from train.__main__ import main
-from train.model import build_model
-from train.run import build_trainer, check, data_position
+from train.run import build_trainer, check
 from train.run_directory import read_lines, read_record
 from train.settings import load_settings
 from train.trainer import BlockTrainer
@@ -60,30 +59,12 @@ def plain_loss(model: PreTrainedModel, blocks: Any, *, masked: bool, keep_paddin
 
 def trainer_of(config: Path, data: shards.Data) -> BlockTrainer:
     settings, args = check(load_settings(config, {}), data)
-    return build_trainer(settings, data, args, data_position(settings, data, args))
+    return build_trainer(settings, data, args)
 
 
-@pytest.mark.parametrize(("packing", "masked"), WAYS)
-@pytest.mark.parametrize("loss", ["plain", "chunked"])
-def test_first_logged_loss_is_a_plain_models(
-    write_config: WriteConfig, packed_sets: dict[str, Path], tmp_path: Path, packing: str, masked: bool, loss: str
-) -> None:
-    path = packed_sets[packing]
-    config = write_config(shards=str(path), document_mask=masked, loss=loss, training={"max_steps": 1})
-    main(["--config", str(config)])
-    settings, data = load_settings(config, {}), shards.open(str(path))
-    shape: dict[str, int] = {"vocab_size": 257, "eos_id": EOS_ID, "block_tokens": BLOCK_TOKENS}
-    config_class = build_model(settings.model, settings.generation, **shape, seed=settings.seed)
-    model = transformers.Qwen2ForCausalLM(config_class.config).train()
-    model.load_state_dict(config_class.state_dict())
-    blocks = data["train"][shards.run_order(data, settings.seed).blocks(0, BATCH_BLOCKS)]
-    expected, count = plain_loss(model, blocks, masked=masked, keep_padding=packing == "concat")
-    assert (count < BATCH_BLOCKS * (BLOCK_TOKENS - 1)) == (masked or packing == "best-fit")
-    (found,) = (line["loss"] for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line)
-    assert found == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize(("packing", "masked"), WAYS)
+@pytest.mark.parametrize(
+    ("packing", "masked", "loss"), [(*way, loss) for way, loss in zip(WAYS, ["plain", "chunked"] * 2, strict=True)]
+)
 def test_run_and_evaluation_agree_with_a_plain_model(
     write_config: WriteConfig,
     packed_sets: dict[str, Path],
@@ -91,21 +72,30 @@ def test_run_and_evaluation_agree_with_a_plain_model(
     capsys: pytest.CaptureFixture[str],
     packing: str,
     masked: bool,
+    loss: str,
 ) -> None:
     """A token is a byte here: bits per byte are the loss in bits, times the tokens that the EOS add."""
     path, run = packed_sets[packing], tmp_path / "run"
-    main(["--config", str(write_config(shards=str(path), document_mask=masked, training={"max_steps": 3}))])
-    results = read_record(run)["results"]
+    config = write_config(shards=str(path), document_mask=masked, loss=loss, training={"max_steps": 3})
+    main(["--config", str(config)])
+    data = shards.open(str(path))
+
+    blocks = data["train"][shards.run_order(data, 42).blocks(0, BATCH_BLOCKS)]
+    expected, count = plain_loss(untrained(config, data), blocks, masked=masked, keep_padding=packing == "concat")
+    assert (count < BATCH_BLOCKS * (BLOCK_TOKENS - 1)) == (masked or packing == "best-fit")
+    first = next(line["loss"] for line in read_lines(run / "metrics.jsonl") if "loss" in line)
+    assert first == pytest.approx(expected, rel=1e-5)
+
+    results, split = read_record(run)["results"], data["val"]
     capsys.readouterr()
     evaluate.main([str(run), "--json", "--batch", "3"])
     evaluated = json.loads(capsys.readouterr().out)
-    split = shards.open(str(path))["val"]
     assert split.num_padding_tokens > 0
     model = AutoModelForCausalLM.from_pretrained(run / "model").eval()
-    loss, count = plain_loss(model, split[:], masked=masked)
-    bits_per_byte = loss / math.log(2) * (split.num_text_bytes + split.num_documents) / split.num_text_bytes
+    expected, count = plain_loss(model, split[:], masked=masked)
+    bits_per_byte = expected / math.log(2) * (split.num_text_bytes + split.num_documents) / split.num_text_bytes
     for found in (results["eval_loss"], evaluated["loss"]):
-        assert found == pytest.approx(loss, rel=1e-5)
+        assert found == pytest.approx(expected, rel=1e-5)
     for found in (results["eval_bits_per_byte"], evaluated["bits_per_byte"], evaluated["bits_per_char"]):
         assert found == pytest.approx(bits_per_byte, rel=1e-5)
     assert results["eval_perplexity"] == pytest.approx(evaluated["perplexity"], rel=1e-4)
@@ -113,6 +103,14 @@ def test_run_and_evaluation_agree_with_a_plain_model(
     evaluate.main([str(run)])
     words = "masked from" if masked else "attend to"
     assert f"documents      {words} each other in a block" in capsys.readouterr().out
+
+
+def untrained(config: Path, data: shards.Data) -> PreTrainedModel:
+    """transformers' own model with the weights that a run starts with."""
+    ours = trainer_of(config, data).model
+    model = transformers.Qwen2ForCausalLM(ours.config).train()
+    model.load_state_dict(ours.state_dict())
+    return model
 
 
 @pytest.mark.parametrize(("packing", "masked"), WAYS)
@@ -153,8 +151,7 @@ def test_utilization_is_of_all_devices(
     monkeypatch.setattr("train.trainer.time.monotonic", lambda: now[0])
     monkeypatch.setattr(TrainingArguments, "world_size", 3)
     trainer._peak_flops = 1e9
-    trainer.state.global_step = 5
-    trainer.start_clock(seconds_before=0.0)
+    trainer.start_clock(step=5, seconds_before=0.0)
     now[0], trainer.state.global_step = 100.5, 7
     logs = {"loss": 1.0}
     trainer.log(logs)

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from transformers import Qwen2ForCausalLM
 
-from train.__main__ import main
-from train.log_lines import MetricsFile
+from tests.train.runs import stop_after, train_to_the_end
+from train.callbacks import SamplesAtEvaluation
 from train.run_directory import read_lines
-from train.sampling import Continuation, SamplesAtEvaluation, load_model
+from train.sampling import Continuation, load_model
 from train.settings import GenerationSettings
 
 WriteConfig = Callable[..., Path]
+STEPS = (2, 4, 6, 8, 10, 11)
 LOSSES = ("loss", "grad_norm", "eval_loss")
 
 
@@ -39,15 +40,14 @@ def test_losses_are_the_same_to_the_last_bit_with_samples_and_without(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:
     """With dropout, so that random numbers matter in each step."""
-    config = str(write_config(**EVALUATED, model={"attention_dropout": 0.3}))
-    main(["--config", config, "--output_dir", str(tmp_path / "with")])
-    main(["--config", config, "--output_dir", str(tmp_path / "without"), "--generation.every_evaluation", "false"])
-    assert len(losses(tmp_path / "with")) > 20
-    assert losses(tmp_path / "with") == losses(tmp_path / "without")
-    expected = [(step, prompt) for step in (2, 4, 6, 8, 10, 11) for prompt in ("ab", "xyz")]
-    samples = written(tmp_path / "with")
-    assert [(step, prompt) for step, prompt, _ in samples] == expected
-    assert written(tmp_path / "without") == samples[-2:]
+    config, run = write_config(**EVALUATED, model={"attention_dropout": 0.3}), tmp_path / "run"
+    train_to_the_end(config)
+    without = tmp_path / "without"
+    train_to_the_end(config, "--output_dir", str(without), "--generation.every_evaluation", "false")
+    assert len(losses(run)) > 20 and losses(run) == losses(without)
+    samples = written(run)
+    assert [sample[:2] for sample in samples] == [(step, prompt) for step in STEPS for prompt in ("ab", "xyz")]
+    assert written(without) == samples[-2:]
     assert samples[0][2] != samples[-2][2], "the model learnt something"
 
 
@@ -55,47 +55,31 @@ def test_a_continued_run_has_each_sample_once(
     write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was stopped after the evaluation of step 6 and continues from step 4."""
-    config = str(write_config(**EVALUATED))
-    on_log = MetricsFile.on_log
-
-    def stop(self: MetricsFile, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        on_log(self, args, state, control, logs=logs, **kwargs)
-        if state.global_step == 7:
-            raise KeyboardInterrupt
-
-    main(["--config", config, "--output_dir", str(tmp_path / "whole")])
-    with monkeypatch.context() as patched:
-        patched.setattr(MetricsFile, "on_log", stop)
-        with pytest.raises(KeyboardInterrupt):
-            main(["--config", config, "--output_dir", str(tmp_path / "stopped")])
+    config, whole, stopped = write_config(**EVALUATED), tmp_path / "whole", ("--output_dir", str(tmp_path / "stopped"))
+    train_to_the_end(config, "--output_dir", str(whole))
+    stop_after(7, monkeypatch, config, *stopped)
     assert [step for step, _, _ in written(tmp_path / "stopped")] == [2, 2, 4, 4, 6, 6]
-    main(["--config", config, "--output_dir", str(tmp_path / "stopped")])
-    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
-    assert written(tmp_path / "stopped") == written(tmp_path / "whole")
+    train_to_the_end(config, *stopped)
+    assert losses(tmp_path / "stopped") == losses(whole)
+    assert written(tmp_path / "stopped") == written(whole)
 
 
 def test_a_failure_ends_the_samples_and_not_the_training(
-    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, tokenizer = load_model(trained.run / "model")
     shown: list[tuple[list[Continuation], int]] = []
-    callback = SamplesAtEvaluation(
-        tmp_path / "samples.jsonl",
-        GenerationSettings(prompts=["ab"], max_new_tokens=10_000),
-        tokenizer,
-        on_samples=lambda samples, step: shown.append((list(samples), step)),
-    )
+    settings = GenerationSettings(prompts=["ab"], max_new_tokens=10_000)
+    callback = SamplesAtEvaluation(settings, tokenizer, lambda samples, step: shown.append((samples, step)))
 
     def evaluate(step: int) -> None:
         callback.on_evaluate(None, SimpleNamespace(global_step=step, max_steps=9), None, model=model)
 
     model.train()
-    model.model.layers[0].eval()
-    modes = [module.training for module in model.modules()]
     evaluate(3)
-    assert [module.training for module in model.modules()] == modes
+    assert all(module.training for module in model.modules())
     evaluate(9)  # the end's are written from the saved model
-    assert [step for _, step in shown] == [3] == [line["step"] for line in read_lines(tmp_path / "samples.jsonl")]
+    assert [step for _, step in shown] == [3]
     assert shown[0][0][0].num_tokens <= 64
 
     def fail(*_arguments: Any, **_options: Any) -> None:
@@ -105,4 +89,4 @@ def test_a_failure_ends_the_samples_and_not_the_training(
     evaluate(5)
     evaluate(6)
     assert capsys.readouterr().out == "no samples from step 5 on: CUDA out of memory\n"
-    assert len(read_lines(tmp_path / "samples.jsonl")) == 1
+    assert len(shown) == 1

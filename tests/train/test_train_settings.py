@@ -10,22 +10,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 import yaml
 
-import shards
 from shards.common.errors import InputError
 from train.__main__ import build_parser, main, prepare
 from train.arguments import build_arguments, decay_settings, micro_batches, typed
-from train.run import build_trainer, data_position
-from train.settings import load_settings
-from train.training_fields import REFUSED_ARGUMENTS, training_fields
-from train.values import convert
+from train.run import build_trainer
+from train.settings import load_settings, training_fields
+from train.values import Count, convert
 
 WriteConfig = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
+REFUSED = object()
 SWEEP = ROOT / "configs" / "sweep.yaml"  # settings of `train.sweep`, checked there
 
 
@@ -42,30 +42,38 @@ def test_training_fields_are_those_of_the_class() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "types", "expected"),
+    ("value", "kind", "expected"),
     [
-        ("1e-3", "float", 0.001),
-        (3, "float", 3.0),
-        ("7", "int", 7),
-        (7.0, "int", 7),
-        ("true", "bool", True),
-        ("none", "int | None", None),
-        ('["a"]', "list[str]", ["a"]),
-        ("none", "str", None),
-        ("1.5", "int", None),
-        ("nan", "float", None),
-        (True, "int", None),
-        ("maybe", "bool", None),
-        ([1], "float", None),
-        ("[", "list[str]", None),
+        ("1e-3", float, 0.001),
+        (3, float, 3.0),
+        ("7", int, 7),
+        (7.0, int, 7),
+        ("true", bool, True),
+        ("none", Count | None, None),
+        ('["a"]', list[str], ["a"]),
+        ('{"a": 1}', dict | str | None, {"a": 1}),
+        ("a.json", dict | str | None, "a.json"),
+        ("1.5", int, REFUSED),
+        ("nan", float, REFUSED),
+        (10**400, float, REFUSED),
+        (True, int, REFUSED),
+        ("maybe", bool, REFUSED),
+        ([1], float, REFUSED),
+        ([1], list[str], REFUSED),
+        ("[", list[str], REFUSED),
+        ("{", dict | str | None, REFUSED),
+        (0, Count, REFUSED),
+        (5, str, REFUSED),
+        ("none", Count, REFUSED),
+        ("b", Literal["a"], REFUSED),
     ],
 )
-def test_values_become_the_type_of_their_field_or_are_refused(value: object, types: str, expected: object) -> None:
-    if expected is None and "None" not in types:
-        with pytest.raises(InputError, match=r"^here: "):
-            convert(value, types, "here")
+def test_values_become_the_type_of_their_field_or_are_refused(value: object, kind: object, expected: object) -> None:
+    if expected is REFUSED:
+        with pytest.raises(InputError, match=r"^here(\[0\])?: "):
+            convert(value, kind, "here")
     else:
-        found = convert(value, types, "here")
+        found = convert(value, kind, "here")
         assert found == expected and type(found) is type(expected)
 
 
@@ -87,11 +95,12 @@ def test_options_win_over_the_file(write_config: WriteConfig, tmp_path: Path) ->
     settings = typed(prepare(arguments)[0])
     training = settings.training
     assert (training["learning_rate"], training["weight_decay"], training["logging_steps"]) == (3e-4, 0.05, 1)
-    assert training["full_determinism"] is True and "save_total_limit" not in training
+    assert training["full_determinism"] is True and training["save_total_limit"] is None
     assert (training["lr_scheduler_kwargs"], training["optim"]) == ({"num_cycles": 2}, "muon")
     assert (settings.model.hidden_size, settings.generation.seed) == (32, 9)
     assert settings.output_dir == tmp_path / "other"
-    assert not build_arguments(settings, epoch_blocks=22).torch_compile
+    args = build_arguments(settings, epoch_blocks=22)
+    assert not args.torch_compile and args.save_total_limit is None
 
 
 def test_of_two_ways_to_set_the_batch_the_command_lines_wins(write_config: WriteConfig) -> None:
@@ -108,10 +117,8 @@ def test_of_two_ways_to_set_the_batch_the_command_lines_wins(write_config: Write
         load_settings(by_blocks, {"gradient_accumulation_steps": "4", "global_batch_blocks": "8"})
 
 
-def test_every_training_argument_is_an_option_or_refused() -> None:
-    options = {option for action in build_parser()._actions for option in action.option_strings}
-    for name in training_fields():
-        assert (f"--{name}" in options) != (name in REFUSED_ARGUMENTS and name != "resume_from_checkpoint")
+def test_every_training_argument_is_an_option() -> None:
+    assert {f"--{name}" for name in training_fields()} <= build_parser().options
 
 
 FAULTS_WITHOUT_TORCH = [
@@ -120,7 +127,7 @@ FAULTS_WITHOUT_TORCH = [
     ({"model": {"hidden_sise": 1}}, r"config.yaml: model: unknown key 'hidden_sise'; did you mean 'hidden_size'\?"),
     ({"training": {"learning_rte": 1}}, r"training: unknown key 'learning_rte'; did you mean 'learning_rate'\?"),
     ({"training": {"auto_find_batch_size": True}}, "training: auto_find_batch_size: can't be set: "),
-    ({"training": {"output_dir": None}}, "training: output_dir is missing"),
+    ({"training": {"output_dir": None}}, "config.yaml: training: output_dir: expected text, found None"),
     ({"training": 7}, "config.yaml: training: expected a mapping, found 7"),
     ({"model": {"hidden_size": "big"}}, "model: hidden_size: expected a whole number, found 'big'"),
     (
@@ -130,16 +137,16 @@ FAULTS_WITHOUT_TORCH = [
     ({"model": {"num_key_value_heads": 3}}, "num_key_value_heads: expected a divisor of num_attention_heads = 2"),
     ({"model": {"max_position_embeddings": 8}}, "max_position_embeddings: 8 positions are too few .* 16 tokens"),
     ({"groups": {"norm_weight_decay": -1}}, "groups: norm_weight_decay: expected 0 or more, found -1"),
-    ({"tracking": {"mode": "onlin"}}, r"tracking: mode: expected one of .*found 'onlin'; did you mean 'online'\?"),
+    ({"tracking": {"mode": "onlin"}}, r"tracking: mode: expected auto or .*found 'onlin'; did you mean 'online'\?"),
     ({"generation": {"prompts": "one"}}, "generation: prompts: expected a list, found 'one'"),
     ({"generation": {"prompts": [""]}}, r"generation: prompts\[0\]: expected text, found ''"),
     ({"generation": {"top_p": 0}}, "generation: top_p: expected above 0, at most 1, found 0"),
     ({"generation": {"temperature": 1e-45}}, "generation: temperature: expected 0, or 0.001 to 100, found 1e-45"),
     ({"global_batch_blocks": 8}, "global_batch_blocks: sets gradient_accumulation_steps too"),
-    ({"global_batch_blocks": 0}, "global_batch_blocks: expected a number of blocks from 1 on, found 0"),
-    ({"eval_blocks": "many"}, "eval_blocks: expected a whole number or none, found 'many'"),
-    ({"loss": "liger"}, "loss: expected one of auto, plain, chunked, found 'liger'"),
-    ({"shards": None}, "config.yaml: shards: expected a shard set's directory"),
+    ({"global_batch_blocks": 0}, "global_batch_blocks: expected at least 1, found 0"),
+    ({"eval_blocks": "many"}, "eval_blocks: expected a whole number, found 'many'"),
+    ({"loss": "liger"}, "loss: expected auto or plain or chunked, found 'liger'"),
+    ({"shards": None}, "config.yaml: shards: expected text, found None"),
     ({"shards": "/nowhere/at/all"}, "/nowhere/at/all: no such shard set"),
 ]
 
@@ -157,13 +164,9 @@ def test_faults_of_a_config_name_the_place(
     ("text", "expected"),
     [
         ("a: [1", "line 1, column 6: "),
-        ("- 1", "expected a mapping with the keys shards, shuffle, document_mask, .*_blocks, eval_blocks, model"),
+        ("- 1", "expected a mapping of settings, found"),
         ("", "expected a mapping"),
         ("shards: a\nshards: b", "line 2, column 1: key 'shards' is given twice"),
-        ("model: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
-        ("a: &a [1]\nb: *a", r"line 2, column 4: aliases \(\*name\) aren't taken; write the value out"),
-        ("[" * 30_000, "nested too deeply"),
-        ("shards: 1" + "0" * 2**20, "more than 1,048,576 bytes; expected a config"),
     ],
 )
 def test_faults_of_yaml_name_the_line(tmp_path: Path, text: str, expected: str) -> None:
@@ -184,54 +187,57 @@ OPTIONS = [
     ("--use_liger_kernel true", "--use_liger_kernel: can't be set: "),
     ("--label_smoothing_factor 0.1", "--label_smoothing_factor: can't be set: "),
     ("--push_to_hub", "--push_to_hub: can't be set: .*`hf upload`"),
-    ("--learning_rate fast", "--learning_rate: invalid float value: 'fast'"),
-    ("--learning_rate nan", "--learning_rate: expected a finite number, found nan"),
-    ("--max_steps 1.5", "--max_steps: invalid int value: '1.5'"),
-    ("--max_steps none", "--max_steps: expected a value, found None"),
+    ("--learning_rate fast", "--learning_rate: expected a number, found 'fast'"),
+    ("--learning_rate nan", "--learning_rate: expected a number, found 'nan'"),
+    ("--max_steps 1.5", "--max_steps: expected a whole number, found '1.5'"),
+    ("--max_steps none", "--max_steps: expected a whole number, found 'none'"),
     ("--bf16 sometimes", "--bf16: .*sometimes"),
-    ("--eval_strategy sometimes", "--eval_strategy: invalid choice: 'sometimes'"),
-    ("--debug sometimes", "--debug: invalid DebugOption value: 'sometimes'"),
-    ("--log_level nope", "--log_level: invalid choice: 'nope'"),
-    ("--optim moun", "--optim: invalid choice: 'moun' .*; did you mean 'muon'"),
+    ("--eval_strategy sometimes", "--eval_strategy: expected no or steps or epoch, found 'sometimes'"),
+    ("--debug sometimes", "training: sometimes is not a valid DebugOption"),
+    ("--log_level nope", "--log_level: expected .*, found 'nope'"),
+    ("--optim moun", "--optim: expected .* or muon, found 'moun'; did you mean 'muon'"),
     ("--optim adamw_bnb_8bit", "training: optim: adamw_bnb_8bit: .*bitsandbytes"),
     ("--optim lomo", "training: optim: lomo: .*lomo"),
     ("--optim galore_adamw", "training: optim: galore_adamw: .*"),
     ("--optim adamw_torch --optim_args foo", "training: optim: adamw_torch: .*"),
     ("--optim sgd --optim_args momentum=x", "training: optim: sgd: could not convert"),
     ("--adam_beta1 2.0", "training: optim: adamw_torch\\w*: Invalid beta parameter"),
-    ("--weight_decay -1", "--weight_decay: expected 0 or more, found -1"),
-    ("--learning_rate -1", "--learning_rate: expected 0 or more, found -1"),
-    ("--optim muon --learning_rate -1", "--learning_rate: expected 0 or more, found -1"),
+    ("--weight_decay -1", "--weight_decay: expected 0 or more, found '-1'"),
+    ("--learning_rate -1", "--learning_rate: expected 0 or more, found '-1'"),
+    ("--optim muon --learning_rate -1", "--learning_rate: expected 0 or more, found '-1'"),
     ("--dataloader_num_workers -1", "training: dataloader: .*num_workers"),
     (
         "--dataloader_num_workers 1 --dataloader_prefetch_factor 0",
-        "dataloader_prefetch_factor: expected 1 or more, found 0",
+        "dataloader_prefetch_factor: expected at least 1, found '0'",
     ),
     ("--dataloader_prefetch_factor 2", "training: .*prefetch_factor"),
     ("--dataloader_persistent_workers true", "training: dataloader: persistent_workers"),
-    ("--per_device_train_batch_size 0", "per_device_train_batch_size: expected 1 to 1,048,576, found 0"),
-    ("--num_train_epochs 0", "num_train_epochs: expected above 0, found 0"),
-    ("--max_steps 99999999999999999999", "training: expected at most 2,147,483,647 steps"),
-    ("--num_train_epochs 1e300", "training: expected at most 2,147,483,647 steps"),
+    ("--per_device_train_batch_size 0", "per_device_train_batch_size: expected at least 1, found '0'"),
+    ("--num_train_epochs 0", "num_train_epochs: expected above 0, at most 1,000,000, found '0'"),
+    ("--max_steps 99999999999999999999", "--max_steps: expected at most 2,147,483,647 steps"),
+    ("--num_train_epochs 1e300", "--num_train_epochs: expected above 0, at most 1,000,000"),
     ("--logging_steps 0", "logging_steps: expected above 0"),
-    ("--save_steps -5", "save_steps: expected above 0 .for never: save_strategy: 'no'., found -5"),
-    ("--lr_scheduler_type nope", "--lr_scheduler_type: invalid choice: 'nope'"),
+    ("--save_steps -5", "save_steps: expected above 0 .for never: save_strategy: 'no'., found '-5'"),
+    ("--lr_scheduler_type nope", "--lr_scheduler_type: expected linear or .*, found 'nope'"),
     ("--lr_scheduler_type polynomial --lr_scheduler_kwargs {", "--lr_scheduler_kwargs: bad JSON"),
     ('--lr_scheduler_kwargs {"foo":1}', "training: lr_scheduler_type: linear: .*foo"),
     (
         '--lr_scheduler_type cosine --lr_scheduler_kwargs {"num_cycles":1e999}',
         "lr_scheduler_type: cosine: math domain error",
     ),
-    ('--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs {"num_decay_steps":-1}', "a number from 0 on"),
+    (
+        '--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs {"num_decay_steps":-1}',
+        "num_decay_steps: expected 0 or more, found -1",
+    ),
     ('--gradient_checkpointing true --gradient_checkpointing_kwargs {"foo":1}', "gradient_checkpointing_kwargs: .*foo"),
     ("--torch_compile true --torch_compile_backend nope", "training: torch_compile: .*nope"),
     ("--torch_compile true --torch_compile_mode nope", "training: torch_compile: .*nope"),
     (
         "--load_best_model_at_end --metric_for_best_model nope --eval_strategy steps",
-        "metric_for_best_model: expected loss",
+        "metric_for_best_model: expected loss or eval_loss",
     ),
     ("--fsdp full_shard", "fsdp: shards a model over GPUs"),
-    ("--ddp_backend nope", "--ddp_backend: invalid choice|training: .*nope"),
+    ("--ddp_backend nope", "--ddp_backend: expected .*, found 'nope'"),
     ("--output_dir /proc/x", "/proc/x: can't be made there; choose another --output_dir"),
     ("--model.hidden_size 100000000000", "^out of memory.*: the machine can't hold this model; choose a smaller one"),
     ("--model.hidden_act nope", "model: hidden_act: 'nope' is unknown to transformers"),
@@ -274,7 +280,7 @@ def test_the_preflight_draws_no_random_number(write_config: WriteConfig) -> None
     settings = typed(settings)
     args = build_arguments(settings, epoch_blocks=22)
     assert args.lr_scheduler_kwargs == {"num_decay_steps": 3, "decay_type": "linear"}
-    trainer = build_trainer(settings, data, args, data_position(settings, data, args))
+    trainer = build_trainer(settings, data, args)
     before = torch.get_rng_state(), random.getstate()
     from train.arguments import preflight
 
@@ -339,14 +345,10 @@ def test_check_writes_nothing_and_reports_what_is_wrong(
     main(["--config", str(write_config()), "--check"])
     assert not (tmp_path / "run").exists() and capsys.readouterr().out == ""
     refused(tmp_path / "none.yaml", ["--check"], "no such config file")
-    refused(write_config(), ["--check", "--learning_rate", "fast"], "--learning_rate: invalid float value")
+    refused(write_config(), ["--check", "--learning_rate", "fast"], "--learning_rate: expected a number")
 
 
 @pytest.mark.parametrize("config", sorted({*(ROOT / "configs").glob("*.yaml")} - {SWEEP}), ids=lambda path: path.stem)
 def test_configs_of_the_project_are_valid(config: Path) -> None:
     settings = typed(load_settings(config, {}))
     assert settings.generation.prompts and str(settings.shards).startswith("data/shards/")
-
-
-def test_shard_set_of_the_fixture_is_sound(shard_set_path: Path) -> None:
-    assert len(shards.open(shard_set_path)["val"]) == 5

@@ -7,9 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +16,14 @@ import yaml
 
 import train.sweep
 from shards.common.errors import InputError
+from tests.conftest import REPOSITORY
+from tests.train.processes import command
+from train.__main__ import main as train_in_process
 from train.arguments import typed
 from train.run_directory import read_lines, read_record
 from train.sweep import check_run, main, plan_sweep
 
 WriteConfig = Callable[..., Path]
-CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
-ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"max_steps": 3, "save_steps": 1, "warmup_steps": 0}
 
 
@@ -62,8 +60,8 @@ class FakeRuns:
         self.failing, self.names = failing, list[str]()
 
     def __call__(self, run: train.sweep.SweptRun) -> int:
-        self.names.append(run.name)
-        if run.name == self.failing:
+        self.names.append(run.directory.name)
+        if run.directory.name == self.failing:
             return 1
         if not (run.directory / "run.json").exists():
             finish(run.directory, run.arguments)
@@ -76,7 +74,7 @@ class FakeRuns:
 def test_grid_is_every_combination_with_a_readable_name(write_sweep: Callable[..., Path]) -> None:
     file = write_sweep(grid={"learning_rate": ["1e-3", 0.0025], "model.hidden_size": [16, 32]})
     output_dir, runs = plan_sweep(file)
-    names = [run.name for run in runs]
+    names = [run.directory.name for run in runs]
     assert names == [
         "learning_rate=1e-3,hidden_size=16",
         "learning_rate=1e-3,hidden_size=32",
@@ -84,7 +82,7 @@ def test_grid_is_every_combination_with_a_readable_name(write_sweep: Callable[..
         "learning_rate=0.0025,hidden_size=32",
     ]
     assert [run.directory for run in runs] == [output_dir / name for name in names]
-    assert str(runs[1]) == f"{names[1]}: learning_rate 1e-3, model.hidden_size 32 (new)"
+    assert str(runs[1]) == f"{names[1]}: learning_rate 1e-3, model.hidden_size 32"
     assert "--model.hidden_size=32" in runs[1].arguments
 
 
@@ -104,27 +102,28 @@ def test_values_reach_the_settings_of_each_run(write_sweep: Callable[..., Path])
     settings = typed(prepare(run.arguments)[0])
     assert settings.training["lr_scheduler_kwargs"] == {"num_cycles": 2}
     assert (settings.training["bf16"], settings.document_mask) == (False, True)
-    assert settings.training["weight_decay"] == 0.5 and "eval_steps" not in settings.training
+    assert settings.training["weight_decay"] == 0.5 and settings.training["eval_steps"] is None
     assert settings.generation.prompts == ["一, 二"]
     assert settings.tracking.name == "all"
 
 
 def test_names_are_safe(write_sweep: Callable[..., Path]) -> None:
     _, (run,) = plan_sweep(write_sweep(grid={"shards": ["../a b;$(x)\n中"]}))
-    assert run.directory.parent.name == "sweep" and re.fullmatch(r"[\w=,.-]+", run.name, re.ASCII)
+    assert run.directory.parent.name == "sweep" and re.fullmatch(r"[\w=,.-]+", run.directory.name, re.ASCII)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"grid": {"learning_rat": [1]}}, "grid: unknown setting 'learning_rat'; did you mean 'learning_rate'?"),
-        ({"grid": {"model.hidden": [1]}}, "unknown setting 'model.hidden'"),
-        ({"grid": {"learning_rate": 1}}, "learning_rate: expected a list of values, found 1"),
+        ({"grid": {"learning_rat": [1]}}, "run 1: unknown key 'learning_rat'; did you mean 'learning_rate'?"),
+        ({"grid": {"model.hidden": [1]}}, "unknown key 'model.hidden'"),
+        ({"grid": {"learning_rate": 1}}, "grid: learning_rate: expected a list, found 1"),
+        ({"grid": {"learning_rate": []}}, "grid: learning_rate: expected a list of values, found []"),
         ({"grid": {"seed": [1, 2, 1]}}, "two runs with the name 'seed=1'"),
-        ({"grid": {"output_dir": ["a"]}}, "output_dir: can't be set"),
-        ({"grid": {"data_seed": [1]}}, "data_seed: can't be set"),
-        ({"grid": {}}, "grid: expected settings with a list"),
-        ({"grid": {"seed": list(range(1001))}}, "expected at most 1,000 combinations, found 1001"),
+        ({"grid": {"output_dir": ["a"]}}, "unknown key 'output_dir'"),
+        ({"fixed": {"resume_from_checkpoint": "x"}, "grid": {"seed": [1]}}, "fixed: unknown key 'resume"),
+        ({"grid": {}}, "expected either `grid` or `runs`"),
+        ({"grid": {"seed": list(range(1001))}}, "expected at most 1,000 runs, found 1001"),
         ({"grid": {"seed": [1]}, "runs": [{"seed": 1}]}, "expected either `grid` or `runs`"),
         ({}, "expected either `grid` or `runs`"),
         ({"runs": [{"name": "../up", "seed": 1}]}, "name of a run: expected letters"),
@@ -132,11 +131,11 @@ def test_names_are_safe(write_sweep: Callable[..., Path]) -> None:
         ({"grid": {"shards": ["a/wiki", "b/wiki"]}}, "two runs with the name"),
         ({"runs": [{"name": "compare.html", "seed": 1}]}, "name of a run: expected letters"),
         ({"grid": {"optim_args": ["x" * 500]}}, "name of a run: expected letters"),
-        ({"runs": [{"name": "a", "seed": 1}, {"name": "A", "seed": 2}]}, "two runs with the name 'a'"),
+        ({"runs": [{"name": "a", "seed": 1}, {"name": "A", "seed": 2}]}, "two runs with the name 'A'"),
         ({"runs": [{"seed": 1}, {"seed": 1}]}, "the same settings"),
-        ({"runs": [3]}, "run 1: expected a mapping"),
+        ({"runs": [3]}, "runs[0]: expected a mapping, found 3"),
         ({"gird": {}}, "unknown key 'gird'; did you mean 'grid'?"),
-        ({"grid": {"seed": [1]}, "config": 3}, "config: expected a path"),
+        ({"grid": {"seed": [1]}, "config": 3}, "config: expected text, found 3"),
     ],
 )
 def test_what_can_not_be_planned_is_refused(
@@ -214,37 +213,30 @@ def test_doctests() -> None:
     assert doctest.testmod(train.sweep) == (0, doctest.testmod(train.sweep).attempted)
 
 
-# ---- with real processes ----
-
-
 def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
-    write_sweep: Callable[..., Path], tmp_path: Path, run_command_line: CommandLine
+    write_sweep: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The run is interrupted after its first checkpoint; then it goes on from there."""
-    file = write_sweep(runs=[{"name": "long", "max_steps": 60, "save_steps": 20}])
-    command = [sys.executable, "-m", "train.sweep", str(file)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 600
-    while not list((tmp_path / "sweep" / "long").glob("checkpoint-*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert set(errors.splitlines()) == {"interrupted"}
-    assert "run 1 of 1  long: max_steps 60, save_steps 20" in output
-    assert read_record(tmp_path / "sweep" / "long")["state"] == "training"
+    """The run, a process of its own, is interrupted after its first checkpoint; then it goes on from there."""
+    file, run = write_sweep(runs=[{"name": "long", "max_steps": 200, "save_steps": 40}]), tmp_path / "sweep" / "long"
+    with command(main, file, files=tmp_path / "command") as sweep:
+        sweep.wait_until((run / "checkpoint-40").exists)
+        os.kill(sweep.pid, signal.SIGINT)
+        assert sweep.status() == 130, sweep.errors
+    assert set(sweep.errors.splitlines()) == {"interrupted"}
+    assert "run 1 of 1  long: max_steps 200, save_steps 40" in sweep.output
+    assert read_record(run)["state"] == "training"
 
-    again = run_command_line("train.sweep", str(file), cwd=tmp_path, timeout=500)
-    assert again.returncode == 0, again.stderr
-    assert "continuing from" in again.stdout and "compare.html" in again.stdout
-    record = read_record(tmp_path / "sweep" / "long")
+    monkeypatch.setattr(train.sweep, "run_one", lambda run: train_in_process(run.arguments))
+    assert main([str(file)]) == 0
+    output = capsys.readouterr().out
+    assert "continuing from" in output and "compare.html" in output
+    record = read_record(run)
     assert record["state"] == "finished" and len(record["sessions"]) == 2
-    logs = [log for log in read_lines(tmp_path / "sweep" / "long" / "metrics.jsonl") if "loss" in log]
-    assert [log["step"] for log in logs] == list(range(1, 61))
+    logs = [log for log in read_lines(run / "metrics.jsonl") if "loss" in log]
+    assert [log["step"] for log in logs] == list(range(1, 201))
     seconds = [log["seconds"] for log in logs]
     assert seconds[0] > 0 and seconds == sorted(seconds)  # over both sessions
 
@@ -252,10 +244,9 @@ def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
 def test_the_projects_sweep_names_settings_that_exist() -> None:
     from train.settings import load_settings
 
-    root = Path(train.sweep.__file__).resolve().parents[1]
-    output_dir, runs = train.sweep.plan_sweep(root / "configs" / "sweep.yaml")
+    output_dir, runs = plan_sweep(REPOSITORY / "configs" / "sweep.yaml")
     assert output_dir == Path("runs/sweep") and len(runs) == 4
     for run in runs:
         options = dict(argument.removeprefix("--").split("=", 1) for argument in run.arguments)
-        config = root / options.pop("config")
+        config = REPOSITORY / options.pop("config")
         assert load_settings(config, options).training["num_train_epochs"] == "6"

@@ -17,9 +17,10 @@ import yaml
 from shards.common.errors import InputError
 from tests.train.runs import stop_after, train_to_the_end
 from train import tracking
+from train.environment import check_tracking
 from train.run_directory import read_lines, read_record
 from train.settings import TrackingSettings
-from train.tracking import Tracking, can_connect, check_tracking
+from train.tracking import Tracking, can_connect
 
 CLOSED = "http://127.0.0.1:9"
 
@@ -87,7 +88,7 @@ def test_mode_follows_login_and_network(
     started = []
     callback = SimpleNamespace(update_config=lambda config: None)
 
-    def start(self: Tracking, mode: str, trainer: Any) -> Any:
+    def start(self: Tracking, swanlab: Any, mode: str, trainer: Any) -> Any:
         started.append(mode)
         return callback
 
@@ -105,7 +106,10 @@ def test_mode_follows_login_and_network(
 
 
 def test_failure_online_goes_on_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(self: Tracking, mode: str, trainer: Any) -> Any:
+    modes: list[str] = []
+
+    def start(self: Tracking, swanlab: Any, mode: str, trainer: Any) -> Any:
+        modes.append(mode)
         if mode == "online":
             raise RuntimeError("the key was revoked\nsecond line")
         return SimpleNamespace(update_config=lambda config: None)
@@ -116,14 +120,14 @@ def test_failure_online_goes_on_offline(tmp_path: Path, monkeypatch: pytest.Monk
     run = Tracking(TrackingSettings(), tmp_path, "id")
     notices = run.start(SimpleNamespace(add_callback=lambda callback: None), {})
     assert notices == ["SwanLab online can't be used (the key was revoked): going on offline"]
-    assert run.mode == "offline"
+    assert modes == ["online", "offline"]
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_swanlab_that_can_not_start_at_all_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    def start(self: Tracking, mode: str, trainer: Any) -> Any:
+    def start(self: Tracking, swanlab: Any, mode: str, trainer: Any) -> Any:
         raise OSError(f"no room {mode}")
 
     monkeypatch.setattr(Tracking, "_start", start)
@@ -131,7 +135,7 @@ def test_swanlab_that_can_not_start_at_all_stops_nothing(
     monkeypatch.setattr(tracking, "can_connect", lambda host: True)
     run = Tracking(TrackingSettings(mode=mode), tmp_path, "id")
     notices = run.start(SimpleNamespace(), {})
-    assert notices[-1] == "SwanLab can't be used (no room offline): this run is recorded in metrics.jsonl only"
+    assert notices[-1] == "SwanLab offline can't be used (no room offline): this run is recorded in metrics.jsonl only"
     assert len(notices) == (2 if mode == "online" else 1)
     run.log_samples([], 1)
     run.finish(None)
@@ -141,9 +145,9 @@ def test_training_goes_on_without_swanlab(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     notices = Tracking(TrackingSettings(), tmp_path, "id").start(SimpleNamespace(), {})
     assert notices == ["SwanLab is not installed: this run is recorded in metrics.jsonl only"]
-    check_tracking(TrackingSettings())
+    check_tracking("auto")
     with pytest.raises(InputError, match="tracking: mode: offline: swanlab is not installed"):
-        check_tracking(TrackingSettings(mode="offline"))
+        check_tracking("offline")
 
 
 def test_key_is_found_without_a_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,13 +219,15 @@ def test_a_continued_run_is_the_same_run_of_swanlabs(
     assert ids == [(record["tracking_id"], "allow", "offline")] * 2 and len(record["sessions"]) == 2
 
 
-def test_a_long_evaluation_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_evaluation_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SwanLab takes a run that logs nothing for longer than a minute as dead."""
     now, logged = [0.0], list[tuple[dict[str, int], int]]()
     monkeypatch.setattr("train.tracking.time.monotonic", lambda: now[0])
-    heartbeat = tracking._heartbeat(lambda values, step: logged.append((values, step)))
-    heartbeat.on_log()
+    run = Tracking(TrackingSettings(), tmp_path, "id")
+    run._swanlab = SimpleNamespace(log=lambda values, step: logged.append((values, step)))
+    state = SimpleNamespace(global_step=7)
+    run.on_log(None, state, None)
     for second in range(0, 200, 10):
         now[0] = float(second)
-        heartbeat.on_prediction_step(None, SimpleNamespace(global_step=7), None)
+        run.on_prediction_step(None, state, None)
     assert logged and len(logged) >= 3 and logged[0] == ({"eval/running": 1}, 7)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +12,8 @@ from typing import Any
 from shards.common.command_line import Parser, run_command, say
 from shards.common.files import write_atomically
 from train.compare.page import check_out, render
-from train.compare.runs import Run, differences, find_runs, read_runs
-from train.compare.table import comparability, remarks, terminal_tables
+from train.compare.runs import Run, comparability, differences, find_runs, read_runs
+from train.compare.table import as_lines, remarks
 
 EPILOG = """\
 A directory that is no run but holds some stands for all of them. Losses are in nats a token, times
@@ -24,7 +21,6 @@ are of training alone. For example:
 
   python -m train.compare runs/lr1e-3 runs/wide --out compare.html
 """
-_COLUMNS_OF_NO_TERMINAL = 120
 
 
 def build_parser() -> Parser:
@@ -43,24 +39,17 @@ def build_parser() -> Parser:
 
 def main(argv: list[str]) -> None:
     """Print the comparison. Raises `InputError`."""
-    options: argparse.Namespace = build_parser().parse_args(argv)
+    options = build_parser().parse_args(argv)
     directories = find_runs(options.runs)
     if options.out is not None:
         check_out(options.out)
     runs = read_runs(directories)
     if options.out is not None:
         write_atomically(options.out, render(runs))
-    lines = [json.dumps(as_json(runs), indent=1)] if options.json else as_lines(runs)
-    if options.out is not None and not options.json:
-        lines += ["", f"page  {options.out}"]
-    say(*lines)
-
-
-def as_lines(runs: Sequence[Run], columns: int | None = None) -> list[str]:
-    """The comparison for a terminal of `columns` columns (None: of the terminal that there is)."""
-    width = columns or shutil.get_terminal_size((_COLUMNS_OF_NO_TERMINAL, 24)).columns
-    below = [piece for remark in remarks(runs) for piece in textwrap.wrap(remark, max(width, 20))]
-    return [*terminal_tables(runs, width), *below]
+    if options.json:
+        say(json.dumps(as_json(runs), indent=1))
+    else:
+        say(*as_lines(runs), *(["", f"page  {options.out}"] if options.out is not None else []))
 
 
 def as_json(runs: Sequence[Run]) -> dict[str, Any]:
@@ -73,11 +62,10 @@ def as_json(runs: Sequence[Run]) -> dict[str, Any]:
             record[key] = dataclasses.asdict(point) if point else None
         del record["defaults"]
         records.append(record)
+    names = [run.name for run in runs]
     return {
         "runs": records,
-        "differences": {
-            key: dict(zip([run.name for run in runs], values, strict=True)) for key, values in differences(runs).items()
-        },
+        "differences": {key: dict(zip(names, values, strict=True)) for key, values in differences(runs).items()},
         "comparable": not comparability(runs),
         "remarks": remarks(runs),
     }

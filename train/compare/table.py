@@ -1,10 +1,9 @@
-"""The comparison as rows, and rows as tables for a terminal of any width: properties are rows, runs are columns."""
+"""The comparison as rows, for a terminal of any width: properties are rows, runs are columns."""
 
 from __future__ import annotations
 
-import io
 import json
-import math
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,47 +13,58 @@ from rich.table import Table
 from rich.text import Text
 
 from shards.common.text import duration, printable
-from train.compare.runs import Point, Run, differences
+from train.compare.runs import Run, comparability, differences
 
 NOTHING = "–"
 _MAX_CELL_CHARACTERS = 200
-_FINGERPRINT_CHARACTERS = 12
 _LABEL_COLUMNS, _RUN_COLUMNS = 34, 18
+_COLUMNS_OF_NO_TERMINAL = 120
+
+Rows = list[tuple[str, list[str]]]
 
 
-def result_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def result_rows(runs: Sequence[Run]) -> Rows:
     """What came of each run, a property a row."""
-    rows = [
-        ("state", [run.state for run in runs]),
-        ("steps", [_steps(run) for run in runs]),
-        ("tokens seen", [_count(run.tokens) for run in runs]),
-        ("training time", [NOTHING if run.seconds is None else duration(run.seconds) for run in runs]),
-        ("tokens/s", [_count(run.tokens_per_second) for run in runs]),
-        ("training loss", [_loss(run.last_training_loss) for run in runs]),
-        ("validation loss", [_loss(point.loss if (point := run.last_validation) else None) for run in runs]),
-        ("  perplexity", [_perplexity(run.last_validation) for run in runs]),
-        ("best validation loss", [_loss(point.loss if (point := run.best_validation) else None) for run in runs]),
-        ("  perplexity", [_perplexity(run.best_validation) for run in runs]),
-        ("  at step", [_count(point.step if (point := run.best_validation) else None) for run in runs]),
+    return [(rows[0][0], [text for _, text in rows]) for rows in zip(*map(_results, runs), strict=True)]
+
+
+def _results(run: Run) -> list[tuple[str, str]]:
+    last, best = run.last_validation, run.best_validation
+    last_loss, last_perplexity = (last.loss, last.perplexity) if last else (None, None)
+    best_loss, best_perplexity, best_step = (best.loss, best.perplexity, best.step) if best else (None, None, None)
+    is_done = run.planned_steps in (None, run.steps)
+    return [
+        ("state", run.state),
+        ("steps", _number(run.steps) if is_done else f"{run.steps or 0:,} of {run.planned_steps:,}"),
+        ("tokens seen", _number(run.tokens)),
+        ("training time", NOTHING if run.seconds is None else duration(run.seconds)),
+        ("tokens/s", _number(run.tokens_per_second)),
+        ("training loss", _number(run.last_training_loss, ".4f")),
+        ("validation loss", _number(last_loss, ".4f")),
+        ("  perplexity", _number(last_perplexity, ",.2f")),
+        ("best validation loss", _number(best_loss, ".4f")),
+        ("  perplexity", _number(best_perplexity, ",.2f")),
+        ("  at step", _number(best_step)),
+        ("bits per byte", _number(run.bits_per_byte, ".4f")),
+        ("shard set", (run.fingerprint or NOTHING)[:12]),
     ]
-    if any(run.bits_per_byte is not None for run in runs):
-        rows.append(("bits per byte", [_loss(run.bits_per_byte) for run in runs]))
-    rows.append(("shard set", [(run.fingerprint or NOTHING)[:_FINGERPRINT_CHARACTERS] for run in runs]))
-    return rows
 
 
-def difference_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def difference_rows(runs: Sequence[Run]) -> Rows:
     """The settings that are not the same in all runs."""
     return [(key, [value_text(value) for value in values]) for key, values in differences(runs).items()]
 
 
-def remarks(runs: Sequence[Run]) -> list[str]:
-    """Whether losses can be compared, which run is best, and what the files of each run lack."""
-    lines = comparability(runs)
-    for best in best_runs(runs)[:1]:
-        if point := best.best_validation:
-            lines.append(f"lowest validation loss: {best.name}, {point.loss:.4f} at step {point.step:,}")
-    return [*lines, *(f"{run.name}: {notice}" for run in runs for notice in run.notices)]
+def value_text(value: Any) -> str:
+    """A setting on one line, without anything that a terminal would obey."""
+    if value is None:
+        return NOTHING
+    shown = printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return shown if len(shown) <= _MAX_CELL_CHARACTERS else shown[: _MAX_CELL_CHARACTERS - 1] + "…"
+
+
+def _number(value: float | None, form: str = ",.0f") -> str:
+    return NOTHING if value is None else format(value, form)
 
 
 def best_runs(runs: Sequence[Run]) -> list[Run]:
@@ -66,74 +76,40 @@ def best_runs(runs: Sequence[Run]) -> list[Run]:
     return [run for loss, run in found if loss == lowest]
 
 
-def comparability(runs: Sequence[Run]) -> list[str]:
-    """A line if the losses of `runs` are of different tokens or texts; empty if they can be compared."""
-    tokenizers = {run.tokenizer_digest for run in runs} - {None}
-    vocabularies = {run.vocab_size for run in runs} - {None}
-    fingerprints = {run.fingerprint for run in runs} - {None}
-    if len(tokenizers) > 1 or len(vocabularies) > 1:
-        have_bits = all(run.bits_per_byte is not None for run in runs)
-        instead = (
-            "compare bits per byte" if have_bits else "`python -m train.evaluate RUN` gives bits per byte, which are"
-        )
-        return [f"different tokenizers: losses and perplexities per token are not comparable; {instead}"]
-    if len(fingerprints) > 1:
-        unknown = "" if all(run.tokenizer_digest for run in runs) else ", and perhaps with different tokenizers"
-        return [
-            f"different shard sets{unknown}: losses per token are of different texts and not comparable; "
-            "`python -m train.evaluate RUN --shards DIR` measures each on the same set"
-        ]
-    return []
+def remarks(runs: Sequence[Run]) -> list[str]:
+    """Whether losses can be compared, which run is best, and where losses are non-finite."""
+    lines = comparability(runs)
+    for best in best_runs(runs)[:1]:
+        if point := best.best_validation:
+            lines.append(f"lowest validation loss: {best.name}, {point.loss:.4f} at step {point.step:,}")
+    for run in runs:
+        for what, curve in (("training", run.training), ("validation", run.validation)):
+            if bad := [point.step for point in curve if point.loss is None]:
+                count = f"{len(bad):,} of {len(curve):,} {what} losses"
+                lines.append(f"{run.name}: {count} are non-finite, first at step {bad[0]:,}")
+    return lines
 
 
-# ---- values as text ----
+def as_lines(runs: Sequence[Run], columns: int | None = None) -> list[str]:
+    """The comparison for a terminal of `columns` columns (None: of the terminal that there is).
 
-
-def value_text(value: Any) -> str:
-    """A setting on one line, without anything that a terminal would obey."""
-    if value is None:
-        return NOTHING
-    shown = printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
-    return shown if len(shown) <= _MAX_CELL_CHARACTERS else shown[: _MAX_CELL_CHARACTERS - 1] + "…"
-
-
-def _steps(run: Run) -> str:
-    if run.steps is None:
-        return NOTHING if run.planned_steps is None else f"0 of {run.planned_steps:,}"
-    unfinished = run.planned_steps is not None and run.steps != run.planned_steps
-    return f"{run.steps:,} of {run.planned_steps:,}" if unfinished else f"{run.steps:,}"
-
-
-def _count(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:,.0f}"
-
-
-def _loss(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.4f}"
-
-
-def _perplexity(point: Point | None) -> str:
-    if point is None or point.loss is None:
-        return NOTHING
-    value = math.exp(min(point.loss, 700.0))
-    return f"{value:,.2f}" if value < 1e9 else f"{value:.2e}"
-
-
-def terminal_tables(runs: Sequence[Run], columns: int) -> list[str]:
-    """Lines of at most `columns` columns: a table, or several with some of the runs each."""
-    groups = [difference_rows(runs), result_rows(runs)]
+    A table, or several with some of the runs each; then the remarks.
+    """
+    columns = columns or shutil.get_terminal_size((_COLUMNS_OF_NO_TERMINAL, 24)).columns
     most = max(1, (columns - min(_LABEL_COLUMNS, columns // 3)) // _RUN_COLUMNS)
-    out = Console(file=io.StringIO(), width=columns, color_system=None, highlight=False, markup=False, emoji=False)
-    for first in range(0, len(runs), most):
-        shown = slice(first, first + most)
-        table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column(max_width=_LABEL_COLUMNS, overflow="fold")
-        for run in runs[shown]:
-            table.add_column(Text(run.name), overflow="fold")
-        for group in groups:
-            for number, (label, values) in enumerate(group, start=1):
-                table.add_row(Text(label), *map(Text, values[shown]), end_section=number == len(group))
-        out.print(table)
-    file = out.file
-    assert isinstance(file, io.StringIO)
-    return [line.rstrip() for line in file.getvalue().splitlines()]
+    console = Console(width=columns, color_system=None, highlight=False, markup=False, emoji=False)
+    with console.capture() as capture:
+        for first in range(0, len(runs), most):
+            shown = slice(first, first + most)
+            table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+            table.add_column(max_width=_LABEL_COLUMNS, overflow="fold")
+            for run in runs[shown]:
+                table.add_column(Text(run.name), overflow="fold")
+            for rows in (difference_rows(runs), result_rows(runs)):
+                for label, values in rows:
+                    table.add_row(Text(label), *map(Text, values[shown]))
+                table.add_section()
+            console.print(table)
+        for remark in remarks(runs):
+            console.print(Text(remark))
+    return [line.rstrip() for line in capture.get().splitlines()]
