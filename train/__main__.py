@@ -37,7 +37,7 @@ def build_parser() -> Parser:
     description = "Train a model on a shard set."
     parser = Parser(prog="python -m train", description=description, epilog=EPILOG, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE.yaml", help="the settings of the run")
-    switch = {"nargs": "?", "const": "true"}
+    switch: dict[str, Any] = {"nargs": "?", "const": "true"}
     for name, option in OPTIONS.items():
         is_switch = option["metavar"] == "true|false"
         parser.add_argument(f"--{name}", **option, **(switch if is_switch else {}))

@@ -52,7 +52,7 @@ def typed(settings: Settings) -> Settings:
     for name, hint in hints.items():
         for kind in typing.get_args(hint):
             if isinstance(kind, enum.EnumType):
-                choices[name] = [member.value for member in kind]
+                choices[name] = [member.value for member in kind.__members__.values()]
     choices["optim"] = [*choices["optim"], MUON]
     values = {}
     for name, value in settings.training.items():

@@ -185,7 +185,8 @@ def check_run(run: SweptRun, file: Path) -> str:
     except InputError as error:
         raise InputError(f"{file}: run {run.directory.name}: {error}") from None
     before, now = record_part(run.directory, "settings"), json.loads(json.dumps(settings.as_record(), default=str))
-    changes = changed_settings(*({key: kept.get(key) for key in _DECISIVE if key in before} for kept in (before, now)))
+    decisive = [key for key in _DECISIVE if key in before]
+    changes = changed_settings({key: before[key] for key in decisive}, {key: now[key] for key in decisive})
     fingerprint = record_part(run.directory, "shards").get("fingerprint", data.fingerprint)
     if fingerprint != data.fingerprint:
         changes.append(f"fingerprint of the shard set {fingerprint[:12]} before, {data.fingerprint[:12]} now")

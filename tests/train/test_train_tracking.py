@@ -79,7 +79,7 @@ def test_a_server_is_there_when_it_answers(
 def test_mode_follows_login_and_network(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    mode: str,
+    mode: Any,
     key: str | None,
     reachable: bool,
     expected: str | None,
@@ -125,7 +125,7 @@ def test_failure_online_goes_on_offline(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_swanlab_that_can_not_start_at_all_stops_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Any
 ) -> None:
     def start(self: Tracking, swanlab: Any, mode: str, trainer: Any) -> Any:
         raise OSError(f"no room {mode}")
