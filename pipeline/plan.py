@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.readers.files import in_parallel
+from shards.common.urls import in_parallel
 from pipeline.settings import BuildSettings
 from pipeline.sources import ByteRange, Source
 from shards.manifest import TokenizerEntry

@@ -274,7 +274,7 @@ def results(trainer: BlockTrainer, data: shards.Data, metrics: dict[str, float])
     evaluations = [log for log in trainer.state.log_history if math.isfinite(log.get("eval_loss", math.nan))]
     most = max((log.get("eval_samples", 0) for log in evaluations), default=0)  # others are of other texts
     whole = [log for log in evaluations if log.get("eval_samples", 0) == most]
-    best = min(whole, key=lambda log: log["eval_loss"], default={})
+    best: dict[str, Any] = min(whole, key=lambda log: log["eval_loss"], default={})
     return finite(
         {
             "steps": steps,

@@ -112,12 +112,16 @@ def read_record(run: Path, *, remedy: str = "; delete it or choose another --out
 
 
 def record_part(run: Path, *keys: str) -> dict[str, Any]:
-    """The object at `keys` in `run.json`; empty if there is none. Raises `InputError` if the file can't be read."""
-    part = read_record(run)
-    for key in keys:
-        value = part.get(key)
-        part = value if isinstance(value, dict) else {}
-    return part
+    """The object at `keys` in `run.json`; empty if there is none. Raises `InputError` if something else is there."""
+    part: Any = read_record(run)
+    for number, key in enumerate(keys, start=1):
+        part = part.get(key)
+        if part is None:
+            return {}
+        if not isinstance(part, dict):
+            where = f"{run / RECORD_NAME}: {': '.join(keys[:number])}"
+            raise InputError(f"{where}: expected an object, found {type(part).__name__}; the file is damaged")
+    return dict(part)
 
 
 def new_record(

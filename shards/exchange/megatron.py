@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from shards.common.errors import InputError
 from shards.common.files import check_digest
-from shards.exchange.importing import Lengths, TokenFile, check_rising, file_bytes, map_array, shard_beside
+from shards.exchange.importing import TokenFile, check_rising, file_bytes, map_array, shard_beside
 from shards.index import HEADER, MAGIC, VERSION, index_bytes
 from shards.layout import BIN_SUFFIX, INDEX_SUFFIX
 
