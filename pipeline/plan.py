@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from shards.common.urls import in_parallel
 from pipeline.settings import BuildSettings
 from pipeline.sources import ByteRange, Source
+from shards.common.urls import in_parallel
 from shards.manifest import TokenizerEntry
 
 PLAN_NAME = "plan.json"
