@@ -55,6 +55,7 @@ class Plan:
     position: DataPosition | None = None  # of that checkpoint
     notices: list[str] = dataclasses.field(default_factory=list)  # a line each, for the user
     resume: str | None = None  # what was asked for: see `plan_run`
+    micro_batch_blocks: int | None = None  # of the run until then, if it is continued
 
 
 def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Plan:
@@ -81,7 +82,10 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
         raise InputError(f"{run}: holds a finished run; {another}")
     newest, position, notices = newest_complete_checkpoint(run, check_content=check_content)
     if newest is not None and (record or resume):
-        return Plan(checkpoint=newest, position=position, notices=notices, resume=resume)
+        micro_batch = record_part(run, "training_arguments").get("per_device_train_batch_size")
+        return Plan(
+            checkpoint=newest, position=position, notices=notices, resume=resume, micro_batch_blocks=micro_batch
+        )
     if resume == "latest":
         raise InputError(f"{run}: no complete checkpoint to continue from{''.join(f' ({line})' for line in notices)}")
     if state == "trained":
