@@ -22,11 +22,11 @@ from shards.common.text import printable
 from train.head_loss import has_triton
 from train.model import bf16_pays
 from train.settings import MUON, Settings
-from train.values import Allowed, Count, NotNegative, Seed, convert
+from train.values import Allowed, Count, NotNegative, Seed, convert, require
 
 # What transformers and torch check late or never, and values of our own.
 _KINDS: dict[str, Any] = {
-    "per_device_train_batch_size": Count,
+    "per_device_train_batch_size": Literal["auto"] | Count,
     "per_device_eval_batch_size": Count,
     "gradient_accumulation_steps": Count,
     "dataloader_prefetch_factor": Count | None,
@@ -52,7 +52,8 @@ def typed(settings: Settings) -> Settings:
     for name, hint in hints.items():
         for kind in typing.get_args(hint):
             if isinstance(kind, enum.EnumType):
-                choices[name] = [member.value for member in kind.__members__.values()]
+                members: dict[str, Any] = dict(kind.__members__)
+                choices[name] = [member.value for member in members.values()]
     choices["optim"] = [*choices["optim"], MUON]
     values = {}
     for name, value in settings.training.items():
@@ -64,13 +65,20 @@ def typed(settings: Settings) -> Settings:
     return dataclasses.replace(settings, training=values)
 
 
-def build_arguments(settings: Settings, *, epoch_blocks: int) -> TrainingArguments:
-    """What the user set (`typed`), and defaults that suit this machine and this trainer. Raises `InputError`."""
+def build_arguments(settings: Settings, *, epoch_blocks: int, auto_blocks: int = 1) -> TrainingArguments:
+    """What the user set (`typed`), and defaults that suit this machine and this trainer. Raises `InputError`.
+
+    `auto_blocks` is the micro-batch where it is set to `auto` (`train.micro_batch`).
+    """
     training = settings.training
+    micro_batch = training.get("per_device_train_batch_size", 8)
+    if micro_batch == "auto":
+        where = settings.origin["per_device_train_batch_size"]
+        require(settings.global_batch_blocks is not None, where, "global_batch_blocks, so that a step is known", "auto")
+        micro_batch = auto_blocks
     on_cpu = bool(training.get("use_cpu")) or not torch.accelerator.is_available()
     values: dict[str, Any] = {
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": training.get("per_device_train_batch_size", 8),
+        "per_device_eval_batch_size": micro_batch,
         "dataloader_pin_memory": not on_cpu,
         "accelerator_config": {"non_blocking": not on_cpu},
         "disable_tqdm": not sys.stderr.isatty(),  # where no bar can be drawn
@@ -80,6 +88,7 @@ def build_arguments(settings: Settings, *, epoch_blocks: int) -> TrainingArgumen
         "greater_is_better": False,  # of a loss and of a perplexity
         "bf16": "auto",
         **training,
+        "per_device_train_batch_size": micro_batch,
         "output_dir": str(settings.output_dir),
         "use_cpu": on_cpu,
         "use_cache": True,  # as it shall be saved; the loss is computed without one
@@ -89,7 +98,7 @@ def build_arguments(settings: Settings, *, epoch_blocks: int) -> TrainingArgumen
     }
     if settings.global_batch_blocks is not None:
         values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = micro_batches(
-            settings.global_batch_blocks, values["per_device_train_batch_size"], int(os.environ.get("WORLD_SIZE", "1"))
+            settings.global_batch_blocks, micro_batch, int(os.environ.get("WORLD_SIZE", "1"))
         )
     if values.get("optim") == MUON:
         values["optim"] = "adamw_torch"  # `BlockTrainer.create_optimizer` makes Muon

@@ -93,7 +93,12 @@ def start_lines(data: shards.Data, trainer: BlockTrainer, plan: Plan, session: d
         f"model    {num_parameters / 1e6:,.2f} M parameters, vocabulary {vocabulary}",
         f"device   {session['device']}, {session['precision']}{processes}",
         f"steps    {args.max_steps:,} of {plural(batch_blocks, 'block')} = {batch_blocks * data.block_tokens:,} tokens: "
-        f"{trainer.true_epoch(args.max_steps):.2f} epochs",
+        f"{trainer.true_epoch(args.max_steps):.2f} epochs"
+        + (
+            f", in micro-batches of {plural(args.train_batch_size, 'block')}"
+            if batch_blocks > args.train_batch_size
+            else ""
+        ),
         f"run      {Path(args.output_dir)}",
         *plan.notices,
     ]

@@ -33,7 +33,8 @@ from train.environment import out_of_memory
 from train.evaluate import bits_per_byte, gzip_bits_per_byte
 from train.head_loss import chosen_loss
 from train.log_lines import MetricsFile, PlainLines, ProgressLines, end_lines, start_lines
-from train.model import build_model
+from train.micro_batch import CPU_BLOCKS, largest_micro_batch, try_step
+from train.model import Qwen2ForCausalLM, build_model
 from train.model_card import write_model_card
 from train.run_directory import (
     MODEL_NAME,
@@ -89,6 +90,9 @@ def train(
             stack.enter_context(lock_run(run))
         plan = _plan_of_first(run, resume, is_first=is_first)
         stack.enter_context(out_of_memory(MEMORY_REMEDY))
+        if settings.training.get("per_device_train_batch_size") == "auto":
+            blocks = plan.micro_batch_blocks or find_micro_batch(settings, data, args)
+            args = build_arguments(settings, epoch_blocks=shards.epoch_blocks(data), auto_blocks=blocks)
         changes = check_continuation(settings, data, plan, args, allow_data_change=allow_data_change)
         trainer = build_trainer(settings, data, args)
         preflight(trainer)
@@ -179,8 +183,22 @@ def check_continuation(
     return changes
 
 
-def build_trainer(settings: Settings, data: shards.Data, args: TrainingArguments) -> BlockTrainer:
-    """The Trainer with its model and datasets."""
+def find_micro_batch(settings: Settings, data: shards.Data, args: TrainingArguments) -> int:
+    """The largest micro-batch in blocks with which a step fits this device's memory."""
+    assert settings.global_batch_blocks is not None
+    share = settings.global_batch_blocks // args.world_size
+    if args.use_cpu:
+        return math.gcd(share, CPU_BLOCKS)
+    model = first_model(settings, data, args)
+
+    def attempt(blocks: int) -> None:
+        try_step(model, args.device, blocks=blocks, block_tokens=data.block_tokens, bf16=args.bf16)
+
+    return largest_micro_batch(attempt, share)
+
+
+def first_model(settings: Settings, data: shards.Data, args: TrainingArguments) -> Qwen2ForCausalLM:
+    """The model as its training begins, on the CPU."""
     with out_of_memory("the machine can't hold this model; choose a smaller one (section `model`)"):
         model = build_model(
             settings.model,
@@ -191,9 +209,14 @@ def build_trainer(settings: Settings, data: shards.Data, args: TrainingArguments
             seed=settings.seed,
         )
     model.head_loss = chosen_loss(settings.loss, model.config.vocab_size, on_cpu=args.use_cpu)
+    return model
+
+
+def build_trainer(settings: Settings, data: shards.Data, args: TrainingArguments) -> BlockTrainer:
+    """The Trainer with its model and datasets."""
     if not len(data["val"]):
         args.eval_strategy, args.do_eval = type(args.eval_strategy)("no"), False
-    return BlockTrainer(settings, data, model, args)
+    return BlockTrainer(settings, data, first_model(settings, data, args), args)
 
 
 # ---- the training and what follows ----
@@ -274,7 +297,7 @@ def results(trainer: BlockTrainer, data: shards.Data, metrics: dict[str, float])
     evaluations = [log for log in trainer.state.log_history if math.isfinite(log.get("eval_loss", math.nan))]
     most = max((log.get("eval_samples", 0) for log in evaluations), default=0)  # others are of other texts
     whole = [log for log in evaluations if log.get("eval_samples", 0) == most]
-    best = min(whole, key=lambda log: log["eval_loss"], default={})
+    best: dict[str, Any] = min(whole, key=lambda log: log["eval_loss"], default={})
     return finite(
         {
             "steps": steps,

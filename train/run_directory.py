@@ -55,6 +55,7 @@ class Plan:
     position: DataPosition | None = None  # of that checkpoint
     notices: list[str] = dataclasses.field(default_factory=list)  # a line each, for the user
     resume: str | None = None  # what was asked for: see `plan_run`
+    micro_batch_blocks: int | None = None  # of the run until then, if it is continued
 
 
 def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Plan:
@@ -81,7 +82,10 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
         raise InputError(f"{run}: holds a finished run; {another}")
     newest, position, notices = newest_complete_checkpoint(run, check_content=check_content)
     if newest is not None and (record or resume):
-        return Plan(checkpoint=newest, position=position, notices=notices, resume=resume)
+        micro_batch = record_part(run, "training_arguments").get("per_device_train_batch_size")
+        return Plan(
+            checkpoint=newest, position=position, notices=notices, resume=resume, micro_batch_blocks=micro_batch
+        )
     if resume == "latest":
         raise InputError(f"{run}: no complete checkpoint to continue from{''.join(f' ({line})' for line in notices)}")
     if state == "trained":
@@ -112,12 +116,16 @@ def read_record(run: Path, *, remedy: str = "; delete it or choose another --out
 
 
 def record_part(run: Path, *keys: str) -> dict[str, Any]:
-    """The object at `keys` in `run.json`; empty if there is none. Raises `InputError` if the file can't be read."""
-    part = read_record(run)
-    for key in keys:
-        value = part.get(key)
-        part = value if isinstance(value, dict) else {}
-    return part
+    """The object at `keys` in `run.json`; empty if there is none. Raises `InputError` if something else is there."""
+    part: Any = read_record(run)
+    for number, key in enumerate(keys, start=1):
+        part = part.get(key)
+        if part is None:
+            return {}
+        if not isinstance(part, dict):
+            where = f"{run / RECORD_NAME}: {': '.join(keys[:number])}"
+            raise InputError(f"{where}: expected an object, found {type(part).__name__}; the file is damaged")
+    return dict(part)
 
 
 def new_record(

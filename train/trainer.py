@@ -172,7 +172,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self.state.epoch = self.true_epoch(step)
         step_tokens = self.position.global_batch_blocks * self.position.block_tokens
         if "loss" in logs or "eval_loss" in logs:
-            logs["tokens"], logs["seconds"] = step * step_tokens, seconds
+            logs["tokens"] = step * step_tokens
+            logs.setdefault("seconds", seconds)
         if "loss" in logs:
             last_step, last_seconds = self._last_log
             logs["tokens_per_second"] = rate = (step - last_step) * step_tokens / max(seconds - last_seconds, 1e-9)

@@ -32,8 +32,9 @@ import numpy as np
 from shards.common.errors import InputError
 from shards.common.files import flush_directory, write_atomically
 from shards.exchange.blocks import Export
-from shards.exchange.importing import Lengths, TokenFile, check_rising, file_bytes, map_array, shard_beside
+from shards.exchange.importing import TokenFile, check_rising, file_bytes, map_array, shard_beside
 from shards.layout import BIN_SUFFIX, MANIFEST_NAME, bin_bytes
+from shards.packing import Lengths
 from shards.reader import check_shard_sizes
 
 TOKENS_SUFFIX = ".ds"

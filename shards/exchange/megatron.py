@@ -27,9 +27,10 @@ import numpy.typing as npt
 
 from shards.common.errors import InputError
 from shards.common.files import check_digest
-from shards.exchange.importing import Lengths, TokenFile, check_rising, file_bytes, map_array, shard_beside
+from shards.exchange.importing import TokenFile, check_rising, file_bytes, map_array, shard_beside
 from shards.index import HEADER, MAGIC, VERSION, index_bytes
 from shards.layout import BIN_SUFFIX, INDEX_SUFFIX
+from shards.packing import Lengths
 
 # The types that can hold ids, by dtype code.
 _DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}

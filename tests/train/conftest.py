@@ -180,7 +180,7 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, shard_set_path: Path) -> Trained:
     """A run by the command line, in a process of its own, with SwanLab offline; for the tests that only look at it."""
-    training = {"num_train_epochs": 8, "save_steps": 21, "save_total_limit": 2}
+    training: dict[str, Any] = {"num_train_epochs": 8, "save_steps": 21, "save_total_limit": 2}
     training |= {"eval_strategy": "steps", "eval_steps": 10}
 
     def make(directory: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from tests.conftest import REPOSITORY
 from tests.train.processes import command, in_two_processes
@@ -101,8 +101,8 @@ def start_torchrun(config: Path, out: Path, *options: str) -> subprocess.Popen[s
     words = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", *options]
     words += ["-m", "train", "--config", str(config), "--output_dir", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(words, cwd=REPOSITORY, env=environment, text=True, **pipes)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, cwd=REPOSITORY, env=environment, text=True, stdout=pipe, stderr=pipe)
 
 
 @pytest.mark.slow
