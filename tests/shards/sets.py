@@ -123,7 +123,7 @@ def build_set(directory: Path, tokenizer_dir: Path, texts: Sequence[str], **opti
     """A set of `texts` by a real tokenizer, in blocks of 64 tokens."""
     tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
     units = text_units(texts, encode=lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
-    own = {"block_tokens": 64, "sources": [source(num_records=len(texts))], "settings": {"seed": 1}}
+    own: dict[str, Any] = {"block_tokens": 64, "sources": [source(num_records=len(texts))], "settings": {"seed": 1}}
     return write_set(directory / "set", units, tokenizer=load_tokenizer(tokenizer_dir), **(own | options))
 
 

@@ -13,6 +13,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -282,7 +283,16 @@ def test_a_mixture_is_used_like_a_set(built_set: Path, other_set: Path, name: st
     sets = [shards.open(path) for path in (built_set, other_set)]
     split, whole = mixture[name], np.concatenate([part[name][:] for part in sets])
     assert len(split) == len(whole)
-    keys = (0, -1, len(whole) - 1, slice(3, -3), slice(None, None, -7), [], [5, 2, -1], np.arange(len(whole))[::-3])
+    keys: tuple[Any, ...] = (
+        0,
+        -1,
+        len(whole) - 1,
+        slice(3, -3),
+        slice(None, None, -7),
+        [],
+        [5, 2, -1],
+        np.arange(len(whole))[::-3],
+    )
     for key in keys:
         assert np.array_equal(split[key], whole[key]), key
     assert split[0].shape == (64,) and split[0].dtype == np.uint32

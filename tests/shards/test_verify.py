@@ -31,6 +31,11 @@ def swap(left: Path, right: Path) -> None:
     right.write_bytes(content)
 
 
+def link(directory: Path) -> None:
+    (directory / BIN).rename(directory.parent / "elsewhere")
+    (directory / BIN).symlink_to(directory.parent / "elsewhere")
+
+
 def set_tokens(directory: Path, tokens: dict[int, int], *, signs: bool = True) -> None:
     """Change the first shard's tokens; with `signs`, its digest too."""
     found = np.fromfile(directory / BIN, "<u4")
@@ -47,10 +52,7 @@ VISIBLE: dict[str, tuple[Damage, str]] = {
     "bin truncated": (lambda d: truncate(d / BIN), "truncated: the manifest says"),
     "bin extended": (lambda d: (d / BIN).write_bytes(bytes(1000)), "too long: the manifest says"),
     "bin missing": (lambda d: (d / BIN).unlink(), "no such file; the set is incomplete"),
-    "bin a link": (
-        lambda d: (d / BIN).rename(d.parent / "x") and (d / BIN).symlink_to(d.parent / "x"),
-        "symbolic link",
-    ),
+    "bin a link": (link, "a symbolic link"),
     "idx truncated": (lambda d: truncate(d / IDX), "truncated"),
     "idx missing": (lambda d: (d / IDX).unlink(), "no such file"),
     "manifest cut short": (lambda d: truncate(d / "manifest.json"), "not valid JSON"),
