@@ -97,7 +97,7 @@ def build(
     tokenizer = load_tokenizer_files(tokenizer_name)
     plan = make_plan(settings, tokenizer.entry, sources)
     with output.lock():
-        manifest = output.existing()
+        manifest = output.existing(force=force)
         if manifest is not None and not force:
             _check_existing(output, manifest, plan)
             return BuildResult(out=str(out), manifest=manifest, up_to_date=True, seconds=time.monotonic() - begin)

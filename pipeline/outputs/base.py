@@ -23,10 +23,10 @@ class Output(Protocol):
         """Be the one build that writes here, if the output can know of others."""
         return contextlib.nullcontext()
 
-    def existing(self) -> Manifest | None:
+    def existing(self, *, force: bool = False) -> Manifest | None:
         """The manifest of the complete set that is there; a publishing that was interrupted is finished first.
 
-        Raises `InputError` if something else is there.
+        Raises `InputError` if something else is there, or a set whose manifest can't be read: with `force` that is None.
         """
         ...
 

@@ -67,14 +67,19 @@ class LocalOutput(Output):
     def lock(self) -> FileLock:
         return FileLock(self.final, "another build is writing here; wait for it, or stop it")
 
-    def existing(self) -> Manifest | None:
+    def existing(self, *, force: bool = False) -> Manifest | None:
         if self._replaced.exists() and not self.final.exists():  # killed between the two renames
             os.rename(self._replaced if verify(self._set) else self._set, self.final)
         if not self.final.exists() and not self.final.is_symlink():
             return None
         if not self.final.is_dir() or not (self.final / MANIFEST_NAME).is_file():
             raise InputError(f"{self}: exists and is not a shard set; choose another --out, or move it elsewhere")
-        manifest = read_manifest(self.final)
+        try:
+            manifest = read_manifest(self.final)
+        except InputError:
+            if force:
+                return None
+            raise
         is_left = (self.partial / PLAN_NAME).exists() or (self.partial.is_dir() and not any(self.partial.iterdir()))
         if is_left and not self._set.exists():
             self._remove_partial()  # of a build that was killed just after the set was published
@@ -168,7 +173,15 @@ class LocalOutput(Output):
         """Raise `InputError` if what is there isn't a set, or has files that aren't its own."""
         if self.final.is_symlink():
             raise InputError(f"{self}: is a symbolic link, which --force doesn't replace; remove it")
-        if self.final.exists() and (strange := unknown_files(self.final, read_manifest(self.final))):
+        if not self.final.exists():
+            return
+        try:
+            strange = unknown_files(self.final, read_manifest(self.final))
+        except InputError:  # a damaged manifest, or one of an older version: a set's files are known by their names
+            names = {path: path.relative_to(self.final).as_posix() for path in self.final.rglob("*")}
+            strange = sorted(path for path, name in names.items() if path.is_symlink() or not path.is_dir())
+            strange = [path for path in strange if not re.fullmatch(_SET_FILE, names[path])]
+        if strange:
             raise InputError(f"{strange[0]}: not part of the set that --force would replace; move it elsewhere")
 
     def _check_partial(self) -> None:

@@ -54,7 +54,7 @@ class ObjectStoreOutput(Output):
     def partial(self) -> str:
         return f"{self.url}.partial"
 
-    def existing(self) -> Manifest | None:
+    def existing(self, *, force: bool = False) -> Manifest | None:
         where = join(self.url, MANIFEST_NAME)
         content = read_bytes(where)
         has_plan = self.read(PLAN_NAME) is not None
@@ -62,7 +62,12 @@ class ObjectStoreOutput(Output):
             if not has_plan and listing(self.url):
                 raise InputError(f"{self}: files are there that are not a shard set; choose another --out")
             return None
-        manifest = decode_manifest(content, where)
+        try:
+            manifest = decode_manifest(content, where)
+        except InputError:
+            if force:
+                return None
+            raise
         if has_plan:  # the build was killed between its last two steps
             self._remove_state()
         return manifest
@@ -173,8 +178,10 @@ class ObjectStoreOutput(Output):
         where = join(self.partial, _REPLACED_NAME)
         content = read_bytes(where)
         if content is not None:
-            names = [file.name for file in decode_manifest(content, where).files()]
-            remove(*(join(self.url, name) for name in (*names, STAMPS_NAME)))
+            names = [STAMPS_NAME]
+            with contextlib.suppress(InputError):  # where it can't be read, which files were its isn't known: they stay
+                names += [file.name for file in decode_manifest(content, where).files()]
+            remove(*(join(self.url, name) for name in names))
             remove(where)
 
 

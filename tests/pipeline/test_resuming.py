@@ -20,6 +20,7 @@ from pipeline.plan import decode_plan
 from pipeline.receipts import decode_receipt
 from shards.common.errors import InputError
 from shards.common.files import file_digest
+from shards.common.urls import is_url, join, write_bytes
 from shards.manifest import decode_manifest, encode_manifest
 from tests.conftest import (
     SAMPLE,
@@ -260,6 +261,29 @@ def test_force_replaces_a_set_and_nothing_else(tmp_path: Path, run: Builder, nam
     (tmp_path / "link").symlink_to(tmp_path / "set")
     with pytest.raises(InputError, match="is a symbolic link, which --force doesn't replace"):
         run(corpus, tmp_path / "link", seed=7, force=True)
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"format_version": 2}'])
+@pytest.mark.parametrize("out", ["{tmp_path}/set", "memory://bucket/{tmp_path.name}"])
+@pytest.mark.usefixtures("inline_engine")
+def test_force_replaces_a_set_whose_manifest_can_t_be_read(
+    tmp_path: Path, run: Builder, out: str, content: bytes
+) -> None:
+    """It is damaged, or of an older version; which files are a set's own is then known by their names."""
+    corpus, out = write_corpus(tmp_path / "corpus.json", sample_records()[:20]), out.format(tmp_path=tmp_path)
+    fingerprint = run(corpus, out).manifest.fingerprint
+    if is_url(out):
+        write_bytes(join(out, "manifest.json"), content)
+    else:
+        Path(out, "manifest.json").write_bytes(content)
+        Path(out, "photo.jpg").write_bytes(b"mine")
+        with pytest.raises(InputError, match=r"photo\.jpg: not part of the set that --force would replace"):
+            run(corpus, out, force=True)
+        Path(out, "photo.jpg").unlink()
+    with pytest.raises(InputError, match=r"manifest\.json: (not valid JSON|written by an older version)"):
+        run(corpus, out)
+    assert run(corpus, out, force=True).manifest.fingerprint == fingerprint
+    assert run(corpus, out).up_to_date
 
 
 @pytest.mark.parametrize("force", [False, True])
