@@ -229,7 +229,7 @@ def test_a_mixture_in_windows_continues_to_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     other = make_set(tmp_path / "other", train_blocks=6, val_blocks=3, seed=30)
-    config = write_config(shards=[f"{shard_set_path}:2epochs", f"{other}:3epochs"], shuffle="window")
+    config = write_config(shards=f"{shard_set_path}:2epochs,{other}:3epochs", shuffle="window")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     options = ["--num_train_epochs", "1", "--save_steps", "5"]
     train_to_the_end(config, *options, "--output_dir", str(whole))
