@@ -121,8 +121,8 @@ sweep: $(VENV)/.ready $(TRAIN_NEEDS)  ## train the runs of SWEEP one after anoth
 report: $(VENV)/.ready  ## make a page about the shard set SHARDS: lengths, tokens, scripts, blocks
 	@$(RUN_PYTHON) -m shards report "$(SHARDS)" $(ARGS)
 
-# In random order (pytest-randomly), in as many processes as there are cores, up to 8: each makes its own shard sets and
-# models, and the longest file sets the end. `worksteal` gives each process whole files first.
+# In random order (pytest-randomly), in as many processes as there are cores, up to 8: the longest file sets the end.
+# `worksteal` gives each process whole files first.
 PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 RUN_OFFLINE := HF_HUB_OFFLINE=1 $(RUN_PYTHON) -m
 

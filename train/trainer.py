@@ -192,7 +192,10 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, *_: Any, all_blocks: bool = False, **__: Any) -> dict[str, float]:
         """Loss and perplexity on validation blocks, `settings.eval_blocks` of them or all, logged; on every rank."""
-        args, dataset, seconds = self.args, self.eval_dataset, self.clock.seconds()
+        args, dataset = self.args, self.eval_dataset
+        last_step, seconds = self._last_log  # what came after the last step, as saving, is no training
+        if self.state.global_step > last_step:
+            seconds = self.clock.seconds()
         numbers = spread_evenly(len(dataset), None if all_blocks else self.settings.eval_blocks)
         with self.clock.stopped():
             sums, counts = evaluate_blocks(

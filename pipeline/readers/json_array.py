@@ -214,7 +214,7 @@ def _parse_one_by_one(content: bytes, offset: int, *, stop: int, source_bytes: i
         except EOFError:
             raise Incomplete(where, source_bytes or 0) from None
         except ValueError as fault:
-            error = BadRecord(where, NOT_JSON, f"not valid JSON: {fault}")
+            error = BadRecord(where, NOT_JSON, str(fault))
             break
         except BadRecord as bad:
             error = bad
@@ -241,7 +241,7 @@ def _end_of(text: str, place: int, *, at_end: bool) -> re.Match[str] | None:
     Raises `ValueError` for what is wrong with the record, and `EOFError` if the source ends (`at_end`) before the array.
     """
     if text.startswith("]", place):
-        raise ValueError("expected a record after the comma, found ']'")
+        raise ValueError("not valid JSON: expected a record after the comma, found ']'")
     separator = None
     try:
         with room_for_depth():
@@ -249,9 +249,10 @@ def _end_of(text: str, place: int, *, at_end: bool) -> re.Match[str] | None:
     except json.JSONDecodeError as fault:
         if not is_unfinished(fault, text):
             distance = len(_encoded(text[place : fault.pos]))
-            raise ValueError(f"{fault.msg} at byte {distance:,} of the record") from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+            raise ValueError(f"not valid JSON: {fault.msg} at byte {distance:,} of the record") from None
+    except (ValueError, RecursionError) as fault:
+        reason = "nested too deeply" if isinstance(fault, RecursionError) else str(fault)
+        raise ValueError(f"not valid JSON: {reason}") from None
     else:
         separator = _SEPARATOR.match(text, end)
         if separator is None:

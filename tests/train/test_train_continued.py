@@ -58,7 +58,7 @@ def test_changed_settings_hold_from_the_checkpoint_on(
 
 
 def test_a_longer_run_goes_on_by_the_schedule_of_its_new_length(
-    stopped_run: Path, write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+    stopped_run: Path, write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     used: list[float] = []
 
@@ -66,9 +66,9 @@ def test_a_longer_run_goes_on_by_the_schedule_of_its_new_length(
         used.append(optimizer.param_groups[0]["lr"])
 
     monkeypatch.setattr(MetricsFile, "on_step_begin", note_rate)
-    train_to_the_end(write_config(), "--num_train_epochs", "4")
-    expected = [0.01 * (22 - step) / 20 for step in range(6, 22)]
-    assert used == pytest.approx(expected)
+    train_to_the_end(write_config(), "--num_train_epochs", "4", "--resume_from_checkpoint")
+    assert "changed since then: num_train_epochs 2.0 before, 4.0 now" in capsys.readouterr().out
+    assert used == pytest.approx([0.01 * (22 - step) / 20 for step in range(6, 22)])
     assert [rates(stopped_run)[step] for step in range(7, 23)] == used
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,14 +31,8 @@ def test_a_finished_run_is_evaluated_to_the_loss_that_it_ended_with(
 ) -> None:
     main([str(trained.run), "--json", "--batch", "3"])
     result = json.loads(capsys.readouterr().out)
-    split = shards.open(read_record(trained.run)["shards"]["path"])["val"]
     assert result["loss"] == pytest.approx(read_record(trained.run)["results"]["eval_loss"], rel=1e-5)
-    assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
-    bits = result["loss"] / math.log(2) * split.num_tokens
-    assert result["bits_per_byte"] == pytest.approx(bits / split.num_text_bytes)
-    assert result["bits_per_char"] == pytest.approx(bits / split.num_text_chars)
-    assert (result["num_blocks"], result["num_tokens"]) == (5, 5 * 15)
-    assert result["precision"] == "fp32"
+    assert (result["num_blocks"], result["num_tokens"], result["precision"]) == (5, 5 * 15, "fp32")
     weights = [last - first + 1 for first, last, _loss in result["loss_by_position"]]
     assert weights == [1, 2, 4, 8]
     mean = sum(weight * row[2] for weight, row in zip(weights, result["loss_by_position"], strict=True)) / 15

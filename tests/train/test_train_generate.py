@@ -148,7 +148,6 @@ def test_a_mistyped_run_is_answered_with_the_nearest(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--num", "0"], "--num: expected at least 1, found 0"),
         (["--num", "2", "--temperature", "0"], "give --temperature above 0"),
         (["--interactive", "--prompt", "a"], "--interactive: asks for the prompts"),
         (["--prompt-file", "prompts.tx"], "no such file; did you mean 'prompts.txt'"),

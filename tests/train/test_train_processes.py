@@ -101,20 +101,22 @@ def start_torchrun(config: Path, out: Path, *options: str) -> subprocess.Popen[s
     words = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", *options]
     words += ["-m", "train", "--config", str(config), "--output_dir", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(words, cwd=REPOSITORY, env=environment, text=True, stdout=pipe, stderr=pipe)
+    return subprocess.Popen(
+        words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 @pytest.mark.slow
 def test_two_nodes_train_as_one_with_two_processes(config_of_both: Path, tmp_path: Path) -> None:
     """Started by torchrun, whose agents meet on this machine."""
     one = start_torchrun(config_of_both, tmp_path / "one", "--nproc-per-node=2", "--rdzv-endpoint=localhost:0")
-    assert one.wait(timeout=600) == 0, one.communicate()
+    output, _ = one.communicate(timeout=600)
+    assert one.returncode == 0, output
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         meeting = f"--rdzv-endpoint=localhost:{listener.getsockname()[1]}"
     options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-id=t", meeting]
     nodes = [start_torchrun(config_of_both, tmp_path / "two", *options, f"--node-rank={rank}") for rank in range(2)]
-    for node, output in [(node, node.communicate(timeout=600)) for node in nodes]:
+    for node, (output, _) in [(node, node.communicate(timeout=600)) for node in nodes]:
         assert node.returncode == 0, output
     assert_same_training(tmp_path / "two", tmp_path / "one")

@@ -18,7 +18,6 @@ import torch
 from shards.common.command_line import Terminated
 from shards.common.errors import InputError
 from tests.train.runs import as_stopped_at, logged, losses, stop_after, train_to_the_end, weights
-from train.__main__ import prepare
 from train.callbacks import StopOnSignal
 from train.checkpoints import newest_complete_checkpoint, numbered_checkpoints, read_position, seal_checkpoint
 from train.run_directory import read_record
@@ -222,19 +221,6 @@ def test_another_tokenizer_is_never_allowed(stopped_run: Path, write_config: Wri
         train_to_the_end(write_config(), "--allow_data_change", "--num_train_epochs", "3")
 
 
-def test_training_can_be_lengthened(
-    stopped_run: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train_to_the_end(write_config(), "--num_train_epochs", "3", "--resume_from_checkpoint")
-    assert "changed since then: num_train_epochs 2.0 before, 3.0 now" in capsys.readouterr().out
-    assert losses(stopped_run)[-1][0] == 17
-
-
-def test_finished_run_is_refused(whole_run: Path, write_config: WriteConfig) -> None:
-    with pytest.raises(InputError, match="holds a finished run; choose another --output_dir"):
-        prepare(["--config", str(write_config()), "--output_dir", str(whole_run)])
-
-
 def test_a_mixture_in_windows_continues_to_the_same_bits(
     write_config: WriteConfig,
     shard_set_path: Path,
@@ -243,7 +229,7 @@ def test_a_mixture_in_windows_continues_to_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     other = make_set(tmp_path / "other", train_blocks=6, val_blocks=3, seed=30)
-    config = write_config(shards=[f"{shard_set_path}:2epochs", f"{other}:3epochs"], shuffle="window")
+    config = write_config(shards=f"{shard_set_path}:2epochs,{other}:3epochs", shuffle="window")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     options = ["--num_train_epochs", "1", "--save_steps", "5"]
     train_to_the_end(config, *options, "--output_dir", str(whole))

@@ -80,18 +80,9 @@ def test_values_become_the_type_of_their_field_or_are_refused(value: object, kin
 def test_options_win_over_the_file(write_config: WriteConfig, tmp_path: Path) -> None:
     path = write_config()
     path.write_text(path.read_text().replace("warmup_steps: 2", "weight_decay: 5e-2"))  # a string to YAML
-    arguments = [
-        "--config",
-        str(path),
-        "--learning_rate",
-        "3e-4",
-        "--model.hidden_size",
-        "32",
-        "--save_total_limit",
-        "none",
-    ]
-    arguments += ["--output_dir", str(tmp_path / "other"), "--generation.seed", "9", "--torch_compile", "auto"]
-    arguments += ["--lr_scheduler_kwargs", '{"num_cycles": 2}', "--full_determinism", "--optim", "muon"]
+    words = f"--config {path} --output_dir {tmp_path}/other --learning_rate 3e-4 --model.hidden_size 32 --optim muon"
+    words += " --save_total_limit none --generation.seed 9 --torch_compile auto --full_determinism"
+    arguments = [*words.split(), "--lr_scheduler_kwargs", '{"num_cycles": 2}']
     settings = typed(prepare(arguments)[0])
     training = settings.training
     assert (training["learning_rate"], training["weight_decay"], training["logging_steps"]) == (3e-4, 0.05, 1)
@@ -184,8 +175,6 @@ OPTIONS = [
     ("--report_to all", "--report_to: can't be set: see the section `tracking`"),
     ("--resume_from_checkpoint", "run: no complete checkpoint to continue from"),
     ("--resume_from_checkpoint /nowhere", "/nowhere: no such checkpoint"),
-    ("--use_liger_kernel true", "--use_liger_kernel: can't be set: "),
-    ("--label_smoothing_factor 0.1", "--label_smoothing_factor: can't be set: "),
     ("--push_to_hub", "--push_to_hub: can't be set: .*`hf upload`"),
     ("--learning_rate fast", "--learning_rate: expected a number, found 'fast'"),
     ("--learning_rate nan", "--learning_rate: expected a number, found 'nan'"),
@@ -193,32 +182,23 @@ OPTIONS = [
     ("--max_steps none", "--max_steps: expected a whole number, found 'none'"),
     ("--bf16 sometimes", "--bf16: .*sometimes"),
     ("--eval_strategy sometimes", "--eval_strategy: expected no or steps or epoch, found 'sometimes'"),
-    ("--debug sometimes", "training: sometimes is not a valid DebugOption"),
-    ("--log_level nope", "--log_level: expected .*, found 'nope'"),
     ("--optim moun", "--optim: expected .* or muon, found 'moun'; did you mean 'muon'"),
     ("--optim adamw_bnb_8bit", "training: optim: adamw_bnb_8bit: .*bitsandbytes"),
-    ("--optim lomo", "training: optim: lomo: .*lomo"),
     ("--optim galore_adamw", "training: optim: galore_adamw: .*"),
     ("--optim adamw_torch --optim_args foo", "training: optim: adamw_torch: .*"),
-    ("--optim sgd --optim_args momentum=x", "training: optim: sgd: could not convert"),
     ("--adam_beta1 2.0", "training: optim: adamw_torch\\w*: Invalid beta parameter"),
     ("--weight_decay -1", "--weight_decay: expected 0 or more, found '-1'"),
-    ("--learning_rate -1", "--learning_rate: expected 0 or more, found '-1'"),
     ("--optim muon --learning_rate -1", "--learning_rate: expected 0 or more, found '-1'"),
     ("--dataloader_num_workers -1", "training: dataloader: .*num_workers"),
     (
         "--dataloader_num_workers 1 --dataloader_prefetch_factor 0",
         "dataloader_prefetch_factor: expected at least 1, found '0'",
     ),
-    ("--dataloader_prefetch_factor 2", "training: .*prefetch_factor"),
-    ("--dataloader_persistent_workers true", "training: dataloader: persistent_workers"),
     ("--per_device_train_batch_size 0", "per_device_train_batch_size: expected at least 1, found '0'"),
     ("--num_train_epochs 0", "num_train_epochs: expected above 0, at most 1,000,000, found '0'"),
     ("--max_steps 99999999999999999999", "--max_steps: expected at most 2,147,483,647 steps"),
-    ("--num_train_epochs 1e300", "--num_train_epochs: expected above 0, at most 1,000,000"),
     ("--logging_steps 0", "logging_steps: expected above 0"),
     ("--save_steps -5", "save_steps: expected above 0 .for never: save_strategy: 'no'., found '-5'"),
-    ("--lr_scheduler_type nope", "--lr_scheduler_type: expected linear or .*, found 'nope'"),
     ("--lr_scheduler_type polynomial --lr_scheduler_kwargs {", "--lr_scheduler_kwargs: bad JSON"),
     ('--lr_scheduler_kwargs {"foo":1}', "training: lr_scheduler_type: linear: .*foo"),
     (
@@ -231,7 +211,6 @@ OPTIONS = [
     ),
     ('--gradient_checkpointing true --gradient_checkpointing_kwargs {"foo":1}', "gradient_checkpointing_kwargs: .*foo"),
     ("--torch_compile true --torch_compile_backend nope", "training: torch_compile: .*nope"),
-    ("--torch_compile true --torch_compile_mode nope", "training: torch_compile: .*nope"),
     (
         "--load_best_model_at_end --metric_for_best_model nope --eval_strategy steps",
         "metric_for_best_model: expected loss or eval_loss",
@@ -309,8 +288,7 @@ def test_accumulation_follows_from_the_global_batch() -> None:
 
 def test_no_training_blocks(tmp_path: Path, write_config: WriteConfig, make_set: Callable[..., Path]) -> None:
     empty = make_set(tmp_path / "empty", train_blocks=0)
-    with pytest.raises(InputError, match="empty: has no training blocks"):
-        prepare(["--config", str(write_config()), "--shards", str(empty)])
+    refused(write_config(shards=str(empty)), [], "empty: has no training blocks")
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -327,7 +305,7 @@ def test_a_set_whose_tokenizer_was_changed_is_not_trained_on(
         prepare(["--config", str(config)])
 
 
-def test_what_needs_no_torch_is_answered_at_once(write_config: WriteConfig, tmp_path: Path) -> None:
+def test_what_needs_no_torch_is_answered_at_once(write_config: WriteConfig) -> None:
     """Unknown keys, missing files and a wrong shard set within half a second of computing; without importing torch."""
     code = "import sys; from train.__main__ import prepare; prepare(sys.argv[1:]); sys.exit('torch' in sys.modules)"
     command = [sys.executable, "-c", code, "--config", str(write_config())]

@@ -222,7 +222,7 @@ def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
     """The run, a process of its own, is interrupted after its first checkpoint; then it goes on from there."""
     file, run = write_sweep(runs=[{"name": "long", "max_steps": 200, "save_steps": 40}]), tmp_path / "sweep" / "long"
     with command(main, file, files=tmp_path / "command") as sweep:
-        sweep.wait_until((run / "checkpoint-40").exists)
+        sweep.wait_until((run / "checkpoint-40" / "checkpoint.json").exists)
         os.kill(sweep.pid, signal.SIGINT)
         assert sweep.status() == 130, sweep.errors
     assert set(sweep.errors.splitlines()) == {"interrupted"}

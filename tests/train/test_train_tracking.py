@@ -6,6 +6,7 @@ import importlib.util
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,19 +35,11 @@ def silent_server() -> Iterator[str]:
 
 @pytest.fixture
 def answering_server() -> Iterator[str]:
-    """Answers 404 to everything."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        thread.join(timeout=5)
+    """Answers 501 to everything."""
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -64,81 +57,53 @@ def test_a_server_is_there_when_it_answers(
     assert not can_connect("no address")
 
 
+REVOKED = "SwanLab online can't be used (no room for online): going on offline"
+UNUSABLE = "SwanLab offline can't be used (no room for offline): this run is recorded in metrics.jsonl only"
+
+
 @pytest.mark.parametrize(
-    ("mode", "key", "reachable", "expected", "notice"),
+    ("mode", "key", "reachable", "failing", "expected", "notices"),
     [
-        ("auto", None, True, "offline", None),
-        ("auto", "key", True, "online", None),
-        ("auto", "key", False, "offline", "can't be reached: going on offline"),
-        ("online", None, True, "offline", "not logged in"),
-        ("online", "key", True, "online", None),
-        ("offline", "key", True, "offline", None),
-        ("disabled", "key", True, None, None),
+        ("auto", None, True, "", "offline", []),
+        ("auto", "key", True, "", "online", []),
+        ("auto", "key", False, "", "offline", ["http://server can't be reached: going on offline"]),
+        ("online", None, True, "", "offline", ["not logged in"]),
+        ("online", "key", True, "", "online", []),
+        ("offline", "key", True, "", "offline", []),
+        ("disabled", "key", True, "", None, []),
+        ("auto", "key", True, "online", "offline", [REVOKED]),
+        ("online", "key", True, "online offline", None, [REVOKED, UNUSABLE]),
+        ("offline", "key", True, "offline", None, [UNUSABLE]),
     ],
 )
-def test_mode_follows_login_and_network(
+def test_mode_follows_login_network_and_what_swanlab_can(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     mode: Any,
     key: str | None,
     reachable: bool,
+    failing: str,
     expected: str | None,
-    notice: str | None,
+    notices: list[str],
 ) -> None:
-    started = []
-    callback = SimpleNamespace(update_config=lambda config: None)
+    started, added = list[str](), list[Any]()
 
     def start(self: Tracking, swanlab: Any, mode: str, trainer: Any) -> Any:
+        if mode in failing.split():
+            raise RuntimeError(f"no room for {mode}\nsecond line")
         started.append(mode)
-        return callback
+        return SimpleNamespace(update_config=lambda config: None)
 
     monkeypatch.setattr(Tracking, "_start", start)
     monkeypatch.setattr(tracking, "api_key_and_host", lambda: (key, "http://server"))
     monkeypatch.setattr(tracking, "can_connect", lambda host: reachable)
-    added: list[Any] = []
-    notices = Tracking(TrackingSettings(mode=mode), tmp_path, "id").start(
-        SimpleNamespace(add_callback=added.append), {}
-    )
-    assert started == ([expected] if expected else [])
-    assert added[:1] == ([callback] if expected else []) and len(added) == (2 if expected else 0)
-    assert len(notices) == (notice is not None)
-    assert notice is None or notice in notices[0]
-
-
-def test_failure_online_goes_on_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modes: list[str] = []
-
-    def start(self: Tracking, swanlab: Any, mode: str, trainer: Any) -> Any:
-        modes.append(mode)
-        if mode == "online":
-            raise RuntimeError("the key was revoked\nsecond line")
-        return SimpleNamespace(update_config=lambda config: None)
-
-    monkeypatch.setattr(Tracking, "_start", start)
-    monkeypatch.setattr(tracking, "api_key_and_host", lambda: ("key", "http://server"))
-    monkeypatch.setattr(tracking, "can_connect", lambda host: True)
-    run = Tracking(TrackingSettings(), tmp_path, "id")
-    notices = run.start(SimpleNamespace(add_callback=lambda callback: None), {})
-    assert notices == ["SwanLab online can't be used (the key was revoked): going on offline"]
-    assert modes == ["online", "offline"]
-
-
-@pytest.mark.parametrize("mode", ["online", "offline"])
-def test_swanlab_that_can_not_start_at_all_stops_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Any
-) -> None:
-    def start(self: Tracking, swanlab: Any, mode: str, trainer: Any) -> Any:
-        raise OSError(f"no room {mode}")
-
-    monkeypatch.setattr(Tracking, "_start", start)
-    monkeypatch.setattr(tracking, "api_key_and_host", lambda: ("key", "http://server"))
-    monkeypatch.setattr(tracking, "can_connect", lambda host: True)
     run = Tracking(TrackingSettings(mode=mode), tmp_path, "id")
-    notices = run.start(SimpleNamespace(), {})
-    assert notices[-1] == "SwanLab offline can't be used (no room offline): this run is recorded in metrics.jsonl only"
-    assert len(notices) == (2 if mode == "online" else 1)
-    run.log_samples([], 1)
-    run.finish(None)
+    found = run.start(SimpleNamespace(add_callback=added.append), {})
+    assert started == ([expected] if expected else []) and len(added) == (2 if expected else 0)
+    assert len(found) == len(notices) and all(notice in line for notice, line in zip(notices, found, strict=True))
+    if not expected:
+        run.log_samples([], 1)
+        run.finish(None)
 
 
 def test_training_goes_on_without_swanlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
