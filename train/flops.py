@@ -50,10 +50,7 @@ def flops_a_token(config: Qwen2Config, block_tokens: int) -> float:
 
 def peak_flops(device_name: str) -> float | None:
     """The device's bf16 FLOP/s, None if it is not known."""
-    for pattern, peak in _PEAKS:
-        if re.search(pattern, device_name):
-            return peak
-    return None
+    return next((peak for pattern, peak in _PEAKS if re.search(pattern, device_name)), None)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -39,6 +39,7 @@ from train.evaluate import evaluate_blocks, perplexity, spread_evenly
 from train.flops import flops_a_token, peak_flops, peak_memory_bytes
 from train.model import Qwen2ForCausalLM, add_chat_template
 from train.optimizer import MuonWithAdamW, parameter_groups
+from train.run_directory import device_name
 from train.settings import MUON, Settings
 
 
@@ -70,8 +71,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self._epoch_blocks = shards.epoch_blocks(data)
         self._every_token_is_label = not (settings.document_mask or has_padding(data))
         self._text_collator = text_collator(data.eos_id, document_mask=settings.document_mask)
-        on_gpu = args.device.type == "cuda"
-        self._peak_flops = peak_flops(torch.cuda.get_device_name(args.device)) if on_gpu else None
+        self._peak_flops = peak_flops(device_name(args.device))
         self._group_settings: list[dict[str, Any]] = []  # of the groups of parameters, as the settings have them
         self.start_clock(step=0, seconds_before=0.0)
         self.has_begun = False  # a step: what had to be loaded was loaded
