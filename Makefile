@@ -39,7 +39,7 @@ TRAIN_NEEDS := shards
 TRAIN_SHARDS := --shards "$(SHARDS)"
 else ifeq ($(CONFIG),configs/sample.yaml)
 TRAIN_NEEDS := shards
-SAMPLE_STEPS := sample-steps
+SAMPLE_STEPS := .sample-steps
 SAMPLE_END := echo "The sample shows the whole way. Its model recites the articles it was trained on, and that is all it can: on other text it is worse than guessing. Next: your own corpus, see README.md."
 endif
 ifneq ($(filter command line environment,$(origin SHARDS)),)
@@ -47,7 +47,7 @@ TRAIN_SHARDS := --shards "$(SHARDS)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data shards sample-steps train generate compare sweep report test test-all coverage check audit licences reference bench bench-gpu peers clean
+.PHONY: help setup data shards train generate compare sweep report test test-all coverage check audit licences reference bench bench-gpu peers clean
 
 help:  ## list the targets and variables
 	@echo "Targets"
@@ -97,7 +97,7 @@ TRAIN_PYTHON := $(RUN_PYTHON)
 endif
 
 # What a newcomer's first command will do, and how long that takes on two cores.
-sample-steps:
+.sample-steps:
 	@echo "1. packages    $$(test -f $(VENV)/.ready && echo 'in $(VENV) already' || echo 'into $(VENV), once: 2 GB, 2 to 4 minutes')"
 	@echo "2. shards      tokenizer and shard set of 110 short articles: a few seconds, once"
 	@echo "3. training    a model of one million parameters, which learns them by heart: 1 to 2 minutes"

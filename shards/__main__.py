@@ -10,7 +10,6 @@ from shards.common.command_line import Parser, progress_bar, run_command, say
 from shards.common.errors import InputError
 from shards.common.text import plural, printable
 from shards.layout import SPLITS
-from shards.order import DEFAULT_SEED, check_seed
 
 _URL_HELP = "the set: hf://datasets/USER/NAME[/FOLDER], ms://datasets/USER/NAME[/FOLDER], s3://, oss://, gs://, …"
 
@@ -22,6 +21,8 @@ def main(arguments: list[str]) -> int:
 
 
 def make_parser() -> Parser:
+    from shards.order import DEFAULT_SEED
+
     parser = Parser(prog="python -m shards", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -124,6 +125,7 @@ def run_cat(options: argparse.Namespace) -> int:
 
 def run_report(options: argparse.Namespace) -> int:
     from shards.common.files import write_atomically
+    from shards.order import check_seed
     from shards.reader import open_shard_set
     from shards.report.document import check_out
     from shards.report.page import PROGRAM, make_page

@@ -156,7 +156,7 @@ def build_config(settings: ModelSettings, *, vocab_size: int, eos_id: int, block
     multiple, rope_theta, positions = (
         values.pop(name) for name in ("vocab_multiple", "rope_theta", "max_position_embeddings")
     )
-    return Qwen2Config(
+    config = Qwen2Config(
         **values,
         vocab_size=-(-vocab_size // multiple) * multiple,  # matrix units work on whole tiles: 151,646 becomes 151,680
         max_position_embeddings=positions or block_tokens,
@@ -167,6 +167,8 @@ def build_config(settings: ModelSettings, *, vocab_size: int, eos_id: int, block
         eos_token_id=eos_id,
         pad_token_id=None,
     )
+    config.rope_theta = rope_theta  # transformers 4 looks here only, and would take 10,000
+    return config
 
 
 def build_model(

@@ -247,7 +247,7 @@ class _Set:
     manifest = SimpleNamespace(tokenizer=SimpleNamespace(sha256="0", name="t"))
 
     def __init__(self, path: str, size: int) -> None:
-        self.path, self._size, self.fingerprint = path, size, path
+        self.path, self._size, self.fingerprint, self.tokenizer_path = path, size, path, path
 
     def __getitem__(self, _split: str) -> Any:
         return range(self._size)

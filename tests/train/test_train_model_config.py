@@ -100,6 +100,8 @@ def test_a_model_of_24_layers_cut_to_2_is_built_and_saved(
     # What was saved is a configuration too.
     again = load_settings(write(config=str(tmp_path / "saved")), {})
     assert again.model == settings.model
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert saved["rope_theta"] == settings.model.rope_theta  # where transformers 4 looks
 
 
 def test_a_directory_and_a_file_are_the_same(write: WriteConfig, published: Callable[..., str]) -> None:
