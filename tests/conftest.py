@@ -130,8 +130,8 @@ def run_module(*arguments: object, **options: Any) -> subprocess.CompletedProces
 def run_python(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Python in a process of its own, output captured, with `env` added to the environment."""
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **options.pop("env", {})}
-    options = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 120} | options
-    return subprocess.run([sys.executable, *map(str, arguments)], env=env, text=True, **options)
+    usual: dict[str, Any] = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 120}
+    return subprocess.run([sys.executable, *map(str, arguments)], env=env, text=True, **(usual | options))
 
 
 def assert_one_error_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:

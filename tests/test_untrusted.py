@@ -236,19 +236,19 @@ def test_the_record_of_a_checkpoint(tmp_path: Path, change: dict[str, Any]) -> N
         read_position(tmp_path)
 
 
-QWEN2 = {"model_type": "qwen2", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 8}
-QWEN2 |= {"num_attention_heads": 2, "num_key_value_heads": 2, "architectures": ["Qwen2ForCausalLM"]}
+QWEN2: dict[str, Any] = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 1}
+QWEN2 |= {"num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 8, "intermediate_size": 8, "vocab_size": 8}
 
 
 @pytest.mark.parametrize(
     ("config", "header"),
-    [(config, 8) for config in ([], {}, {"model_type": "qwen2", "hidden_size": "x"}, {"model_type": "\x1b[31m"})]
-    + [(QWEN2, size) for size in (2**20, 2**40, 2**63, 2**64 - 1)],
+    [("[]", 8), ("{}", 8), ('{"model_type": "qwen2", "hidden_size": "x"}', 8), ('{"model_type": "\\u001b[31m"}', 8)]
+    + [(json.dumps(QWEN2), size) for size in (2**20, 2**40, 2**63, 2**64 - 1)],
 )
 def test_a_model_with_another_config_or_a_header_that_promises_too_much(
-    tmp_path: Path, config: object, header: int
+    tmp_path: Path, config: str, header: int
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(config)
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", header) + b'{"a": 1}')
     with pytest.raises(InputError, match="the model can't be loaded"):
         load_model(tmp_path)
