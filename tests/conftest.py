@@ -33,19 +33,10 @@ SAMPLE = REPOSITORY / "data" / "sample" / "wikipedia-zh-sample.json"
 def pytest_sessionstart(session: pytest.Session) -> None:
     # A suite that is started in the background (`make test &`) inherits that SIGINT is ignored, and so would its processes.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    tell_order(session.config)
-
-
-def pytest_terminal_summary(exitstatus: int, config: pytest.Config) -> None:
-    if exitstatus != pytest.ExitCode.OK:
-        tell_order(config)
-
-
-def tell_order(config: pytest.Config) -> None:
-    """Print the seed of the random order, which pytest-randomly itself keeps to itself under `-q`."""
-    seed = config.getoption("randomly_seed", None)
-    reporter = config.pluginmanager.get_plugin("terminalreporter")  # none in the processes of pytest-xdist
-    if seed is not None and reporter is not None and not hasattr(config, "workerinput"):
+    # pytest-randomly itself keeps the seed of the order to itself under `-q`.
+    seed = session.config.getoption("randomly_seed", None)
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # none in the processes of pytest-xdist
+    if seed is not None and reporter is not None and not hasattr(session.config, "workerinput"):
         reporter.write_line(f'random order; the same again: make test ARGS="--randomly-seed={seed}"')
 
 
@@ -133,15 +124,14 @@ def inline_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_module(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """`python -m …` in a process of its own, output captured."""
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=options.pop("cwd", REPOSITORY),
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **options.pop("env", {})},
-        **options,
-    )
+    return run_python("-m", *arguments, **options)
+
+
+def run_python(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, output captured, with `env` added to the environment."""
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **options.pop("env", {})}
+    usual: dict[str, Any] = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 120}
+    return subprocess.run([sys.executable, *map(str, arguments)], env=env, text=True, **(usual | options))
 
 
 def assert_one_error_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:
@@ -170,10 +160,6 @@ def change(path: Path, edit: Callable[[bytes], bytes]) -> None:
 
 def flip(path: Path, place: int = -1) -> None:
     """Change one bit of a file."""
-
-    def edit(content: bytes) -> bytes:
-        changed = bytearray(content)
-        changed[place] ^= 1
-        return bytes(changed)
-
-    change(path, edit)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    change(path, lambda _content: bytes(content))

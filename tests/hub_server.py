@@ -95,7 +95,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = _answer
 
-    def _send(self, status: int, content: object, headers: dict[str, str] | None = None) -> None:
+    def _send(
+        self, status: int, content: object, headers: dict[str, str] | None = None, *, break_after: int | None = None
+    ) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in (headers or {}).items():
@@ -103,7 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[:break_after])
+        if break_after is not None:
+            self.close_connection = True
+            self.connection.close()
 
     def _hugging_face(self, parts: list[str], body: bytes, query: dict[str, list[str]]) -> None:
         hub = self.hub
@@ -111,9 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, {"errors": [], "warnings": []})
         if parts == ["repos", "create"]:
             asked = json.loads(body)
-            repository = (
-                f"{asked['type']}s/{asked['organization'] + '/' if asked.get('organization') else ''}{asked['name']}"
-            )
+            owner = f"{asked['organization']}/" if asked.get("organization") else ""
+            repository = f"{asked['type']}s/{owner}{asked['name']}"
             status = 409 if repository in hub.commits else 200
             if status == 200:
                 assert asked.get("visibility") == "private" or asked.get("private")
@@ -130,18 +134,15 @@ class _Handler(BaseHTTPRequestHandler):
             prefix = "".join(f"{part}/" for part in rest[1:])
             found = [entry(path, content) for path, content in sorted(files.items()) if path.startswith(prefix)]
             if query.get("recursive", [""])[0].lower() != "true":
-                folders = {
-                    prefix + path.removeprefix(prefix).partition("/")[0] for path in files if path.startswith(prefix)
-                }
-                found = [one for one in found if one["path"] in folders]
-                found += [{"type": "directory", "path": path, "oid": "0"} for path in sorted(folders - files.keys())]
+                names = {prefix + one["path"].removeprefix(prefix).partition("/")[0] for one in found}
+                found = [one for one in found if one["path"] in names]
+                found += [{"type": "directory", "path": path, "oid": "0"} for path in sorted(names - files.keys())]
             if not found and prefix:
                 return self._send(404, {}, {"X-Error-Code": "EntryNotFound"})
             return self._send(200, found)
         if question == "preupload":
             paths = [file["path"] for file in json.loads(body)["files"]]
-            is_ignored = {path: path.endswith(hub.ignored) for path in paths}
-            answers = [{"path": path, "uploadMode": "regular", "shouldIgnore": is_ignored[path]} for path in paths]
+            answers = [{"path": p, "uploadMode": "regular", "shouldIgnore": p.endswith(hub.ignored)} for p in paths]
             return self._send(200, {"files": answers})
         if question == "commit":
             files = dict(files)
@@ -174,10 +175,10 @@ class _Handler(BaseHTTPRequestHandler):
         files = self.hub.files(repository)
         if question in (["repo", "files"], ["repo", "tree"]):
             root = query.get("Root", [""])[0].strip("/")
-            listed = [(path, content) for path, content in files.items() if path.startswith(root)]
             entries = [
                 {"Path": path, "Type": "blob", "Size": len(content), "Sha256": hashlib.sha256(content).hexdigest()}
-                for path, content in listed
+                for path, content in files.items()
+                if path.startswith(root)
             ]
             return self._send(200, {"Code": 200, "Data": {"Files": entries}})
         if not question:
@@ -196,15 +197,8 @@ class _Handler(BaseHTTPRequestHandler):
             start, stop = int(first), min(int(last) + 1, len(content)) if last else len(content)
             headers |= {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
             content, status = content[start:stop], 206
-        if self.command != "GET" or not hub.break_after:
-            return self._send(status, content, headers)
-        self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(content))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content[: hub.break_after.pop(0)])
-        self.close_connection = True
-        self.connection.close()
+        is_broken = self.command == "GET" and hub.break_after
+        self._send(status, content, headers, break_after=hub.break_after.pop(0) if is_broken else None)
 
 
 @contextlib.contextmanager

@@ -42,9 +42,8 @@ def running() -> Iterator[Server]:
             status = server.statuses.pop(0)
             start_response(f"{status} No", [("Content-Type", "application/xml")])
             code = {403: "AccessDenied", 503: "ServiceUnavailable"}[status]
-            if environ["REQUEST_METHOD"] == "HEAD":
-                return []
-            return [f"<Error><Code>{code}</Code><Message>not now</Message></Error>".encode()]
+            body = f"<Error><Code>{code}</Code><Message>not now</Message></Error>".encode()
+            return [body] * (environ["REQUEST_METHOD"] != "HEAD")
         return application(environ, start_response)
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import doctest
-import os
+import functools
 import signal
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import shards.common.command_line
 import shards.common.text
-from shards.common.command_line import byte_count, progress_bar
-from tests.conftest import REPOSITORY, assert_one_error_line, run_module
+from shards.common.command_line import Parser, byte_count, progress_bar
+from shards.common.errors import InputError
+from tests.conftest import assert_one_error_line, run_python
 
 # Each imports NumPy on its way.
 PROGRAMS = [
@@ -26,74 +28,51 @@ PROGRAMS = [
 INTERRUPTED_IMPORT = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
 
 
+def run_as_command(program: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the `main` that `program` defines as a command's."""
+    lines = [program, "from shards.common.command_line import run_command", "run_command(main, [])"]
+    return run_python("-c", "\n".join(lines), **options)
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_ctrl_c_while_modules_are_imported_leaves_no_traceback(program: str, tmp_path: Path) -> None:
     (tmp_path / "numpy.py").write_text(INTERRUPTED_IMPORT)
-    finished = subprocess.run(
-        [sys.executable, *program.split()],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
+    finished = run_python(*program.split(), env={"PYTHONPATH": str(tmp_path)})
     assert (finished.returncode, finished.stdout, finished.stderr) == (130, "", "interrupted\n")
 
 
 def test_ctrl_c_of_a_program_that_imports_the_packages_is_its_own() -> None:
     program = "import signal, shards, pipeline, train; print(signal.getsignal(signal.SIGINT).__name__)"
-    finished = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    finished = run_python("-c", program)
     assert finished.stdout == "default_int_handler\n", finished.stderr
 
 
 def test_ctrl_c_is_ignored_by_a_command_whose_caller_wants_so(tmp_path: Path) -> None:
     (tmp_path / "numpy.py").write_text(INTERRUPTED_IMPORT.replace("time.sleep(9)", "raise SystemExit(7)"))
-    finished = subprocess.run(
-        [sys.executable, "-m", "shards"],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    )
-    assert finished.returncode == 7
+    ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    assert run_python("-m", "shards", env={"PYTHONPATH": str(tmp_path)}, preexec_fn=ignore).returncode == 7
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("num_lines", [1, 100_000])  # within the buffer, and beyond it
 def test_a_full_disk_under_standard_output_is_named(num_lines: int, unbuffered: str) -> None:
-    program = (
-        "from shards.common.command_line import run_command\n"
-        f"run_command(lambda arguments: [print('line') for _ in range({num_lines})] and None, [])"
-    )
     with open("/dev/full", "w") as full:
-        finished = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    assert finished.stderr == "error: standard output: No space left on device\n"
-    assert finished.returncode == 2
+        program = f"def main(argv):\n  for _ in range({num_lines}): print('line')"
+        finished = run_as_command(program, stdout=full, env={"PYTHONUNBUFFERED": unbuffered})
+    assert (finished.returncode, finished.stderr) == (2, "error: standard output: No space left on device\n")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (
-            ["pipeline", "build", "a", "--out", "b", "--workers", "x"],
-            "error: --workers: expected a whole number, found 'x'",
-        ),
-        (
-            ["pipeline", "build", "a", "--out", "b", "--val-fraction", "x"],
-            "--val-fraction: expected a number, found 'x'",
-        ),
-        (["shards", "cat", "a", "--block", "1.5"], "error: --block: expected a whole number, found '1.5'"),
-        (["train.generate", "a", "--num", "x"], "error: --num: expected a whole number, found 'x'"),
-    ],
+    ("kind", "expected"), [(int, "a whole number"), (float, "a number"), (byte_count, "bytes, such as 64MiB")]
 )
-def test_a_value_that_isnt_a_number_is_reported_as_other_wrong_values_are(arguments: list[str], expected: str) -> None:
-    assert_one_error_line(run_module(*arguments), expected)
+def test_a_value_that_isnt_a_number_is_reported_as_other_wrong_values_are(
+    kind: Callable[[str], object], expected: str
+) -> None:
+    parser = Parser()
+    parser.add_argument("--option", type=kind)
+    with pytest.raises(InputError, match=f"^--option: expected {expected}, found 'x'"):
+        parser.parse_args(["--option", "x"])
 
 
 @pytest.mark.parametrize(
@@ -110,21 +89,18 @@ def test_bytes_are_a_number_or_one_with_a_unit(text: str, expected: int | None) 
 
 
 def test_ctrl_c_while_a_library_cleans_up_leaves_no_traceback() -> None:
-    program = """
+    ended = run_as_command("""
 import atexit, signal
-from shards.common.command_line import run_command
 atexit.register(lambda: signal.raise_signal(signal.SIGINT))
-run_command(lambda argv: print("done"), [])
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+main = lambda argv: print("done")
+""")
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "done\n", "")
 
 
 @pytest.mark.parametrize(("name", "status", "line"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
 def test_a_signal_that_python_drops_comes_again(name: str, status: int, line: str) -> None:
-    program = f"""
+    ended = run_as_command(f"""
 import signal, time, weakref
-from shards.common.command_line import run_command
 
 class Thing:
     pass
@@ -134,18 +110,19 @@ def main(argv):
     reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.{name}))
     del thing
     time.sleep(60)
-
-run_command(main, [])
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, timeout=50)
+""")
     assert (ended.returncode, ended.stdout, ended.stderr) == (status, "", f"{line}\n")
 
 
-def test_no_more_memory_is_one_line() -> None:
+def test_no_name_in_an_error_reaches_the_terminal_raw() -> None:
     program = (
-        "from shards.common.command_line import run_command\ndef main(argv): raise MemoryError\nrun_command(main, [])"
+        "from shards.common.errors import InputError\ndef main(argv): raise InputError('\\x1b]0;a\\x07\\x9b2J\\u202e')"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert_one_error_line(run_as_command(program), "error: \\x1b]0;a\\x07\\x9b2J\\u202e")
+
+
+def test_no_more_memory_is_one_line() -> None:
+    ended = run_as_command("def main(argv): raise MemoryError")
     assert_one_error_line(ended, "error: the system gave no more memory")
 
 

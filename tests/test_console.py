@@ -13,7 +13,7 @@ import pytest
 
 import tokenize_once
 from shards.common.errors import InputError
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, run_module
 
 
 @pytest.mark.parametrize("name", tokenize_once.COMMANDS)
@@ -26,10 +26,7 @@ def test_each_command_answers_for_help(name: str, capsys: pytest.CaptureFixture[
 
 def test_every_command_of_the_packages_is_there() -> None:
     for package in ("pipeline", "shards"):
-        finished = subprocess.run(
-            [sys.executable, "-m", package, "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-        )
-        names = re.findall(r"^    ([a-z]+)\b", finished.stdout, re.MULTILINE)
+        names = re.findall(r"^    ([a-z]+)\b", run_module(package, "--help").stdout, re.MULTILINE)
         assert len(names) >= 3 and set(names) <= set(tokenize_once.COMMANDS)
 
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from bench.fuzz.loop import Run, changed, run_random
+from bench.fuzz.__main__ import SEEDS, main
+from bench.fuzz.loop import Run, run_random
 from bench.fuzz.oracle import Fault, load, same
 from bench.fuzz.targets import TARGETS, Target
-from tests.conftest import REPOSITORY
 
-SEEDS = REPOSITORY / "tests" / "fuzz_seeds"
 FILES = sorted(path for path in SEEDS.rglob("*") if path.is_file())
-NUM_EXAMPLES = {"json-cuts": 15, "documents": 40}
+NUM_EXAMPLES = {"json-cuts": 25, "documents": 60}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -33,26 +27,15 @@ def test_every_target_has_seeds_and_all_are_small() -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_inputs_made_of_the_targets_words(name: str) -> None:
-    target = TARGETS[name]
-    parts = st.lists(st.sampled_from(target.words) | st.binary(max_size=3), max_size=25).map(b"".join)
-
-    @settings(max_examples=NUM_EXAMPLES.get(name, 150), derandomize=True, database=None, deadline=None)
-    @given(head=st.binary(min_size=2, max_size=2), body=parts)
-    def check(head: bytes, body: bytes) -> None:
-        target.check(head + body)
-
-    check()
-
-
-@pytest.mark.parametrize("name", TARGETS)
-def test_seeds_changed_at_random(name: str) -> None:
-    import random
-
-    target, rng = TARGETS[name], random.Random(2)
-    known = [path.read_bytes() for path in FILES if path.parent.name == name]
-    for _ in range(NUM_EXAMPLES.get(name, 400)):
-        target.check(changed(rng.choice(known), known, target.words, rng))
+def test_the_command_on_seeds_changed_at_random(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    num_inputs = NUM_EXAMPLES.get(name, 600)
+    options = f"{name} --random --inputs {num_inputs} --seconds 1e9 --seed 2 --corpus {tmp_path}"
+    monkeypatch.setattr("sys.argv", ["fuzz", *options.split()])
+    monkeypatch.setattr("bench.fuzz.loop.SLOW_SECONDS", 1e9)  # a busy machine is no fault
+    assert main() == 0
+    assert f"{name}: {num_inputs} inputs" in capsys.readouterr().out
 
 
 def test_a_failure_is_kept_and_the_counts_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,13 +54,6 @@ def test_a_failure_is_kept_and_the_counts_go_on(tmp_path: Path, capsys: pytest.C
     (kept,) = (tmp_path / "zeros.failures").iterdir()
     assert kept.read_bytes()[:1] == b"\0"
     assert "500 inputs in" in capsys.readouterr().out
-
-
-def test_the_command(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench.fuzz", "mixture", "--random", "--inputs", "128", "--corpus", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    output = subprocess.check_output(command, cwd=REPOSITORY, env=environment, text=True)
-    assert "mixture: 128 inputs" in output and "0 failures" in output
 
 
 def test_values_are_compared_by_kind_too() -> None:

@@ -11,59 +11,62 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-TARGETS = re.findall(r"^([a-z][a-z-]*):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+CONTENT = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+TARGETS = re.findall(r"^([a-z][a-z-]*):", CONTENT, re.MULTILINE)
 VARIABLES = ["CORPUS", "SHARDS", "CONFIG", "RUN", "NPROC", "PROMPT", "RUNS", "SWEEP", "ARGS"]
+BUILDS, TRAINS, SEVERAL = "-m pipeline build ", "-m train ", "-m torch.distributed.run "
+LARGE = "CONFIG=configs/wikipedia-zh-120m.yaml"
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
-def make(*arguments: str) -> str:
-    return subprocess.run(["make", *arguments], cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+def outside_make() -> dict[str, str]:
+    """The environment as in a terminal, without what `make test` leaves to a make within it."""
+    left = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "PYTHONPATH")
+    return {name: value for name, value in os.environ.items() if name not in left}
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *arguments], cwd=REPOSITORY, env=outside_make(), capture_output=True, text=True)
 
 
 def test_help_lists_every_target_and_variable_with_a_line() -> None:
-    lines = make("help").splitlines()
+    lines = make("help").stdout.splitlines()
     for name in [*TARGETS, *VARIABLES]:
         assert any(re.fullmatch(rf"  {name} +\S.+", line) for line in lines), name
 
 
 def test_every_target_without_a_file_is_phony() -> None:
-    content = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-    (phony,) = re.findall(r"^\.PHONY: (.+)$", content, re.MULTILINE)
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", CONTENT, re.MULTILINE)
     assert set(phony.split()) == set(TARGETS) and len(TARGETS) > 15
 
 
 @pytest.mark.parametrize(
-    ("arguments", "builds", "trains_on"),
+    ("arguments", "said", "unsaid"),
     [
-        (("train",), "wikipedia-zh-sample.json", None),
-        (("train", "CONFIG=configs/wikipedia-zh-120m.yaml"), None, None),
+        # Shards are built first where it is known from what.
+        (["train"], [BUILDS + '"data/sample/wikipedia-zh-sample.json"', TRAINS], ["--shards", SEVERAL]),
+        (["train", LARGE], [TRAINS], [BUILDS, "--shards"]),
+        (["train", LARGE, "CORPUS=data/mine.json"], [BUILDS + '"data/mine.json"', '--shards "data/shards/mine"'], []),
+        (["train", LARGE, "SHARDS=data/shards/other"], [TRAINS, '--shards "data/shards/other"'], [BUILDS]),
+        # A directory may end in a slash.
+        (["shards", "CORPUS=data/mine/"], ['--out "data/shards/mine"'], []),
+        # torchrun starts several processes, after a check by one.
         (
-            ("train", "CORPUS=data/mine.json", "CONFIG=configs/wikipedia-zh-120m.yaml"),
-            "data/mine.json",
-            "data/shards/mine",
+            ["train", LARGE, "NPROC=8"],
+            ["--check\n", SEVERAL + '--standalone --nproc-per-node "8" -m train --config'],
+            [],
         ),
-        (("train", "SHARDS=data/shards/other", "CONFIG=configs/wikipedia-zh-120m.yaml"), None, "data/shards/other"),
+        # Tests run in parallel unless asked otherwise: pytest takes the last.
+        (["test", "ARGS=-n 0 --randomly-seed=7"], ["-n auto ", "-n 0 --randomly-seed=7"], []),
+        (["test-all", "ARGS=-n 0 --randomly-seed=7"], ["-n auto ", "-n 0 --randomly-seed=7"], []),
     ],
 )
-def test_train_builds_the_shards_where_it_knows_from_what(
-    arguments: tuple[str, ...], builds: str | None, trains_on: str | None
-) -> None:
-    commands = make("--dry-run", "--always-make", *arguments)
-    (training,) = [line for line in commands.splitlines() if "-m train " in line]
-    built = [line for line in commands.splitlines() if "-m pipeline build" in line]
-    assert (builds is not None) == bool(built)
-    assert builds is None or builds in built[0]
-    assert (trains_on is not None) == ("--shards" in training)
-    assert trains_on is None or f'--shards "{trains_on}"' in training
-
-
-def test_several_processes_are_started_by_torchrun() -> None:
-    checking, training = [line for line in make("--dry-run", "train", "NPROC=8").splitlines() if "-m train " in line]
-    assert checking.endswith("--check") and "torch.distributed" not in checking
-    assert '-m torch.distributed.run --standalone --nproc-per-node "8" -m train --config' in training
-    (training,) = [line for line in make("--dry-run", "train").splitlines() if "-m train " in line]
-    assert "torch.distributed" not in training
+def test_what_a_target_does(arguments: list[str], said: list[str], unsaid: list[str]) -> None:
+    commands = make("--dry-run", "--always-make", *arguments).stdout
+    places = [commands.find(text) for text in said]
+    assert min(places) >= 0 and places == sorted(places), commands
+    assert not [text for text in unsaid if text in commands]
 
 
 @pytest.mark.parametrize(
@@ -76,22 +79,6 @@ def test_several_processes_are_started_by_torchrun() -> None:
     ],
 )
 def test_a_variable_without_sense_is_refused_in_one_line(argument: str, expected: str) -> None:
-    # As from a terminal: within `make test` a make would say which directory it enters.
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")
-    }
-    finished = subprocess.run(
-        ["make", "-n", "train", argument], cwd=REPOSITORY, env=environment, capture_output=True, text=True
-    )
+    finished = make("-n", "train", argument)
     assert finished.returncode == 2 and finished.stdout == ""
     assert expected in finished.stderr and len(finished.stderr.splitlines()) == 1
-
-
-def test_a_directory_may_end_in_a_slash() -> None:
-    assert '--out "data/shards/mine"' in make("-n", "shards", "CORPUS=data/mine/")
-
-
-@pytest.mark.parametrize("target", ["test", "test-all"])
-def test_the_tests_run_in_parallel_unless_asked_otherwise(target: str) -> None:
-    (line,) = [line for line in make("-n", target, "ARGS=-n 0 --randomly-seed=7").splitlines() if "-m pytest" in line]
-    assert line.index("-n auto") < line.index("-n 0 --randomly-seed=7")  # pytest takes the last

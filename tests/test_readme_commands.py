@@ -1,16 +1,19 @@
-"""Every command of the READMEs, the reference and the questions and answers is run as it stands there.
+"""Every command of the READMEs, the reference and the questions and answers is run as it stands there, and examples are.
 
 The commands are extracted from the text: the lines of shell blocks, and inline code. All inline code with a space in it
-is either run, or an option that a command has, or one of `NAMES` and `OTHERS`. Each command has a fresh copy of the tree,
+is either run, or an option that a command has, or one of `OTHERS`. Each command has a fresh copy of the tree,
 in which those before it in the page have been run. What a reader has to fill in, and what would take hours, the network or
 more machines, is replaced by the rules in `STAND_INS`; a command that no rule fits is run unchanged.
+
+A fenced block of any page after the line `<!-- runs -->` is executed, all such blocks of a page one after another; so are
+the reference's Python examples. `<!-- runs slowly -->` is for `make test-all`.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
+import shlex
 import shutil
 import site
 import subprocess
@@ -18,26 +21,30 @@ import sys
 import venv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline import __main__ as pipeline_command
-from shards import __main__ as shards_command
+import tools.reference
 from tests.conftest import REPOSITORY, SAMPLE, sample_records, write_corpus
 from tests.hub_server import environment, serve
-from train.__main__ import build_parser
+from tests.test_docs import FENCE, PAGES, commands, content
+from tests.test_makefile import outside_make
+from train.settings import option_names
 
-FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 # Pages, and the heading from which on their commands are run.
 ENGLISH = [("README.md", ""), ("docs/reference.md", ""), ("docs/troubleshooting.md", "## Questions and answers")]
 CHINESE = [("README.zh-CN.md", ""), ("docs/reference.md", ""), ("docs/questions.zh-CN.md", "")]
-# Inline code with a space that is no command: what a program says, and names of commands.
-NAMES = {"up to date", "error: …", "shards report"}
-# What belongs to programs of others, which are not here.
-OTHERS = re.compile(r"(lm_eval|llamafactory-cli|swift|ollama|hf|python llama\.cpp/\S+|FROM|model_name_or_path:) ")
+# Inline code with a space that is no command here: options, what a program says, the name of a command, what belongs to
+# programs of others.
+OTHERS = re.compile(
+    r"--|(up to date|error: …|shards report)$"
+    r"|(lm_eval|llamafactory-cli|swift|ollama|hf|python llama\.cpp/\S+|FROM|model_name_or_path:) "
+)
 SAMPLE_SET = "data/shards/wikipedia-zh-sample"
 
 # (what is found in a command, what stands for it)
@@ -46,10 +53,7 @@ STAND_INS = [
     (r"^(python -m pipeline tokenizer|transformers serve)$", r"\1 --help"),
     (r"^python -m shards verify DIR$", f"python -m shards verify {SAMPLE_SET}"),
     (r"CONFIG=…", "CONFIG=configs/sample.yaml RUN=own"),
-    (
-        r"^make shards CORPUS=… ARGS=\"--text-field content\"",
-        r'make shards CORPUS=data/content.jsonl ARGS="--text-field content"',
-    ),
+    (r"CORPUS=…", "CORPUS=data/content.jsonl"),
     (r'^ARGS="--tokenizer DIR"', 'make shards CORPUS=data/mine.jsonl ARGS="--tokenizer data/tokenizers/mine"'),
     (r"^(ARGS=.*)runs/NAME/checkpoint-500", r"make train \1runs/sample/checkpoint-2"),
     (r"^(ARGS=)", r"make train RUN=own \1"),
@@ -75,10 +79,8 @@ MADE_BY = [
     (r"^make train CONFIG=configs/wikipedia(?!.* RUN=)", ["runs/wikipedia-zh-120m"]),
     (r"^make train .*RUN=([\w-]+)", [r"runs/\1"]),
     (r"checkpoint-2\"$", ["runs/sample/model", "runs/sample/checkpoint-4"]),
-    (r"--out (\S+)", [r"\1"]),
-    (r"--output_dir (\S+)", [r"\1"]),
+    (r"--out(?:put_dir)? (\S+)", [r"\1"]),
 ]
-KEYBOARD = {"--interactive": "牛顿\n"}
 NEEDS_RUNS = re.compile(
     r"make (train|sweep|generate|compare)|^ARGS=\"(?!--tokenizer)|-m train|^transformers|^\w+(\.\w+)?\("
 )
@@ -88,48 +90,28 @@ QUICK = re.compile(r"^make (help|report|shards CORPUS=data/mine)|^python -m shar
 
 def written(pages: list[tuple[str, str]]) -> str:
     """The pages' text, without what is generated."""
-    texts = []
-    for page, start in pages:
-        text = (REPOSITORY / page).read_text(encoding="utf-8")
-        texts.append(text[text.index(start) :])
-    return re.sub(r"<!-- (commands|refused|settings) -->.*?<!-- end -->", "", "\n".join(texts), flags=re.S)
-
-
-def commands(pages: list[tuple[str, str]]) -> list[str]:
-    """The pages' commands in their order, each once."""
-    text = written(pages)
-    found = []
-    for piece in re.finditer(rf"{FENCE.pattern}|`(?P<inline>[^`\n]+)`", text, re.M | re.S):
-        if piece["language"] == "bash":
-            found += [line.partition("  #")[0].strip() for line in piece["code"].splitlines()]
-        elif piece["inline"] and is_command(piece["inline"]):
-            found.append(piece["inline"].replace("\\|", "|"))
-    return list(dict.fromkeys(filter(None, found)))
+    text = "\n".join(content(page)[content(page).index(start) :] for page, start in pages)
+    return re.sub(r"<!-- (commands|refused|settings) -->.*?<!-- end -->", "", text, flags=re.S)
 
 
 def is_command(code: str) -> bool:
-    looks_so = " " in code or re.match(r"AutoModel.*\(", code)
-    return bool(looks_so) and code not in NAMES and not code.startswith("--") and not OTHERS.match(code)
+    return (" " in code or code.startswith("AutoModelForCausalLM.")) and not OTHERS.match(code)
 
 
-ALL = commands(ENGLISH)
+# In their order, each once.
+ALL, ALL_CHINESE = (list(dict.fromkeys(filter(is_command, commands(written(pages))))) for pages in (ENGLISH, CHINESE))
 
 
 def test_commands_are_found_in_both_languages() -> None:
     assert len(ALL) > 40
-    assert sorted(commands(CHINESE)) == sorted(ALL)
+    assert sorted(ALL_CHINESE) == sorted(ALL)
 
 
-@pytest.mark.parametrize("pages", [ENGLISH, CHINESE])
-def test_every_option_is_one_of_a_command(pages: list[tuple[str, str]]) -> None:
-    known = {"--prompt-file"}
-    for parser in (pipeline_command.make_parser(), shards_command.make_parser(), build_parser()):
-        for action in parser._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                known = known.union(*(sub_parser.options for sub_parser in action.choices.values()))
-        known |= parser.options
-    options = re.findall(r"`(--[\w.-]+)[^`\n]*`", written(pages))
-    assert len(options) > 15 and set(options) <= known
+def test_every_option_is_one_of_a_command() -> None:
+    known = re.findall(r"--[\w.-]+", "".join(tools.reference.contents().values()))
+    options = re.findall(r"`(--[\w.-]+)[^`\n]*`", written(ENGLISH + CHINESE))
+    assert len(options) > 30
+    assert set(options) <= {"--help", *known, *(f"--{name}" for name in option_names())}
 
 
 @pytest.fixture(scope="module")
@@ -138,38 +120,25 @@ def hub_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
     caches = tmp_path_factory.mktemp("caches")
     with serve() as hub:
         hub.put("datasets/fjcanyue/wikipedia-zh-cn", "wikipedia-zh-cn-20240820.json", SAMPLE.read_bytes())
-        pq.write_table(sample_table(), caches / "train.parquet")
-        hub.put(
-            "datasets/AI-ModelScope/wikipedia",
-            "data/20231101.zh/train-00000-of-00001.parquet",
-            (caches / "train.parquet").read_bytes(),
-        )
+        pq.write_table(pa.table({"text": [record["text"] for record in sample_records()]}), caches / "zh.parquet")
+        name = "data/20231101.zh/train-00000-of-00001.parquet"
+        hub.put("datasets/AI-ModelScope/wikipedia", name, (caches / "zh.parquet").read_bytes())
         yield {**environment(hub, caches), "HOME": str(caches), "OMP_NUM_THREADS": "1", "PIP_NO_INDEX": "1"}
 
 
-def sample_table() -> pa.Table:
-    return pa.table({"text": [record["text"] for record in sample_records()]})
-
-
-def run(command: str, tree: Path, variables: dict[str, str], keyboard: str | None = None) -> str:
+def run(command: str, tree: Path, variables: dict[str, str]) -> None:
     """Run as typed in the root of the tree, in the environment that `make setup` makes."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHONPATH")
-    }
     path = f"{tree / '.venv' / 'bin'}:{os.environ['PATH']}"
     finished = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=tree,
-        env={**inherited, **variables, "PATH": path},
-        input=keyboard or "",
+        env={**outside_make(), **variables, "PATH": path},
+        input="牛顿\n",  # for what asks
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert finished.returncode == 0, f"{command}\n{finished.stdout[-3000:]}\n{finished.stderr[-3000:]}"
-    return finished.stdout
 
 
 def small_config(path: Path) -> str:
@@ -181,8 +150,7 @@ def small_config(path: Path) -> str:
         config["training"] |= {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "logging_steps": 1}
         config["training"] |= {"per_device_train_batch_size": 4, "dataloader_num_workers": 0}
         config["generation"] |= {"max_new_tokens": 2, "prompts": ["牛顿"]}
-        if "global_batch_blocks" in config:
-            config["global_batch_blocks"] = 8
+        config |= {"global_batch_blocks": 8} if "global_batch_blocks" in config else {}
     return yaml.safe_dump(config, allow_unicode=True)
 
 
@@ -207,7 +175,7 @@ def tree_with_sets(tmp_path_factory: pytest.TempPathFactory, hub_environment: di
     write_corpus(tree / "data" / "content.jsonl", [{"content": record["text"]} for record in records[:9]], "lines")
     shutil.copy(SAMPLE, tree / "data" / "wikipedia-zh-cn-20240820.json")
     (tree / "data" / "wikipedia-zh-20231101").mkdir()
-    pq.write_table(sample_table(), tree / "data" / "wikipedia-zh-20231101" / "train.parquet")
+    shutil.copy(Path(hub_environment["HOME"]) / "zh.parquet", tree / "data" / "wikipedia-zh-20231101")
     (tree / "prompts.txt").write_text("牛顿\n北京市\n", encoding="utf-8")
     run("make shards", tree, hub_environment)
     sample = tree / SAMPLE_SET
@@ -215,9 +183,7 @@ def tree_with_sets(tmp_path_factory: pytest.TempPathFactory, hub_environment: di
     for name in ["a", "b", "ab", "wiki", "books", "mine", "sample-qwen2", *corpora]:
         shutil.copytree(sample, sample.with_name(name))
     shutil.copytree(tree / "data" / "tokenizers" / "wikipedia-zh-sample", tree / "data" / "tokenizers" / "mine")
-    (tree / "other" / "tokens").mkdir(parents=True)
-    for suffix in ("bin", "idx"):
-        shutil.copy(sample / f"train-00000.{suffix}", tree / "other" / "tokens")
+    shutil.copytree(sample, tree / "other" / "tokens")
     return tree
 
 
@@ -244,27 +210,59 @@ def tree_with_runs(tree_with_sets: Path, hub_environment: dict[str, str]) -> Pat
     return tree
 
 
-def run_in_copy(command: str, tree: Path, directory: Path, variables: dict[str, str]) -> None:
-    copy = directory / "a tree"
-    shutil.copytree(tree, copy, symlinks=True)
-    for pattern, stand_in in STAND_INS:
-        command = re.sub(pattern, stand_in, command)
-    made = [
-        found.expand(path) for pattern, paths in MADE_BY if (found := re.search(pattern, command)) for path in paths
-    ]
-    for path in made:
-        subprocess.run(["rm", "-rf", copy / path], check=True)
-    keyboard = next((keys for option, keys in KEYBOARD.items() if option in command), None)
-    run(command, copy, variables, keyboard)
-    for path in made:
-        assert (copy / path).exists(), f"{command}: made no {path}"
-
-
 @pytest.mark.parametrize(
     "command", [pytest.param(command, marks=[] if QUICK.search(command) else pytest.mark.slow) for command in ALL]
 )
 def test_command_runs(
     command: str, request: pytest.FixtureRequest, tmp_path: Path, hub_environment: dict[str, str]
 ) -> None:
-    tree = request.getfixturevalue("tree_with_runs" if NEEDS_RUNS.search(command) else "tree_with_sets")
-    run_in_copy(command, tree, tmp_path, hub_environment)
+    trained = NEEDS_RUNS.search(command)
+    tree = tmp_path / "a tree"
+    shutil.copytree(request.getfixturevalue("tree_with_runs" if trained else "tree_with_sets"), tree, symlinks=True)
+    for pattern, stand_in in STAND_INS:
+        command = re.sub(pattern, stand_in, command)
+    matches = [(re.search(pattern, command), paths) for pattern, paths in MADE_BY]
+    made = [tree / match.expand(path) for match, paths in matches if match for path in paths]
+    subprocess.run(["rm", "-rf", *made], check=True)
+    run(command, tree, hub_environment)
+    assert [path for path in made if not path.exists()] == [], command
+
+
+# ---- examples ----
+
+
+def examples() -> Iterator[Any]:
+    """Each page's marked blocks as commands; where some are slow, also those before and between them alone."""
+    for page in PAGES:
+        marked = [block for block in FENCE.finditer(content(page)) if block["mark"]]
+        quick = [block for block in marked if not block["slowly"]]
+        for blocks, marks in ((quick, []), (marked if marked != quick else [], [pytest.mark.slow])):
+            code = [
+                block["code"] if block["language"] == "bash" else f"python -c {shlex.quote(block['code'])}"
+                for block in blocks
+            ]
+            if code:
+                yield pytest.param(code, id=page, marks=marks)
+
+
+@pytest.mark.parametrize("blocks", [*examples()])
+def test_examples_run(blocks: list[str], tmp_path: Path, tree_with_sets: Path, hub_environment: dict[str, str]) -> None:
+    tree = shutil.copytree(tree_with_sets, tmp_path / "tree", symlinks=True)
+    for code in blocks:
+        for path in re.findall(r"(?:--out|--output_dir|mkdir -p) (\S+)", code):
+            shutil.rmtree(tree / path, ignore_errors=True)
+        run(code, tree, hub_environment)
+
+
+def test_python_examples_of_the_reference_run(tree_with_sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree_with_sets)
+    results: list[dict[str, Any]] = []
+    for block in FENCE.finditer(content("docs/reference.md")):
+        if block["language"] == "python":
+            results.append({})
+            exec(block["code"], results[-1])
+    bare, opened, ordered = results
+    assert np.array_equal(bare["blocks"], opened["train"][:])
+    assert sorted(opened["order"].tolist()) == list(range(len(opened["train"])))
+    assert ordered["batch"].shape == (32, 128)
+    assert ordered["mine"].tolist() == [[228, 229, 230, 231]]

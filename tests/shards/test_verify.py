@@ -31,9 +31,9 @@ def swap(left: Path, right: Path) -> None:
     right.write_bytes(content)
 
 
-def link(directory: Path) -> None:
-    (directory / BIN).rename(directory.parent / "elsewhere")
-    (directory / BIN).symlink_to(directory.parent / "elsewhere")
+def link(path: Path) -> None:
+    path.rename(path.parents[1] / "elsewhere")
+    path.symlink_to(path.parents[1] / "elsewhere")
 
 
 def set_tokens(directory: Path, tokens: dict[int, int], *, signs: bool = True) -> None:
@@ -52,12 +52,13 @@ VISIBLE: dict[str, tuple[Damage, str]] = {
     "bin truncated": (lambda d: truncate(d / BIN), "truncated: the manifest says"),
     "bin extended": (lambda d: (d / BIN).write_bytes(bytes(1000)), "too long: the manifest says"),
     "bin missing": (lambda d: (d / BIN).unlink(), "no such file; the set is incomplete"),
-    "bin a link": (link, "a symbolic link"),
+    "bin a link": (lambda d: link(d / BIN), "a symbolic link"),
     "idx truncated": (lambda d: truncate(d / IDX), "truncated"),
     "idx missing": (lambda d: (d / IDX).unlink(), "no such file"),
     "manifest cut short": (lambda d: truncate(d / "manifest.json"), "not valid JSON"),
     "manifest missing": (lambda d: (d / "manifest.json").unlink(), "no manifest.json"),
     "tokenizer changed": (lambda d: flip(d / TOKENIZER), "tokenizer.json: expected digest"),
+    "tokenizer a link": (lambda d: link(d / TOKENIZER), "a symbolic link"),
     "tokenizer missing": (lambda d: (d / TOKENIZER).unlink(), "tokenizer.json: no such file"),
     "tokenizer of another digest": (
         lambda d: forge(d, lambda content: content["tokenizer"].update(sha256="0" * 64)),
