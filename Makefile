@@ -26,7 +26,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11
 VENV   := .venv
 RUN_PYTHON := $(VENV)/bin/python
 # pip compiles one file after another, which is half of its time. Some packages have files that are no Python 3.
-COMPILE := $(RUN_PYTHON) -m compileall -qq -j 0 $(VENV)/lib || true
+COMPILE := $(RUN_PYTHON) -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 
 ifeq ($(CORPUS),$(SAMPLE_CORPUS))
 BUILD_ARGS := --tokenizer $(SAMPLE_TOKENIZER) $(SAMPLE_BUILD_ARGS)
