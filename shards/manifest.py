@@ -328,7 +328,7 @@ def _decode_record(kind: type[R], value: Any, where: str) -> R:
             if name not in value:
                 raise InputError(f"{where}: no field {name!r}")
         unknown = next(name for name in value if name not in hints)
-        raise InputError(f"{where}: unknown field {printable(unknown)!r}")
+        raise InputError(f"{where}: unknown field {_shown(unknown)}")
     return kind(**{name: _decode_field(hint, value[name], f"{where}: {name}") for name, hint in hints.items()})
 
 
@@ -347,7 +347,7 @@ def _decode_field(expected: Any, value: Any, where: str) -> Any:
     if origin is list:
         return [_decode_field(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
     if origin is dict and arguments[1] is not Any:
-        return {key: _decode_field(arguments[1], item, f"{where}.{printable(key)}") for key, item in value.items()}
+        return {key: _decode_field(arguments[1], item, f"{where}.{printable(key)[:80]}") for key, item in value.items()}
     return value
 
 
