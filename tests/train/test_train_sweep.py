@@ -220,13 +220,13 @@ def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The run, a process of its own, is interrupted after its first checkpoint; then it goes on from there."""
-    file, run = write_sweep(runs=[{"name": "long", "max_steps": 200, "save_steps": 40}]), tmp_path / "sweep" / "long"
+    file, run = write_sweep(runs=[{"name": "long", "max_steps": 100, "save_steps": 20}]), tmp_path / "sweep" / "long"
     with command(main, file, files=tmp_path / "command") as sweep:
-        sweep.wait_until((run / "checkpoint-40" / "checkpoint.json").exists)
+        sweep.wait_until((run / "checkpoint-20" / "checkpoint.json").exists)
         os.kill(sweep.pid, signal.SIGINT)
         assert sweep.status() == 130, sweep.errors
     assert set(sweep.errors.splitlines()) == {"interrupted"}
-    assert "run 1 of 1  long: max_steps 200, save_steps 40" in sweep.output
+    assert "run 1 of 1  long: max_steps 100, save_steps 20" in sweep.output
     assert read_record(run)["state"] == "training"
 
     monkeypatch.setattr(train.sweep, "run_one", lambda run: train_in_process(run.arguments))
@@ -236,7 +236,7 @@ def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
     record = read_record(run)
     assert record["state"] == "finished" and len(record["sessions"]) == 2
     logs = [log for log in read_lines(run / "metrics.jsonl") if "loss" in log]
-    assert [log["step"] for log in logs] == list(range(1, 201))
+    assert [log["step"] for log in logs] == list(range(1, 101))
     seconds = [log["seconds"] for log in logs]
     assert seconds[0] > 0 and seconds == sorted(seconds)  # over both sessions
 
