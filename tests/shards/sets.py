@@ -14,8 +14,17 @@ from blake3 import blake3
 import shards
 from shards.layout import SPLITS, SplitName
 from shards.manifest import Packing, RejectedEntry, SourceEntry, canonical_json
+from shards.reader import ShardSet
+from shards.report.page import make_page
+from shards.report.statistics import Statistics, compute
 from shards.set_writer import DocumentBatch, NewSet, new_directory
-from shards.tokenizer_files import TokenizerFiles, bytes_of_characters, load_tokenizer, make_tokenizer_files
+from shards.tokenizer_files import (
+    TokenizerFiles,
+    bytes_of_characters,
+    load_tokenizer,
+    make_tokenizer_files,
+    read_vocabulary,
+)
 from tests.conftest import directory_bytes, sample_records
 
 EOS = 256
@@ -150,3 +159,9 @@ def forge(directory: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     content.pop("fingerprint", None)
     content["fingerprint"] = blake3(canonical_json(content)).hexdigest()
     path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def page_of(opened: Path | ShardSet, *, seed: int = 2333, statistics: Statistics | None = None) -> str:
+    shard_set = opened if isinstance(opened, ShardSet) else shards.open(opened)
+    vocabulary = read_vocabulary(shard_set.tokenizer_path)
+    return make_page(shard_set.manifest, statistics or compute(shard_set, seed=seed), vocabulary).decode()
