@@ -15,7 +15,7 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,15 @@ def evaluate_blocks(
 def perplexity(loss: float) -> float:
     """Of a loss in nats; finite for any number."""
     return math.exp(min(loss, 700.0))
+
+
+def best_evaluation(logs: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of a run's logs the first evaluation with the lowest loss, of those on the most blocks: others are of other texts."""
+    found = [log for log in logs if "eval_loss" in log]
+    most = max((log.get("eval_samples") or 0 for log in found), default=0)
+    whole = [log for log in found if (log.get("eval_samples") or 0) == most]
+    finite = [log for log in whole if log["eval_loss"] is not None and math.isfinite(log["eval_loss"])]
+    return min(finite, key=lambda log: log["eval_loss"], default=None)
 
 
 def text_bits(loss: float, splits: Sequence[shards.Split]) -> float:

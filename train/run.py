@@ -30,7 +30,7 @@ from train.arguments import build_arguments, preflight, typed
 from train.callbacks import SamplesAtEvaluation, StopOnSignal
 from train.checkpoints import newest_complete_checkpoint, tidy_checkpoints
 from train.environment import out_of_memory
-from train.evaluate import bits_per_byte, gzip_bits_per_byte
+from train.evaluate import best_evaluation, bits_per_byte, gzip_bits_per_byte
 from train.head_loss import chosen_loss
 from train.log_lines import MetricsFile, PlainLines, ProgressLines, end_lines, start_lines
 from train.micro_batch import CPU_BLOCKS, largest_micro_batch, try_step
@@ -294,10 +294,7 @@ def results(trainer: BlockTrainer, data: shards.Data, metrics: dict[str, float])
     steps, position = trainer.state.global_step, trainer.position
     logs = [log for log in trainer.state.log_history if "loss" in log]
     losses = [log["loss"] for log in logs if math.isfinite(log["loss"])] or [None]
-    evaluations = [log for log in trainer.state.log_history if math.isfinite(log.get("eval_loss", math.nan))]
-    most = max((log.get("eval_samples", 0) for log in evaluations), default=0)  # others are of other texts
-    whole = [log for log in evaluations if log.get("eval_samples", 0) == most]
-    best: dict[str, Any] = min(whole, key=lambda log: log["eval_loss"], default={})
+    best = best_evaluation(trainer.state.log_history) or {}
     return finite(
         {
             "steps": steps,

@@ -82,7 +82,7 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
         raise InputError(f"{run}: holds a finished run; {another}")
     newest, position, notices = newest_complete_checkpoint(run, check_content=check_content)
     if newest is not None and (record or resume):
-        micro_batch = record_part(run, "training_arguments").get("per_device_train_batch_size")
+        micro_batch = part_of(record, run, "training_arguments").get("per_device_train_batch_size")
         return Plan(
             checkpoint=newest, position=position, notices=notices, resume=resume, micro_batch_blocks=micro_batch
         )
@@ -117,7 +117,12 @@ def read_record(run: Path, *, remedy: str = "; delete it or choose another --out
 
 def record_part(run: Path, *keys: str) -> dict[str, Any]:
     """The object at `keys` in `run.json`; empty if there is none. Raises `InputError` if something else is there."""
-    part: Any = read_record(run)
+    return part_of(read_record(run), run, *keys)
+
+
+def part_of(record: dict[str, Any], run: Path, *keys: str) -> dict[str, Any]:
+    """As `record_part`, of the content of `run.json`."""
+    part: Any = record
     for number, key in enumerate(keys, start=1):
         part = part.get(key)
         if part is None:

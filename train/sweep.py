@@ -35,7 +35,7 @@ from train.__main__ import load
 from train.compare.page import check_out, render
 from train.compare.runs import read_runs
 from train.compare.table import as_lines
-from train.run_directory import RECORD_NAME, changed_settings, lock_run, plan_run, read_record, record_part
+from train.run_directory import RECORD_NAME, changed_settings, lock_run, part_of, plan_run, read_record
 from train.settings import build, option_names
 from train.values import Allowed, Text, read_yaml, require, require_known
 
@@ -174,7 +174,8 @@ def check_run(run: SweptRun, file: Path) -> str:
 
     Raises `InputError` unless it can be trained, continued or passed over.
     """
-    state = str(read_record(run.directory).get("state") or "")
+    record = read_record(run.directory)
+    state = str(record.get("state") or "")
     try:
         settings, data, _ = load(run.arguments)
         from train.run import check
@@ -184,10 +185,10 @@ def check_run(run: SweptRun, file: Path) -> str:
             plan_run(settings.output_dir, None)
     except InputError as error:
         raise InputError(f"{file}: run {run.directory.name}: {error}") from None
-    before, now = record_part(run.directory, "settings"), json.loads(json.dumps(settings.as_record(), default=str))
+    before, now = part_of(record, run.directory, "settings"), json.loads(json.dumps(settings.as_record(), default=str))
     decisive = [key for key in _DECISIVE if key in before]
     changes = changed_settings({key: before[key] for key in decisive}, {key: now[key] for key in decisive})
-    fingerprint = record_part(run.directory, "shards").get("fingerprint", data.fingerprint)
+    fingerprint = part_of(record, run.directory, "shards").get("fingerprint", data.fingerprint)
     if fingerprint != data.fingerprint:
         changes.append(f"fingerprint of the shard set {fingerprint[:12]} before, {data.fingerprint[:12]} now")
     if changes:

@@ -7,7 +7,6 @@ isn't a run.
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +16,16 @@ from shards.common.errors import InputError, nearest_path
 from shards.common.files import file_digest
 from shards.common.text import printable
 from train.checkpoints import numbered_checkpoints
+from train.evaluate import best_evaluation, perplexity
 from train.run_directory import (
     METRICS_NAME,
     MODEL_NAME,
     RECORD_NAME,
     SAMPLES_NAME,
     is_locked,
+    part_of,
     read_lines,
     read_record,
-    record_part,
 )
 
 _IGNORED_SETTINGS = {"output_dir", "tracking.name"}  # they differ always
@@ -44,7 +44,7 @@ class Point:
 
     @property
     def perplexity(self) -> float | None:
-        return None if self.loss is None else math.exp(min(self.loss, 700.0))
+        return None if self.loss is None else perplexity(self.loss)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,7 @@ class Run:
     bits_per_byte: float | None  # on the validation blocks
     training: list[Point]
     validation: list[Point]
+    best_validation: Point | None  # see `train.evaluate.best_evaluation`
     samples: dict[str, str]  # what the model wrote last, by prompt
 
     @property
@@ -77,13 +78,6 @@ class Run:
     def last_validation(self) -> Point | None:
         """The newest evaluation whose loss is a number."""
         return next((point for point in reversed(self.validation) if point.loss is not None), None)
-
-    @property
-    def best_validation(self) -> Point | None:
-        """The first evaluation with the lowest loss, of those on the most blocks: others are of other texts."""
-        most = max((point.num_blocks or 0 for point in self.validation), default=0)
-        found = [point for point in self.validation if (point.num_blocks or 0) == most and point.loss is not None]
-        return min(found, key=lambda point: (point.loss, point.step), default=None)
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -115,7 +109,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 def _read_run(path: Path, name: str) -> Run:
     record = read_record(path, remedy="; leave this run out")
     settings, planned, data, results = (
-        record_part(path, key) for key in ("settings", "training_arguments", "shards", "results")
+        part_of(record, path, key) for key in ("settings", "training_arguments", "shards", "results")
     )
     for session in record.get("sessions", [])[-1:]:
         settings["session"] = {key: session[key] for key in _SESSION_KEYS if key in session}
@@ -124,6 +118,7 @@ def _read_run(path: Path, name: str) -> Run:
         state += ", running" if is_locked(path) else ", stopped"
     logs, samples = read_lines(path / METRICS_NAME), read_lines(path / SAMPLES_NAME)
     training, validation = _curve(logs, "loss"), _curve(logs, "eval_loss")
+    best = best_evaluation(logs)
     newest = max([*training, *validation], key=lambda point: point.step, default=None)
     rates = [log["tokens_per_second"] for log in logs if log.get("tokens_per_second")]
     tokenizers = (directory / "tokenizer.json" for directory in (path / MODEL_NAME, *numbered_checkpoints(path)))
@@ -146,22 +141,23 @@ def _read_run(path: Path, name: str) -> Run:
         bits_per_byte=results.get("eval_bits_per_byte"),
         training=training,
         validation=validation,
+        best_validation=_point(best, "eval_loss") if best else None,
         samples={sample["prompt"]: sample["text"] for sample in samples if sample["step"] == last_sampled},
     )
 
 
 def _curve(logs: Sequence[dict[str, Any]], key: str) -> list[Point]:
-    return [
-        Point(
-            step=log["step"],
-            tokens=log.get("tokens"),
-            seconds=log.get("seconds"),
-            loss=log[key],
-            num_blocks=log.get("eval_samples"),
-        )
-        for log in logs
-        if key in log
-    ]
+    return [_point(log, key) for log in logs if key in log]
+
+
+def _point(log: dict[str, Any], key: str) -> Point:
+    return Point(
+        step=log["step"],
+        tokens=log.get("tokens"),
+        seconds=log.get("seconds"),
+        loss=log[key],
+        num_blocks=log.get("eval_samples"),
+    )
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
