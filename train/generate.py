@@ -18,7 +18,7 @@ from shards.common.text import nearest, printable, visible
 from train.checkpoints import is_sealed, numbered_checkpoints
 from train.environment import out_of_memory, prepare_environment
 from train.run_directory import MODEL_NAME, record_part
-from train.settings import GenerationSettings, build
+from train.settings import BATCH_SEQUENCES, GenerationSettings, build
 
 if TYPE_CHECKING:
     from train.sampling import Continuation
@@ -31,7 +31,6 @@ OPTIONS = {
     "repetition_penalty": (float, "X", "above 1: avoid tokens that are in the text already"),
     "seed": (int, "N", "of the random choices (0)"),
 }
-BATCH_SEQUENCES = 8
 
 EPILOG = """\
 example:

@@ -25,9 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from shards.common.errors import InputError
 from shards.common.text import printable
-from train.settings import GenerationSettings
-
-BATCH_SEQUENCES = 8
+from train.settings import BATCH_SEQUENCES, GenerationSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

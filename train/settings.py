@@ -36,6 +36,7 @@ TopP = Annotated[float, Allowed("above 0, at most 1", lambda value: 0 < value <=
 TopK = Annotated[int, Allowed("0 or more", lambda value: value >= 0)]
 Penalty = Annotated[float, Allowed("0.01 to 100 (1: none)", lambda value: 0.01 <= value <= 100)]
 
+BATCH_SEQUENCES = 8  # that are generated at a time
 MUON = "muon"  # our own value of `optim`: see `train.optimizer`
 
 # Fields of TrainingArguments that would contradict how this trainer works.

@@ -58,8 +58,7 @@ def as_json(runs: Sequence[Run]) -> dict[str, Any]:
     for run in runs:
         record = dataclasses.asdict(run) | {"path": str(run.path), "last_training_loss": run.last_training_loss}
         record["samples"] = [{"prompt": prompt, "text": text} for prompt, text in run.samples.items()]
-        for key, point in (("last_validation", run.last_validation), ("best_validation", run.best_validation)):
-            record[key] = dataclasses.asdict(point) if point else None
+        record["last_validation"] = run.last_validation and dataclasses.asdict(run.last_validation)
         del record["defaults"]
         records.append(record)
     names = [run.name for run in runs]
