@@ -1,9 +1,10 @@
 """From texts to documents: ids, each document closed by EOS.
 
-The native encoder closes documents itself. With fastokens the fast way joins the texts of a batch with EOS as written (`<|endoftext|>`) and lets the tokenizer find it: one call with
-one string, and the ids come out closed. Since EOS is cut out before anything else happens to the text, each document's ids
-are what it has alone. A text that itself holds a special token's string shows as a special id too many: then, and for a
-tokenizer for which this doesn't hold, each text is encoded by itself, as ordinary text, and closed afterwards.
+The native encoder closes documents itself. With fastokens the fast way joins the texts of a batch with EOS as written
+(`<|endoftext|>`) and lets the tokenizer find it: one call with one string, and the ids come out closed. Since EOS is cut
+out before anything else happens to the text, each document's ids are what it has alone. A text that itself holds a special
+token's string shows as a special id too many: then, and for a tokenizer for which this doesn't hold, each text is encoded
+by itself, as ordinary text, and closed afterwards.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -220,8 +219,8 @@ def choose_encoder(
     parse_special: bool = False,
     notice: Callable[[str], None] = lambda _line: None,
 ) -> str:
-    """The name of the encoder for this tokenizer, if `wanted` is `auto` or `native`: the native one where it fits and agrees
-    with the reference on `PROBE_TEXTS`, else fastokens if it loads and agrees, else the reference.
+    """The name of the encoder for this tokenizer, if `wanted` is `auto` or `native`: the native one where it fits and
+    agrees with the reference on `PROBE_TEXTS`, else fastokens if it loads and agrees, else the reference.
 
     `notice` is called with a line where there is no compiler. Raises `InputError` if the reference itself can't load the
     tokenizer, or the native encoder is wanted and can't be had.
