@@ -7,16 +7,16 @@ from its `tokenizer.json`, kept in the user's cache and mapped by all processes.
 1. A text is cut into words by the split pattern, with a class for each character instead of a regular expression:
    letter, number, space, newline, other. The classes are asked of the reference's own regular expressions.
 2. A word is cut into segments, between any two characters of three bytes that no merge can ever join. What remains
-   is mostly one or two characters: `，而人工智能` → `，` `而` `人工智能`, since no merge joins `，` with `而`, or `而` with `人`, but
-   some join `人` with `工`, `工` with `智`, `智` with `能`. The joined pairs are a set of 2^20 bits, indexed by a hash: a pair
-   that is in it by accident makes a segment longer, and the ids are the same.
+   is mostly one or two characters: `，而人工智能` → `，` `而` `人工智能`. No merge joins `，` with `而`, or `而` with `人`;
+   some join `人` with `工`, `工` with `智`, `智` with `能`. The joined pairs are a set of 2^20 bits, indexed by a hash:
+   a pair that is in it by accident makes a segment longer, and the ids are the same.
 3. The ids of a character alone are in a table, those of short segments in a cache; else they are merged by rank. Up to
    64 parts the lowest rank is looked for again after each merge, from there on by a heap: `n log n` steps.
 
-Merging may begin with whole characters instead of bytes, `人 工 智 能` instead of twelve bytes. For a merge has a higher rank
-than those that make its parts (`make_tables` sees to that): before any merge that takes `人` has its turn, `人` is made. It is
-different where a merge takes only a part of a character (`b4` + `이`), and that part is still alone when the turn comes:
-`_joins` finds these pairs too, and segments with such a character begin with bytes.
+Merging may begin with whole characters instead of bytes, `人 工 智 能` instead of twelve bytes. For a merge has a higher
+rank than those that make its parts (`_hash_table` sees to that): before any merge that takes `人` has its turn, `人` is
+made. It is different where a merge takes only a part of a character (`b4` + `이`), and that part is still alone when the
+turn comes: `_joins` finds these pairs too, and segments with such a character begin with bytes.
 
 NFC is the reference's. A document with a character that NFC may change is noticed by its class, and encoded by itself.
 """
@@ -148,7 +148,7 @@ def make_tables(tokenizer_json: bytes) -> Tables:
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
         numbers = np.array([[vocabulary[a], vocabulary[b], vocabulary[a + b]] for a, b in pairs], np.uint64)
         pieces = [(bytes(map(byte_of.__getitem__, a)), bytes(map(byte_of.__getitem__, b))) for a, b in pairs]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise Unfit(f"it isn't a byte-level BPE with all bytes ({error!r})") from None
     numbers = numbers.reshape(-1, 3)
     merges, shift = _hash_table(numbers, byte_ids)
@@ -175,6 +175,8 @@ def _hash_table(numbers: npt.NDArray[np.uint64], byte_ids: Ids) -> tuple[npt.NDA
     if (made[numbers[:, :2]].max(axis=1, initial=-1) >= ranks).any():
         raise Unfit("a merge has parts that are made later")
     keys = numbers[:, 0] << np.uint64(21) | numbers[:, 1]
+    if len(np.unique(keys)) != len(keys):
+        raise Unfit("two merges join the same pair")
     bits = max(8, (len(keys) * 3 // 2).bit_length())
     hashes = (keys * _MULTIPLIER >> np.uint64(64 - bits)).astype(np.int64)
     order = np.argsort(hashes, kind="stable")
