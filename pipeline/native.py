@@ -321,7 +321,7 @@ class NativeEncoder:
         self._lock = threading.Lock()
         self._added = {content: number for content, number, special in tables.added if parse_special or not special}
         # The longest first, as the reference does.
-        self._cut = re.compile("|".join(f"({re.escape(one)})" for one in sorted(self._added, key=len, reverse=True)))
+        self._cut = re.compile(f"({'|'.join(map(re.escape, sorted(self._added, key=len, reverse=True)))})")
         self._added_bytes = [*map(str.encode, self._added)]
 
     @property
