@@ -243,8 +243,10 @@ static int encode_document(struct encoder *e, const byte *p, const byte *end, st
                 byte right_class = e->classes[right];
                 if (!(right_class & run)) break;
                 seen |= right_class;
-                if (class & right_class & SPLITS && !is_joined(e, c, right)) add(e, line, start, p), start = p;
-                c = right, class = right_class, p += length;
+                int is_split = class & right_class & SPLITS && !is_joined(e, c, right);
+                if (is_split) add(e, line, start, p), start = p;
+                class = is_split ? right_class : class & right_class; /* what all characters of the segment are */
+                c = right, p += length;
             }
             if (run == OTHER)
                 while (p < end && (*p == '\n' || *p == '\r')) p++;

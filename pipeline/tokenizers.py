@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from pipeline.native import NativeEncoder, NoCompiler, Unfit, load_native_encoder, to_nfc
+from pipeline.native import NativeEncoder, NoCompiler, load_native_encoder, to_nfc
+from pipeline.native_tables import Unfit
 from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, canonical_tokenizer_json, qwen2_tokenizer_json
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable

@@ -18,8 +18,8 @@ import zstandard
 
 from bench.fuzz.oracle import expect
 from pipeline.encode import DocumentEncoder
-from pipeline.readers.compression import unpack
 from pipeline.native import NativeEncoder
+from pipeline.readers.compression import unpack
 from pipeline.tokenizers import Encoder, FastEncoder, ReferenceEncoder, load_encoder, load_tokenizer_files, same_ids
 from pipeline.train_tokenizer import train_tokenizer
 from shards.common.errors import InputError

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from pipeline import native
 from pipeline.encode import DocumentEncoder
-from pipeline.native import NativeEncoder, Unfit, make_tables, read_tables
+from pipeline.native import NativeEncoder
+from pipeline.native_tables import Unfit, make_tables, read_tables
 from pipeline.tokenizers import ReferenceEncoder, choose_encoder, load_encoder, load_tokenizer_files, same_ids
 from shards.common.errors import InputError
 from shards.tokenizer_files import TokenizerFiles
@@ -81,6 +82,11 @@ def test_random_strings_of_mixed_scripts(files: TokenizerFiles) -> None:
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(POOLS[7]), max_size=5))
 def test_any_texts(files: TokenizerFiles, texts: list[str]) -> None:
     check(files, texts)
+
+
+def test_what_a_merge_leaves_of_a_character_may_join_the_next(files: TokenizerFiles) -> None:
+    """Qwen2 takes two bytes of 大 with the space before it; the third joins 行, which it wouldn't without the space."""
+    check(files, [" 大行", "大行", " 大行皇帝", "说： 大行", "a大行"])
 
 
 def test_documents_are_closed_and_those_that_nfc_changes_are_in_their_order(files: TokenizerFiles) -> None:
