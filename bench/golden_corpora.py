@@ -176,7 +176,7 @@ def damage_sets(work: Path) -> None:
     shutil.rmtree(copy("no-tokenizer") / "tokenizer")
     changes = {
         "bad-json": ("{", "{{"),
-        "changed": ('"num_empty": 0', '"num_empty": 1'),
+        "changed": ('"dtype": "uint32"', '"dtype": "uint16"'),
         "version": ('version": ', 'version": 9'),
     }
     for name, (old, new) in changes.items():

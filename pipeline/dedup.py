@@ -45,8 +45,8 @@ def decode_hashes(encoded: bytes | None, unit: int) -> tuple[Receipt, bytes] | N
 
 
 def hash_texts(batches: Iterable[list[str]]) -> bytes:
-    """The hash of each text, 16 bytes; empty texts are left out."""
-    return b"".join(xxhash.xxh3_128_digest(text.encode())[::-1] for texts in batches for text in texts if text)
+    """The hash of each text, 16 bytes."""
+    return b"".join(xxhash.xxh3_128_digest(text.encode())[::-1] for texts in batches for text in texts)
 
 
 def decode_duplicates(content: bytes | None) -> frozenset[int]:

@@ -16,7 +16,7 @@ from pipeline.sources import ByteRange, Source
 from shards.common.errors import InputError, TransientError
 from shards.common.files import atomic_writer, write_atomically
 from shards.layout import REJECTED_NAME, STAMPS_NAME
-from shards.manifest import Manifest, RejectedEntry, SourceEntry
+from shards.manifest import Manifest, SourceEntry
 from shards.set_writer import complete_set
 from shards.tokenizer_files import TokenizerFiles
 
@@ -39,14 +39,13 @@ def write_set(
     sources = source_entries(plan.sources, ((part, done.digest, done.num_records) for part, done in ranges))
     shards = [shard for receipt in receipts for shard in receipt.shards]
     rejected = sum((Counter(receipt.rejected) for receipt in receipts), Counter[str]())
-    num_empty = sum(receipt.num_empty for receipt in receipts)
-    num_duplicates = sum(receipt.num_duplicates for receipt in receipts)
+    left_out = sum((Counter(receipt.left_out) for receipt in receipts), Counter[str]())
     num_records = sum(source.num_records for source in sources)
     num_documents = sum(shard.num_documents for shard in shards)
-    if num_records != num_documents + num_empty + num_duplicates + rejected.total():
+    if num_records != num_documents + left_out.total() + rejected.total():
         raise AssertionError(
-            f"{num_records} records are not {num_documents} documents, {num_empty} empty texts, {num_duplicates} "
-            f"duplicates and {rejected.total()} rejected records"
+            f"{num_records} records are not {num_documents} documents, {left_out.total()} left out and "
+            f"{rejected.total()} rejected"
         )
     if not num_documents:
         names = ", ".join(source.path for source in plan.sources[:3])
@@ -65,9 +64,8 @@ def write_set(
         settings=plan.settings.as_dict(),
         sources=sources,
         num_records=num_records,
-        num_empty=num_empty,
-        num_duplicates=num_duplicates,
-        rejected=[RejectedEntry(kind=kind, num_records=number) for kind, number in sorted(rejected.items())],
+        left_out=left_out,
+        rejected=rejected,
     )
 
 

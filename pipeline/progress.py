@@ -82,12 +82,7 @@ def summary(result: BuildResult) -> dict[str, str]:
     num_tokens, num_documents = manifest.total("num_tokens"), manifest.total("num_documents")
     num_chars, num_padding_tokens = manifest.total("num_text_chars"), manifest.total("num_padding_tokens")
     num_steps = -(-manifest.splits["train"].num_blocks // _BLOCKS_PER_STEP)
-    num_rejected = sum(entry.num_records for entry in manifest.rejected)
-    counts = {
-        "empty": manifest.num_empty,
-        "duplicate": manifest.num_duplicates,
-        "rejected (see rejected.jsonl)": num_rejected,
-    }
+    counts = manifest.left_out | {"rejected (see rejected.jsonl)": sum(manifest.rejected.values())}
     left_out = ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
     blocks = ", ".join(f"{name} {split.num_blocks:,}" for name, split in manifest.splits.items())
     checked = f"{plural(result.num_checked, 'document')} against the reference tokenizer"

@@ -31,6 +31,7 @@ from pipeline.tokenizers import ReferenceEncoder, load_encoder
 from shards.common.errors import InputError
 from shards.common.files import file_digest
 from shards.layout import SPLITS, SplitName
+from shards.manifest import DUPLICATE, EMPTY
 from shards.packing import PACKERS, Ids, Lengths, Packer
 from shards.reader import read_shard_index
 from shards.writer import ShardWriter
@@ -101,12 +102,14 @@ def read_texts(
     ranges: Sequence[ByteRange],
     settings: BuildSettings,
     receipts: list[RangeReceipt],
+    left_out: Counter[str],
     *,
     first: int | None = None,
     rejected: RejectedLog | None = None,
 ) -> Iterator[tuple[list[str], Batch]]:
-    """The texts of each batch of records, bad ones left out, and the batch; byte range after byte range, whose receipts are
-    added to `receipts`. `first` is the offset of the first record where that is known. Raises `InputError`."""
+    """The documents of each batch of records, and the batch; byte range after byte range, whose receipts are added to
+    `receipts`, while `left_out` counts by reason the records that are no documents. `first` is the offset of the first
+    record where that is known. Raises `InputError`."""
     rejected = rejected or RejectedLog()
     text_of = TextOf(settings.text_field, settings.template)
     skips = settings.on_bad_record == "skip"
@@ -127,6 +130,9 @@ def read_texts(
                     texts = text_of.texts(batch, options)
                     num_records += len(texts)
                     rejected.flush(number, source, lines)
+                    if not all(texts):
+                        left_out += Counter({EMPTY: texts.count("")})
+                        texts = [text for text in texts if text]
                     yield texts, batch
                 rejected.flush(number, source, lines)
             except BadRecord as error:
@@ -166,22 +172,19 @@ def process_unit(
     check = _ReferenceCheck(decisions, unit, encoder)
     rejected = RejectedLog(scratch / REJECTED_PART)
     ranges: list[RangeReceipt] = []
-    num_empty = num_duplicates = num_seen = num_rejected = 0
+    left_out = Counter[str]()
+    num_seen = num_rejected = 0
     with contextlib.ExitStack() as stack:
         packers: dict[SplitName, Packer] = {}
         for name in SPLITS:
             writer = ShardWriter(scratch, name, unit.number, block_tokens=settings.block_tokens)
             packers[name] = PACKERS[settings.packing](stack.enter_context(writer), decisions.eos_id)
-        for texts, batch in read_texts(unit.ranges, settings, ranges, first=first, rejected=rejected):
+        for texts, batch in read_texts(unit.ranges, settings, ranges, left_out, first=first, rejected=rejected):
             num_rejected, num_rejected_before = rejected.counts.total(), num_rejected
-            if not all(texts):
-                documents = [text for text in texts if text]
-                num_empty += len(texts) - len(documents)
-                texts = documents
             if duplicates:
                 kept = [text for number, text in enumerate(texts, num_seen) if number not in duplicates]
                 num_seen += len(texts)
-                num_duplicates += len(texts) - len(kept)
+                left_out[DUPLICATE] += len(texts) - len(kept)
                 texts = kept
             num_tokens = _add_documents(texts, encoder, settings, packers, check) if texts else 0
             progress(batch.num_bytes, num_tokens, num_rejected - num_rejected_before)
@@ -192,8 +195,7 @@ def process_unit(
         unit=unit.number,
         ranges=ranges,
         shards=shards,
-        num_empty=num_empty,
-        num_duplicates=num_duplicates,
+        left_out=dict(sorted((+left_out).items())),
         num_checked=check.num_checked,
         num_short_documents=int((lengths < settings.block_tokens).sum()),
         num_remainder_tokens=int((lengths % settings.block_tokens).sum()),

@@ -41,6 +41,7 @@ from shards.layout import (
 FORMAT_VERSION = 1
 GENERATOR = "tokenize-once 1"
 Packing = Literal["concat", "best-fit"]
+EMPTY, DUPLICATE = "empty", "duplicate"  # why a good record is in no shard
 MAX_NUMBER = 2**63 - 1  # of any count in the manifest
 
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -78,7 +79,7 @@ class SourceEntry:
     digest: str
     version: str = ""  # of a file at a URL: what the server calls the version that was read
     num_ranges: int
-    num_records: int  # documents + empty + duplicates + rejected
+    num_records: int  # documents + left out + rejected
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,14 +110,6 @@ class ShardEntry:
     index_digest: str  # BLAKE3 of the .idx
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RejectedEntry:
-    """Records that were read and are in no shard; `rejected.jsonl` has them one by one."""
-
-    kind: str
-    num_records: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """All of `manifest.json`."""
@@ -133,9 +126,8 @@ class Manifest:
     shards: list[ShardEntry]  # train before val, in ascending order
     other_files: list[FileEntry]  # the tokenizer's, and rejected.jsonl
     num_records: int
-    num_empty: int
-    num_duplicates: int
-    rejected: list[RejectedEntry]
+    left_out: dict[str, int]  # good records that are in no shard, by reason: "empty", "duplicate", …
+    rejected: dict[str, int]  # records that could not be used, by kind; `rejected.jsonl` has them one by one
     fingerprint: str = ""
 
     def total(self, field: str) -> int:

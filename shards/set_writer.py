@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from shards.common.errors import InputError
@@ -22,7 +23,6 @@ from shards.manifest import (
     FileEntry,
     Manifest,
     Packing,
-    RejectedEntry,
     ShardEntry,
     SourceEntry,
     read_manifest,
@@ -50,9 +50,8 @@ def complete_set(
     settings: dict[str, Any],
     sources: list[SourceEntry],
     num_records: int | None = None,
-    num_empty: int = 0,
-    num_duplicates: int = 0,
-    rejected: Sequence[RejectedEntry] = (),
+    left_out: Mapping[str, int] = MappingProxyType({}),
+    rejected: Mapping[str, int] = MappingProxyType({}),
 ) -> Manifest:
     """Write the tokenizer's files and the manifest of a set whose shards (and rejected.jsonl) lie in `directory`.
 
@@ -81,10 +80,9 @@ def complete_set(
         splits=splits,
         shards=ordered,
         other_files=[_file_entry(directory, name) for name in names],
-        num_records=num_documents + num_empty + num_duplicates if num_records is None else num_records,
-        num_empty=num_empty,
-        num_duplicates=num_duplicates,
-        rejected=list(rejected),
+        num_records=num_documents + sum(left_out.values()) if num_records is None else num_records,
+        left_out=dict(sorted(left_out.items())),
+        rejected=dict(sorted(rejected.items())),
     ).with_fingerprint()
     write_manifest(directory, manifest)
     return manifest

@@ -14,6 +14,7 @@ from shards.common.errors import InputError
 from shards.common.text import nearest, plural, printable, size_text, visible
 from shards.index import Index
 from shards.layout import SPLITS
+from shards.manifest import Manifest
 from shards.reader import ShardSet, Split, Tokens
 from shards.tokenizer_files import Vocabulary, read_vocabulary
 
@@ -26,10 +27,15 @@ def describe_json(shard_set: ShardSet) -> str:
     return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)  # 8-bit escapes too
 
 
+def _records(manifest: Manifest) -> str:
+    rejected = {"rejected": sum(manifest.rejected.values())}
+    counts = [f"{number:,} {reason}" for reason, number in (manifest.left_out | rejected).items() if number]
+    return ", ".join([f"{manifest.num_records:,} read", *counts])
+
+
 def describe(shard_set: ShardSet) -> str:
     """Tables for people."""
     manifest, tokenizer = shard_set.manifest, shard_set.manifest.tokenizer
-    num_rejected = sum(entry.num_records for entry in manifest.rejected)
     about = [
         ("shard set", str(shard_set.path)),
         (
@@ -41,7 +47,7 @@ def describe(shard_set: ShardSet) -> str:
             f"{plural(manifest.block_tokens, 'token')} each; {plural(len(manifest.shards), 'shard')}, "
             f"{size_text(manifest.num_bytes)}",
         ),
-        ("records", f"{manifest.num_records:,} read, {manifest.num_empty:,} empty, {num_rejected:,} rejected"),
+        ("records", _records(manifest)),
         ("fingerprint", manifest.fingerprint),
     ]
     splits = [

@@ -115,7 +115,7 @@ _MANIFEST: dict[str, Any] = {
                          "index_digest": _DIGEST}],
     "other_files": [{"name": name, "num_bytes": 5, "digest": _DIGEST} for name in ("tokenizer/tokenizer.json",
                                                                                   "rejected.jsonl")],
-    "num_records": 3, "num_empty": 0, "num_duplicates": 0, "rejected": [{"kind": "not valid JSON", "num_records": 0}],
+    "num_records": 3, "left_out": {"empty": 0}, "rejected": {"not valid JSON": 0},
     "fingerprint": "",
 }  # fmt: skip
 

@@ -204,5 +204,5 @@ def test_a_build_keeps_the_first_of_equal_texts(
     manifest = run(corpus, tmp_path / "set", dedup="exact", unit_bytes=unit_bytes, val_fraction=0.0).manifest
     expected = list(dict.fromkeys(text for text in texts if text))
     assert texts_in(tmp_path / "set") == expected and verify(tmp_path / "set") == []
-    assert manifest.num_duplicates == sum(map(bool, texts)) - len(expected)
-    assert (manifest.num_records, manifest.num_empty) == (len(texts), texts.count(""))
+    assert manifest.left_out == {"duplicate": sum(map(bool, texts)) - len(expected), "empty": texts.count("")}
+    assert manifest.num_records == len(texts)

@@ -46,7 +46,7 @@ def test_only_units_whose_files_are_as_they_were_are_used(
     memory.rm_file(f"/bucket/set/{shards[1]}")
     receipt = memory.cat_file(f"/bucket/set.partial/receipts/{receipts[-1]}")
     memory.pipe_file(
-        f"/bucket/set.partial/receipts/{receipts[-1]}", receipt.replace(b'"num_empty": 0', b'"num_empty": 1')
+        f"/bucket/set.partial/receipts/{receipts[-1]}", receipt.replace(b'"num_checked": 0', b'"num_checked": 1')
     )
     with pytest.raises(InputError, match="seed was 2333, now 7"):
         run(corpus, SET, **OPTIONS, seed=7)

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -252,9 +253,9 @@ def test_skipped_records_are_counted_and_written_down(corpus: Path, run: Builder
     out = corpus.parent / "set"
     manifest = run(corpus, out, **SMALL | {"on_bad_record": "skip", "unit_bytes": unit_bytes}).manifest
     texts, entries = texts_in(out), rejected(out)
-    assert sum(entry.num_records for entry in manifest.rejected) == len(entries)
+    assert sum(manifest.rejected.values()) == len(entries)
     assert manifest.num_records == len(texts) + len(entries)
-    assert {entry.kind for entry in manifest.rejected} >= {BAD[name][1] for name in kinds}
+    assert set(manifest.rejected) >= {BAD[name][1] for name in kinds}
     if layout == "lines":
         assert texts == [f"第{number}篇" for number in range(40)]
         assert [entry["line"] for entry in entries] == [8, 21, 22, 40]
@@ -304,7 +305,7 @@ def test_memory_does_not_grow_with_the_rejected_records(corpus: Path, monkeypatc
     tracemalloc.start()
     try:
         log = RejectedLog(corpus.parent / "rejected.jsonl")
-        for _texts in read_texts(unit.ranges, BuildSettings(on_bad_record="skip"), [], rejected=log):
+        for _texts in read_texts(unit.ranges, BuildSettings(on_bad_record="skip"), [], Counter(), rejected=log):
             pass
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -332,5 +333,5 @@ def test_bad_records_of_both_kinds_stand_in_their_order_and_empty_texts_are_coun
     manifest = run(corpus, corpus.parent / "set", **options).manifest
     assert texts_in(corpus.parent / "set") == [f"第{number}篇" for number in range(1, 40)]
     assert [entry["line"] for entry in rejected(corpus.parent / "set")] == [1, 2, 3, 5, 6]
-    assert (manifest.num_records, manifest.num_empty) == (45, 1)
+    assert (manifest.num_records, manifest.left_out) == (45, {"empty": 1})
     assert len(heard.counts) > 10 and sum(counts[2] for counts in heard.counts) == 5

@@ -50,7 +50,7 @@ def test_units_get_consecutive_numbers_and_files_stay_as_they_are(tmp_path: Path
         [{"train": [[1]], "val": [[2]]}, {}, {"train": [[3]]}],
         [{}, {"val": [[4]]}, {"train": [[5]]}],
     ]
-    counts: dict[str, Any] = {"sources": [source()], "num_records": 9, "num_empty": 2, "num_duplicates": 1}
+    counts: dict[str, Any] = {"sources": [source()], "num_records": 9, "left_out": {"empty": 2, "duplicate": 1}}
     paths = [
         write_set(tmp_path / f"{number}", own, rejected={"no text": 2, f"of {number}": 1}, **counts)
         for number, own in enumerate(units)
@@ -74,9 +74,9 @@ def test_units_get_consecutive_numbers_and_files_stay_as_they_are(tmp_path: Path
             assert (tmp_path / "merged" / (shard.name + suffix)).read_bytes() == files[name + suffix]
     rejected = [(paths[number] / "rejected.jsonl").read_bytes() for number in (0, 1)]
     assert (tmp_path / "merged" / "rejected.jsonl").read_bytes() == b"".join(rejected)
-    assert {entry.kind: entry.num_records for entry in manifest.rejected} == {"no text": 4, "of 0": 1, "of 1": 1}
+    assert manifest.rejected == {"no text": 4, "of 0": 1, "of 1": 1}
     assert manifest.sources == [source(), source()]
-    assert (manifest.num_records, manifest.num_empty, manifest.num_duplicates) == (18, 4, 2)
+    assert (manifest.num_records, manifest.left_out) == (18, {"empty": 4, "duplicate": 2})
     assert manifest.settings["parts"] == [read_manifest(path).fingerprint for path in paths]
     assert manifest.settings["settings"] == read_manifest(paths[0]).settings
 

@@ -51,11 +51,11 @@ def test_every_file_is_listed_with_its_size_and_digest(own: Path) -> None:
 
 def test_the_fingerprint_is_of_all_else(own: Path) -> None:
     manifest = read_manifest(own)
-    changes: list[dict[str, Any]] = [{"num_empty": 1}, {"settings": {}}, {"shards": manifest.shards[::-1]}]
+    changes: list[dict[str, Any]] = [{"num_records": 1}, {"settings": {}}, {"shards": manifest.shards[::-1]}]
     for change in changes:
         assert dataclasses.replace(manifest, **change).with_fingerprint().fingerprint != manifest.fingerprint
     content = json.loads((own / "manifest.json").read_bytes())
-    content["num_empty"] = 7
+    content["num_records"] = 7
     (own / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="the fingerprint doesn't match the content"):
         shards.open(own)
@@ -121,7 +121,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "another packing": (lambda content: content.update(packing="tutorial"), "expected one of concat, best-fit, found"),
     "no tokenizer": (lambda content: content.update(other_files=content["other_files"][1:]), "json is not listed"),
-    "no rejected.jsonl": (lambda content: content.update(rejected=[]), "'rejected.jsonl' is not a file of a shard set"),
+    "no rejected.jsonl": (lambda content: content.update(rejected={}), "'rejected.jsonl' is not a file of a shard set"),
     "a file twice": (lambda content: content["other_files"].append(content["other_files"][0]), "is listed twice"),
     "a file of no tokenizer": (
         lambda content: content["other_files"][0].update(name="tokenizer/model.py"),
