@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pipeline.dedup import decode_hashes, duplicates_name, find_duplicates, hashes_name
+from pipeline.dedup import decode_hashes, find_duplicates, hashes_name
 from pipeline.engines.base import Engine
 from pipeline.engines.local import LocalEngine
 from pipeline.finish import encode_stamps, source_entries, write_set
@@ -231,7 +231,7 @@ def _do_units(
     reporter.started(num_bytes, num_bytes - num_missing_bytes, num_busy)
     decisions.document_encoder()  # forked workers share it
     try:
-        if decisions.settings.dedup == "exact":
+        if decisions.settings.dedup != "off":
             reporter.phase("looking for duplicates")
             _find_duplicates(output, decisions, units, engine)
             reporter.phase("tokenizing")
@@ -256,7 +256,7 @@ def _read_receipts(output: Output, units: Sequence[Unit]) -> dict[int, Receipt]:
 
 
 def _find_duplicates(output: Output, decisions: Decisions, units: Sequence[Unit], engine: Engine) -> None:
-    """Hash the documents of all units, and write for each unit which of its documents occur earlier in the corpus."""
+    """Hash the documents of all units, and write for each unit which of its documents are to be left out."""
     receipts: dict[int, Receipt] = {}
     for unit in units:
         if hashed := decode_hashes(output.read(hashes_name(unit.number)), unit.number):
@@ -270,7 +270,7 @@ def _find_duplicates(output: Output, decisions: Decisions, units: Sequence[Unit]
             raise TransientError(f"{output}: {hashes_name(unit)} is gone; repeat the command")
         return hashed[1]
 
-    find_duplicates(len(units), read_hashes, lambda number, found: output.write(duplicates_name(number), found))
+    find_duplicates(len(units), read_hashes, output.write, near=decisions.settings.dedup == "near")
 
 
 def _check_room(output: Output, num_bytes: int, reporter: Reporter) -> None:

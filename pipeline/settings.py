@@ -33,7 +33,12 @@ class BuildSettings:
     document_separator: str = _option(
         "", "LINE", "the line between documents in .txt files (a file is one document)", group=_TEXT
     )
-    dedup: Literal["off", "exact"] = _option("off", "", "drop documents that occurred before", group=_TEXT)
+    dedup: Literal["off", "exact", "near"] = _option(
+        "off",
+        "",
+        "drop documents that occurred before; near: and those much like one (similarity 0.8), for 0.3 kB of disk each",
+        group=_TEXT,
+    )
     on_bad_record: Literal["fail", "skip"] = _option(
         "fail", "", "what to do with a record that can't be read", group=_TEXT
     )

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from pipeline.tokenizers import ReferenceEncoder, load_encoder
 from shards.common.errors import InputError
 from shards.common.files import file_digest
 from shards.layout import SPLITS, SplitName
-from shards.manifest import DUPLICATE, EMPTY
+from shards.manifest import EMPTY
 from shards.packing import PACKERS, Ids, Lengths, Packer
 from shards.reader import read_shard_index
 from shards.writer import ShardWriter
@@ -160,12 +160,12 @@ def process_unit(
     scratch: Path,
     *,
     first: int | None = None,
-    duplicates: Collection[int] = (),
+    duplicates: Mapping[int, str] | None = None,
     progress: Progress = lambda _bytes, _tokens, _rejected: None,
 ) -> Receipt:
     """Read, tokenize, pack and write one unit to the empty directory `scratch`. Raises `InputError` for bad input.
 
-    `duplicates` are the numbers of its documents (empty ones not counted) that are left out.
+    `duplicates` are the numbers of its documents (empty ones not counted) that are left out, with the reason.
     """
     settings = decisions.settings
     encoder = decisions.document_encoder()
@@ -182,10 +182,10 @@ def process_unit(
         for texts, batch in read_texts(unit.ranges, settings, ranges, left_out, first=first, rejected=rejected):
             num_rejected, num_rejected_before = rejected.counts.total(), num_rejected
             if duplicates:
-                kept = [text for number, text in enumerate(texts, num_seen) if number not in duplicates]
+                reasons = [duplicates.get(number) for number in range(num_seen, num_seen + len(texts))]
                 num_seen += len(texts)
-                left_out[DUPLICATE] += len(texts) - len(kept)
-                texts = kept
+                left_out.update(filter(None, reasons))
+                texts = [text for text, reason in zip(texts, reasons, strict=True) if not reason]
             num_tokens = _add_documents(texts, encoder, settings, packers, check) if texts else 0
             progress(batch.num_bytes, num_tokens, num_rejected - num_rejected_before)
         shards = [shard for shard in (packer.finish() for packer in packers.values()) if shard is not None]
