@@ -90,9 +90,7 @@ def train(
             stack.enter_context(lock_run(run))
         plan = _plan_of_first(run, resume, is_first=is_first)
         stack.enter_context(out_of_memory(MEMORY_REMEDY))
-        if settings.training.get("per_device_train_batch_size") == "auto":
-            blocks = plan.micro_batch_blocks or find_micro_batch(settings, data, args)
-            args = build_arguments(settings, epoch_blocks=shards.epoch_blocks(data), auto_blocks=blocks)
+        args = arguments_for(settings, data, args, plan)
         changes = check_continuation(settings, data, plan, args, allow_data_change=allow_data_change)
         trainer = build_trainer(settings, data, args)
         preflight(trainer)
@@ -181,6 +179,14 @@ def check_continuation(
         has = plural(plan.position.step, "step")
         raise InputError(f"{checkpoint}: has {has} already, the settings ask for {args.max_steps:,}")
     return changes
+
+
+def arguments_for(settings: Settings, data: shards.Data, args: TrainingArguments, plan: Plan) -> TrainingArguments:
+    """The arguments, with the micro-batch found where the settings leave it open: the plan's, or by trying."""
+    if settings.training.get("per_device_train_batch_size") != "auto":
+        return args
+    blocks = plan.micro_batch_blocks or find_micro_batch(settings, data, args)
+    return build_arguments(settings, epoch_blocks=shards.epoch_blocks(data), auto_blocks=blocks)
 
 
 def find_micro_batch(settings: Settings, data: shards.Data, args: TrainingArguments) -> int:
