@@ -25,7 +25,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 import shards
 from shards.tokenizer_files import copy_tokenizer
-from shards.torch import IGNORED, BlockDataset, BlockSampler, collate_blocks, has_padding, text_collator
+from shards.torch import IGNORED, BlockDataset, RunSampler, collate_blocks, has_padding, text_collator
 from train.checkpoints import (
     DataPosition,
     remove,
@@ -67,7 +67,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self.settings, self.position = settings, data_position(settings, data, args)
         self._tokenizer_path = data.tokenizer_path
         order = shards.run_order(data, settings.seed, settings.shuffle)
-        self.sampler = BlockSampler(order, stop=args.max_steps * self.position.global_batch_blocks)
+        self.sampler = RunSampler(order, stop=args.max_steps * self.position.global_batch_blocks)
         self._epoch_blocks = shards.epoch_blocks(data)
         self._every_token_is_label = not (settings.document_mask or has_padding(data))
         self._text_collator = text_collator(data.eos_id, document_mask=settings.document_mask)
@@ -80,8 +80,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         super().__init__(
             model=model,
             args=args,
-            train_dataset=BlockDataset(data, "train"),
-            eval_dataset=BlockDataset(data, "val") if len(data["val"]) else None,
+            train_dataset=BlockDataset(data, "train", torch.int32),
+            eval_dataset=BlockDataset(data, "val", torch.int32) if len(data["val"]) else None,
             data_collator=collate_blocks if self._every_token_is_label else self._text_collator,
         )
         self.remove_callback(PrinterCallback)
