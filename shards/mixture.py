@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import overload
@@ -58,6 +58,32 @@ def _open_part(path: str, notice: Callable[[str], None]) -> ShardSet:
 
         return open_shard_set(pull(path, notice=notice))
     return open_shard_set(Path(path).expanduser())
+
+
+def validation_sets(data: Data, named: Mapping[str, str] | None = None) -> dict[str, ShardSet]:
+    """The sets whose `val` blocks are evaluated, by name: those at the paths or URLs in `named`, else those of `data`.
+
+    Sets of `data` are called by the ends of their paths that tell them apart; those without such blocks are left out.
+    Raises `InputError` for one in `named` that has none, or another tokenizer or block size than `data`.
+    """
+    if not named:
+        names = distinct_names([part.path for part in data.sets])
+        return {name: part for name, part in zip(names, data.sets, strict=True) if len(part["val"])}
+    sets = {name: _open_part(path, lambda _line: None) for name, path in named.items()}
+    _check_same([data.sets[0], *sets.values()])
+    for part in sets.values():
+        if not len(part["val"]):
+            raise InputError(f"{part.path}: has no validation blocks to evaluate")
+    return sets
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The ends of `paths` that tell them apart: `a/x`, `b/x`."""
+    parts = [path.resolve().parts for path in paths]
+    length = 1
+    while len({part[-length:] for part in parts}) < len(set(parts)):
+        length += 1
+    return [printable("/".join(part[-length:])) for part in parts]
 
 
 def run_order(data: Data, seed: int, shuffle: Shuffle = "global") -> RunOrder:

@@ -112,6 +112,7 @@ def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
             raise InputError(fault)
     if len(data["train"]) == 0:
         raise InputError(f"{settings.shards}: has no training blocks: the corpus is smaller than a block")
+    shards.validation_sets(data, settings.eval_shards)
     limit = settings.model.max_position_embeddings
     if limit is not None and limit < data.block_tokens:
         raise InputError(

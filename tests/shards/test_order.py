@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shards
+from shards.__main__ import main
 from shards.mixture import whole_weights
 from shards.order import (
     MAX_BLOCKS,
@@ -360,6 +361,22 @@ def test_shares_may_be_any_decimals(built_set: Path, other_set: Path) -> None:
         assert isinstance(mixture, shards.Mixture) and mixture.weights == expected, text
     rounded = whole_weights([Fraction(10**30), Fraction(10**29), Fraction(1)])
     assert sum(rounded) <= MAX_TOTAL_WEIGHT and rounded[2] == 1 and abs(rounded[0] - 10 * rounded[1]) <= 10
+
+
+def test_info_says_what_a_run_takes_of_each_set(
+    built_set: Path, other_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = [len(shards.open(path)["train"]) for path in (built_set, other_set)]
+    main(["info", f"{built_set}:0.75,{other_set}:0.25", "--tokens", "6.4e4"])
+    _, whole, *parts = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert whole[:4] == ["all", f"{sum(sizes):,}", "1,000", "64,000"]
+    for part, path, size, taken in zip(parts, (built_set, other_set), sizes, (750, 250), strict=True):
+        tokens, share, passes = f"{taken * 64:,}", f"{taken / 10:g}", f"{taken / size:,.2f}"
+        assert part == ["├─", str(path), f"{size:,}", str(taken), tokens, share, "%", passes]
+    main(["info", f"{built_set}:1epochs,{other_set}:2epochs"])
+    assert capsys.readouterr().out.splitlines()[3].split()[3] == str(2 * sizes[1])
+    with pytest.raises(shards.InputError, match="--tokens: expected 1 to"):
+        main(["info", f"{built_set},{other_set}", "--tokens", "nan"])
 
 
 def test_fingerprints_of_mixtures_differ_by_sets_and_shares(built_set: Path, other_set: Path) -> None:
