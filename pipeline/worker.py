@@ -31,7 +31,7 @@ from pipeline.tokenizers import ReferenceEncoder, load_encoder
 from shards.common.errors import InputError
 from shards.common.files import file_digest
 from shards.layout import SPLITS, SplitName
-from shards.manifest import DUPLICATE, EMPTY
+from shards.manifest import DUPLICATE, EMPTY, NULL
 from shards.packing import PACKERS, Ids, Lengths, Packer
 from shards.writer import ShardWriter
 
@@ -129,10 +129,10 @@ def read_texts(
                     texts = text_of.texts(batch, options)
                     num_records += len(texts)
                     rejected.flush(number, source, lines)
-                    if not all(texts):
-                        left_out += Counter({EMPTY: texts.count("")})
-                        texts = [text for text in texts if text]
-                    yield texts, batch
+                    documents = [text for text in texts if text]
+                    if len(documents) < len(texts):
+                        left_out += Counter({EMPTY: texts.count(""), NULL: texts.count(None)})
+                    yield documents, batch
                 rejected.flush(number, source, lines)
             except BadRecord as error:
                 raise locate(source, error) from None
