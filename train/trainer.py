@@ -210,7 +210,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         num_blocks = sum(map(len, self.validation.values()))
         numbers = spread_evenly(num_blocks, None if all_blocks else self.settings.eval_blocks)
         with self.clock.stopped():
-            first, total, count, of_sets = 0, 0.0, 0, {}
+            first, total, count = 0, 0.0, 0
+            of_sets: dict[str, Any] = {}  # bits per byte is None where no text is counted
             for name, split in self.validation.items():
                 own = [number - first for number in numbers if first <= number < first + len(split)]
                 first += len(split)

@@ -34,12 +34,12 @@ def batches(data: shards.Data, *, first_step: int, stop: int, rank: int = 0, wor
     return DataLoader(BlockDataset(data, "train"), batch_size=MICRO_BLOCKS, sampler=sampler, collate_fn=collate)
 
 
-def train(data: shards.Data, checkpoint: Path, *, stop: int, accelerator: Any = None) -> torch.nn.Module:
+def train(data: shards.Data, checkpoint: Path, *, stop: int, accelerator: Any = None) -> Any:
     """Train a small model to step `stop`, from `checkpoint` where there is one, and replace it."""
     torch.manual_seed(0)
     model: Any = torch.nn.Sequential(torch.nn.Embedding(data.vocab_size, 64), torch.nn.Linear(64, data.vocab_size))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    state = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"step": 0}
+    state: dict[str, Any] = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"step": 0}
     if state["step"]:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
