@@ -41,7 +41,8 @@ from shards.layout import (
 FORMAT_VERSION = 1
 GENERATOR = "tokenize-once 1"
 Packing = Literal["concat", "best-fit"]
-EMPTY, DUPLICATE, NEAR_DUPLICATE = "empty", "duplicate", "near-duplicate"  # why a good record is in no shard
+# Why a good record is in no shard.
+EMPTY, NULL, DUPLICATE, NEAR_DUPLICATE = "empty", "null", "duplicate", "near-duplicate"
 MAX_NUMBER = 2**63 - 1  # of any count in the manifest
 
 _DIGEST = re.compile("[0-9a-f]{64}")
