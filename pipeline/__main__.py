@@ -126,6 +126,7 @@ def add_tokenizer(commands: Any) -> None:
     tokenizer.add_argument("--vocab-size", type=int, required=True, metavar="N", help="entries, the EOS token included")
     tokenizer.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for tokenizer.json")
     tokenizer.add_argument("--text-field", default="text", metavar="NAME", help="field with the text (text)")
+    tokenizer.add_argument("--encoding", default="", metavar="NAME", help="of text that isn't UTF-8, such as gb18030")
     tokenizer.add_argument("--force", action="store_true", help="replace a tokenizer that is there already")
     tokenizer.set_defaults(run=run_tokenizer)
 
@@ -133,10 +134,7 @@ def add_tokenizer(commands: Any) -> None:
 def run_fetch(options: argparse.Namespace) -> int:
     from pipeline.fetch import fetch
 
-    def notice(line: str) -> None:
-        if not options.quiet:
-            print(printable(line), file=sys.stderr, flush=True)
-
+    notice = (lambda _line: None) if options.quiet else print_notice
     origin: Any = choice("--from", options.origin, ("hf", "ms", "auto"))
     shown = sys.stderr.isatty() and not options.quiet
     fetched = fetch(options.name, options.out, origin=origin, force=options.force, notice=notice, shows_bars=shown)
@@ -146,6 +144,10 @@ def run_fetch(options: argparse.Namespace) -> int:
     if not options.quiet and not fetched.was_there:
         print(f"next: make shards CORPUS={shlex.quote(printable(str(fetched.path)))}")
     return 0
+
+
+def print_notice(line: str) -> None:
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def run_build(options: argparse.Namespace) -> int:
@@ -193,7 +195,12 @@ def run_tokenizer(options: argparse.Namespace) -> int:
     if path.exists() and not options.force:
         raise InputError(f"{path}: exists already; choose another --out, or replace it with --force")
     num_entries = train_tokenizer(
-        options.sources, options.out, vocab_size=options.vocab_size, text_field=options.text_field
+        options.sources,
+        options.out,
+        vocab_size=options.vocab_size,
+        text_field=options.text_field,
+        encoding=options.encoding,
+        notice=print_notice,
     )
     print(f"{path}: {num_entries:,} entries")
     return 0

@@ -31,6 +31,7 @@ from shards.manifest import (
 )
 from shards.packing import PACKERS, Ids, Lengths, Packer
 from shards.tokenizer_files import TokenizerFiles
+from shards.unread import UnreadEntry, add_up
 from shards.writer import ShardWriter
 
 # In a partial directory: it is ours, and may be removed.
@@ -53,6 +54,7 @@ def complete_set(
     num_empty: int = 0,
     num_duplicates: int = 0,
     rejected: Sequence[RejectedEntry] = (),
+    unread: Sequence[UnreadEntry] = (),
 ) -> Manifest:
     """Write the tokenizer's files and the manifest of a set whose shards (and rejected.jsonl) lie in `directory`.
 
@@ -85,6 +87,7 @@ def complete_set(
         num_empty=num_empty,
         num_duplicates=num_duplicates,
         rejected=list(rejected),
+        unread=add_up(unread),
     ).with_fingerprint()
     write_manifest(directory, manifest)
     return manifest

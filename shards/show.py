@@ -16,6 +16,7 @@ from shards.index import Index
 from shards.layout import SPLITS
 from shards.reader import ShardSet, Split, Tokens
 from shards.tokenizer_files import Vocabulary, read_vocabulary
+from shards.unread import unread_text
 
 
 def describe_json(shard_set: ShardSet) -> str:
@@ -42,6 +43,7 @@ def describe(shard_set: ShardSet) -> str:
             f"{size_text(manifest.num_bytes)}",
         ),
         ("records", f"{manifest.num_records:,} read, {manifest.num_empty:,} empty, {num_rejected:,} rejected"),
+        *([("not read", unread_text(manifest.unread))] if manifest.unread else []),
         ("fingerprint", manifest.fingerprint),
     ]
     splits = [

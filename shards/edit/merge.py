@@ -84,6 +84,7 @@ def merge(
             num_empty=sum(manifest.num_empty for manifest in manifests),
             num_duplicates=sum(manifest.num_duplicates for manifest in manifests),
             rejected=[RejectedEntry(kind=kind, num_records=number) for kind, number in sorted(rejected.items())],
+            unread=[entry for manifest in manifests for entry in manifest.unread],
         )
 
 
