@@ -59,6 +59,7 @@ _NOT_TEXT = {
     ),
     rb"(?:\xef\xbb\xbf)?\s*<\?xml\b": ("an XML document", "take the texts out first, as JSON Lines"),
 }
+_ANY_NOT_TEXT = b"|".join(_NOT_TEXT)
 _FORMATS: dict[bytes, Format] = {
     rb"PAR1": "parquet",
     rb"ARROW1": "arrow",
@@ -275,8 +276,10 @@ def look_at(path_name: str, name: str, encoding: str = "", *, is_named: bool = T
         raise NotCorpus(f"{path_name}: is a link to a directory; name that itself", "link to a directory") from None
     except OSError as error:
         raise InputError(f"{path_name}: {error.strerror or error}") from None
-    if any("\ud800" <= character <= "\udfff" for character in path_name):  # bytes of the name that weren't decoded
-        raise InputError(f"{path_name}: the name isn't UTF-8; rename it, or set LC_ALL=C.UTF-8 if it is")
+    try:
+        path_name.encode()
+    except UnicodeEncodeError:  # bytes of the name that weren't decoded
+        raise InputError(f"{path_name}: the name isn't UTF-8; rename it, or set LC_ALL=C.UTF-8 if it is") from None
     if file_format == "json-array" and not compression and not text_encoding and not foot.rstrip().endswith(b"]"):
         raise InputError(
             f"{path_name}: truncated: the array that begins the file is not closed by ']' at its end (byte "
@@ -310,9 +313,9 @@ def _detect_format(name: str, head: bytes, encoding: str, *, is_named: bool) -> 
     def begins(pattern: bytes) -> bool:
         return any(re.match(pattern, content, re.DOTALL) for content in contents)
 
-    for beginning, (what, cure) in _NOT_TEXT.items():
-        if begins(beginning):
-            raise NotCorpus(f"{name}: is {what}, not text; {cure}", re.sub("^an? ", "", what))
+    if begins(_ANY_NOT_TEXT):  # one look for the many files that aren't
+        what, cure = next(own for beginning, own in _NOT_TEXT.items() if begins(beginning))
+        raise NotCorpus(f"{name}: is {what}, not text; {cure}", re.sub("^an? ", "", what))
     plain_name = without_suffix(name)
     if plain_name.endswith(".txt"):
         return "text"

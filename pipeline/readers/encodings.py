@@ -21,6 +21,7 @@ _MARKS = {  # the longer ones first
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
+_ALL_MARKS = tuple(_MARKS)
 _ASCII_IN_UTF16 = {rb"(?:[\t\n\r -~]\0){2}": "utf-16-le", rb"(?:\0[\t\n\r -~]){2}": "utf-16-be"}
 # Python's for domain names, for source code and for mail: not what a file of text is in.
 _REFUSED = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "utf-7"}
@@ -45,10 +46,10 @@ def codec_name(name: str) -> str:
 
 def encoding_of(head: bytes, wanted: str) -> str:
     """The encoding of a file that begins with `head`: by its byte order mark, by the signs of UTF-16, or as `wanted`."""
-    for mark, encoding in _MARKS.items():
-        if head.startswith(mark):
-            return encoding
-    return next((encoding for sign, encoding in _ASCII_IN_UTF16.items() if re.match(sign, head)), wanted or "utf-8")
+    if head.startswith(_ALL_MARKS):
+        return next(encoding for mark, encoding in _MARKS.items() if head.startswith(mark))
+    signs = _ASCII_IN_UTF16.items() if b"\0" in head[:2] else ()
+    return next((encoding for sign, encoding in signs if re.match(sign, head)), wanted or "utf-8")
 
 
 def check_encoding(path: str, head: bytes, wanted: str) -> str:
@@ -56,7 +57,7 @@ def check_encoding(path: str, head: bytes, wanted: str) -> str:
 
     A byte order mark counts for more than what is `wanted`, but without that only UTF-8 is read.
     """
-    found, is_marked = encoding_of(head, wanted), head.startswith(tuple(_MARKS))
+    found, is_marked = encoding_of(head, wanted), head.startswith(_ALL_MARKS)
     if found != "utf-8" and not wanted:
         raise InputError(f"{path}: the file is in {_title(found)}; build with --encoding {_option(found, is_marked)}")
     if found in ("utf-16", "utf-32"):
