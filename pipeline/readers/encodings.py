@@ -166,7 +166,7 @@ class Decoded:
 def invalid_bytes(content: bytes, encoding: str) -> tuple[int, bytes]:
     """Of a record that `Decoded` gave and that isn't valid UTF-8: the number of the first invalid byte in the original, and
     the record in UTF-8 with `\\xff` for an invalid byte."""
-    text = content.decode("utf-8", "surrogatepass")
+    text = codecs.getincrementaldecoder("utf-8")("surrogatepass").decode(content)  # which may be cut short
     place = next((number for number, character in enumerate(text) if "\udc00" <= character <= "\udcff"), len(text))
     shown = re.sub("[\udc00-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
     return len(text[:place].encode(encoding, "replace")), shown.encode("utf-8", "backslashreplace")

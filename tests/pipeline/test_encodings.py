@@ -54,14 +54,14 @@ def find_in(path: Path, encoding: str) -> Source:
     return source
 
 
-def read(path: Path, **options: Any) -> tuple[list[str], list[dict[str, Any]]]:
+def read(path: Path, *, chunk_bytes: int = 60, **options: Any) -> tuple[list[str], list[dict[str, Any]]]:
     """The texts as a build reads them, in small pieces, and the lines of rejected.jsonl."""
     settings = BuildSettings(document_separator="---", **options)
     (unit,) = plan_units(find_sources([str(path)], settings.encoding), 10**9)
     log = path.with_name("rejected.jsonl")
     log.unlink(missing_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RangeReader, "chunk_bytes", 60)
+        patch.setattr(RangeReader, "chunk_bytes", chunk_bytes)
         texts = [text for part, _ in read_texts(unit.ranges, settings, [], rejected=RejectedLog(log)) for text in part]
     return texts, [json.loads(line) for line in log.read_bytes().splitlines()] if log.exists() else []
 
@@ -114,6 +114,19 @@ def test_bad_records_stand_where_the_file_has_them(tmp_path: Path, encoding: str
     assert len(texts) - len(found) == 1 and set(found) < set(texts)
     assert (entry["line"], entry["byte"], entry["reason"]) == (line, begin, reason)
     assert ("\\xff\\xff量" if encoding == "gb18030" else "\\x00\\xd8量") in entry["record"]
+
+
+@pytest.mark.parametrize("num_more", [0, 1, 2])
+def test_a_bad_record_of_an_array_is_left_out_alone(tmp_path: Path, num_more: int) -> None:
+    """Also where much follows it, of which a part is kept with it."""
+    texts = [f"{number} {'x' * num_more * (number == 8)}{SIMPLIFIED}" for number in range(2000)]
+    content = encoded(texts, "gb18030", "array").replace('"7 数'.encode("gb18030"), b'"7 \xff\xff', 1)
+    (tmp_path / "corpus").write_bytes(content)
+    options: dict[str, Any] = {"encoding": "gb18030", "on_bad_record": "skip", "chunk_bytes": 1 << 21}
+    found, (entry, *_more) = read(tmp_path / "corpus", **options)
+    assert found == [*texts[:7], *texts[8:]]
+    begin = content.index(b'{"text": "7 ')
+    assert (entry["byte"], entry["reason"]) == (begin, "invalid gb18030 at byte 12 of the record")
 
 
 @pytest.mark.parametrize("layout", ["lines", "array"])
