@@ -20,7 +20,7 @@ SOURCE_HELP = (
     "a URL, or hf:NAME[:SPLIT]"
 )
 
-TOKENIZER_SETTINGS = ("text_field", "template", "document_separator", "on_bad_record", "max_record_bytes")
+TOKENIZER_SETTINGS = ("text_field", "template", "document_separator", "encoding", "on_bad_record", "max_record_bytes")
 
 FETCH_EPILOG = """\
 example: python -m pipeline fetch wikipedia-zh
@@ -146,10 +146,7 @@ def add_tokenizer(commands: Any) -> None:
 def run_fetch(options: argparse.Namespace) -> int:
     from pipeline.fetch import fetch
 
-    def notice(line: str) -> None:
-        if not options.quiet:
-            print(printable(line), file=sys.stderr, flush=True)
-
+    notice = (lambda _line: None) if options.quiet else print_notice
     origin: Any = choice("--from", options.origin, ("hf", "ms", "auto"))
     shown = sys.stderr.isatty() and not options.quiet
     fetched = fetch(options.name, options.out, origin=origin, force=options.force, notice=notice, shows_bars=shown)
@@ -159,6 +156,10 @@ def run_fetch(options: argparse.Namespace) -> int:
     if not options.quiet and not fetched.was_there:
         print(f"next: make shards CORPUS={shlex.quote(printable(str(fetched.path)))}")
     return 0
+
+
+def print_notice(line: str) -> None:
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def run_build(options: argparse.Namespace) -> int:
@@ -207,7 +208,9 @@ def run_tokenizer(options: argparse.Namespace) -> int:
     if path.exists() and not options.force:
         raise InputError(f"{path}: exists already; choose another --out, or replace it with --force")
     settings = BuildSettings(**{name: getattr(options, name) for name in TOKENIZER_SETTINGS})
-    num_entries = train_tokenizer(options.sources, options.out, vocab_size=options.vocab_size, settings=settings)
+    num_entries = train_tokenizer(
+        options.sources, options.out, vocab_size=options.vocab_size, settings=settings, notice=print_notice
+    )
     print(f"{path}: {num_entries:,} entries")
     return 0
 

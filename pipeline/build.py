@@ -25,13 +25,14 @@ from pipeline.plan import PLAN_NAME, Plan, Unit, decode_plan, make_plan, plan_di
 from pipeline.receipts import Receipt, decode_receipt, receipt_name
 from pipeline.schedule import build_unit, hash_unit, run_all
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
-from pipeline.sources import Source, check_unchanged, find_sources
+from pipeline.sources import Source, check_unchanged, find_corpus
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
 from pipeline.worker import Decisions, range_digest
 from shards.common.errors import InputError, TransientError
 from shards.common.text import size_text
 from shards.common.urls import is_url
 from shards.manifest import Manifest
+from shards.unread import unread_text
 
 # Bytes of the set for each byte of the source: Chinese with Qwen2's vocabulary needs 1.1. Far less can't be.
 _EXPECTED_GROWTH, _LEAST_GROWTH = 1.1, 0.05
@@ -93,9 +94,11 @@ def build(
     if num_workers is not None and num_workers < 1:
         raise InputError(f"num_workers: expected at least 1, found {num_workers}")
     output = open_output(os.path.abspath(out) if engine == "ray" and not is_url(str(out)) else out)
-    sources = find_sources(source_names)
+    corpus = find_corpus(source_names, settings.encoding)
+    if corpus.unread:
+        reporter.notice(unread_text(corpus.unread))
     tokenizer = load_tokenizer_files(tokenizer_name)
-    plan = make_plan(settings, tokenizer.entry, sources)
+    plan = make_plan(settings, tokenizer.entry, corpus.sources)
     with output.lock():
         manifest = output.existing(force=force)
         if manifest is not None and not force:
@@ -117,7 +120,7 @@ def build(
             receipts, num_reused = _do_units(output, decisions, units, runner, reporter)
         check_unchanged(plan.sources)
         with output.scratch() as directory:
-            manifest = write_set(directory, plan, units, tokenizer, receipts, output.read)
+            manifest = write_set(directory, plan, units, tokenizer, receipts, output.read, unread=corpus.unread)
             output.publish(directory)
     return BuildResult(
         out=str(out),

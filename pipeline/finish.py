@@ -19,6 +19,7 @@ from shards.layout import REJECTED_NAME, STAMPS_NAME
 from shards.manifest import Manifest, SourceEntry
 from shards.set_writer import complete_set
 from shards.tokenizer_files import TokenizerFiles
+from shards.unread import UnreadEntry
 
 
 def write_set(
@@ -28,6 +29,8 @@ def write_set(
     tokenizer: TokenizerFiles,
     receipts: Sequence[Receipt],
     read: Callable[[str], bytes | None],
+    *,
+    unread: Sequence[UnreadEntry] = (),
 ) -> Manifest:
     """Write all files of the set but its shards to `directory`, the manifest too. `receipts` are all, in the units' order;
     `read` reads the build's state. Raises `InputError` if there is no text in the corpus."""
@@ -66,6 +69,7 @@ def write_set(
         num_records=num_records,
         left_out=left_out,
         rejected=rejected,
+        unread=unread,
     )
 
 
@@ -102,7 +106,7 @@ def source_entries(sources: Sequence[Source], ranges: Iterable[tuple[ByteRange, 
     return [
         SourceEntry(
             path=source.name,
-            format="+".join(part for part in (source.format, source.compression) if part),
+            format="+".join(part for part in (source.format, source.encoding, source.compression) if part),
             num_bytes=source.num_bytes,
             digest=digest.hexdigest(),
             version=source.version,

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from pipeline.build import BuildResult, Reporter
 from shards.common.text import plural, printable, size_text
+from shards.unread import unread_text
 
 _LINE = "{percentage:3.0f} %  {rate_fmt}{postfix}  {remaining} left"
 # `global_batch_blocks` of configs/wikipedia-zh-120m.yaml.
@@ -95,6 +96,7 @@ def summary(result: BuildResult) -> dict[str, str]:
     return {
         "shard set": result.out,
         "documents": f"{num_documents:,}" + (f"; left out: {left_out}" if left_out else ""),
+        **({"not read": unread_text(manifest.unread)} if manifest.unread else {}),
         "characters": f"{num_chars:,}",
         "tokens": f"{num_tokens:,} ({num_tokens / max(1, num_chars):.3f} a character)",
         "blocks": f"{blocks}, of {plural(manifest.block_tokens, 'token')}; "

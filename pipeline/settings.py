@@ -9,6 +9,7 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
+from pipeline.readers.encodings import codec_name
 from shards.common.errors import InputError, choice
 from shards.manifest import Packing
 from shards.order import DEFAULT_SEED, check_seed
@@ -35,6 +36,7 @@ class BuildSettings:
     document_separator: str = _option(
         "", "LINE", "the line between documents in .txt files (a file is one document)", group=_TEXT
     )
+    encoding: str = _option("", "NAME", "of text that isn't UTF-8, such as gb18030, big5 or utf-16", group=_TEXT)
     dedup: Literal["off", "exact", "near"] = _option(
         "off",
         "",
@@ -64,6 +66,7 @@ class BuildSettings:
     def __post_init__(self) -> None:
         if not self.text_field:
             raise InputError("text_field: expected a field's name, found an empty string")
+        object.__setattr__(self, "encoding", codec_name(self.encoding or "utf-8"))
         if not 2 <= self.block_tokens <= _MAX_BLOCK_TOKENS:
             raise InputError(f"block_tokens: expected 2 to {_MAX_BLOCK_TOKENS:,} tokens, found {self.block_tokens:,}")
         if not 0 <= self.val_fraction < 1:

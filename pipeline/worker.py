@@ -90,7 +90,8 @@ class RejectedLog:
             for error in pending:
                 entry: dict[str, Any] = {"range": number, "source": source.name, "reason": error.reason}
                 if source.is_stream:
-                    entry |= {"line": lines.line(error.offset), "byte": error.offset}
+                    line, offset = lines.place(error.offset)
+                    entry |= {"line": line, "byte": offset}
                 else:
                     entry |= {"row": error.offset}
                 entry["record"] = error.content[:_REJECTED_CONTENT_BYTES].decode("utf-8", "backslashreplace")

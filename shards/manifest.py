@@ -37,6 +37,7 @@ from shards.layout import (
     SplitName,
     bin_bytes,
 )
+from shards.unread import MAX_NAMES, UnreadEntry
 
 FORMAT_VERSION = 1
 GENERATOR = "tokenize-once 1"
@@ -47,6 +48,7 @@ MAX_NUMBER = 2**63 - 1  # of any count in the manifest
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _SHARD_NAME = re.compile(r"(train|val)-(\d{5}|[1-9]\d{5,17})", re.ASCII)
+_OPTIONAL = ("unread",)  # lists that are left out where they are empty
 _MAX_DEPTH = 30  # lists and objects within each other in the settings
 
 
@@ -129,6 +131,7 @@ class Manifest:
     num_records: int
     left_out: dict[str, int]  # good records that are in no shard, by reason: "empty", "duplicate", …
     rejected: dict[str, int]  # records that could not be used, by kind; `rejected.jsonl` has them one by one
+    unread: list[UnreadEntry] = dataclasses.field(default_factory=list)
     fingerprint: str = ""
 
     def total(self, field: str) -> int:
@@ -154,7 +157,7 @@ class Manifest:
         return bin_bytes(self.total("num_blocks"), self.block_tokens)
 
     def with_fingerprint(self) -> Manifest:
-        return dataclasses.replace(self, fingerprint=_fingerprint(dataclasses.asdict(self)))
+        return dataclasses.replace(self, fingerprint=_fingerprint(_content(self)))
 
 
 def sum_splits(shards: Sequence[ShardEntry], block_tokens: int) -> dict[str, SplitEntry]:
@@ -169,6 +172,11 @@ def sum_splits(shards: Sequence[ShardEntry], block_tokens: int) -> dict[str, Spl
     return splits
 
 
+def _content(manifest: Manifest) -> dict[str, Any]:
+    content = dataclasses.asdict(manifest)
+    return {name: value for name, value in content.items() if value or name not in _OPTIONAL}
+
+
 def canonical_json(value: Any) -> bytes:
     """One spelling for one value: sorted keys, no white space, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
@@ -181,7 +189,7 @@ def _fingerprint(content: Mapping[str, Any]) -> str:
 def encode_manifest(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`: indented for people, one shard a line."""
     lines = []
-    for key, value in dataclasses.asdict(manifest).items():
+    for key, value in _content(manifest).items():
         if isinstance(value, list) and value:
             rows = ",\n    ".join(json.dumps(row, ensure_ascii=False) for row in value)
             lines.append(f"  {json.dumps(key)}: [\n    {rows}\n  ]")
@@ -233,7 +241,9 @@ def decode_manifest(encoded: bytes, where: str) -> Manifest:
         raise InputError(
             f"{where}: a lone surrogate (half of a \\uXXXX pair) is not text; the file is damaged"
         ) from None
-    manifest = _decode_record(Manifest, content, where)
+    if empty := [name for name in _OPTIONAL if not content.get(name, True)]:
+        raise InputError(f"{where}: {empty[0]}: expected at least one, or no such field")
+    manifest = _decode_record(Manifest, {name: [] for name in _OPTIONAL} | content, where)
     if found != manifest.fingerprint:
         raise InputError(f"{where}: the fingerprint doesn't match the content; the manifest was changed or damaged")
     _check(manifest, where)
@@ -249,6 +259,8 @@ def _check(manifest: Manifest, where: str) -> None:
     if not 0 <= manifest.tokenizer.eos_id < manifest.tokenizer.vocab_size <= 2**31:
         raise InputError(f"{where}: tokenizer: eos_id must be below vocab_size, and that at most 2**31")
     _check_settings(manifest.settings, f"{where}: settings")
+    if not all(1 <= len(entry.names) <= min(MAX_NAMES, entry.num_files) for entry in manifest.unread):
+        raise InputError(f"{where}: unread: expected the names of the first files, at most {MAX_NAMES}")
     _check_shards(manifest, where)
     _check_other_files(manifest, where)
     digests = [file.digest for file in manifest.other_files]

@@ -31,6 +31,7 @@ from shards.manifest import (
 )
 from shards.packing import PACKERS, Ids, Lengths, Packer
 from shards.tokenizer_files import TokenizerFiles
+from shards.unread import UnreadEntry, add_up
 from shards.writer import ShardWriter
 
 # In a partial directory: it is ours, and may be removed.
@@ -52,6 +53,7 @@ def complete_set(
     num_records: int | None = None,
     left_out: Mapping[str, int] = MappingProxyType({}),
     rejected: Mapping[str, int] = MappingProxyType({}),
+    unread: Sequence[UnreadEntry] = (),
 ) -> Manifest:
     """Write the tokenizer's files and the manifest of a set whose shards (and rejected.jsonl) lie in `directory`.
 
@@ -83,6 +85,7 @@ def complete_set(
         num_records=num_documents + sum(left_out.values()) if num_records is None else num_records,
         left_out=dict(sorted(left_out.items())),
         rejected=dict(sorted(rejected.items())),
+        unread=add_up(unread),
     ).with_fingerprint()
     write_manifest(directory, manifest)
     return manifest

@@ -19,6 +19,7 @@ from shards.manifest import Manifest
 from shards.mixture import Mixture, run_order
 from shards.reader import ShardSet, Split, Tokens
 from shards.tokenizer_files import Vocabulary, read_vocabulary
+from shards.unread import unread_text
 
 
 def describe_json(shard_set: ShardSet) -> str:
@@ -50,6 +51,7 @@ def describe(shard_set: ShardSet) -> str:
             f"{size_text(manifest.num_bytes)}",
         ),
         ("records", _records(manifest)),
+        *([("not read", unread_text(manifest.unread))] if manifest.unread else []),
         ("fingerprint", manifest.fingerprint),
     ]
     splits = [

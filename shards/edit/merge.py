@@ -84,6 +84,7 @@ def merge(
             num_records=sum(manifest.num_records for manifest in manifests),
             left_out=left_out,
             rejected=rejected,
+            unread=[entry for manifest in manifests for entry in manifest.unread],
         )
 
 

@@ -14,6 +14,7 @@ from blake3 import blake3
 import shards
 from shards.common.errors import InputError
 from shards.manifest import ShardEntry, decode_manifest, encode_manifest, read_manifest, sum_splits
+from shards.unread import UnreadEntry
 from tests.shards.sets import forge, write_set
 
 
@@ -21,7 +22,8 @@ from tests.shards.sets import forge, write_set
 def own(tmp_path: Path) -> Path:
     """A set with rejected records that the test may change."""
     units = [{"train": [[1, 2, 3], [4]], "val": [[5] * 20]}, {"train": [[6] * 17]}]
-    return write_set(tmp_path / "set", units, rejected={"no text": 2})  # type: ignore[arg-type]
+    unread = [UnreadEntry(kind="", num_files=4, names=["a.md", "b", "c"])]
+    return write_set(tmp_path / "set", units, rejected={"no text": 2}, unread=unread)  # type: ignore[arg-type]
 
 
 def test_what_is_written_is_read(own: Path) -> None:
@@ -122,6 +124,14 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "another packing": (lambda content: content.update(packing="tutorial"), "expected one of concat, best-fit, found"),
     "no tokenizer": (lambda content: content.update(other_files=content["other_files"][1:]), "json is not listed"),
     "no rejected.jsonl": (lambda content: content.update(rejected={}), "'rejected.jsonl' is not a file of a shard set"),
+    "names of more files than there are": (
+        lambda content: content["unread"][0].update(num_files=2),
+        "unread: expected the names of the first files, at most 3",
+    ),
+    "an empty list that should be left out": (
+        lambda content: content.update(unread=[]),
+        "unread: expected at least one",
+    ),
     "a file twice": (lambda content: content["other_files"].append(content["other_files"][0]), "is listed twice"),
     "a file of no tokenizer": (
         lambda content: content["other_files"][0].update(name="tokenizer/model.py"),

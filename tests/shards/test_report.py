@@ -20,6 +20,7 @@ from shards.common.errors import InputError
 from shards.common.text import printable
 from shards.report import statistics as statistics_module
 from shards.report.statistics import compute
+from shards.unread import UnreadEntry
 from shards.verify import verify
 from tests.conftest import directory_bytes, flip
 from tests.pages import PageParser, assert_harmless, look_at
@@ -133,9 +134,11 @@ def test_records_and_sources_are_listed(tmp_path: Path, tokenizer_dir: Path) -> 
     shard_set = shards.open(build_set(tmp_path, tokenizer_dir, TEXTS[:3], sources=sources))
     left_out, rejected = {"empty": 1, "duplicate": 2}, {"no text": 4}
     changes: dict[str, Any] = {"num_records": 465, "left_out": left_out, "rejected": rejected}
+    changes["unread"] = [UnreadEntry(kind=kind, num_files=4, names=["a", "b"]) for kind in ("PDF", "")]
     shard_set.manifest = dataclasses.replace(shard_set.manifest, **changes)
     text = PageParser(page_of(shard_set)).text
     assert "left out: empty 1 0.2 % left out: duplicate 2 0.4 % rejected: no text 4 0.9 %" in text
+    assert "8 files are no corpus: a, b and 2 more; PDF: a, b and 2 more." in text
     assert "30.json and 29 other sources" in text
     assert "share 30.json 30.00 kB 30 6.5 % 29.json 29.00 kB 29 6.2 %" in text
     assert "5 other sources 15.00 kB 15 3.2 %" in text
