@@ -80,6 +80,11 @@ def add_build(commands: Any) -> None:
         if typing.get_origin(kind) is Literal:
             kind, metavar = str, "|".join(typing.get_args(kind))
         default: Any = field.default
+        if kind is bool:
+            groups[group].add_argument(
+                f"--{field.name.replace('_', '-')}", action="store_true", help=field.metadata["help"]
+            )
+            continue
         shown = f" ({default >> 20}MiB)" if metavar == "BYTES" else f" ({default})"
         groups[group].add_argument(
             f"--{field.name.replace('_', '-')}",

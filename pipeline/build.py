@@ -27,6 +27,7 @@ from pipeline.schedule import build_unit, hash_unit, run_all
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
 from pipeline.sources import Source, check_unchanged, find_sources
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
+from pipeline.transform import read_transform
 from pipeline.worker import Decisions, range_digest
 from shards.common.errors import InputError, TransientError
 from shards.common.text import size_text
@@ -95,6 +96,10 @@ def build(
     output = open_output(os.path.abspath(out) if engine == "ray" and not is_url(str(out)) else out)
     sources = find_sources(source_names)
     tokenizer = load_tokenizer_files(tokenizer_name)
+    transform = read_transform(settings.transform) if settings.transform else None
+    if transform is not None:
+        transform.load()
+        settings = dataclasses.replace(settings, transform=str(transform))
     plan = make_plan(settings, tokenizer.entry, sources)
     with output.lock():
         manifest = output.existing(force=force)
@@ -112,8 +117,9 @@ def build(
             eos_id=tokenizer.eos_id,
             check_every=check_every,
             num_units=len(units),
+            transform=transform,
         )
-        with _engine(engine, ray_address, num_workers, plan.sources, output) as runner:
+        with _engine(engine, ray_address, num_workers, plan, output) as runner:
             receipts, num_reused = _do_units(output, decisions, units, runner, reporter)
         check_unchanged(plan.sources)
         with output.scratch() as directory:
@@ -143,14 +149,15 @@ def open_output(out: Path | str) -> Output:
 
 
 def _engine(
-    name: str, address: str | None, num_workers: int | None, sources: Sequence[Source], output: Output
+    name: str, address: str | None, num_workers: int | None, plan: Plan, output: Output
 ) -> contextlib.AbstractContextManager[Engine]:
     if name == "ray":
         from pipeline.engines.ray import ray_engine
 
         return ray_engine(address, num_workers)
-    # pyarrow and the clients of object stores start threads.
-    may_fork = not is_url(str(output)) and all(source.is_stream and not is_url(source.path) for source in sources)
+    # pyarrow and the clients of object stores start threads, and the user's code may.
+    may_fork = not is_url(str(output)) and all(source.is_stream and not is_url(source.path) for source in plan.sources)
+    may_fork &= not plan.settings.transform
     return contextlib.nullcontext(LocalEngine(num_workers, may_fork=may_fork))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.cleaning import LeftOut
 from pipeline.plan import plan_units
 from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, tokenizer_json
 from pipeline.settings import BuildSettings
@@ -31,7 +31,7 @@ def train_tokenizer(source_names: Sequence[str], out: Path, *, vocab_size: int, 
 
     sources = find_sources(source_names)
     ranges = [byte_range for unit in plan_units(sources, sys.maxsize) for byte_range in unit.ranges]
-    batches = read_texts(ranges, BuildSettings(text_field=text_field), [], Counter())
+    batches = read_texts(ranges, BuildSettings(text_field=text_field), [], LeftOut())
     untrained = tokenizer_json(vocabulary={}, merges=[], special_tokens=())
     tokenizer = Tokenizer.from_str(json.dumps(untrained))
     trainer = trainers.BpeTrainer(
