@@ -37,7 +37,7 @@ from shards.report.page import make_page
 from shards.report.statistics import compute
 from shards.tokenizer_files import read_vocabulary
 from shards.verify import verify
-from tests.conftest import write_corpus
+from tests.conftest import REPOSITORY, write_corpus
 from tests.pages import PageParser
 from tests.pipeline.building import TEXTS, Builder, killed_before_publishing, stored, texts_in
 
@@ -190,6 +190,18 @@ def test_a_file_that_cannot_be_used_ends_in_a_line(tmp_path: Path, source: str |
 def test_a_transform_takes_the_place_of_field_and_template(other: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="transform: the function makes the text; leave out text_field and template"):
         BuildSettings(transform="clean.py", **other)
+
+
+def test_the_examples_of_the_recipes() -> None:
+    page = (REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8")
+    found: dict[str, Any] = {}
+    exec(page.partition("<<'END'\n")[2].partition("\nEND\n")[0], found)
+    assert found["simplify"]({"text": "他們學習漢語。"}) == "他们学习汉语。"
+    parts = [{"内容": "一", "是否重复": False}, {"内容": "二", "是否重复": True}, {"内容": "三", "是否重复": False}]
+    assert found["mnbvc"]({"段落": parts}) == "一\n三"
+    article, short, items = "长" * 100, "长" * 99, "长" * 80 + "\n\n短" * 20
+    results = [found["articles"]({"title": "题", "text": text}) for text in (article, short, items)]
+    assert results == [f"题\n{article}", None, None]
 
 
 # ---- filters ----
