@@ -15,6 +15,7 @@ memory stays bounded.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 
 import numpy as np
 import numpy.typing as npt
@@ -66,8 +67,9 @@ def _repeated_n_grams(text: str) -> str:
         codes = np.frombuffer(chars.encode("utf-32-le"), "<u4").astype(np.uint64)
         units, size, lengths = codes[:-1] * np.uint64(_BASE) + codes[1:], 2, np.ones(len(codes), np.int64)
     else:
-        numbers: dict[str, int] = {}
-        units = np.array([numbers.setdefault(word, len(numbers)) for word in words], np.uint64)
+        numbers: defaultdict[str, int] = defaultdict()
+        numbers.default_factory = numbers.__len__  # the next one
+        units = np.fromiter(map(numbers.__getitem__, words), np.uint64, len(words))
         size, lengths = 1, np.fromiter(map(len, words), np.int64, len(words))
     factor = np.uint64(_BASE**size % 2**64)
     keys, often, longest = units, len(units), int(lengths.max(initial=0))
@@ -83,10 +85,14 @@ def _repeated_n_grams(text: str) -> str:
                 if is_too_much:
                     return f"repetitive: the most frequent {n}-gram"
         else:
+            # What lies in longer duplicates lies in these too, so few texts need a look at the longer ones.
+            ordered, least = np.sort(keys), min(MAX_DUPLICATE.values()) * len(chars)
+            if np.count_nonzero(ordered[1:] == ordered[:-1]) * n * size * longest <= least:
+                break
             num_chars = _num_duplicate_chars(keys, lengths)
             if num_chars > most:
                 return f"repetitive: duplicate {n}-grams"
-            if num_chars <= min(MAX_DUPLICATE.values()) * len(chars):  # less lies in longer ones
+            if num_chars <= least:
                 break
     return ""
 
@@ -95,14 +101,14 @@ def _most_frequent(keys: Keys, lengths: Counts, most: float) -> tuple[int, bool]
     """How often the most frequent n-gram occurs, and whether it takes more than `most` characters (of several the longest);
     an n-gram that occurs once takes none."""
     ordered = np.sort(keys)
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    counts = np.diff(starts, append=len(keys))
+    edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
+    counts = edges[1:] - edges[:-1]
     often, size = int(counts.max()), len(lengths) - len(keys) + 1
     if often == 1 or often * size * lengths.max() <= most:
         return often, False
     ends = np.cumsum(lengths)
     num_chars = ends[size - 1 :] - ends[: len(keys)] + lengths[: len(keys)]
-    is_top = np.isin(keys, ordered[starts[counts == often]])
+    is_top = np.isin(keys, ordered[edges[:-1][counts == often]])
     return often, bool(often * num_chars[is_top].max() > most)
 
 
