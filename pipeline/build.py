@@ -98,7 +98,7 @@ def build(
     tokenizer = load_tokenizer_files(tokenizer_name)
     transform = read_transform(settings.transform) if settings.transform else None
     if transform is not None:
-        transform.load()
+        transform.compile()
         settings = dataclasses.replace(settings, transform=str(transform))
     plan = make_plan(settings, tokenizer.entry, sources)
     with output.lock():
@@ -119,7 +119,7 @@ def build(
             num_units=len(units),
             transform=transform,
         )
-        with _engine(engine, ray_address, num_workers, plan, output) as runner:
+        with _engine(engine, ray_address, num_workers, plan.sources, output) as runner:
             receipts, num_reused = _do_units(output, decisions, units, runner, reporter)
         check_unchanged(plan.sources)
         with output.scratch() as directory:
@@ -149,15 +149,14 @@ def open_output(out: Path | str) -> Output:
 
 
 def _engine(
-    name: str, address: str | None, num_workers: int | None, plan: Plan, output: Output
+    name: str, address: str | None, num_workers: int | None, sources: Sequence[Source], output: Output
 ) -> contextlib.AbstractContextManager[Engine]:
     if name == "ray":
         from pipeline.engines.ray import ray_engine
 
         return ray_engine(address, num_workers)
-    # pyarrow and the clients of object stores start threads, and the user's code may.
-    may_fork = not is_url(str(output)) and all(source.is_stream and not is_url(source.path) for source in plan.sources)
-    may_fork &= not plan.settings.transform
+    # pyarrow and the clients of object stores start threads.
+    may_fork = not is_url(str(output)) and all(source.is_stream and not is_url(source.path) for source in sources)
     return contextlib.nullcontext(LocalEngine(num_workers, may_fork=may_fork))
 
 

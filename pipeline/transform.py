@@ -42,13 +42,16 @@ class Transform:
         """What is recorded: `clean.py:transform`, and the file's digest."""
         return f"{self.file_name}:{self.function} (BLAKE3 {blake3(self.source).hexdigest()})"
 
-    def load(self) -> None:
-        """Run the file, in this process, once. Raises `InputError` where that fails, or it has no such function."""
-        _load(self)
+    def compile(self) -> types.CodeType:
+        """The file as code, of which nothing is run. Raises `InputError`."""
+        try:
+            return compile(self.source, self.file_name, "exec", dont_inherit=True)
+        except (SyntaxError, ValueError, RecursionError) as error:
+            raise InputError(f"transform {self.describe(error)}") from None
 
     def texts(self, batch: Batch, options: ReadOptions) -> Iterator[tuple[Any, list[str]]]:
         """Each record with its texts, none where it is to be left out. Bad records are reported, and do not come."""
-        function = _load(self)
+        function = load(self)
         gc.enable()  # what the user's code makes may hold cycles
         for number, record in enumerate(batch.values):
             try:
@@ -63,17 +66,14 @@ class Transform:
 
     def describe(self, error: BaseException) -> str:
         """An exception of the function's in a line: `clean.py, line 3: KeyError: 'title'`."""
-        lines = [
-            line for frame, line in traceback.walk_tb(error.__traceback__) if self._is_at(frame.f_code.co_filename)
-        ]
-        if isinstance(error, SyntaxError) and error.filename and self._is_at(error.filename):
-            lines, error = [error.lineno or 1], SyntaxError(error.msg)
-        message = " ".join(str(error).split())[:_MAX_MESSAGE_CHARS]
+        frames = traceback.walk_tb(error.__traceback__)
+        lines = [line for frame, line in frames if frame.f_code.co_filename == self.file_name]
+        message = str(error)
+        if isinstance(error, SyntaxError) and not lines:  # in the file itself
+            lines, message = [error.lineno or 1], error.msg
+        message = " ".join(message.split())[:_MAX_MESSAGE_CHARS]
         place = f"{self.file_name}, line {lines[-1]}" if lines else f"{self.file_name}:{self.function}"
         return f"{place}: {type(error).__name__}" + (f": {message}" if message else "")
-
-    def _is_at(self, file_name: str) -> bool:
-        return file_name == self.file_name
 
 
 def read_transform(value: str) -> Transform:
@@ -92,10 +92,12 @@ def read_transform(value: str) -> Transform:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(transform: Transform) -> Callable[[Any], Any]:
+def load(transform: Transform) -> Callable[[Any], Any]:
+    """Run the file, in a worker, once: its function. Raises `InputError` where that fails, or it has no such function."""
+    code = transform.compile()
     module = sys.modules[_MODULE] = types.ModuleType(_MODULE)  # where dataclasses look for it
     try:
-        exec(compile(transform.source, transform.file_name, "exec", dont_inherit=True), module.__dict__)
+        exec(code, module.__dict__)
     except (Exception, SystemExit) as error:
         raise InputError(f"transform {transform.describe(error)}") from None
     function = getattr(module, transform.function, None)

@@ -29,7 +29,7 @@ from pipeline.repetition import (
 )
 from pipeline.settings import BuildSettings
 from pipeline.sources import find_sources
-from pipeline.transform import read_transform
+from pipeline.transform import load, read_transform
 from pipeline.worker import read_texts
 from shards.common.errors import InputError
 from shards.edit.merge import merge
@@ -151,8 +151,8 @@ def transformed(source: Path, code: Path) -> list[str]:
 
 def test_all_columns_are_read_for_a_transform(tmp_path: Path, code: Path) -> None:
     path = tmp_path / "corpus.parquet"
-    pq.write_table(pa.table({"body": ["甲", "乙"], "title": ["一", "二"]}), path)
-    code.write_text("def transform(record):\n    return record['title'] + record['body']\n")
+    pq.write_table(pa.table({"text": ["甲", "乙"], "title": ["一", "二"]}), path)
+    code.write_text("def transform(record):\n    return record['title'] + record['text']\n")
     assert transformed(path, code) == ["一甲", "二乙"]
 
 
@@ -182,7 +182,7 @@ def test_a_file_that_cannot_be_used_ends_in_a_line(tmp_path: Path, source: str |
     if source is not None:
         path.write_text(source)
     with pytest.raises(InputError, match=message) as caught:
-        read_transform(f"{path}{name}").load()
+        load(read_transform(f"{path}{name}"))
     assert "\n" not in str(caught.value)
 
 
