@@ -15,7 +15,7 @@ from pipeline.repetition import repetition
 from pipeline.settings import BuildSettings
 from pipeline.transform import Transform
 from shards.common.text import plural
-from shards.manifest import EMPTY
+from shards.manifest import EMPTY, NULL
 
 DROPPED = "dropped by the transform"
 EXAMPLES_PER_UNIT, EXAMPLES_PER_SET, EXAMPLE_CHARS = 3, 5, 200  # of each reason
@@ -52,18 +52,18 @@ class Cleaner:
 
     def documents(self, batch: Batch, options: ReadOptions) -> list[str]:
         """None of them is empty; bad records are reported."""
-        texts = self._transformed(batch, options) if self._transform else self._text_of.texts(batch, options)
-        if not all(texts):
-            self._left_out.counts[EMPTY] += texts.count("")
-            texts = [text for text in texts if text]
+        transform = self._transform
+        texts = self._transformed(transform, batch, options) if transform else self._text_of.texts(batch, options)
+        documents = [text for text in texts if text]
+        if len(documents) < len(texts):
+            self._left_out.counts.update({EMPTY: texts.count(""), NULL: texts.count(None)})
         if self._min_chars or self._drops_repetitive:
-            texts = [text for text in texts if self._is_kept(text)]
-        return texts
+            documents = [text for text in documents if self._is_kept(text)]
+        return documents
 
-    def _transformed(self, batch: Batch, options: ReadOptions) -> list[str]:
-        assert self._transform is not None
-        texts: list[str] = []
-        for record, own in self._transform.texts(batch, options):
+    def _transformed(self, transform: Transform, batch: Batch, options: ReadOptions) -> list[str | None]:
+        texts: list[str | None] = []
+        for record, own in transform.texts(batch, options):
             if own:
                 texts += own
                 self._left_out.num_added += len(own) - 1

@@ -28,7 +28,9 @@ _TEXT, _TOKENS, _RUN = "what the documents are", "tokenizing and packing", "runn
 class BuildSettings:
     """Validated once, recorded in the manifest. The number of workers is not a setting: it changes no byte."""
 
-    text_field: str = _option("text", "NAME", "field with the text, or a path such as page.body", group=_TEXT)
+    text_field: str = _option(
+        "text", "NAME", "field with the text, or a path such as page.body or pages[].text", group=_TEXT
+    )
     template: str = _option("", "TEXT", r"text made of several fields, e.g. '{title}\n{text}'", group=_TEXT)
     transform: str = _option(
         "",

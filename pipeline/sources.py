@@ -1,7 +1,7 @@
 """The corpus: which files, in what format, and which version of each.
 
-File types are detected from content, not names: a JSON array, JSON Lines, Parquet, Arrow, and the compression. Only
-plain text (`.txt`) goes by its name, since any content is plain text. What a name means on a hub is pinned to a commit.
+File types are detected from content, not names: JSON in any layout, Parquet, Arrow, and the compression. Only plain text
+(`.txt`), CSV and TSV go by their names, since any content is plain text. What a name means on a hub is pinned to a commit.
 """
 
 from __future__ import annotations
@@ -17,17 +17,22 @@ from typing import Literal
 
 from pipeline.readers.compression import COMPRESSIONS, compression_of, unpack, without_suffix
 from pipeline.readers.files import FileStatus, SourceFile, file_status, find_urls, removed
+from pipeline.readers.json_parser import is_in_lines
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
 from shards.common.urls import in_parallel, is_url
 
-Format = Literal["json-lines", "json-array", "text", "parquet", "arrow", "arrow-stream"]
+# Arrays of strings are "json-strings"; "json-texts" stand one behind the other, without a line of its own for each.
+Format = Literal[
+    "json-lines", "json-array", "json-strings", "json-texts", "text", "csv", "tsv", "parquet", "arrow", "arrow-stream"
+]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HUB_PREFIX = "hf:"
 _HUB_URL = "hf://"
 _PINNED = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")  # what a commit holds can't change
 _HEAD_BYTES = 1 << 16
-_KNOWN_SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow")
+_BY_SUFFIX: dict[str, Format] = {".txt": "text", ".csv": "csv", ".tsv": "tsv"}
+_KNOWN_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", *_BY_SUFFIX)
 # How files begin that hold no text yet; what they are, and what to do.
 _NOT_TEXT = {
     rb"\xff\xfe|\xfe\xff": "text in UTF-16; convert it to UTF-8 first: iconv -f UTF-16 -t UTF-8",
@@ -48,8 +53,9 @@ _FORMATS: dict[bytes, Format] = {
     rb"PAR1": "parquet",
     rb"ARROW1": "arrow",
     rb"\xff{4}": "arrow-stream",
+    rb"(?:\xef\xbb\xbf)?\s*\[\s*\"": "json-strings",
     rb"(?:\xef\xbb\xbf)?\s*\[": "json-array",
-    rb"(?:\xef\xbb\xbf)?\s*\{": "json-lines",
+    rb"(?:\xef\xbb\xbf)?\s*[{\"]": "json-lines",
 }
 
 
@@ -68,7 +74,7 @@ class Source:
     @property
     def is_stream(self) -> bool:
         """Whether it is read as bytes, whose places are offsets and lines; other sources have rows."""
-        return self.format in ("json-lines", "json-array", "text")
+        return self.format in ("json-lines", "json-array", "json-strings", "json-texts", "text")
 
     @property
     def is_splittable(self) -> bool:
@@ -219,15 +225,17 @@ def _detect_format(name: str, head: bytes) -> Format:
     for beginning, what in _NOT_TEXT.items():
         if re.match(beginning, head, re.DOTALL):
             raise InputError(f"{name}: is {what}")
-    if without_suffix(name).endswith(".txt"):
-        return "text"
+    for suffix, by_name in _BY_SUFFIX.items():
+        if without_suffix(name).endswith(suffix):
+            return by_name
+    content = head.removeprefix(BYTE_ORDER_MARK).lstrip()
     for beginning, file_format in _FORMATS.items():
         if re.match(beginning, head):
-            return file_format
-    first = head.removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
+            return file_format if file_format != "json-lines" or is_in_lines(content) else "json-texts"
+    first = content[:1]
     if not first:
         raise InputError(f"{name}: expected records, found only white space")
     raise InputError(
-        f"{name}: expected JSON Lines (first character '{{'), a JSON array ('['), Parquet, Arrow or a .txt file, "
-        f"found {printable(first.decode('latin-1'))!r}"
+        f"{name}: expected JSON Lines (first character '{{'), a JSON array ('['), Parquet, Arrow or a .txt, .csv or .tsv "
+        f"file, found {printable(first.decode('latin-1'))!r}"
     )

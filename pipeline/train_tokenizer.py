@@ -20,10 +20,13 @@ from shards.tokenizer_files import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON
 SMALLEST_VOCABULARY = 256 + 1  # every byte, and EOS
 
 
-def train_tokenizer(source_names: Sequence[str], out: Path, *, vocab_size: int, text_field: str = "text") -> int:
+def train_tokenizer(
+    source_names: Sequence[str], out: Path, *, vocab_size: int, settings: BuildSettings | None = None
+) -> int:
     """Train on all texts of the sources, write `tokenizer.json` and its config into `out`; the number of entries.
 
-    The result has fewer entries than `vocab_size` if the corpus has too few pairs to merge. Raises `InputError`.
+    `settings` say what the texts are. The result has fewer entries than `vocab_size` if the corpus has too few pairs to
+    merge. Raises `InputError`.
     """
     if not SMALLEST_VOCABULARY <= vocab_size <= 2**24:
         raise InputError(f"vocab_size: expected {SMALLEST_VOCABULARY} to {2**24:,} entries, found {vocab_size:,}")
@@ -31,7 +34,7 @@ def train_tokenizer(source_names: Sequence[str], out: Path, *, vocab_size: int, 
 
     sources = find_sources(source_names)
     ranges = [byte_range for unit in plan_units(sources, sys.maxsize) for byte_range in unit.ranges]
-    batches = read_texts(ranges, BuildSettings(text_field=text_field), [], LeftOut())
+    batches = read_texts(ranges, settings or BuildSettings(), [], LeftOut())
     untrained = tokenizer_json(vocabulary={}, merges=[], special_tokens=())
     tokenizer = Tokenizer.from_str(json.dumps(untrained))
     trainer = trainers.BpeTrainer(

@@ -20,11 +20,10 @@ from typing import Any
 
 from blake3 import blake3
 
-from pipeline.readers.base import BadRecord, Batch, ReadOptions
+from pipeline.readers.base import TRANSFORM_FAILED, BadRecord, Batch, ReadOptions
 from shards.common.errors import InputError, nearest_path
 from shards.common.text import nearest, printable
 
-TRANSFORM_FAILED = "transform failed"  # the kind of bad record
 _DEFAULT_FUNCTION = "transform"
 _MODULE = "transform_of_the_user"
 _MAX_MESSAGE_CHARS = 300

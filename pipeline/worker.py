@@ -34,7 +34,6 @@ from shards.common.files import file_digest
 from shards.layout import SPLITS, SplitName
 from shards.manifest import DUPLICATE
 from shards.packing import PACKERS, Ids, Lengths, Packer
-from shards.reader import read_shard_index
 from shards.writer import ShardWriter
 
 # Called with the source bytes and the tokens that were just done, and the records that were just rejected.
@@ -175,6 +174,7 @@ def process_unit(
     ranges: list[RangeReceipt] = []
     left_out = LeftOut()
     num_seen = num_rejected = 0
+    tally = _Tally(settings.block_tokens)
     with contextlib.ExitStack() as stack:
         packers: dict[SplitName, Packer] = {}
         for name in SPLITS:
@@ -190,11 +190,9 @@ def process_unit(
                 num_seen += len(texts)
                 left_out.counts[DUPLICATE] += len(texts) - len(kept)
                 texts = kept
-            num_tokens = _add_documents(texts, encoder, settings, packers, check) if texts else 0
+            num_tokens = _add_documents(texts, encoder, settings, packers, check, tally) if texts else 0
             progress(batch.num_bytes, num_tokens, num_rejected - num_rejected_before)
         shards = [shard for shard in (packer.finish() for packer in packers.values()) if shard is not None]
-    indexes = [read_shard_index(scratch, shard, settings.block_tokens) for shard in shards]
-    lengths = np.concatenate([np.empty(0, np.int64), *(index.document_lengths - 1 for index in indexes)])  # without EOS
     return Receipt(
         unit=unit.number,
         ranges=ranges,
@@ -203,11 +201,25 @@ def process_unit(
         examples=left_out.examples,
         num_added=left_out.num_added,
         num_checked=check.num_checked,
-        num_short_documents=int((lengths < settings.block_tokens).sum()),
-        num_remainder_tokens=int((lengths % settings.block_tokens).sum()),
+        num_short_documents=tally.num_short,
+        num_remainder_tokens=tally.num_remainder_tokens,
         rejected=dict(sorted(rejected.counts.items())),
         rejected_digest=file_digest(scratch / REJECTED_PART) if rejected.counts else "",
     )
+
+
+@dataclasses.dataclass
+class _Tally:
+    """What cutting each document by itself, as the tutorial does, would lose."""
+
+    block_tokens: int
+    num_short: int = 0
+    num_remainder_tokens: int = 0
+
+    def add(self, lengths: Lengths) -> None:
+        """`lengths` of documents, without EOS."""
+        self.num_short += int((lengths < self.block_tokens).sum())
+        self.num_remainder_tokens += int((lengths % self.block_tokens).sum())
 
 
 class _ReferenceCheck:
@@ -264,12 +276,14 @@ def _add_documents(
     settings: BuildSettings,
     packers: Mapping[SplitName, Packer],
     check: _ReferenceCheck,
+    tally: _Tally,
 ) -> int:
     """Tokenize `texts`, close each with EOS and hand them to the split that each belongs to."""
     ids, counts, contents, num_chars = encoder.encode(texts)
     ends = np.cumsum(counts)
     num_bytes = np.fromiter(map(len, contents), np.int64, len(texts))
     check.sample(texts, ids, ends)
+    tally.add(counts - 1)
     hashes = np.fromiter(
         map(xxhash.xxh3_64_intdigest, contents, itertools.repeat(settings.seed)), np.uint64, len(texts)
     )

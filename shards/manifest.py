@@ -42,7 +42,7 @@ from shards.layout import (
 FORMAT_VERSION = 1
 GENERATOR = "tokenize-once 1"
 Packing = Literal["concat", "best-fit"]
-EMPTY, DUPLICATE = "empty", "duplicate"  # why a good record is in no shard
+EMPTY, NULL, DUPLICATE = "empty", "null", "duplicate"  # why a good record is in no shard
 MAX_NUMBER = 2**63 - 1  # of any count in the manifest
 
 _DIGEST = re.compile("[0-9a-f]{64}")

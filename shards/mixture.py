@@ -1,15 +1,19 @@
 """Several shard sets trained on as one: `wiki:0.7,books:0.3` by shares, `wiki:1epochs,books:4epochs` by passes.
 
-Shares are of the blocks trained on, rounded to thousandths (`shards.order` deals them out). With passes, a set's share
-is its size times its passes; a plain list `wiki,books` means one pass over each. The sets must have the same tokenizer and
-block size. Validation is on all held-out blocks of all sets.
+Shares are of the blocks trained on, and exact: whole numbers in proportion, which `shards.order` deals out. With passes, a
+set's share is its size times its passes, so that `wiki:1epochs,books:1epochs` is one pass over each, block for block; a
+plain list `wiki,books` means the same. The sets must have the same tokenizer and block size. Validation is on all held-out
+blocks of all sets.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import overload
 
@@ -22,10 +26,12 @@ from shards.common.text import printable
 from shards.common.urls import is_url
 from shards.layout import Shuffle
 from shards.manifest import canonical_json
-from shards.order import PERIOD, RunOrder
+from shards.order import MAX_TOTAL_WEIGHT, RunOrder
 from shards.reader import ShardSet, Split, Tokens, open_shard_set
 
+MAX_SETS = 100
 MAX_WEIGHT = 10**12
+_MAX_CHARACTERS = 32  # of a weight
 _WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)(?P<epochs>epochs?)?")
 
 
@@ -43,7 +49,7 @@ def open_data(spec: str, notice: Callable[[str], None] = lambda _line: None) -> 
 
 def is_mixture(spec: str) -> bool:
     """Whether `spec` describes a mixture and is no set's path or URL."""
-    return ("," in spec or _WEIGHTED.fullmatch(spec) is not None) and not Path(spec).exists()
+    return ("," in spec or _WEIGHTED.fullmatch(spec) is not None) and not os.path.exists(spec)
 
 
 def _open_part(path: str, notice: Callable[[str], None]) -> ShardSet:
@@ -54,10 +60,36 @@ def _open_part(path: str, notice: Callable[[str], None]) -> ShardSet:
     return open_shard_set(Path(path).expanduser())
 
 
+def validation_sets(data: Data, named: Mapping[str, str] | None = None) -> dict[str, ShardSet]:
+    """The sets whose `val` blocks are evaluated, by name: those at the paths or URLs in `named`, else those of `data`.
+
+    Sets of `data` are called by the ends of their paths that tell them apart; those without such blocks are left out.
+    Raises `InputError` for one in `named` that has none, or another tokenizer or block size than `data`.
+    """
+    if not named:
+        names = distinct_names([part.path for part in data.sets])
+        return {name: part for name, part in zip(names, data.sets, strict=True) if len(part["val"])}
+    sets = {name: _open_part(path, lambda _line: None) for name, path in named.items()}
+    _check_same([data.sets[0], *sets.values()])
+    for part in sets.values():
+        if not len(part["val"]):
+            raise InputError(f"{part.path}: has no validation blocks to evaluate")
+    return sets
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The ends of `paths` that tell them apart: `a/x`, `b/x`."""
+    parts = [path.resolve().parts for path in paths]
+    length = 1
+    while len({part[-length:] for part in parts}) < len(set(parts)):
+        length += 1
+    return [printable("/".join(part[-length:])) for part in parts]
+
+
 def run_order(data: Data, seed: int, shuffle: Shuffle = "global") -> RunOrder:
     """The order in which a run visits the training blocks of `data`, as `data["train"]` numbers them."""
     if isinstance(data, Mixture):
-        return RunOrder(tuple(len(part["train"]) for part in data.sets), seed, shuffle, data.per_mille)
+        return RunOrder(tuple(len(part["train"]) for part in data.sets), seed, shuffle, data.weights)
     return RunOrder((len(data["train"]),), seed, shuffle)
 
 
@@ -69,20 +101,19 @@ def epoch_blocks(data: Data) -> int:
 class Mixture:
     """Several sets with their shares, to be used like one `ShardSet`."""
 
-    def __init__(self, sets: Sequence[ShardSet], weights: Sequence[float], *, are_epochs: bool) -> None:
-        """Raises `InputError` if the sets don't go together, or a share is below a thousandth."""
+    def __init__(self, sets: Sequence[ShardSet], weights: Sequence[str], *, are_epochs: bool) -> None:
+        """Raises `InputError` if the sets don't go together."""
         self.sets = list(sets)
         _check_same(self.sets)
         sizes = [len(part["train"]) for part in self.sets]
         for part, size in zip(self.sets, sizes, strict=True):
             if not size:
                 raise InputError(f"{part.path}: has no training blocks, so it can't be mixed in")
-        amounts = [weight * size for weight, size in zip(weights, sizes, strict=True)] if are_epochs else list(weights)
-        self.per_mille = _per_mille(amounts)
-        if min(self.per_mille) < 1:
-            part = self.sets[self.per_mille.index(0)]
-            raise InputError(f"{part.path}: its share is below 1 in {PERIOD:,}; give it more weight, or leave it out")
-        self.epoch_blocks = round(sum(amounts)) if are_epochs else sum(sizes)
+        units = sizes if are_epochs else [1] * len(sizes)
+        amounts = [Fraction(weight) * unit for weight, unit in zip(weights, units, strict=True)]
+        self.weights = whole_weights(amounts)
+        self.epoch_blocks = math.ceil(sum(amounts)) if are_epochs else sum(sizes)
+        self._weight_texts = [f"{weight}{'epochs' if are_epochs else ''}" for weight in weights]
         first = self.sets[0]
         self.block_tokens, self.vocab_size, self.eos_id = first.block_tokens, first.vocab_size, first.eos_id
         self.tokenizer_path = first.tokenizer_path
@@ -91,14 +122,17 @@ class Mixture:
     @property
     def description(self) -> str:
         """`data/shards/wiki:0.7,data/shards/books:0.3`"""
-        return ",".join(
-            f"{part.path}:{share / PERIOD:g}" for part, share in zip(self.sets, self.per_mille, strict=True)
-        )
+        return ",".join(f"{part.path}:{text}" for part, text in zip(self.sets, self._weight_texts, strict=True))
+
+    @property
+    def shares(self) -> list[float]:
+        """Of the blocks trained on; 1 together."""
+        return [weight / sum(self.weights) for weight in self.weights]
 
     @property
     def fingerprint(self) -> str:
-        """BLAKE3 over the sets' fingerprints and shares, in their order."""
-        parts = [[part.fingerprint, share] for part, share in zip(self.sets, self.per_mille, strict=True)]
+        """BLAKE3 over the sets' fingerprints and weights, in their order."""
+        parts = [[part.fingerprint, weight] for part, weight in zip(self.sets, self.weights, strict=True)]
         return blake3(canonical_json(parts)).hexdigest()
 
     def __getitem__(self, name: str) -> JoinedSplits:
@@ -142,12 +176,15 @@ class JoinedSplits:
         return blocks
 
 
-def _parse(spec: str) -> tuple[list[str], list[float], bool]:
+def _parse(spec: str) -> tuple[list[str], list[str], bool]:
     """Paths, weights, and whether these are passes. `a:0.7,b:0.3` or `a:1epochs,b:4epochs` or `a,b`."""
     parts = [part.strip() for part in spec.split(",")]
+    if len(parts) > MAX_SETS:
+        remedy = "`shards merge` makes one of several"
+        raise InputError(f"shards: expected at most {MAX_SETS} sets, found {len(parts):,}; {remedy}")
     matches = [_WEIGHTED.fullmatch(part) for part in parts]
     if not any(matches) and all(parts):
-        return parts, [1.0] * len(parts), True
+        return parts, ["1"] * len(parts), True
     paths, weights = [], []
     kinds = set()
     for part, match in zip(parts, matches, strict=True):
@@ -156,9 +193,10 @@ def _parse(spec: str) -> tuple[list[str], list[float], bool]:
                 f"shards: expected PATH:WEIGHT for each set, found {printable(part)!r}; write wiki:0.7,books:0.3, or "
                 "wiki:1epochs,books:4epochs, or wiki,books"
             )
-        weights.append(float(match["weight"]))
-        if not 0 < weights[-1] <= MAX_WEIGHT:
+        # As a float first: a fraction of 1e-999999999 has a billion digits.
+        if len(match["weight"]) > _MAX_CHARACTERS or not 0 < float(match["weight"]) <= MAX_WEIGHT:
             raise InputError(f"shards: {printable(part)!r}: expected a weight above 0 and at most {MAX_WEIGHT:,}")
+        weights.append(match["weight"])
         paths.append(match["path"])
         kinds.add(bool(match["epochs"]))
     if len(kinds) > 1:
@@ -166,18 +204,18 @@ def _parse(spec: str) -> tuple[list[str], list[float], bool]:
     return paths, weights, kinds.pop()
 
 
-def _per_mille(amounts: Sequence[float]) -> tuple[int, ...]:
-    """Thousandths in proportion to `amounts`, 1,000 together: rounded down, the largest remainders up.
+def whole_weights(amounts: Sequence[Fraction]) -> tuple[int, ...]:
+    """The least whole numbers in proportion to `amounts`; rounded where they are above 2**46 together, to at least 1.
 
-    >>> _per_mille([1, 1, 1])
-    (334, 333, 333)
+    >>> whole_weights([Fraction("0.7"), Fraction("0.3")])
+    (7, 3)
     """
-    exact = [PERIOD * amount / sum(amounts) for amount in amounts]
-    shares = [int(value) for value in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda number: shares[number] - exact[number])
-    for number in by_remainder[: PERIOD - sum(shares)]:
-        shares[number] += 1
-    return tuple(shares)
+    common = math.lcm(*(amount.denominator for amount in amounts))
+    counts = [int(amount * common) for amount in amounts]
+    most = MAX_TOTAL_WEIGHT - len(counts)
+    if (total := sum(counts) // math.gcd(*counts)) > most:
+        return tuple(max(1, count * most // (total * math.gcd(*counts))) for count in counts)
+    return tuple(count // math.gcd(*counts) for count in counts)
 
 
 def _check_same(sets: Sequence[ShardSet]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from shards.common.text import nearest, plural, printable, size_text, visible
 from shards.index import Index
 from shards.layout import SPLITS
 from shards.manifest import Manifest
+from shards.mixture import Mixture, run_order
 from shards.reader import ShardSet, Split, Tokens
 from shards.tokenizer_files import Vocabulary, read_vocabulary
 
@@ -73,6 +75,29 @@ def describe(shard_set: ShardSet) -> str:
             table_text(sources, "source", "format", "#size", "#records"),
         ]
     )
+
+
+def describe_mixture(mixture: Mixture, num_tokens: float | None = None) -> str:
+    """What a run of `num_tokens` (None: of one epoch) takes of each set of a mixture."""
+    block_tokens = mixture.block_tokens
+    num_blocks = mixture.epoch_blocks if num_tokens is None else math.ceil(num_tokens / block_tokens)
+    order = run_order(mixture, 0)
+    amounts = [
+        ("", sum(order.sizes), num_blocks),
+        *zip(mixture.sets, order.sizes, order.counts(num_blocks), strict=True),
+    ]
+    rows = [
+        (
+            f"├─ {part.path}" if isinstance(part, ShardSet) else "all",
+            f"{size:,}",
+            f"{count:,}",
+            f"{count * block_tokens:,}",
+            f"{100 * count / max(num_blocks, 1):.4g} %",
+            f"{count / size:,.2f}",
+        )
+        for part, size, count in amounts
+    ]
+    return table_text(rows, "set", "#blocks", "#taken", "#tokens", "#share", "#passes")
 
 
 def table_text(rows: Sequence[Sequence[str]], *columns: str) -> str:

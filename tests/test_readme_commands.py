@@ -43,7 +43,7 @@ CHINESE = [("README.zh-CN.md", ""), ("docs/reference.md", ""), ("docs/questions.
 # programs of others.
 OTHERS = re.compile(
     r"--|(up to date|error: …|shards report)$"
-    r"|(lm_eval|llamafactory-cli|swift|ollama|hf|python llama\.cpp/\S+|FROM|model_name_or_path:) "
+    r"|(lm_eval|llamafactory-cli|swift|ollama|hf|python llama\.cpp/\S+|FROM|[a-z_]+:) "
 )
 SAMPLE_SET = "data/shards/wikipedia-zh-sample"
 

@@ -50,7 +50,7 @@ def model_card(record: Mapping[str, Any], data: shards.Data, model: Path, sample
         pipeline_tag="text-generation",
         tags=[str(config["model_type"]), "pretrained", "causal-lm"],
     )
-    shares = [f"{share / 10:g} %" for share in data.per_mille] if isinstance(data, shards.Mixture) else []
+    shares = [f"{100 * share:.4g} %" for share in data.shares] if isinstance(data, shards.Mixture) else []
     card = ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),

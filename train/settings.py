@@ -144,6 +144,11 @@ class Settings:
     eval_blocks: Count | None = _option(
         "BLOCKS", "validation blocks in an evaluation before the last one, which takes all (all)", None
     )
+    eval_shards: dict[str, Text] | None = _option(
+        "JSON",
+        "sets whose validation blocks are evaluated, by name: {wiki: DIR, news: DIR} (those trained on)",
+        None,
+    )
     loss: Literal["auto", "plain", "chunked"] = _option(
         "auto|plain|chunked",
         "all logits at once, or a chunk of tokens at a time, which saves memory (auto: by the vocabulary's size)",

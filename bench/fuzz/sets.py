@@ -26,7 +26,7 @@ from shards.index import (
 from shards.layout import SHUFFLES
 from shards.manifest import canonical_json, decode_manifest, encode_manifest
 from shards.mixture import Mixture, _parse, run_order
-from shards.order import MAX_BLOCKS, RunOrder, epoch_order, window_order
+from shards.order import MAX_BLOCKS, MAX_TOTAL_WEIGHT, RunOrder, epoch_order, window_order
 
 
 class _File:
@@ -254,7 +254,7 @@ class _Set:
 
 
 def mixture(data: bytes) -> None:
-    """A mixture as it is written is refused with a line, or gives shares that sum to 1,000 and an order."""
+    """A mixture as it is written is refused with a line, or gives whole weights and an order."""
     if len(data) < 2:
         return
     spec = data[1:].decode("utf-8", "replace")
@@ -264,15 +264,15 @@ def mixture(data: bytes) -> None:
         mixed = Mixture(sets, weights, are_epochs=are_epochs)  # type: ignore[arg-type]
     except InputError:
         return
-    expect(sum(mixed.per_mille) == 1000 and min(mixed.per_mille) >= 1, "shares", mixed.per_mille)
+    expect(sum(mixed.weights) <= MAX_TOTAL_WEIGHT and min(mixed.weights) >= 1, "weights", mixed.weights)
     expect(
         len(mixed.fingerprint) == 64 and mixed.description and 0 <= mixed.epoch_blocks < 2**63, "an epoch of too much"
     )
-    blocks = _order_of(tuple(len(part["train"]) for part in sets), mixed.per_mille)
+    blocks = _order_of(tuple(len(part["train"]) for part in sets), mixed.weights)
     expect(run_order(mixed, 1).sizes == tuple(len(part["train"]) for part in sets), "other sizes")
     expect(blocks.min() >= 0 and blocks.max() < sum(len(part["train"]) for part in sets), "outside the sets")
 
 
 @functools.lru_cache(maxsize=64)
-def _order_of(sizes: tuple[int, ...], per_mille: tuple[int, ...]) -> Any:
-    return RunOrder(sizes, 1, per_mille=per_mille).blocks(0, 40)
+def _order_of(sizes: tuple[int, ...], weights: tuple[int, ...]) -> Any:
+    return RunOrder(sizes, 1, weights=weights).blocks(0, 40)

@@ -27,6 +27,20 @@ TOO_LARGE = "record too large"
 NOT_AN_OBJECT = "not an object"
 NO_FIELD = "no text field"
 NOT_A_STRING = "text is not a string"
+WRONG_COLUMNS = "wrong number of columns"
+TRANSFORM_FAILED = "transform failed"
+# What to do about each kind.
+_REMEDIES = {
+    NOT_JSON: "mend it",
+    INVALID_UTF8: "convert the file to UTF-8",
+    LONE_SURROGATE: "mend it",
+    TOO_LARGE: "raise --max-record-bytes",
+    NOT_AN_OBJECT: "mend it",
+    NO_FIELD: "set --text-field or --template",
+    NOT_A_STRING: "set --text-field or --template",
+    WRONG_COLUMNS: "mend it",
+    TRANSFORM_FAILED: "mend the function",
+}
 _LOOK_BYTES = 1 << 16
 
 
@@ -46,7 +60,7 @@ class Incomplete(BadRecord):
     """The source ends inside a record. Never skipped: the file is not what it should be."""
 
     def __init__(self, offset: int, num_bytes: int) -> None:
-        reason = f"the file ends inside a record (at byte {num_bytes:,}): the download is incomplete"
+        reason = f"the file ends inside a record (at byte {num_bytes:,}): the download is incomplete, fetch it again"
         super().__init__(offset, NOT_JSON, reason)
 
 
@@ -177,12 +191,16 @@ class StreamReader(RangeReader):
 
 
 def locate(source: Source, error: BadRecord) -> InputError:
-    """`error` with its source, line (counted from 1) and byte offset, or its row."""
-    if not source.is_stream:
-        return InputError(f"{source.path}: row {error.offset:,}: {error.reason}")
-    with contextlib.closing(LineCounter(source)) as lines:
-        line = lines.line(error.offset)
-    return InputError(f"{source.path}: line {line:,}, byte {error.offset:,}: {error.reason}")
+    """`error` with its source, line (counted from 1) and byte offset, or its row, and with what to do."""
+    place = f"row {error.offset:,}"
+    if source.is_stream:
+        with contextlib.closing(LineCounter(source)) as lines:
+            place = f"line {lines.line(error.offset):,}, byte {error.offset:,}"
+    line = f"{source.path}: {place}: {error.reason}"
+    if isinstance(error, Incomplete):
+        return InputError(line)
+    remedy = f"{_REMEDIES[error.kind]}, or leave such records out with --on-bad-record skip"
+    return InputError(f"{line} {remedy[0].upper()}{remedy[1:]}" if line.endswith("?") else f"{line}; {remedy}")
 
 
 class LineCounter:

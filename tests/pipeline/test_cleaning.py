@@ -123,7 +123,8 @@ def test_an_exception_names_the_record(corpus: Path, code: Path, run: Builder) -
     offset = sum(map(len, corpus.read_bytes().splitlines(keepends=True)[:3]))
     with pytest.raises(InputError) as caught:
         run(corpus, corpus.parent / "set", transform=f"{code}:fails")
-    assert str(caught.value) == f"{corpus}: line 4, byte {offset:,}: clean.py, line 9: KeyError: 'title'"
+    remedy = "mend the function, or leave such records out with --on-bad-record skip"
+    assert str(caught.value) == f"{corpus}: line 4, byte {offset:,}: clean.py, line 9: KeyError: 'title'; {remedy}"
 
 
 def test_a_record_whose_transform_fails_can_be_skipped(corpus: Path, code: Path, run: Builder) -> None:
