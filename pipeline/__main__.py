@@ -118,13 +118,17 @@ def add_settings(command: Any, names: Sequence[str]) -> dict[str, Any]:
         if typing.get_origin(kind) is Literal:
             kind, metavar = str, "|".join(typing.get_args(kind))
         default: Any = field.default
+        option, text = f"--{field.name.replace('_', '-')}", field.metadata["help"].replace("%", "%%")
+        if kind is bool:
+            groups[group].add_argument(option, action="store_true", help=text)
+            continue
         shown = f" ({default >> 20}MiB)" if metavar == "BYTES" else f" ({default})"
         groups[group].add_argument(
-            f"--{field.name.replace('_', '-')}",
+            option,
             type=byte_count if metavar == "BYTES" else kind,
             default=default,
             metavar=metavar,
-            help=field.metadata["help"].replace("%", "%%") + (shown if default else ""),
+            help=text + (shown if default else ""),
         )
     return groups
 

@@ -27,6 +27,7 @@ from pipeline.schedule import build_unit, hash_unit, run_all
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
 from pipeline.sources import Source, check_unchanged, find_corpus
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
+from pipeline.transform import read_transform
 from pipeline.worker import Decisions, range_digest
 from shards.common.errors import InputError, TransientError
 from shards.common.text import size_text
@@ -98,6 +99,10 @@ def build(
     if corpus.unread:
         reporter.notice(unread_text(corpus.unread))
     tokenizer = load_tokenizer_files(tokenizer_name)
+    transform = read_transform(settings.transform) if settings.transform else None
+    if transform is not None:
+        transform.compile()
+        settings = dataclasses.replace(settings, transform=str(transform))
     plan = make_plan(settings, tokenizer.entry, corpus.sources)
     with output.lock():
         manifest = output.existing(force=force)
@@ -115,6 +120,7 @@ def build(
             eos_id=tokenizer.eos_id,
             check_every=check_every,
             num_units=len(units),
+            transform=transform,
         )
         with _engine(engine, ray_address, num_workers, plan.sources, output) as runner:
             receipts, num_reused = _do_units(output, decisions, units, runner, reporter)

@@ -34,6 +34,8 @@ class Receipt:
     ranges: list[RangeReceipt]
     shards: list[ShardEntry] = dataclasses.field(default_factory=list)
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # good records in no shard, by reason
+    examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # of what was left out, by reason
+    num_added: int = 0  # documents beyond the first that a record made
     num_checked: int = 0  # documents that were also encoded by the reference tokenizer
     num_short_documents: int = 0  # with fewer tokens than a block, EOS not counted here and below
     num_remainder_tokens: int = 0  # what cutting each document by itself would leave over: the tutorial's loss

@@ -33,10 +33,21 @@ class BuildSettings:
         "text", "NAME", "field with the text, or a path such as page.body or pages[].text", group=_TEXT
     )
     template: str = _option("", "TEXT", r"text made of several fields, e.g. '{title}\n{text}'", group=_TEXT)
+    transform: str = _option(
+        "",
+        "FILE.py[:NAME]",
+        "your own function from a record to its text, a list of texts, or None to drop it (NAME: transform); it is run "
+        "in the workers, with all your rights",
+        group=_TEXT,
+    )
     document_separator: str = _option(
         "", "LINE", "the line between documents in .txt files (a file is one document)", group=_TEXT
     )
     encoding: str = _option("", "NAME", "of text that isn't UTF-8, such as gb18030, big5 or utf-16", group=_TEXT)
+    min_chars: int = _option(0, "N", "drop documents of fewer characters", group=_TEXT)
+    drop_repetitive: bool = _option(
+        False, "", "drop documents that repeat their lines or n-grams too much, by the rules of Gopher", group=_TEXT
+    )
     dedup: Literal["off", "exact", "near"] = _option(
         "off",
         "",
@@ -67,6 +78,10 @@ class BuildSettings:
         if not self.text_field:
             raise InputError("text_field: expected a field's name, found an empty string")
         object.__setattr__(self, "encoding", codec_name(self.encoding or "utf-8"))
+        if self.transform and (self.template or self.text_field != "text"):
+            raise InputError("transform: the function makes the text; leave out text_field and template")
+        if self.min_chars < 0:
+            raise InputError(f"min_chars: expected 0 or more characters, found {self.min_chars:,}")
         if not 2 <= self.block_tokens <= _MAX_BLOCK_TOKENS:
             raise InputError(f"block_tokens: expected 2 to {_MAX_BLOCK_TOKENS:,} tokens, found {self.block_tokens:,}")
         if not 0 <= self.val_fraction < 1:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pipeline.cleaning import LeftOut
 from pipeline.plan import plan_units
 from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, tokenizer_json
 from pipeline.settings import BuildSettings
@@ -43,7 +43,7 @@ def train_tokenizer(
     if corpus.unread:
         notice(unread_text(corpus.unread))
     ranges = [byte_range for unit in plan_units(corpus.sources, sys.maxsize) for byte_range in unit.ranges]
-    batches = read_texts(ranges, settings, [], Counter())
+    batches = read_texts(ranges, settings, [], LeftOut())
     untrained = tokenizer_json(vocabulary={}, merges=[], special_tokens=())
     tokenizer = Tokenizer.from_str(json.dumps(untrained))
     trainer = trainers.BpeTrainer(

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from pipeline.cleaning import Cleaner, LeftOut, needed_columns
 from pipeline.encode import DocumentEncoder, load_document_encoder
-from pipeline.fields import TextOf
 from pipeline.plan import Unit
 from pipeline.readers import open_range
 from pipeline.readers.base import BadRecord, Batch, Incomplete, LineCounter, ReadOptions, locate, raise_bad
@@ -28,10 +28,10 @@ from pipeline.receipts import RangeReceipt, Receipt
 from pipeline.settings import BuildSettings
 from pipeline.sources import ByteRange, Source
 from pipeline.tokenizers import ReferenceEncoder, load_encoder
+from pipeline.transform import Transform
 from shards.common.errors import InputError
 from shards.common.files import file_digest
 from shards.layout import SPLITS, SplitName
-from shards.manifest import EMPTY, NULL
 from shards.packing import PACKERS, Ids, Lengths, Packer
 from shards.writer import ShardWriter
 
@@ -55,6 +55,7 @@ class Decisions:
     eos_id: int
     check_every: int  # one document in so many is also encoded by the reference; 0 for none
     num_units: int
+    transform: Transform | None = None
 
     def document_encoder(self) -> DocumentEncoder:
         """Loaded once: a forked worker has its parent's at once."""
@@ -102,22 +103,23 @@ def read_texts(
     ranges: Sequence[ByteRange],
     settings: BuildSettings,
     receipts: list[RangeReceipt],
-    left_out: Counter[str],
+    left_out: LeftOut,
     *,
+    transform: Transform | None = None,
     first: int | None = None,
     rejected: RejectedLog | None = None,
 ) -> Iterator[tuple[list[str], Batch]]:
     """The documents of each batch of records, and the batch; byte range after byte range, whose receipts are added to
-    `receipts`, while `left_out` counts by reason the records that are no documents. `first` is the offset of the first
-    record where that is known. Raises `InputError`."""
+    `receipts`, and what becomes no document to `left_out`. `transform` is the one that `settings` names, `first` the offset
+    of the first record where that is known. Raises `InputError`."""
     rejected = rejected or RejectedLog()
-    text_of = TextOf(settings.text_field, settings.template)
+    cleaner = Cleaner(settings, transform, left_out)
     skips = settings.on_bad_record == "skip"
     options = ReadOptions(
         on_bad=rejected.note if skips else raise_bad,
         max_record_bytes=settings.max_record_bytes,
         document_separator=settings.document_separator,
-        columns=text_of.columns,
+        columns=needed_columns(settings),
         counts_lines=skips,
     )
     for number, byte_range in enumerate(ranges):
@@ -127,13 +129,11 @@ def read_texts(
         with contextlib.closing(LineCounter(source, byte_range.start if source.is_splittable else 0)) as lines:
             try:
                 for batch in reader:
-                    texts = text_of.texts(batch, options)
-                    num_records += len(texts)
+                    num_rejected = rejected.counts.total()
+                    texts = cleaner.documents(batch, options)
+                    num_records += len(batch.values) - (rejected.counts.total() - num_rejected)
                     rejected.flush(number, source, lines)
-                    documents = [text for text in texts if text]
-                    if len(documents) < len(texts):
-                        left_out += Counter({EMPTY: texts.count(""), NULL: texts.count(None)})
-                    yield documents, batch
+                    yield texts, batch
                 rejected.flush(number, source, lines)
             except BadRecord as error:
                 raise locate(source, error) from None
@@ -150,8 +150,8 @@ def read_texts(
 
 def range_digest(byte_range: ByteRange, settings: BuildSettings) -> str:
     """The digest that reading a byte range would give (`RangeReceipt.digest`)."""
-    columns = TextOf(settings.text_field, settings.template).columns
-    return open_range(byte_range, ReadOptions(on_bad=raise_bad, columns=columns)).compute_digest()
+    options = ReadOptions(on_bad=raise_bad, columns=needed_columns(settings))
+    return open_range(byte_range, options).compute_digest()
 
 
 def process_unit(
@@ -172,7 +172,7 @@ def process_unit(
     check = _ReferenceCheck(decisions, unit, encoder)
     rejected = RejectedLog(scratch / REJECTED_PART)
     ranges: list[RangeReceipt] = []
-    left_out = Counter[str]()
+    left_out = LeftOut()
     num_seen = num_rejected = 0
     tally = _Tally(settings.block_tokens)
     with contextlib.ExitStack() as stack:
@@ -180,12 +180,15 @@ def process_unit(
         for name in SPLITS:
             writer = ShardWriter(scratch, name, unit.number, block_tokens=settings.block_tokens)
             packers[name] = PACKERS[settings.packing](stack.enter_context(writer), decisions.eos_id)
-        for texts, batch in read_texts(unit.ranges, settings, ranges, left_out, first=first, rejected=rejected):
+        batches = read_texts(
+            unit.ranges, settings, ranges, left_out, transform=decisions.transform, first=first, rejected=rejected
+        )
+        for texts, batch in batches:
             num_rejected, num_rejected_before = rejected.counts.total(), num_rejected
             if duplicates:
                 reasons = [duplicates.get(number) for number in range(num_seen, num_seen + len(texts))]
                 num_seen += len(texts)
-                left_out.update(filter(None, reasons))
+                left_out.counts.update(filter(None, reasons))
                 texts = [text for text, reason in zip(texts, reasons, strict=True) if not reason]
             num_tokens = _add_documents(texts, encoder, settings, packers, check, tally) if texts else 0
             progress(batch.num_bytes, num_tokens, num_rejected - num_rejected_before)
@@ -194,7 +197,9 @@ def process_unit(
         unit=unit.number,
         ranges=ranges,
         shards=shards,
-        left_out=dict(sorted((+left_out).items())),
+        left_out=dict(sorted((+left_out.counts).items())),
+        examples=left_out.examples,
+        num_added=left_out.num_added,
         num_checked=check.num_checked,
         num_short_documents=tally.num_short,
         num_remainder_tokens=tally.num_remainder_tokens,

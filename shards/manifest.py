@@ -29,6 +29,7 @@ from shards.index import index_bytes
 from shards.layout import (
     BIN_SUFFIX,
     INDEX_SUFFIX,
+    LEFT_OUT_NAME,
     MANIFEST_NAME,
     REJECTED_NAME,
     SPLITS,
@@ -127,7 +128,7 @@ class Manifest:
     sources: list[SourceEntry]
     splits: dict[str, SplitEntry]
     shards: list[ShardEntry]  # train before val, in ascending order
-    other_files: list[FileEntry]  # the tokenizer's, and rejected.jsonl
+    other_files: list[FileEntry]  # the tokenizer's, rejected.jsonl and left_out.jsonl
     num_records: int
     left_out: dict[str, int]  # good records that are in no shard, by reason: "empty", "duplicate", …
     rejected: dict[str, int]  # records that could not be used, by kind; `rejected.jsonl` has them one by one
@@ -304,7 +305,7 @@ def _check_shards(manifest: Manifest, where: str) -> None:
 def _check_other_files(manifest: Manifest, where: str) -> None:
     names = [file.name for file in manifest.other_files]
     expected = {f"{TOKENIZER_DIRECTORY}/tokenizer.json", *([REJECTED_NAME] if manifest.rejected else [])}
-    known = expected | {f"{TOKENIZER_DIRECTORY}/{name}" for name in TOKENIZER_FILES}
+    known = expected | {LEFT_OUT_NAME} | {f"{TOKENIZER_DIRECTORY}/{name}" for name in TOKENIZER_FILES}
     for name in names:
         if name not in known:
             raise InputError(f"{where}: other_files: {printable(name)!r} is not a file of a shard set")

@@ -16,7 +16,7 @@ from typing import Any
 
 from shards.common.errors import InputError
 from shards.common.files import FileLock, file_digest, flush_directory, write_atomically
-from shards.layout import MANIFEST_NAME, REJECTED_NAME, SPLITS, TOKENIZER_DIRECTORY, SplitName
+from shards.layout import LEFT_OUT_NAME, MANIFEST_NAME, REJECTED_NAME, SPLITS, TOKENIZER_DIRECTORY, SplitName
 from shards.manifest import (
     FORMAT_VERSION,
     GENERATOR,
@@ -55,7 +55,8 @@ def complete_set(
     rejected: Mapping[str, int] = MappingProxyType({}),
     unread: Sequence[UnreadEntry] = (),
 ) -> Manifest:
-    """Write the tokenizer's files and the manifest of a set whose shards (and rejected.jsonl) lie in `directory`.
+    """Write the tokenizer's files and the manifest of a set whose shards lie in `directory`, with rejected.jsonl and
+    left_out.jsonl where it has them.
 
     `num_records` is by default that of the documents. Raises `InputError` if there is no document.
     """
@@ -67,7 +68,7 @@ def complete_set(
     for name, content in tokenizer.contents.items():
         write_atomically(tokenizer_directory / name, content)
     names = [f"{TOKENIZER_DIRECTORY}/{name}" for name in sorted(tokenizer.contents)]
-    names += [REJECTED_NAME] if rejected else []
+    names += [name for name in (REJECTED_NAME, LEFT_OUT_NAME) if (directory / name).exists()]
     splits = sum_splits(ordered, block_tokens)
     num_documents = sum(split.num_documents for split in splits.values())
     manifest = Manifest(

@@ -31,6 +31,7 @@ NOT_AN_OBJECT = "not an object"
 NO_FIELD = "no text field"
 NOT_A_STRING = "text is not a string"
 WRONG_COLUMNS = "wrong number of columns"
+TRANSFORM_FAILED = "transform failed"
 # What to do about each kind.
 _REMEDIES = {
     NOT_JSON: "mend it",
@@ -42,6 +43,7 @@ _REMEDIES = {
     NO_FIELD: "set --text-field or --template",
     NOT_A_STRING: "set --text-field or --template",
     WRONG_COLUMNS: "mend it",
+    TRANSFORM_FAILED: "mend the function",
 }
 _LOOK_BYTES = 1 << 16
 

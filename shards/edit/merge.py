@@ -24,7 +24,7 @@ from typing import Any
 
 from shards.common.errors import InputError
 from shards.common.files import atomic_writer, check_digest
-from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, REJECTED_NAME, shard_name, shard_number
+from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, LEFT_OUT_NAME, REJECTED_NAME, shard_name, shard_number
 from shards.manifest import Manifest, ShardEntry
 from shards.reader import ShardSet, open_shard_set
 from shards.set_writer import complete_set, new_directory
@@ -68,11 +68,12 @@ def merge(
                     source, target = path / (shard.name + suffix), directory / (name + suffix)
                     _take_file(source, target, digest, link=link, progress=progress)
                 shards.append(dataclasses.replace(shard, name=name))
-        if rejected:
-            with atomic_writer(directory / REJECTED_NAME) as joined:
-                for path, file in ((own.path, file) for own in sets for file in own.manifest.other_files):
-                    if file.name == REJECTED_NAME:
-                        check_digest(path / file.name, file.digest, write=joined.write)
+        for name in (REJECTED_NAME, LEFT_OUT_NAME):
+            parts = [(own.path, file.digest) for own in sets for file in own.manifest.other_files if file.name == name]
+            if parts:
+                with atomic_writer(directory / name) as joined:
+                    for path, digest in parts:
+                        check_digest(path / name, digest, write=joined.write)
         return complete_set(
             directory,
             shards,

@@ -7,7 +7,6 @@ import gzip
 import io
 import json
 import tracemalloc
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pipeline.cleaning import LeftOut
 from pipeline.plan import plan_units
 from pipeline.readers.base import RangeReader
 from pipeline.readers.encodings import Decoded, invalid_bytes
@@ -65,7 +65,7 @@ def read(path: Path, *, chunk_bytes: int = 60, **options: Any) -> tuple[list[str
         patch.setattr(RangeReader, "chunk_bytes", chunk_bytes)
         texts = [
             text
-            for part, _ in read_texts(unit.ranges, settings, [], Counter(), rejected=RejectedLog(log))
+            for part, _ in read_texts(unit.ranges, settings, [], LeftOut(), rejected=RejectedLog(log))
             for text in part
         ]
     return texts, [json.loads(line) for line in log.read_bytes().splitlines()] if log.exists() else []

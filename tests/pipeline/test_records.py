@@ -11,7 +11,6 @@ import json
 import os
 import resource
 import tracemalloc
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.cleaning import LeftOut
 from pipeline.plan import plan_units
 from pipeline.readers import open_range
 from pipeline.readers.base import BadRecord, Incomplete, RangeReader, locate
@@ -304,7 +304,7 @@ def test_memory_does_not_grow_with_the_rejected_records(corpus: Path, monkeypatc
     tracemalloc.start()
     try:
         log = RejectedLog(corpus.parent / "rejected.jsonl")
-        for _texts in read_texts(unit.ranges, BuildSettings(on_bad_record="skip"), [], Counter(), rejected=log):
+        for _texts in read_texts(unit.ranges, BuildSettings(on_bad_record="skip"), [], LeftOut(), rejected=log):
             pass
         _, peak = tracemalloc.get_traced_memory()
     finally:

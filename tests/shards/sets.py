@@ -88,6 +88,7 @@ def write_set(
     block_tokens: int = 16,
     tokenizer: TokenizerFiles | None = None,
     rejected: Mapping[str, int] | None = None,
+    examples: str = "",
     **manifest: Any,
 ) -> Path:
     """A set of the documents of `units`, each of which becomes the shards of its number."""
@@ -100,6 +101,8 @@ def write_set(
         if lines:
             (directory / "rejected.jsonl").write_text("".join(lines))
             manifest["rejected"] = rejected
+        if examples:
+            (directory / "left_out.jsonl").write_text(examples)
         new_set.finish(**{"sources": [], "settings": {"block_tokens": block_tokens}, **manifest})
     return out
 

@@ -79,7 +79,7 @@ def hostile(value: Any) -> Any:
 def test_markup_in_any_field_shows_and_does_nothing(tmp_path: Path, tokenizer_dir: Path) -> None:
     shard_set = shards.open(build_set(tmp_path, tokenizer_dir, HOSTILE, block_tokens=1024, settings={"field": "text"}))
     rejected = {"kind": 1}
-    statistics = compute(shard_set, seed=0)
+    statistics = dataclasses.replace(compute(shard_set, seed=0), examples=dict.fromkeys(HOSTILE, HOSTILE))
     shard_set.manifest = hostile(dataclasses.replace(shard_set.manifest, rejected=rejected))
     parser = assert_harmless(page_of(shard_set, statistics=statistics))
     excerpts = parser.text.replace(" ", "")
