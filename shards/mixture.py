@@ -4,18 +4,22 @@ Shares are of the blocks trained on, and exact: whole numbers in proportion, whi
 set's share is its size times its passes, so that `wiki:1epochs,books:1epochs` is one pass over each, block for block; a
 plain list `wiki,books` means the same. The sets must have the same tokenizer and block size. Validation is on all held-out
 blocks of all sets.
+
+A list of stages, `[{"until": 0.8, "mix": "wiki:0.9,books:0.1"}, {"mix": "books"}]`, changes the mix where a share of
+the run is done, or `3000steps`, or `2e9tokens`; each set goes on where it was.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -26,21 +30,25 @@ from shards.common.text import printable
 from shards.common.urls import is_url
 from shards.layout import Shuffle
 from shards.manifest import canonical_json
-from shards.order import MAX_TOTAL_WEIGHT, RunOrder
+from shards.order import MAX_TOTAL_WEIGHT, RunOrder, Stage
 from shards.reader import ShardSet, Split, Tokens, open_shard_set
 
 MAX_SETS = 100
 MAX_WEIGHT = 10**12
 _MAX_CHARACTERS = 32  # of a weight
+MAX_STAGES = 100
+_UNTIL = re.compile(r"(?P<amount>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?) ?(?P<unit>steps|tokens|)")
 _WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)(?P<epochs>epochs?)?")
 
 
-def open_data(spec: str, notice: Callable[[str], None] = lambda _line: None) -> Data:
-    """The set at the path or URL `spec`, or the mixture that it describes. Raises `InputError`.
+def open_data(spec: str | Sequence[Mapping[str, Any]], notice: Callable[[str], None] = lambda _line: None) -> Data:
+    """The set at the path or URL `spec`, or the mixture or the stages that it describes. Raises `InputError`.
 
     A set at a URL is copied to this machine first (`shards.share.pull`); `notice` is called with a line
     about what takes time.
     """
+    if not isinstance(spec, str) or (spec.startswith("[") and is_mixture(spec)):
+        return Stages([(until, open_data(mix, notice)) for until, mix in _parse_stages(spec)])
     if not is_mixture(spec):
         return _open_part(spec, notice)
     paths, weights, are_epochs = _parse(spec)
@@ -49,7 +57,7 @@ def open_data(spec: str, notice: Callable[[str], None] = lambda _line: None) -> 
 
 def is_mixture(spec: str) -> bool:
     """Whether `spec` describes a mixture and is no set's path or URL."""
-    return ("," in spec or _WEIGHTED.fullmatch(spec) is not None) and not os.path.exists(spec)
+    return (spec.startswith("[") or "," in spec or _WEIGHTED.fullmatch(spec) is not None) and not os.path.exists(spec)
 
 
 def _open_part(path: str, notice: Callable[[str], None]) -> ShardSet:
@@ -86,8 +94,24 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     return [printable("/".join(part[-length:])) for part in parts]
 
 
-def run_order(data: Data, seed: int, shuffle: Shuffle = "global") -> RunOrder:
-    """The order in which a run visits the training blocks of `data`, as `data["train"]` numbers them."""
+def run_order(
+    data: Data,
+    seed: int,
+    shuffle: Shuffle = "global",
+    *,
+    run_blocks: int | None = None,
+    batch_blocks: int | None = None,
+) -> RunOrder:
+    """The order in which a run visits the training blocks of `data`, as `data["train"]` numbers them.
+
+    Where stages are to end by shares of the run or by steps, the blocks of the whole run or of a step say where that is;
+    raises `InputError` where they are missing.
+    """
+    if isinstance(data, Stages):
+        sizes = tuple(len(part["train"]) for part in data.sets)
+        starts = data.starts(run_blocks, batch_blocks)
+        later = tuple(map(Stage, starts, data.stage_weights[1:]))
+        return RunOrder(sizes, seed, shuffle, data.stage_weights[0], later)
     if isinstance(data, Mixture):
         return RunOrder(tuple(len(part["train"]) for part in data.sets), seed, shuffle, data.weights)
     return RunOrder((len(data["train"]),), seed, shuffle)
@@ -125,15 +149,9 @@ class Mixture:
         return ",".join(f"{part.path}:{text}" for part, text in zip(self.sets, self._weight_texts, strict=True))
 
     @property
-    def shares(self) -> list[float]:
-        """Of the blocks trained on; 1 together."""
-        return [weight / sum(self.weights) for weight in self.weights]
-
-    @property
     def fingerprint(self) -> str:
-        """BLAKE3 over the sets' fingerprints and weights, in their order."""
-        parts = [[part.fingerprint, weight] for part, weight in zip(self.sets, self.weights, strict=True)]
-        return blake3(canonical_json(parts)).hexdigest()
+        """BLAKE3 over the sets' fingerprints and weights, in their order; of one set its own."""
+        return mix_fingerprint(self.sets, self.weights)
 
     def __getitem__(self, name: str) -> JoinedSplits:
         if name not in self._splits:
@@ -141,7 +159,67 @@ class Mixture:
         return self._splits[name]
 
 
+class Stages(Mixture):
+    """Mixtures that follow one another in a run. Its sets are those of all, as they first appear."""
+
+    def __init__(self, stages: Sequence[tuple[str, Data]]) -> None:
+        """Each stage's `until`, which the last has no use for, and its mix. Raises `InputError`."""
+        mixes = [mix if isinstance(mix, Mixture) else Mixture([mix], ["1"], are_epochs=False) for _, mix in stages]
+        sets = {part.path: part for mix in mixes for part in mix.sets}
+        super().__init__(list(sets.values()), ["1"] * len(sets), are_epochs=True)
+        self._stages = [(until, mix.description) for (until, _), mix in zip(stages, mixes, strict=True)]
+        self.stage_weights = [
+            tuple(sum(w for part, w in zip(mix.sets, mix.weights, strict=True) if part.path == path) for path in sets)
+            for mix in mixes
+        ]
+
+    @property
+    def description(self) -> str:
+        """As `open_data` takes it."""
+        stages = [{"until": until, "mix": mix} if until else {"mix": mix} for until, mix in self._stages]
+        return json.dumps(stages, ensure_ascii=False)
+
+    @property
+    def fingerprint(self) -> str:
+        parts = [
+            [until, mix_fingerprint(self.sets, w)]
+            for (until, _), w in zip(self._stages, self.stage_weights, strict=True)
+        ]
+        return blake3(canonical_json(parts)).hexdigest()
+
+    def starts(self, run_blocks: int | None, batch_blocks: int | None) -> list[int]:
+        """The positions at which the second stage and those after it begin."""
+        units = {"": run_blocks, "steps": batch_blocks, "tokens": Fraction(1, self.block_tokens)}
+        starts = [0]
+        for until, _ in self._stages[:-1]:
+            amount, unit = _parse_until(until)
+            if (blocks := units[unit]) is None:
+                raise InputError(f"shards: until {until}: only a training run has steps; give tokens")
+            starts.append(math.ceil(amount * blocks))
+            if starts[-1] < starts[-2]:
+                raise InputError(f"shards: until {until}: expected a place in the run after the stage before")
+        return starts[1:]
+
+
 Data = ShardSet | Mixture  # what a model is trained on
+
+
+def mix_fingerprint(sets: Sequence[ShardSet], weights: Sequence[int]) -> str:
+    """Of the sets that have a weight: of one its own, of several BLAKE3 over theirs and their weights."""
+    parts = [[part.fingerprint, weight] for part, weight in zip(sets, weights, strict=True) if weight]
+    return str(parts[0][0]) if len(parts) == 1 else blake3(canonical_json(parts)).hexdigest()
+
+
+def fingerprint_until(data: Data, order: RunOrder, position: int) -> str:
+    """Of what decided the blocks before `position` of a run: whatever comes later may be changed.
+
+    With stages: of those that have begun, and where.
+    """
+    begun = [stage for stage in order.stages if stage.start < max(position, 1)]
+    if not isinstance(data, Stages):
+        return data.fingerprint
+    parts = [[stage.start, stage.weights, mix_fingerprint(data.sets, stage.weights)] for stage in begun]
+    return str(parts[0][2]) if len(parts) == 1 else blake3(canonical_json(parts)).hexdigest()
 
 
 class JoinedSplits:
@@ -202,6 +280,40 @@ def _parse(spec: str) -> tuple[list[str], list[str], bool]:
     if len(kinds) > 1:
         raise InputError("shards: expected shares (wiki:0.7) or passes (wiki:2epochs) for all sets, found both")
     return paths, weights, kinds.pop()
+
+
+def _parse_stages(spec: str | Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """`until` and `mix` of each stage; the last one's `until` is empty."""
+    try:
+        stages = json.loads(spec) if isinstance(spec, str) else spec
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"shards: bad JSON ({error})") from None
+    if not isinstance(stages, list) or not 0 < len(stages) <= MAX_STAGES:
+        raise InputError(f"shards: expected 1 to {MAX_STAGES} stages, such as {{until: 0.8, mix: wiki:0.9,books:0.1}}")
+    parsed = []
+    for number, stage in enumerate(stages):
+        keys = {"mix"} if number == len(stages) - 1 else {"mix", "until"}
+        mix = stage.get("mix") if isinstance(stage, Mapping) and set(stage) == keys else None
+        if not isinstance(mix, str) or mix.startswith("["):
+            expected = "only `mix`, as it lasts to the end" if "until" not in keys else "`until` and `mix`"
+            raise InputError(f"shards[{number}]: expected {expected}, found {printable(str(stage))[:80]}")
+        until = str(stage["until"]) if "until" in stage else ""
+        if until:
+            _parse_until(until)
+        parsed.append((until, mix))
+    return parsed
+
+
+def _parse_until(until: str) -> tuple[Fraction, str]:
+    """The amount, and of what: steps, tokens or, with "", the whole run."""
+    match = _UNTIL.fullmatch(until)
+    amount = float(match["amount"]) if match and len(until) <= _MAX_CHARACTERS else 0.0
+    if match is None or not 1e-12 <= amount <= (MAX_WEIGHT if match["unit"] else 1):
+        raise InputError(
+            "shards: until: expected a share of the run (0.8), steps (3000steps) or tokens (2e9tokens), "
+            f"found {printable(until)[:80]!r}"
+        )
+    return Fraction(match["amount"]), match["unit"]
 
 
 def whole_weights(amounts: Sequence[Fraction]) -> tuple[int, ...]:

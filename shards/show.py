@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -83,21 +84,30 @@ def describe_mixture(mixture: Mixture, num_tokens: float | None = None) -> str:
     """What a run of `num_tokens` (None: of one epoch) takes of each set of a mixture."""
     block_tokens = mixture.block_tokens
     num_blocks = mixture.epoch_blocks if num_tokens is None else math.ceil(num_tokens / block_tokens)
-    order = run_order(mixture, 0)
-    amounts = [
-        ("", sum(order.sizes), num_blocks),
-        *zip(mixture.sets, order.sizes, order.counts(num_blocks), strict=True),
-    ]
+    order = run_order(mixture, 0, run_blocks=num_blocks)
+    amounts = [("all", sum(order.sizes), num_blocks, num_blocks)]
+    bounds = [*(min(stage.start, num_blocks) for stage in order.stages), num_blocks]
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        counts, weights = zip(order.counts(start), order.counts(stop), strict=True), order.stages[number].weights
+        parts = [
+            (f"├─ {part.path}", size, after - before, stop - start)
+            for part, size, (before, after), weight in zip(mixture.sets, order.sizes, counts, weights, strict=True)
+            if weight
+        ]
+        if order.later:
+            amounts.append((f"├─ stage {number + 1}", sum(size for _, size, _, _ in parts), stop - start, num_blocks))
+            parts = [(f"│  {name}", *others) for name, *others in parts]
+        amounts += parts
     rows = [
         (
-            f"├─ {part.path}" if isinstance(part, ShardSet) else "all",
+            name,
             f"{size:,}",
             f"{count:,}",
             f"{count * block_tokens:,}",
-            f"{100 * count / max(num_blocks, 1):.4g} %",
+            f"{100 * count / max(of, 1):.4g} %",
             f"{count / size:,.2f}",
         )
-        for part, size, count in amounts
+        for name, size, count, of in amounts
     ]
     return table_text(rows, "set", "#blocks", "#taken", "#tokens", "#share", "#passes")
 

@@ -111,13 +111,13 @@ def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
         for fault in verify(part.path, quick=True):
             raise InputError(fault)
     if len(data["train"]) == 0:
-        raise InputError(f"{settings.shards}: has no training blocks: the corpus is smaller than a block")
+        raise InputError(f"{data.description}: has no training blocks: the corpus is smaller than a block")
     shards.validation_sets(data, settings.eval_shards)
     limit = settings.model.max_position_embeddings
     if limit is not None and limit < data.block_tokens:
         raise InputError(
             f"{options['config']}: model: max_position_embeddings: {limit:,} positions are too few for "
-            f"{settings.shards}, whose blocks have {data.block_tokens:,} tokens"
+            f"{data.description}, whose blocks have {data.block_tokens:,} tokens"
         )
     check_tracking(settings.tracking.mode)
     return settings, data, options

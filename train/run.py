@@ -161,7 +161,7 @@ def check_continuation(
     checkpoint = plan.checkpoint
     if checkpoint is None or plan.position is None:
         return []
-    was, is_now = dataclasses.replace(plan.position, step=0), data_position(settings, data, args)
+    was, is_now = plan.position, data_position(settings, data, args, plan.position.step)
     changes = changed_settings(dataclasses.asdict(was), dataclasses.asdict(is_now))
     reasons = [] if allow_data_change else list(changes)
     tokenizers = (directory / "tokenizer.json" for directory in (checkpoint, data.tokenizer_path))

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -43,14 +43,27 @@ from train.run_directory import device_name
 from train.settings import MUON, Settings
 
 
-def data_position(settings: Settings, data: shards.Data, args: TrainingArguments) -> DataPosition:
-    """What a checkpoint of this run says about its data, at step 0."""
+def order_of_run(settings: Settings, data: shards.Data, args: TrainingArguments) -> shards.RunOrder:
+    """Which block stands at each position of this run."""
+    batch = global_batch_blocks(args)
+    run_blocks = args.max_steps * batch
+    return shards.run_order(data, settings.seed, settings.shuffle, run_blocks=run_blocks, batch_blocks=batch)
+
+
+def global_batch_blocks(args: TrainingArguments) -> int:
+    """Blocks in a step, over all processes."""
+    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def data_position(settings: Settings, data: shards.Data, args: TrainingArguments, step: int) -> DataPosition:
+    """What a checkpoint of this run says about its data at `step`."""
+    batch = global_batch_blocks(args)
     return DataPosition(
-        step=0,
-        global_batch_blocks=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        step=step,
+        global_batch_blocks=batch,
         block_tokens=data.block_tokens,
         seed=settings.seed,
-        fingerprint=data.fingerprint,
+        fingerprint=shards.fingerprint_until(data, order_of_run(settings, data, args), step * batch),
         shuffle=settings.shuffle,
         document_mask=settings.document_mask,
     )
@@ -72,9 +85,10 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         assert args.max_steps > 0
         self.validation = {name: part["val"] for name, part in validation.items()}
-        self.settings, self.position = settings, data_position(settings, data, args)
+        self.settings, self.position = settings, data_position(settings, data, args, step=0)
+        self.position_at = functools.partial(data_position, settings, data, args)
         self._tokenizer_path = data.tokenizer_path
-        self.order = shards.run_order(data, settings.seed, settings.shuffle)
+        self.order = order_of_run(settings, data, args)
         self.sampler = RunSampler(self.order, stop=args.max_steps * self.position.global_batch_blocks)
         self._epoch_blocks = shards.epoch_blocks(data)
         self._every_token_is_label = not (settings.document_mask or has_padding(data))
@@ -321,7 +335,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             if args.should_save:
                 checkpoint = run / f"checkpoint-{state.global_step}"
                 trainer.add_tokenizer(checkpoint)
-                seal_checkpoint(checkpoint, dataclasses.replace(trainer.position, step=state.global_step))
+                seal_checkpoint(checkpoint, trainer.position_at(state.global_step))
                 remove(set_aside_name(checkpoint))
                 best = state.best_model_checkpoint
                 rotate_checkpoints(run, trainer.save_total_limit, best and str(run / Path(best).name))

@@ -39,7 +39,7 @@ def train(data: shards.Data, checkpoint: Path, *, stop: int, accelerator: Any = 
     torch.manual_seed(0)
     model: Any = torch.nn.Sequential(torch.nn.Embedding(data.vocab_size, 64), torch.nn.Linear(64, data.vocab_size))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    state: dict[str, Any] = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"step": 0}
+    state: Any = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"step": 0}
     if state["step"]:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])

@@ -8,6 +8,7 @@ about one in 100,000 for each, whatever the seeds.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import tracemalloc
 from collections import Counter
@@ -377,6 +378,75 @@ def test_info_says_what_a_run_takes_of_each_set(
     assert capsys.readouterr().out.splitlines()[3].split()[3] == str(2 * sizes[1])
     with pytest.raises(shards.InputError, match="--tokens: expected 1 to"):
         main(["info", f"{built_set},{other_set}", "--tokens", "nan"])
+
+
+def test_stages_change_the_mix_where_they_say_and_each_set_goes_on(
+    built_set: Path, other_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = [len(shards.open(path)["train"]) for path in (built_set, other_set)]
+    stages = [
+        {"until": 0.5, "mix": f"{built_set}:0.9,{other_set}:0.1"},
+        {"until": "70steps", "mix": f"{other_set}:0.5,{built_set}:0.5"},
+        {"until": "51200tokens", "mix": str(built_set)},
+        {"mix": str(other_set)},
+    ]
+    data = shards.open_data(stages)
+    order = shards.run_order(data, 7, run_blocks=1000, batch_blocks=10)
+    assert [(stage.start, stage.weights) for stage in order.stages] == [
+        (0, (9, 1)),
+        (500, (1, 1)),
+        (700, (1, 0)),
+        (800, (0, 1)),
+    ]
+    assert order.counts(1000) == [450 + 100 + 100, 50 + 100 + 200]
+    blocks, alone = order.blocks(0, 1000), shards.RunOrder((sizes[0],), 7).blocks(0, 650)
+    assert np.array_equal(blocks[blocks < sizes[0]], alone)
+    assert shards.open_data(data.description).fingerprint == data.fingerprint
+    assert shards.open_data([{"mix": str(built_set)}]).fingerprint != data.fingerprint
+    del stages[1]
+    main(["info", json.dumps(stages), "--tokens", "64000"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[2][:3] == ["├─", "stage", "1"] and lines[3][:3] == ["│", "├─", str(built_set)]
+    assert lines[3][3:5] == [f"{sizes[0]:,}", "450"]
+    assert lines[3][-4:] == ["28,800", "90", "%", f"{450 / sizes[0]:,.2f}"]
+
+
+def test_only_stages_that_have_begun_are_in_the_fingerprint_of_a_position(built_set: Path, other_set: Path) -> None:
+    first, plain = f"{built_set}:3,{other_set}:1", shards.open_data(f"{built_set}:0.75,{other_set}:0.25")
+
+    def found(until: Any, mix: Path, position: int) -> str:
+        data = shards.open_data([{"until": until, "mix": first}, {"mix": str(mix)}])
+        return shards.fingerprint_until(data, shards.run_order(data, 7, run_blocks=1000, batch_blocks=10), position)
+
+    assert found(0.5, built_set, 500) == found(0.8, other_set, 500) == plain.fingerprint
+    assert (
+        len({found(0.5, built_set, 501), found(0.4, built_set, 501), found(0.5, other_set, 501), plain.fingerprint})
+        == 4
+    )
+    assert found(0.5, built_set, 501) == found("50steps", built_set, 900)
+
+
+def test_stages_that_make_no_sense_are_refused(built_set: Path) -> None:
+    mix = str(built_set)
+    for stages, message in (
+        ([], "expected 1 to 100 stages"),
+        ("[1", "bad JSON"),
+        ([{"until": 0.5, "mix": mix}], r"shards\[0\]: expected only `mix`"),
+        ([{"mix": mix}, {"mix": mix}], r"shards\[0\]: expected `until` and `mix`"),
+        ([mix, {"mix": mix}], r"shards\[0\]: expected `until` and `mix`"),
+        ([{"mix": "[]"}], r"shards\[0\]: expected only `mix`"),
+        ([{"until": 1.5, "mix": mix}, {"mix": mix}], "until: expected a share of the run"),
+        ([{"until": "0steps", "mix": mix}, {"mix": mix}], "until: expected a share of the run"),
+        ([{"until": "1e-999999999", "mix": mix}, {"mix": mix}], "until: expected a share of the run"),
+        ([{"until": 0.5, "mix": f"{mix}:1,{mix}"}, {"mix": mix}], "expected PATH:WEIGHT for each set"),
+    ):
+        with pytest.raises(shards.InputError, match=message):
+            shards.open_data(stages)  # type: ignore[arg-type]
+    data = shards.open_data([{"until": 0.5, "mix": mix}, {"until": "3steps", "mix": mix}, {"mix": mix}])
+    with pytest.raises(shards.InputError, match="only a training run has steps"):
+        shards.run_order(data, 1, run_blocks=100)
+    with pytest.raises(shards.InputError, match="expected a place in the run after the stage before"):
+        shards.run_order(data, 1, run_blocks=100, batch_blocks=10)
 
 
 def test_fingerprints_of_mixtures_differ_by_sets_and_shares(built_set: Path, other_set: Path) -> None:
