@@ -25,7 +25,7 @@ from shards.index import (
 )
 from shards.layout import SHUFFLES
 from shards.manifest import canonical_json, decode_manifest, encode_manifest
-from shards.mixture import Mixture, _parse, run_order
+from shards.mixture import Mixture, _parse, _parse_stages, run_order
 from shards.order import MAX_BLOCKS, MAX_TOTAL_WEIGHT, RunOrder, epoch_order, window_order
 
 
@@ -247,7 +247,7 @@ class _Set:
     manifest = SimpleNamespace(tokenizer=SimpleNamespace(sha256="0", name="t"))
 
     def __init__(self, path: str, size: int) -> None:
-        self.path, self._size, self.fingerprint, self.tokenizer_path = path, size, path, path
+        self.path, self._size, self.fingerprint, self.tokenizer_path = path, size, "0" * 64, path
 
     def __getitem__(self, _split: str) -> Any:
         return range(self._size)
@@ -259,6 +259,8 @@ def mixture(data: bytes) -> None:
         return
     spec = data[1:].decode("utf-8", "replace")
     try:
+        if spec.startswith("["):
+            spec = _parse_stages(spec)[0][1]
         paths, weights, are_epochs = _parse(spec)
         sets = [_Set(path, (data[0] * (number + 1)) % 90) for number, path in enumerate(paths)]
         mixed = Mixture(sets, weights, are_epochs=are_epochs)  # type: ignore[arg-type]
