@@ -96,7 +96,7 @@ def describe_mixture(mixture: Mixture, num_tokens: float | None = None) -> str:
         ]
         if order.later:
             amounts.append((f"├─ stage {number + 1}", sum(size for _, size, _, _ in parts), stop - start, num_blocks))
-            parts = [(f"│  {name}", *others) for name, *others in parts]
+            parts = [(f"│  {name}", size, taken, of) for name, size, taken, of in parts]
         amounts += parts
     rows = [
         (

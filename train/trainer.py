@@ -225,7 +225,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         numbers = spread_evenly(num_blocks, None if all_blocks else self.settings.eval_blocks)
         with self.clock.stopped():
             first, total, count = 0, 0.0, 0
-            of_sets: dict[str, Any] = {}  # bits per byte is None where no text is counted
+            of_sets: dict[str, float] = {}
             for name, split in self.validation.items():
                 own = [number - first for number in numbers if first <= number < first + len(split)]
                 first += len(split)
@@ -243,7 +243,9 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
                 )
                 total, count = total + float(sums.sum()), count + int(counts.sum())
                 loss = float(sums.sum() / max(counts.sum(), 1))
-                of_sets |= {f"eval_{name}_loss": loss, f"eval_{name}_bits_per_byte": bits_per_byte([split], loss)}
+                of_sets[f"eval_{name}_loss"] = loss
+                if (bits := bits_per_byte([split], loss)) is not None:
+                    of_sets[f"eval_{name}_bits_per_byte"] = bits
             loss = total / max(count, 1)
             metrics = {
                 "eval_loss": loss,

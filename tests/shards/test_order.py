@@ -384,7 +384,7 @@ def test_stages_change_the_mix_where_they_say_and_each_set_goes_on(
     built_set: Path, other_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = [len(shards.open(path)["train"]) for path in (built_set, other_set)]
-    stages = [
+    stages: list[dict[str, Any]] = [
         {"until": 0.5, "mix": f"{built_set}:0.9,{other_set}:0.1"},
         {"until": "70steps", "mix": f"{other_set}:0.5,{built_set}:0.5"},
         {"until": "51200tokens", "mix": str(built_set)},
