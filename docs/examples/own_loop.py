@@ -68,11 +68,11 @@ if __name__ == "__main__":
     parser.add_argument("--stop", type=int, default=20)
     parser.add_argument("--accelerate", action="store_true")
     options = parser.parse_args()
+    accelerator: Any = None
     if options.accelerate:
         from accelerate import Accelerator
-    train(
-        shards.open_data(options.shards),
-        options.checkpoint,
-        stop=options.stop,
-        accelerator=Accelerator(cpu=True) if options.accelerate else None,
-    )
+
+        accelerator = Accelerator(cpu=True)
+    train(shards.open_data(options.shards), options.checkpoint, stop=options.stop, accelerator=accelerator)
+    if accelerator:
+        accelerator.end_training()
