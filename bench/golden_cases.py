@@ -31,6 +31,10 @@ parquet-nested lines.parquet --text-field page.body
 arrow lines.arrow
 arrow-stream stream.arrow --unit-bytes 2000
 save-to-disk saved
+texts texts.json --unit-bytes 2000
+texts-behind behind.json
+strings strings.json
+csv table.csv
 text whole.txt
 text-separated parts.txt --document-separator=---
 text-packed parts.txt.gz --document-separator=---
@@ -123,7 +127,7 @@ pipeline build W/damaged/truncated.parquet --out O/x --tokenizer W/tokenizer
 pipeline build W/damaged/two-arrays.json --out O/x --tokenizer W/tokenizer
 pipeline build W/damaged/no-comma.json --out O/x --tokenizer W/tokenizer
 pipeline build W/damaged/last-comma.json --out O/x --tokenizer W/tokenizer
-pipeline build W/damaged/table.csv --out O/x
+pipeline build W/damaged/table --out O/x
 pipeline build W/damaged/paper.pdf --out O/x
 pipeline build W/damaged/utf-16.txt --out O/x
 pipeline build W/damaged/empty.jsonl --out O/x

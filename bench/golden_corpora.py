@@ -97,6 +97,11 @@ def make_corpora(work: Path) -> None:
         "blank.jsonl": b"\n\n" + b"\n \n\n".join(lines) + b"\n\n\n",
         "compact.jsonl": "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in plain).encode(),
         "members.jsonl.gz": b"".join(gzip.compress(jsonl[at : at + 9000]) for at in range(0, len(jsonl), 9000)),
+        "texts.json": "\n".join(json.dumps(record, ensure_ascii=False, indent=2) for record in plain).encode(),
+        "behind.json": b"".join(lines),
+        "strings.json": json.dumps([record["text"] for record in plain], ensure_ascii=False).encode(),
+        "table.csv": b"id,text\n"
+        + "".join(f'{record["id"]},"{record["text"].replace(chr(34), chr(34) * 2)}"\n' for record in plain).encode(),
         "whole.txt": "\n\n".join(texts(5)).encode(),
         "parts.txt": parts,
         "parts.txt.gz": gzip.compress(parts),
@@ -132,7 +137,7 @@ def make_corpora(work: Path) -> None:
         "two-arrays.json": array + array,
         "no-comma.json": b"[" + b"\n".join(lines) + b"]",
         "last-comma.json": b"[" + b",\n".join(lines) + b",]",
-        "table.csv": b"id,text\n1,one\n",
+        "table": b"id,text\n1,one\n",
         "paper.pdf": b"%PDF-1.7\n" + bytes(99),
         "utf-16.txt": "text".encode("utf-16"),
         "empty.jsonl": b"",
@@ -176,7 +181,7 @@ def damage_sets(work: Path) -> None:
     shutil.rmtree(copy("no-tokenizer") / "tokenizer")
     changes = {
         "bad-json": ("{", "{{"),
-        "changed": ('"num_empty": 0', '"num_empty": 1'),
+        "changed": ('"dtype": "uint32"', '"dtype": "uint16"'),
         "version": ('version": ', 'version": 9'),
     }
     for name, (old, new) in changes.items():

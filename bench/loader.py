@@ -105,13 +105,14 @@ def own_gather(shard_set: shards.ShardSet, chunk: int = CHUNK_POSITIONS) -> Iter
 
 
 def own_tensors(shard_set: shards.ShardSet) -> Iterator[Any]:
+    import torch
     from torch.utils.data import DataLoader
 
-    from shards.torch import BlockDataset, BlockSampler, collate_blocks
+    from shards.torch import BlockDataset, RunSampler, collate_blocks
 
     order = shards.run_order(shard_set, seed=0)
-    sampler = BlockSampler(order, stop=1 << 40)
-    dataset = BlockDataset(shard_set, "train")
+    sampler = RunSampler(order, stop=1 << 40)
+    dataset = BlockDataset(shard_set, "train", torch.int32)
     return iter(DataLoader(dataset, batch_size=BATCH_BLOCKS, sampler=sampler, collate_fn=collate_blocks))
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import shlex
 import sys
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +16,11 @@ from shards.common.errors import InputError, choice
 from shards.common.text import printable, size_text
 
 SOURCE_HELP = (
-    "a file (JSON array, JSON Lines, Parquet, Arrow, .txt; also .gz, .zst, .bz2, .xz), a directory, a pattern, a URL, "
-    "or hf:NAME[:SPLIT]"
+    "a file (JSON in any layout, Parquet, Arrow, .csv, .tsv, .txt; also .gz, .zst, .bz2, .xz), a directory, a pattern, "
+    "a URL, or hf:NAME[:SPLIT]"
 )
+
+TOKENIZER_SETTINGS = ("text_field", "template", "document_separator", "encoding", "on_bad_record", "max_record_bytes")
 
 FETCH_EPILOG = """\
 example: python -m pipeline fetch wikipedia-zh
@@ -71,23 +74,7 @@ def add_build(commands: Any) -> None:
     build.add_argument(
         "--out", required=True, metavar="DIR", help="the shard set to make: a directory, or s3://BUCKET/NAME"
     )
-    groups: dict[str, Any] = {}
-    types = typing.get_type_hints(BuildSettings)
-    for field in dataclasses.fields(BuildSettings):
-        group = field.metadata["group"]
-        groups[group] = groups.get(group) or build.add_argument_group(group)
-        kind, metavar = types[field.name], field.metadata["metavar"]
-        if typing.get_origin(kind) is Literal:
-            kind, metavar = str, "|".join(typing.get_args(kind))
-        default: Any = field.default
-        shown = f" ({default >> 20}MiB)" if metavar == "BYTES" else f" ({default})"
-        groups[group].add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=byte_count if metavar == "BYTES" else kind,
-            default=default,
-            metavar=metavar,
-            help=field.metadata["help"].replace("%", "%%") + (shown if default else ""),
-        )
+    groups = add_settings(build, [field.name for field in dataclasses.fields(BuildSettings)])
     run = groups["running"]
     groups["tokenizing and packing"].add_argument(
         "--tokenizer",
@@ -119,6 +106,36 @@ def add_build(commands: Any) -> None:
     build.set_defaults(run=run_build)
 
 
+def add_settings(command: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Options for the fields `names` of `BuildSettings`, in groups, which are returned by their names."""
+    from pipeline.settings import BuildSettings
+
+    groups: dict[str, Any] = {}
+    types = typing.get_type_hints(BuildSettings)
+    for field in dataclasses.fields(BuildSettings):
+        if field.name not in names:
+            continue
+        group = field.metadata["group"]
+        groups[group] = groups.get(group) or command.add_argument_group(group)
+        kind, metavar = types[field.name], field.metadata["metavar"]
+        if typing.get_origin(kind) is Literal:
+            kind, metavar = str, "|".join(typing.get_args(kind))
+        default: Any = field.default
+        option, text = f"--{field.name.replace('_', '-')}", field.metadata["help"].replace("%", "%%")
+        if kind is bool:
+            groups[group].add_argument(option, action="store_true", help=text)
+            continue
+        shown = f" ({default >> 20}MiB)" if metavar == "BYTES" else f" ({default})"
+        groups[group].add_argument(
+            option,
+            type=byte_count if metavar == "BYTES" else kind,
+            default=default,
+            metavar=metavar,
+            help=text + (shown if default else ""),
+        )
+    return groups
+
+
 def add_tokenizer(commands: Any) -> None:
     tokenizer = commands.add_parser(
         "tokenizer",
@@ -128,7 +145,7 @@ def add_tokenizer(commands: Any) -> None:
     tokenizer.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
     tokenizer.add_argument("--vocab-size", type=int, required=True, metavar="N", help="entries, the EOS token included")
     tokenizer.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for tokenizer.json")
-    tokenizer.add_argument("--text-field", default="text", metavar="NAME", help="field with the text (text)")
+    add_settings(tokenizer, TOKENIZER_SETTINGS)
     tokenizer.add_argument("--force", action="store_true", help="replace a tokenizer that is there already")
     tokenizer.set_defaults(run=run_tokenizer)
 
@@ -136,10 +153,7 @@ def add_tokenizer(commands: Any) -> None:
 def run_fetch(options: argparse.Namespace) -> int:
     from pipeline.fetch import fetch
 
-    def notice(line: str) -> None:
-        if not options.quiet:
-            print(printable(line), file=sys.stderr, flush=True)
-
+    notice = (lambda _line: None) if options.quiet else print_notice
     origin: Any = choice("--from", options.origin, ("hf", "ms", "auto"))
     shown = sys.stderr.isatty() and not options.quiet
     fetched = fetch(options.name, options.out, origin=origin, force=options.force, notice=notice, shows_bars=shown)
@@ -149,6 +163,10 @@ def run_fetch(options: argparse.Namespace) -> int:
     if not options.quiet and not fetched.was_there:
         print(f"next: make shards CORPUS={shlex.quote(printable(str(fetched.path)))}")
     return 0
+
+
+def print_notice(line: str) -> None:
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def run_build(options: argparse.Namespace) -> int:
@@ -190,13 +208,15 @@ def check_every(value: str) -> int:
 
 
 def run_tokenizer(options: argparse.Namespace) -> int:
+    from pipeline.settings import BuildSettings
     from pipeline.train_tokenizer import train_tokenizer
 
     path = options.out / "tokenizer.json"
     if path.exists() and not options.force:
         raise InputError(f"{path}: exists already; choose another --out, or replace it with --force")
+    settings = BuildSettings(**{name: getattr(options, name) for name in TOKENIZER_SETTINGS})
     num_entries = train_tokenizer(
-        options.sources, options.out, vocab_size=options.vocab_size, text_field=options.text_field
+        options.sources, options.out, vocab_size=options.vocab_size, settings=settings, notice=print_notice
     )
     print(f"{path}: {num_entries:,} entries")
     return 0

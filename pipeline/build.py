@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pipeline.dedup import decode_hashes, duplicates_name, find_duplicates, hashes_name
+from pipeline.dedup import decode_hashes, find_duplicates, hashes_name
 from pipeline.engines.base import Engine
 from pipeline.engines.local import LocalEngine
 from pipeline.finish import encode_stamps, source_entries, write_set
@@ -25,13 +25,15 @@ from pipeline.plan import PLAN_NAME, Plan, Unit, decode_plan, make_plan, plan_di
 from pipeline.receipts import Receipt, decode_receipt, receipt_name
 from pipeline.schedule import build_unit, hash_unit, run_all
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
-from pipeline.sources import Source, check_unchanged, find_sources
+from pipeline.sources import Source, check_unchanged, find_corpus
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
+from pipeline.transform import read_transform
 from pipeline.worker import Decisions, range_digest
 from shards.common.errors import InputError, TransientError
 from shards.common.text import size_text
 from shards.common.urls import is_url
 from shards.manifest import Manifest
+from shards.unread import unread_text
 
 # Bytes of the set for each byte of the source: Chinese with Qwen2's vocabulary needs 1.1. Far less can't be.
 _EXPECTED_GROWTH, _LEAST_GROWTH = 1.1, 0.05
@@ -93,9 +95,15 @@ def build(
     if num_workers is not None and num_workers < 1:
         raise InputError(f"num_workers: expected at least 1, found {num_workers}")
     output = open_output(os.path.abspath(out) if engine == "ray" and not is_url(str(out)) else out)
-    sources = find_sources(source_names)
+    corpus = find_corpus(source_names, settings.encoding)
+    if corpus.unread:
+        reporter.notice(unread_text(corpus.unread))
     tokenizer = load_tokenizer_files(tokenizer_name)
-    plan = make_plan(settings, tokenizer.entry, sources)
+    transform = read_transform(settings.transform) if settings.transform else None
+    if transform is not None:
+        transform.compile()
+        settings = dataclasses.replace(settings, transform=str(transform))
+    plan = make_plan(settings, tokenizer.entry, corpus.sources)
     with output.lock():
         manifest = output.existing(force=force)
         if manifest is not None and not force:
@@ -113,12 +121,13 @@ def build(
             eos_id=tokenizer.eos_id,
             check_every=check_every,
             num_units=len(units),
+            transform=transform,
         )
         with _engine(engine, ray_address, num_workers, plan.sources, output) as runner:
             receipts, num_reused = _do_units(output, decisions, units, runner, reporter)
         check_unchanged(plan.sources)
         with output.scratch() as directory:
-            manifest = write_set(directory, plan, units, tokenizer, receipts, output.read)
+            manifest = write_set(directory, plan, units, tokenizer, receipts, output.read, unread=corpus.unread)
             output.publish(directory)
     return BuildResult(
         out=str(out),
@@ -232,7 +241,7 @@ def _do_units(
     reporter.started(num_bytes, num_bytes - num_missing_bytes, num_busy)
     decisions.document_encoder()  # forked workers share it
     try:
-        if decisions.settings.dedup == "exact":
+        if decisions.settings.dedup != "off":
             reporter.phase("looking for duplicates")
             _find_duplicates(output, decisions, units, engine)
             reporter.phase("tokenizing")
@@ -257,7 +266,7 @@ def _read_receipts(output: Output, units: Sequence[Unit]) -> dict[int, Receipt]:
 
 
 def _find_duplicates(output: Output, decisions: Decisions, units: Sequence[Unit], engine: Engine) -> None:
-    """Hash the documents of all units, and write for each unit which of its documents occur earlier in the corpus."""
+    """Hash the documents of all units, and write for each unit which of its documents are to be left out."""
     receipts: dict[int, Receipt] = {}
     for unit in units:
         if hashed := decode_hashes(output.read(hashes_name(unit.number)), unit.number):
@@ -271,7 +280,7 @@ def _find_duplicates(output: Output, decisions: Decisions, units: Sequence[Unit]
             raise TransientError(f"{output}: {hashes_name(unit)} is gone; repeat the command")
         return hashed[1]
 
-    find_duplicates(len(units), read_hashes, lambda number, found: output.write(duplicates_name(number), found))
+    find_duplicates(len(units), read_hashes, output.write, near=decisions.settings.dedup == "near")
 
 
 def _check_room(output: Output, num_bytes: int, reporter: Reporter) -> None:

@@ -1,35 +1,49 @@
-"""`--dedup exact`: of equal texts, only the first in the corpus is kept.
+"""`--dedup exact`: of equal texts, only the first in the corpus is kept. `--dedup near` drops nearly equal ones, too.
 
-Before anything is tokenized, a worker hashes each document of a unit (128 bits). Then `find_duplicates` looks for equal
-hashes in bounded memory: they are dealt out to buckets by their first bits, and each bucket is sorted by itself. The
-outcome depends on the corpus alone.
+Before anything is tokenized, a worker hashes each document of a unit: 16 bytes and, for `near`, a signature of 128 (see
+`pipeline.minhash`). Then `find_duplicates` looks for equal hashes in bounded memory: they are dealt out to buckets by their
+first bits, and each bucket is sorted by itself. The outcome depends on the corpus alone.
+
+A signature has 16 bands of 8 bytes. A document is a near-duplicate if, for one of its bands, the first document of the
+corpus that has this band equals it in at least 103 of the 128 bytes: an estimated similarity of 0.8. (Exact duplicates are
+left out before; the first document may itself be the near-duplicate of another.) As no other document with the band is
+compared, a million with the same boilerplate take as long as any million.
 """
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 from blake3 import blake3
 
+from pipeline.minhash import NUM_BINS, compute_signatures
 from pipeline.receipts import RangeReceipt, Receipt, decode_receipt, encode_receipt
+from shards.manifest import DUPLICATE, NEAR_DUPLICATE
 
+REASONS = (DUPLICATE, NEAR_DUPLICATE)
+MIN_EQUAL_BYTES = 103
 DOCUMENTS_AT_ONCE = 1 << 22
-_HASHES = np.dtype([("high", "<u8"), ("low", "<u8")])
-_ENTRIES = np.dtype([("high", "<u8"), ("low", "<u8"), ("unit", "<u4"), ("document", "<u4")])
+_PAIRS_AT_ONCE = 1 << 16
+_HASH_BYTES, _HASH_WORDS = 16, 2
+_ENTRIES = np.dtype([("high", "<u8"), ("low", "<u8"), ("place", "<u8")])  # the place among the documents of the corpus
+
+Entries = npt.NDArray[np.void]
+Words = npt.NDArray[np.uint64]  # the hash of each document in two, then its signature in 16
+Marks = npt.NDArray[np.uint8]  # of each document: 0, or 1 + the place of the reason in REASONS to leave it out
 
 
 def hashes_name(unit: int) -> str:
     return f"dedup/{unit:05}.hashes"
 
 
-def duplicates_name(unit: int) -> str:
-    return f"dedup/{unit:05}.duplicates"
+def duplicates_name(unit: int, reason: str) -> str:
+    return f"dedup/{unit:05}.{reason}s"
 
 
 def encode_hashes(unit: int, ranges: list[RangeReceipt], hashes: bytes) -> bytes:
@@ -44,73 +58,115 @@ def decode_hashes(encoded: bytes | None, unit: int) -> tuple[Receipt, bytes] | N
     return (receipt, hashes) if receipt and receipt.hashes_digest == blake3(hashes).hexdigest() else None
 
 
-def hash_texts(batches: Iterable[list[str]]) -> bytes:
-    """The hash of each text, 16 bytes; empty texts are left out."""
-    return b"".join(xxhash.xxh3_128_digest(text.encode())[::-1] for texts in batches for text in texts if text)
+def hash_texts(batches: Iterable[list[str]], *, near: bool = False) -> bytes:
+    """The hash of each text, 16 bytes; with `near` it is followed by the text's signature."""
+    return b"".join(_hash_batch(texts, near=near) for texts in batches)
 
 
-def decode_duplicates(content: bytes | None) -> frozenset[int]:
-    """The numbers of a unit's documents that `find_duplicates` found."""
-    return frozenset(np.frombuffer(content or b"", "<u4").tolist())
+def _hash_batch(texts: list[str], *, near: bool) -> bytes:
+    hashes = b"".join(xxhash.xxh3_128_digest(text.encode())[::-1] for text in texts)
+    if not near:
+        return hashes
+    return np.hstack([np.frombuffer(hashes, np.uint8).reshape(-1, _HASH_BYTES), compute_signatures(texts)]).tobytes()
 
 
-def find_duplicates(num_units: int, read_hashes: Callable[[int], bytes], write: Callable[[int, bytes], None]) -> None:
-    """Call `write` with the number of each unit that has documents whose text occurs earlier in the corpus, and their
-    numbers within the unit (uint32, little-endian, ascending).
+def read_duplicates(read: Callable[[str], bytes | None], unit: int) -> dict[int, str]:
+    """The numbers of a unit's documents that `find_duplicates` found, and the reason for each."""
+    return {
+        number: reason
+        for reason in REASONS
+        for number in np.frombuffer(read(duplicates_name(unit, reason)) or b"", "<u4").tolist()
+    }
 
-    `read_hashes` gives what `hash_texts` made of a unit. Up to 4 million documents are sorted in memory, 100 MB; more are
-    dealt out to 256 files first, each of which is sorted once.
+
+def find_duplicates(
+    num_units: int, read_hashes: Callable[[int], bytes], write: Callable[[str, bytes], None], *, near: bool = False
+) -> None:
+    """Call `write` for each unit and reason with `duplicates_name` and the numbers, within the unit, of the documents to
+    leave out (uint32, little-endian, ascending): those whose text occurs earlier in the corpus, and near-duplicates.
+
+    `read_hashes` gives what `hash_texts` made of a unit. Up to 4 million documents are sorted in memory, 200 MB; more are
+    dealt out to 256 files first, each of which is sorted once. All this takes 41 bytes of disk a document, with `near` 169,
+    of which 17 or 145 are mapped: memory that the system may take back.
     """
     with tempfile.TemporaryDirectory(prefix="tokenize-once-") as name:
-        buckets, found = Path(name) / "buckets", Path(name) / "found"
-        buckets.mkdir()
-        found.mkdir()
-        pending: list[npt.NDArray[np.void]] = []
-        for unit in range(num_units):
-            pending.append(_entries(unit, read_hashes(unit)))
-            if sum(map(len, pending)) >= DOCUMENTS_AT_ONCE:
-                _deal_out(pending, buckets)
-                pending = []
-        if any(buckets.iterdir()):
-            _deal_out(pending, buckets)
-            pending = []
-        elif pending:
-            _find_in(np.concatenate(pending), found)
-        for path in sorted(buckets.iterdir()):
-            _find_in(np.fromfile(path, _ENTRIES), found)
-            path.unlink()
-        for path in sorted(found.iterdir()):
-            write(int(path.name), np.sort(np.fromfile(path, "<u4")).tobytes())
+        scratch, starts = Path(name), [0]
+        with (scratch / "hashes").open("wb") as hashes, (scratch / "marks").open("wb") as marked:
+            for unit in range(num_units):
+                content = read_hashes(unit)
+                count = len(content) // (_HASH_BYTES + NUM_BINS * near)
+                starts.append(starts[-1] + count)
+                hashes.write(content)
+                marked.write(bytes(count))
+        if not starts[-1]:
+            return
+        words = np.memmap(scratch / "hashes", "<u8", "r").reshape(starts[-1], -1)
+        marks = np.memmap(scratch / "marks", np.uint8, "r+")
+        for entries in _sorted(words[:, :_HASH_WORDS], marks, scratch):
+            marks[entries["place"][_firsts(entries) != np.arange(len(entries))]] = 1
+        for band in range(_HASH_WORDS, words.shape[1]):
+            for entries in _sorted(words[:, [band]], marks, scratch):
+                marks[_near_duplicates(entries, words)] = 2
+        for unit, (start, stop) in enumerate(itertools.pairwise(starts)):
+            for mark, reason in enumerate(REASONS, 1):
+                if len(found := np.flatnonzero(marks[start:stop] == mark)):
+                    write(duplicates_name(unit, reason), found.astype("<u4").tobytes())
 
 
-def _entries(unit: int, content: bytes) -> npt.NDArray[np.void]:
-    """The hashes of a unit, with unit and document number."""
-    hashes = np.frombuffer(content, _HASHES)
-    entries = np.empty(len(hashes), dtype=_ENTRIES)
-    entries["high"], entries["low"] = hashes["high"], hashes["low"]
-    entries["unit"], entries["document"] = unit, np.arange(len(hashes))
-    return entries
+def _sorted(keys: Words, marks: Marks, scratch: Path) -> Iterator[Entries]:
+    """The documents but exact duplicates that may share a key (shape (documents, 1 or 2)) with another, sorted by keys, in
+    parts: all that have one key are in the same part, in the corpus's order."""
+    for start in range(0, len(keys), DOCUMENTS_AT_ONCE):
+        places = start + np.flatnonzero(marks[start : start + DOCUMENTS_AT_ONCE] != 1)
+        entries = np.empty(len(places), _ENTRIES)
+        entries["high"], entries["low"], entries["place"] = keys[places, 0], keys[places, -1], places
+        if len(keys) <= DOCUMENTS_AT_ONCE:
+            yield _in_order(entries)
+            return
+        if len(entries):
+            _deal_out(entries, scratch)
+    for path in sorted(scratch.glob("bucket-*")):
+        yield _in_order(np.fromfile(path, _ENTRIES))
+        path.unlink()
 
 
-def _deal_out(parts: list[npt.NDArray[np.void]], buckets: Path) -> None:
-    """Append entries to the files of 256 buckets, by the first 8 bits of their hashes."""
-    if parts:
-        entries = np.concatenate(parts)
-        _append_groups(entries, (entries["high"] >> np.uint64(56)).astype(np.int64), buckets)
+def _in_order(entries: Entries) -> Entries:
+    """Sorted by key; most entries whose key no other has, and so most of all, are dropped before, which is faster."""
+    ordered = np.sort(entries["high"])
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(repeated):
+        return entries[:0]
+    found = repeated[np.searchsorted(repeated, entries["high"]).clip(max=len(repeated) - 1)]
+    entries = entries[found == entries["high"]]
+    return entries[np.lexsort((entries["low"], entries["high"]))]  # which is stable
 
 
-def _find_in(entries: npt.NDArray[np.void], found: Path) -> None:
-    """Append the numbers of all documents but the first of each hash to the files of their units."""
-    entries = entries[np.lexsort((entries["document"], entries["unit"], entries["low"], entries["high"]))]
-    same = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
-    duplicates = entries[1:][same]
-    _append_groups(duplicates["document"].astype("<u4"), duplicates["unit"].astype(np.int64), found)
+def _deal_out(entries: Entries, scratch: Path) -> None:
+    """Append entries to the files of 256 buckets, by the first 8 bits of their keys."""
+    buckets = (entries["high"] >> np.uint64(56)).astype(np.uint8)
+    order = np.argsort(buckets, kind="stable")
+    numbers, starts = np.unique(buckets[order], return_index=True)
+    for number, part in zip(numbers.tolist(), np.split(entries[order], starts[1:]), strict=True):
+        with (scratch / f"bucket-{number:03}").open("ab") as file:
+            file.write(part.tobytes())
 
 
-def _append_groups(values: npt.NDArray[Any], keys: npt.NDArray[np.int64], directory: Path) -> None:
-    """Append the values of each key to the file of that name."""
-    order = np.argsort(keys, kind="stable")
-    names, starts = np.unique(keys[order], return_index=True)
-    for key, group in zip(names.tolist(), np.split(values[order], starts[1:]), strict=True) if len(names) else ():
-        with (directory / str(key)).open("ab") as file:
-            file.write(group.tobytes())
+def _firsts(entries: Entries) -> npt.NDArray[np.int64]:
+    """For each of sorted entries, the index of the first with the same key."""
+    is_first = np.ones(len(entries), np.bool_)
+    is_first[1:] = (entries["high"][1:] != entries["high"][:-1]) | (entries["low"][1:] != entries["low"][:-1])
+    firsts: npt.NDArray[np.int64] = np.flatnonzero(is_first)[np.cumsum(is_first) - 1]
+    return firsts
+
+
+def _near_duplicates(entries: Entries, words: Words) -> npt.NDArray[np.uint64]:
+    """The places of the documents whose signature is nearly that of the first one with the same key."""
+    firsts = _firsts(entries)
+    others = np.flatnonzero(firsts != np.arange(len(entries)))
+    places, first_places = entries["place"][others], entries["place"][firsts[others]]
+    is_near = np.empty(len(others), np.bool_)
+    for start in range(0, len(others), _PAIRS_AT_ONCE):
+        pairs = slice(start, start + _PAIRS_AT_ONCE)
+        one, other = (words[side[pairs], _HASH_WORDS:].view(np.uint8) for side in (places, first_places))
+        is_near[pairs] = (one == other).sum(axis=1) >= MIN_EQUAL_BYTES
+    return places[is_near]

@@ -1,42 +1,55 @@
-"""From a record to its text: a field, a path of fields, or a template over several."""
+"""From a record to its text: a field, a path of fields, or a template over several. A record that is a string is its text.
+
+Of `{"title": "T", "body": [{"p": "a"}, {"p": "b"}]}` the path `body[].p` takes two lines, a and b.
+"""
 
 from __future__ import annotations
 
 import string
+from collections.abc import Iterator
 from typing import Any
 
-from pipeline.readers.base import NO_FIELD, NOT_A_STRING, NOT_AN_OBJECT, BadRecord, Batch, ReadOptions
+from pipeline.readers.base import (
+    INVALID_UTF8,
+    NO_FIELD,
+    NOT_A_STRING,
+    NOT_AN_OBJECT,
+    BadRecord,
+    Batch,
+    ReadOptions,
+)
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
 
+_TEXT_OR_NULL = {str, type(None)}
 _KINDS = {dict: "an object", list: "an array", str: "a string", type(None): "null", bool: "true or false"}
 
 
 class TextOf:
-    """Takes the text out of records: of `field` (`text`, or the path `page.body`), or composed by `template`."""
+    """Takes the text out of records: of `field` (`text`, or a path such as `page.body`), or composed by `template`."""
 
     def __init__(self, field: str, template: str = "") -> None:
         self._field, self._template = field, template
-        self._parts = _parse_template(template) if template else [("", field)]
+        self._parts: list[tuple[str, str | None]] = _parse_template(template) if template else [("", field)]
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The top-level fields that are needed; each may be the first step of a path, or a name with dots in it."""
-        names = [name for _literal, name in self._parts if name is not None]
-        return tuple(dict.fromkeys(step for name in names for step in (name, name.split(".")[0])))
+        """The top-level fields that may be needed: a name may be a path, or have dots and `[]` in it."""
+        names = (name for _literal, name in self._parts if name is not None)
+        return tuple(dict.fromkeys(column for name in names for column in _columns(name)))
 
-    def texts(self, batch: Batch, options: ReadOptions) -> list[str]:
-        """The text of each record, empty ones included; bad records are reported and left out."""
+    def texts(self, batch: Batch, options: ReadOptions) -> list[str | None]:
+        """The text of each record, empty ones included, and None for null; bad records are reported and left out."""
         values = batch.values
         if not self._template:
             field = self._field
             try:
                 texts: list[Any] = [value[field] for value in values]
-                if set(map(type, texts)) <= {str}:
+                if set(map(type, texts)) <= _TEXT_OR_NULL:
                     return texts
             except (KeyError, TypeError, IndexError):
                 pass
-        good: list[str] = []
+        good: list[str | None] = []
         for number, value in enumerate(values):
             try:
                 good.append(self._text(value))
@@ -45,14 +58,20 @@ class TextOf:
                 options.on_bad(error)
         return good
 
-    def _text(self, record: Any) -> str:
-        """The text of one record. Raises `BadRecord`, without the record's place."""
-        if not isinstance(record, dict):
-            raise BadRecord(0, NOT_AN_OBJECT, f"expected an object, found {_kind(record)}")
-        values = ["" if name is None else _string(record, name) for _literal, name in self._parts]
+    def _text(self, record: Any) -> str | None:
+        """The text of one record, None if all of its fields are null. Raises `BadRecord`, without the record's place."""
+        parts = self._parts
+        if record is None or (isinstance(record, str) and not self._template):
+            values, parts = [record], [("", "")]
+        elif isinstance(record, dict):
+            values = [_string(record, name) for _literal, name in parts if name is not None]
+        else:
+            expected = "expected an object, whose fields the template names" if self._template else "expected an object"
+            raise BadRecord(0, NOT_AN_OBJECT, f"{expected}, found {_kind(record)}")
         if not any(values):
-            return ""
-        text = "".join(literal + value for (literal, _name), value in zip(self._parts, values, strict=True))
+            return None if set(values) == {None} else ""
+        found = iter(values)
+        text = "".join(literal + ((next(found) or "") if name is not None else "") for literal, name in parts)
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -60,19 +79,58 @@ class TextOf:
         return text
 
 
-def _string(record: dict[str, Any], name: str) -> str:
-    """The field `name` of `record`; where there is none, `name` is a path with a dot between its steps."""
-    value: Any = record
+def _columns(name: str) -> Iterator[str]:
+    """`a[].b`, `a[]` and `a` for the path `a[].b`."""
+    yield name
+    step = name.split(".")[0]
+    yield step
+    while step.endswith("[]"):
+        step = step.removesuffix("[]")
+        yield step
+
+
+def _string(record: dict[str, Any], name: str) -> str | None:
+    """The field `name` of `record`; where there is none, `name` is a path with a dot between its steps. After a step that
+    is an array stands `[]`: its elements are joined, a line each."""
+    values: list[Any] = [record]
     for step in [name] if name in record else name.split("."):
-        known = list(value) if isinstance(value, dict) else []
-        if step not in known:
-            names = printable(", ".join(known[:12])) or "no fields at all"
-            hint = nearest(step, known)
-            raise BadRecord(0, NO_FIELD, f"no field {name!r}; this record has {names}{hint} (set text_field)")
-        value = value[step]
-    if not isinstance(value, str):
-        raise BadRecord(0, NOT_A_STRING, f"field {name!r}: expected a string, found {_kind(value)}")
-    return value
+        values = [found for value in values for found in _step(value, step, name)]
+    strings = [_decoded(value, name) for value in values if value is not None]
+    return "\n".join(strings) if strings or not values else None
+
+
+def _step(value: Any, step: str, name: str) -> list[Any]:
+    """The field `step` of `value`, or the elements of the array that `step` names with `[]`; null has null in it."""
+    if value is None:
+        return [None]
+    known = list(value) if isinstance(value, dict) else []
+    if step in known:
+        return [value[step]]
+    if step.endswith("[]"):
+        arrays = _step(value, step.removesuffix("[]"), name)
+        for array in arrays:
+            if not isinstance(array, list | None):
+                raise BadRecord(0, NOT_A_STRING, f"field {name!r}: expected an array before '[]', found {_kind(array)}")
+        return [element for array in arrays for element in ([None] if array is None else array)]
+    if isinstance(value, list):
+        raise BadRecord(
+            0, NOT_A_STRING, f"field {name!r}: {step!r} is looked for in an array; write '[]' after its name"
+        )
+    names = printable(", ".join(known[:12])) or "no fields at all"
+    raise BadRecord(0, NO_FIELD, f"no field {name!r}; this record has {names}{nearest(step, known)}")
+
+
+def _decoded(value: Any, name: str) -> str:
+    """A string, as it is or in UTF-8."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise BadRecord(0, INVALID_UTF8, f"field {name!r}: invalid UTF-8 at byte {error.start:,}") from None
+    joins = f" ('{printable(name)}[]' joins its strings)" if isinstance(value, list) else ""
+    raise BadRecord(0, NOT_A_STRING, f"field {name!r}: expected a string, found {_kind(value)}{joins}")
 
 
 def _parse_template(template: str) -> list[tuple[str, str | None]]:
@@ -91,4 +149,4 @@ def _parse_template(template: str) -> list[tuple[str, str | None]]:
 
 
 def _kind(value: object) -> str:
-    return _KINDS.get(type(value), "a number")
+    return _KINDS.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")

@@ -10,15 +10,17 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from pipeline.cleaning import EXAMPLES_PER_SET
 from pipeline.plan import Plan, Unit
 from pipeline.receipts import Receipt, rejected_name
 from pipeline.sources import ByteRange, Source
 from shards.common.errors import InputError, TransientError
 from shards.common.files import atomic_writer, write_atomically
-from shards.layout import REJECTED_NAME, STAMPS_NAME
-from shards.manifest import Manifest, RejectedEntry, SourceEntry
+from shards.layout import LEFT_OUT_NAME, REJECTED_NAME, STAMPS_NAME
+from shards.manifest import EMPTY, Manifest, SourceEntry
 from shards.set_writer import complete_set
 from shards.tokenizer_files import TokenizerFiles
+from shards.unread import UnreadEntry
 
 
 def write_set(
@@ -28,6 +30,8 @@ def write_set(
     tokenizer: TokenizerFiles,
     receipts: Sequence[Receipt],
     read: Callable[[str], bytes | None],
+    *,
+    unread: Sequence[UnreadEntry] = (),
 ) -> Manifest:
     """Write all files of the set but its shards to `directory`, the manifest too. `receipts` are all, in the units' order;
     `read` reads the build's state. Raises `InputError` if there is no text in the corpus."""
@@ -39,22 +43,27 @@ def write_set(
     sources = source_entries(plan.sources, ((part, done.digest, done.num_records) for part, done in ranges))
     shards = [shard for receipt in receipts for shard in receipt.shards]
     rejected = sum((Counter(receipt.rejected) for receipt in receipts), Counter[str]())
-    num_empty = sum(receipt.num_empty for receipt in receipts)
-    num_duplicates = sum(receipt.num_duplicates for receipt in receipts)
+    left_out = sum((Counter(receipt.left_out) for receipt in receipts), Counter[str]())
     num_records = sum(source.num_records for source in sources)
+    num_added = sum(receipt.num_added for receipt in receipts)
     num_documents = sum(shard.num_documents for shard in shards)
-    if num_records != num_documents + num_empty + num_duplicates + rejected.total():
+    if num_records + num_added != num_documents + left_out.total() + rejected.total():
         raise AssertionError(
-            f"{num_records} records are not {num_documents} documents, {num_empty} empty texts, {num_duplicates} "
-            f"duplicates and {rejected.total()} rejected records"
+            f"{num_records} records and {num_added} further texts of them are not {num_documents} documents, "
+            f"{left_out.total()} left out and {rejected.total()} rejected"
         )
     if not num_documents:
         names = ", ".join(source.path for source in plan.sources[:3])
-        raise InputError(f"{names}: no text in {num_records:,} records; nothing to build")
+        why = ", ".join(f"{number:,} {reason}" for reason, number in (left_out | rejected).items() if reason != EMPTY)
+        raise InputError(
+            f"{names}: no text in {num_records:,} records; nothing to build" + (f" ({why})" if why else "")
+        )
     if rejected:
         with atomic_writer(directory / REJECTED_NAME) as file:
             for part in _rejected_parts(units, receipts, read):
                 file.write(part)
+    if examples := _examples(receipts):
+        write_atomically(directory / LEFT_OUT_NAME, examples)
     write_atomically(directory / STAMPS_NAME, encode_stamps(plan.sources))
     return complete_set(
         directory,
@@ -65,10 +74,22 @@ def write_set(
         settings=plan.settings.as_dict(),
         sources=sources,
         num_records=num_records,
-        num_empty=num_empty,
-        num_duplicates=num_duplicates,
-        rejected=[RejectedEntry(kind=kind, num_records=number) for kind, number in sorted(rejected.items())],
+        left_out=left_out,
+        rejected=rejected,
+        unread=unread,
     )
+
+
+def _examples(receipts: Sequence[Receipt]) -> bytes:
+    """`left_out.jsonl`: the first examples of each reason, in the corpus's order."""
+    counts = Counter[str]()
+    lines = []
+    for receipt in receipts:
+        for reason, texts in receipt.examples.items():
+            for text in texts[: EXAMPLES_PER_SET - counts[reason]]:
+                counts[reason] += 1
+                lines.append(json.dumps({"reason": reason, "text": text}, ensure_ascii=False) + "\n")
+    return "".join(lines).encode("utf-8", "backslashreplace")
 
 
 def _rejected_parts(
@@ -104,7 +125,7 @@ def source_entries(sources: Sequence[Source], ranges: Iterable[tuple[ByteRange, 
     return [
         SourceEntry(
             path=source.name,
-            format="+".join(part for part in (source.format, source.compression) if part),
+            format="+".join(part for part in (source.format, source.encoding, source.compression) if part),
             num_bytes=source.num_bytes,
             digest=digest.hexdigest(),
             version=source.version,

@@ -71,13 +71,16 @@ def read_tables(path: Path) -> Tables | None:
     if len(content) < _HEADER_BYTES or blake3(content[32:]).digest() != content[:32]:
         return None
     shift, made_bytes, merge_bytes, added_bytes = np.frombuffer(content, "<u8", 4, 32).tolist()
-    arrays, start = [], _HEADER_BYTES
+    arrays: list[Any] = []
+    start = _HEADER_BYTES
     join = ("<u8", 2**_JOIN_BITS // 8)
     ids = (("<u4", 1024), ("<u4", made_bytes))
     for dtype, num_bytes in (("u1", _NUM_POINTS), join, *ids, ("<u8", merge_bytes)):
         arrays.append(np.frombuffer(content[start : start + num_bytes], dtype))
         start += num_bytes
-    return Tables(*arrays, shift, orjson.loads(content[start : start + added_bytes]))
+    added: list[list[Any]] = orjson.loads(content[start : start + added_bytes])
+    classes, joins, byte_ids, made_ids, merges = arrays
+    return Tables(classes, joins, byte_ids, made_ids, merges, shift, added)
 
 
 def make_tables(tokenizer_json: bytes) -> Tables:

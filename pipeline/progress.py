@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from pipeline.build import BuildResult, Reporter
 from shards.common.text import plural, printable, size_text
+from shards.unread import unread_text
 
 _LINE = "{percentage:3.0f} %  {rate_fmt}{postfix}  {remaining} left"
 # `global_batch_blocks` of configs/wikipedia-zh-120m.yaml.
@@ -82,12 +83,7 @@ def summary(result: BuildResult) -> dict[str, str]:
     num_tokens, num_documents = manifest.total("num_tokens"), manifest.total("num_documents")
     num_chars, num_padding_tokens = manifest.total("num_text_chars"), manifest.total("num_padding_tokens")
     num_steps = -(-manifest.splits["train"].num_blocks // _BLOCKS_PER_STEP)
-    num_rejected = sum(entry.num_records for entry in manifest.rejected)
-    counts = {
-        "empty": manifest.num_empty,
-        "duplicate": manifest.num_duplicates,
-        "rejected (see rejected.jsonl)": num_rejected,
-    }
+    counts = manifest.left_out | {"rejected (see rejected.jsonl)": sum(manifest.rejected.values())}
     left_out = ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
     blocks = ", ".join(f"{name} {split.num_blocks:,}" for name, split in manifest.splits.items())
     checked = f"{plural(result.num_checked, 'document')} against the reference tokenizer"
@@ -100,6 +96,7 @@ def summary(result: BuildResult) -> dict[str, str]:
     return {
         "shard set": result.out,
         "documents": f"{num_documents:,}" + (f"; left out: {left_out}" if left_out else ""),
+        **({"not read": unread_text(manifest.unread)} if manifest.unread else {}),
         "characters": f"{num_chars:,}",
         "tokens": f"{num_tokens:,} ({num_tokens / max(1, num_chars):.3f} a character)",
         "blocks": f"{blocks}, of {plural(manifest.block_tokens, 'token')}; "

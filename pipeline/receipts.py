@@ -22,7 +22,7 @@ class RangeReceipt:
     first: int | None  # offset of the first record that begins in it
     last: int | None  # offset after its last record
     digest: str
-    num_records: int  # documents, empty, duplicate and rejected ones
+    num_records: int  # documents, left out and rejected ones
     num_newlines: int  # in the range, counted where bad records are skipped
 
 
@@ -33,8 +33,9 @@ class Receipt:
     unit: int
     ranges: list[RangeReceipt]
     shards: list[ShardEntry] = dataclasses.field(default_factory=list)
-    num_empty: int = 0
-    num_duplicates: int = 0
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # good records in no shard, by reason
+    examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # of what was left out, by reason
+    num_added: int = 0  # documents beyond the first that a record made
     num_checked: int = 0  # documents that were also encoded by the reference tokenizer
     num_short_documents: int = 0  # with fewer tokens than a block, EOS not counted here and below
     num_remainder_tokens: int = 0  # what cutting each document by itself would leave over: the tutorial's loss

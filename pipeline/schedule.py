@@ -6,7 +6,8 @@ import contextlib
 from collections import deque
 from collections.abc import Sequence
 
-from pipeline.dedup import decode_duplicates, duplicates_name, encode_hashes, hash_texts, hashes_name
+from pipeline.cleaning import LeftOut
+from pipeline.dedup import encode_hashes, hash_texts, hashes_name, read_duplicates
 from pipeline.engines.base import Engine, Task, Work
 from pipeline.outputs.base import Output
 from pipeline.plan import Unit
@@ -18,8 +19,7 @@ from shards.common.errors import InputError
 
 def build_unit(output: Output, decisions: Decisions, task: Task, progress: Progress) -> bytes:
     """Do a unit in a scratch directory and commit it; its receipt."""
-    has_duplicates = decisions.settings.dedup == "exact"
-    duplicates = decode_duplicates(output.read(duplicates_name(task.unit.number)) if has_duplicates else None)
+    duplicates = {} if decisions.settings.dedup == "off" else read_duplicates(output.read, task.unit.number)
     with output.scratch() as scratch:
         receipt = process_unit(
             task.unit, decisions, scratch, first=task.first, duplicates=duplicates, progress=progress
@@ -30,8 +30,10 @@ def build_unit(output: Output, decisions: Decisions, task: Task, progress: Progr
 def hash_unit(output: Output, decisions: Decisions, task: Task, _progress: Progress) -> bytes:
     """Hash the documents of a unit, and keep that in the output; the receipt that stands before the hashes."""
     ranges: list[RangeReceipt] = []
-    batches = read_texts(task.unit.ranges, decisions.settings, ranges, first=task.first)
-    hashes = hash_texts(texts for texts, _batch in batches)
+    batches = read_texts(
+        task.unit.ranges, decisions.settings, ranges, LeftOut(), transform=decisions.transform, first=task.first
+    )
+    hashes = hash_texts((texts for texts, _batch in batches), near=decisions.settings.dedup == "near")
     content = encode_hashes(task.unit.number, ranges, hashes)
     output.write(hashes_name(task.unit.number), content)
     return content.partition(b"\n")[0]

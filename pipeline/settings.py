@@ -9,6 +9,7 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
+from pipeline.readers.encodings import codec_name
 from shards.common.errors import InputError, choice
 from shards.manifest import Packing
 from shards.order import DEFAULT_SEED, check_seed
@@ -28,12 +29,31 @@ _TEXT, _TOKENS, _RUN = "what the documents are", "tokenizing and packing", "runn
 class BuildSettings:
     """Validated once, recorded in the manifest. The number of workers is not a setting: it changes no byte."""
 
-    text_field: str = _option("text", "NAME", "field with the text, or a path such as page.body", group=_TEXT)
+    text_field: str = _option(
+        "text", "NAME", "field with the text, or a path such as page.body or pages[].text", group=_TEXT
+    )
     template: str = _option("", "TEXT", r"text made of several fields, e.g. '{title}\n{text}'", group=_TEXT)
+    transform: str = _option(
+        "",
+        "FILE.py[:NAME]",
+        "your own function from a record to its text, a list of texts, or None to drop it (NAME: transform); it is run "
+        "in the workers, with all your rights",
+        group=_TEXT,
+    )
     document_separator: str = _option(
         "", "LINE", "the line between documents in .txt files (a file is one document)", group=_TEXT
     )
-    dedup: Literal["off", "exact"] = _option("off", "", "drop documents that occurred before", group=_TEXT)
+    encoding: str = _option("", "NAME", "of text that isn't UTF-8, such as gb18030, big5 or utf-16", group=_TEXT)
+    min_chars: int = _option(0, "N", "drop documents of fewer characters", group=_TEXT)
+    drop_repetitive: bool = _option(
+        False, "", "drop documents that repeat their lines or n-grams too much, by the rules of Gopher", group=_TEXT
+    )
+    dedup: Literal["off", "exact", "near"] = _option(
+        "off",
+        "",
+        "drop documents that occurred before; near: and those much like one (similarity 0.8), for 0.3 kB of disk each",
+        group=_TEXT,
+    )
     on_bad_record: Literal["fail", "skip"] = _option(
         "fail", "", "what to do with a record that can't be read", group=_TEXT
     )
@@ -57,6 +77,11 @@ class BuildSettings:
     def __post_init__(self) -> None:
         if not self.text_field:
             raise InputError("text_field: expected a field's name, found an empty string")
+        object.__setattr__(self, "encoding", codec_name(self.encoding or "utf-8"))
+        if self.transform and (self.template or self.text_field != "text"):
+            raise InputError("transform: the function makes the text; leave out text_field and template")
+        if self.min_chars < 0:
+            raise InputError(f"min_chars: expected 0 or more characters, found {self.min_chars:,}")
         if not 2 <= self.block_tokens <= _MAX_BLOCK_TOKENS:
             raise InputError(f"block_tokens: expected 2 to {_MAX_BLOCK_TOKENS:,} tokens, found {self.block_tokens:,}")
         if not 0 <= self.val_fraction < 1:

@@ -1,7 +1,7 @@
 """The corpus: which files, in what format, and which version of each.
 
-File types are detected from content, not names: a JSON array, JSON Lines, Parquet, Arrow, and the compression. Only
-plain text (`.txt`) goes by its name, since any content is plain text. What a name means on a hub is pinned to a commit.
+File types are detected from content, not names: JSON in any layout, Parquet, Arrow, and the compression. Only plain text
+(`.txt`), CSV and TSV go by their names, since any content is plain text. What a name means on a hub is pinned to a commit.
 """
 
 from __future__ import annotations
@@ -11,46 +11,71 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from pipeline.readers.compression import COMPRESSIONS, compression_of, unpack, without_suffix
-from pipeline.readers.files import FileStatus, SourceFile, file_status, find_urls, removed
+from pipeline.readers.compression import compression_of, unpack, without_suffix
+from pipeline.readers.encodings import check_encoding, encoding_of, to_utf8
+from pipeline.readers.files import FileStatus, SourceFile, file_status, find_files, find_urls, removed
+from pipeline.readers.json_parser import is_in_lines
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
 from shards.common.urls import in_parallel, is_url
+from shards.layout import MANIFEST_NAME
+from shards.unread import UnreadEntry, add_up, unread_text
 
-Format = Literal["json-lines", "json-array", "text", "parquet", "arrow", "arrow-stream"]
+Result = TypeVar("Result")
+
+# Arrays of strings are "json-strings"; "json-texts" stand one behind the other, without a line of its own for each.
+Format = Literal[
+    "json-lines", "json-array", "json-strings", "json-texts", "text", "csv", "tsv", "parquet", "arrow", "arrow-stream"
+]
+_STREAMS = ("json-lines", "json-array", "json-strings", "json-texts", "text")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HUB_PREFIX = "hf:"
 _HUB_URL = "hf://"
 _PINNED = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")  # what a commit holds can't change
 _HEAD_BYTES = 1 << 16
-_KNOWN_SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow")
-# How files begin that hold no text yet; what they are, and what to do.
+_BY_SUFFIX: dict[str, Format] = {".txt": "text", ".csv": "csv", ".tsv": "tsv"}
+_KNOWN_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", *_BY_SUFFIX)
+# How files begin that are no corpus yet: what they are, and what to do.
 _NOT_TEXT = {
-    rb"\xff\xfe|\xfe\xff": "text in UTF-16; convert it to UTF-8 first: iconv -f UTF-16 -t UTF-8",
-    rb"%PDF-": "a PDF, not text; convert it to text first, as with pdftotext",
-    rb"PK\x03\x04": "a zip archive or an office document (docx, xlsx, epub), not text; unpack or save it as text first",
-    rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an office document (doc, xls, ppt), not text; save it as text first",
-    rb".{257}ustar": "a tar archive, not text; unpack it first",
-    rb"Rar!\x1a\x07": "a rar archive, not text; unpack it first",
-    rb"7z\xbc\xaf\x27\x1c": "a 7z archive, not text; unpack it first",
-    rb"\x89PNG\r\n\x1a\n": "a picture (PNG), not text; recognize its text first, or leave it out",
-    rb"\xff\xd8\xff": "a picture (JPEG), not text; recognize its text first, or leave it out",
-    rb"GIF8": "a picture (GIF), not text; recognize its text first, or leave it out",
-    rb"\x7fELF": "a program, not text; leave it out",
-    rb"SQLite format 3\x00": "an SQLite database, not text; export its texts as JSON Lines first",
-    rb"\{\\rtf": "an RTF document, not text; save it as text first",
+    rb"%PDF-": ("a PDF", "convert it to text first, as with pdftotext"),
+    rb"PK\x03\x04": ("a zip archive or an office document (docx, xlsx, epub)", "unpack or save it as text first"),
+    rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": ("an office document (doc, xls, ppt)", "save it as text first"),
+    rb".{257}ustar": ("a tar archive", "unpack it first"),
+    rb"Rar!\x1a\x07": ("a rar archive", "unpack it first"),
+    rb"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it first"),
+    rb"\x89PNG\r\n\x1a\n": ("a picture (PNG)", "recognize its text first, or leave it out"),
+    rb"\xff\xd8\xff": ("a picture (JPEG)", "recognize its text first, or leave it out"),
+    rb"GIF8": ("a picture (GIF)", "recognize its text first, or leave it out"),
+    rb"\x7fELF": ("a program", "leave it out"),
+    rb"SQLite format 3\x00": ("an SQLite database", "export its texts as JSON Lines first"),
+    rb"\{\\rtf": ("an RTF document", "save it as text first"),
+    rb"(?:\xef\xbb\xbf)?\s*<mediawiki\b": (
+        "a MediaWiki XML dump",
+        "take the articles out with WikiExtractor first: wikiextractor --json --output DIR FILE",
+    ),
+    rb"(?:\xef\xbb\xbf)?\s*<doc id=": ("output of WikiExtractor with tags", "run WikiExtractor again with --json"),
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?i:<!doctype\s+html|<html\b)": (
+        "an HTML page",
+        "take the text out first, as with trafilatura; where a corpus should be, it may be an error page of the server",
+    ),
+    rb"(?:\xef\xbb\xbf)?\s*<\?xml\b": ("an XML document", "take the texts out first, as JSON Lines"),
 }
+_ANY_NOT_TEXT = b"|".join(_NOT_TEXT)
 _FORMATS: dict[bytes, Format] = {
     rb"PAR1": "parquet",
     rb"ARROW1": "arrow",
     rb"\xff{4}": "arrow-stream",
+    rb"(?:\xef\xbb\xbf)?\s*\[\s*\"": "json-strings",
     rb"(?:\xef\xbb\xbf)?\s*\[": "json-array",
-    rb"(?:\xef\xbb\xbf)?\s*\{": "json-lines",
+    rb"(?:\xef\xbb\xbf)?\s*[{\"]": "json-lines",
 }
+# Of those, what a file without a suffix for it has to begin with in a directory: notes may begin with a bracket, too.
+_SURELY_RECORDS = rb"PAR1|ARROW1|\xff{4}...\x00|(?:\xef\xbb\xbf)?\s*(?:\{\s*[\"'}]|\[\s*[\"'{\]])"
+_SHARD_SET = rb'\{\s*"format_version":\s*\d+,\s*"generator":\s*"tokenize-once'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,16 +89,17 @@ class Source:
     num_bytes: int
     modified_ns: int  # of a local file; 0 for a URL
     version: str = ""  # of a URL: what the server calls the file's version
+    encoding: str = ""  # of a stream that isn't UTF-8
 
     @property
     def is_stream(self) -> bool:
         """Whether it is read as bytes, whose places are offsets and lines; other sources have rows."""
-        return self.format in ("json-lines", "json-array", "text")
+        return self.format in _STREAMS
 
     @property
     def is_splittable(self) -> bool:
         """Whether reading can begin at any byte."""
-        return self.format in ("json-lines", "json-array") and not self.compression
+        return self.format in ("json-lines", "json-array") and not self.compression and not self.encoding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,16 +112,39 @@ class ByteRange:
     num_bytes: int  # for the progress
 
 
-def find_sources(names: Sequence[str]) -> list[Source]:
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Corpus:
+    """The sources, and what lies among them that isn't read."""
+
+    sources: list[Source]
+    unread: list[UnreadEntry]
+
+
+class NotCorpus(InputError):
+    """A file that is no corpus. `kind` says what it is, in a word or two, where that is known."""
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def find_corpus(names: Sequence[str], encoding: str = "") -> Corpus:
     """All files meant by `names` (files, directories, patterns, URLs, `hf:NAME`), in a fixed order, each looked at.
 
-    Raises `InputError` for the first that is missing, empty, of an unknown kind, or visibly incomplete.
+    Text is in `encoding`, or in UTF-8. Raises `InputError` for the first that is missing, empty, of an unknown kind, or
+    visibly incomplete; in a directory, what is empty or of an unknown kind isn't read.
     """
-    sources = [source for name in names for source in _find(name)]
+    found = [_find(name, encoding) for name in names]
+    sources = [source for corpus in found for source in corpus.sources]
     for path, number in Counter(source.path for source in sources).items():
         if number > 1:
             raise InputError(f"{path}: given twice; its documents would be in the set twice")
-    return sources
+    return Corpus(sources=sources, unread=add_up(entry for corpus in found for entry in corpus.unread))
+
+
+def find_sources(names: Sequence[str], encoding: str = "") -> list[Source]:
+    """The sources alone."""
+    return find_corpus(names, encoding).sources
 
 
 def check_unchanged(sources: Iterable[Source]) -> None:
@@ -123,7 +172,7 @@ def changed(source: Source) -> str:
     return f"{source.path}: the file was changed while it was read; build again with --force when it is complete"
 
 
-def _find(name: str) -> list[Source]:
+def _find(name: str, encoding: str) -> Corpus:
     name = name.removeprefix("file://")
     if name.startswith(_HUB_URL):
         from shards.share.hub import pin_url
@@ -132,66 +181,114 @@ def _find(name: str) -> list[Source]:
     elif name.startswith(HUB_PREFIX):
         from pipeline.fetch import data_files
 
-        return in_parallel(lambda url: look_at(url, url.split("/", 3)[3]), data_files(name))
+        return _look_at_all([(url, url.split("/", 3)[3]) for url in data_files(name)], encoding)
     if is_url(name):
-        suffixes = tuple(known + packed for known in _KNOWN_SUFFIXES for packed in ("", *COMPRESSIONS.values()))
-        return in_parallel(lambda found: look_at(*found), find_urls(name, suffixes))
+        found = find_urls(name)
+        is_directory = not glob.has_magic(name) and [path for path, _own in found] != [name]
+        return _look_into(name, found, encoding) if is_directory else _look_at_all(found, encoding)
     path = Path(name)
     if path.is_dir():
-        return [look_at(str(file), file.relative_to(path).as_posix()) for file in _files_in(path)]
+        if files := _files_of_datasets(path):
+            return _look_at_all([(str(file), file.name) for file in files], encoding)
+        return _look_into(name, find_files(path), encoding)
     if not path.exists() and glob.has_magic(name):
         matches = sorted(match for match in glob.glob(name, recursive=True) if Path(match).is_file())
         if not matches:
             raise InputError(f"{name}: no file matches this pattern")
         base = os.path.commonpath([os.path.dirname(match) for match in matches])
-        return [look_at(match, os.path.relpath(match, base or ".")) for match in matches]
-    return [look_at(name, path.name)]
+        return _look_at_all([(match, os.path.relpath(match, base or ".")) for match in matches], encoding)
+    return _look_at_all([(name, path.name)], encoding)
 
 
-def _files_in(directory: Path) -> list[Path]:
-    if (directory / "state.json").is_file() and (directory / "dataset_info.json").is_file():  # datasets' save_to_disk
-        paths = sorted(directory.glob("*.arrow"))
-    elif (directory / "dataset_dict.json").is_file():
+def _files_of_datasets(directory: Path) -> list[Path]:
+    """The files of a data set that `datasets` saved; none in any other directory."""
+    if (directory / "dataset_dict.json").is_file():
         splits = sorted(path.name for path in directory.iterdir() if path.is_dir())
         raise InputError(
             f"{directory}: a data set with the splits {', '.join(splits)}; name one: {directory}/{splits[0]}"
         )
-    else:
-        paths = sorted(
-            path
-            for path in directory.rglob("*")
-            if path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(directory).parts)
-            and without_suffix(path.name).endswith(_KNOWN_SUFFIXES)
-        )
-    if not paths:
-        raise InputError(
-            f"{directory}: no file in this directory is called {', '.join('*' + s for s in _KNOWN_SUFFIXES)}"
-        )
-    return paths
+    is_saved = (directory / "state.json").is_file() and (directory / "dataset_info.json").is_file()
+    return sorted(directory.glob("*.arrow")) if is_saved else []
 
 
-def look_at(path_name: str, name: str) -> Source:
-    """The file `path_name` as a source called `name`."""
-    if any("\ud800" <= character <= "\udfff" for character in path_name):  # bytes of the name that weren't decoded
-        raise InputError(f"{path_name}: the name isn't UTF-8; rename it, or set LC_ALL=C.UTF-8 if it is")
+def _look_at_all(files: Sequence[tuple[str, str]], encoding: str) -> Corpus:
+    """Files that were named: each is a source."""
+    return Corpus(sources=_for_each(lambda pair: look_at(*pair, encoding), files), unread=[])
+
+
+def _look_into(directory: str, files: Sequence[tuple[str, str]], encoding: str) -> Corpus:
+    """The files of a directory: what is no corpus isn't read, but named."""
+
+    def look(pair: tuple[str, str]) -> Source | NotCorpus:
+        try:
+            return look_at(*pair, encoding, is_named=False)
+        except NotCorpus as error:
+            return error
+
+    manifests = [pair for pair in files if pair[1].rpartition("/")[2] == MANIFEST_NAME]
+    sets = [
+        own.removesuffix(MANIFEST_NAME)
+        for (_path, own), is_set in zip(manifests, _for_each(_begins_set, manifests), strict=True)
+        if is_set
+    ]
+    files = [pair for pair in files if not pair[1].startswith(tuple(sets))]
+    found = list(zip(files, _for_each(look, files), strict=True))
+    sources = [what for _pair, what in found if isinstance(what, Source)]
+    errors = [(own, what) for (_path, own), what in found if isinstance(what, NotCorpus)]
+    kinds = [("shard set", own or "all of it") for own in sets] + [(error.kind, own) for own, error in errors]
+    unread = add_up(UnreadEntry(kind=kind, num_files=1, names=[printable(own)]) for kind, own in kinds)
+    if not sources:
+        found_text = unread_text(unread) if unread else "no file in this directory"
+        explained = max((error for _own, error in errors), key=lambda error: error.kind != "", default="")
+        raise InputError(f"{directory}: {found_text}{explained and f'; {explained}'}")
+    return Corpus(sources=sources, unread=unread)
+
+
+def _for_each(look: Callable[[tuple[str, str]], Result], files: Sequence[tuple[str, str]]) -> list[Result]:
+    """What is seen of each file; servers are asked for many at once."""
+    is_remote = any(is_url(path) for path, _own in files[:1])
+    return in_parallel(look, files) if is_remote else [look(pair) for pair in files]
+
+
+def _begins_set(pair: tuple[str, str]) -> bool:
+    """Whether it is a shard set's manifest."""
+    try:
+        with SourceFile(pair[0], reads_ahead=False) as file:
+            return re.match(_SHARD_SET, file.read(200)) is not None
+    except OSError:
+        return False
+
+
+def look_at(path_name: str, name: str, encoding: str = "", *, is_named: bool = True) -> Source:
+    """The file `path_name` as a source called `name`. Raises `InputError`; `NotCorpus` for what is no corpus.
+
+    Where nobody named it, a file has to look more like a corpus than one that was.
+    """
     try:
         status = file_status(path_name)
         with SourceFile(path_name, reads_ahead=False) as file:
-            head = file.read(_HEAD_BYTES)
-            file.seek(max(0, status.num_bytes - _HEAD_BYTES))
-            foot = file.read(_HEAD_BYTES)
+            head = foot = file.read(_HEAD_BYTES)
             if compression := compression_of(head):
                 file.seek(0)
                 head = unpack(file, compression, path_name).read(_HEAD_BYTES) or b""
+            file_format = _detect_format(path_name, head, encoding, is_named=is_named)
+            text_encoding = (
+                check_encoding(path_name, head, encoding) if file_format in (*_STREAMS, "csv", "tsv") else ""
+            )
+            if file_format == "json-array" and status.num_bytes > len(foot):
+                file.seek(max(0, status.num_bytes - _HEAD_BYTES))
+                foot = file.read(_HEAD_BYTES)
     except FileNotFoundError:
         raise _missing(path_name) from None
+    except IsADirectoryError:
+        raise NotCorpus(f"{path_name}: is a link to a directory; name that itself", "link to a directory") from None
     except OSError as error:
         raise InputError(f"{path_name}: {error.strerror or error}") from None
-    if not head and not path_name.endswith(".txt"):
-        raise InputError(f"{path_name}: the file is empty; expected records")
-    file_format = _detect_format(path_name, head)
-    if file_format == "json-array" and not compression and not foot.rstrip().endswith(b"]"):
+    try:
+        path_name.encode()
+    except UnicodeEncodeError:  # bytes of the name that weren't decoded
+        raise InputError(f"{path_name}: the name isn't UTF-8; rename it, or set LC_ALL=C.UTF-8 if it is") from None
+    if file_format == "json-array" and not compression and not text_encoding and not foot.rstrip().endswith(b"]"):
         raise InputError(
             f"{path_name}: truncated: the array that begins the file is not closed by ']' at its end (byte "
             f"{status.num_bytes:,}); the download is incomplete, fetch the file again"
@@ -201,6 +298,7 @@ def look_at(path_name: str, name: str) -> Source:
         name=name,
         format=file_format,
         compression=compression,
+        encoding=text_encoding,
         **status._asdict(),
     )
 
@@ -215,19 +313,32 @@ def _missing(path_name: str) -> InputError:
     return InputError(f"{path_name}: no such file{hint}")
 
 
-def _detect_format(name: str, head: bytes) -> Format:
-    for beginning, what in _NOT_TEXT.items():
-        if re.match(beginning, head, re.DOTALL):
-            raise InputError(f"{name}: is {what}")
-    if without_suffix(name).endswith(".txt"):
-        return "text"
-    for beginning, file_format in _FORMATS.items():
-        if re.match(beginning, head):
-            return file_format
-    first = head.removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
+def _detect_format(name: str, head: bytes, encoding: str, *, is_named: bool) -> Format:
+    """The format of a file that begins with `head`. Raises `NotCorpus`."""
+    decoded = to_utf8(head, encoding_of(head, encoding))
+    contents = (head,) if decoded is head else (head, decoded)
+
+    def begins(pattern: bytes) -> bool:
+        return any(re.match(pattern, content, re.DOTALL) for content in contents)
+
+    if begins(_ANY_NOT_TEXT):  # one look for the many files that aren't
+        what, cure = next(own for beginning, own in _NOT_TEXT.items() if begins(beginning))
+        raise NotCorpus(f"{name}: is {what}, not text; {cure}", re.sub("^an? ", "", what))
+    plain_name = without_suffix(name)
+    for suffix, by_name in _BY_SUFFIX.items():
+        if plain_name.endswith(suffix) and (head or by_name == "text"):
+            return by_name
+    if not head:
+        raise NotCorpus(f"{name}: the file is empty; expected records", "empty")
+    if is_named or plain_name.endswith(_KNOWN_SUFFIXES) or begins(_SURELY_RECORDS):
+        for beginning, file_format in _FORMATS.items():
+            if begins(beginning):
+                content = decoded.removeprefix(BYTE_ORDER_MARK).lstrip()
+                return file_format if file_format != "json-lines" or is_in_lines(content) else "json-texts"
+    first = decoded.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace").lstrip()[:1]
     if not first:
-        raise InputError(f"{name}: expected records, found only white space")
-    raise InputError(
-        f"{name}: expected JSON Lines (first character '{{'), a JSON array ('['), Parquet, Arrow or a .txt file, "
-        f"found {printable(first.decode('latin-1'))!r}"
+        raise NotCorpus(f"{name}: expected records, found only white space", "empty")
+    raise NotCorpus(
+        f"{name}: expected JSON Lines (first character '{{'), a JSON array ('['), Parquet, Arrow or a .txt, .csv or .tsv "
+        f"file, found {printable(first)!r}"
     )

@@ -4,33 +4,46 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pipeline.cleaning import LeftOut
 from pipeline.plan import plan_units
 from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, tokenizer_json
 from pipeline.settings import BuildSettings
-from pipeline.sources import find_sources
+from pipeline.sources import find_corpus
 from pipeline.worker import read_texts
 from shards.common.errors import InputError
 from shards.common.files import write_atomically
 from shards.tokenizer_files import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON
+from shards.unread import unread_text
 
 SMALLEST_VOCABULARY = 256 + 1  # every byte, and EOS
 
 
-def train_tokenizer(source_names: Sequence[str], out: Path, *, vocab_size: int, text_field: str = "text") -> int:
+def train_tokenizer(
+    source_names: Sequence[str],
+    out: Path,
+    *,
+    vocab_size: int,
+    settings: BuildSettings | None = None,
+    notice: Callable[[str], None] = lambda _line: None,
+) -> int:
     """Train on all texts of the sources, write `tokenizer.json` and its config into `out`; the number of entries.
 
-    The result has fewer entries than `vocab_size` if the corpus has too few pairs to merge. Raises `InputError`.
+    `settings` say what the texts are. The result has fewer entries than `vocab_size` if the corpus has too few pairs to
+    merge. `notice` is called with a line about files that aren't read. Raises `InputError`.
     """
     if not SMALLEST_VOCABULARY <= vocab_size <= 2**24:
         raise InputError(f"vocab_size: expected {SMALLEST_VOCABULARY} to {2**24:,} entries, found {vocab_size:,}")
     from tokenizers import Tokenizer, pre_tokenizers, trainers
 
-    sources = find_sources(source_names)
-    ranges = [byte_range for unit in plan_units(sources, sys.maxsize) for byte_range in unit.ranges]
-    batches = read_texts(ranges, BuildSettings(text_field=text_field), [])
+    settings = settings or BuildSettings()
+    corpus = find_corpus(source_names, settings.encoding)
+    if corpus.unread:
+        notice(unread_text(corpus.unread))
+    ranges = [byte_range for unit in plan_units(corpus.sources, sys.maxsize) for byte_range in unit.ranges]
+    batches = read_texts(ranges, settings, [], LeftOut())
     untrained = tokenizer_json(vocabulary={}, merges=[], special_tokens=())
     tokenizer = Tokenizer.from_str(json.dumps(untrained))
     trainer = trainers.BpeTrainer(

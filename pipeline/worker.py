@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from pipeline.cleaning import Cleaner, LeftOut, needed_columns
 from pipeline.encode import DocumentEncoder, load_document_encoder
-from pipeline.fields import TextOf
 from pipeline.plan import Unit
 from pipeline.readers import open_range
 from pipeline.readers.base import BadRecord, Batch, Incomplete, LineCounter, ReadOptions, locate, raise_bad
@@ -28,11 +28,11 @@ from pipeline.receipts import RangeReceipt, Receipt
 from pipeline.settings import BuildSettings
 from pipeline.sources import ByteRange, Source
 from pipeline.tokenizers import ReferenceEncoder, load_encoder
+from pipeline.transform import Transform
 from shards.common.errors import InputError
 from shards.common.files import file_digest
 from shards.layout import SPLITS, SplitName
 from shards.packing import PACKERS, Ids, Lengths, Packer
-from shards.reader import read_shard_index
 from shards.writer import ShardWriter
 
 # Called with the source bytes and the tokens that were just done, and the records that were just rejected.
@@ -43,6 +43,7 @@ _REJECTED_CONTENT_BYTES = 1 << 16
 # A longer document is not compared with the reference, which takes some 200 bytes of memory a character.
 _MAX_CHECKED_CHARS = 1 << 20
 _MAX_FIRST_CHARS = 1 << 14  # of the first documents
+_SAMPLE_STRIDE = 619
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class Decisions:
     eos_id: int
     check_every: int  # one document in so many is also encoded by the reference; 0 for none
     num_units: int
+    transform: Transform | None = None
 
     def document_encoder(self) -> DocumentEncoder:
         """Loaded once: a forked worker has its parent's at once."""
@@ -90,7 +92,8 @@ class RejectedLog:
             for error in pending:
                 entry: dict[str, Any] = {"range": number, "source": source.name, "reason": error.reason}
                 if source.is_stream:
-                    entry |= {"line": lines.line(error.offset), "byte": error.offset}
+                    line, offset = lines.place(error.offset)
+                    entry |= {"line": line, "byte": offset}
                 else:
                     entry |= {"row": error.offset}
                 entry["record"] = error.content[:_REJECTED_CONTENT_BYTES].decode("utf-8", "backslashreplace")
@@ -101,20 +104,23 @@ def read_texts(
     ranges: Sequence[ByteRange],
     settings: BuildSettings,
     receipts: list[RangeReceipt],
+    left_out: LeftOut,
     *,
+    transform: Transform | None = None,
     first: int | None = None,
     rejected: RejectedLog | None = None,
 ) -> Iterator[tuple[list[str], Batch]]:
-    """The texts of each batch of records, bad ones left out, and the batch; byte range after byte range, whose receipts are
-    added to `receipts`. `first` is the offset of the first record where that is known. Raises `InputError`."""
+    """The documents of each batch of records, and the batch; byte range after byte range, whose receipts are added to
+    `receipts`, and what becomes no document to `left_out`. `transform` is the one that `settings` names, `first` the offset
+    of the first record where that is known. Raises `InputError`."""
     rejected = rejected or RejectedLog()
-    text_of = TextOf(settings.text_field, settings.template)
+    cleaner = Cleaner(settings, transform, left_out)
     skips = settings.on_bad_record == "skip"
     options = ReadOptions(
         on_bad=rejected.note if skips else raise_bad,
         max_record_bytes=settings.max_record_bytes,
         document_separator=settings.document_separator,
-        columns=text_of.columns,
+        columns=needed_columns(settings),
         counts_lines=skips,
     )
     for number, byte_range in enumerate(ranges):
@@ -124,8 +130,9 @@ def read_texts(
         with contextlib.closing(LineCounter(source, byte_range.start if source.is_splittable else 0)) as lines:
             try:
                 for batch in reader:
-                    texts = text_of.texts(batch, options)
-                    num_records += len(texts)
+                    num_rejected = rejected.counts.total()
+                    texts = cleaner.documents(batch, options)
+                    num_records += len(batch.values) - (rejected.counts.total() - num_rejected)
                     rejected.flush(number, source, lines)
                     yield texts, batch
                 rejected.flush(number, source, lines)
@@ -144,8 +151,8 @@ def read_texts(
 
 def range_digest(byte_range: ByteRange, settings: BuildSettings) -> str:
     """The digest that reading a byte range would give (`RangeReceipt.digest`)."""
-    columns = TextOf(settings.text_field, settings.template).columns
-    return open_range(byte_range, ReadOptions(on_bad=raise_bad, columns=columns)).compute_digest()
+    options = ReadOptions(on_bad=raise_bad, columns=needed_columns(settings))
+    return open_range(byte_range, options).compute_digest()
 
 
 def process_unit(
@@ -154,52 +161,66 @@ def process_unit(
     scratch: Path,
     *,
     first: int | None = None,
-    duplicates: Collection[int] = (),
+    duplicates: Mapping[int, str] | None = None,
     progress: Progress = lambda _bytes, _tokens, _rejected: None,
 ) -> Receipt:
     """Read, tokenize, pack and write one unit to the empty directory `scratch`. Raises `InputError` for bad input.
 
-    `duplicates` are the numbers of its documents (empty ones not counted) that are left out.
+    `duplicates` are the numbers of its documents (empty ones not counted) that are left out, with the reason.
     """
     settings = decisions.settings
     encoder = decisions.document_encoder()
     check = _ReferenceCheck(decisions, unit, encoder)
     rejected = RejectedLog(scratch / REJECTED_PART)
     ranges: list[RangeReceipt] = []
-    num_empty = num_duplicates = num_seen = num_rejected = 0
+    left_out = LeftOut()
+    num_seen = num_rejected = 0
+    tally = _Tally(settings.block_tokens)
     with contextlib.ExitStack() as stack:
         packers: dict[SplitName, Packer] = {}
         for name in SPLITS:
             writer = ShardWriter(scratch, name, unit.number, block_tokens=settings.block_tokens)
             packers[name] = PACKERS[settings.packing](stack.enter_context(writer), decisions.eos_id)
-        for texts, batch in read_texts(unit.ranges, settings, ranges, first=first, rejected=rejected):
+        batches = read_texts(
+            unit.ranges, settings, ranges, left_out, transform=decisions.transform, first=first, rejected=rejected
+        )
+        for texts, batch in batches:
             num_rejected, num_rejected_before = rejected.counts.total(), num_rejected
-            if not all(texts):
-                documents = [text for text in texts if text]
-                num_empty += len(texts) - len(documents)
-                texts = documents
             if duplicates:
-                kept = [text for number, text in enumerate(texts, num_seen) if number not in duplicates]
+                reasons = [duplicates.get(number) for number in range(num_seen, num_seen + len(texts))]
                 num_seen += len(texts)
-                num_duplicates += len(texts) - len(kept)
-                texts = kept
-            num_tokens = _add_documents(texts, encoder, settings, packers, check) if texts else 0
+                left_out.counts.update(filter(None, reasons))
+                texts = [text for text, reason in zip(texts, reasons, strict=True) if not reason]
+            num_tokens = _add_documents(texts, encoder, settings, packers, check, tally) if texts else 0
             progress(batch.num_bytes, num_tokens, num_rejected - num_rejected_before)
         shards = [shard for shard in (packer.finish() for packer in packers.values()) if shard is not None]
-    indexes = [read_shard_index(scratch, shard, settings.block_tokens) for shard in shards]
-    lengths = np.concatenate([np.empty(0, np.int64), *(index.document_lengths - 1 for index in indexes)])  # without EOS
     return Receipt(
         unit=unit.number,
         ranges=ranges,
         shards=shards,
-        num_empty=num_empty,
-        num_duplicates=num_duplicates,
+        left_out=dict(sorted((+left_out.counts).items())),
+        examples=left_out.examples,
+        num_added=left_out.num_added,
         num_checked=check.num_checked,
-        num_short_documents=int((lengths < settings.block_tokens).sum()),
-        num_remainder_tokens=int((lengths % settings.block_tokens).sum()),
+        num_short_documents=tally.num_short,
+        num_remainder_tokens=tally.num_remainder_tokens,
         rejected=dict(sorted(rejected.counts.items())),
         rejected_digest=file_digest(scratch / REJECTED_PART) if rejected.counts else "",
     )
+
+
+@dataclasses.dataclass
+class _Tally:
+    """What cutting each document by itself, as the tutorial does, would lose."""
+
+    block_tokens: int
+    num_short: int = 0
+    num_remainder_tokens: int = 0
+
+    def add(self, lengths: Lengths) -> None:
+        """`lengths` of documents, without EOS."""
+        self.num_short += int((lengths < self.block_tokens).sum())
+        self.num_remainder_tokens += int((lengths % self.block_tokens).sum())
 
 
 class _ReferenceCheck:
@@ -213,7 +234,9 @@ class _ReferenceCheck:
         self._decisions = decisions
         self._every = 0 if isinstance(encoder.encoder, ReferenceEncoder) else decisions.check_every
         self._first_chars = _MAX_FIRST_CHARS // (decisions.num_units if unit.number else 1)
-        self._num_seen = self.num_checked = 0
+        # In each unit the sample begins elsewhere: the first unit's with the first document.
+        self._num_seen = unit.number * _SAMPLE_STRIDE % max(1, self._every)
+        self.num_checked = 0
         self._allowed_chars = float(_MAX_FIRST_CHARS)
 
     def sample(self, texts: list[str], ids: Ids, ends: Lengths) -> None:
@@ -262,12 +285,14 @@ def _add_documents(
     settings: BuildSettings,
     packers: Mapping[SplitName, Packer],
     check: _ReferenceCheck,
+    tally: _Tally,
 ) -> int:
     """Tokenize `texts`, close each with EOS and hand them to the split that each belongs to."""
     ids, counts, contents, num_chars = encoder.encode(texts)
     ends = np.cumsum(counts)
     num_bytes = np.fromiter(map(len, contents), np.int64, len(texts))
     check.sample(texts, ids, ends)
+    tally.add(counts - 1)
     hashes = np.fromiter(
         map(xxhash.xxh3_64_intdigest, contents, itertools.repeat(settings.seed)), np.uint64, len(texts)
     )

@@ -13,16 +13,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shards.common.errors import InputError
     from shards.layout import SHUFFLES, Shuffle
-    from shards.mixture import Data, Mixture, epoch_blocks, open_data, run_order
-    from shards.order import RunOrder, epoch_order, rank_positions, window_order
+    from shards.mixture import Data, Mixture, epoch_blocks, fingerprint_until, open_data, run_order, validation_sets
+    from shards.order import RunOrder, Stage, epoch_order, rank_positions, window_order
     from shards.reader import ShardSet, Split
     from shards.reader import open_shard_set as open
 
 _MODULES = {
     "shards.common.errors": ["InputError"],
-    "shards.mixture": ["Data", "Mixture", "epoch_blocks", "open_data", "run_order"],
+    "shards.mixture": [
+        "Data",
+        "Mixture",
+        "epoch_blocks",
+        "fingerprint_until",
+        "open_data",
+        "run_order",
+        "validation_sets",
+    ],
     "shards.layout": ["SHUFFLES", "Shuffle"],
-    "shards.order": ["RunOrder", "epoch_order", "rank_positions", "window_order"],
+    "shards.order": ["RunOrder", "Stage", "epoch_order", "rank_positions", "window_order"],
     "shards.reader": ["ShardSet", "Split", "open"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -36,12 +44,15 @@ __all__ = [
     "ShardSet",
     "Shuffle",
     "Split",
+    "Stage",
     "epoch_blocks",
     "epoch_order",
+    "fingerprint_until",
     "open",
     "open_data",
     "rank_positions",
     "run_order",
+    "validation_sets",
     "window_order",
 ]
 

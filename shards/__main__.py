@@ -12,6 +12,7 @@ from shards.common.text import plural, printable
 from shards.layout import SPLITS
 
 _URL_HELP = "the set: hf://datasets/USER/NAME[/FOLDER], ms://datasets/USER/NAME[/FOLDER], s3://, oss://, gs://, …"
+MAX_TOKENS = 10**15
 
 
 def main(arguments: list[str]) -> int:
@@ -27,8 +28,10 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     info = commands.add_parser("info", help="what a shard set holds")
-    info.add_argument("directory", type=Path, metavar="DIR", help="the shard set")
+    info.add_argument("directory", metavar="DIR", help="the shard set, or several: a:0.7,b:0.3")
     info.add_argument("other", type=Path, nargs="?", metavar="OTHER", help="show what this set differs in")
+    tokens_help = "of several sets, what a run of N tokens takes (N: one epoch)"
+    info.add_argument("--tokens", type=float, metavar="N", help=tokens_help)
     info.add_argument("--json", action="store_true", help="for programs")
     info.set_defaults(run=run_info)
 
@@ -83,9 +86,17 @@ def make_parser() -> Parser:
 
 
 def run_info(options: argparse.Namespace) -> int:
+    from shards.mixture import Mixture, is_mixture, open_data
     from shards.reader import open_shard_set
-    from shards.show import describe, describe_json, differences
+    from shards.show import describe, describe_json, describe_mixture, differences
 
+    if options.tokens is not None and not 1 <= options.tokens <= MAX_TOKENS:
+        raise InputError(f"--tokens: expected 1 to {MAX_TOKENS:,}, found {options.tokens:g}")
+    if is_mixture(options.directory):
+        mixture = open_data(options.directory)
+        assert isinstance(mixture, Mixture)
+        say(describe_mixture(mixture, options.tokens))
+        return 0
     shard_set = open_shard_set(options.directory)
     if options.other is not None:
         say("\n".join(differences(shard_set, open_shard_set(options.other))) or "no difference")

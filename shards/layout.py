@@ -7,6 +7,7 @@
       train-00000.idx      where the documents lie in train-00000.bin
       val-00000.bin  val-00000.idx …
       rejected.jsonl       the records that could not be used, if there are any
+      left_out.jsonl       examples of the good ones that are in no shard, where a build has them
 
 The number in a shard's name is that of the unit of work that made it. A unit without documents of a split has no shard of
 that split, so numbers ascend but may skip some.
@@ -38,7 +39,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-REJECTED_NAME = "rejected.jsonl"
+REJECTED_NAME, LEFT_OUT_NAME = "rejected.jsonl", "left_out.jsonl"
 # Not a part of the format and never needed: the sources' sizes and times, so that a rebuild sees at once that none changed.
 STAMPS_NAME = ".sources.json"
 

@@ -29,6 +29,7 @@ from shards.index import index_bytes
 from shards.layout import (
     BIN_SUFFIX,
     INDEX_SUFFIX,
+    LEFT_OUT_NAME,
     MANIFEST_NAME,
     REJECTED_NAME,
     SPLITS,
@@ -37,14 +38,18 @@ from shards.layout import (
     SplitName,
     bin_bytes,
 )
+from shards.unread import MAX_NAMES, UnreadEntry
 
 FORMAT_VERSION = 1
 GENERATOR = "tokenize-once 1"
 Packing = Literal["concat", "best-fit"]
+# Why a good record is in no shard.
+EMPTY, NULL, DUPLICATE, NEAR_DUPLICATE = "empty", "null", "duplicate", "near-duplicate"
 MAX_NUMBER = 2**63 - 1  # of any count in the manifest
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _SHARD_NAME = re.compile(r"(train|val)-(\d{5}|[1-9]\d{5,17})", re.ASCII)
+_OPTIONAL = ("unread",)  # lists that are left out where they are empty
 _MAX_DEPTH = 30  # lists and objects within each other in the settings
 
 
@@ -78,7 +83,7 @@ class SourceEntry:
     digest: str
     version: str = ""  # of a file at a URL: what the server calls the version that was read
     num_ranges: int
-    num_records: int  # documents + empty + duplicates + rejected
+    num_records: int  # documents + left out + rejected
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,14 +114,6 @@ class ShardEntry:
     index_digest: str  # BLAKE3 of the .idx
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RejectedEntry:
-    """Records that were read and are in no shard; `rejected.jsonl` has them one by one."""
-
-    kind: str
-    num_records: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """All of `manifest.json`."""
@@ -131,11 +128,11 @@ class Manifest:
     sources: list[SourceEntry]
     splits: dict[str, SplitEntry]
     shards: list[ShardEntry]  # train before val, in ascending order
-    other_files: list[FileEntry]  # the tokenizer's, and rejected.jsonl
+    other_files: list[FileEntry]  # the tokenizer's, rejected.jsonl and left_out.jsonl
     num_records: int
-    num_empty: int
-    num_duplicates: int
-    rejected: list[RejectedEntry]
+    left_out: dict[str, int]  # good records that are in no shard, by reason: "empty", "duplicate", …
+    rejected: dict[str, int]  # records that could not be used, by kind; `rejected.jsonl` has them one by one
+    unread: list[UnreadEntry] = dataclasses.field(default_factory=list)
     fingerprint: str = ""
 
     def total(self, field: str) -> int:
@@ -161,7 +158,7 @@ class Manifest:
         return bin_bytes(self.total("num_blocks"), self.block_tokens)
 
     def with_fingerprint(self) -> Manifest:
-        return dataclasses.replace(self, fingerprint=_fingerprint(dataclasses.asdict(self)))
+        return dataclasses.replace(self, fingerprint=_fingerprint(_content(self)))
 
 
 def sum_splits(shards: Sequence[ShardEntry], block_tokens: int) -> dict[str, SplitEntry]:
@@ -176,6 +173,11 @@ def sum_splits(shards: Sequence[ShardEntry], block_tokens: int) -> dict[str, Spl
     return splits
 
 
+def _content(manifest: Manifest) -> dict[str, Any]:
+    content = dataclasses.asdict(manifest)
+    return {name: value for name, value in content.items() if value or name not in _OPTIONAL}
+
+
 def canonical_json(value: Any) -> bytes:
     """One spelling for one value: sorted keys, no white space, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
@@ -188,7 +190,7 @@ def _fingerprint(content: Mapping[str, Any]) -> str:
 def encode_manifest(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`: indented for people, one shard a line."""
     lines = []
-    for key, value in dataclasses.asdict(manifest).items():
+    for key, value in _content(manifest).items():
         if isinstance(value, list) and value:
             rows = ",\n    ".join(json.dumps(row, ensure_ascii=False) for row in value)
             lines.append(f"  {json.dumps(key)}: [\n    {rows}\n  ]")
@@ -240,7 +242,9 @@ def decode_manifest(encoded: bytes, where: str) -> Manifest:
         raise InputError(
             f"{where}: a lone surrogate (half of a \\uXXXX pair) is not text; the file is damaged"
         ) from None
-    manifest = _decode_record(Manifest, content, where)
+    if empty := [name for name in _OPTIONAL if not content.get(name, True)]:
+        raise InputError(f"{where}: {empty[0]}: expected at least one, or no such field")
+    manifest = _decode_record(Manifest, {name: [] for name in _OPTIONAL} | content, where)
     if found != manifest.fingerprint:
         raise InputError(f"{where}: the fingerprint doesn't match the content; the manifest was changed or damaged")
     _check(manifest, where)
@@ -256,6 +260,8 @@ def _check(manifest: Manifest, where: str) -> None:
     if not 0 <= manifest.tokenizer.eos_id < manifest.tokenizer.vocab_size <= 2**31:
         raise InputError(f"{where}: tokenizer: eos_id must be below vocab_size, and that at most 2**31")
     _check_settings(manifest.settings, f"{where}: settings")
+    if not all(1 <= len(entry.names) <= min(MAX_NAMES, entry.num_files) for entry in manifest.unread):
+        raise InputError(f"{where}: unread: expected the names of the first files, at most {MAX_NAMES}")
     _check_shards(manifest, where)
     _check_other_files(manifest, where)
     digests = [file.digest for file in manifest.other_files]
@@ -299,7 +305,7 @@ def _check_shards(manifest: Manifest, where: str) -> None:
 def _check_other_files(manifest: Manifest, where: str) -> None:
     names = [file.name for file in manifest.other_files]
     expected = {f"{TOKENIZER_DIRECTORY}/tokenizer.json", *([REJECTED_NAME] if manifest.rejected else [])}
-    known = expected | {f"{TOKENIZER_DIRECTORY}/{name}" for name in TOKENIZER_FILES}
+    known = expected | {LEFT_OUT_NAME} | {f"{TOKENIZER_DIRECTORY}/{name}" for name in TOKENIZER_FILES}
     for name in names:
         if name not in known:
             raise InputError(f"{where}: other_files: {printable(name)!r} is not a file of a shard set")

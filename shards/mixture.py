@@ -1,17 +1,25 @@
 """Several shard sets trained on as one: `wiki:0.7,books:0.3` by shares, `wiki:1epochs,books:4epochs` by passes.
 
-Shares are of the blocks trained on, rounded to thousandths (`shards.order` deals them out). With passes, a set's share
-is its size times its passes; a plain list `wiki,books` means one pass over each. The sets must have the same tokenizer and
-block size. Validation is on all held-out blocks of all sets.
+Shares are of the blocks trained on, and exact: whole numbers in proportion, which `shards.order` deals out. With passes, a
+set's share is its size times its passes, so that `wiki:1epochs,books:1epochs` is one pass over each, block for block; a
+plain list `wiki,books` means the same. The sets must have the same tokenizer and block size. Validation is on all held-out
+blocks of all sets.
+
+A list of stages, `[{"until": 0.8, "mix": "wiki:0.9,books:0.1"}, {"mix": "books"}]`, changes the mix where a share of
+the run is done, or `3000steps`, or `2e9tokens`; each set goes on where it was.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
+import math
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,19 +30,25 @@ from shards.common.text import printable
 from shards.common.urls import is_url
 from shards.layout import Shuffle
 from shards.manifest import canonical_json
-from shards.order import PERIOD, RunOrder
+from shards.order import MAX_TOTAL_WEIGHT, RunOrder, Stage
 from shards.reader import ShardSet, Split, Tokens, open_shard_set
 
+MAX_SETS = 100
 MAX_WEIGHT = 10**12
+_MAX_CHARACTERS = 32  # of a weight
+MAX_STAGES = 100
+_UNTIL = re.compile(r"(?P<amount>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?) ?(?P<unit>steps|tokens|)")
 _WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)(?P<epochs>epochs?)?")
 
 
-def open_data(spec: str, notice: Callable[[str], None] = lambda _line: None) -> Data:
-    """The set at the path or URL `spec`, or the mixture that it describes. Raises `InputError`.
+def open_data(spec: str | Sequence[Mapping[str, Any]], notice: Callable[[str], None] = lambda _line: None) -> Data:
+    """The set at the path or URL `spec`, or the mixture or the stages that it describes. Raises `InputError`.
 
     A set at a URL is copied to this machine first (`shards.share.pull`); `notice` is called with a line
     about what takes time.
     """
+    if not isinstance(spec, str) or (spec.startswith("[") and is_mixture(spec)):
+        return Stages([(until, open_data(mix, notice)) for until, mix in _parse_stages(spec)])
     if not is_mixture(spec):
         return _open_part(spec, notice)
     paths, weights, are_epochs = _parse(spec)
@@ -43,7 +57,7 @@ def open_data(spec: str, notice: Callable[[str], None] = lambda _line: None) -> 
 
 def is_mixture(spec: str) -> bool:
     """Whether `spec` describes a mixture and is no set's path or URL."""
-    return ("," in spec or _WEIGHTED.fullmatch(spec) is not None) and not Path(spec).exists()
+    return (spec.startswith("[") or "," in spec or _WEIGHTED.fullmatch(spec) is not None) and not os.path.exists(spec)
 
 
 def _open_part(path: str, notice: Callable[[str], None]) -> ShardSet:
@@ -54,10 +68,52 @@ def _open_part(path: str, notice: Callable[[str], None]) -> ShardSet:
     return open_shard_set(Path(path).expanduser())
 
 
-def run_order(data: Data, seed: int, shuffle: Shuffle = "global") -> RunOrder:
-    """The order in which a run visits the training blocks of `data`, as `data["train"]` numbers them."""
+def validation_sets(data: Data, named: Mapping[str, str] | None = None) -> dict[str, ShardSet]:
+    """The sets whose `val` blocks are evaluated, by name: those at the paths or URLs in `named`, else those of `data`.
+
+    Sets of `data` are called by the ends of their paths that tell them apart; those without such blocks are left out.
+    Raises `InputError` for one in `named` that has none, or another tokenizer or block size than `data`.
+    """
+    if not named:
+        names = distinct_names([part.path for part in data.sets])
+        return {name: part for name, part in zip(names, data.sets, strict=True) if len(part["val"])}
+    sets = {name: _open_part(path, lambda _line: None) for name, path in named.items()}
+    _check_same([data.sets[0], *sets.values()])
+    for part in sets.values():
+        if not len(part["val"]):
+            raise InputError(f"{part.path}: has no validation blocks to evaluate")
+    return sets
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The ends of `paths` that tell them apart: `a/x`, `b/x`."""
+    parts = [path.resolve().parts for path in paths]
+    length = 1
+    while len({part[-length:] for part in parts}) < len(set(parts)):
+        length += 1
+    return [printable("/".join(part[-length:])) for part in parts]
+
+
+def run_order(
+    data: Data,
+    seed: int,
+    shuffle: Shuffle = "global",
+    *,
+    run_blocks: int | None = None,
+    batch_blocks: int | None = None,
+) -> RunOrder:
+    """The order in which a run visits the training blocks of `data`, as `data["train"]` numbers them.
+
+    Where stages are to end by shares of the run or by steps, the blocks of the whole run or of a step say where that is;
+    raises `InputError` where they are missing.
+    """
+    if isinstance(data, Stages):
+        sizes = tuple(len(part["train"]) for part in data.sets)
+        starts = data.starts(run_blocks, batch_blocks)
+        later = tuple(map(Stage, starts, data.stage_weights[1:]))
+        return RunOrder(sizes, seed, shuffle, data.stage_weights[0], later)
     if isinstance(data, Mixture):
-        return RunOrder(tuple(len(part["train"]) for part in data.sets), seed, shuffle, data.per_mille)
+        return RunOrder(tuple(len(part["train"]) for part in data.sets), seed, shuffle, data.weights)
     return RunOrder((len(data["train"]),), seed, shuffle)
 
 
@@ -69,20 +125,19 @@ def epoch_blocks(data: Data) -> int:
 class Mixture:
     """Several sets with their shares, to be used like one `ShardSet`."""
 
-    def __init__(self, sets: Sequence[ShardSet], weights: Sequence[float], *, are_epochs: bool) -> None:
-        """Raises `InputError` if the sets don't go together, or a share is below a thousandth."""
+    def __init__(self, sets: Sequence[ShardSet], weights: Sequence[str], *, are_epochs: bool) -> None:
+        """Raises `InputError` if the sets don't go together."""
         self.sets = list(sets)
         _check_same(self.sets)
         sizes = [len(part["train"]) for part in self.sets]
         for part, size in zip(self.sets, sizes, strict=True):
             if not size:
                 raise InputError(f"{part.path}: has no training blocks, so it can't be mixed in")
-        amounts = [weight * size for weight, size in zip(weights, sizes, strict=True)] if are_epochs else list(weights)
-        self.per_mille = _per_mille(amounts)
-        if min(self.per_mille) < 1:
-            part = self.sets[self.per_mille.index(0)]
-            raise InputError(f"{part.path}: its share is below 1 in {PERIOD:,}; give it more weight, or leave it out")
-        self.epoch_blocks = round(sum(amounts)) if are_epochs else sum(sizes)
+        units = sizes if are_epochs else [1] * len(sizes)
+        amounts = [Fraction(weight) * unit for weight, unit in zip(weights, units, strict=True)]
+        self.weights = whole_weights(amounts)
+        self.epoch_blocks = math.ceil(sum(amounts)) if are_epochs else sum(sizes)
+        self._weight_texts = [f"{weight}{'epochs' if are_epochs else ''}" for weight in weights]
         first = self.sets[0]
         self.block_tokens, self.vocab_size, self.eos_id = first.block_tokens, first.vocab_size, first.eos_id
         self.tokenizer_path = first.tokenizer_path
@@ -91,15 +146,12 @@ class Mixture:
     @property
     def description(self) -> str:
         """`data/shards/wiki:0.7,data/shards/books:0.3`"""
-        return ",".join(
-            f"{part.path}:{share / PERIOD:g}" for part, share in zip(self.sets, self.per_mille, strict=True)
-        )
+        return ",".join(f"{part.path}:{text}" for part, text in zip(self.sets, self._weight_texts, strict=True))
 
     @property
     def fingerprint(self) -> str:
-        """BLAKE3 over the sets' fingerprints and shares, in their order."""
-        parts = [[part.fingerprint, share] for part, share in zip(self.sets, self.per_mille, strict=True)]
-        return blake3(canonical_json(parts)).hexdigest()
+        """BLAKE3 over the sets' fingerprints and weights, in their order; of one set its own."""
+        return mix_fingerprint(self.sets, self.weights)
 
     def __getitem__(self, name: str) -> JoinedSplits:
         if name not in self._splits:
@@ -107,7 +159,67 @@ class Mixture:
         return self._splits[name]
 
 
+class Stages(Mixture):
+    """Mixtures that follow one another in a run. Its sets are those of all, as they first appear."""
+
+    def __init__(self, stages: Sequence[tuple[str, Data]]) -> None:
+        """Each stage's `until`, which the last has no use for, and its mix. Raises `InputError`."""
+        mixes = [mix if isinstance(mix, Mixture) else Mixture([mix], ["1"], are_epochs=False) for _, mix in stages]
+        sets = {part.path: part for mix in mixes for part in mix.sets}
+        super().__init__(list(sets.values()), ["1"] * len(sets), are_epochs=True)
+        self._stages = [(until, mix.description) for (until, _), mix in zip(stages, mixes, strict=True)]
+        self.stage_weights = [
+            tuple(sum(w for part, w in zip(mix.sets, mix.weights, strict=True) if part.path == path) for path in sets)
+            for mix in mixes
+        ]
+
+    @property
+    def description(self) -> str:
+        """As `open_data` takes it."""
+        stages = [{"until": until, "mix": mix} if until else {"mix": mix} for until, mix in self._stages]
+        return json.dumps(stages, ensure_ascii=False)
+
+    @property
+    def fingerprint(self) -> str:
+        parts = [
+            [until, mix_fingerprint(self.sets, w)]
+            for (until, _), w in zip(self._stages, self.stage_weights, strict=True)
+        ]
+        return blake3(canonical_json(parts)).hexdigest()
+
+    def starts(self, run_blocks: int | None, batch_blocks: int | None) -> list[int]:
+        """The positions at which the second stage and those after it begin."""
+        units = {"": run_blocks, "steps": batch_blocks, "tokens": Fraction(1, self.block_tokens)}
+        starts = [0]
+        for until, _ in self._stages[:-1]:
+            amount, unit = _parse_until(until)
+            if (blocks := units[unit]) is None:
+                raise InputError(f"shards: until {until}: only a training run has steps; give tokens")
+            starts.append(math.ceil(amount * blocks))
+            if starts[-1] < starts[-2]:
+                raise InputError(f"shards: until {until}: expected a place in the run after the stage before")
+        return starts[1:]
+
+
 Data = ShardSet | Mixture  # what a model is trained on
+
+
+def mix_fingerprint(sets: Sequence[ShardSet], weights: Sequence[int]) -> str:
+    """Of the sets that have a weight: of one its own, of several BLAKE3 over theirs and their weights."""
+    parts = [[part.fingerprint, weight] for part, weight in zip(sets, weights, strict=True) if weight]
+    return str(parts[0][0]) if len(parts) == 1 else blake3(canonical_json(parts)).hexdigest()
+
+
+def fingerprint_until(data: Data, order: RunOrder, position: int) -> str:
+    """Of what decided the blocks before `position` of a run: whatever comes later may be changed.
+
+    With stages: of those that have begun, and where.
+    """
+    begun = [stage for stage in order.stages if stage.start < max(position, 1)]
+    if not isinstance(data, Stages):
+        return data.fingerprint
+    parts = [[stage.start, stage.weights, mix_fingerprint(data.sets, stage.weights)] for stage in begun]
+    return str(parts[0][2]) if len(parts) == 1 else blake3(canonical_json(parts)).hexdigest()
 
 
 class JoinedSplits:
@@ -142,12 +254,15 @@ class JoinedSplits:
         return blocks
 
 
-def _parse(spec: str) -> tuple[list[str], list[float], bool]:
+def _parse(spec: str) -> tuple[list[str], list[str], bool]:
     """Paths, weights, and whether these are passes. `a:0.7,b:0.3` or `a:1epochs,b:4epochs` or `a,b`."""
     parts = [part.strip() for part in spec.split(",")]
+    if len(parts) > MAX_SETS:
+        remedy = "`shards merge` makes one of several"
+        raise InputError(f"shards: expected at most {MAX_SETS} sets, found {len(parts):,}; {remedy}")
     matches = [_WEIGHTED.fullmatch(part) for part in parts]
     if not any(matches) and all(parts):
-        return parts, [1.0] * len(parts), True
+        return parts, ["1"] * len(parts), True
     paths, weights = [], []
     kinds = set()
     for part, match in zip(parts, matches, strict=True):
@@ -156,9 +271,10 @@ def _parse(spec: str) -> tuple[list[str], list[float], bool]:
                 f"shards: expected PATH:WEIGHT for each set, found {printable(part)!r}; write wiki:0.7,books:0.3, or "
                 "wiki:1epochs,books:4epochs, or wiki,books"
             )
-        weights.append(float(match["weight"]))
-        if not 0 < weights[-1] <= MAX_WEIGHT:
+        # As a float first: a fraction of 1e-999999999 has a billion digits.
+        if len(match["weight"]) > _MAX_CHARACTERS or not 0 < float(match["weight"]) <= MAX_WEIGHT:
             raise InputError(f"shards: {printable(part)!r}: expected a weight above 0 and at most {MAX_WEIGHT:,}")
+        weights.append(match["weight"])
         paths.append(match["path"])
         kinds.add(bool(match["epochs"]))
     if len(kinds) > 1:
@@ -166,18 +282,52 @@ def _parse(spec: str) -> tuple[list[str], list[float], bool]:
     return paths, weights, kinds.pop()
 
 
-def _per_mille(amounts: Sequence[float]) -> tuple[int, ...]:
-    """Thousandths in proportion to `amounts`, 1,000 together: rounded down, the largest remainders up.
+def _parse_stages(spec: str | Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """`until` and `mix` of each stage; the last one's `until` is empty."""
+    try:
+        stages = json.loads(spec) if isinstance(spec, str) else spec
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"shards: bad JSON ({error})") from None
+    if not isinstance(stages, list) or not 0 < len(stages) <= MAX_STAGES:
+        raise InputError(f"shards: expected 1 to {MAX_STAGES} stages, such as {{until: 0.8, mix: wiki:0.9,books:0.1}}")
+    parsed = []
+    for number, stage in enumerate(stages):
+        keys = {"mix"} if number == len(stages) - 1 else {"mix", "until"}
+        mix = stage.get("mix") if isinstance(stage, Mapping) and set(stage) == keys else None
+        if not isinstance(mix, str) or mix.startswith("["):
+            expected = "only `mix`, as it lasts to the end" if "until" not in keys else "`until` and `mix`"
+            raise InputError(f"shards[{number}]: expected {expected}, found {printable(str(stage))[:80]}")
+        until = str(stage["until"]) if "until" in stage else ""
+        if until:
+            _parse_until(until)
+        parsed.append((until, mix))
+    return parsed
 
-    >>> _per_mille([1, 1, 1])
-    (334, 333, 333)
+
+def _parse_until(until: str) -> tuple[Fraction, str]:
+    """The amount, and of what: steps, tokens or, with "", the whole run."""
+    match = _UNTIL.fullmatch(until)
+    amount = float(match["amount"]) if match and len(until) <= _MAX_CHARACTERS else 0.0
+    if match is None or not 1e-12 <= amount <= (MAX_WEIGHT if match["unit"] else 1):
+        raise InputError(
+            "shards: until: expected a share of the run (0.8), steps (3000steps) or tokens (2e9tokens), "
+            f"found {printable(until)[:80]!r}"
+        )
+    return Fraction(match["amount"]), match["unit"]
+
+
+def whole_weights(amounts: Sequence[Fraction]) -> tuple[int, ...]:
+    """The least whole numbers in proportion to `amounts`; rounded where they are above 2**46 together, to at least 1.
+
+    >>> whole_weights([Fraction("0.7"), Fraction("0.3")])
+    (7, 3)
     """
-    exact = [PERIOD * amount / sum(amounts) for amount in amounts]
-    shares = [int(value) for value in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda number: shares[number] - exact[number])
-    for number in by_remainder[: PERIOD - sum(shares)]:
-        shares[number] += 1
-    return tuple(shares)
+    common = math.lcm(*(amount.denominator for amount in amounts))
+    counts = [int(amount * common) for amount in amounts]
+    most = MAX_TOTAL_WEIGHT - len(counts)
+    if (total := sum(counts) // math.gcd(*counts)) > most:
+        return tuple(max(1, count * most // (total * math.gcd(*counts))) for count in counts)
+    return tuple(count // math.gcd(*counts) for count in counts)
 
 
 def _check_same(sets: Sequence[ShardSet]) -> None:

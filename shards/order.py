@@ -12,16 +12,26 @@ sent through less than twice on average.
 The mixing function is the finalizer of SplitMix64 (Steele, Lea & Flood 2014) and the round keys are its outputs.
 
 Position p of a run is one block, counted over all epochs, ranks and accumulation steps. `RunOrder.blocks` is a pure
-function of it, so resuming at any position, on any number of processes, is a matter of one integer. A mixture assigns
-positions to its sets in a pattern that repeats every 1,000 positions, with each set's positions spread evenly in it: so
-any 1,000 consecutive blocks have exactly the shares asked for, and fewer have nearly them. The k-th position that a set
-gets is position k of the set's own order, whose epochs follow one another: each of its blocks exactly once before any
-comes again. With shares 0.5, 0.25 and 0.25: A B A C A B A C …
+function of it, so resuming at any position, on any number of processes, is a matter of one integer.
+
+A mixture deals positions out to its sets by whole-number weights, exactly. Its sets are the leaves of a binary tree. A node
+passes the n-th position that comes to it to its left child where round(n × left weight / own weight) grows, else to its
+right one. So each split adds at most half a block to the distance from what is due, and a set of weight s is never farther
+from its share than 1/2 × (1 + the sum of s / w over the nodes above it but the root, of weights w). That is at most one
+block for up to four sets, whatever their shares, and below two for any number: where the heaviest set of a node has half
+its weight or more it stands alone, else both children have at most two thirds, so the sum is below 1 + 2/3 + 4/9 + … = 3.
+The best of many trees is taken (`DealingTree.max_deviation`; of random mixtures of 5 to 20 sets none is above 1.25). After
+as many positions as the weights' sum, each set has had exactly its weight. With weights 2, 1, 1: A B A C A B A C …
+
+The k-th position that a set gets is position k of the set's own order, whose epochs follow one another: each of its blocks
+exactly once before any comes again. A later stage has other weights; each set goes on where it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +45,7 @@ NUM_ROUNDS = 6
 MAX_BLOCKS = 2**62
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK_64 = 2**64 - 1
-PERIOD = 1000  # positions after which a mixture's pattern repeats
+MAX_TOTAL_WEIGHT = 2**46  # so that a chunk's sums stay below 2**62
 _SEEDS = 2**63 - 1
 _CHUNK = 1 << 15  # positions at a time: their intermediate arrays stay in the processor's cache
 
@@ -166,60 +176,86 @@ def _mix(half: npt.NDArray[np.uint64], key: int | npt.NDArray[np.uint64]) -> npt
 
 
 @dataclass(frozen=True)
+class Stage:
+    """From position `start` of a run on its sets have these weights; a set of weight 0 isn't in this stage."""
+
+    start: int
+    weights: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class RunOrder:
     """Which block stands at each position of a run.
 
-    Blocks are numbered through the sets, one set after another. `per_mille` are the sets' shares; they sum to 1,000.
+    Blocks are numbered through the sets, one set after another. `weights` are in proportion to the sets' shares until the
+    first of the `later` stages begins. Raises `ValueError` for what makes no sense.
     """
 
     sizes: tuple[int, ...]  # blocks in each set
     seed: int
     shuffle: Shuffle = "global"
-    per_mille: tuple[int, ...] = (PERIOD,)
+    weights: tuple[int, ...] = (1,)
+    later: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.per_mille) != len(self.sizes) or sum(self.per_mille) != PERIOD or min(self.per_mille) < 1:
-            raise ValueError(f"per_mille: expected a share of at least 1 for each set, {PERIOD} together")
+        for weights in (stage.weights for stage in self.stages):
+            if len(weights) != len(self.sizes) or min(weights) < 0 or not 0 < sum(weights) <= MAX_TOTAL_WEIGHT:
+                raise ValueError(f"weights: expected one for each set, at least 0, 1 to {MAX_TOTAL_WEIGHT} together")
+        if any(before.start > after.start for before, after in itertools.pairwise(self.stages)):
+            raise ValueError("later: expected stages by their starts")
         if min(self.sizes) < 1:
             raise ValueError("sizes: expected at least one block in each set")
         if self.shuffle not in SHUFFLES:
             raise ValueError(f"shuffle: expected {', '.join(SHUFFLES)}, found {self.shuffle!r}")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage(0, self.weights), *self.later)
 
     def blocks(self, start: int, stop: int) -> Int64s:
         """The blocks at positions `start` … `stop` − 1, shape `(stop - start,)`.
 
         With one set of N = 10, positions 8 … 12 are places 8 and 9 of epoch 0 and places 0, 1 and 2 of epoch 1.
 
-        >>> RunOrder((2, 2), seed=0, shuffle="none", per_mille=(500, 500)).blocks(0, 6).tolist()
+        >>> RunOrder((2, 2), seed=0, shuffle="none", weights=(1, 1)).blocks(0, 6).tolist()
         [0, 2, 1, 3, 0, 2]
         """
-        positions = np.arange(start, stop)
-        if len(self.sizes) == 1:
-            return self._set_blocks(0, positions)
-        sets, ranks = mixture_pattern(self.per_mille)
-        cycles, slots = np.divmod(positions, PERIOD)
-        chosen, result = sets[slots], np.empty_like(positions)
-        first = 0
-        for number, size in enumerate(self.sizes):
-            own = chosen == number
-            result[own] = first + self._set_blocks(number, cycles[own] * self.per_mille[number] + ranks[slots[own]])
-            first += size
+        first_blocks = [0, *itertools.accumulate(self.sizes)]
+        result = np.empty(max(0, stop - start), dtype=np.int64)
+        for stage, end in zip(self.stages, [*(stage.start for stage in self.later), stop], strict=True):
+            tree, before = dealing_tree(stage.weights), self.counts(stage.start)
+            for first in range(max(start, stage.start), min(end, stop), _CHUNK):
+                slots = np.arange(first - start, min(first + _CHUNK, end, stop) - start)
+                for number, own_first, own in tree.deal(first - stage.start, slots):
+                    blocks = self._set_blocks(number, before[number] + own_first, len(own))
+                    result[own] = first_blocks[number] + blocks
         return result
 
-    def _set_blocks(self, number: int, positions: Int64s) -> Int64s:
-        """The set's blocks at its own ascending `positions`, numbered from 0."""
+    def counts(self, position: int) -> list[int]:
+        """How many of the positions before `position` each set gets."""
+        counts = [0] * len(self.sizes)
+        for stage, end in zip(self.stages, [*(stage.start for stage in self.later), position], strict=True):
+            for number, first, _ in dealing_tree(stage.weights).deal(
+                max(0, min(end, position) - stage.start), _NO_SLOTS
+            ):
+                counts[number] += first
+        return counts
+
+    def _set_blocks(self, number: int, start: int, count: int) -> Int64s:
+        """The set's blocks at its own positions `start` … `start + count - 1`, numbered from 0."""
         size, seed = self.sizes[number], set_seed(self.seed, number)
+        positions = np.arange(start, start + count)
         if self.shuffle == "none":
             return positions % size
-        result = np.empty_like(positions)
-        begin = 0
-        while begin < len(positions):
-            epoch = int(positions[begin]) // size
-            end = int(np.searchsorted(positions, (epoch + 1) * size))
-            order = epoch_order if self.shuffle == "global" else window_order
-            result[begin:end] = order(size, seed, epoch, positions[begin:end] - epoch * size)
-            begin = end
-        return result
+        order = epoch_order if self.shuffle == "global" else window_order
+        epochs = range(start // size, -(-(start + count) // size))
+        parts = (
+            positions[max(0, epoch * size - start) : (epoch + 1) * size - start] - epoch * size for epoch in epochs
+        )
+        return np.concatenate([_NO_SLOTS, *(order(size, seed, e, part) for e, part in zip(epochs, parts, strict=True))])
+
+
+_NO_SLOTS = np.arange(0)
 
 
 def set_seed(seed: int, number: int) -> int:
@@ -227,16 +263,57 @@ def set_seed(seed: int, number: int) -> int:
     return seed if number == 0 else mix_64(mix_64(seed & _SEEDS) + number) & _SEEDS
 
 
-def mixture_pattern(per_mille: tuple[int, ...]) -> tuple[Int64s, Int64s]:
-    """For each of the 1,000 slots: the set that gets it, and how many slots that set got before.
+@dataclass(frozen=True)
+class DealingTree:
+    """A node of the tree that deals positions out: a set, or two children."""
 
-    The k-th of n slots of a set wants to stand at (k + 1/2) / n of the way; slots are taken in that order.
-    """
-    sets = np.repeat(np.arange(len(per_mille)), per_mille)
-    ranks = np.concatenate([np.arange(count) for count in per_mille])
-    wanted = (2 * ranks + 1) / (2 * np.array(per_mille)[sets])
-    order = np.lexsort((sets, wanted))
-    return sets[order], ranks[order]
+    weight: int
+    number: int = -1  # of the set
+    children: tuple[DealingTree, ...] = ()
+
+    def deal(self, first: int, slots: Int64s) -> Iterator[tuple[int, int, Int64s]]:
+        """Deal `slots` out, the first of which is this node's position `first`.
+
+        Yields for each set its number, its own position at its first slot, and its slots. Exact for any `first`: only
+        numbers below weight × (slots + 2) are computed in 64 bits.
+        """
+        if not self.children:
+            yield self.number, first, slots
+            return
+        left, right = self.children
+        before, remainder = divmod(first * left.weight + self.weight // 2, self.weight)
+        counts = (np.arange(len(slots) + 1) * left.weight + remainder) // self.weight
+        goes_left = counts[1:] > counts[:-1]
+        yield from left.deal(before, slots[goes_left])
+        yield from right.deal(first - before, slots[~goes_left])
+
+    def max_deviation(self, above: float | None = None) -> float:
+        """How far, in blocks, a set can be from its share; `above`: the sum of 1 / w over nodes above this one."""
+        if not self.children:
+            return 0.0 if above is None else (1 + self.weight * above) / 2
+        inner = 0.0 if above is None else above + 1 / self.weight
+        return max(child.max_deviation(inner) for child in self.children)
+
+
+@functools.lru_cache(maxsize=64)
+def dealing_tree(weights: tuple[int, ...]) -> DealingTree:
+    """The best of some trees for sets of these weights, in time that grows with the cube of their number."""
+    numbers = sorted((number for number, weight in enumerate(weights) if weight), key=lambda n: (-weights[n], n))
+    leaves = [DealingTree(weights[number], number) for number in numbers]
+    return min((_tree_within(leaves, quarters / 4) for quarters in range(1, 9)), key=DealingTree.max_deviation)
+
+
+def _tree_within(leaves: Sequence[DealingTree], allowed: float) -> DealingTree:
+    """The tree over `leaves`, in their order, where weight × the sum of 1 / w above stays farthest within `allowed`."""
+    best = {(i, i + 1): (allowed / leaf.weight, leaf) for i, leaf in enumerate(leaves)}
+    for count in range(2, len(leaves) + 1):
+        for start in range(len(leaves) - count + 1):
+            stop = start + count
+            splits = [(best[start, middle], best[middle, stop]) for middle in range(start + 1, stop)]
+            (room, left), (other_room, right) = max(splits, key=lambda pair: min(pair[0][0], pair[1][0]))
+            node = DealingTree(left.weight + right.weight, children=(left, right))
+            best[start, stop] = min(room, other_room) - 1 / node.weight, node
+    return best[0, len(leaves)][1]
 
 
 def rank_positions(

@@ -9,20 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from shards.common.errors import InputError
 from shards.common.files import FileLock, file_digest, flush_directory, write_atomically
-from shards.layout import MANIFEST_NAME, REJECTED_NAME, SPLITS, TOKENIZER_DIRECTORY, SplitName
+from shards.layout import LEFT_OUT_NAME, MANIFEST_NAME, REJECTED_NAME, SPLITS, TOKENIZER_DIRECTORY, SplitName
 from shards.manifest import (
     FORMAT_VERSION,
     GENERATOR,
     FileEntry,
     Manifest,
     Packing,
-    RejectedEntry,
     ShardEntry,
     SourceEntry,
     read_manifest,
@@ -31,6 +31,7 @@ from shards.manifest import (
 )
 from shards.packing import PACKERS, Ids, Lengths, Packer
 from shards.tokenizer_files import TokenizerFiles
+from shards.unread import UnreadEntry, add_up
 from shards.writer import ShardWriter
 
 # In a partial directory: it is ours, and may be removed.
@@ -50,11 +51,12 @@ def complete_set(
     settings: dict[str, Any],
     sources: list[SourceEntry],
     num_records: int | None = None,
-    num_empty: int = 0,
-    num_duplicates: int = 0,
-    rejected: Sequence[RejectedEntry] = (),
+    left_out: Mapping[str, int] = MappingProxyType({}),
+    rejected: Mapping[str, int] = MappingProxyType({}),
+    unread: Sequence[UnreadEntry] = (),
 ) -> Manifest:
-    """Write the tokenizer's files and the manifest of a set whose shards (and rejected.jsonl) lie in `directory`.
+    """Write the tokenizer's files and the manifest of a set whose shards lie in `directory`, with rejected.jsonl and
+    left_out.jsonl where it has them.
 
     `num_records` is by default that of the documents. Raises `InputError` if there is no document.
     """
@@ -66,7 +68,7 @@ def complete_set(
     for name, content in tokenizer.contents.items():
         write_atomically(tokenizer_directory / name, content)
     names = [f"{TOKENIZER_DIRECTORY}/{name}" for name in sorted(tokenizer.contents)]
-    names += [REJECTED_NAME] if rejected else []
+    names += [name for name in (REJECTED_NAME, LEFT_OUT_NAME) if (directory / name).exists()]
     splits = sum_splits(ordered, block_tokens)
     num_documents = sum(split.num_documents for split in splits.values())
     manifest = Manifest(
@@ -81,10 +83,10 @@ def complete_set(
         splits=splits,
         shards=ordered,
         other_files=[_file_entry(directory, name) for name in names],
-        num_records=num_documents + num_empty + num_duplicates if num_records is None else num_records,
-        num_empty=num_empty,
-        num_duplicates=num_duplicates,
-        rejected=list(rejected),
+        num_records=num_documents + sum(left_out.values()) if num_records is None else num_records,
+        left_out=dict(sorted(left_out.items())),
+        rejected=dict(sorted(rejected.items())),
+        unread=add_up(unread),
     ).with_fingerprint()
     write_manifest(directory, manifest)
     return manifest

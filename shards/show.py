@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,8 +16,11 @@ from shards.common.errors import InputError
 from shards.common.text import nearest, plural, printable, size_text, visible
 from shards.index import Index
 from shards.layout import SPLITS
+from shards.manifest import Manifest
+from shards.mixture import Mixture, run_order
 from shards.reader import ShardSet, Split, Tokens
 from shards.tokenizer_files import Vocabulary, read_vocabulary
+from shards.unread import unread_text
 
 
 def describe_json(shard_set: ShardSet) -> str:
@@ -26,10 +31,15 @@ def describe_json(shard_set: ShardSet) -> str:
     return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)  # 8-bit escapes too
 
 
+def _records(manifest: Manifest) -> str:
+    rejected = {"rejected": sum(manifest.rejected.values())}
+    counts = [f"{number:,} {reason}" for reason, number in (manifest.left_out | rejected).items() if number]
+    return ", ".join([f"{manifest.num_records:,} read", *counts])
+
+
 def describe(shard_set: ShardSet) -> str:
     """Tables for people."""
     manifest, tokenizer = shard_set.manifest, shard_set.manifest.tokenizer
-    num_rejected = sum(entry.num_records for entry in manifest.rejected)
     about = [
         ("shard set", str(shard_set.path)),
         (
@@ -41,7 +51,8 @@ def describe(shard_set: ShardSet) -> str:
             f"{plural(manifest.block_tokens, 'token')} each; {plural(len(manifest.shards), 'shard')}, "
             f"{size_text(manifest.num_bytes)}",
         ),
-        ("records", f"{manifest.num_records:,} read, {manifest.num_empty:,} empty, {num_rejected:,} rejected"),
+        ("records", _records(manifest)),
+        *([("not read", unread_text(manifest.unread))] if manifest.unread else []),
         ("fingerprint", manifest.fingerprint),
     ]
     splits = [
@@ -67,6 +78,38 @@ def describe(shard_set: ShardSet) -> str:
             table_text(sources, "source", "format", "#size", "#records"),
         ]
     )
+
+
+def describe_mixture(mixture: Mixture, num_tokens: float | None = None) -> str:
+    """What a run of `num_tokens` (None: of one epoch) takes of each set of a mixture."""
+    block_tokens = mixture.block_tokens
+    num_blocks = mixture.epoch_blocks if num_tokens is None else math.ceil(num_tokens / block_tokens)
+    order = run_order(mixture, 0, run_blocks=num_blocks)
+    amounts = [("all", sum(order.sizes), num_blocks, num_blocks)]
+    bounds = [*(min(stage.start, num_blocks) for stage in order.stages), num_blocks]
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        counts, weights = zip(order.counts(start), order.counts(stop), strict=True), order.stages[number].weights
+        parts = [
+            (f"├─ {part.path}", size, after - before, stop - start)
+            for part, size, (before, after), weight in zip(mixture.sets, order.sizes, counts, weights, strict=True)
+            if weight
+        ]
+        if order.later:
+            amounts.append((f"├─ stage {number + 1}", sum(size for _, size, _, _ in parts), stop - start, num_blocks))
+            parts = [(f"│  {name}", size, taken, of) for name, size, taken, of in parts]
+        amounts += parts
+    rows = [
+        (
+            name,
+            f"{size:,}",
+            f"{count:,}",
+            f"{count * block_tokens:,}",
+            f"{100 * count / max(of, 1):.4g} %",
+            f"{count / size:,.2f}",
+        )
+        for name, size, count, of in amounts
+    ]
+    return table_text(rows, "set", "#blocks", "#taken", "#tokens", "#share", "#passes")
 
 
 def table_text(rows: Sequence[Sequence[str]], *columns: str) -> str:

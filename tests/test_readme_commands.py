@@ -43,7 +43,7 @@ CHINESE = [("README.zh-CN.md", ""), ("docs/reference.md", ""), ("docs/questions.
 # programs of others.
 OTHERS = re.compile(
     r"--|(up to date|error: …|shards report)$"
-    r"|(lm_eval|llamafactory-cli|swift|ollama|hf|python llama\.cpp/\S+|FROM|model_name_or_path:) "
+    r"|(lm_eval|llamafactory-cli|swift|ollama|hf|python llama\.cpp/\S+|FROM|[a-z_]+:) "
 )
 SAMPLE_SET = "data/shards/wikipedia-zh-sample"
 
@@ -158,8 +158,9 @@ def small_config(path: Path) -> str:
 def tree_with_sets(tmp_path_factory: pytest.TempPathFactory, hub_environment: dict[str, str]) -> Path:
     """The repository after the commands that build, with the files that the page's reader has."""
     tree = tmp_path_factory.mktemp("readme") / "tree"
-    (tree / "data").mkdir(parents=True)
-    for name in ("pipeline", "shards", "train", "tests", "data/sample"):
+    for name in ("data", "docs"):
+        (tree / name).mkdir(parents=True)
+    for name in ("pipeline", "shards", "train", "tests", "data/sample", "docs/examples"):
         (tree / name).symlink_to(REPOSITORY / name)
     for name in ("Makefile", "pyproject.toml", "tokenize_once.py"):
         shutil.copy(REPOSITORY / name, tree)

@@ -117,7 +117,7 @@ def test_half_a_character_in_a_manifest(own_set: Path) -> None:
 def test_names_in_a_manifest_reach_no_terminal_raw(own_set: Path, tmp_path: Path) -> None:
     def edit(content: dict[str, Any]) -> None:
         content["tokenizer"]["name"] = content["sources"][0]["path"] = content["settings"][ESCAPE] = ESCAPE
-        content["rejected"][0]["kind"] = ESCAPE
+        content["rejected"] = {ESCAPE: 2}
 
     right, page = shutil.copytree(own_set, tmp_path / "right"), tmp_path / "page.html"
     forge(own_set, edit)

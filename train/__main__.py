@@ -52,6 +52,7 @@ def build_parser() -> Parser:
     for name, text in (
         ("allow_data_change", "go on with another shard set (of the same tokenizer), seed, shuffle or batch"),
         ("check", "only check the settings, the shard set and the run's directory"),
+        ("dry_run", "only say what the run would take (steps, time, memory, disk), from a few micro-batches of it"),
     ):
         parser.add_argument(f"--{name}", action="store_true", default=False, help=text)
     for name in option_names():
@@ -68,6 +69,13 @@ def main(argv: list[str]) -> None:
 
         if options["check"]:
             check(settings, data)
+            return
+        if options["dry_run"]:
+            from train.dry_run import dry_run
+
+            lines = dry_run(settings, data)
+            if process_rank() == 0:
+                say(*lines)
             return
         command = ["python", "-m", "train", *argv]
         resume, allow_data_change = options["resume_from_checkpoint"], options["allow_data_change"]
@@ -93,7 +101,8 @@ def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
     Raises `InputError`. Imports no torch.
     """
     values = vars(build_parser().parse_args(argv))
-    options = {name: values.pop(name) for name in ("config", "resume_from_checkpoint", "allow_data_change", "check")}
+    names = ("config", "resume_from_checkpoint", "allow_data_change", "check", "dry_run")
+    options = {name: values.pop(name) for name in names}
     settings = load_settings(options["config"], values)
     from shards.verify import verify  # with NumPy: an import that Ctrl-C ends without a traceback
 
@@ -102,12 +111,13 @@ def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
         for fault in verify(part.path, quick=True):
             raise InputError(fault)
     if len(data["train"]) == 0:
-        raise InputError(f"{settings.shards}: has no training blocks: the corpus is smaller than a block")
+        raise InputError(f"{data.description}: has no training blocks: the corpus is smaller than a block")
+    shards.validation_sets(data, settings.eval_shards)
     limit = settings.model.max_position_embeddings
     if limit is not None and limit < data.block_tokens:
         raise InputError(
             f"{options['config']}: model: max_position_embeddings: {limit:,} positions are too few for "
-            f"{settings.shards}, whose blocks have {data.block_tokens:,} tokens"
+            f"{data.description}, whose blocks have {data.block_tokens:,} tokens"
         )
     check_tracking(settings.tracking.mode)
     return settings, data, options

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import math
 import sys
@@ -131,17 +132,23 @@ def text_bits(loss: float, splits: Sequence[shards.Split]) -> float:
     return loss / math.log(2) * sum(split.num_tokens for split in splits)
 
 
-def bits_per_byte(data: shards.Data, loss: float | None) -> float | None:
-    """What `loss`, in nats a token, is in bits per byte of the validation texts; None if that isn't known."""
-    splits = [part["val"] for part in data.sets]
+def by_set(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Of an evaluation on several sets what it found on each: `{"wiki_loss": 3.1, "wiki_bits_per_byte": 1.0, …}`."""
+    kinds = ("_loss", "_bits_per_byte")
+    return {key[len("eval_") :]: value for key, value in metrics.items() if key.endswith(kinds) and key != "eval_loss"}
+
+
+def bits_per_byte(splits: Sequence[shards.Split], loss: float | None) -> float | None:
+    """What `loss`, in nats a token, is in bits per byte of the texts of `splits`; None if that isn't known."""
     num_bytes = sum(split.num_text_bytes for split in splits)
     return text_bits(loss, splits) / num_bytes if loss is not None and num_bytes else None
 
 
-def gzip_bits_per_byte(data: shards.Data) -> float | None:
-    """What gzip needs for a byte of the validation texts (the first million tokens): a yardstick that needs no model."""
-    blocks, vocabulary = data["val"], read_vocabulary(data.tokenizer_path)
-    tokens = (blocks[number] for number in range(min(len(blocks), _GZIP_TOKENS // data.block_tokens)))
+def gzip_bits_per_byte(data: shards.Data, splits: Sequence[shards.Split]) -> float | None:
+    """What gzip needs for a byte of the texts of `splits` (the first million tokens): a yardstick that needs no model."""
+    vocabulary = read_vocabulary(data.tokenizer_path)
+    blocks = (split[number] for split in splits for number in range(len(split)))
+    tokens = itertools.islice(blocks, _GZIP_TOKENS // data.block_tokens)
     text = b"".join(vocabulary.piece(token) for block in tokens for token in block[block != data.eos_id].tolist())
     return 8 * len(zlib.compress(text, 9)) / len(text) if text else None
 

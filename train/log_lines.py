@@ -13,8 +13,11 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 import shards
 from shards.common.files import write_atomically
 from shards.common.text import duration, plural, visible
+from train.evaluate import by_set
 from train.run_directory import METRICS_NAME, MODEL_NAME, SAMPLES_NAME, Plan, append_lines, json_lines, read_lines
 from train.sampling import Continuation
+
+MAX_REPETITIONS = 4
 
 if TYPE_CHECKING:  # which `train.generate` needs not import
     from train.trainer import BlockTrainer
@@ -63,7 +66,9 @@ def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str | None:
     width = len(f"{max_steps:,}")
     head = f"step {step:>{width},}/{max_steps:,}  epoch {logs.get('epoch', 0.0):.2f}"
     if "eval_loss" in logs:
-        return f"{head}  validation loss {logs['eval_loss']:.4f}  perplexity {logs['eval_perplexity']:,.1f}"
+        of_sets = [f"{key[: -len('_loss')]} {loss:.4f}" for key, loss in by_set(logs).items() if key.endswith("_loss")]
+        losses = f"{logs['eval_loss']:.4f}" + (f" ({', '.join(of_sets)})" if of_sets else "")
+        return f"{head}  validation loss {losses}  perplexity {logs['eval_perplexity']:,.1f}"
     if "loss" not in logs:
         return None
     parts: dict[str, Callable[[float], str]] = {
@@ -86,10 +91,11 @@ def start_lines(data: shards.Data, trainer: BlockTrainer, plan: Plan, session: d
     vocab_size, rows = data.vocab_size, trainer.model.config.vocab_size
     vocabulary = f"{vocab_size:,}" + (f" padded to {rows:,}" if rows != vocab_size else "")
     processes = f", {args.world_size} processes" if args.world_size > 1 else ""
-    batch_blocks = trainer.position.global_batch_blocks
+    batch_blocks, num_evaluated = trainer.position.global_batch_blocks, sum(map(len, trainer.validation.values()))
     lines = [
-        f"shards   {data.description}: {len(data['train']):,} training and {len(data['val']):,} validation "
+        f"shards   {data.description}: {len(data['train']):,} training and {num_evaluated:,} validation "
         f"blocks of {data.block_tokens:,} tokens",
+        *repetitions(data, trainer.order, args.max_steps * batch_blocks),
         f"model    {num_parameters / 1e6:,.2f} M parameters, vocabulary {vocabulary}",
         f"device   {session['device']}, {session['precision']}{processes}",
         f"steps    {args.max_steps:,} of {plural(batch_blocks, 'block')} = {batch_blocks * data.block_tokens:,} tokens: "
@@ -106,6 +112,18 @@ def start_lines(data: shards.Data, trainer: BlockTrainer, plan: Plan, session: d
         lines.append(f"continuing from {plan.checkpoint}")
         lines += [f"changed since then: {change}" for change in session["changes"]]
     return lines
+
+
+def repetitions(data: shards.Data, order: shards.RunOrder, run_blocks: int) -> list[str]:
+    """A line for each set of a mixture that the run repeats more often than helps (Muennighoff et al. 2023: 4 passes)."""
+    counts = zip(data.sets, order.counts(run_blocks), order.sizes, strict=True)
+    passes = [(part.path, count / size) for part, count, size in counts if len(data.sets) > 1]
+    advice = f"more than {MAX_REPETITIONS} passes teach little; a smaller share avoids that"
+    return [
+        f"warning  {path}: {times:,.1f} passes in this run: {advice}"
+        for path, times in passes
+        if times > MAX_REPETITIONS
+    ]
 
 
 def end_lines(run: Path, record: dict[str, Any], samples: Sequence[Continuation]) -> list[str]:

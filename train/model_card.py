@@ -50,7 +50,10 @@ def model_card(record: Mapping[str, Any], data: shards.Data, model: Path, sample
         pipeline_tag="text-generation",
         tags=[str(config["model_type"]), "pretrained", "causal-lm"],
     )
-    shares = [f"{share / 10:g} %" for share in data.per_mille] if isinstance(data, shards.Mixture) else []
+    batch = args["train_batch_size"] * args["gradient_accumulation_steps"] * session["processes"]
+    run_blocks = args["max_steps"] * batch
+    counts = shards.run_order(data, 0, run_blocks=run_blocks, batch_blocks=batch).counts(run_blocks)
+    shares = [f"{100 * count / run_blocks:.4g} %" for count in counts] if isinstance(data, shards.Mixture) else []
     card = ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
@@ -63,7 +66,7 @@ def model_card(record: Mapping[str, Any], data: shards.Data, model: Path, sample
         args=args,
         session=session,
         shards=record["shards"],
-        batch=args["train_batch_size"] * args["gradient_accumulation_steps"] * session["processes"],
+        batch=batch,
         results=record.get("results"),
         prompt=_python_text(str((settings["generation"]["prompts"] or ["Once"])[0])),
         samples=[fenced(sample_text(sample)) for sample in samples],

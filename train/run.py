@@ -30,7 +30,7 @@ from train.arguments import build_arguments, preflight, typed
 from train.callbacks import SamplesAtEvaluation, StopOnSignal
 from train.checkpoints import newest_complete_checkpoint, tidy_checkpoints
 from train.environment import out_of_memory
-from train.evaluate import best_evaluation, bits_per_byte, gzip_bits_per_byte
+from train.evaluate import best_evaluation, bits_per_byte, by_set, gzip_bits_per_byte
 from train.head_loss import chosen_loss
 from train.log_lines import MetricsFile, PlainLines, ProgressLines, end_lines, start_lines
 from train.micro_batch import CPU_BLOCKS, largest_micro_batch, try_step
@@ -90,9 +90,7 @@ def train(
             stack.enter_context(lock_run(run))
         plan = _plan_of_first(run, resume, is_first=is_first)
         stack.enter_context(out_of_memory(MEMORY_REMEDY))
-        if settings.training.get("per_device_train_batch_size") == "auto":
-            blocks = plan.micro_batch_blocks or find_micro_batch(settings, data, args)
-            args = build_arguments(settings, epoch_blocks=shards.epoch_blocks(data), auto_blocks=blocks)
+        args = arguments_for(settings, data, args, plan)
         changes = check_continuation(settings, data, plan, args, allow_data_change=allow_data_change)
         trainer = build_trainer(settings, data, args)
         preflight(trainer)
@@ -163,7 +161,7 @@ def check_continuation(
     checkpoint = plan.checkpoint
     if checkpoint is None or plan.position is None:
         return []
-    was, is_now = dataclasses.replace(plan.position, step=0), data_position(settings, data, args)
+    was, is_now = plan.position, data_position(settings, data, args, plan.position.step)
     changes = changed_settings(dataclasses.asdict(was), dataclasses.asdict(is_now))
     reasons = [] if allow_data_change else list(changes)
     tokenizers = (directory / "tokenizer.json" for directory in (checkpoint, data.tokenizer_path))
@@ -181,6 +179,14 @@ def check_continuation(
         has = plural(plan.position.step, "step")
         raise InputError(f"{checkpoint}: has {has} already, the settings ask for {args.max_steps:,}")
     return changes
+
+
+def arguments_for(settings: Settings, data: shards.Data, args: TrainingArguments, plan: Plan) -> TrainingArguments:
+    """The arguments, with the micro-batch found where the settings leave it open: the plan's, or by trying."""
+    if settings.training.get("per_device_train_batch_size") != "auto":
+        return args
+    blocks = plan.micro_batch_blocks or find_micro_batch(settings, data, args)
+    return build_arguments(settings, epoch_blocks=shards.epoch_blocks(data), auto_blocks=blocks)
 
 
 def find_micro_batch(settings: Settings, data: shards.Data, args: TrainingArguments) -> int:
@@ -214,9 +220,10 @@ def first_model(settings: Settings, data: shards.Data, args: TrainingArguments) 
 
 def build_trainer(settings: Settings, data: shards.Data, args: TrainingArguments) -> BlockTrainer:
     """The Trainer with its model and datasets."""
-    if not len(data["val"]):
+    validation = shards.validation_sets(data, settings.eval_shards)
+    if not validation:
         args.eval_strategy, args.do_eval = type(args.eval_strategy)("no"), False
-    return BlockTrainer(settings, data, first_model(settings, data, args), args)
+    return BlockTrainer(settings, data, first_model(settings, data, args), args, validation)
 
 
 # ---- the training and what follows ----
@@ -293,6 +300,7 @@ def results(trainer: BlockTrainer, data: shards.Data, metrics: dict[str, float])
     """What came out of the run, for its record."""
     steps, position = trainer.state.global_step, trainer.position
     logs = [log for log in trainer.state.log_history if "loss" in log]
+    validation = list(trainer.validation.values())
     losses = [log["loss"] for log in logs if math.isfinite(log["loss"])] or [None]
     best = best_evaluation(trainer.state.log_history) or {}
     return finite(
@@ -305,11 +313,12 @@ def results(trainer: BlockTrainer, data: shards.Data, metrics: dict[str, float])
             "last_train_loss": losses[-1],
             "eval_loss": metrics.get("eval_loss"),
             "eval_perplexity": metrics.get("eval_perplexity"),
-            "eval_bits_per_byte": bits_per_byte(data, metrics.get("eval_loss")),
+            "eval_bits_per_byte": bits_per_byte(validation, metrics.get("eval_loss")),
+            **{f"eval_{key}": value for key, value in by_set(metrics).items()},
             "best_eval_loss": best.get("eval_loss"),
             "best_eval_step": best.get("step"),
-            "best_eval_bits_per_byte": bits_per_byte(data, best.get("eval_loss")),
-            "guessing_bits_per_byte": bits_per_byte(data, math.log(data.vocab_size)),
-            "gzip_bits_per_byte": gzip_bits_per_byte(data),
+            "best_eval_bits_per_byte": bits_per_byte(validation, best.get("eval_loss")),
+            "guessing_bits_per_byte": bits_per_byte(validation, math.log(data.vocab_size)),
+            "gzip_bits_per_byte": gzip_bits_per_byte(data, validation),
         }
     )

@@ -143,6 +143,9 @@ def new_record(
     before, changes = {}, list(data_changes)
     if plan.checkpoint:
         before = read_record(settings.output_dir)
+        spec = record_part(plan.checkpoint.parent, "settings").get("shards")
+        if spec and list in (type(spec), type(settings.shards)) and spec != settings.shards:
+            changes.append(f"shards {spec!r} before, {settings.shards!r} now")
         # The seed's change is one of the data's.
         was, is_now = record_part(plan.checkpoint.parent, "settings", "training"), {**settings.training, "seed": None}
         changes += changed_settings({**was, "seed": None}, is_now) if was else []

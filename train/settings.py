@@ -126,9 +126,10 @@ def _option(metavar: str, text: str, default: Any = dataclasses.MISSING) -> Any:
 class Settings:
     """Everything that a run depends on, besides the shard set's content."""
 
-    shards: Text = _option(
+    shards: list[dict[str, Any]] | Text = _option(
         "DIR",
-        "shard set to train on, or several: wiki:0.7,books:0.3 by shares, wiki:1epochs,books:4epochs by passes",
+        "shard set to train on, or several: wiki:0.7,books:0.3 by shares, wiki:1epochs,books:4epochs by passes; or a list "
+        "of stages: {until: 0.8, mix: wiki:0.9,books:0.1}",
     )
     shuffle: Shuffle = _option(
         "global|window|none",
@@ -143,6 +144,11 @@ class Settings:
     )
     eval_blocks: Count | None = _option(
         "BLOCKS", "validation blocks in an evaluation before the last one, which takes all (all)", None
+    )
+    eval_shards: dict[str, Text] | None = _option(
+        "JSON",
+        "sets whose validation blocks are evaluated, by name: {wiki: DIR, news: DIR} (those trained on)",
+        None,
     )
     loss: Literal["auto", "plain", "chunked"] = _option(
         "auto|plain|chunked",

@@ -9,10 +9,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 import shards
 from shards.tokenizer_files import copy_tokenizer
-from shards.torch import IGNORED, BlockDataset, BlockSampler, collate_blocks, has_padding, text_collator
+from shards.torch import IGNORED, BlockDataset, RunSampler, collate_blocks, has_padding, text_collator
 from train.checkpoints import (
     DataPosition,
     remove,
@@ -35,7 +35,7 @@ from train.checkpoints import (
     set_aside_name,
     share_files,
 )
-from train.evaluate import evaluate_blocks, perplexity, spread_evenly
+from train.evaluate import bits_per_byte, evaluate_blocks, perplexity, spread_evenly
 from train.flops import flops_a_token, peak_flops, peak_memory_bytes
 from train.model import Qwen2ForCausalLM, add_chat_template
 from train.optimizer import MuonWithAdamW, parameter_groups
@@ -43,31 +43,53 @@ from train.run_directory import device_name
 from train.settings import MUON, Settings
 
 
-def data_position(settings: Settings, data: shards.Data, args: TrainingArguments) -> DataPosition:
-    """What a checkpoint of this run says about its data, at step 0."""
+def order_of_run(settings: Settings, data: shards.Data, args: TrainingArguments) -> shards.RunOrder:
+    """Which block stands at each position of this run."""
+    batch = global_batch_blocks(args)
+    run_blocks = args.max_steps * batch
+    return shards.run_order(data, settings.seed, settings.shuffle, run_blocks=run_blocks, batch_blocks=batch)
+
+
+def global_batch_blocks(args: TrainingArguments) -> int:
+    """Blocks in a step, over all processes."""
+    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def data_position(settings: Settings, data: shards.Data, args: TrainingArguments, step: int) -> DataPosition:
+    """What a checkpoint of this run says about its data at `step`."""
+    batch = global_batch_blocks(args)
     return DataPosition(
-        step=0,
-        global_batch_blocks=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        step=step,
+        global_batch_blocks=batch,
         block_tokens=data.block_tokens,
         seed=settings.seed,
-        fingerprint=data.fingerprint,
+        fingerprint=shards.fingerprint_until(data, order_of_run(settings, data, args), step * batch),
         shuffle=settings.shuffle,
         document_mask=settings.document_mask,
     )
 
 
 class BlockTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer of `model` on `data`. `args.max_steps` must be set."""
+    """A Trainer of `model` on `data`, evaluated on the blocks of `validation`. `args.max_steps` must be set."""
 
     optimizer: torch.optim.Optimizer  # the Trainer's own attribute, None until `create_optimizer`
     _last_log: tuple[int, float]  # its step, and the training seconds until then
 
-    def __init__(self, settings: Settings, data: shards.Data, model: Qwen2ForCausalLM, args: TrainingArguments) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        data: shards.Data,
+        model: Qwen2ForCausalLM,
+        args: TrainingArguments,
+        validation: Mapping[str, shards.ShardSet],
+    ) -> None:
         assert args.max_steps > 0
-        self.settings, self.position = settings, data_position(settings, data, args)
+        self.validation = {name: part["val"] for name, part in validation.items()}
+        self.settings, self.position = settings, data_position(settings, data, args, step=0)
+        self.position_at = functools.partial(data_position, settings, data, args)
         self._tokenizer_path = data.tokenizer_path
-        order = shards.run_order(data, settings.seed, settings.shuffle)
-        self.sampler = BlockSampler(order, stop=args.max_steps * self.position.global_batch_blocks)
+        self.order = order_of_run(settings, data, args)
+        self.sampler = RunSampler(self.order, stop=args.max_steps * self.position.global_batch_blocks)
         self._epoch_blocks = shards.epoch_blocks(data)
         self._every_token_is_label = not (settings.document_mask or has_padding(data))
         self._text_collator = text_collator(data.eos_id, document_mask=settings.document_mask)
@@ -80,8 +102,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         super().__init__(
             model=model,
             args=args,
-            train_dataset=BlockDataset(data, "train"),
-            eval_dataset=BlockDataset(data, "val") if len(data["val"]) else None,
+            train_dataset=BlockDataset(data, "train", torch.int32),
+            eval_dataset={name: BlockDataset(part, "val", torch.int32) for name, part in validation.items()} or None,
             data_collator=collate_blocks if self._every_token_is_label else self._text_collator,
         )
         self.remove_callback(PrinterCallback)
@@ -191,28 +213,45 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self.clock, self._last_log = Clock(seconds_before), (step, seconds_before)
 
     def evaluate(self, *_: Any, all_blocks: bool = False, **__: Any) -> dict[str, float]:
-        """Loss and perplexity on validation blocks, `settings.eval_blocks` of them or all, logged; on every rank."""
-        args, dataset = self.args, self.eval_dataset
+        """Loss and perplexity on validation blocks, `settings.eval_blocks` of them or all, logged; on every rank.
+
+        Of several sets each one's loss too, by its name.
+        """
+        args = self.args
         last_step, seconds = self._last_log  # what came after the last step, as saving, is no training
         if self.state.global_step > last_step:
             seconds = self.clock.seconds()
-        numbers = spread_evenly(len(dataset), None if all_blocks else self.settings.eval_blocks)
+        num_blocks = sum(map(len, self.validation.values()))
+        numbers = spread_evenly(num_blocks, None if all_blocks else self.settings.eval_blocks)
         with self.clock.stopped():
-            sums, counts = evaluate_blocks(
-                self.model_wrapped,
-                dataset,
-                numbers,
-                self._text_collator,
-                device=args.device,
-                batch_blocks=args.per_device_eval_batch_size,
-                autocast=self.compute_loss_context_manager,
-                on_batch=self._note_evaluated_batch,
-            )
-            loss = float(sums.sum() / max(counts.sum(), 1))
+            first, total, count = 0, 0.0, 0
+            of_sets: dict[str, float] = {}
+            for name, split in self.validation.items():
+                own = [number - first for number in numbers if first <= number < first + len(split)]
+                first += len(split)
+                if not own:
+                    continue
+                sums, counts = evaluate_blocks(
+                    self.model_wrapped,
+                    self.eval_dataset[name],
+                    own,
+                    self._text_collator,
+                    device=args.device,
+                    batch_blocks=args.per_device_eval_batch_size,
+                    autocast=self.compute_loss_context_manager,
+                    on_batch=self._note_evaluated_batch,
+                )
+                total, count = total + float(sums.sum()), count + int(counts.sum())
+                loss = float(sums.sum() / max(counts.sum(), 1))
+                of_sets[f"eval_{name}_loss"] = loss
+                if (bits := bits_per_byte([split], loss)) is not None:
+                    of_sets[f"eval_{name}_bits_per_byte"] = bits
+            loss = total / max(count, 1)
             metrics = {
                 "eval_loss": loss,
                 "eval_perplexity": perplexity(loss),
                 "eval_samples": len(numbers),
+                **(of_sets if len(self.validation) > 1 else {}),
                 "seconds": seconds,
             }
             self.log(metrics)
@@ -298,7 +337,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             if args.should_save:
                 checkpoint = run / f"checkpoint-{state.global_step}"
                 trainer.add_tokenizer(checkpoint)
-                seal_checkpoint(checkpoint, dataclasses.replace(trainer.position, step=state.global_step))
+                seal_checkpoint(checkpoint, trainer.position_at(state.global_step))
                 remove(set_aside_name(checkpoint))
                 best = state.best_model_checkpoint
                 rotate_checkpoints(run, trainer.save_total_limit, best and str(run / Path(best).name))

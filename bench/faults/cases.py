@@ -36,9 +36,15 @@ def clear(ended: Ended) -> Ended:
     return ended
 
 
-def finish(subject: Subject) -> str:
-    """The same command again, undisturbed, must end in the right bytes, if need be after what its line says to do."""
+def finish(subject: Subject, before: Ended | None = None) -> str:
+    """The same command again, undisturbed, must end in the right bytes, if need be after what its line says to do.
+
+    Where the result is there, but the command `before` failed at what comes after it, it is repeated too."""
     phrase = RIGHT
+    if before is not None and before.status and subject.is_done:
+        again = clear(subject.start().end())
+        if again.status not in (0, 2):
+            raise Broken(f"status {again.status} with the result there: {again.errors[-2000:]}")
     if not subject.is_done:
         ended = clear(subject.start().end())
         if ended.status == 2:
@@ -69,13 +75,7 @@ def killed(subject: Subject, rng: random.Random, number: signal.Signals) -> str:
         raise Broken(f"status {ended.status}: {ended.errors[-2000:]}")
     if not subject.is_done:
         return f"stopped, status {ended.status}"
-    if ended.status:  # the result is there, but not all that comes after it
-        again = clear(subject.start().end())
-        if again.status not in (0, 2):
-            raise Broken(f"status {again.status} with the result there: {again.errors[-2000:]}")
-    check(subject)
-    subject.remove()
-    return RIGHT
+    return finish(subject, ended)
 
 
 def worker_killed(subject: Subject, rng: random.Random) -> str:
@@ -95,7 +95,7 @@ def call_failed(subject: Subject, fault: Fault) -> str:
     ended = clear(subject.start(fault).end())
     if ended.status == 0 and not subject.is_done:
         raise Broken("status 0 and nothing there")
-    return finish(subject) if ended.status == 0 else f"one line, then {finish(subject)}"
+    return finish(subject) if ended.status == 0 else f"one line, then {finish(subject, ended)}"
 
 
 def damaged(subject: Subject, rng: random.Random) -> str:

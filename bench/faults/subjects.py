@@ -111,6 +111,9 @@ class BuildSubject(Subject):
         return "; ".join(verify(self.out)) or None
 
     def repair(self) -> tuple[str, ...]:
+        partial = self.out.with_name(self.out.name + ".partial")
+        if not (partial / "plan.json").exists():  # nothing says any more whose files these are
+            shutil.rmtree(partial, ignore_errors=True)
         return ("--force",)
 
 

@@ -25,8 +25,8 @@ from shards.index import (
 )
 from shards.layout import SHUFFLES
 from shards.manifest import canonical_json, decode_manifest, encode_manifest
-from shards.mixture import Mixture, _parse, run_order
-from shards.order import MAX_BLOCKS, RunOrder, epoch_order, window_order
+from shards.mixture import Mixture, _parse, _parse_stages, run_order
+from shards.order import MAX_BLOCKS, MAX_TOTAL_WEIGHT, RunOrder, epoch_order, window_order
 
 
 class _File:
@@ -115,7 +115,7 @@ _MANIFEST: dict[str, Any] = {
                          "index_digest": _DIGEST}],
     "other_files": [{"name": name, "num_bytes": 5, "digest": _DIGEST} for name in ("tokenizer/tokenizer.json",
                                                                                   "rejected.jsonl")],
-    "num_records": 3, "num_empty": 0, "num_duplicates": 0, "rejected": [{"kind": "not valid JSON", "num_records": 0}],
+    "num_records": 3, "left_out": {"empty": 0}, "rejected": {"not valid JSON": 0},
     "fingerprint": "",
 }  # fmt: skip
 
@@ -247,32 +247,34 @@ class _Set:
     manifest = SimpleNamespace(tokenizer=SimpleNamespace(sha256="0", name="t"))
 
     def __init__(self, path: str, size: int) -> None:
-        self.path, self._size, self.fingerprint, self.tokenizer_path = path, size, path, path
+        self.path, self._size, self.fingerprint, self.tokenizer_path = path, size, "0" * 64, path
 
     def __getitem__(self, _split: str) -> Any:
         return range(self._size)
 
 
 def mixture(data: bytes) -> None:
-    """A mixture as it is written is refused with a line, or gives shares that sum to 1,000 and an order."""
+    """A mixture as it is written is refused with a line, or gives whole weights and an order."""
     if len(data) < 2:
         return
     spec = data[1:].decode("utf-8", "replace")
     try:
+        if spec.startswith("["):
+            spec = _parse_stages(spec)[0][1]
         paths, weights, are_epochs = _parse(spec)
         sets = [_Set(path, (data[0] * (number + 1)) % 90) for number, path in enumerate(paths)]
         mixed = Mixture(sets, weights, are_epochs=are_epochs)  # type: ignore[arg-type]
     except InputError:
         return
-    expect(sum(mixed.per_mille) == 1000 and min(mixed.per_mille) >= 1, "shares", mixed.per_mille)
+    expect(sum(mixed.weights) <= MAX_TOTAL_WEIGHT and min(mixed.weights) >= 1, "weights", mixed.weights)
     expect(
         len(mixed.fingerprint) == 64 and mixed.description and 0 <= mixed.epoch_blocks < 2**63, "an epoch of too much"
     )
-    blocks = _order_of(tuple(len(part["train"]) for part in sets), mixed.per_mille)
+    blocks = _order_of(tuple(len(part["train"]) for part in sets), mixed.weights)
     expect(run_order(mixed, 1).sizes == tuple(len(part["train"]) for part in sets), "other sizes")
     expect(blocks.min() >= 0 and blocks.max() < sum(len(part["train"]) for part in sets), "outside the sets")
 
 
 @functools.lru_cache(maxsize=64)
-def _order_of(sizes: tuple[int, ...], per_mille: tuple[int, ...]) -> Any:
-    return RunOrder(sizes, 1, per_mille=per_mille).blocks(0, 40)
+def _order_of(sizes: tuple[int, ...], weights: tuple[int, ...]) -> Any:
+    return RunOrder(sizes, 1, weights=weights).blocks(0, 40)

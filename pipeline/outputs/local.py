@@ -35,9 +35,9 @@ from shards.manifest import Manifest, read_manifest
 from shards.verify import unknown_files, verify
 
 # What lies below NAME.partial: what a build writes, and the set that it replaces.
-_SET_FILE = r"((train|val)-\d+\.(bin|idx)|tokenizer/[^/]*|manifest\.json|rejected\.jsonl|\.sources\.json)"
+_SET_FILE = r"((train|val)-\d+\.(bin|idx)|tokenizer/[^/]*|manifest\.json|(rejected|left_out)\.jsonl|\.sources\.json)"
 _OWN_FILE = re.compile(
-    r"(plan\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(hashes|duplicates)"
+    r"(plan\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(hashes|(near-)?duplicates)"
     rf"|(set|replaced)/{_SET_FILE}|scratch/tmp\w+/({REJECTED_PART}|{_SET_FILE}))(\.tmp)?"
 )
 

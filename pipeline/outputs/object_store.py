@@ -37,7 +37,7 @@ from shards.layout import MANIFEST_NAME, STAMPS_NAME
 from shards.manifest import Manifest, decode_manifest
 
 _REPLACED_NAME = "replaced.json"  # the manifest of a set whose files are being removed
-_STATE_FILE = re.compile(r"(plan|replaced)\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(hashes|duplicates)")
+_STATE_FILE = re.compile(r"(plan|replaced)\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(hashes|(near-)?duplicates)")
 _RECEIPT = re.compile(r"receipts/(\d+)\.json")
 
 

@@ -14,10 +14,14 @@ def open_range(byte_range: ByteRange, options: ReadOptions, *, first: int | None
     reader: type[RangeReader]
     if byte_range.source.format == "json-lines":
         from pipeline.readers.json_lines import JsonLinesReader as reader
-    elif byte_range.source.format == "json-array":
+    elif byte_range.source.format == "json-texts":
+        from pipeline.readers.json_texts import JsonTextsReader as reader
+    elif byte_range.source.format in ("json-array", "json-strings"):
         from pipeline.readers.json_array import JsonArrayReader as reader
     elif byte_range.source.format == "text":
         from pipeline.readers.text import TextReader as reader
+    elif byte_range.source.format in ("csv", "tsv"):
+        from pipeline.readers.delimited import DelimitedReader as reader
     else:
         from pipeline.readers.tables import TableReader as reader
     return reader(byte_range, options, first=first)

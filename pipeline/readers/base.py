@@ -10,11 +10,13 @@ import abc
 import contextlib
 import dataclasses
 import functools
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pipeline.readers.compression import unpack
+from pipeline.readers.compression import Readable, unpack
+from pipeline.readers.encodings import Decoded, hint, invalid_bytes
 from pipeline.readers.files import HashedFile, SourceFile
 from pipeline.sources import ByteRange, Source
 from shards.common.errors import InputError
@@ -22,11 +24,27 @@ from shards.common.errors import InputError
 # The kinds of bad records, as the manifest counts them.
 NOT_JSON = "not valid JSON"
 INVALID_UTF8 = "invalid UTF-8"
+INVALID_BYTES = "invalid in its encoding"
 LONE_SURROGATE = "lone surrogate"
 TOO_LARGE = "record too large"
 NOT_AN_OBJECT = "not an object"
 NO_FIELD = "no text field"
 NOT_A_STRING = "text is not a string"
+WRONG_COLUMNS = "wrong number of columns"
+TRANSFORM_FAILED = "transform failed"
+# What to do about each kind.
+_REMEDIES = {
+    NOT_JSON: "mend it",
+    INVALID_UTF8: "convert the file to UTF-8",
+    INVALID_BYTES: "mend it",
+    LONE_SURROGATE: "mend it",
+    TOO_LARGE: "raise --max-record-bytes",
+    NOT_AN_OBJECT: "mend it",
+    NO_FIELD: "set --text-field or --template",
+    NOT_A_STRING: "set --text-field or --template",
+    WRONG_COLUMNS: "mend it",
+    TRANSFORM_FAILED: "mend the function",
+}
 _LOOK_BYTES = 1 << 16
 
 
@@ -46,7 +64,7 @@ class Incomplete(BadRecord):
     """The source ends inside a record. Never skipped: the file is not what it should be."""
 
     def __init__(self, offset: int, num_bytes: int) -> None:
-        reason = f"the file ends inside a record (at byte {num_bytes:,}): the download is incomplete"
+        reason = f"the file ends inside a record (at byte {num_bytes:,}): the download is incomplete, fetch it again"
         super().__init__(offset, NOT_JSON, reason)
 
 
@@ -118,15 +136,25 @@ class RangeReader(abc.ABC):
 
 
 class StreamReader(RangeReader):
-    """A range of a stream of bytes, compressed or not."""
+    """A range of a stream of bytes, compressed or not. What is read is UTF-8, and offsets are those in it."""
 
     _file: Any
     _at_end = False
 
+    def __init__(self, byte_range: ByteRange, options: ReadOptions, *, first: int | None = None) -> None:
+        if encoding := byte_range.source.encoding:
+            own = dataclasses.replace(options, on_bad=lambda error: options.on_bad(_in_encoding(error, encoding)))
+        super().__init__(byte_range, own if encoding else options, first=first)
+
     def __iter__(self) -> Iterator[Batch]:
         with self._open() as hashed:
-            self._file = unpack(hashed, self._source.compression, self._source.path)
-            yield from self._batches()
+            self._file = open_stream(hashed, self._source)
+            try:
+                yield from self._batches()
+            except Incomplete as error:
+                if self._source.encoding:
+                    raise Incomplete(error.offset, self._file.num_read) from None
+                raise
             self.digest, self.num_newlines = hashed.hexdigest(), hashed.num_newlines
 
     def compute_digest(self) -> str:
@@ -177,32 +205,54 @@ class StreamReader(RangeReader):
 
 
 def locate(source: Source, error: BadRecord) -> InputError:
-    """`error` with its source, line (counted from 1) and byte offset, or its row."""
-    if not source.is_stream:
-        return InputError(f"{source.path}: row {error.offset:,}: {error.reason}")
-    with contextlib.closing(LineCounter(source)) as lines:
-        line = lines.line(error.offset)
-    return InputError(f"{source.path}: line {line:,}, byte {error.offset:,}: {error.reason}")
+    """`error` with its source, line (counted from 1) and byte offset, or its row, and with what to do."""
+    place = f"row {error.offset:,}"
+    if source.is_stream:
+        with contextlib.closing(LineCounter(source)) as lines:
+            line, offset = lines.place(error.offset)
+        place = f"line {line:,}, byte {offset:,}"
+    text = f"{source.path}: {place}: {error.reason}"
+    if isinstance(error, Incomplete):
+        return InputError(text)
+    encoded = hint(error.content) if error.kind == INVALID_UTF8 else ""
+    remedy = f"{encoded or _REMEDIES[error.kind]}, or leave such records out with --on-bad-record skip"
+    return InputError(f"{text} {remedy[0].upper()}{remedy[1:]}" if text.endswith("?") else f"{text}; {remedy}")
+
+
+def open_stream(file: io.RawIOBase, source: Source) -> Readable:
+    """The content of `file`, which is opened for `source`: unpacked, and in UTF-8."""
+    stream = unpack(file, source.compression, source.path)
+    return Decoded(stream, source.encoding) if source.encoding else stream
+
+
+def _in_encoding(error: BadRecord, encoding: str) -> BadRecord:
+    """What isn't valid UTF-8, as it wasn't valid before it was decoded."""
+    if error.kind != INVALID_UTF8:
+        return error
+    place, shown = invalid_bytes(error.content, encoding)
+    return BadRecord(error.offset, INVALID_BYTES, f"invalid {encoding} at byte {place:,} of the record", shown)
 
 
 class LineCounter:
-    """Lines of offsets in a source, counted from 1 at `start`. Asked in ascending order, so it reads the source once."""
+    """Lines of a reader's offsets in a source, counted from 1 at `start`, and what offsets these are in the file's own
+    encoding. Asked in ascending order, so it reads the source once."""
 
     def __init__(self, source: Source, start: int = 0) -> None:
         """`start` may be above 0 in a source that is splittable. Nothing is opened before the first question."""
         self._source, self._line, self._position = source, 1, start
         self._raw: SourceFile | None = None
 
-    def line(self, offset: int) -> int:
+    def place(self, offset: int) -> tuple[int, int]:
+        """The line of an offset, and the offset in the (unpacked) file."""
         assert offset >= self._position, "asked in descending order"
         if self._raw is None:
             self._raw = SourceFile(self._source.path)
             self._raw.seek(self._position)
-            self._file = unpack(self._raw, self._source.compression, self._source.path)
+            self._file: Any = open_stream(self._raw, self._source)
         while self._position < offset and (chunk := self._file.read(min(offset - self._position, 1 << 20))):
             self._line += chunk.count(b"\n")
             self._position += len(chunk)
-        return self._line
+        return self._line, self._file.num_read if self._source.encoding else offset
 
     def close(self) -> None:
         if self._raw is not None:

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from blake3 import blake3
 
@@ -154,10 +154,32 @@ class HashedFile(SourceFile):
         return self._hash.hexdigest()
 
 
-def find_urls(url: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
+def find_files(directory: Path) -> list[tuple[str, str]]:
+    """The files below a local directory as `find_urls` gives them, directory by directory; of links to directories the
+    links. Raises `InputError` for a directory that can't be read."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise InputError(f"{error.filename}: {error.strerror}")
+
+    paths: list[str] = []
+    for base, directories, names in os.walk(directory, onerror=fail):
+        directories[:] = [name for name in directories if not _is_skipped(name)]
+        found = [os.path.join(base, name) for name in names if not _is_skipped(name)]
+        paths += filter(os.path.isfile, found)
+        paths += filter(os.path.islink, [os.path.join(base, name) for name in directories])
+    prefix = os.path.join(directory, "")
+    return sorted(((path, path.removeprefix(prefix)) for path in paths), key=lambda pair: pair[1].split("/"))
+
+
+def _is_skipped(name: str) -> bool:
+    """Whether it is hidden, or what a command of ours hasn't finished."""
+    return any(part.startswith(".") or part.endswith(".partial") for part in name.split("/"))
+
+
+def find_urls(url: str) -> list[tuple[str, str]]:
     """The files that `url` means (a file, a directory, a pattern): the URL of each, and its name relative to `url`.
 
-    In a directory only files whose names end with one of `suffixes` count. Raises `InputError` if there is none.
+    Raises `InputError` if there is none.
     """
     system, path = file_system(url)
     system.invalidate_cache()
@@ -175,8 +197,6 @@ def find_urls(url: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
     base = os.path.commonprefix(found).rpartition("/")[0] if is_pattern else path  # noqa: RUF071 (cut at a slash)
     names = {name: name.removeprefix(base).lstrip("/") for name in found}
     if not is_pattern:
-        names = {name: own for name, own in names.items() if own.endswith(suffixes) and "/." not in f"/{own}"}
-        if not names:
-            raise InputError(f"{url}: no file below it is called {', '.join('*' + suffix for suffix in suffixes)}")
+        names = {name: own for name, own in names.items() if not _is_skipped(own)}
     protocol = url.partition("://")[0]  # the user's: `oss` and others are spellings of `s3`
     return [(name if "://" in name else f"{protocol}://{name}", own) for name, own in names.items()]

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from pipeline.readers.base import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader
-from pipeline.readers.json_record import DECODER, LENIENT_DECODER, is_unfinished, load_record, room_for_depth
+from pipeline.readers.json_parser import DECODER, LENIENT_DECODER, in_words, is_unfinished, room_for_depth
+from pipeline.readers.json_record import load_record
 from pipeline.sources import BYTE_ORDER_MARK
 
 LOOK_BACK_BYTES = 4096
@@ -241,7 +242,7 @@ def _end_of(text: str, place: int, *, at_end: bool) -> re.Match[str] | None:
     Raises `ValueError` for what is wrong with the record, and `EOFError` if the source ends (`at_end`) before the array.
     """
     if text.startswith("]", place):
-        raise ValueError("not valid JSON: expected a record after the comma, found ']'")
+        raise ValueError("not valid JSON: a comma before the array's closing ']': expected a record after it")
     separator = None
     try:
         with room_for_depth():
@@ -249,7 +250,7 @@ def _end_of(text: str, place: int, *, at_end: bool) -> re.Match[str] | None:
     except json.JSONDecodeError as fault:
         if not is_unfinished(fault, text):
             distance = len(_encoded(text[place : fault.pos]))
-            raise ValueError(f"not valid JSON: {fault.msg} at byte {distance:,} of the record") from None
+            raise ValueError(in_words(fault, f"at byte {distance:,} of the record", place)) from None
     except (ValueError, RecursionError) as fault:
         reason = "nested too deeply" if isinstance(fault, RecursionError) else str(fault)
         raise ValueError(f"not valid JSON: {reason}") from None

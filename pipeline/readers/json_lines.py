@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
-from pipeline.readers.base import TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader
-from pipeline.readers.json_record import breaks_off, load_record
+from pipeline.readers.base import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader
+from pipeline.readers.json_record import breaks_off, load_record, objects_in
 from pipeline.sources import BYTE_ORDER_MARK
 
 
@@ -29,17 +29,23 @@ class JsonLinesReader(StreamReader):
             yield self._one_by_one(lines, offset, num_bytes)
 
     def _one_by_one(self, lines: list[bytes], offset: int, num_bytes: int) -> Batch:
-        """The good ones among `lines`, the first of which begins at `offset`; the bad ones are reported."""
+        """The good ones among `lines`, the first of which begins at `offset`; the bad ones are reported. A line may hold
+        several objects."""
         values: list[Any] = []
         good: list[tuple[int, bytes]] = []
         end = offset + num_bytes
-        for place, line in places_of(lines, offset):
+        pending = places_of(lines, offset)[::-1]
+        while pending:
+            place, line = pending.pop()
             try:
                 if len(line) > self._options.max_record_bytes:
                     raise self._too_large(place, line)
                 values.append(load_record(line, place))
                 good.append((place, line))
             except BadRecord as error:
+                if error.kind == NOT_JSON and (objects := objects_in(line)):
+                    pending += [(place + begin, content) for begin, content in reversed(objects)]
+                    continue
                 is_last = place + len(line) == end and self._at_end
                 if is_last and error.kind != TOO_LARGE and breaks_off(line):
                     raise Incomplete(place, end) from None

@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
 from pipeline.readers.base import INVALID_UTF8, LONE_SURROGATE, NOT_JSON, BadRecord
-
-_LONGEST_ESCAPE = len("\\ud83d\\ude00")
-_DEPTH = 1200  # the fast parser takes 1,024 brackets within each other
-_LONGEST_INT = 4000  # digits; Python takes 4,300
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
-
-
-def _whole_number(digits: str) -> int | float:
-    """Infinity for a number of more digits than Python reads, as for one with an exponent."""
-    return int(digits) if len(digits) < _LONGEST_INT else float(digits)
-
-
-# Python's parser. Its `decode` takes a whole text, `raw_decode` the value that begins at a place.
-DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_whole_number)
-LENIENT_DECODER = json.JSONDecoder(parse_int=_whole_number)  # takes NaN and Infinity
-
-
-@contextlib.contextmanager
-def room_for_depth() -> Iterator[None]:
-    """Python's parser takes what the fast one takes, however deep the caller stands in the program."""
-    before = sys.getrecursionlimit()
-    sys.setrecursionlimit(before + _DEPTH)
-    try:
-        yield
-    finally:
-        sys.setrecursionlimit(before)
+from pipeline.readers.json_parser import (
+    DECODER,
+    LENIENT_DECODER,
+    end_of_text,
+    in_words,
+    is_unfinished,
+    skip_white_space,
+)
 
 
 def load_record(record: bytes, offset: int) -> Any:
@@ -57,17 +33,12 @@ def load_record(record: bytes, offset: int) -> Any:
     except UnicodeEncodeError:
         kind, reason = LONE_SURROGATE, "a lone surrogate (half of a \\uXXXX pair) is no text"
     except json.JSONDecodeError as error:
-        kind, reason = NOT_JSON, f"not valid JSON: {error.msg} at character {error.pos:,} of the record"
+        kind, reason = NOT_JSON, in_words(error, f"at character {error.pos:,} of the record")
     except RecursionError:
         kind, reason = NOT_JSON, "not valid JSON: nested too deeply"
     except ValueError as error:
         kind, reason = NOT_JSON, f"not valid JSON: {error}"
     raise BadRecord(offset, kind, reason, record)
-
-
-def is_unfinished(error: json.JSONDecodeError, text: str) -> bool:
-    """Whether `text`, on which Python's parser failed with `error`, may be the beginning of a valid one."""
-    return error.msg.startswith("Unterminated string") or error.pos >= len(text) - _LONGEST_ESCAPE
 
 
 def breaks_off(line: bytes) -> bool:
@@ -80,3 +51,19 @@ def breaks_off(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return False
+
+
+def objects_in(line: bytes) -> list[tuple[int, bytes]]:
+    """The place and content of each object of a line that holds several and nothing else; else none."""
+    text, place = line.decode("latin-1").rstrip(), 0
+    found: list[tuple[int, bytes]] = []
+    while (place := skip_white_space(text, place)) < len(text):
+        try:
+            end = end_of_text(text, place)
+        except (ValueError, RecursionError):
+            return []
+        if not text.startswith("{", place):
+            return []
+        found.append((place, line[place:end]))
+        place = end
+    return found if len(found) > 1 else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +23,7 @@ ROWS_AT_A_TIME = 1024
 
 def row_group_bytes(source: Source) -> list[int]:
     """The size in bytes of each row group or record batch. Raises `InputError` if the file can't be read."""
-    with _readable(source):
+    with readable(source):
         if source.format == "parquet":
             metadata = _parquet_metadata(source)
             return [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
@@ -31,30 +31,40 @@ def row_group_bytes(source: Source) -> list[int]:
     return [source.num_bytes // max(1, num_batches)] * num_batches
 
 
+def known_columns(names: Sequence[str], columns: Sequence[str] | None) -> list[str] | None:
+    """Those of `names` that are needed; None for all, also where none of the needed ones is known."""
+    return [name for name in names if columns is not None and name in columns] or None
+
+
+def rows_of(batch: pa.RecordBatch) -> list[Any]:
+    """The rows as objects; binary columns are text where they are UTF-8."""
+    for number, field in enumerate(batch.schema):
+        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+            with contextlib.suppress(pa.ArrowInvalid):
+                batch = batch.set_column(number, field.name, batch.column(number).cast(pa.large_string()))
+    values: list[Any] = batch.to_pylist()
+    return values
+
+
 class TableReader(RangeReader):
     """The rows of a range, as objects with the columns that are needed."""
 
     def __iter__(self) -> Iterator[Batch]:
         row = 0  # in the range
-        with _readable(self._source):
+        with readable(self._source):
             for table in self._parquet_batches() if self._source.format == "parquet" else self._arrow_batches():
                 for batch in pa.Table.from_batches([table]).to_batches(max_chunksize=ROWS_AT_A_TIME):
                     yield self._batch(batch, row)
                     row += batch.num_rows
 
     def _batch(self, batch: pa.RecordBatch, row: int) -> Batch:
-        known = self._known_columns(batch.schema)
-        values = batch.select(known).to_pylist() if known else batch.to_pylist()
+        known = known_columns(batch.schema.names, self._options.columns)
+        values = rows_of(batch.select(known) if known else batch)
         return Batch(
             values,
             batch.nbytes,
             lambda: [(self._first_row + row + number, repr(value).encode()) for number, value in enumerate(values)],
         )
-
-    def _known_columns(self, schema: pa.Schema) -> list[str] | None:
-        """Those that are needed; None for all, also where none of the needed ones is known."""
-        columns = self._options.columns
-        return [name for name in schema.names if columns is not None and name in columns] or None
 
     @functools.cached_property
     def _first_row(self) -> int:
@@ -85,7 +95,7 @@ class TableReader(RangeReader):
         digest = blake3()
         with _LoadedFile(self._source.path) as file:
             parquet = pq.ParquetFile(pa.PythonFile(file, "r"), pre_buffer=False)
-            columns = self._known_columns(parquet.schema_arrow)
+            columns = known_columns(parquet.schema_arrow.names, self._options.columns)
             for number in range(self._range.start, self._range.stop):
                 for offset, num_bytes in _column_chunks(parquet.metadata.row_group(number), columns):
                     digest.update(file.load(offset, num_bytes))
@@ -137,7 +147,8 @@ def _open_arrow(source: Source) -> Any:
 
 
 @contextlib.contextmanager
-def _readable(source: Source) -> Iterator[None]:
+def readable(source: Source) -> Iterator[None]:
+    """What pyarrow raises becomes an `InputError`, where it isn't the machine's."""
     try:
         yield
     except FileNotFoundError:
@@ -146,4 +157,6 @@ def _readable(source: Source) -> Iterator[None]:
         if getattr(error, "errno", None):  # the machine's
             raise
         reason = " ".join(str(error).split())
+        if "straddling" in reason:
+            reason = "a row is too large, or a quotation mark doesn't close"
         raise InputError(f"{source.path}: pyarrow can't read this {source.format} file: {reason}") from None

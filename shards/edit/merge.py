@@ -24,8 +24,8 @@ from typing import Any
 
 from shards.common.errors import InputError
 from shards.common.files import atomic_writer, check_digest
-from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, REJECTED_NAME, shard_name, shard_number
-from shards.manifest import Manifest, RejectedEntry, ShardEntry
+from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, LEFT_OUT_NAME, REJECTED_NAME, shard_name, shard_number
+from shards.manifest import Manifest, ShardEntry
 from shards.reader import ShardSet, open_shard_set
 from shards.set_writer import complete_set, new_directory
 from shards.tokenizer_files import tokenizer_of_set
@@ -54,9 +54,10 @@ def merge(
     for other in sets[1:]:
         _check_alike(sets[0], other)
     manifests = [shard_set.manifest for shard_set in sets]
-    rejected = Counter[str]()
-    for entry in (entry for manifest in manifests for entry in manifest.rejected):
-        rejected[entry.kind] += entry.num_records
+    left_out, rejected = Counter[str](), Counter[str]()
+    for manifest in manifests:
+        left_out.update(manifest.left_out)
+        rejected.update(manifest.rejected)
     with new_directory(out) as directory:
         shards: list[ShardEntry] = []
         units = [(shard_set.path, unit) for shard_set in sets for unit in by_number(shard_set.manifest.shards).values()]
@@ -67,11 +68,12 @@ def merge(
                     source, target = path / (shard.name + suffix), directory / (name + suffix)
                     _take_file(source, target, digest, link=link, progress=progress)
                 shards.append(dataclasses.replace(shard, name=name))
-        if rejected:
-            with atomic_writer(directory / REJECTED_NAME) as joined:
-                for path, file in ((own.path, file) for own in sets for file in own.manifest.other_files):
-                    if file.name == REJECTED_NAME:
-                        check_digest(path / file.name, file.digest, write=joined.write)
+        for name in (REJECTED_NAME, LEFT_OUT_NAME):
+            parts = [(own.path, file.digest) for own in sets for file in own.manifest.other_files if file.name == name]
+            if parts:
+                with atomic_writer(directory / name) as joined:
+                    for path, digest in parts:
+                        check_digest(path / name, digest, write=joined.write)
         return complete_set(
             directory,
             shards,
@@ -81,9 +83,9 @@ def merge(
             settings=_merged_settings(manifests),
             sources=[source for manifest in manifests for source in manifest.sources],
             num_records=sum(manifest.num_records for manifest in manifests),
-            num_empty=sum(manifest.num_empty for manifest in manifests),
-            num_duplicates=sum(manifest.num_duplicates for manifest in manifests),
-            rejected=[RejectedEntry(kind=kind, num_records=number) for kind, number in sorted(rejected.items())],
+            left_out=left_out,
+            rejected=rejected,
+            unread=[entry for manifest in manifests for entry in manifest.unread],
         )
 
 

@@ -12,6 +12,7 @@ from shards.common.command_line import progress_bar, say
 from shards.common.errors import InputError, choice
 from shards.common.text import plural
 from shards.layout import SPLITS, bin_bytes
+from shards.manifest import EMPTY
 from shards.order import DEFAULT_SEED
 
 if TYPE_CHECKING:
@@ -139,6 +140,6 @@ def run_import(options: argparse.Namespace) -> int:
     say(
         f"{options.out}: {plural(manifest.total('num_documents'), 'document')}, "
         f"{plural(manifest.total('num_tokens'), 'token')}, {train.num_blocks:,} + {val.num_blocks:,} blocks of "
-        f"{manifest.block_tokens} (train + val); {plural(manifest.num_empty, 'empty document')} left out"
+        f"{manifest.block_tokens} (train + val); {plural(manifest.left_out.get(EMPTY, 0), 'empty document')} left out"
     )
     return 0

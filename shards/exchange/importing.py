@@ -25,7 +25,7 @@ from blake3 import blake3
 from shards.common.errors import InputError, choice
 from shards.common.files import check_digest, file_digest
 from shards.layout import MANIFEST_NAME
-from shards.manifest import Manifest, Packing, ShardEntry, SourceEntry, read_manifest
+from shards.manifest import EMPTY, Manifest, Packing, ShardEntry, SourceEntry, read_manifest
 from shards.order import DEFAULT_SEED, check_seed
 from shards.packing import Ids, Lengths
 from shards.set_writer import DocumentBatch, NewSet, new_directory
@@ -186,7 +186,7 @@ def import_files(
         recorded = dataclasses.asdict(settings)
         recorded["imported_from"] = recorded.pop("source_format")
         recorded["special_tokens"] = "parse" if settings.eos_inside == "keep" else "text"
-        return new_set.finish(sources=sources, settings=recorded, num_empty=importer.num_empty)
+        return new_set.finish(sources=sources, settings=recorded, left_out=importer.left_out)
 
 
 class Importer:
@@ -196,7 +196,7 @@ class Importer:
         self._settings, self._eos_id, self._vocab_size = settings, eos_id, vocab_size
         self._key = settings.seed.to_bytes(32, "little")
         self._threshold = int(settings.val_fraction * 2.0**64)
-        self.num_empty = 0
+        self.left_out = Counter[str]()
         self.num_records = Counter[Path]()  # documents in each file, empty ones too
 
     def unit(self, first: Batch, others: Iterator[Batch], progress: Callable[[int], None]) -> Iterator[DocumentBatch]:
@@ -222,7 +222,7 @@ class Importer:
         if len(sizes) and sizes.max() >= _MAX_DOCUMENT_TOKENS:
             raise InputError(f"{batch.file.path}: a document of {sizes.max():,} tokens; expected fewer than 2**31 - 1")
         self.num_records[batch.file.path] += len(sizes)
-        self.num_empty += int((sizes == 0).sum())
+        self.left_out += Counter({EMPTY: int((sizes == 0).sum())})
         starts, sizes = starts[sizes > 0], sizes[sizes > 0]
         is_val = self._is_val(tokens, starts, sizes)
         if not is_val.all():

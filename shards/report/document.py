@@ -16,6 +16,7 @@ from markupsafe import Markup
 from shards.common.errors import InputError
 from shards.common.text import compact, percent, plural, printable, size_text
 from shards.report.plot import NUM_COLORS
+from shards.unread import unread_text
 
 
 def render(template: str, *, package: str, program: str, **values: Any) -> bytes:
@@ -36,6 +37,7 @@ def render(template: str, *, package: str, program: str, **values: Any) -> bytes
         "plural": plural,
         "printable_lines": _printable_lines,
         "size": size_text,
+        "unread": unread_text,
     }
     environment.globals["num_colors"] = NUM_COLORS
     return environment.get_template(template).render(start=_start(program), **values).encode() + b"\n"

@@ -8,13 +8,17 @@ counted. Memory doesn't grow with the text, apart from the index of the largest 
 from __future__ import annotations
 
 import array
+import contextlib
 import dataclasses
+import json
 from collections.abc import Callable
 
 import numpy as np
 from blake3 import blake3
 
+from shards.common.files import regular_file_bytes
 from shards.common.text import percent, plural
+from shards.layout import LEFT_OUT_NAME
 from shards.manifest import Manifest
 from shards.order import epoch_order
 from shards.reader import ShardSet, Tokens
@@ -27,6 +31,11 @@ MAX_COUNTED_TOKENS = 1 << 29
 MAX_COMPARED_DOCUMENTS = 1 << 22
 NUM_EXCERPTS = 10
 MAX_SHOWN_TOKENS = 1024  # of an excerpt
+NUM_EXAMPLES, MAX_EXAMPLE_CHARS, MAX_EXAMPLES_BYTES = (
+    5,
+    200,
+    1 << 20,
+)  # of what was left out: for each reason, each, all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +92,7 @@ class Statistics:
     tokens: TokenCounter
     duplicates: Duplicates
     excerpts: tuple[Excerpt, ...]
+    examples: dict[str, list[str]]  # beginnings of what was left out, by reason
     seed: int
 
 
@@ -119,8 +129,27 @@ def compute(shard_set: ShardSet, *, seed: int, progress: Callable[[int], None] =
         tokens=tokens,
         duplicates=duplicates.result(),
         excerpts=tuple(excerpts),
+        examples=read_examples(shard_set),
         seed=seed,
     )
+
+
+def read_examples(shard_set: ShardSet) -> dict[str, list[str]]:
+    """What `left_out.jsonl` begins with, by reason. Lines that are no examples are passed over: the file may be a
+    stranger's."""
+    path, manifest = shard_set.path / LEFT_OUT_NAME, shard_set.manifest
+    examples: dict[str, list[str]] = {}
+    if path.name in [file.name for file in manifest.other_files] and regular_file_bytes(path):
+        with path.open("rb") as file:
+            lines = file.read(MAX_EXAMPLES_BYTES).splitlines()
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                entry = json.loads(line)
+                reason, text = entry["reason"], entry["text"]
+                texts = examples.setdefault(reason, []) if reason in manifest.left_out else []
+                if isinstance(text, str) and len(texts) < NUM_EXAMPLES:
+                    texts.append(text[:MAX_EXAMPLE_CHARS])
+    return {reason: texts for reason, texts in examples.items() if texts}
 
 
 def summary(manifest: Manifest, statistics: Statistics) -> list[str]:

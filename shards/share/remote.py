@@ -13,7 +13,15 @@ from typing import Any
 from shards.common.errors import InputError
 from shards.common.server_errors import server_errors, within
 from shards.common.urls import file_system, in_parallel, join, listing, read_bytes, remove, write_bytes
-from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, MANIFEST_NAME, REJECTED_NAME, SPLITS, TOKENIZER_DIRECTORY
+from shards.layout import (
+    BIN_SUFFIX,
+    INDEX_SUFFIX,
+    LEFT_OUT_NAME,
+    MANIFEST_NAME,
+    REJECTED_NAME,
+    SPLITS,
+    TOKENIZER_DIRECTORY,
+)
 from shards.manifest import FileEntry, Manifest
 from shards.share.card import CARD_NAME, data_card, is_ours
 from shards.share.hub import (
@@ -32,6 +40,7 @@ _SET_PATTERNS = [
     *[f"{split}-*{suffix}" for split in SPLITS for suffix in (BIN_SUFFIX, INDEX_SUFFIX)],
     f"{TOKENIZER_DIRECTORY}/*",
     REJECTED_NAME,
+    LEFT_OUT_NAME,
 ]
 _FILES_AT_ONCE = 8
 Progress = Callable[[int], None]

@@ -85,7 +85,7 @@ def _counted(function: Callable[..., Any], name: str, number: int, seen: list[st
 def killed_before_publishing() -> Iterator[None]:
     """A build within is killed when all of its units are done."""
 
-    def kill(*_arguments: object) -> None:
+    def kill(*_arguments: object, **_options: object) -> None:
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:

@@ -69,8 +69,8 @@ def read_source(source: Source, range_bytes: int = 10**9, options: ReadOptions =
     return [value for batch in batches_of(source, range_bytes, options) for value in batch.values]
 
 
-def texts_of(*names: Path | str, field: str = "text", template: str = "", **options: Any) -> list[str]:
-    """The texts of all records of all sources."""
+def texts_of(*names: Path | str, field: str = "text", template: str = "", **options: Any) -> list[Any]:
+    """The texts of all records of all sources, None for null."""
     text_of, range_bytes = TextOf(field, template), options.pop("range_bytes", 4000)
     read_options = ReadOptions(**{"on_bad": raise_bad, "columns": text_of.columns, **options})
     return [
@@ -81,7 +81,7 @@ def texts_of(*names: Path | str, field: str = "text", template: str = "", **opti
     ]
 
 
-def texts_and_bad(path: Path | str, **options: Any) -> tuple[list[str], list[BadRecord]]:
+def texts_and_bad(path: Path | str, **options: Any) -> tuple[list[Any], list[BadRecord]]:
     """The texts of the good records, and the bad ones, which are skipped."""
     bad: list[BadRecord] = []
 

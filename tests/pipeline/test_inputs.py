@@ -59,7 +59,7 @@ def test_tables(tmp_path: Path, memory: Any, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow-stream"])
 def test_rows_are_numbered_from_the_file(tmp_path: Path, kind: str) -> None:
-    rows = [{"text": None if number in (7, 207) else "文"} for number in range(300)]
+    rows = [{"text": b"\xff" if number in (7, 207) else "文".encode()} for number in range(300)]
     path = write_table(tmp_path / "corpus", kind, pa.Table.from_pylist(rows))
     assert [error.offset for error in texts_and_bad(path)[1]] == [7, 207]
 

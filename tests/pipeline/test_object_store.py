@@ -17,7 +17,7 @@ from shards.verify import verify
 from tests.conftest import SAMPLE, directory_bytes, sample_records, write_corpus
 from tests.pipeline.building import Builder, killed_before_publishing, stored
 
-OPTIONS: dict[str, Any] = {"unit_bytes": 15_000, "dedup": "exact", "on_bad_record": "skip"}
+OPTIONS: dict[str, Any] = {"unit_bytes": 15_000, "dedup": "near", "on_bad_record": "skip"}
 SET = "memory://bucket/set"
 
 
@@ -25,6 +25,7 @@ SET = "memory://bucket/set"
 def corpus(tmp_path: Path) -> Path:
     inner = [{"text": f"内{number}"} for number in range(1500)]  # units in which no record begins
     records = [*sample_records()[:20], {"refs": inner, "text": "长"}, {"text": 5}, *sample_records()[:9]]
+    records.append({"text": sample_records()[9]["text"] + "完"})
     return write_corpus(tmp_path / "corpus.json", records)
 
 
@@ -46,7 +47,7 @@ def test_only_units_whose_files_are_as_they_were_are_used(
     memory.rm_file(f"/bucket/set/{shards[1]}")
     receipt = memory.cat_file(f"/bucket/set.partial/receipts/{receipts[-1]}")
     memory.pipe_file(
-        f"/bucket/set.partial/receipts/{receipts[-1]}", receipt.replace(b'"num_empty": 0', b'"num_empty": 1')
+        f"/bucket/set.partial/receipts/{receipts[-1]}", receipt.replace(b'"num_checked": 0', b'"num_checked": 1')
     )
     with pytest.raises(InputError, match="seed was 2333, now 7"):
         run(corpus, SET, **OPTIONS, seed=7)

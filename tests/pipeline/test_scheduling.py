@@ -110,7 +110,7 @@ def test_small_sources_share_units_and_large_ones_are_cut(tmp_path: Path) -> Non
     """As the docstring of `plan_units` has it."""
     sizes = (130, 30, 30, 20, 64)
     for number, size in enumerate(sizes):
-        (tmp_path / f"{number}.jsonl").write_bytes(b"{" + b" " * (size - 1))
+        (tmp_path / f"{number}.jsonl").write_bytes(b"{}" + b"\n" * (size - 2))
     sources = find_sources([str(tmp_path)])
     units = plan_units(sources, 64)
     found = [[(sources.index(part.source), part.start, part.stop) for part in unit.ranges] for unit in units]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pipeline import qwen2
 from pipeline.__main__ import main
 from pipeline.encode import DocumentEncoder
+from pipeline.settings import BuildSettings
 from pipeline.tokenizers import (
     PROBE_TEXTS,
     Encoder,
@@ -27,7 +28,7 @@ from pipeline.tokenizers import (
 from pipeline.train_tokenizer import train_tokenizer
 from shards.common.errors import InputError
 from shards.tokenizer_files import TokenizerFiles
-from tests.conftest import SAMPLE, sample_records
+from tests.conftest import SAMPLE, sample_records, write_corpus
 from tests.hub_server import Hub
 
 
@@ -155,6 +156,15 @@ def test_training_gives_the_same_tokenizer_every_time(tmp_path: Path) -> None:
 def test_impossible_vocabulary_sizes_are_refused(tmp_path: Path, vocab_size: int) -> None:
     with pytest.raises(InputError, match="vocab_size: expected 257 to"):
         train_tokenizer([str(SAMPLE)], tmp_path, vocab_size=vocab_size)
+
+
+def test_a_tokenizer_is_trained_on_the_texts_of_a_set(tmp_path: Path) -> None:
+    records = [{"title": record["text"][:9], "lines": [record["text"], None]} for record in sample_records()]
+    corpus = write_corpus(tmp_path / "corpus", [*records, {"title": "x"}], "lines")
+    settings = BuildSettings(template="{title}{lines[]}", on_bad_record="skip")
+    assert train_tokenizer([str(corpus)], tmp_path / "made", vocab_size=500, settings=settings) == 500
+    with pytest.raises(InputError, match="no field"):
+        train_tokenizer([str(corpus)], tmp_path / "made", vocab_size=500)
 
 
 def test_a_tokenizer_in_place_of_a_file_is_one_clear_line(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 import shards
 from shards.layout import SPLITS, SplitName
-from shards.manifest import Packing, RejectedEntry, SourceEntry, canonical_json
+from shards.manifest import Packing, SourceEntry, canonical_json
 from shards.reader import ShardSet
 from shards.report.page import make_page
 from shards.report.statistics import Statistics, compute
@@ -88,6 +88,7 @@ def write_set(
     block_tokens: int = 16,
     tokenizer: TokenizerFiles | None = None,
     rejected: Mapping[str, int] | None = None,
+    examples: str = "",
     **manifest: Any,
 ) -> Path:
     """A set of the documents of `units`, each of which becomes the shards of its number."""
@@ -99,7 +100,9 @@ def write_set(
         lines = [f'{{"kind": "{kind}"}}\n' * number for kind, number in (rejected or {}).items()]
         if lines:
             (directory / "rejected.jsonl").write_text("".join(lines))
-            manifest["rejected"] = [RejectedEntry(kind=kind, num_records=n) for kind, n in (rejected or {}).items()]
+            manifest["rejected"] = rejected
+        if examples:
+            (directory / "left_out.jsonl").write_text(examples)
         new_set.finish(**{"sources": [], "settings": {"block_tokens": block_tokens}, **manifest})
     return out
 

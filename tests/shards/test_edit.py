@@ -19,6 +19,7 @@ from shards.edit.merge import merge
 from shards.edit.parts import split, subset
 from shards.layout import SPLITS
 from shards.manifest import read_manifest
+from shards.unread import UnreadEntry
 from shards.verify import verify
 from tests.conftest import directory_bytes, flip
 from tests.shards.sets import (
@@ -34,6 +35,7 @@ from tests.shards.sets import (
     write_set,
 )
 
+UNREAD = [UnreadEntry(kind="PDF", num_files=2, names=["a.pdf", "b.pdf"])]
 HALVES = [Fraction(1, 2)] * 2
 
 
@@ -50,9 +52,9 @@ def test_units_get_consecutive_numbers_and_files_stay_as_they_are(tmp_path: Path
         [{"train": [[1]], "val": [[2]]}, {}, {"train": [[3]]}],
         [{}, {"val": [[4]]}, {"train": [[5]]}],
     ]
-    counts: dict[str, Any] = {"sources": [source()], "num_records": 9, "num_empty": 2, "num_duplicates": 1}
+    counts: dict[str, Any] = {"sources": [source()], "num_records": 9, "left_out": {"empty": 2, "duplicate": 1}}
     paths = [
-        write_set(tmp_path / f"{number}", own, rejected={"no text": 2, f"of {number}": 1}, **counts)
+        write_set(tmp_path / f"{number}", own, rejected={"no text": 2, f"of {number}": 1}, unread=UNREAD, **counts)
         for number, own in enumerate(units)
     ]
     manifest = merge(paths, tmp_path / "merged")
@@ -74,9 +76,10 @@ def test_units_get_consecutive_numbers_and_files_stay_as_they_are(tmp_path: Path
             assert (tmp_path / "merged" / (shard.name + suffix)).read_bytes() == files[name + suffix]
     rejected = [(paths[number] / "rejected.jsonl").read_bytes() for number in (0, 1)]
     assert (tmp_path / "merged" / "rejected.jsonl").read_bytes() == b"".join(rejected)
-    assert {entry.kind: entry.num_records for entry in manifest.rejected} == {"no text": 4, "of 0": 1, "of 1": 1}
+    assert manifest.rejected == {"no text": 4, "of 0": 1, "of 1": 1}
     assert manifest.sources == [source(), source()]
-    assert (manifest.num_records, manifest.num_empty, manifest.num_duplicates) == (18, 4, 2)
+    assert manifest.unread == [UnreadEntry(kind="PDF", num_files=4, names=["a.pdf", "b.pdf", "a.pdf"])]
+    assert (manifest.num_records, manifest.left_out) == (18, {"empty": 4, "duplicate": 2})
     assert manifest.settings["parts"] == [read_manifest(path).fingerprint for path in paths]
     assert manifest.settings["settings"] == read_manifest(paths[0]).settings
 

@@ -65,7 +65,7 @@ def test_every_document_comes_back_without_its_eos(
             return
         manifest = take(paths, work / "set", small_tokenizer, packing=packing, val_fraction=0.0)
         assert documents_of(work / "set", "train") == expected
-        assert manifest.num_empty == len(documents) - len(expected)
+        assert manifest.left_out.get("empty", 0) == len(documents) - len(expected)
         assert [source.num_records for source in manifest.sources] == [len(half) for half in halves]
         assert manifest.num_records == len(documents)
         assert manifest.splits["train"].num_tokens == sum(len(ids) + 1 for ids in expected)
@@ -115,7 +115,7 @@ def test_sequences_without_tokens_are_empty_documents(tmp_path: Path, small_toke
     struct.pack_into("<4q", content, 50, 0, 8, 0, 12)
     path.with_suffix(".idx").write_bytes(content)
     manifest = take([path], tmp_path / "set", small_tokenizer, val_fraction=0.0, block_tokens=2)
-    assert documents_of(tmp_path / "set", "train") == [[1, 2], [4, 5, 6]] and manifest.num_empty == 2
+    assert documents_of(tmp_path / "set", "train") == [[1, 2], [4, 5, 6]] and manifest.left_out.get("empty", 0) == 2
     path = write_megatron(tmp_path / "b", [[], [7, 8], []])
     take([path], tmp_path / "other", small_tokenizer, val_fraction=0.0, block_tokens=2)
     assert documents_of(tmp_path / "other", "train") == [[7, 8]]
@@ -127,7 +127,7 @@ def test_the_manifest_says_where_it_came_from(tmp_path: Path, small_tokenizer: P
     (source,) = manifest.sources
     digest = blake3(path.read_bytes()).hexdigest()
     assert (source.path, source.format, source.num_bytes, source.digest) == ("a.bin", "megatron", 34 * 4, digest)
-    assert (source.num_ranges, source.num_records, manifest.num_empty) == (1, 4, 2)
+    assert (source.num_ranges, source.num_records, manifest.left_out.get("empty", 0)) == (1, 4, 2)
     assert manifest.settings["imported_from"] == "megatron" and manifest.settings["val_fraction"] == 0.25
     assert manifest.settings["seed"] == 7 and manifest.settings["special_tokens"] == "text"
     assert manifest.splits["train"].num_text_bytes + manifest.splits["val"].num_text_bytes == 3 * 2 + 30 * 2
@@ -156,7 +156,7 @@ def test_a_set_goes_through_datatrove_and_back(built_set: Path, tmp_path: Path) 
     # The padding of each shard is an empty document.
     manifest, before = shards.open(tmp_path / "both").manifest, shards.open(built_set).manifest
     num_padded = sum(shard.num_tokens < shard.num_blocks * 64 for shard in before.shards)
-    assert manifest.num_empty == num_padded == manifest.num_records - before.num_records > 0
+    assert manifest.left_out.get("empty", 0) == num_padded == manifest.num_records - before.num_records > 0
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])
@@ -190,7 +190,7 @@ def test_any_place_of_eos(
     manifest = take([path], work / "split", small_tokenizer, eos_inside="split", val_fraction=0.0)
     parts = [bytes(document).split(b"\x7f") for document in documents]
     assert documents_of(work / "split", "train") == [*(list(part) for some in parts for part in some if part), [9]]
-    assert manifest.num_records == manifest.num_empty + manifest.total("num_documents")
+    assert manifest.num_records == manifest.left_out.get("empty", 0) + manifest.total("num_documents")
     manifest = take([path], work / "keep", small_tokenizer, eos_inside="keep", val_fraction=0.0)
     assert manifest.settings["special_tokens"] == "parse"
     bodies = [bytes(document).removesuffix(b"\x7f") for document in documents]

@@ -14,6 +14,7 @@ from blake3 import blake3
 import shards
 from shards.common.errors import InputError
 from shards.manifest import ShardEntry, decode_manifest, encode_manifest, read_manifest, sum_splits
+from shards.unread import UnreadEntry
 from tests.shards.sets import forge, write_set
 
 
@@ -21,7 +22,8 @@ from tests.shards.sets import forge, write_set
 def own(tmp_path: Path) -> Path:
     """A set with rejected records that the test may change."""
     units = [{"train": [[1, 2, 3], [4]], "val": [[5] * 20]}, {"train": [[6] * 17]}]
-    return write_set(tmp_path / "set", units, rejected={"no text": 2})  # type: ignore[arg-type]
+    unread = [UnreadEntry(kind="", num_files=4, names=["a.md", "b", "c"])]
+    return write_set(tmp_path / "set", units, rejected={"no text": 2}, unread=unread)  # type: ignore[arg-type]
 
 
 def test_what_is_written_is_read(own: Path) -> None:
@@ -51,11 +53,11 @@ def test_every_file_is_listed_with_its_size_and_digest(own: Path) -> None:
 
 def test_the_fingerprint_is_of_all_else(own: Path) -> None:
     manifest = read_manifest(own)
-    changes: list[dict[str, Any]] = [{"num_empty": 1}, {"settings": {}}, {"shards": manifest.shards[::-1]}]
+    changes: list[dict[str, Any]] = [{"num_records": 1}, {"settings": {}}, {"shards": manifest.shards[::-1]}]
     for change in changes:
         assert dataclasses.replace(manifest, **change).with_fingerprint().fingerprint != manifest.fingerprint
     content = json.loads((own / "manifest.json").read_bytes())
-    content["num_empty"] = 7
+    content["num_records"] = 7
     (own / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="the fingerprint doesn't match the content"):
         shards.open(own)
@@ -121,7 +123,15 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "another packing": (lambda content: content.update(packing="tutorial"), "expected one of concat, best-fit, found"),
     "no tokenizer": (lambda content: content.update(other_files=content["other_files"][1:]), "json is not listed"),
-    "no rejected.jsonl": (lambda content: content.update(rejected=[]), "'rejected.jsonl' is not a file of a shard set"),
+    "no rejected.jsonl": (lambda content: content.update(rejected={}), "'rejected.jsonl' is not a file of a shard set"),
+    "names of more files than there are": (
+        lambda content: content["unread"][0].update(num_files=2),
+        "unread: expected the names of the first files, at most 3",
+    ),
+    "an empty list that should be left out": (
+        lambda content: content.update(unread=[]),
+        "unread: expected at least one",
+    ),
     "a file twice": (lambda content: content["other_files"].append(content["other_files"][0]), "is listed twice"),
     "a file of no tokenizer": (
         lambda content: content["other_files"][0].update(name="tokenizer/model.py"),

@@ -8,26 +8,30 @@ about one in 100,000 for each, whatever the seeds.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import shards
-from shards.mixture import _per_mille
+from shards.__main__ import main
+from shards.mixture import whole_weights
 from shards.order import (
     MAX_BLOCKS,
+    MAX_TOTAL_WEIGHT,
     WINDOW_BLOCKS,
+    dealing_tree,
     epoch_order,
-    mixture_pattern,
     set_seed,
     window_order,
 )
@@ -205,32 +209,60 @@ def test_each_epoch_has_each_block_once_for_every_shuffle(shuffle: shards.Shuffl
     assert all(in_order) if shuffle == "none" or num_blocks == 1 else not any(in_order)
 
 
-shares = st.lists(st.integers(1, 40), min_size=1, max_size=5).map(_per_mille)
+# Of one size, of very different ones, and a few heavy ones among many light ones.
+weights = st.lists(st.integers(1, 40) | st.sampled_from([1, 10**6, 10**12]), min_size=1, max_size=12).map(tuple)
 
 
-@settings(max_examples=25)  # a set of one block has as many epochs as positions
-@given(per_mille=shares, start=st.integers(0, 5000), data=st.data())
-def test_any_1000_positions_have_exactly_the_shares(
-    per_mille: tuple[int, ...], start: int, data: st.DataObject
+@given(weights=weights, start=st.integers(0, 10**15))
+def test_no_set_is_ever_farther_from_its_share_than_the_tree_says(weights: tuple[int, ...], start: int) -> None:
+    """At every position, however far: at most one block for up to four sets, below two for any number."""
+    tree = dealing_tree(weights)
+    limit, total = tree.max_deviation(), sum(weights)
+    assert limit <= (1 if len(weights) <= 4 else 1.5)
+    dealt = {number: (first, slots) for number, first, slots in tree.deal(start, np.arange(500))}
+    assert np.array_equal(np.sort(np.concatenate([slots for _, slots in dealt.values()])), np.arange(500))
+    for number, (first, slots) in dealt.items():
+        counts = first + np.searchsorted(slots, np.arange(501))
+        for position in range(0, 501, 25):
+            exact = Fraction((start + position) * weights[number], total)
+            assert abs(int(counts[position]) - exact) <= Fraction(limit) + Fraction(1, 10**9)
+
+
+def test_shares_down_to_a_millionth_are_kept_at_every_position() -> None:
+    order = shards.RunOrder((7, 3, 1), 0, "none", (999_698, 301, 1))
+    sets = np.searchsorted([7, 10], order.blocks(0, 2_000_000), side="right")
+    for number, weight in enumerate(order.weights):
+        deviations = np.cumsum(sets == number) - np.arange(1, len(sets) + 1) * weight / 1_000_000
+        assert np.abs(deviations).max() <= 1
+        assert deviations[999_999] == deviations[-1] == 0
+
+
+@given(weights=weights, cuts=st.lists(st.integers(0, 300), min_size=2, max_size=2).map(sorted), data=st.data())
+def test_a_mixture_is_a_function_of_the_position_alone(
+    weights: tuple[int, ...], cuts: list[int], data: st.DataObject
 ) -> None:
-    sizes = tuple(data.draw(st.integers(1, 900)) for _ in per_mille)
-    order = shards.RunOrder(sizes, 3, per_mille=per_mille)
-    sets = np.searchsorted(np.cumsum(sizes), order.blocks(start, start + 1000), side="right")
-    assert np.bincount(sets, minlength=len(sizes)).tolist() == list(per_mille)
+    sizes = tuple(data.draw(st.integers(5, 900)) for _ in weights)
+    later = (
+        shards.Stage(90, weights[::-1]),
+        shards.Stage(90, weights),
+        shards.Stage(200, (0,) * (len(weights) - 1) + (1,)),
+    )
+    order = shards.RunOrder(sizes, 3, weights=weights, later=later if data.draw(st.booleans()) else ())
+    whole = order.blocks(0, 300)
+    assert np.array_equal(order.blocks(*cuts), whole[slice(*cuts)])
+    sets = np.searchsorted(np.cumsum(sizes), whole[: cuts[0]], side="right")
+    assert order.counts(cuts[0]) == np.bincount(sets, minlength=len(sizes)).tolist()
 
 
-@given(per_mille=shares)
-def test_fewer_positions_have_nearly_the_shares(per_mille: tuple[int, ...]) -> None:
-    sets, ranks = mixture_pattern(per_mille)
-    for number, share in enumerate(per_mille):
-        so_far = np.cumsum(sets == number)
-        assert (np.abs(so_far - np.arange(1, 1001) * share / 1000) < len(per_mille) + 1).all()
-        assert ranks[sets == number].tolist() == list(range(share))
+def test_one_pass_over_each_of_two_very_different_sets_is_exactly_that() -> None:
+    sizes = (1_499, 998_501)
+    blocks = shards.RunOrder(sizes, 7, weights=sizes).blocks(0, sum(sizes))
+    assert np.array_equal(np.sort(blocks), np.arange(sum(sizes)))
 
 
 def test_each_set_of_a_mixture_comes_whole_before_it_repeats() -> None:
     sizes = (150, 70, 9)
-    order = shards.RunOrder(sizes, 5, per_mille=(500, 300, 200))
+    order = shards.RunOrder(sizes, 5, weights=(5, 3, 2))
     blocks = order.blocks(0, 4000)
     first = 0
     for number, size in enumerate(sizes):
@@ -279,7 +311,7 @@ def other_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["train", "val"])
 def test_a_mixture_is_used_like_a_set(built_set: Path, other_set: Path, name: str) -> None:
     mixture = shards.open_data(f"{built_set}:0.75, {other_set}:0.25")
-    assert isinstance(mixture, shards.Mixture) and mixture.per_mille == (750, 250)
+    assert isinstance(mixture, shards.Mixture) and mixture.weights == (3, 1)
     sets = [shards.open(path) for path in (built_set, other_set)]
     split, whole = mixture[name], np.concatenate([part[name][:] for part in sets])
     assert len(split) == len(whole)
@@ -319,11 +351,102 @@ def test_passes_give_shares_by_size_and_make_the_epoch(built_set: Path, other_se
     total = sizes[0] + 40 * sizes[1]
     assert shards.epoch_blocks(mixture) == total
     assert isinstance(mixture, shards.Mixture)
-    assert abs(mixture.per_mille[1] - 40_000 * sizes[1] / total) < 1
-    seen = Counter(shards.run_order(mixture, 0).blocks(0, total)[:].tolist())
-    repeats = [seen[sizes[0] + number] for number in range(sizes[1])]
-    assert min(repeats) >= 38 and max(repeats) <= 42 and max(repeats) - min(repeats) <= 1
+    seen = Counter(shards.run_order(mixture, 0).blocks(0, total).tolist())
+    assert seen == {block: 1 if block < sizes[0] else 40 for block in range(sum(sizes))}
     assert shards.epoch_blocks(shards.open_data(f"{other_set},{built_set}")) == sum(sizes)
+
+
+def test_shares_may_be_any_decimals(built_set: Path, other_set: Path) -> None:
+    for text, expected in (("0.0003", (9997, 3)), ("1e-6", (999_700, 1)), (".9997", (1, 1)), ("3.", (9997, 30_000))):
+        mixture = shards.open_data(f"{built_set}:0.9997,{other_set}:{text}")
+        assert isinstance(mixture, shards.Mixture) and mixture.weights == expected, text
+    rounded = whole_weights([Fraction(10**30), Fraction(10**29), Fraction(1)])
+    assert sum(rounded) <= MAX_TOTAL_WEIGHT and rounded[2] == 1 and abs(rounded[0] - 10 * rounded[1]) <= 10
+
+
+def test_info_says_what_a_run_takes_of_each_set(
+    built_set: Path, other_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = [len(shards.open(path)["train"]) for path in (built_set, other_set)]
+    main(["info", f"{built_set}:0.75,{other_set}:0.25", "--tokens", "6.4e4"])
+    _, whole, *parts = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert whole[:4] == ["all", f"{sum(sizes):,}", "1,000", "64,000"]
+    for part, path, size, taken in zip(parts, (built_set, other_set), sizes, (750, 250), strict=True):
+        tokens, share, passes = f"{taken * 64:,}", f"{taken / 10:g}", f"{taken / size:,.2f}"
+        assert part == ["├─", str(path), f"{size:,}", str(taken), tokens, share, "%", passes]
+    main(["info", f"{built_set}:1epochs,{other_set}:2epochs"])
+    assert capsys.readouterr().out.splitlines()[3].split()[3] == str(2 * sizes[1])
+    with pytest.raises(shards.InputError, match="--tokens: expected 1 to"):
+        main(["info", f"{built_set},{other_set}", "--tokens", "nan"])
+
+
+def test_stages_change_the_mix_where_they_say_and_each_set_goes_on(
+    built_set: Path, other_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = [len(shards.open(path)["train"]) for path in (built_set, other_set)]
+    stages: list[dict[str, Any]] = [
+        {"until": 0.5, "mix": f"{built_set}:0.9,{other_set}:0.1"},
+        {"until": "70steps", "mix": f"{other_set}:0.5,{built_set}:0.5"},
+        {"until": "51200tokens", "mix": str(built_set)},
+        {"mix": str(other_set)},
+    ]
+    data = shards.open_data(stages)
+    order = shards.run_order(data, 7, run_blocks=1000, batch_blocks=10)
+    assert [(stage.start, stage.weights) for stage in order.stages] == [
+        (0, (9, 1)),
+        (500, (1, 1)),
+        (700, (1, 0)),
+        (800, (0, 1)),
+    ]
+    assert order.counts(1000) == [450 + 100 + 100, 50 + 100 + 200]
+    blocks, alone = order.blocks(0, 1000), shards.RunOrder((sizes[0],), 7).blocks(0, 650)
+    assert np.array_equal(blocks[blocks < sizes[0]], alone)
+    assert shards.open_data(data.description).fingerprint == data.fingerprint
+    assert shards.open_data([{"mix": str(built_set)}]).fingerprint != data.fingerprint
+    del stages[1]
+    main(["info", json.dumps(stages), "--tokens", "64000"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[2][:3] == ["├─", "stage", "1"] and lines[3][:3] == ["│", "├─", str(built_set)]
+    assert lines[3][3:5] == [f"{sizes[0]:,}", "450"]
+    assert lines[3][-4:] == ["28,800", "90", "%", f"{450 / sizes[0]:,.2f}"]
+
+
+def test_only_stages_that_have_begun_are_in_the_fingerprint_of_a_position(built_set: Path, other_set: Path) -> None:
+    first, plain = f"{built_set}:3,{other_set}:1", shards.open_data(f"{built_set}:0.75,{other_set}:0.25")
+
+    def found(until: Any, mix: Path, position: int) -> str:
+        data = shards.open_data([{"until": until, "mix": first}, {"mix": str(mix)}])
+        return shards.fingerprint_until(data, shards.run_order(data, 7, run_blocks=1000, batch_blocks=10), position)
+
+    assert found(0.5, built_set, 500) == found(0.8, other_set, 500) == plain.fingerprint
+    assert (
+        len({found(0.5, built_set, 501), found(0.4, built_set, 501), found(0.5, other_set, 501), plain.fingerprint})
+        == 4
+    )
+    assert found(0.5, built_set, 501) == found("50steps", built_set, 900)
+
+
+def test_stages_that_make_no_sense_are_refused(built_set: Path) -> None:
+    mix = str(built_set)
+    for stages, message in (
+        ([], "expected 1 to 100 stages"),
+        ("[1", "bad JSON"),
+        ([{"until": 0.5, "mix": mix}], r"shards\[0\]: expected only `mix`"),
+        ([{"mix": mix}, {"mix": mix}], r"shards\[0\]: expected `until` and `mix`"),
+        ([mix, {"mix": mix}], r"shards\[0\]: expected `until` and `mix`"),
+        ([{"mix": "[]"}], r"shards\[0\]: expected only `mix`"),
+        ([{"until": 1.5, "mix": mix}, {"mix": mix}], "until: expected a share of the run"),
+        ([{"until": "0steps", "mix": mix}, {"mix": mix}], "until: expected a share of the run"),
+        ([{"until": "1e-999999999", "mix": mix}, {"mix": mix}], "until: expected a share of the run"),
+        ([{"until": 0.5, "mix": f"{mix}:1,{mix}"}, {"mix": mix}], "expected PATH:WEIGHT for each set"),
+    ):
+        with pytest.raises(shards.InputError, match=message):
+            shards.open_data(stages)  # type: ignore[arg-type]
+    data = shards.open_data([{"until": 0.5, "mix": mix}, {"until": "3steps", "mix": mix}, {"mix": mix}])
+    with pytest.raises(shards.InputError, match="only a training run has steps"):
+        shards.run_order(data, 1, run_blocks=100)
+    with pytest.raises(shards.InputError, match="expected a place in the run after the stage before"):
+        shards.run_order(data, 1, run_blocks=100, batch_blocks=10)
 
 
 def test_fingerprints_of_mixtures_differ_by_sets_and_shares(built_set: Path, other_set: Path) -> None:
@@ -341,7 +464,9 @@ def test_mixtures_that_make_no_sense_are_refused(built_set: Path, other_set: Pat
         (f"{built_set}:0.5,{other_set}", "expected PATH:WEIGHT for each set"),
         (f"{built_set}:0,{other_set}:1", "expected a weight above 0"),
         (f"{built_set}:1,{other_set}:2epochs", "found both"),
-        (f"{built_set}:1,{other_set}:0.00001", "its share is below 1 in 1,000"),
+        (f"{built_set}:1,{other_set}:1e-999999999", "expected a weight above 0"),
+        (f"{built_set}:1,{other_set}:0.{'0' * 5000}1", "expected a weight above 0"),
+        (",".join([str(built_set)] * 101), "expected at most 100 sets, found 101"),
         (f"{built_set}:1.2.3,{other_set}:1", "expected PATH:WEIGHT for each set"),
         (f"{built_set}:1,{tmp_path / 'none'}:1", "no such shard set"),
         (f"{built_set}:1,{blocks}:1", "has blocks of 32 tokens"),

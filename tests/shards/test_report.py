@@ -18,9 +18,9 @@ import shards.report
 from shards.__main__ import main
 from shards.common.errors import InputError
 from shards.common.text import printable
-from shards.manifest import RejectedEntry
 from shards.report import statistics as statistics_module
 from shards.report.statistics import compute
+from shards.unread import UnreadEntry
 from shards.verify import verify
 from tests.conftest import directory_bytes, flip
 from tests.pages import PageParser, assert_harmless, look_at
@@ -78,8 +78,8 @@ def hostile(value: Any) -> Any:
 
 def test_markup_in_any_field_shows_and_does_nothing(tmp_path: Path, tokenizer_dir: Path) -> None:
     shard_set = shards.open(build_set(tmp_path, tokenizer_dir, HOSTILE, block_tokens=1024, settings={"field": "text"}))
-    rejected = [RejectedEntry(kind="kind", num_records=1)]
-    statistics = compute(shard_set, seed=0)
+    rejected = {"kind": 1}
+    statistics = dataclasses.replace(compute(shard_set, seed=0), examples=dict.fromkeys(HOSTILE, HOSTILE))
     shard_set.manifest = hostile(dataclasses.replace(shard_set.manifest, rejected=rejected))
     parser = assert_harmless(page_of(shard_set, statistics=statistics))
     excerpts = parser.text.replace(" ", "")
@@ -132,11 +132,13 @@ def test_small_and_odd_sets(tmp_path: Path, tokenizer_dir: Path) -> None:
 def test_records_and_sources_are_listed(tmp_path: Path, tokenizer_dir: Path) -> None:
     sources = [source(f"{number:02}.json", 1000 * number, number) for number in range(1, 31)]
     shard_set = shards.open(build_set(tmp_path, tokenizer_dir, TEXTS[:3], sources=sources))
-    rejected = [RejectedEntry(kind="no text", num_records=4)]
-    changes: dict[str, Any] = {"num_records": 465, "num_empty": 1, "num_duplicates": 2, "rejected": rejected}
+    left_out, rejected = {"empty": 1, "duplicate": 2}, {"no text": 4}
+    changes: dict[str, Any] = {"num_records": 465, "left_out": left_out, "rejected": rejected}
+    changes["unread"] = [UnreadEntry(kind=kind, num_files=4, names=["a", "b"]) for kind in ("PDF", "")]
     shard_set.manifest = dataclasses.replace(shard_set.manifest, **changes)
     text = PageParser(page_of(shard_set)).text
-    assert "empty texts 1 0.2 % duplicates removed 2 0.4 % rejected: no text 4 0.9 %" in text
+    assert "left out: empty 1 0.2 % left out: duplicate 2 0.4 % rejected: no text 4 0.9 %" in text
+    assert "8 files are no corpus: a, b and 2 more; PDF: a, b and 2 more." in text
     assert "30.json and 29 other sources" in text
     assert "share 30.json 30.00 kB 30 6.5 % 29.json 29.00 kB 29 6.2 %" in text
     assert "5 other sources 15.00 kB 15 3.2 %" in text

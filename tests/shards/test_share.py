@@ -45,7 +45,9 @@ _OF_HUB = {"README.md", ".gitattributes"}
 def set_of(path: Path, num_units: int = 3, first: int = 0) -> Path:
     """A set of a train and a val shard a unit."""
     units: list[Unit] = [{"train": [[first + unit] * 19], "val": [[first + unit] * 19]} for unit in range(num_units)]
-    return write_set(path, units, block_tokens=8)
+    return write_set(
+        path, units, block_tokens=8, rejected={"no text": 1}, examples='{"reason": "short", "text": "a"}\n'
+    )
 
 
 @pytest.fixture

@@ -76,6 +76,7 @@ def _run(main: Main, arguments: list[str], files: Path, prepare: Callable[[], No
     for number, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(files.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # as a command has it: a loader's workers import nothing anew
     if prepare is not None:
         prepare()
     run_command(main, arguments)

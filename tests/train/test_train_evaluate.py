@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from shards.torch import IGNORED, BlockDataset, text_collator
 from tests.train.test_train_model import make_model
 from train.__main__ import main as main_train
 from train.compare.runs import read_runs
+from train.compare.table import result_rows
 from train.evaluate import by_position, evaluate_blocks, main, precision_of_run, spread_evenly
 from train.run_directory import read_lines, read_record
 
@@ -39,6 +41,39 @@ def test_a_finished_run_is_evaluated_to_the_loss_that_it_ended_with(
     assert mean == pytest.approx(result["loss"])
     main([str(trained.run)])
     assert f"bits per byte  {result['bits_per_byte']:.4f}" in capsys.readouterr().out
+
+
+def test_each_set_of_a_mixture_is_evaluated_by_its_name(
+    write_config: WriteConfig, shard_set_path: Path, make_set: Callable[..., Path], tmp_path: Path, capsys: Any
+) -> None:
+    """Their losses, weighed by their tokens, are the loss; other sets may be named instead."""
+    other, empty = make_set(tmp_path / "other", val_blocks=3, seed=30), make_set(tmp_path / "empty", val_blocks=0)
+    run, spec = tmp_path / "run", f"{shard_set_path}:0.5,{other}:0.25,{empty}:0.25"
+    main_train(["--config", str(write_config(shards=spec)), "--max_steps", "110", "--output_dir", str(run)])
+    output, results = capsys.readouterr().out, read_record(run)["results"]
+    assert (5 * results["eval_tiny_loss"] + 3 * results["eval_other_loss"]) / 8 == pytest.approx(results["eval_loss"])
+    assert f"(tiny {results['eval_tiny_loss']:.4f}, other {results['eval_other_loss']:.4f})" in output
+    assert re.findall(r"warning  .*/(\w+): ([0-9.]+) passes", output) == [
+        ("tiny", "10.0"),
+        ("other", "5.0"),
+        ("empty", "5.0"),
+    ]
+    main([str(run), "--shards", str(other), "--json"])
+    alone = json.loads(capsys.readouterr().out)
+    assert results["eval_other_loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert results["eval_other_bits_per_byte"] == pytest.approx(alone["bits_per_byte"], rel=1e-5)
+    rows = dict(result_rows(read_runs([run])))
+    assert rows["  other loss"] == [f"{alone['loss']:.4f}"] and "  tiny bits per byte" in rows
+
+    named = json.dumps({"old": str(shard_set_path), "new": str(other)})
+    config = write_config(shards=str(empty))
+    main_train(
+        ["--config", str(config), "--max_steps", "2", "--eval_shards", named, "--output_dir", str(tmp_path / "b")]
+    )
+    found = read_record(tmp_path / "b")["results"]
+    assert {"eval_old_loss", "eval_new_loss"} <= found.keys() and found["eval_bits_per_byte"] > 0
+    with pytest.raises(InputError, match="has no validation blocks to evaluate"):
+        main_train(["--config", str(config), "--eval_shards", json.dumps({"none": str(empty)})])
 
 
 def test_positions_are_grouped_by_powers_of_two() -> None:

@@ -244,6 +244,36 @@ def test_a_mixture_in_windows_continues_to_the_same_bits(
     assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(stopped).items())
 
 
+def test_later_stages_of_an_unfinished_run_may_change_and_begun_ones_may_not(
+    write_config: WriteConfig,
+    shard_set_path: Path,
+    make_set: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other, third = (
+        make_set(tmp_path / name, train_blocks=6, seed=seed) for name, seed in (("other", 30), ("third", 9))
+    )
+    first, run, whole = f"{shard_set_path}:0.7,{other}:0.3", tmp_path / "run", tmp_path / "whole"
+
+    def options(until: Any, mix: Path, run: Path = run) -> list[str]:
+        stages = json.dumps([{"until": until, "mix": first}, {"mix": str(mix)}])
+        return ["--max_steps", "12", "--save_steps", "5", "--output_dir", str(run), "--shards", stages]
+
+    config = write_config()
+    stop_after(7, monkeypatch, config, *options(0.5, other))  # its checkpoint is that of step 5
+    with pytest.raises(InputError, match=r"fingerprint .* before, .* now"):
+        train_to_the_end(config, *options("4steps", other))
+    stop_after(11, monkeypatch, config, *options("8steps", third))
+    assert read_record(run)["sessions"][-1]["changes"][0].startswith("shards [{'until': 0.5")
+    with pytest.raises(InputError, match=r"fingerprint .* before, .* now"):
+        train_to_the_end(config, *options("8steps", other))
+    train_to_the_end(config, *options("8steps", third))
+    train_to_the_end(config, *options("8steps", third, whole))
+    assert losses(run) == losses(whole)
+    assert "Share of the blocks trained on" in (run / "model" / "README.md").read_text()
+
+
 def test_a_run_with_documents_masked_keeps_its_mask(whole_run: Path, write_config: WriteConfig, tmp_path: Path) -> None:
     config, run = write_config(document_mask=True), tmp_path / "run"
     train_to_the_end(config, "--max_steps", "4")

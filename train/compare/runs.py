@@ -15,8 +15,9 @@ from typing import Any
 from shards.common.errors import InputError, nearest_path
 from shards.common.files import file_digest
 from shards.common.text import printable
+from shards.mixture import distinct_names
 from train.checkpoints import numbered_checkpoints
-from train.evaluate import best_evaluation, perplexity
+from train.evaluate import best_evaluation, by_set, perplexity
 from train.run_directory import (
     METRICS_NAME,
     MODEL_NAME,
@@ -65,6 +66,7 @@ class Run:
     seconds: float | None  # of training
     tokens_per_second: float | None  # median of the logs
     bits_per_byte: float | None  # on the validation blocks
+    validation_sets: dict[str, float | None]  # where there are several: `wiki_loss`, `wiki_bits_per_byte`, the newest
     training: list[Point]
     validation: list[Point]
     best_validation: Point | None  # see `train.evaluate.best_evaluation`
@@ -99,11 +101,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
     Raises `InputError` for a record that can't be read.
     """
-    parts = [path.resolve().parts for path in paths]
-    length = 1
-    while len({part[-length:] for part in parts}) < len(set(parts)):
-        length += 1
-    return [_read_run(path, printable("/".join(part[-length:]))) for path, part in zip(paths, parts, strict=True)]
+    return [_read_run(path, name) for path, name in zip(paths, distinct_names(paths), strict=True)]
 
 
 def _read_run(path: Path, name: str) -> Run:
@@ -139,6 +137,7 @@ def _read_run(path: Path, name: str) -> Run:
         seconds=training[-1].seconds if training else None,
         tokens_per_second=statistics.median(rates) if rates else None,
         bits_per_byte=results.get("eval_bits_per_byte"),
+        validation_sets=by_set(next((log for log in reversed(logs) if "eval_loss" in log), {})),
         training=training,
         validation=validation,
         best_validation=_point(best, "eval_loss") if best else None,

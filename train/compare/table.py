@@ -25,10 +25,13 @@ Rows = list[tuple[str, list[str]]]
 
 def result_rows(runs: Sequence[Run]) -> Rows:
     """What came of each run, a property a row."""
-    return [(rows[0][0], [text for _, text in rows]) for rows in zip(*map(_results, runs), strict=True)]
+    sets = list(dict.fromkeys(key for run in runs for key in run.validation_sets))
+    return [
+        (rows[0][0], [text for _, text in rows]) for rows in zip(*(_results(run, sets) for run in runs), strict=True)
+    ]
 
 
-def _results(run: Run) -> list[tuple[str, str]]:
+def _results(run: Run, sets: Sequence[str]) -> list[tuple[str, str]]:
     last, best = run.last_validation, run.best_validation
     last_loss, last_perplexity = (last.loss, last.perplexity) if last else (None, None)
     best_loss, best_perplexity, best_step = (best.loss, best.perplexity, best.step) if best else (None, None, None)
@@ -42,6 +45,7 @@ def _results(run: Run) -> list[tuple[str, str]]:
         ("training loss", _number(run.last_training_loss, ".4f")),
         ("validation loss", _number(last_loss, ".4f")),
         ("  perplexity", _number(last_perplexity, ",.2f")),
+        *((f"  {key.replace('_', ' ')}", _number(run.validation_sets.get(key), ".4f")) for key in sets),
         ("best validation loss", _number(best_loss, ".4f")),
         ("  perplexity", _number(best_perplexity, ",.2f")),
         ("  at step", _number(best_step)),

@@ -1,0 +1,172 @@
+"""Text in other encodings than UTF-8: read as UTF-8 in constant memory, recognized where nobody said which it is.
+
+An encoding is the one that was named, or the one that a byte order mark names. It is never guessed: a guess only says what
+to name.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import re
+
+from pipeline.readers.compression import Readable
+from shards.common.errors import InputError
+from shards.common.text import printable
+
+_MARKS = {  # the longer ones first
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+_ALL_MARKS = tuple(_MARKS)
+_ASCII_IN_UTF16 = {rb"(?:[\t\n\r -~]\0){2}": "utf-16-le", rb"(?:\0[\t\n\r -~]){2}": "utf-16-be"}
+# Python's for domain names, for source code and for mail: not what a file of text is in.
+_REFUSED = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "utf-7"}
+_CANDIDATES = ("gb18030", "big5", "utf-16-le", "utf-16-be")
+_LEAST_SHARE = 0.7
+_SURE_CHARS = 8
+_HINT_BYTES = 1 << 12
+_INVALID = f"{__name__}.invalid"
+
+
+def codec_name(name: str) -> str:
+    """How Python calls the encoding `name`; empty for UTF-8. Raises `InputError` for what is no encoding of text."""
+    try:
+        "x".encode(name)  # which only encodings of text do
+        found = codecs.lookup(name).name
+    except (LookupError, ValueError, UnicodeError):
+        found = ""
+    if not found or found in _REFUSED:
+        raise InputError(f"encoding: expected one such as gb18030, big5 or utf-16, found {printable(name)[:80]!r}")
+    return "" if found in ("utf-8", "utf-8-sig") else found
+
+
+def encoding_of(head: bytes, wanted: str) -> str:
+    """The encoding of a file that begins with `head`: by its byte order mark, by the signs of UTF-16, or as `wanted`."""
+    if head.startswith(_ALL_MARKS):
+        return next(encoding for mark, encoding in _MARKS.items() if head.startswith(mark))
+    signs = _ASCII_IN_UTF16.items() if b"\0" in head[:2] else ()
+    return next((encoding for sign, encoding in signs if re.match(sign, head)), wanted or "utf-8")
+
+
+def check_encoding(path: str, head: bytes, wanted: str) -> str:
+    """The encoding to read a file of text with, empty for UTF-8. Raises `InputError` unless it is the `wanted` one.
+
+    A byte order mark counts for more than what is `wanted`, but without that only UTF-8 is read.
+    """
+    found, is_marked = encoding_of(head, wanted), head.startswith(_ALL_MARKS)
+    if found != "utf-8" and not wanted:
+        raise InputError(f"{path}: the file is in {_title(found)}; build with --encoding {_option(found, is_marked)}")
+    if found in ("utf-16", "utf-32"):
+        raise InputError(f"{path}: no byte order mark; name the order of the bytes, as in --encoding {found}-le")
+    if found == "utf-8":
+        if not is_marked and (probable := _probably(head, _SURE_CHARS)):
+            raise InputError(
+                f"{path}: the file isn't UTF-8 but probably {_title(probable)}; build with --encoding {probable}"
+            )
+        return ""
+    if not is_marked and sum(character > "\x7f" for character in _text(head, "utf-8") or "") >= _SURE_CHARS:
+        raise InputError(
+            f"{path}: the file is in UTF-8, not {found}; build it apart from the others, without --encoding"
+        )
+    return found
+
+
+def to_utf8(head: bytes, encoding: str) -> bytes:
+    """The first bytes of a file, which may break off inside a character."""
+    if encoding == "utf-8":
+        return head
+    encoding = f"{encoding}-le" if encoding in ("utf-16", "utf-32") else encoding  # without a mark Python reads nothing
+    return codecs.getincrementaldecoder(encoding)("replace").decode(head).encode("utf-8", "replace")
+
+
+def hint(content: bytes) -> str:
+    """What to do about the record `content`, which isn't UTF-8; empty if no encoding comes to mind."""
+    try:
+        content.decode()
+        return ""
+    except UnicodeDecodeError as error:
+        probable = _probably(content[error.start : error.start + _HINT_BYTES], 1)
+    return f"if the file is in {_title(probable)}, build with --encoding {probable}" if probable else ""
+
+
+def _probably(content: bytes, at_least: int) -> str:
+    """The encoding in which `content` has the largest share of common characters, if that is large; empty for UTF-8.
+
+    Common are the characters of the first levels of GB 2312 and Big5. Of Chinese text they are nearly all, of what comes of
+    it in another encoding a half at most.
+    """
+    if _text(content, "utf-8") is not None:
+        return ""
+    best, probable = _LEAST_SHARE, ""
+    for encoding in _CANDIDATES:
+        foreign = [character for character in _text(content, encoding) or "" if character > "\x7f"]
+        share = sum(map(_is_common, foreign)) / max(1, len(foreign))
+        if len(foreign) >= at_least and share > best:
+            best, probable = share, encoding
+    return probable
+
+
+def _text(content: bytes, encoding: str) -> str | None:
+    """`content`, which may break off inside a character; None if it isn't valid."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(content)
+    except UnicodeDecodeError:
+        return None
+
+
+@functools.cache
+def _is_common(character: str) -> bool:
+    """Whether a standard has it in its first level, where the characters in common use are, or among the punctuation."""
+    simplified, traditional = character.encode("gb2312", "ignore")[:1], character.encode("big5", "ignore")[:1]
+    return b"\xb0" <= simplified <= b"\xd7" or b"\xa1" <= simplified <= b"\xa3" or b"\xa1" <= traditional <= b"\xc6"
+
+
+def _title(encoding: str) -> str:
+    return "Big5" if encoding == "big5" else encoding[:6].upper() if encoding.startswith("utf") else encoding.upper()
+
+
+def _option(encoding: str, is_marked: bool) -> str:
+    return encoding[:6] if is_marked else encoding
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    """For each byte that is invalid in its encoding a character that isn't valid in UTF-8: a surrogate with its number."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "".join(chr(0xDC00 + byte) for byte in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_INVALID, _stand_in)
+
+
+class Decoded:
+    """A stream of text in `encoding` as UTF-8, in which the record that invalid bytes are in isn't valid UTF-8 either.
+
+    `num_read` is how many bytes of the original are read. If `read` is asked for what is missing to the end of a
+    character, until that is there, `num_read` is the character's end exactly.
+    """
+
+    def __init__(self, file: Readable, encoding: str) -> None:
+        self._file, self._decoder = file, codecs.getincrementaldecoder(encoding)(_INVALID)
+        self.num_read = 0
+
+    def read(self, num_bytes: int) -> bytes:
+        """Some of the next bytes, at most `num_bytes`: one byte can be the last of a character (or two) of six."""
+        while True:
+            content = self._file.read(max(1, num_bytes // 6)) or b""
+            self.num_read += len(content)
+            text = self._decoder.decode(content, not content)
+            if text or not content:
+                return text.encode("utf-8", "surrogatepass")
+
+
+def invalid_bytes(content: bytes, encoding: str) -> tuple[int, bytes]:
+    """Of a record that `Decoded` gave and that isn't valid UTF-8: the number of the first invalid byte in the original, and
+    the record in UTF-8 with `\\xff` for an invalid byte."""
+    text = codecs.getincrementaldecoder("utf-8")("surrogatepass").decode(content)  # which may be cut short
+    place = next((number for number, character in enumerate(text) if "\udc00" <= character <= "\udcff"), len(text))
+    shown = re.sub("[\udc00-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+    return len(text[:place].encode(encoding, "replace")), shown.encode("utf-8", "backslashreplace")

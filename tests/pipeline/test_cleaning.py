@@ -1,0 +1,354 @@
+"""What becomes a document: the user's own function, the least length, Gopher's rules. What doesn't is counted and shown."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import shards
+from pipeline.cleaning import LeftOut
+from pipeline.plan import plan_units
+from pipeline.repetition import (
+    MAX_DUPLICATE,
+    MAX_LINE_CHARS,
+    MAX_LINES,
+    MAX_PARAGRAPH_CHARS,
+    MAX_PARAGRAPHS,
+    MAX_TOP,
+    repetition,
+)
+from pipeline.settings import BuildSettings
+from pipeline.sources import find_sources
+from pipeline.transform import load, read_transform
+from pipeline.worker import read_texts
+from shards.common.errors import InputError
+from shards.edit.merge import merge
+from shards.report.page import make_page
+from shards.report.statistics import compute
+from shards.tokenizer_files import read_vocabulary
+from shards.verify import verify
+from tests.conftest import REPOSITORY, write_corpus
+from tests.pages import PageParser
+from tests.pipeline.building import TEXTS, Builder, killed_before_publishing, stored, texts_in
+
+CLEAN = """
+def transform(record):
+    if record["n"] % 7 == 0:
+        return None
+    return [record["text"], "", str(record["n"])] if record["n"] % 5 == 0 else record["text"]
+
+def fails(record):
+    if record["n"] == 3:
+        return record["title"]
+    if record["n"] == 4:
+        return ["x", 4]
+    return chr(0xD800) if record["n"] == 5 else record["text"]
+"""
+RECORDS: list[dict[str, Any]] = [{"n": number, "text": text} for number, text in enumerate(TEXTS[:60])]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus.jsonl", RECORDS, layout="lines")
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    path = tmp_path / "clean.py"
+    path.write_text(CLEAN)
+    return path
+
+
+def expected_texts(records: Sequence[dict[str, Any]]) -> list[str]:
+    texts = [[record["text"], str(record["n"])][: 2 - (record["n"] % 5 > 0)] for record in records if record["n"] % 7]
+    return list(itertools.chain.from_iterable(texts))
+
+
+# ---- the user's function ----
+
+
+def test_a_transform_makes_none_one_or_several_documents(corpus: Path, code: Path, run: Builder) -> None:
+    """The same bytes for any number of workers; every record and text is counted once."""
+    results = [
+        run(corpus, corpus.parent / f"set-{n}", transform=str(code), val_fraction=0.0, num_workers=n) for n in (1, 3)
+    ]
+    manifest = results[0].manifest
+    assert stored(results[0].out) == stored(results[1].out)
+    assert texts_in(corpus.parent / "set-1") == expected_texts(RECORDS)
+    num_lists = sum(record["n"] % 5 == 0 and record["n"] % 7 > 0 for record in RECORDS)
+    assert manifest.left_out == {"dropped by the transform": 9, "empty": num_lists}
+    assert manifest.num_records == 60 == sum(source.num_records for source in manifest.sources)
+    assert manifest.total("num_documents") + 9 + num_lists == 60 + 2 * num_lists
+    assert str(corpus.parent) not in json.dumps(manifest.settings)
+    assert manifest.settings["transform"].startswith("clean.py:transform (BLAKE3 ")
+
+
+def test_duplicates_are_found_among_the_transformed_texts(corpus: Path, run: Builder) -> None:
+    code = corpus.with_name("clean.py")
+    code.write_text("def two(record):\n    return [record['text'], str(record['n'] % 3), '']\n")
+    run(corpus, corpus.parent / "set", transform=f"{code}:two", dedup="exact", val_fraction=0.0)
+    texts = [text for record in RECORDS for text in (record["text"], str(record["n"] % 3))]
+    assert texts_in(corpus.parent / "set") == list(dict.fromkeys(texts))
+
+
+def test_a_changed_file_is_other_inputs(corpus: Path, code: Path, run: Builder) -> None:
+    out, options = corpus.parent / "set", {"transform": str(code)}
+    with killed_before_publishing():
+        run(corpus, out, **options)
+    code.write_text(CLEAN + "\n")
+    with pytest.raises(
+        InputError, match=r"unfinished build with other inputs \(transform was clean.py:transform \(BLAKE3"
+    ):
+        run(corpus, out, **options)
+    code.write_text(CLEAN)
+    assert run(corpus, out, **options).num_units_reused > 1
+    assert run(corpus, out, **options).up_to_date
+    code.write_text(CLEAN + "\n")
+    for changed in (options, {}):
+        with pytest.raises(InputError, match="a shard set from other inputs is there"):
+            run(corpus, out, **changed)
+
+
+def test_an_exception_names_the_record(corpus: Path, code: Path, run: Builder) -> None:
+    offset = sum(map(len, corpus.read_bytes().splitlines(keepends=True)[:3]))
+    with pytest.raises(InputError) as caught:
+        run(corpus, corpus.parent / "set", transform=f"{code}:fails")
+    remedy = "mend the function, or leave such records out with --on-bad-record skip"
+    assert str(caught.value) == f"{corpus}: line 4, byte {offset:,}: clean.py, line 9: KeyError: 'title'; {remedy}"
+
+
+def test_a_record_whose_transform_fails_can_be_skipped(corpus: Path, code: Path, run: Builder) -> None:
+    out = corpus.parent / "set"
+    manifest = run(corpus, out, transform=f"{code}:fails", on_bad_record="skip", val_fraction=0.0).manifest
+    assert manifest.rejected == {"transform failed": 3} and manifest.num_records == 60
+    lines = list(map(json.loads, (out / "rejected.jsonl").read_text().splitlines()))
+    assert [(entry["line"], json.loads(entry["record"])["n"]) for entry in lines] == [(4, 3), (5, 4), (6, 5)]
+    assert [entry["reason"] for entry in lines] == [
+        "clean.py, line 9: KeyError: 'title'",
+        "clean.py:fails: TypeError: expected a string, a list of strings or None, the function returned a list with int",
+        r"clean.py:fails: UnicodeEncodeError: 'utf-8' codec can't encode character '\ud800' in position 0: "
+        "surrogates not allowed",
+    ]
+    assert texts_in(out) == [record["text"] for record in RECORDS if record["n"] not in (3, 4, 5)]
+
+
+def transformed(source: Path, code: Path) -> list[str]:
+    """The documents of a source, without a build."""
+    ranges = [byte_range for unit in plan_units(find_sources([str(source)]), 10**9) for byte_range in unit.ranges]
+    settings, transform = BuildSettings(transform=str(code)), read_transform(str(code))
+    batches = read_texts(ranges, settings, [], LeftOut(), transform=transform)
+    return [text for texts, _batch in batches for text in texts]
+
+
+def test_all_columns_are_read_for_a_transform(tmp_path: Path, code: Path) -> None:
+    path = tmp_path / "corpus.parquet"
+    pq.write_table(pa.table({"text": ["甲", "乙"], "title": ["一", "二"]}), path)
+    code.write_text("def transform(record):\n    return record['title'] + record['text']\n")
+    assert transformed(path, code) == ["一甲", "二乙"]
+
+
+def test_a_file_may_define_classes(corpus: Path, code: Path) -> None:
+    code.write_text(
+        "from __future__ import annotations\nimport dataclasses\n\n@dataclasses.dataclass\nclass Pair:\n    a: str\n\n"
+        "def transform(record):\n    return Pair(record['text']).a\n"
+    )
+    assert transformed(corpus, code) == TEXTS[:60]
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "message"),
+    [
+        ("def transform(record)\n    pass", "", r"transform clean\.py, line 1: SyntaxError: expected ':'"),
+        ("import nowhere_to_be_found", "", r"transform clean\.py, line 1: ModuleNotFoundError: No module named"),
+        ("raise SystemExit(3)", "", r"transform clean\.py, line 1: SystemExit: 3"),
+        ("def convert(record): ...", "", r"transform clean\.py: has no function 'transform'"),
+        ("def convert(record): ...", ":convrt", r"has no function 'convrt'; did you mean 'convert'\?"),
+        ("x = '\0'", "", r"transform clean\.py.*: \w+Error: source code .*cannot contain null bytes"),
+        (None, "", r"transform .*clean\.py: no such file"),
+        ("", ":a:b", r"transform: expected FILE\.py or FILE\.py:NAME, found"),
+    ],
+)
+def test_a_file_that_cannot_be_used_ends_in_a_line(tmp_path: Path, source: str | None, name: str, message: str) -> None:
+    path = tmp_path / "clean.py"
+    if source is not None:
+        path.write_text(source)
+    with pytest.raises(InputError, match=message) as caught:
+        load(read_transform(f"{path}{name}"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("other", [{"template": "{text}"}, {"text_field": "body"}])
+def test_a_transform_takes_the_place_of_field_and_template(other: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="transform: the function makes the text; leave out text_field and template"):
+        BuildSettings(transform="clean.py", **other)
+
+
+def test_the_examples_of_the_recipes() -> None:
+    page = (REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8")
+    found: dict[str, Any] = {}
+    exec(page.partition("<<'END'\n")[2].partition("\nEND\n")[0], found)
+    assert found["simplify"]({"text": "他們學習漢語。"}) == "他们学习汉语。"
+    parts = [{"内容": "一", "是否重复": False}, {"内容": "二", "是否重复": True}, {"内容": "三", "是否重复": False}]
+    assert found["mnbvc"]({"段落": parts}) == "一\n三"
+    article, short, items = "长" * 100, "长" * 99, "长" * 80 + "\n\n短" * 20
+    results = [found["articles"]({"title": "题", "text": text}) for text in (article, short, items)]
+    assert results == [f"题\n{article}", None, None]
+
+
+# ---- filters ----
+
+
+def test_short_documents_are_left_out_and_shown(corpus: Path, tmp_path: Path, run: Builder) -> None:
+    records = [
+        {"text": "天地玄黄宇宙洪荒日月盈昃"[:length] + ("<b>" if length == 2 else "")} for length in range(12)
+    ] * 3
+    write_corpus(corpus, [*records, {"text": "同样的一句话。\n" * 9}], layout="lines")
+    options = {"min_chars": 6, "drop_repetitive": True, "val_fraction": 0.0, "unit_bytes": 200}
+    sets = []
+    for number in (1, 2):
+        sets.append(tmp_path / f"set-{number}")
+        manifest = run(corpus, sets[-1], num_workers=number, **options).manifest
+    assert stored(str(sets[0])) == stored(str(sets[1])) and verify(sets[0]) == []
+    reasons = {"empty": 3, "shorter than 6 characters": 15, "repetitive: duplicate lines": 1}
+    assert {name: manifest.left_out[name] for name in reasons} == reasons
+    lines = list(map(json.loads, (sets[0] / "left_out.jsonl").read_text().splitlines()))
+    short = [line["text"] for line in lines if line["reason"] == "shorter than 6 characters"]
+    assert short == ["天", "天地<b>", "天地玄", "天", "天地<b>"]  # three of a unit
+    assert lines[-1]["text"] == "同样的一句话。\n" * 9
+    shard_set = shards.open(sets[0])
+    page = make_page(shard_set.manifest, compute(shard_set, seed=0), read_vocabulary(shard_set.tokenizer_path)).decode()
+    text = PageParser(page).text
+    assert "What was left out, and why of 37 records" in text and "<b>" not in page.partition("</style>")[2]
+    assert "left out: shorter than 6 characters 15 40.5 %" in text and "天地<b>" in text
+
+
+def test_a_merged_set_has_the_examples_of_its_parts(tmp_path: Path, corpus: Path, run: Builder) -> None:
+    for name in ("a", "b"):
+        run(corpus, tmp_path / name, min_chars=300 if name == "a" else 400)
+    run(corpus, tmp_path / "c")
+    parts = [tmp_path / name for name in ("a", "b", "c")]
+    manifest = merge(parts, tmp_path / "abc")
+    joined = b"".join((part / "left_out.jsonl").read_bytes() for part in parts[:2])
+    assert joined and (tmp_path / "abc" / "left_out.jsonl").read_bytes() == joined
+    assert not (parts[2] / "left_out.jsonl").exists() and verify(tmp_path / "abc") == []
+    examples = compute(shards.open(tmp_path / "abc"), seed=0).examples
+    assert set(examples) == set(manifest.left_out) == {"shorter than 300 characters", "shorter than 400 characters"}
+
+
+def test_strange_examples_are_passed_over(tmp_path: Path, corpus: Path, run: Builder) -> None:
+    run(corpus, tmp_path / "set", min_chars=300)
+    shard_set = shards.open(tmp_path / "set")
+    good = json.dumps({"reason": "shorter than 300 characters", "text": "x" * 999})
+    strange = ["", "{", "[1]", "7", '{"reason": [], "text": ""}', '{"reason": "other", "text": "a"}', "[" * 9999]
+    strange.append('{"reason": "shorter than 300 characters", "text": 5}')
+    (tmp_path / "set" / "left_out.jsonl").write_text("\n".join([*strange, *[good] * 9]))
+    assert compute(shard_set, seed=0).examples == {"shorter than 300 characters": ["x" * 200] * 5}
+    (tmp_path / "set" / "left_out.jsonl").unlink()
+    with pytest.raises(InputError, match=r"left_out\.jsonl"):
+        compute(shard_set, seed=0)
+
+
+def test_nothing_left_says_why(corpus: Path, tmp_path: Path, run: Builder) -> None:
+    with pytest.raises(
+        InputError, match=r"no text in 60 records; nothing to build \(60 shorter than 9,000,000 characters\)"
+    ):
+        run(corpus, tmp_path / "set", min_chars=9_000_000)
+
+
+# ---- Gopher's rules ----
+
+
+def words(number: int, *, first: int) -> list[str]:
+    """Different words, all of six letters."""
+    return [f"w{first + n:05}" for n in range(number)]
+
+
+def top(n: int, times: int) -> list[str]:
+    """1,000 words, in which one n-gram occurs so often."""
+    pieces = [words(n, first=9000) + words(1, first=time) for time in range(times)]
+    text = list(itertools.chain.from_iterable(pieces))
+    return text + words(1000 - len(text), first=1000)
+
+
+def duplicates(n: int, times: int) -> list[str]:
+    """1,000 words, of which so many n-grams have occurred before, no two of them side by side."""
+    text = words(400, first=0)
+    for time in range(times):
+        text += words(n, first=time * n) + words(1, first=1000 + time)
+    return text + words(1000 - len(text), first=2000)
+
+
+def in_chinese(text: list[str]) -> str:
+    """Each word as two characters that are in no other."""
+    numbers: dict[str, int] = {}
+    places = (0x4E00 + 2 * numbers.setdefault(word, len(numbers)) for word in text)
+    return "".join(chr(place) + chr(place + 1) for place in places)
+
+
+@pytest.mark.parametrize("is_chinese", [False, True])
+@pytest.mark.parametrize(
+    ("make", "n", "most", "reason"),
+    [
+        *[(top, n, most, f"repetitive: the most frequent {n}-gram") for n, most in MAX_TOP.items()],
+        *[(duplicates, n, most, f"repetitive: duplicate {n}-grams") for n, most in MAX_DUPLICATE.items()],
+    ],
+)
+def test_each_threshold_of_n_grams(make: Any, n: int, most: float, reason: str, is_chinese: bool) -> None:
+    times = int(1000 * most / n + 1e-9)  # as often as it may
+    texts = [make(n, number) for number in (times, times + 1)]
+    shown = list(map(in_chinese if is_chinese else " ".join, texts))
+    assert list(map(len, texts)) == [1000, 1000]
+    assert list(map(repetition, shown)) == ["", reason]
+
+
+@pytest.mark.parametrize(("separator", "name"), [("\n", "lines"), ("\n\n", "paragraphs")])
+def test_each_threshold_of_lines_and_paragraphs(separator: str, name: str) -> None:
+    def reason(num_duplicates: int, num_chars: int, num_other_chars: int) -> str:
+        """Of 100 parts, of which one is there again and again, between the others."""
+        parts = words(99 - num_duplicates, first=0)
+        parts = [part.ljust(num_other_chars, "x") for part in parts]
+        for place in range(num_duplicates + 1):
+            parts.insert(2 * place, "z" * num_chars)
+        assert len(parts) == 100
+        return repetition(separator.join(parts) + "\n \n")
+
+    assert (MAX_PARAGRAPHS, MAX_PARAGRAPH_CHARS) == (MAX_LINES, MAX_LINE_CHARS) == (0.30, 0.20)
+    assert [reason(number, 1, 40) for number in (30, 31)] == ["", f"repetitive: duplicate {name}"]
+    # 450 of 2,275 characters, 460 of 2,286.
+    assert [reason(10, chars, 20) for chars in (45, 46)] == ["", f"repetitive: characters in duplicate {name}"]
+
+
+@given(st.lists(st.sampled_from(["a", "bb", "ccc", "一", "二二", "\n", "\n\n"])), st.sampled_from(["", " "]))
+def test_n_grams_are_counted_as_they_are_defined(pieces: list[str], space: str) -> None:
+    """Against plain counting, of words or of twice as many characters."""
+    text = space.join(pieces)
+    reason = repetition(text)
+    if "lines" in reason or "paragraphs" in reason:
+        return
+    chars = "".join(text.split())
+    is_chinese = 2 * (chars.count("一") + chars.count("二")) > len(chars)
+    units, size = (list(chars), 2) if is_chinese else (text.split(), 1)
+    expected = ""
+    for n in (*MAX_TOP, *MAX_DUPLICATE):
+        grams = [tuple(units[place : place + n * size]) for place in range(len(units) - n * size + 1)]
+        counts = Counter(grams)
+        if n in MAX_TOP:
+            often = max(counts.values(), default=0)
+            longest = max((len("".join(gram)) for gram, count in counts.items() if count == often), default=0)
+            if often > 1 and often * longest > MAX_TOP[n] * len(chars):
+                expected = expected or f"repetitive: the most frequent {n}-gram"
+        else:
+            again = {p + k for p, gram in enumerate(grams) if gram in grams[:p] for k in range(n * size)}
+            if sum(len(units[place]) for place in again) > MAX_DUPLICATE[n] * len(chars):
+                expected = expected or f"repetitive: duplicate {n}-grams"
+    assert reason == expected

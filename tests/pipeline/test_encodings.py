@@ -1,0 +1,296 @@
+"""Text that isn't UTF-8 is read as what it is when that was said, and never otherwise."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pipeline.cleaning import LeftOut
+from pipeline.plan import plan_units
+from pipeline.readers.base import RangeReader
+from pipeline.readers.encodings import Decoded, invalid_bytes
+from pipeline.settings import BuildSettings
+from pipeline.sources import Source, find_sources
+from pipeline.train_tokenizer import train_tokenizer
+from pipeline.worker import RejectedLog, read_texts
+from shards.common.errors import InputError
+from tests.pipeline.building import Builder, texts_in
+from tests.pipeline.reading import read_source
+from tests.pipeline.test_inputs import write_table
+from tests.pipeline.test_packed import PACK
+
+SIMPLIFIED = "数学是研究数量、结构、变化、空间以及信息等概念的一门学科。"
+TRADITIONAL = "數學是研究數量、結構、變化、空間以及資訊等概念的一門學科。"
+TEXTS = {
+    "gb18030": SIMPLIFIED,
+    "big5": TRADITIONAL,
+    "utf-16": SIMPLIFIED,
+    "utf-16-le": SIMPLIFIED,
+    "utf-32": TRADITIONAL,
+}
+LAYOUTS = ("lines", "array", "text")
+
+
+def encoded(texts: list[str], encoding: str, layout: str) -> bytes:
+    objects = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    contents = {
+        "lines": "\n".join(objects) + "\n",
+        "array": "[" + ",\n".join(objects) + "]",
+        "text": "\n---\n".join(texts),
+    }
+    return contents[layout].encode(encoding)
+
+
+def find_in(path: Path, encoding: str) -> Source:
+    (source,) = find_sources([str(path)], BuildSettings(encoding=encoding).encoding)
+    return source
+
+
+def read(path: Path, *, chunk_bytes: int = 60, **options: Any) -> tuple[list[str], list[dict[str, Any]]]:
+    """The texts as a build reads them, in small pieces, and the lines of rejected.jsonl."""
+    settings = BuildSettings(document_separator="---", **options)
+    (unit,) = plan_units(find_sources([str(path)], settings.encoding), 10**9)
+    log = path.with_name("rejected.jsonl")
+    log.unlink(missing_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RangeReader, "chunk_bytes", chunk_bytes)
+        texts = [
+            text
+            for part, _ in read_texts(unit.ranges, settings, [], LeftOut(), rejected=RejectedLog(log))
+            for text in part
+        ]
+    return texts, [json.loads(line) for line in log.read_bytes().splitlines()] if log.exists() else []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("encoding", TEXTS)
+@pytest.mark.parametrize("kind", ["", "gzip", "zstd"])
+def test_an_encoding_that_is_named_is_read(tmp_path: Path, encoding: str, layout: str, kind: str) -> None:
+    texts = [f"{number} {TEXTS[encoding]}" for number in range(30)]
+    path = tmp_path / ("corpus.txt" if layout == "text" else "corpus")
+    path.write_bytes(PACK.get(kind, bytes)(encoded(texts, encoding, layout)))
+    assert read(path, encoding=encoding.upper()) == (texts, [])
+
+
+def test_a_set_says_what_its_sources_were_in(tmp_path: Path, run: Builder) -> None:
+    texts = [f"{number} {SIMPLIFIED}" for number in range(300)]
+    for name, encoding in (("a.txt", "gb18030"), ("b.txt", "utf-16")):
+        (tmp_path / name).write_bytes(encoded(texts, encoding, "text"))
+    options: dict[str, Any] = {
+        "document_separator": "---",
+        "val_fraction": 0,
+        "unit_bytes": 1000,
+        "encoding": "GB18030",
+    }
+    manifest = run(tmp_path, tmp_path / "set", **options).manifest
+    assert [source.format for source in manifest.sources] == ["text+gb18030", "text+utf-16-le"]
+    assert manifest.settings["encoding"] == "gb18030" and texts_in(tmp_path / "set") == texts * 2
+    assert run(tmp_path, tmp_path / "set", **options).up_to_date
+
+
+@pytest.mark.parametrize("layout", ["lines", "text"])
+@pytest.mark.parametrize("kind", ["", "gzip"])
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16"])
+def test_bad_records_stand_where_the_file_has_them(tmp_path: Path, encoding: str, layout: str, kind: str) -> None:
+    texts = [f"{number} {SIMPLIFIED}" for number in range(20)]
+    content, codec = encoded(texts, encoding, layout), encoding.replace("16", "16-le")
+    at = content.index("数量".encode(codec), len(content) // 2)
+    content = content[:at] + (b"\xff\xff" if encoding == "gb18030" else b"\x00\xd8") + content[at + 2 :]
+    path = tmp_path / ("corpus.txt" if layout == "text" else "corpus")
+    path.write_bytes(PACK.get(kind, bytes)(content))
+
+    separator = ('{"text": ' if layout == "lines" else "\n---\n").encode(codec)
+    begin = content.rindex(separator, 0, at) + (0 if layout == "lines" else len(separator))
+    line = content[:begin].decode(encoding).count("\n") + 1
+    reason = f"invalid {codec} at byte {at - begin} of the record"
+    with pytest.raises(InputError) as caught:
+        read(path, encoding=encoding)
+    assert (
+        str(caught.value)
+        == f"{path}: line {line}, byte {begin:,}: {reason}; mend it, or leave such records out with --on-bad-record skip"
+    )
+    found, (entry,) = read(path, encoding=encoding, on_bad_record="skip")
+    assert len(texts) - len(found) == 1 and set(found) < set(texts)
+    assert (entry["line"], entry["byte"], entry["reason"]) == (line, begin, reason)
+    assert ("\\xff\\xff量" if encoding == "gb18030" else "\\x00\\xd8量") in entry["record"]
+
+
+def test_a_bad_record_of_an_array_is_left_out_alone(tmp_path: Path) -> None:
+    texts = [f"{number} {SIMPLIFIED}" for number in range(2000)]
+    content = encoded(texts, "gb18030", "array").replace('"700 数'.encode("gb18030"), b'"700 \xff\xff', 1)
+    (tmp_path / "corpus").write_bytes(content)
+    options: dict[str, Any] = {"encoding": "gb18030", "on_bad_record": "skip", "chunk_bytes": 1 << 21}
+    found, (entry, *_more) = read(tmp_path / "corpus", **options)
+    assert found == [*texts[:700], *texts[701:]]
+    begin = content.index(b'{"text": "700 ')
+    assert (entry["byte"], entry["reason"]) == (begin, "invalid gb18030 at byte 14 of the record")
+    for num_cut in range(3):  # what follows it is kept with it in part
+        kept = ("a\udcff" + SIMPLIFIED).encode("utf-8", "surrogatepass")[: 40 - num_cut]
+        assert invalid_bytes(kept, "gb18030")[1].startswith(f"a\\xff{SIMPLIFIED[:11]}".encode())
+
+
+@pytest.mark.parametrize("layout", ["lines", "array"])
+def test_a_file_that_breaks_off_does_so_where_it_ends(tmp_path: Path, layout: str) -> None:
+    content = encoded([SIMPLIFIED] * 9, "gb18030", layout)[:-40]
+    (tmp_path / "corpus").write_bytes(content)
+    with pytest.raises(InputError, match=rf"the file ends inside a record \(at byte {len(content):,}\)"):
+        read(tmp_path / "corpus", encoding="gb18030", on_bad_record="skip")
+
+
+CODECS = ("gb18030", "big5hkscs", "utf-16-le", "utf-16-be", "shift_jisx0213", "euc_kr", "cp1251", "latin-1")
+
+
+@given(
+    text=st.text("a\n文か\u309aКÊ\u0304éア𠮷€", max_size=300), encoding=st.sampled_from(CODECS), seed=st.integers(1, 99)
+)
+@example(text="か\u309a" * 20, encoding="shift_jisx0213", seed=6)
+def test_every_place_is_found_again(text: str, encoding: str, seed: int) -> None:
+    text = text.encode(encoding, "ignore").decode(encoding)
+    content = text.encode(encoding)
+    decoded = Decoded(io.BytesIO(content), encoding)
+    assert b"".join(iter(lambda: decoded.read(seed), b"")) == text.encode() and decoded.num_read == len(content)
+    combining = "\u309a\u0304"  # some encodings have them and what they stand on as one character
+    for place in (number for number in range(0, len(text), 7) if text[number] not in combining):
+        before, decoded = text[:place], Decoded(io.BytesIO(content), encoding)
+        missing = len(before.encode())
+        while missing > 0:
+            missing -= len(decoded.read(missing))
+        assert (missing, decoded.num_read) == (0, len(before.encode(encoding)))
+
+
+def test_a_text_of_any_length_takes_bounded_memory() -> None:
+    class Endless:
+        num_left = 50_000_000
+
+        def read(self, num_bytes: int) -> bytes:
+            content = "文".encode("gb18030") * (min(num_bytes, self.num_left) // 2)
+            self.num_left -= len(content)
+            return content
+
+    tracemalloc.start()
+    try:
+        decoded, num_bytes = Decoded(Endless(), "gb18030"), 0
+        while content := decoded.read(1 << 21):
+            num_bytes += len(content)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert num_bytes == 75_000_000 and peak < 8e6
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("encoding", "option"),
+    [
+        ("gb18030", "isn't UTF-8 but probably GB18030; build with --encoding gb18030"),
+        ("big5", "isn't UTF-8 but probably Big5; build with --encoding big5"),
+        ("utf-16", "is in UTF-16; build with --encoding utf-16"),
+        ("utf-16-le", "--encoding utf-16-le"),
+        ("utf-16-be", "--encoding utf-16-be"),
+        ("utf-32", "is in UTF-32; build with --encoding utf-32"),
+    ],
+)
+def test_without_the_option_the_error_names_it(tmp_path: Path, encoding: str, option: str, layout: str) -> None:
+    """Given by name or in a directory; also where the look ends inside a character."""
+    text = TRADITIONAL if encoding == "big5" else SIMPLIFIED
+    for number in (1, 2000):
+        content = encoded([text] * number, encoding, layout)
+        for own, packed in (("a", content), ("a.gz", gzip.compress(content))):
+            path = tmp_path / (own.replace("a", "a.txt") if layout == "text" else own)
+            path.write_bytes(packed)
+            for name in (path, tmp_path):
+                with pytest.raises(InputError) as caught:
+                    find_sources([str(name)])
+                assert str(caught.value).startswith(f"{path}: the file") and str(caught.value).endswith(option)
+            (source,) = find_sources([str(path)], option.split()[-1])
+            assert source.encoding
+            path.unlink()
+
+
+@pytest.mark.parametrize("text", ["né à l'été", "Привет, как дела", "日本語のテキスト", "文" + chr(0xFFFD)])
+def test_nothing_is_named_that_it_hardly_is(tmp_path: Path, text: str) -> None:
+    encodings = {"n": "latin-1", "П": "cp1251", "日": "shift_jis", "文": "utf-8"}
+    (tmp_path / "a.txt").write_bytes(text.encode(encodings[text[0]]) * 20 + b"\xe6")
+    assert find_in(tmp_path / "a.txt", "").encoding == ""
+
+
+def test_a_record_in_another_encoding_far_back_is_named_in_its_error(tmp_path: Path) -> None:
+    good = encoded(["plain ASCII"] * 5000, "ascii", "lines")
+    path = tmp_path / "corpus"
+    path.write_bytes(good + encoded([SIMPLIFIED], "gb18030", "lines"))
+    place = f"line 5,001, byte {len(good):,}: invalid UTF-8 at byte 10 of the record"
+    with pytest.raises(
+        InputError, match=f"{place}; if the file is in GB18030, build with --encoding gb18030, or leave "
+    ):
+        read(path)
+    path.write_bytes(good + b'{"text": "\xe6\x96"}\n')
+    with pytest.raises(InputError, match=f"{place}; convert the file to UTF-8, or "):
+        read(path)
+
+
+def test_utf_8_is_not_read_as_anything_else(tmp_path: Path) -> None:
+    """By a byte order mark it is known; without one, it is an error. Tables have no encoding."""
+    path = tmp_path / "a"
+    path.write_bytes(encoded([SIMPLIFIED], "utf-8", "lines"))
+    with pytest.raises(InputError, match="the file is in UTF-8, not gb18030; build it apart"):
+        find_in(path, "gb18030")
+    assert find_in(path, "UTF8").encoding == ""
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert read_source(find_in(path, "gb18030")) == [{"text": SIMPLIFIED}]
+    path.write_bytes(encoded(["ASCII"], "ascii", "lines"))
+    assert read_source(find_in(path, "gb18030")) == [{"text": "ASCII"}]
+    assert find_in(write_table(path, "parquet"), "utf-16").encoding == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["base64", "zip", "rot13", "idna", "unicode_escape", "utf-7", "x\0y", "mbcs", "undefined"]
+)
+def test_only_encodings_of_text_are_taken(name: str) -> None:
+    with pytest.raises(InputError, match="encoding: expected one such as gb18030, big5 or utf-16, found "):
+        BuildSettings(encoding=name)
+
+
+def test_an_encoding_has_one_name() -> None:
+    assert [BuildSettings(encoding=name).encoding for name in ("GB18030", "UTF_16", "utf8", "cp936")] == [
+        "gb18030",
+        "utf-16",
+        "",
+        "gbk",
+    ]
+
+
+def test_utf_16_without_a_mark_needs_the_order_of_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(SIMPLIFIED.encode("utf-16-be"))
+    with pytest.raises(InputError, match="no byte order mark; name the order of the bytes, as in --encoding utf-16-le"):
+        find_in(path, "utf-16")
+
+
+def test_the_text_field_is_missed_where_the_file_has_the_record(tmp_path: Path) -> None:
+    content = (f'{{"text": "{SIMPLIFIED}"}}\n' * 2 + '{"正文": "a"}\n').encode("gb18030")
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(InputError, match=rf"a: line 3, byte {content.rindex(b'{'):,}: no field 'text'"):
+        read(tmp_path / "a", encoding="gb18030")
+
+
+def test_a_tokenizer_is_trained_on_it(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(encoded([SIMPLIFIED] * 9, "gb18030", "lines"))
+    settings = BuildSettings(encoding="gb18030")
+    assert train_tokenizer([str(tmp_path / "a")], tmp_path / "out", vocab_size=300, settings=settings) == 300
+
+
+def test_csv_is_decoded_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(f"标题,正文\n甲,{SIMPLIFIED}\n".encode("gb18030"))
+    assert read(path, encoding="gb18030", text_field="正文") == ([SIMPLIFIED], [])
+    with pytest.raises(InputError, match="isn't UTF-8 but probably GB18030; build with --encoding gb18030"):
+        read(path, text_field="正文")

@@ -1,0 +1,336 @@
+"""The same records in any layout give the same texts: lines, arrays, texts behind each other, plain strings, CSV, TSV."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.readers import delimited, open_range
+from pipeline.readers.base import BadRecord, Incomplete, RangeReader, locate
+from pipeline.readers.json_parser import end_of_text
+from shards.common.errors import InputError
+from tests.conftest import write_corpus
+from tests.pipeline.building import Builder, texts_in
+from tests.pipeline.reading import OPTIONS, find, ranges_of, read_all, read_range, texts_and_bad, texts_of
+from tests.pipeline.test_records import json_value, tricky_text, with_paths, write
+
+pytestmark = pytest.mark.usefixtures("inline_engine")
+
+
+def write_in(path: Path, records: list[dict[str, Any]], layout: str) -> Path:
+    """Records in one of all layouts; of `csv` and `tsv`, whose values are strings, in a file of that suffix."""
+    if layout in ("csv", "tsv"):
+        path = path.with_suffix(f".{layout}")
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(
+                file, list(records[0]), delimiter="," if layout == "csv" else "\t", quoting=csv.QUOTE_ALL
+            )
+            writer.writeheader()
+            writer.writerows(records)
+    elif layout in ("behind", "jq"):
+        indent, between = {"behind": (None, ""), "jq": (2, "\n")}[layout]
+        dumped = [json.dumps(record, ensure_ascii=False, indent=indent) for record in records]
+        path.write_text(between.join(dumped), encoding="utf-8")
+    else:
+        write_corpus(path, records, layout)
+    return path
+
+
+@pytest.mark.parametrize("layout", ["lines", "array", "pretty", "behind", "jq", "csv", "tsv"])
+@with_paths
+@given(texts=st.lists(tricky_text, min_size=1, max_size=6), chunk_bytes=st.integers(1, 200))
+def test_every_layout_gives_the_same_texts(tmp_path: Path, layout: str, texts: list[str], chunk_bytes: int) -> None:
+    records = [{"id": f"00{number}", "text": text, "last": '"'} for number, text in enumerate(texts)]
+    path = write_in(tmp_path / "corpus", records, layout)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RangeReader, "chunk_bytes", chunk_bytes)
+        assert texts_of(path, range_bytes=chunk_bytes) == texts
+        assert texts_of(path, template="{id}{text}") == [record["id"] + record["text"] for record in records]
+
+
+@pytest.mark.parametrize("layout", ["behind", "jq"])
+@with_paths
+@given(values=st.lists(st.fixed_dictionaries({"text": json_value}), min_size=2), chunk_bytes=st.integers(1, 200))
+def test_texts_one_behind_the_other(tmp_path: Path, layout: str, values: list[Any], chunk_bytes: int) -> None:
+    path = write_in(tmp_path / "corpus", values, layout)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RangeReader, "chunk_bytes", chunk_bytes)
+        assert find(path).format == "json-texts" and read_all(path) == values
+
+
+@with_paths
+@given(texts=st.lists(tricky_text | st.none(), min_size=1), chunk_bytes=st.integers(1, 200), is_array=st.booleans())
+def test_plain_strings_are_documents(tmp_path: Path, texts: list[str | None], chunk_bytes: int, is_array: bool) -> None:
+    texts = ["甲", *texts]
+    path = write_in(tmp_path / "corpus", texts, "array" if is_array else "lines")  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RangeReader, "chunk_bytes", chunk_bytes)
+        assert texts_of(path, field="content", range_bytes=chunk_bytes) == texts
+    with pytest.raises(BadRecord, match="expected an object, whose fields the template names, found a string"):
+        texts_of(path, template="{text}")
+
+
+LONG = '{"text": "' + "x" * (1 << 17) + '"}'
+FORMATS = {
+    "json-lines": [
+        '{"a": 1}',
+        '{"a": 1}\n{"b": 2}{"c": 3}',
+        '{"a": 1},\n{"b": 2}',
+        LONG + "\n{}",
+        '{"a": x}\n{}',
+        '{"a": "\n',
+        '{"a": 1} x',
+        '"a"\n"b"',
+        '"id","text"\n',
+        '{"a": ' + "[" * 3000 + "\n",
+    ],
+    "json-texts": [
+        '{"a": 1}{"b": 2}',
+        ' {"a": 1}\t {"b": 2}\n',
+        '{\n"a": 1}',
+        '{"a": 1,\n"b": ' + LONG,
+        "{\n  'a': 1\n}",
+        '{"a": 1},{"b": 2}',
+        '"a" "b"',
+    ],
+    "json-array": ["[]", "[{}]", "[\n1]", '[["a"]]'],
+    "json-strings": ['["a"]', '\n[ \n"a", {}]'],
+}
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_the_layout_shows_at_the_beginning(tmp_path: Path, mark: str) -> None:
+    for expected, contents in FORMATS.items():
+        for content in contents:
+            path = write(tmp_path / "corpus.json", (mark + content + ("]" if content[0] == "[" else "")).encode())
+            source = find(path)
+            assert source.format == expected, content
+            assert source.is_splittable == (expected in ("json-lines", "json-array")) and source.is_stream
+
+
+def good(number: int) -> str:
+    return json.dumps({"text": f"第{number}篇"}, ensure_ascii=False)
+
+
+BAD = [
+    '{"text": abc}',
+    '{"text": NaN}',
+    '{"text": "\\ud800"}',
+    '{"text" "a"}',
+    '{"text": "\x01"}',
+    '{"text": [}',
+    "[1]",
+]
+
+
+@pytest.mark.parametrize("between", ["", " ", "\n", "\n\n"])
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_text_is_found_where_it_stands_or_skipped_and_no_other(
+    tmp_path: Path, between: str, bad: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [good(0) + good(1), *map(good, range(2, 20))]
+    texts[7:7] = [bad]
+    content = between.join([*texts, bad]).encode() + b"\n"
+    path = write(tmp_path / "corpus.json", content)
+    offset = content.index(bad.encode())
+    for chunk_bytes in (50, 1 << 21):
+        monkeypatch.setattr(RangeReader, "chunk_bytes", chunk_bytes)
+        with pytest.raises(BadRecord) as caught:
+            texts_of(path)
+        line = content[:offset].count(b"\n") + 1
+        assert str(locate(find(path), caught.value)).startswith(f"{path}: line {line}, byte {offset}: ")
+        found, errors = texts_and_bad(path)
+        assert found == [f"第{number}篇" for number in range(20)]
+        assert [error.offset for error in errors] == [offset, content.rindex(bad.encode())]
+
+
+@pytest.mark.parametrize("content", [good(0) + good(1)[:-1], good(0) + '{"text": {"a": 1}', '{\n"text": tru', '"a" "b'])
+def test_texts_that_break_off_are_an_incomplete_download(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path / "corpus.json", content.encode())
+    with pytest.raises(Incomplete, match="incomplete, fetch it again"):
+        texts_and_bad(path)
+
+
+def test_a_text_too_large_is_a_bad_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RangeReader, "chunk_bytes", 200)
+    large = json.dumps({"text": "x" * 5000})
+    path = write(tmp_path / "corpus.json", (good(0) + large + good(1) + large + "\n" + good(2)).encode())
+    texts, errors = texts_and_bad(path, max_record_bytes=2000)
+    assert texts == [f"第{number}篇" for number in range(3)]
+    assert [error.kind for error in errors] == ["record too large"] * 2
+
+
+def test_a_large_text_is_parsed_a_few_times_and_not_once_a_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RangeReader, "chunk_bytes", 1000)
+    num_parsed = 0
+
+    def counted(text: str, place: int) -> int:
+        nonlocal num_parsed
+        num_parsed += len(text) - place
+        return end_of_text(text, place)
+
+    monkeypatch.setattr("pipeline.readers.json_texts.end_of_text", counted)
+    path = write(tmp_path / "corpus.json", (good(0) + json.dumps({"text": "x" * 10**6})).encode())
+    assert len(texts_of(path)) == 2 and num_parsed < 6e6
+
+
+@pytest.mark.parametrize("layout", ["behind", "array"])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, layout: str) -> None:
+    """Where reading can't begin in the middle. Of the array, each element is a string."""
+    texts: list[Any] = ["文" * 300] * 40_000
+    path = write_in(tmp_path / "corpus", texts if layout == "array" else [{"text": text} for text in texts], layout)
+    source = find(path)
+    (byte_range,) = ranges_of(source, 10**9)
+    tracemalloc.start()
+    try:
+        assert sum(len(batch.values) for batch in open_range(byte_range, OPTIONS)) == 40_000
+        _now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 25_000_000 < source.num_bytes
+
+
+def test_a_line_may_hold_several_objects(tmp_path: Path) -> None:
+    lines = [good(0), good(1) + good(2) + " " + good(3), good(4) + " x", good(5) + '{"text": 1}' + good(6), good(7)]
+    content = "\n".join(lines).encode()
+    path = write(tmp_path / "corpus.json", content)
+    for range_bytes in (20, 10**6):
+        texts, errors = texts_and_bad(path, range_bytes=range_bytes)
+        assert texts == [f"第{number}篇" for number in (0, 1, 2, 3, 5, 6, 7)]
+        offsets = [content.index(good(4).encode()), content.index(b'{"text": 1}')]
+        assert sorted(error.offset for error in errors) == offsets
+
+
+ODD = {
+    "comma before ]": ('[{"text": "a"},]', "a comma before the array's closing ']'"),
+    "comma before ], strings": ('["a",\n]', "a comma before the array's closing ']'"),
+    "commas at the ends of lines": (
+        '{"text": "a"},\n{"text": "b"}\n',
+        "is it a JSON array without its '[' and ']'? Mend",
+    ),
+    "commas between": ('{"text": "a"}, {"text": "b"}', "is it a JSON array without its '[' and ']'?"),
+    "commas after several lines": (
+        '{\n"text": "a"\n},\n{\n"text": "b"\n}',
+        "is it a JSON array without its '[' and ']'?",
+    ),
+    "Python": ("{'text': 'a'}\n{'text': 'b'}\n", "it is written as Python's print() does, not as json.dumps()"),
+    "Python's None": ('{"text": None}', "it is written as Python's print() does, not as json.dumps()"),
+    "Python in an array": ("[{'text': 'a'}]", "it is written as Python's print() does, not as json.dumps()"),
+    "strings of Python": ("['a']", "it is written as Python's print() does, not as json.dumps()"),
+    "CSV by another name": ('"id","text"\n"1","a"\n', "is it CSV, whose name should end in .csv? Mend"),
+    "CSV without quotes": ("id,text\n1,a\n", "or a .txt, .csv or .tsv file, found 'i'"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_almost_json_is_called_by_its_name(tmp_path: Path, name: str) -> None:
+    content, reason = ODD[name]
+    path = write(tmp_path / "corpus.json", content.encode())
+    with pytest.raises((BadRecord, InputError)) as caught:
+        texts_of(path)
+    line = str(locate(find(path), caught.value)) if isinstance(caught.value, BadRecord) else str(caught.value)
+    assert reason in line
+
+
+# ---- CSV and TSV ----
+
+
+def test_all_that_stands_in_csv_is_text(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "corpus.csv", b'\xef\xbb\xbfid,text,n\r\n\r\n007,NA,\r\n1.50,"a ""b""\r\n,c",true\r\n,,null'
+    )
+    expected = [("007", "NA", ""), ("1.50", 'a "b"\r\n,c', "true"), ("", "", "null")]
+    assert [tuple(row.values()) for row in read_all(path)] == expected
+    assert texts_of(path) == ["NA", 'a "b"\r\n,c', ""] and texts_of(path, template="{id}{n}") == [
+        "007",
+        "1.50true",
+        "null",
+    ]
+    with pytest.raises(BadRecord, match="no field 'txt'; this record has id, text, n; did you mean 'text'"):
+        texts_of(path, field="txt")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_bad_rows_are_counted_from_the_header(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "_READ_BYTES", 100)
+    monkeypatch.setattr(delimited, "_HEAD_BYTES", 100)
+    rows = [f"{number},第{number}篇".encode() for number in range(100)]
+    rows[20:20], rows[50:50], rows[99:] = [b"1,2,3"], [b"5,ab\xff\xfe"], [b"1\xff", b"5,\xff", b"1,2,\xb0"]
+    content = b"\n".join([b"id,text", *rows]) + b"\n"
+    path = write(tmp_path / f"corpus.csv{suffix}", gzip.compress(content) if suffix else content)
+    texts, errors = texts_and_bad(path)
+    assert texts == [f"第{number}篇" for number in range(97)]
+    kinds = ["wrong number of columns", "invalid UTF-8"]
+    found = sorted((error.offset, error.kind) for error in errors)
+    assert found == [(22, kinds[0]), (52, kinds[1]), (101, kinds[0]), (102, kinds[1]), (103, kinds[0])]
+    assert "invalid UTF-8 at byte 2" in next(error.reason for error in errors if error.offset == 52)
+    with pytest.raises(BadRecord, match="expected 2 columns, found 3") as caught:
+        texts_of(path)
+    assert str(locate(find(path), caught.value)).startswith(
+        f"{path}: row 22: expected 2 columns, found 3; mend it, or "
+    )
+    reader, _batches, _error = read_range(ranges_of(find(path), 1)[0])
+    assert reader.compute_digest() == blake3(path.read_bytes()).hexdigest()
+    assert find(path).compression == ("gzip" if suffix else "")
+
+
+def test_the_digest_of_a_table_of_text_is_that_of_its_bytes(tmp_path: Path) -> None:
+    path = write_in(tmp_path / "corpus", [{"id": "1", "text": "a"}] * 1000, "tsv")
+    reader, _batches, error = read_range(ranges_of(find(path), 1)[0])
+    assert error is None and reader.digest == reader.compute_digest() == blake3(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("end", ['"a', '"a\n', '"', '"a ""b""', "x\n1"])
+def test_csv_that_breaks_off_is_an_incomplete_download(tmp_path: Path, end: str) -> None:
+    path = write(tmp_path / "corpus.csv", f"id,text\n1,x\n2,{end}".encode())
+    with pytest.raises(Incomplete, match="incomplete"):
+        texts_and_bad(path)
+
+
+@pytest.mark.parametrize("end", ['"a"', '""', '"""a"""', 'a"b', "", "\n", '"a\n"\n'])
+def test_csv_that_ends_as_it_should(tmp_path: Path, end: str) -> None:
+    path = write(tmp_path / "corpus.csv", f"id,text\n1,x\n2,{end}".encode())
+    assert len(texts_of(path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"i\xff,text\n1,2\n", "row 1: the names of the columns aren't UTF-8"),
+        (b"\n\n", "pyarrow can't read this csv file: "),
+        (b'id,text\n1,"' + b"x" * 5000 + b'"\n1,2\n' * 2000, "a row is too large, or a quotation mark doesn't close"),
+    ],
+)
+def test_csv_that_can_not_be_read(tmp_path: Path, content: bytes, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "_READ_BYTES", 1000)
+    monkeypatch.setattr(delimited, "_HEAD_BYTES", 900)
+    with pytest.raises(InputError, match=reason):
+        texts_and_bad(write(tmp_path / "corpus.csv", content))
+
+
+def test_a_directory_of_all_layouts_is_built(tmp_path: Path, run: Builder) -> None:
+    (tmp_path / "in").mkdir()
+    for number, layout in enumerate(["lines", "array", "behind", "jq", "csv", "tsv"]):
+        records = [{"id": str(row), "text": f"{layout} {row}"} for row in range(20)]
+        write_in(tmp_path / "in" / f"{number}.json", records, layout)
+    (tmp_path / "in" / "6.csv").write_text('id,text\n1,a\n1\n2,""\n', encoding="utf-8")
+    (tmp_path / "in" / "7.jsonl").write_text('{"text": null}\n{"text": ""}\n"b"\nnull\n', encoding="utf-8")
+    manifest = run(tmp_path / "in", tmp_path / "set", val_fraction=0.0, on_bad_record="skip").manifest
+    layouts = ["lines", "array", "behind", "jq", "csv", "tsv"]
+    assert texts_in(tmp_path / "set") == [f"{layout} {row}" for layout in layouts for row in range(20)] + ["a", "b"]
+    assert manifest.left_out == {"empty": 2, "null": 2} and manifest.rejected == {"wrong number of columns": 1}
+    (line,) = (tmp_path / "set" / "rejected.jsonl").read_text("utf-8").splitlines()
+    reason = "expected 2 columns, found 1"
+    assert json.loads(line) == {"source": "6.csv", "reason": reason, "row": 3, "record": "1"}
+    assert [source.format for source in manifest.sources[2:6]] == ["json-texts", "json-texts", "csv", "tsv"]
