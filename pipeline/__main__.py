@@ -89,7 +89,10 @@ def add_build(commands: Any) -> None:
         help=f"encode one document in N by the reference tokenizer too ({DEFAULT_CHECK_EVERY})",
     )
     run.add_argument(
-        "--encoder", default="auto", metavar="auto|fastokens|tokenizers", help="fastokens where it is exact (auto)"
+        "--encoder",
+        default="auto",
+        metavar="auto|native|fastokens|tokenizers",
+        help="native: compiled here, for tokenizers like Qwen2's; auto: that or fastokens, where they are exact (auto)",
     )
     run.add_argument(
         "--workers", type=int, metavar="N", help="tokenizer worker processes (one a core; of the cluster, with ray)"
@@ -183,7 +186,7 @@ def run_build(options: argparse.Namespace) -> int:
         engine=engine,
         ray_address=options.ray_address,
         check_every=check_every(options.check_tokenizer),
-        encoder=choice("--encoder", options.encoder, ("auto", "fastokens", "tokenizers")),
+        encoder=choice("--encoder", options.encoder, ("auto", "native", "fastokens", "tokenizers")),
         force=options.force,
         reporter=Reporter() if options.quiet else BarReporter(),
     )

@@ -87,8 +87,8 @@ def build(
     Raises `InputError`. `num_workers` is by default the number of cores: of this machine, or with the engine `ray` of the
     cluster at `ray_address` (without one: of a cluster of this machine alone, for trying).
 
-    One document in `check_every` (0: none) is also encoded by the reference tokenizer. `encoder` is `auto`, `fastokens` or
-    `tokenizers`.
+    One document in `check_every` (0: none) is also encoded by the reference tokenizer. `encoder` is `auto`, `native`,
+    `fastokens` or `tokenizers`.
     """
     begin = time.monotonic()
     reporter = reporter or Reporter()
@@ -111,8 +111,9 @@ def build(
             return BuildResult(out=str(out), manifest=manifest, up_to_date=True, seconds=time.monotonic() - begin)
         units = plan.units()
         _prepare(output, plan, units, force=force, reporter=reporter)
-        if encoder == "auto":
-            encoder = choose_encoder(tokenizer, parse_special=settings.parses_special_tokens)
+        encoder = choose_encoder(
+            tokenizer, wanted=encoder, parse_special=settings.parses_special_tokens, notice=reporter.notice
+        )
         decisions = Decisions(
             settings=plan.settings,
             encoder=encoder,

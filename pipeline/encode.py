@@ -1,9 +1,10 @@
 """From texts to documents: ids, each document closed by EOS.
 
-The fast way joins the texts of a batch with EOS as written (`<|endoftext|>`) and lets the tokenizer find it: one call with
-one string, and the ids come out closed. Since EOS is cut out before anything else happens to the text, each document's ids
-are what it has alone. A text that itself holds a special token's string shows as a special id too many: then, and for a
-tokenizer for which this doesn't hold, each text is encoded by itself, as ordinary text, and closed afterwards.
+The native encoder closes documents itself. With fastokens the fast way joins the texts of a batch with EOS as written
+(`<|endoftext|>`) and lets the tokenizer find it: one call with one string, and the ids come out closed. Since EOS is cut
+out before anything else happens to the text, each document's ids are what it has alone. A text that itself holds a special
+token's string shows as a special id too many: then, and for a tokenizer for which this doesn't hold, each text is encoded
+by itself, as ordinary text, and closed afterwards.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from pipeline.native import NativeEncoder
 from pipeline.tokenizers import PROBE_TEXTS, Encoder, FastEncoder, load_encoder
 
 Ids = npt.NDArray[np.uint32]
@@ -38,11 +40,11 @@ class DocumentEncoder:
         self.encoder = encoder
         self._eos_id = eos_id
         self._closing = np.array([eos_id], dtype="<u4").tobytes()
-        self._eos_token, self._lowest_special = _plain_eos(tokenizer_json, eos_id)
-        self._joins = isinstance(encoder, FastEncoder) and not encoder.parse_special and self._can_join()
+        self._joins = isinstance(encoder, FastEncoder) and not encoder.parse_special and self._can_join(tokenizer_json)
 
-    def _can_join(self) -> bool:
+    def _can_join(self, tokenizer_json: bytes) -> bool:
         """Whether joining gives the right ids, on the probes."""
+        self._eos_token, self._lowest_special = _plain_eos(tokenizer_json, self._eos_id)
         if not self._eos_token:
             return False
         texts = [text for text in PROBE_TEXTS if text and self._eos_token not in text and "<|" not in text]
@@ -53,6 +55,8 @@ class DocumentEncoder:
 
     def encode(self, texts: list[str]) -> Documents:
         """The documents of `texts`, none of which is empty."""
+        if isinstance(self.encoder, NativeEncoder):
+            return Documents(*self.encoder.encode_closed(texts, self._eos_id), sum(map(len, texts)))
         if self._joins and (documents := self._encode_joined(texts)) is not None:
             return documents
         return self._encode_each(texts)

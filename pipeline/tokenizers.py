@@ -1,8 +1,8 @@
-"""Tokenizers: found by name or path, and the two encoders that turn texts into ids.
+"""Tokenizers: found by name or path, and the encoders that turn texts into ids.
 
-`FastEncoder` (the package fastokens) does the work; `ReferenceEncoder` (the package tokenizers) defines what is
-right, and does the work for a tokenizer that fastokens doesn't take. Special-token strings in a text are
-ordinary text to both: no text can forge the end of a document.
+`NativeEncoder` (ours, `pipeline.native`) does the work for tokenizers like Qwen2's, `FastEncoder` (the package fastokens)
+for others; `ReferenceEncoder` (the package tokenizers) defines what is right, and does the work for a tokenizer that
+fastokens doesn't take. Special-token strings in a text are ordinary text to all: no text can forge the end of a document.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import functools
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
+from pipeline.native import NativeEncoder, NoCompiler, load_native_encoder, to_nfc
+from pipeline.native_tables import Unfit
 from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, canonical_tokenizer_json, qwen2_tokenizer_json
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
@@ -131,13 +132,10 @@ class FastEncoder:
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         from fastokens import _native
 
-        self._nfc: Any = None
         # Added tokens that are not special, and parsed special ones, are cut out before normalization.
         cuts_before = parse_special or _ADDED_NOT_SPECIAL in tokenizer_json
-        if not cuts_before and tokenizer_json.count(_NFC_NORMALIZER) == 1:
-            from tokenizers.normalizers import NFC
-
-            self._nfc = NFC()
+        self._is_nfc = not cuts_before and tokenizer_json.count(_NFC_NORMALIZER) == 1
+        if self._is_nfc:
             tokenizer_json = tokenizer_json.replace(_NFC_NORMALIZER, _NO_NORMALIZER)
         self._tokenizer = _native.Tokenizer.from_json_str(tokenizer_json.decode())
         self.parse_special = parse_special
@@ -159,13 +157,11 @@ class FastEncoder:
 
     def is_normalized(self, text: str) -> bool:
         """Whether `encode_one_parsed` takes the text as it is. What is true of a text is true of each part of it."""
-        return self._nfc is None or unicodedata.is_normalized("NFC", text)
+        return not self._is_nfc or unicodedata.is_normalized("NFC", text)
 
     def normalized(self, texts: list[str]) -> list[str]:
         """The texts as `encode_one_parsed` takes them."""
-        if self._nfc is None:
-            return texts
-        return [text if self.is_normalized(text) else self._nfc.normalize_str(text) for text in texts]
+        return [*map(to_nfc, texts)] if self._is_nfc else texts
 
 
 class ReferenceEncoder:
@@ -193,21 +189,57 @@ class ReferenceEncoder:
         return ids, offsets
 
 
-Encoder = FastEncoder | ReferenceEncoder
+Encoder = NativeEncoder | FastEncoder | ReferenceEncoder
 
 
 @functools.lru_cache(maxsize=4)
 def load_encoder(name: str, tokenizer_json: bytes, *, parse_special: bool = False) -> Encoder:
-    """The encoder called `fastokens` or `tokenizers`. Loaded once: a forked worker has its parent's at once."""
-    encoder: type[Encoder] = FastEncoder if name == FastEncoder.name else ReferenceEncoder
+    """The encoder called `native`, `fastokens` or `tokenizers`. Loaded once: a forked worker has its parent's at once.
+
+    A machine of a cluster that can't have the native one, which has the same ids, uses fastokens.
+    """
+    if name == NativeEncoder.name:
+        with contextlib.suppress(Unfit):
+            return _load_native(tokenizer_json, parse_special=parse_special)
+    encoder = ReferenceEncoder if name == ReferenceEncoder.name else FastEncoder
     return encoder(tokenizer_json, parse_special=parse_special)
 
 
-def choose_encoder(files: TokenizerFiles, *, parse_special: bool = False) -> str:
-    """The name of the encoder for this tokenizer: fastokens if it loads and agrees on `PROBE_TEXTS`.
+def _load_native(tokenizer_json: bytes, *, parse_special: bool) -> NativeEncoder:
+    def agrees(encoder: NativeEncoder) -> bool:
+        reference = load_encoder(ReferenceEncoder.name, tokenizer_json, parse_special=parse_special)
+        return same_ids(encoder, reference, list(PROBE_TEXTS))
 
-    Raises `InputError` if the reference itself can't load the tokenizer.
+    return load_native_encoder(tokenizer_json, parse_special=parse_special, agrees=agrees)
+
+
+def choose_encoder(
+    files: TokenizerFiles,
+    *,
+    wanted: str = "auto",
+    parse_special: bool = False,
+    notice: Callable[[str], None] = lambda _line: None,
+) -> str:
+    """The name of the encoder for this tokenizer, if `wanted` is `auto` or `native`: the native one where it fits and
+    agrees with the reference on `PROBE_TEXTS`, else fastokens if it loads and agrees, else the reference.
+
+    `notice` is called with a line where there is no compiler. Raises `InputError` if the reference itself can't load the
+    tokenizer, or the native encoder is wanted and can't be had.
     """
+    if wanted not in ("auto", NativeEncoder.name):
+        return wanted
+    try:
+        _load_native(files.tokenizer_json, parse_special=parse_special)
+        return NativeEncoder.name
+    except NoCompiler as error:
+        reason = str(error)
+        notice(f"{reason}; encoding with fastokens, which takes about twice as long")
+    except Unfit as error:
+        reason = f"tokenizer {files.entry.name!r}: {error}"
+    except Exception as error:  # of the reference: the packages raise no narrower one
+        reason = str(error)
+    if wanted == NativeEncoder.name:
+        raise InputError(f"--encoder native: {printable(reason)}; build with the encoder auto")
     try:
         reference = load_encoder(ReferenceEncoder.name, files.tokenizer_json, parse_special=parse_special)
     except Exception as error:

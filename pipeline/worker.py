@@ -42,7 +42,8 @@ REJECTED_PART = "rejected"  # in the scratch directory, if any record was reject
 _REJECTED_CONTENT_BYTES = 1 << 16
 # A longer document is not compared with the reference, which takes some 200 bytes of memory a character.
 _MAX_CHECKED_CHARS = 1 << 20
-_MAX_FIRST_CHARS = 1 << 16  # of the first documents
+_MAX_FIRST_CHARS = 1 << 14  # of the first documents
+_SAMPLE_STRIDE = 619
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,21 +226,29 @@ class _Tally:
 class _ReferenceCheck:
     """Encodes a sample of a unit's documents by the reference tokenizer too; one difference ends the build.
 
-    The sample is one document in `check_every`, and the first ones: 64 Ki characters of the first unit, as many of all
-    the others together.
+    The sample is one document in `check_every`, and the first ones: 16 Ki characters of the first unit, as many of all
+    the others together. One that would make it more than one character in `check_every` is left out.
     """
 
     def __init__(self, decisions: Decisions, unit: Unit, encoder: DocumentEncoder) -> None:
         self._decisions = decisions
         self._every = 0 if isinstance(encoder.encoder, ReferenceEncoder) else decisions.check_every
         self._first_chars = _MAX_FIRST_CHARS // (decisions.num_units if unit.number else 1)
-        self._num_seen = self.num_checked = 0
+        # In each unit the sample begins elsewhere: the first unit's with the first document.
+        self._num_seen = unit.number * _SAMPLE_STRIDE % max(1, self._every)
+        self.num_checked = 0
+        self._allowed_chars = float(_MAX_FIRST_CHARS)
 
     def sample(self, texts: list[str], ids: Ids, ends: Lengths) -> None:
         """`ids` are the encoded texts, EOS included, the last token of each before its position in `ends`."""
         if not self._every:
             return
-        numbers = set(range(-self._num_seen % self._every, len(texts), self._every))
+        numbers = set()
+        self._allowed_chars += sum(map(len, texts)) / self._every
+        for number in range(-self._num_seen % self._every, len(texts), self._every):
+            if len(texts[number]) <= self._allowed_chars:
+                self._allowed_chars -= len(texts[number])
+                numbers.add(number)
         self._num_seen += len(texts)
         for number, text in enumerate(texts):
             if self._first_chars <= 0:

@@ -13,7 +13,7 @@ from bench.fuzz.oracle import Fault, load, same
 from bench.fuzz.targets import TARGETS, Target
 
 FILES = sorted(path for path in SEEDS.rglob("*") if path.is_file())
-NUM_EXAMPLES = {"json-cuts": 25, "documents": 60}
+NUM_EXAMPLES = {"json-cuts": 25, "documents": 60, "native-ids": 300}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")

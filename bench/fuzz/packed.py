@@ -18,8 +18,9 @@ import zstandard
 
 from bench.fuzz.oracle import expect
 from pipeline.encode import DocumentEncoder
+from pipeline.native import NativeEncoder
 from pipeline.readers.compression import unpack
-from pipeline.tokenizers import FastEncoder, load_encoder
+from pipeline.tokenizers import Encoder, FastEncoder, ReferenceEncoder, load_encoder, load_tokenizer_files, same_ids
 from pipeline.train_tokenizer import train_tokenizer
 from shards.common.errors import InputError
 
@@ -111,6 +112,21 @@ def _encoder() -> DocumentEncoder:
     encoder = DocumentEncoder(load_encoder(FastEncoder.name, content), content, eos_id)
     expect(encoder._joins, "the fast way isn't taken")
     return encoder
+
+
+@functools.lru_cache(maxsize=1)
+def _own_and_reference() -> tuple[Encoder, Encoder]:
+    content = load_tokenizer_files("qwen2").tokenizer_json
+    own = load_encoder(NativeEncoder.name, content)
+    expect(isinstance(own, NativeEncoder), "no native encoder")
+    return own, load_encoder(ReferenceEncoder.name, content)
+
+
+def native_ids(data: bytes) -> None:
+    """The native encoder's ids for any text are the reference tokenizer's. Texts are cut at the byte 0xFF."""
+    texts = [text for part in data.split(b"\xff") if (text := part.decode("utf-8", "ignore"))]
+    if texts:
+        expect(same_ids(*_own_and_reference(), texts), "other ids:", texts)
 
 
 def documents(data: bytes) -> None:

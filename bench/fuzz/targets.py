@@ -37,6 +37,14 @@ _DOCUMENTS = (
     b"\xff", b"<|endoftext|>", b"<|", b"|>", b"<", b"\xe5\xad\x97", b"e\xcc\x81", b"\xe2\x84\xab", b" ", b"\n", b"12345",
     b"\xf0\x9f\x98\x80",
 )  # fmt: skip
+_SCRIPTS = (*_DOCUMENTS, *(
+    word.encode()
+    for word in (
+        "的", "人工智能", "，", "。\n", "'s", "'Re", "'ſ", "ab", " the", "  ", "\t", "\r\n", "١", "½", "이",
+        "か\u3099", "사\u11a8", "\u1100\u1161", "e\u0301\u0323", "\u0345", "Ω", "Ж", "א", "ก็", "नि", "\U00020000",
+        "👩\u200d👧", "\u3000", "\u2028", "—", "——", "==", "http://", "\u0e48", "\u09be", "龘", "哈哈",
+    )
+))  # fmt: skip
 _NUMBERS = tuple(bytes([number]) for number in (0, 1, 2, 3, 4, 8, 15, 16, 252, 253, 254, 255))
 
 
@@ -59,6 +67,7 @@ TARGETS: dict[str, Target] = {
     "plain-text": Target(records.plain_text, _TEXT),
     "packed": Target(packed.packed, _NUMBERS),
     "documents": Target(packed.documents, _DOCUMENTS),
+    "native-ids": Target(packed.native_ids, _SCRIPTS),
     "index": Target(sets.index, _NUMBERS),
     "manifest": Target(sets.manifest, (*_NUMBERS, *_JSON)),
     "order": Target(sets.order, _NUMBERS),

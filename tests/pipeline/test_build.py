@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import shards
 from pipeline import worker
+from pipeline.native import NativeEncoder
 from pipeline.progress import summary
 from pipeline.tokenizers import FastEncoder, ReferenceEncoder
 from shards.common.errors import InputError
@@ -136,7 +137,7 @@ def test_equal_texts_are_in_the_same_split_which_the_seed_decides(tmp_path: Path
 
 
 @pytest.mark.usefixtures("inline_engine")
-@pytest.mark.parametrize(("check_every", "least"), [(1, len(TEXTS)), (1000, 100), (0, 0)])
+@pytest.mark.parametrize(("check_every", "least"), [(1, len(TEXTS)), (1000, 30), (0, 0)])
 def test_a_sample_is_checked_against_the_reference(tmp_path: Path, run: Builder, check_every: int, least: int) -> None:
     num_checked = run(SAMPLE, tmp_path / "set", check_every=check_every).num_checked
     assert least <= num_checked <= len(TEXTS) * bool(check_every)
@@ -153,8 +154,11 @@ def test_no_long_document_is_given_to_the_reference(
 
 
 @pytest.mark.usefixtures("inline_engine")
-def test_one_wrong_id_stops_the_build(tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode = FastEncoder.encode_one_parsed
+@pytest.mark.parametrize("encoder", ["native", "fastokens"])
+def test_one_wrong_id_stops_the_build(
+    tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch, encoder: str
+) -> None:
+    encode, encode_closed = FastEncoder.encode_one_parsed, NativeEncoder.encode_closed
 
     def encode_wrong(self: FastEncoder, text: str) -> Any:
         ids = encode(self, text).copy()
@@ -162,7 +166,38 @@ def test_one_wrong_id_stops_the_build(tmp_path: Path, run: Builder, monkeypatch:
             ids[5] = 7
         return ids
 
+    def encode_closed_wrong(self: NativeEncoder, texts: list[str], closing: int) -> Any:
+        ids, *others = encode_closed(self, texts, closing)
+        ids[5] = 7
+        return ids, *others
+
     monkeypatch.setattr(FastEncoder, "encode_one_parsed", encode_wrong)
+    monkeypatch.setattr(NativeEncoder, "encode_closed", encode_closed_wrong)
     corpus = write_corpus(tmp_path / "corpus", [{"text": "爱因斯坦是物理学家。"}])
     with pytest.raises(InputError, match="differs from the reference tokenizer at token 5 of this text"):
-        run(corpus, tmp_path / "set")
+        run(corpus, tmp_path / "set", encoder=encoder)
+
+
+@pytest.mark.usefixtures("inline_engine")
+def test_the_same_bytes_by_any_encoder(tmp_path: Path, run: Builder) -> None:
+    for encoder in ("native", "fastokens", "tokenizers"):
+        assert run(SAMPLE, tmp_path / encoder, encoder=encoder).encoder == encoder
+    expected = directory_bytes(tmp_path / "tokenizers")
+    assert directory_bytes(tmp_path / "native") == directory_bytes(tmp_path / "fastokens") == expected
+
+
+@pytest.mark.usefixtures("inline_engine")
+def test_the_sample_is_no_more_than_its_share_of_the_characters(tmp_path: Path, run: Builder) -> None:
+    texts = ["长" * 20_000, *["短" * 10] * 4_999]
+    corpus = write_corpus(tmp_path / "corpus", [{"text": text} for text in texts[::-1]])
+    checked = []
+    encode = ReferenceEncoder.encode
+
+    def noted(self: ReferenceEncoder, given: list[str]) -> Any:
+        checked.extend(given)
+        return encode(self, given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReferenceEncoder, "encode", noted)
+        run(corpus, tmp_path / "set", check_every=5000, unit_bytes=1 << 20)
+    assert 0 < sum(map(len, checked)) < 40_000

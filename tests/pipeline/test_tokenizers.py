@@ -83,7 +83,7 @@ def test_both_encoders_agree_on_the_sample_and_the_probes(
 ) -> None:
     texts = [record["text"] for record in sample_records()] + list(PROBE_TEXTS)
     for files in (qwen2_files, own_files):
-        assert choose_encoder(files) == "fastokens"
+        assert choose_encoder(files) == "native"
         assert same_ids(*loaded(files), texts)
 
 
