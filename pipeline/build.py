@@ -112,7 +112,11 @@ def build(
         units = plan.units()
         _prepare(output, plan, units, force=force, reporter=reporter)
         encoder = choose_encoder(
-            tokenizer, wanted=encoder, parse_special=settings.parses_special_tokens, notice=reporter.notice
+            tokenizer,
+            wanted=encoder,
+            parse_special=settings.parses_special_tokens,
+            num_bytes=sum(unit.num_bytes for unit in units),
+            notice=reporter.notice,
         )
         decisions = Decisions(
             settings=plan.settings,

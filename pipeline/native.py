@@ -192,6 +192,13 @@ def to_nfc(text: str) -> str:
     return text if unicodedata.is_normalized("NFC", text) else _nfc().normalize_str(text)
 
 
+def tables_path(tokenizer_json: bytes) -> Path:
+    """Where the tables of a tokenizer are kept."""
+    digest = hashlib.sha256(tokenizer_json)
+    digest.update(f"{importlib.metadata.version('tokenizers')} {VERSION}".encode())
+    return user_cache() / f"native-{digest.hexdigest()[:16]}.tables"
+
+
 def load_native_encoder(
     tokenizer_json: bytes, *, parse_special: bool = False, agrees: Callable[[NativeEncoder], bool]
 ) -> NativeEncoder:
@@ -199,9 +206,7 @@ def load_native_encoder(
 
     Raises `Unfit`.
     """
-    digest = hashlib.sha256(tokenizer_json)
-    digest.update(f"{importlib.metadata.version('tokenizers')} {VERSION}".encode())
-    path = user_cache() / f"native-{digest.hexdigest()[:16]}.tables"
+    path = tables_path(tokenizer_json)
     tables = read_tables(path)
     if tables is not None:
         return NativeEncoder(tables, parse_special=parse_special)

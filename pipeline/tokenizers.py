@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from pipeline.native import NativeEncoder, NoCompiler, load_native_encoder, to_nfc
+from pipeline.native import NativeEncoder, NoCompiler, load_native_encoder, tables_path, to_nfc
 from pipeline.native_tables import Unfit
 from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, canonical_tokenizer_json, qwen2_tokenizer_json
 from shards.common.errors import InputError
@@ -113,6 +113,7 @@ def _encoding() -> Iterator[None]:
 
 
 # In compact JSON; inside a string of it the quotes would be escaped.
+MIN_NATIVE_BYTES = 16 << 20  # of a corpus for which the native encoder's tables are worth making: 3 CPU seconds
 _NFC_NORMALIZER = b'"normalizer":{"type":"NFC"}'
 _NO_NORMALIZER = b'"normalizer":null'
 _ADDED_NOT_SPECIAL = b'"special":false'
@@ -218,17 +219,21 @@ def choose_encoder(
     *,
     wanted: str = "auto",
     parse_special: bool = False,
+    num_bytes: int = MIN_NATIVE_BYTES,
     notice: Callable[[str], None] = lambda _line: None,
 ) -> str:
     """The name of the encoder for this tokenizer, if `wanted` is `auto` or `native`: the native one where it fits and
     agrees with the reference on `PROBE_TEXTS`, else fastokens if it loads and agrees, else the reference.
 
+    For a corpus of few `num_bytes` the native one's tables aren't worth making: `auto` takes it if they are there.
     `notice` is called with a line where there is no compiler. Raises `InputError` if the reference itself can't load the
     tokenizer, or the native encoder is wanted and can't be had.
     """
     if wanted not in ("auto", NativeEncoder.name):
         return wanted
     try:
+        if wanted == "auto" and num_bytes < MIN_NATIVE_BYTES and not tables_path(files.tokenizer_json).exists():
+            raise Unfit("the corpus is small")
         _load_native(files.tokenizer_json, parse_special=parse_special)
         return NativeEncoder.name
     except NoCompiler as error:

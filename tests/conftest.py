@@ -67,6 +67,16 @@ def no_flushing() -> Iterator[None]:
         yield
 
 
+def needs_compiler() -> None:
+    """Skip the test where the native encoder can't be compiled."""
+    from pipeline.native import NoCompiler, compiled
+
+    try:
+        compiled()
+    except NoCompiler as error:
+        pytest.skip(str(error))
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A directory that `make` fills, once for all processes of a run of the suite: nobody may change it."""
     base = factory.getbasetemp()

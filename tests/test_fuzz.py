@@ -11,6 +11,7 @@ from bench.fuzz.__main__ import SEEDS, main
 from bench.fuzz.loop import Run, run_random
 from bench.fuzz.oracle import Fault, load, same
 from bench.fuzz.targets import TARGETS, Target
+from tests.conftest import needs_compiler
 
 FILES = sorted(path for path in SEEDS.rglob("*") if path.is_file())
 NUM_EXAMPLES = {"json-cuts": 25, "documents": 60, "native-ids": 300}
@@ -18,6 +19,8 @@ NUM_EXAMPLES = {"json-cuts": 25, "documents": 60, "native-ids": 300}
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_seeds_and_inputs_found(path: Path) -> None:
+    if path.parent.name == "native-ids":
+        needs_compiler()
     TARGETS[path.parent.name].check(path.read_bytes())
 
 
@@ -30,6 +33,8 @@ def test_every_target_has_seeds_and_all_are_small() -> None:
 def test_the_command_on_seeds_changed_at_random(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if name == "native-ids":
+        needs_compiler()
     num_inputs = NUM_EXAMPLES.get(name, 600)
     options = f"{name} --random --inputs {num_inputs} --seconds 1e9 --seed 2 --corpus {tmp_path}"
     monkeypatch.setattr("sys.argv", ["fuzz", *options.split()])

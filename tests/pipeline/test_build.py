@@ -22,7 +22,15 @@ from pipeline.progress import summary
 from pipeline.tokenizers import FastEncoder, ReferenceEncoder
 from shards.common.errors import InputError
 from shards.verify import verify
-from tests.conftest import SAMPLE, InlineEngine, directory_bytes, sample_records, use_engine, write_corpus
+from tests.conftest import (
+    SAMPLE,
+    InlineEngine,
+    directory_bytes,
+    needs_compiler,
+    sample_records,
+    use_engine,
+    write_corpus,
+)
 from tests.pipeline.building import TEXTS, Builder, texts_in
 
 FORGED = '0"}, {"text": "1"}, {"'  # looks like the end of a record and the beginning of the next
@@ -158,6 +166,8 @@ def test_no_long_document_is_given_to_the_reference(
 def test_one_wrong_id_stops_the_build(
     tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch, encoder: str
 ) -> None:
+    if encoder == "native":
+        needs_compiler()
     encode, encode_closed = FastEncoder.encode_one_parsed, NativeEncoder.encode_closed
 
     def encode_wrong(self: FastEncoder, text: str) -> Any:
@@ -180,6 +190,7 @@ def test_one_wrong_id_stops_the_build(
 
 @pytest.mark.usefixtures("inline_engine")
 def test_the_same_bytes_by_any_encoder(tmp_path: Path, run: Builder) -> None:
+    needs_compiler()
     for encoder in ("native", "fastokens", "tokenizers"):
         assert run(SAMPLE, tmp_path / encoder, encoder=encoder).encoder == encoder
     expected = directory_bytes(tmp_path / "tokenizers")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from pipeline import native
 from pipeline.encode import DocumentEncoder
 from pipeline.native import NativeEncoder
 from pipeline.native_tables import Unfit, make_tables, read_tables
-from pipeline.tokenizers import ReferenceEncoder, choose_encoder, load_encoder, load_tokenizer_files, same_ids
-from shards.common.errors import InputError
+from pipeline.tokenizers import ReferenceEncoder, load_encoder, load_tokenizer_files, same_ids
 from shards.tokenizer_files import TokenizerFiles
-from tests.conftest import REPOSITORY
+from tests.conftest import needs_compiler
 
 CONTEXTS = ("{}", "a{}b", "中{}文", " {} ", "'{}x", "\n{}\n", "1{}2", "。{}！", "  {}{}", "'{}e")
 POOLS: tuple[Sequence[str], ...] = (
@@ -46,6 +44,11 @@ POOLS: tuple[Sequence[str], ...] = (
 @pytest.fixture(scope="module", params=["qwen2", "own"])
 def files(request: pytest.FixtureRequest, tokenizer_dir: Path) -> TokenizerFiles:
     return load_tokenizer_files("qwen2" if request.param == "qwen2" else str(tokenizer_dir))
+
+
+@pytest.fixture(autouse=True)
+def compiler() -> None:
+    needs_compiler()
 
 
 def encoders(files: TokenizerFiles, *, parse_special: bool = False) -> tuple[NativeEncoder, ReferenceEncoder]:
@@ -197,29 +200,6 @@ def test_tables_are_kept_and_made_again_where_they_are_damaged(
     for damaged in (content[:-1], content[:1000], b"", bytes([content[0] ^ 1]) + content[1:]):
         path.write_bytes(damaged)
         assert read_tables(path) is None
-
-
-def test_without_a_compiler_fastokens_is_used_and_a_line_says_so(
-    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = load_tokenizer_files(str(tokenizer_dir))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CC", str(tmp_path / "none"))
-    native.compiled.cache_clear()
-    try:
-        lines: list[str] = []
-        assert choose_encoder(files, notice=lines.append) == "fastokens"
-        assert len(lines) == 1 and "no C compiler" in lines[0] and "fastokens" in lines[0]
-        with pytest.raises(InputError, match="--encoder native: no C compiler"):
-            choose_encoder(files, wanted="native")
-    finally:
-        native.compiled.cache_clear()
-
-
-def test_the_c_source_is_installed_with_the_package() -> None:
-    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-    assert settings["tool"]["setuptools"]["package-data"]["pipeline"] == [native.SOURCE.name]
-    assert native.SOURCE.is_file()
 
 
 def test_planes_without_classes_have_none_in_the_reference() -> None:

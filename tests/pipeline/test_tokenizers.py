@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import qwen2
+from pipeline import native, qwen2
 from pipeline.__main__ import main
 from pipeline.encode import DocumentEncoder
 from pipeline.settings import BuildSettings
@@ -28,7 +29,7 @@ from pipeline.tokenizers import (
 from pipeline.train_tokenizer import train_tokenizer
 from shards.common.errors import InputError
 from shards.tokenizer_files import TokenizerFiles
-from tests.conftest import SAMPLE, sample_records, write_corpus
+from tests.conftest import REPOSITORY, SAMPLE, sample_records, write_corpus
 from tests.hub_server import Hub
 
 
@@ -83,7 +84,7 @@ def test_both_encoders_agree_on_the_sample_and_the_probes(
 ) -> None:
     texts = [record["text"] for record in sample_records()] + list(PROBE_TEXTS)
     for files in (qwen2_files, own_files):
-        assert choose_encoder(files) == "native"
+        assert choose_encoder(files) in ("native", "fastokens")
         assert same_ids(*loaded(files), texts)
 
 
@@ -280,3 +281,27 @@ def test_a_mistyped_tokenizer_suggests_the_right_one(tmp_path: Path, name: str, 
     with pytest.raises(InputError) as raised:
         load_tokenizer_files(name.format(beside=tmp_path))
     assert hint.format(beside=tmp_path) in str(raised.value)
+
+
+def test_without_a_compiler_fastokens_is_used_and_a_line_says_so(
+    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = load_tokenizer_files(str(tokenizer_dir))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", str(tmp_path / "none"))
+    native.compiled.cache_clear()
+    try:
+        lines: list[str] = []
+        assert choose_encoder(files, notice=lines.append) == "fastokens"
+        assert len(lines) == 1 and "no C compiler" in lines[0] and "fastokens" in lines[0]
+        assert choose_encoder(files, num_bytes=1000, notice=lines.append) == "fastokens" and len(lines) == 1
+        with pytest.raises(InputError, match="--encoder native: no C compiler"):
+            choose_encoder(files, wanted="native")
+    finally:
+        native.compiled.cache_clear()
+
+
+def test_the_c_source_is_installed_with_the_package() -> None:
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    assert settings["tool"]["setuptools"]["package-data"]["pipeline"] == [native.SOURCE.name]
+    assert native.SOURCE.is_file()
