@@ -196,7 +196,10 @@ def test_whole_blocks_need_no_mask(loss: str, monkeypatch: pytest.MonkeyPatch) -
     assert given == [(None, True)] * 2
 
 
-@pytest.mark.parametrize(("loss", "compiled"), [("plain", False), ("chunked", False), ("chunked", True)])
+@pytest.mark.parametrize(
+    ("loss", "compiled"),
+    [("plain", False), ("chunked", False), pytest.param("chunked", True, marks=pytest.mark.slow)],
+)
 def test_a_document_that_shares_its_block_is_as_if_alone(loss: str, compiled: bool) -> None:
     model = make_model(loss=loss).eval()
     generator = torch.Generator().manual_seed(5)

@@ -213,6 +213,7 @@ def test_doctests() -> None:
     assert doctest.testmod(train.sweep) == (0, doctest.testmod(train.sweep).attempted)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_run_and_the_same_command_goes_on(
     write_sweep: Callable[..., Path],
     tmp_path: Path,
