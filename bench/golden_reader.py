@@ -77,7 +77,7 @@ def orders(work: Path) -> dict[str, Any]:
         found[f"epoch_order {size} {seed} {epoch}"] = numbers(shards.epoch_order(size, seed, epoch, range(size)))
     for size, seed, epoch in itertools.product((1, 4095, 4096, 4097, 10_000, 50_001), (0, 2333), (0, 3)):
         found[f"window_order {size} {seed} {epoch}"] = numbers(shards.window_order(size, seed, epoch, range(size)))
-    mixtures = [((10,), (1,)), ((100, 37), (7, 3)), ((5, 9000, 300), (1, 900, 99)), ((2, 2), (1, 1))]
+    mixtures = [((10,), (1000,)), ((100, 37), (700, 300)), ((5, 9000, 300), (1, 900, 99)), ((2, 2), (500, 500))]
     for (sizes, shares), shuffle in itertools.product(mixtures, SHUFFLES):
         run = shards.RunOrder(sizes, 42, shuffle, shares)
         found[f"RunOrder {sizes} {shuffle}"] = [numbers(run.blocks(0, 3000)), numbers(run.blocks(12_345, 12_400))]
