@@ -21,7 +21,7 @@ from shards.common.text import duration, plural, size_text
 from train.arguments import preflight
 from train.environment import out_of_memory
 from train.flops import peak_memory_bytes
-from train.log_lines import start_lines
+from train.log_lines import passes, start_lines
 from train.run import MEMORY_REMEDY, arguments_for, build_trainer, check
 from train.run_directory import Plan, new_record
 from train.settings import Settings
@@ -46,11 +46,11 @@ def dry_run(settings: Settings, data: shards.Data) -> list[str]:
         step_seconds = time_of_step(trainer)
     session = new_record(settings, data, Plan(), [], args, [])["sessions"][-1]
     num_blocks = args.max_steps * trainer.position.global_batch_blocks
-    sets = zip(data.sets, shards.run_order(data, settings.seed, settings.shuffle).counts(num_blocks), strict=True)
+    of_sets = [f"{path.name} {times:.2f}" for path, times in passes(data, trainer.order, num_blocks)]
     rate = trainer.position.global_batch_blocks * trainer.position.block_tokens / step_seconds
     return [
         *start_lines(data, trainer, Plan(), session),
-        "passes   " + ", ".join(f"{part.path.name} {count / len(part['train']):.2f}" for part, count in sets),
+        f"passes   {', '.join(of_sets)}",
         f"time     about {duration(step_seconds * args.max_steps)}: {step_seconds:,.2f} s a step, {rate:,.0f} tokens/s",
         f"memory   {size_text(peak_memory_bytes(args.device))} at the peak of a step",
         f"disk     {disk(trainer)}",

@@ -114,15 +114,19 @@ def start_lines(data: shards.Data, trainer: BlockTrainer, plan: Plan, session: d
     return lines
 
 
+def passes(data: shards.Data, order: shards.RunOrder, run_blocks: int) -> list[tuple[Path, float]]:
+    """Each set, and how often a run of so many blocks passes over it."""
+    counts = zip(data.sets, order.counts(run_blocks), order.sizes, strict=True)
+    return [(part.path, count / size) for part, count, size in counts]
+
+
 def repetitions(data: shards.Data, order: shards.RunOrder, run_blocks: int) -> list[str]:
     """A line for each set of a mixture that the run repeats more often than helps (Muennighoff et al. 2023: 4 passes)."""
-    counts = zip(data.sets, order.counts(run_blocks), order.sizes, strict=True)
-    passes = [(part.path, count / size) for part, count, size in counts if len(data.sets) > 1]
     advice = f"more than {MAX_REPETITIONS} passes teach little; a smaller share avoids that"
     return [
         f"warning  {path}: {times:,.1f} passes in this run: {advice}"
-        for path, times in passes
-        if times > MAX_REPETITIONS
+        for path, times in passes(data, order, run_blocks)
+        if times > MAX_REPETITIONS and len(data.sets) > 1
     ]
 
 

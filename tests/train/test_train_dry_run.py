@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -38,3 +39,16 @@ def test_the_passes_are_those_of_each_set_of_a_mixture(
     shards = f"{shard_set_path}:1,{shard_set_path}:3"
     main(["--config", str(write_config()), "--shards", shards, "--max_steps", "22", "--dry_run"])
     assert "passes   tiny 1.00, tiny 3.00\n" in capsys.readouterr().out
+
+
+def test_the_passes_of_stages_are_those_of_the_run(
+    write_config: WriteConfig,
+    shard_set_path: Path,
+    make_set: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = make_set(tmp_path / "other", train_blocks=11, seed=30)
+    stages = json.dumps([{"until": 0.5, "mix": str(shard_set_path)}, {"mix": str(other)}])
+    main(["--config", str(write_config()), "--shards", stages, "--max_steps", "11", "--dry_run"])
+    assert "passes   tiny 1.00, other 2.00\n" in capsys.readouterr().out
