@@ -32,7 +32,7 @@ arrow lines.arrow
 arrow-stream stream.arrow --unit-bytes 2000
 save-to-disk saved
 texts texts.json --unit-bytes 2000
-texts-behind behind.json
+texts-joined joined.json
 strings strings.json
 csv table.csv
 text whole.txt

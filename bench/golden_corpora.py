@@ -98,7 +98,7 @@ def make_corpora(work: Path) -> None:
         "compact.jsonl": "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in plain).encode(),
         "members.jsonl.gz": b"".join(gzip.compress(jsonl[at : at + 9000]) for at in range(0, len(jsonl), 9000)),
         "texts.json": "\n".join(json.dumps(record, ensure_ascii=False, indent=2) for record in plain).encode(),
-        "behind.json": b"".join(lines),
+        "joined.json": b"".join(lines),
         "strings.json": json.dumps([record["text"] for record in plain], ensure_ascii=False).encode(),
         "table.csv": b"id,text\n"
         + "".join(f'{record["id"]},"{record["text"].replace(chr(34), chr(34) * 2)}"\n' for record in plain).encode(),

@@ -15,10 +15,11 @@ from pipeline.repetition import repetition
 from pipeline.settings import BuildSettings
 from pipeline.transform import Transform
 from shards.common.text import plural
+from shards.layout import EXAMPLE_CHARS
 from shards.manifest import EMPTY, NULL
 
 DROPPED = "dropped by the transform"
-EXAMPLES_PER_UNIT, EXAMPLES_PER_SET, EXAMPLE_CHARS = 3, 5, 200  # of each reason
+EXAMPLES_PER_UNIT = 3  # of each reason
 
 
 class LeftOut:

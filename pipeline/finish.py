@@ -10,13 +10,12 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from pipeline.cleaning import EXAMPLES_PER_SET
 from pipeline.plan import Plan, Unit
 from pipeline.receipts import Receipt, rejected_name
 from pipeline.sources import ByteRange, Source
 from shards.common.errors import InputError, TransientError
 from shards.common.files import atomic_writer, write_atomically
-from shards.layout import LEFT_OUT_NAME, REJECTED_NAME, STAMPS_NAME
+from shards.layout import EXAMPLES_PER_SET, LEFT_OUT_NAME, REJECTED_NAME, STAMPS_NAME
 from shards.manifest import EMPTY, Manifest, SourceEntry
 from shards.set_writer import complete_set
 from shards.tokenizer_files import TokenizerFiles

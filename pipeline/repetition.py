@@ -7,9 +7,8 @@ before in the text; characters in duplicate n-grams count once, however many of 
 
 Where Gopher has n words, so has a script that separates them by spaces. Of Chinese, Japanese, Thai, Lao, Khmer and
 Burmese, which don't, two characters count as a word: an n-gram is 2 n characters. (With one, duplicate 5-grams alone would
-drop 6 % of sound paragraphs of Chinese Wikipedia.) A text is of the one kind or the
-other by the larger part of its characters. A text of over a million characters is judged by its first million, so that
-memory stays bounded.
+drop 6 % of sound paragraphs of Chinese Wikipedia.) A text is of the one kind or the other by the larger part of its
+characters. A text of over a million characters is judged by its first million, so that memory stays bounded.
 """
 
 from __future__ import annotations

@@ -27,11 +27,12 @@ from shards.unread import UnreadEntry, add_up, unread_text
 
 Result = TypeVar("Result")
 
-# Arrays of strings are "json-strings"; "json-texts" stand one behind the other, without a line of its own for each.
+# Arrays of strings are "json-strings"; "json-texts" stand one after another, without a line of its own for each.
 Format = Literal[
     "json-lines", "json-array", "json-strings", "json-texts", "text", "csv", "tsv", "parquet", "arrow", "arrow-stream"
 ]
 _STREAMS = ("json-lines", "json-array", "json-strings", "json-texts", "text")
+_BINARY = ("parquet", "arrow", "arrow-stream")  # which have no encoding
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HUB_PREFIX = "hf:"
 _HUB_URL = "hf://"
@@ -272,9 +273,7 @@ def look_at(path_name: str, name: str, encoding: str = "", *, is_named: bool = T
                 file.seek(0)
                 head = unpack(file, compression, path_name).read(_HEAD_BYTES) or b""
             file_format = _detect_format(path_name, head, encoding, is_named=is_named)
-            text_encoding = (
-                check_encoding(path_name, head, encoding) if file_format in (*_STREAMS, "csv", "tsv") else ""
-            )
+            text_encoding = "" if file_format in _BINARY else check_encoding(path_name, head, encoding)
             if file_format == "json-array" and status.num_bytes > len(foot):
                 file.seek(max(0, status.num_bytes - _HEAD_BYTES))
                 foot = file.read(_HEAD_BYTES)

@@ -206,6 +206,7 @@ def load_encoder(name: str, tokenizer_json: bytes, *, parse_special: bool = Fals
     return encoder(tokenizer_json, parse_special=parse_special)
 
 
+@functools.lru_cache(maxsize=4)
 def _load_native(tokenizer_json: bytes, *, parse_special: bool) -> NativeEncoder:
     def agrees(encoder: NativeEncoder) -> bool:
         reference = load_encoder(ReferenceEncoder.name, tokenizer_json, parse_special=parse_special)

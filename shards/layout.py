@@ -40,6 +40,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 REJECTED_NAME, LEFT_OUT_NAME = "rejected.jsonl", "left_out.jsonl"
+EXAMPLES_PER_SET, EXAMPLE_CHARS = 5, 200  # in left_out.jsonl: of each reason, and characters in each
 # Not a part of the format and never needed: the sources' sizes and times, so that a rebuild sees at once that none changed.
 STAMPS_NAME = ".sources.json"
 

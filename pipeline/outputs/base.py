@@ -15,6 +15,9 @@ from typing import Protocol
 from pipeline.receipts import Receipt
 from shards.manifest import Manifest
 
+# Of the state, all but the plan, as a regular expression.
+STATE_FILES = r"receipts/\d+\.(json|rejected)|dedup/\d+\.(hashes|(near-)?duplicates)"
+
 
 class Output(Protocol):
     """Every method raises `InputError` for what a person has to mend, and `TransientError` for what may pass."""

@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.outputs.base import Output
+from pipeline.outputs.base import STATE_FILES, Output
 from pipeline.plan import PLAN_NAME
 from pipeline.receipts import Receipt, encode_receipt, receipt_name, rejected_name
 from pipeline.worker import REJECTED_PART
@@ -37,8 +37,7 @@ from shards.verify import unknown_files, verify
 # What lies below NAME.partial: what a build writes, and the set that it replaces.
 _SET_FILE = r"((train|val)-\d+\.(bin|idx)|tokenizer/[^/]*|manifest\.json|(rejected|left_out)\.jsonl|\.sources\.json)"
 _OWN_FILE = re.compile(
-    r"(plan\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(hashes|(near-)?duplicates)"
-    rf"|(set|replaced)/{_SET_FILE}|scratch/tmp\w+/({REJECTED_PART}|{_SET_FILE}))(\.tmp)?"
+    rf"(plan\.json|{STATE_FILES}|(set|replaced)/{_SET_FILE}|scratch/tmp\w+/({REJECTED_PART}|{_SET_FILE}))(\.tmp)?"
 )
 
 

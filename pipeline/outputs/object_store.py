@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from pipeline.outputs.base import Output
+from pipeline.outputs.base import STATE_FILES, Output
 from pipeline.plan import PLAN_NAME
 from pipeline.receipts import Receipt, decode_receipt, encode_receipt, receipt_name, rejected_name
 from pipeline.worker import REJECTED_PART
@@ -37,7 +37,7 @@ from shards.layout import MANIFEST_NAME, STAMPS_NAME
 from shards.manifest import Manifest, decode_manifest
 
 _REPLACED_NAME = "replaced.json"  # the manifest of a set whose files are being removed
-_STATE_FILE = re.compile(r"(plan|replaced)\.json|receipts/\d+\.(json|rejected)|dedup/\d+\.(hashes|(near-)?duplicates)")
+_STATE_FILE = re.compile(rf"(plan|replaced)\.json|{STATE_FILES}")
 _RECEIPT = re.compile(r"receipts/(\d+)\.json")
 
 

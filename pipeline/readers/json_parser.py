@@ -76,7 +76,7 @@ def in_words(error: json.JSONDecodeError, place: str, begin: int = 0) -> str:
 def is_in_lines(head: bytes) -> bool:
     """Whether each text in a file that begins with `head` has a line of its own, as far as can be seen.
 
-    If not, texts go over several lines, or stand one behind the other in one line.
+    If not, texts go over several lines, or stand one after another in one line.
     """
     text = head.decode("latin-1")
     try:

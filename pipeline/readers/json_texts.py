@@ -1,4 +1,4 @@
-"""JSON texts one behind the other: over several lines each, as `jq .` prints them, or several in one line."""
+"""JSON texts one after another: over several lines each, as `jq .` prints them, or several in one line."""
 
 from __future__ import annotations
 

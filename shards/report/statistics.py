@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from shards.common.files import regular_file_bytes
 from shards.common.text import percent, plural
-from shards.layout import LEFT_OUT_NAME
+from shards.layout import EXAMPLE_CHARS, EXAMPLES_PER_SET, LEFT_OUT_NAME
 from shards.manifest import Manifest
 from shards.order import epoch_order
 from shards.reader import ShardSet, Tokens
@@ -31,11 +31,7 @@ MAX_COUNTED_TOKENS = 1 << 29
 MAX_COMPARED_DOCUMENTS = 1 << 22
 NUM_EXCERPTS = 10
 MAX_SHOWN_TOKENS = 1024  # of an excerpt
-NUM_EXAMPLES, MAX_EXAMPLE_CHARS, MAX_EXAMPLES_BYTES = (
-    5,
-    200,
-    1 << 20,
-)  # of what was left out: for each reason, each, all
+MAX_EXAMPLES_BYTES = 1 << 20  # of what was left out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,8 +143,8 @@ def read_examples(shard_set: ShardSet) -> dict[str, list[str]]:
                 entry = json.loads(line)
                 reason, text = entry["reason"], entry["text"]
                 texts = examples.setdefault(reason, []) if reason in manifest.left_out else []
-                if isinstance(text, str) and len(texts) < NUM_EXAMPLES:
-                    texts.append(text[:MAX_EXAMPLE_CHARS])
+                if isinstance(text, str) and len(texts) < EXAMPLES_PER_SET:
+                    texts.append(text[:EXAMPLE_CHARS])
     return {reason: texts for reason, texts in examples.items() if texts}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,18 @@ def ranges_of(source: Source, range_bytes: int) -> list[ByteRange]:
         stop = len(row_group_bytes(source))
     starts = range(0, stop, step)
     return [ByteRange(source=source, start=start, stop=min(start + step, stop), num_bytes=step) for start in starts]
+
+
+def read_and_peak(source: Source) -> tuple[int, int]:
+    """How many records a source has, read in one range, and the most bytes of memory that took."""
+    (byte_range,) = ranges_of(source, 10**9)
+    tracemalloc.start()
+    try:
+        num_records = sum(len(batch.values) for batch in open_range(byte_range, OPTIONS))
+        _now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return num_records, peak
 
 
 def read_range(byte_range: ByteRange, options: ReadOptions = OPTIONS, **known: Any) -> Any:

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 from pipeline.cleaning import LeftOut
 from pipeline.plan import plan_units
-from pipeline.readers import open_range
 from pipeline.readers.base import BadRecord, Incomplete, RangeReader, locate
 from pipeline.readers.files import SourceFile
 from pipeline.settings import BuildSettings
@@ -31,7 +30,16 @@ from shards.common.errors import InputError
 from shards.verify import verify
 from tests.conftest import write_corpus
 from tests.pipeline.building import Builder, Heard, texts_in
-from tests.pipeline.reading import OPTIONS, find, ranges_of, read_all, read_range, texts_and_bad, texts_of
+from tests.pipeline.reading import (
+    OPTIONS,
+    find,
+    ranges_of,
+    read_all,
+    read_and_peak,
+    read_range,
+    texts_and_bad,
+    texts_of,
+)
 
 LAYOUTS = ["lines", "array", "pretty", "compact", "escaped"]
 # Texts that look like the structure around them.
@@ -213,13 +221,8 @@ def test_memory_for_a_range_does_not_grow_with_the_corpus(tmp_path: Path) -> Non
     """A reader holds a chunk or two, never the file: of a single-line array too."""
     record = json.dumps({"text": "文" * 300}, ensure_ascii=False)
     source = find(write(tmp_path / "corpus", ("[" + ", ".join([record] * 60_000) + "]").encode()))
-    (byte_range,) = ranges_of(source, 10**9)
-    tracemalloc.start()
-    try:
-        assert sum(len(batch.values) for batch in open_range(byte_range, OPTIONS)) == 60_000
-        _now, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    num_records, peak = read_and_peak(source)
+    assert num_records == 60_000
     assert peak < 45_000_000 < source.num_bytes
 
 

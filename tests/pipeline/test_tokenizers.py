@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import native, qwen2
+from pipeline import native, qwen2, tokenizers
 from pipeline.__main__ import main
 from pipeline.encode import DocumentEncoder
 from pipeline.settings import BuildSettings
@@ -290,6 +290,7 @@ def test_without_a_compiler_fastokens_is_used_and_a_line_says_so(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", str(tmp_path / "none"))
     native.compiled.cache_clear()
+    tokenizers._load_native.cache_clear()
     try:
         lines: list[str] = []
         assert choose_encoder(files, notice=lines.append) == "fastokens"

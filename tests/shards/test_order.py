@@ -8,14 +8,11 @@ about one in 100,000 for each, whatever the seeds.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,18 +21,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shards
-from shards.__main__ import main
-from shards.mixture import whole_weights
 from shards.order import (
     MAX_BLOCKS,
-    MAX_TOTAL_WEIGHT,
     WINDOW_BLOCKS,
     dealing_tree,
     epoch_order,
     set_seed,
     window_order,
 )
-from tests.shards.sets import TEXTS, byte_fallback_tokenizer, text_units, write_set
 
 Int64s = npt.NDArray[np.int64]
 FEW_IN_100_000 = 4.3  # standard deviations
@@ -298,180 +291,3 @@ def test_rank_positions_are_as_accelerate_deals_batches_out() -> None:
     for rank in range(3):
         expected = list(BatchSamplerShard(BatchSampler(sampler, 4, True), 3, rank))
         assert [batch for step in range(5) for batch in dealt(step, 3, 4, 2)[rank]] == expected
-
-
-# ---- mixtures of real sets ----
-
-
-@pytest.fixture(scope="module")
-def other_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_set(tmp_path_factory.mktemp("other") / "set", text_units(TEXTS[60:75]), block_tokens=64)
-
-
-@pytest.mark.parametrize("name", ["train", "val"])
-def test_a_mixture_is_used_like_a_set(built_set: Path, other_set: Path, name: str) -> None:
-    mixture = shards.open_data(f"{built_set}:0.75, {other_set}:0.25")
-    assert isinstance(mixture, shards.Mixture) and mixture.weights == (3, 1)
-    sets = [shards.open(path) for path in (built_set, other_set)]
-    split, whole = mixture[name], np.concatenate([part[name][:] for part in sets])
-    assert len(split) == len(whole)
-    keys: tuple[Any, ...] = (
-        0,
-        -1,
-        len(whole) - 1,
-        slice(3, -3),
-        slice(None, None, -7),
-        [],
-        [5, 2, -1],
-        np.arange(len(whole))[::-3],
-    )
-    for key in keys:
-        assert np.array_equal(split[key], whole[key]), key
-    assert split[0].shape == (64,) and split[0].dtype == np.uint32
-    for wrong in (len(whole), -len(whole) - 1, [0, len(whole)]):
-        with pytest.raises(IndexError, match="must lie in"):
-            split[wrong]
-    for field in ("block_tokens", "vocab_size", "eos_id", "tokenizer_path"):
-        assert getattr(mixture, field) == getattr(sets[0], field)
-
-
-def test_the_blocks_of_a_mixture_come_by_its_shares(built_set: Path, other_set: Path) -> None:
-    mixture = shards.open_data(f"{built_set}:0.75, {other_set}:0.25")
-    sizes = [len(shards.open(path)["train"]) for path in (built_set, other_set)]
-    numbers = shards.run_order(mixture, 7).blocks(0, 3000)
-    assert Counter((numbers[:1000] >= sizes[0]).tolist()) == {False: 750, True: 250}
-    assert len(mixture["train"]) == sum(sizes) == shards.epoch_blocks(mixture)
-    alone = shards.open_data(str(built_set))
-    assert shards.epoch_blocks(alone) == sizes[0] and shards.run_order(alone, 7) == shards.RunOrder((sizes[0],), 7)
-
-
-def test_passes_give_shares_by_size_and_make_the_epoch(built_set: Path, other_set: Path) -> None:
-    sizes = [len(shards.open(path)["train"]) for path in (built_set, other_set)]
-    mixture = shards.open_data(f"{built_set}:1epoch,{other_set}:40epochs")
-    total = sizes[0] + 40 * sizes[1]
-    assert shards.epoch_blocks(mixture) == total
-    assert isinstance(mixture, shards.Mixture)
-    seen = Counter(shards.run_order(mixture, 0).blocks(0, total).tolist())
-    assert seen == {block: 1 if block < sizes[0] else 40 for block in range(sum(sizes))}
-    assert shards.epoch_blocks(shards.open_data(f"{other_set},{built_set}")) == sum(sizes)
-
-
-def test_shares_may_be_any_decimals(built_set: Path, other_set: Path) -> None:
-    for text, expected in (("0.0003", (9997, 3)), ("1e-6", (999_700, 1)), (".9997", (1, 1)), ("3.", (9997, 30_000))):
-        mixture = shards.open_data(f"{built_set}:0.9997,{other_set}:{text}")
-        assert isinstance(mixture, shards.Mixture) and mixture.weights == expected, text
-    rounded = whole_weights([Fraction(10**30), Fraction(10**29), Fraction(1)])
-    assert sum(rounded) <= MAX_TOTAL_WEIGHT and rounded[2] == 1 and abs(rounded[0] - 10 * rounded[1]) <= 10
-
-
-def test_info_says_what_a_run_takes_of_each_set(
-    built_set: Path, other_set: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sizes = [len(shards.open(path)["train"]) for path in (built_set, other_set)]
-    main(["info", f"{built_set}:0.75,{other_set}:0.25", "--tokens", "6.4e4"])
-    _, whole, *parts = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert whole[:4] == ["all", f"{sum(sizes):,}", "1,000", "64,000"]
-    for part, path, size, taken in zip(parts, (built_set, other_set), sizes, (750, 250), strict=True):
-        tokens, share, passes = f"{taken * 64:,}", f"{taken / 10:g}", f"{taken / size:,.2f}"
-        assert part == ["├─", str(path), f"{size:,}", str(taken), tokens, share, "%", passes]
-    main(["info", f"{built_set}:1epochs,{other_set}:2epochs"])
-    assert capsys.readouterr().out.splitlines()[3].split()[3] == str(2 * sizes[1])
-    with pytest.raises(shards.InputError, match="--tokens: expected 1 to"):
-        main(["info", f"{built_set},{other_set}", "--tokens", "nan"])
-
-
-def test_stages_change_the_mix_where_they_say_and_each_set_goes_on(
-    built_set: Path, other_set: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sizes = [len(shards.open(path)["train"]) for path in (built_set, other_set)]
-    stages: list[dict[str, Any]] = [
-        {"until": 0.5, "mix": f"{built_set}:0.9,{other_set}:0.1"},
-        {"until": "70steps", "mix": f"{other_set}:0.5,{built_set}:0.5"},
-        {"until": "51200tokens", "mix": str(built_set)},
-        {"mix": str(other_set)},
-    ]
-    data = shards.open_data(stages)
-    order = shards.run_order(data, 7, run_blocks=1000, batch_blocks=10)
-    assert [(stage.start, stage.weights) for stage in order.stages] == [
-        (0, (9, 1)),
-        (500, (1, 1)),
-        (700, (1, 0)),
-        (800, (0, 1)),
-    ]
-    assert order.counts(1000) == [450 + 100 + 100, 50 + 100 + 200]
-    blocks, alone = order.blocks(0, 1000), shards.RunOrder((sizes[0],), 7).blocks(0, 650)
-    assert np.array_equal(blocks[blocks < sizes[0]], alone)
-    assert shards.open_data(data.description).fingerprint == data.fingerprint
-    assert shards.open_data([{"mix": str(built_set)}]).fingerprint != data.fingerprint
-    del stages[1]
-    main(["info", json.dumps(stages), "--tokens", "64000"])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[2][:3] == ["├─", "stage", "1"] and lines[3][:3] == ["│", "├─", str(built_set)]
-    assert lines[3][3:5] == [f"{sizes[0]:,}", "450"]
-    assert lines[3][-4:] == ["28,800", "90", "%", f"{450 / sizes[0]:,.2f}"]
-
-
-def test_only_stages_that_have_begun_are_in_the_fingerprint_of_a_position(built_set: Path, other_set: Path) -> None:
-    first, plain = f"{built_set}:3,{other_set}:1", shards.open_data(f"{built_set}:0.75,{other_set}:0.25")
-
-    def found(until: Any, mix: Path, position: int) -> str:
-        data = shards.open_data([{"until": until, "mix": first}, {"mix": str(mix)}])
-        return shards.fingerprint_until(data, shards.run_order(data, 7, run_blocks=1000, batch_blocks=10), position)
-
-    assert found(0.5, built_set, 500) == found(0.8, other_set, 500) == plain.fingerprint
-    assert (
-        len({found(0.5, built_set, 501), found(0.4, built_set, 501), found(0.5, other_set, 501), plain.fingerprint})
-        == 4
-    )
-    assert found(0.5, built_set, 501) == found("50steps", built_set, 900)
-
-
-def test_stages_that_make_no_sense_are_refused(built_set: Path) -> None:
-    mix = str(built_set)
-    for stages, message in (
-        ([], "expected 1 to 100 stages"),
-        ("[1", "bad JSON"),
-        ([{"until": 0.5, "mix": mix}], r"shards\[0\]: expected only `mix`"),
-        ([{"mix": mix}, {"mix": mix}], r"shards\[0\]: expected `until` and `mix`"),
-        ([mix, {"mix": mix}], r"shards\[0\]: expected `until` and `mix`"),
-        ([{"mix": "[]"}], r"shards\[0\]: expected only `mix`"),
-        ([{"until": 1.5, "mix": mix}, {"mix": mix}], "until: expected a share of the run"),
-        ([{"until": "0steps", "mix": mix}, {"mix": mix}], "until: expected a share of the run"),
-        ([{"until": "1e-999999999", "mix": mix}, {"mix": mix}], "until: expected a share of the run"),
-        ([{"until": 0.5, "mix": f"{mix}:1,{mix}"}, {"mix": mix}], "expected PATH:WEIGHT for each set"),
-    ):
-        with pytest.raises(shards.InputError, match=message):
-            shards.open_data(stages)  # type: ignore[arg-type]
-    data = shards.open_data([{"until": 0.5, "mix": mix}, {"until": "3steps", "mix": mix}, {"mix": mix}])
-    with pytest.raises(shards.InputError, match="only a training run has steps"):
-        shards.run_order(data, 1, run_blocks=100)
-    with pytest.raises(shards.InputError, match="expected a place in the run after the stage before"):
-        shards.run_order(data, 1, run_blocks=100, batch_blocks=10)
-
-
-def test_fingerprints_of_mixtures_differ_by_sets_and_shares(built_set: Path, other_set: Path) -> None:
-    specs = [f"{built_set}:0.5,{other_set}:0.5", f"{built_set}:0.6,{other_set}:0.4", f"{other_set}:0.5,{built_set}:0.5"]
-    fingerprints = {shards.open_data(spec).fingerprint for spec in (*specs, str(built_set))}
-    assert len(fingerprints) == 4
-    assert shards.open_data(shards.open_data(specs[1]).description).fingerprint in fingerprints
-
-
-def test_mixtures_that_make_no_sense_are_refused(built_set: Path, other_set: Path, tmp_path: Path) -> None:
-    blocks = write_set(tmp_path / "b", [{"train": [[1]]}], block_tokens=32)
-    tokenizer = write_set(tmp_path / "c", [{"train": [[1]]}], block_tokens=64, tokenizer=byte_fallback_tokenizer())
-    empty = write_set(tmp_path / "d", [{"val": [[1]]}], block_tokens=64)
-    for spec, message in (
-        (f"{built_set}:0.5,{other_set}", "expected PATH:WEIGHT for each set"),
-        (f"{built_set}:0,{other_set}:1", "expected a weight above 0"),
-        (f"{built_set}:1,{other_set}:2epochs", "found both"),
-        (f"{built_set}:1,{other_set}:1e-999999999", "expected a weight above 0"),
-        (f"{built_set}:1,{other_set}:0.{'0' * 5000}1", "expected a weight above 0"),
-        (",".join([str(built_set)] * 101), "expected at most 100 sets, found 101"),
-        (f"{built_set}:1.2.3,{other_set}:1", "expected PATH:WEIGHT for each set"),
-        (f"{built_set}:1,{tmp_path / 'none'}:1", "no such shard set"),
-        (f"{built_set}:1,{blocks}:1", "has blocks of 32 tokens"),
-        (f"{built_set}:1,{tokenizer}:1", "has another tokenizer"),
-        (f"{built_set}:1,{empty}:1", "has no training blocks"),
-    ):
-        with pytest.raises(shards.InputError, match=message):
-            shards.open_data(spec)
