@@ -1,4 +1,4 @@
-"""Builds under load: many workers, many files, huge and empty records, sources that change.
+"""Builds under load: many workers, many files, huge and empty records.
 
     python -m bench.load WORK [--only NAME ...] [--scale 1.0] [--again] [--table]
 
@@ -11,17 +11,10 @@ all corpora so much smaller, to try the program. Needs 8 GB of disk and, for the
 from __future__ import annotations
 
 import argparse
-import contextlib
-import gzip
 import itertools
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import threading
-import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -93,21 +86,6 @@ def _file_digest(path: Path) -> str:
     return blake3().update_mmap(path).hexdigest()
 
 
-def workers_parquet(bench: Bench) -> Iterator[Row]:
-    """64 processes, each started anew (a library may have threads)."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    num_bytes = bench.number(100_000_000)
-    texts = list(numbered(num_bytes))
-    source = bench.work / "corpus.parquet"
-    pq.write_table(pa.table({"text": texts}), source, row_group_size=max(1, len(texts) // 75))
-    for number in (2, 64):
-        bench.remove_set()
-        ended = bench.build([source], "--workers", number, "--unit-bytes", 1)
-        yield f"{num_bytes / 1e6:.0f} MB of Parquet, {number} workers", bench.check(ended, encoded(texts)), ended
-
-
 def tiny_files(bench: Bench) -> Iterator[Row]:
     """100,000 files of a hundred characters."""
     directory = bench.work / "files"
@@ -148,7 +126,7 @@ def long_record(bench: Bench) -> Iterator[Row]:
     yield f"{what}, JSON Lines", bench.check(ended, encoded(texts)), ended
     bench.remove_set()
     ended = bench.build([source], "--max-record-bytes", num_bytes // 4, "--workers", 2)
-    yield f"{what}, a quarter of it allowed", ended.refused("larger than --max-record-bytes"), ended
+    yield f"{what}, a quarter of it allowed", ended.refused("larger than max_record_bytes"), ended
     bench.remove_set()
     ended = bench.build([source], "--max-record-bytes", num_bytes // 4, "--workers", 2, "--on-bad-record", "skip")
     yield f"{what}, the same, skipped", bench.check(ended, [b"before", b"behind"]), ended
@@ -216,139 +194,13 @@ def short_records(bench: Bench) -> Iterator[Row]:
     yield f"{number // len(texts) * len(texts):,} documents of 1 or 2 characters", bench.check(ended, expected), ended
 
 
-def growing(bench: Bench) -> Iterator[Row]:
-    """A file that somebody writes to while it is read."""
-    texts = list(numbered(bench.number(60_000_000)))
-    lines = b"".join(map(json_line, texts))
-    halves = (b'{"text": "half of', b' a record"}\n')
-    contents: dict[str, tuple[str, bytes, tuple[bytes, ...]]] = {
-        "JSON Lines": ("corpus.jsonl", lines, (json_line("more"),)),
-        "JSON array": ("corpus.json", b"[" + lines.rstrip().replace(b"\n", b",\n") + b"]", (b' {"text": "more"}]',)),
-        ".txt": ("corpus.txt", "\n".join(texts).encode(), (b"more ",)),
-        "JSON Lines, gzip": ("corpus.jsonl.gz", gzip.compress(lines, 1), (gzip.compress(json_line("more")),)),
-        "JSON Lines, half a record at a time": ("half.jsonl", lines, halves),
-    }
-    for what, (name, content, more) in contents.items():
-        bench.remove_set()
-        source = bench.work / name
-        source.write_bytes(content)
-        process = bench.start([source], "--workers", 2)
-        with _growing(source, more, begin=bench.out.with_name("set.partial") / "plan.json"):
-            ended = bench.finish(process)
-        yield f"a file that grows: {what}", _without_path(ended.refused(source.name, "changed"), bench), ended
-    bench.remove_set()
-    source = bench.work / "early.jsonl"
-    source.write_bytes(lines)
-    with _growing(source, halves):
-        ended = bench.build([source], "--workers", 2)
-    yield "half a record at a time, from before the build on", _without_path(ended.refused(source.name), bench), ended
-
-
-@contextlib.contextmanager
-def _growing(path: Path, more: tuple[bytes, ...], *, begin: Path | None = None) -> Iterator[None]:
-    """Append to the file fifty times a second, as soon as `begin` is there, each of `more` in turn."""
-    ended = threading.Event()
-
-    def append() -> None:
-        while begin is not None and not begin.exists() and not ended.is_set():
-            time.sleep(0.005)
-        with path.open("ab", buffering=0) as file:
-            for part in itertools.cycle(more):
-                file.write(part)
-                if ended.wait(0.02):
-                    break
-
-    thread = threading.Thread(target=append)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _without_path(line: str, bench: Bench) -> str:
-    return line.replace(str(bench.work) + "/", "")
-
-
-def changing(bench: Bench) -> Iterator[Row]:
-    """A source that changes after a build was killed and before the same command goes on."""
-    num_bytes = bench.number(30_000_000)
-    directory, kept = bench.work / "corpus", bench.work / "kept"
-    kept.mkdir()
-    texts = list(numbered(num_bytes))
-    half = len(texts) // 2
-    write_lines(kept / "a.jsonl", texts[:half])
-    write_lines(kept / "b.jsonl", texts[half:])
-    options = ("--workers", 1, "--unit-bytes", num_bytes // 30)
-    first = directory / "a.jsonl"
-
-    def same_size() -> None:
-        content = first.read_bytes()
-        first.write_bytes(content.replace(texts[0][:4].encode(), texts[0][3::-1].encode(), 1))
-
-    def same_size_and_time() -> None:
-        times = first.stat()
-        same_size()
-        os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-    def copied() -> None:
-        shutil.copy2(first, bench.work / "copy")
-        os.replace(bench.work / "copy", first)
-
-    changes: dict[str, Callable[[], object]] = {
-        "nothing": lambda: None,
-        "a copy in its place, same time": copied,
-        "a record more": lambda: first.open("ab").write(json_line("more")),
-        "cut short": lambda: os.truncate(first, first.stat().st_size // 3),
-        "other text, same size": same_size,
-        "other text, same size, same time": same_size_and_time,
-        "touched": lambda: os.utime(first),
-        "removed": lambda: first.unlink(),
-        "a file more": lambda: write_lines(directory / "c.jsonl", ["more"]),
-        "a file renamed": lambda: first.rename(directory / "z.jsonl"),
-    }
-    for what, change in changes.items():
-        bench.remove_set()
-        shutil.rmtree(directory, ignore_errors=True)
-        shutil.copytree(kept, directory)
-        _kill_after(bench, bench.start([directory], *options), num_receipts=3)
-        change()
-        before = {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
-        ended = bench.build([directory], *options)
-        now = b"".join(before.values()).splitlines()
-        expected = (json.loads(line)["text"].encode() for line in now if line.endswith(b"}"))
-        if ended.status == 0:
-            outcome = bench.check(ended, expected)
-        else:
-            outcome = _without_path(ended.refused(), bench)
-            forced = bench.build([directory], *options, "--force")
-            if what == "cut short":
-                forced.refused("incomplete")
-            else:
-                outcome += f" (--force: {bench.check(forced, expected)})"
-        yield f"between two runs: {what}", outcome, ended
-
-
-def _kill_after(bench: Bench, process: subprocess.Popen[bytes], *, num_receipts: int) -> None:
-    receipts = bench.out.with_name("set.partial") / "receipts"
-    while len(list(receipts.glob("*.json"))) < num_receipts and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    if process.wait() != -signal.SIGKILL:
-        raise Wrong(f"the first run ended before it was killed, with status {process.returncode}")
-
-
 CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "workers": workers,
-    "workers-parquet": workers_parquet,
     "tiny-files": tiny_files,
     "long-record": long_record,
     "empty-records": empty_records,
     "records-without-field": records_without_field,
     "short-records": short_records,
-    "growing": growing,
-    "changing": changing,
 }
 
 

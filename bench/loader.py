@@ -3,13 +3,11 @@
     python bench/loader.py SET [--rounds 5] [--batches 2000] [--peers-venv DIR] [--only ours,tutorial,cold,…]
 
 ours      the split's gather in the order of a run, against `memmap[numbers]` over the same tokens in one file
-sizes     the same without the order, in batches of 8 to 256 blocks
 manifest  decoding and checking a manifest of 20,000 shards
 tutorial  batches of tensors: DataLoader over `BlockDataset`, against DataLoader over a `datasets` table and the tutorial's
           collator
 cold      from `import shards` to the first batch in a new process, the set's pages out of the page cache
-growth    the order's cost as the number of blocks grows, 10^4 to 10^10 (the larger ones have no tokens behind them)
-memory    what an epoch adds to this process, the map's pages left out
+growth    the order's cost as the number of blocks grows, 10^4 to 10^10, against NumPy's permutation, held in memory
 peers     each peer's own reader on the same tokens (`make peers` installs them; left out where missing)
 
 Prints Markdown tables for bench/RESULTS.md.
@@ -42,7 +40,7 @@ from shards.manifest import Manifest, decode_manifest, encode_manifest, sum_spli
 
 BATCH_BLOCKS = 32
 CHUNK_POSITIONS = 1 << 15  # as the trainer's sampler asks for them
-MEASURES = ("ours", "sizes", "manifest", "tutorial", "cold", "growth", "memory", "peers")
+MEASURES = ("ours", "manifest", "tutorial", "cold", "growth", "peers")
 
 
 def seconds_a_batch(batches: Iterator[Any], count: int) -> float:
@@ -175,45 +173,24 @@ def cold_start(path: Path) -> tuple[float, float]:
     return opened, first
 
 
-def own_bytes() -> int:
-    """Memory of this process that no file backs."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-
-
 def growth_table() -> None:
-    print(
-        "\n| blocks | tokens (blocks of 512) | M positions/s | µs to the first 32, cold | memory of the order |"
-        "\n|---|---|---|---|---|"
-    )
+    print("\n| blocks | M positions/s | µs to the first 32 | NumPy's permutation: M positions/s | s to the first |")
+    print("|---|---|---|---|---|")
     for exponent in range(4, 11):
-        order = shards.RunOrder((10**exponent,), 0)
+        order, count = shards.RunOrder((10**exponent,), 0), 4_000_000
         begin = time.perf_counter()
         order.blocks(10**exponent // 2, 10**exponent // 2 + BATCH_BLOCKS)
-        first = time.perf_counter() - begin
-        before, begin, count = own_bytes(), time.perf_counter(), 0
-        while count < 4_000_000:
-            start = (count * 7919) % 10**exponent
-            order.blocks(start, start + CHUNK_POSITIONS)
-            count += CHUNK_POSITIONS
+        first, begin = time.perf_counter() - begin, time.perf_counter()
+        for start in range(0, count, CHUNK_POSITIONS):
+            order.blocks(start * 7919 % 10**exponent, start * 7919 % 10**exponent + CHUNK_POSITIONS)
         rate = count / (time.perf_counter() - begin) / 1e6
-        grown = max(0, own_bytes() - before)
-        print(
-            f"| 10^{exponent} | {512 * 10**exponent:.1e} | {rate:.1f} | {1e6 * first:.0f} | {grown / 2**20:.1f} MiB |"
-        )
-
-
-def sizes_table(split: shards.Split, blocks: np.ndarray, rounds: int) -> None:
-    print(f"\n| blocks a batch, from {len(split.shards):,} shards | of a bare gather's speed | target |\n|---|---|---|")
-    for size in (8, 16, 32, 256):
-        batches = np.random.default_rng(size).permutation(len(blocks))[: 100_000 // size * size].reshape(-1, size)
-        shares = []
-        for _ in range(rounds + 1):
-            bare, own = (
-                seconds_a_batch((source[numbers] for numbers in batches), len(batches)) for source in (blocks, split)
-            )
-            shares.append(bare / own)
-        print(f"| {size} | {statistics.median(shares[1:]):.2f} | ≥ 0.4 |", flush=True)
+        cells = ["–", "–"]
+        if exponent <= 8:
+            begin = time.perf_counter()
+            np.random.default_rng(0).permutation(10**exponent)
+            seconds = time.perf_counter() - begin
+            cells = [f"{10**exponent / seconds / 1e6:.1f}", f"{seconds:.4f}"]
+        print(f"| 10^{exponent} | {rate:.1f} | {1e6 * first:.0f} | {' | '.join(cells)} |", flush=True)
 
 
 def manifest_row(manifest: Manifest, rounds: int) -> None:
@@ -232,18 +209,6 @@ def manifest_row(manifest: Manifest, rounds: int) -> None:
         seconds.append(time.perf_counter() - begin)
     every = ", ".join(f"{value:.2f}" for value in seconds)
     print(f"\na manifest of {len(entries):,} shards, {len(encoded):,} bytes: decoded in {every} s (target: 0.5)")
-
-
-def memory_row(shard_set: shards.ShardSet) -> None:
-    batches = own_gather(shard_set)
-    seconds_a_batch(batches, 1000)
-    before, sizes = own_bytes(), []
-    num_batches = len(shard_set["train"]) // BATCH_BLOCKS
-    for _ in range(10):
-        seconds_a_batch(batches, num_batches // 10)
-        sizes.append(own_bytes() - before)
-    grown = ", ".join(f"{size / 2**20:.1f}" for size in sizes)
-    print(f"\nmemory that an epoch adds, tenth by tenth: {grown} MiB")
 
 
 def peers_table(path: Path, python: Path, work: Path, rounds: int, count: int) -> None:
@@ -294,8 +259,6 @@ def main() -> None:
             ways = {"ours, gather": lambda: own_gather(shard_set), "memmap[numbers]": lambda: bare_gather(blocks)}
             found = in_turns(ways, options.rounds, options.batches)
             print_rates(found, "ours, gather", {"memmap[numbers]": "≥ 0.4"}, split.block_tokens)
-        if "sizes" in wanted:
-            sizes_table(split, one_file(split, work / "one.bin"), options.rounds)
         if "manifest" in wanted:
             manifest_row(shard_set.manifest, options.rounds)
         if "tutorial" in wanted:
@@ -312,8 +275,6 @@ def main() -> None:
             print(", ".join(f"{1e3 * opened:.0f} + {1e3 * first:.0f}" for opened, first in starts))
         if "growth" in wanted:
             growth_table()
-        if "memory" in wanted:
-            memory_row(shard_set)
         if "peers" in wanted:
             python = options.peers_venv / "bin" / "python"
             if python.exists():

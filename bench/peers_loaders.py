@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from peers_readers import Source
+from peers_readers import Source, megatron_dataset, mosaicml_dataset, olmo_dataset
 
 BATCH_BLOCKS = 32
 NUM_WARM_BATCHES = 20
@@ -37,48 +36,11 @@ def by_number(dataset: Any, take: Callable[[Any], Any]) -> Rows:
 
 def megatron(source: Source, _export: Path) -> Rows:
     """Over one shard: its data set is of one file. The order is its own shuffle."""
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-    from megatron.core.datasets.utils import Split
-
-    class Tokenizer:
-        eod, vocab_size = source.eos_id, None
-
-        def __init__(self) -> None:
-            self.unique_identifiers = {"class": "ids"}
-
-    cache = tempfile.mkdtemp()
-    config = GPTDatasetConfig(
-        random_seed=1,
-        sequence_length=source.block_tokens,
-        split="1,0,0",
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-        path_to_cache=cache,
-        tokenizer=Tokenizer(),
-    )
-    prefix = str(source.directory / source.names("train")[0])
-    low = GPTDataset.build_low_level_dataset(prefix, config)
-    indices = np.arange(GPTDataset.numel_low_level_dataset(low), dtype=np.int32)
-    dataset = GPTDataset(low, prefix, indices, None, Split.train, config)
-    return by_number(dataset, lambda item: item["tokens"])
+    return by_number(megatron_dataset(source, source.names("train")[0]), lambda item: item["tokens"])
 
 
 def olmo_core(source: Source, _export: Path) -> Rows:
-    from olmo_core.data import NumpyFSLDataset
-
-    dataset = NumpyFSLDataset(
-        *[str(source.directory / f"{name}.bin") for name in source.names("train")],
-        sequence_length=source.block_tokens,
-        dtype=np.uint32,
-        eos_token_id=source.eos_id,
-        pad_token_id=source.eos_id,
-        vocab_size=source.vocab_size,
-    )
-    dataset.work_dir = tempfile.mkdtemp()
-    dataset.prepare()
-    return by_number(dataset, lambda item: item["input_ids"])
+    return by_number(olmo_dataset(source, "train"), lambda item: item["input_ids"])
 
 
 def datatrove(source: Source, export: Path) -> Rows:
@@ -97,18 +59,7 @@ def litdata(source: Source, export: Path) -> Rows:
 
 
 def mosaicml_streaming(_source: Source, export: Path) -> Rows:
-    import importlib.util
-    import types
-
-    # The package imports torchvision for its data sets of pictures: go round it.
-    specification = importlib.util.find_spec("streaming")
-    assert specification is not None and specification.submodule_search_locations is not None
-    package = types.ModuleType("streaming")
-    package.__path__ = list(specification.submodule_search_locations)
-    sys.modules["streaming"] = package
-    from streaming.base import StreamingDataset
-
-    dataset = StreamingDataset(local=str(export), split="train", shuffle=True, batch_size=BATCH_BLOCKS)
+    dataset = mosaicml_dataset()(local=str(export), split="train", shuffle=True, batch_size=BATCH_BLOCKS)
     while True:
         for item in dataset:
             yield item["tokens"]

@@ -1,20 +1,18 @@
 """Each peer's own reader reads a shard set, unmodified or exported; every token is compared with what `np.memmap` sees.
 
-    python bench/peers_readers.py [--peers-python PYTHON] [--set DIR …] [--only NAME,…] [--llm-c DIR] [--out FILE.json]
+    python bench/peers_readers.py [--peers-python PYTHON] [--set DIR …] [--only NAME,…] [--out FILE.json]
 
 Without `--set` it builds two small sets of the sample corpus, in many shards: one with Qwen2's tokenizer (151,646 entries,
 packing concat, documents cut between shards) and one with a small tokenizer (below 65,536 entries, packing best-fit), so
 that both forms of `mds` and `llm.c` occur. Prints a table; exit status 1 if anything differs, or a reader fails.
 
 The peers run in an environment of their own (`make peers`). llm.c is no package: its files are read by a reader of the
-documented layout, and with `--llm-c`, a checkout of karpathy/llm.c, by its own loaders too (dataloader.h, compiled, and the
-one in train_llama3.py).
+documented layout.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import glob
 import importlib.metadata
 import importlib.util
@@ -24,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -111,68 +109,74 @@ def megatron_indexed(source: Source, _export: Path) -> int:
     return num_tokens // 2
 
 
-def megatron_gpt(source: Source, _export: Path) -> int:
-    """Its samples are windows of block_tokens + 1 over the documents in its own shuffled order."""
+def megatron_dataset(source: Source, name: str) -> Any:
+    """Megatron's GPTDataset over one shard, in its own shuffled order."""
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
     from megatron.core.datasets.utils import Split
 
     class Tokenizer:
         eod, vocab_size = source.eos_id, None
-        unique_identifiers: Mapping[str, str] = types.MappingProxyType({})
 
         def __init__(self) -> None:
             self.unique_identifiers = {"class": "ids"}
 
+    config = GPTDatasetConfig(
+        random_seed=1,
+        sequence_length=source.block_tokens,
+        split="1,0,0",
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+        path_to_cache=tempfile.mkdtemp(),
+        tokenizer=Tokenizer(),
+    )
+    prefix = str(source.directory / name)
+    low = GPTDataset.build_low_level_dataset(prefix, config)
+    indices = np.arange(GPTDataset.numel_low_level_dataset(low), dtype=np.int32)
+    return GPTDataset(low, prefix, indices, None, Split.train, config)
+
+
+def megatron_gpt(source: Source, _export: Path) -> int:
+    """Its samples are windows of block_tokens + 1 over the documents."""
     num_tokens = 0
-    with tempfile.TemporaryDirectory() as cache:
-        config = GPTDatasetConfig(
-            random_seed=1,
-            sequence_length=source.block_tokens,
-            split="1,0,0",
-            reset_position_ids=False,
-            reset_attention_mask=False,
-            eod_mask_loss=False,
-            create_attention_mask=False,
-            path_to_cache=cache,
-            tokenizer=Tokenizer(),
-        )
-        for name in source.names("train") + source.names("val"):
-            prefix = str(source.directory / name)
-            starts, lengths, _boundaries = source.index(name)
-            if lengths.sum() <= source.block_tokens:
-                continue
-            low = GPTDataset.build_low_level_dataset(prefix, config)
-            indices = np.arange(GPTDataset.numel_low_level_dataset(low), dtype=np.int32)
-            dataset = GPTDataset(low, prefix, indices, None, Split.train, config)
-            tokens = source.tokens(name)
-            order = [int(number) for number in dataset.document_index]
-            stream = np.concatenate([tokens[starts[number] : starts[number] + lengths[number]] for number in order])
-            for number in range(len(dataset)):
-                begin = int(dataset.shuffle_index[number]) * source.block_tokens
-                window = stream[begin : begin + source.block_tokens + 1]
-                num_tokens += compare(f"{name}: sample {number:,}", window[:-1], dataset[number]["tokens"])
-                compare(f"{name}: labels {number:,}", window[1:], dataset[number]["labels"])
+    for name in source.names("train") + source.names("val"):
+        starts, lengths, _boundaries = source.index(name)
+        if lengths.sum() <= source.block_tokens:
+            continue
+        dataset, tokens = megatron_dataset(source, name), source.tokens(name)
+        order = [int(number) for number in dataset.document_index]
+        stream = np.concatenate([tokens[starts[number] : starts[number] + lengths[number]] for number in order])
+        for number in range(len(dataset)):
+            begin = int(dataset.shuffle_index[number]) * source.block_tokens
+            window = stream[begin : begin + source.block_tokens + 1]
+            num_tokens += compare(f"{name}: sample {number:,}", window[:-1], dataset[number]["tokens"])
+            compare(f"{name}: labels {number:,}", window[1:], dataset[number]["labels"])
     return num_tokens
 
 
-def olmo_core(source: Source, _export: Path) -> int:
+def olmo_dataset(source: Source, split: str) -> Any:
     from olmo_core.data import NumpyFSLDataset
 
+    dataset = NumpyFSLDataset(
+        *[str(source.directory / f"{name}.bin") for name in source.names(split)],
+        sequence_length=source.block_tokens,
+        dtype=np.uint32,
+        eos_token_id=source.eos_id,
+        pad_token_id=source.eos_id,
+        vocab_size=source.vocab_size,
+    )
+    dataset.work_dir = tempfile.mkdtemp()
+    dataset.prepare()
+    return dataset
+
+
+def olmo_core(source: Source, _export: Path) -> int:
     num_tokens = 0
-    with tempfile.TemporaryDirectory() as work:
-        for split in source.splits():
-            dataset = NumpyFSLDataset(
-                *[str(source.directory / f"{name}.bin") for name in source.names(split)],
-                sequence_length=source.block_tokens,
-                dtype=np.uint32,
-                eos_token_id=source.eos_id,
-                pad_token_id=source.eos_id,
-                vocab_size=source.vocab_size,
-            )
-            dataset.work_dir = work
-            dataset.prepare()
-            items = (dataset[number]["input_ids"] for number in range(len(dataset)))
-            num_tokens += compare_blocks(split, source.blocks(split), items)
+    for split in source.splits():
+        dataset = olmo_dataset(source, split)
+        items = (dataset[number]["input_ids"] for number in range(len(dataset)))
+        num_tokens += compare_blocks(split, source.blocks(split), items)
     return num_tokens
 
 
@@ -212,24 +216,22 @@ def litdata(source: Source, export: Path) -> int:
     return num_tokens
 
 
-def mosaicml_streaming(source: Source, export: Path) -> int:
-    try:
-        from streaming import StreamingDataset
-    except Exception:
-        # The package imports torchvision for its data sets of pictures; where that doesn't fit torch, go round it.
-        for name in [name for name in sys.modules if name.split(".")[0] in ("streaming", "torchvision")]:
-            del sys.modules[name]
-        specification = importlib.util.find_spec("streaming")
-        if specification is None or specification.submodule_search_locations is None:
-            raise
-        package = types.ModuleType("streaming")
-        package.__path__ = list(specification.submodule_search_locations)
-        sys.modules["streaming"] = package
-        from streaming.base import StreamingDataset
+def mosaicml_dataset() -> Any:
+    """Its class. The package imports torchvision for its data sets of pictures, which we go round."""
+    specification = importlib.util.find_spec("streaming")
+    assert specification is not None and specification.submodule_search_locations is not None
+    package = types.ModuleType("streaming")
+    package.__path__ = list(specification.submodule_search_locations)
+    sys.modules["streaming"] = package
+    from streaming.base import StreamingDataset
 
+    return StreamingDataset
+
+
+def mosaicml_streaming(source: Source, export: Path) -> int:
     num_tokens = 0
     for split in source.splits():
-        dataset = StreamingDataset(local=str(export), split=split, shuffle=False, batch_size=1)
+        dataset = mosaicml_dataset()(local=str(export), split=split, shuffle=False, batch_size=1)
         items = (dataset[number]["tokens"] for number in range(len(dataset)))
         num_tokens += compare_blocks(split, source.blocks(split), items)
         compare_blocks(f"{split}, one after another", source.blocks(split), (item["tokens"] for item in dataset))
@@ -274,62 +276,6 @@ def llm_c_layout(source: Source, export: Path) -> int:
     return num_tokens
 
 
-C_READER = r"""
-#include "llmc/dataloader.h"
-int main(int argc, char **argv) {
-    DataLoader loader;
-    size_t length = (size_t) atol(argv[2]), number = (size_t) atol(argv[3]);
-    dataloader_init(&loader, argv[1], 1, length, 0, 1, 0);
-    for (size_t i = 0; i < number; i++) {
-        dataloader_next_batch(&loader);
-        fwrite(loader.inputs, sizeof(int), length, stdout);
-        fwrite(loader.targets, sizeof(int), length, stdout);
-    }
-    return 0;
-}
-"""
-
-
-def llm_c(source: Source, export: Path) -> int:
-    checkout = Path(os.environ["LLM_C"])
-    num_tokens = 0
-    for split in source.splits():
-        blocks = source.blocks(split)
-        read = _llama3_batches if source.is_wide else _compiled_batches
-        inputs, targets = zip(
-            *read(checkout, str(export / f"{split}_*.bin"), source.block_tokens, len(blocks)), strict=True
-        )
-        num_tokens += compare_blocks(split, blocks, inputs)
-        compare(f"{split}: targets", [*blocks.reshape(-1)[1:], source.eos_id], np.concatenate(targets))
-    return num_tokens
-
-
-def _compiled_batches(checkout: Path, pattern: str, length: int, number: int) -> Iterator[tuple[Any, Any]]:
-    with tempfile.TemporaryDirectory() as work:
-        program = Path(work) / "reader"
-        (Path(work) / "reader.c").write_text(C_READER)
-        options = ["-O1", "-w", f"-I{checkout}", str(program) + ".c", "-o", str(program), "-lm"]
-        subprocess.run(["gcc", *options], check=True)
-        output = subprocess.run([program, pattern, str(length), str(number)], check=True, capture_output=True).stdout
-    pairs: Any = np.frombuffer(output, "<i4").reshape(number, 2, length)
-    yield from pairs
-
-
-def _llama3_batches(checkout: Path, pattern: str, length: int, number: int) -> Iterator[tuple[Any, Any]]:
-    """The loader alone, out of train_llama3.py, which is a script."""
-    import torch
-
-    tree = ast.parse((checkout / "train_llama3.py").read_text(encoding="utf-8"))
-    wanted = ("_peek_data_shard", "_load_data_shard", "DistributedShardedDataLoader")
-    body = [node for node in tree.body if getattr(node, "name", None) in wanted]
-    names: dict[str, Any] = {"np": np, "torch": torch, "glob": glob, "print0": lambda *_: None}
-    exec(compile(ast.Module(body=body, type_ignores=[]), "train_llama3.py", "exec"), names)
-    loader = names["DistributedShardedDataLoader"](pattern, 1, length, 0, 1)
-    for _ in range(number):
-        inputs, targets = loader.next_batch()
-        yield inputs.numpy().reshape(-1), targets.numpy().reshape(-1)
-
-
 # Name → the reader, its package, and the format to export to ("" for the set as it is).
 PEERS: dict[str, tuple[Callable[[Source, Path], int], str, str]] = {
     "Megatron-Core IndexedDataset": (megatron_indexed, "megatron-core", ""),
@@ -340,8 +286,7 @@ PEERS: dict[str, tuple[Callable[[Source, Path], int], str, str]] = {
     "MosaicML StreamingDataset": (mosaicml_streaming, "mosaicml-streaming", "mds"),
     "pyarrow read_table": (parquet, "pyarrow", "parquet"),
     "datasets load_from_disk": (datasets, "datasets", "hf"),
-    "llm.c, documented layout": (llm_c_layout, "", "llm.c"),
-    "llm.c, its own loader": (llm_c, "", "llm.c"),
+    "llm.c's documented layout": (llm_c_layout, "", "llm.c"),
 }
 
 
@@ -401,7 +346,6 @@ def main() -> int:
         "--set", type=Path, action="append", default=[], metavar="DIR", help="a shard set (two are made)"
     )
     parser.add_argument("--only", default="", metavar="NAME,…", help="peers whose names hold one of these")
-    parser.add_argument("--llm-c", type=Path, metavar="DIR", help="a checkout of karpathy/llm.c")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("--peer", nargs=3, metavar=("NAME", "SET", "EXPORT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -409,12 +353,8 @@ def main() -> int:
         name, directory, export = options.peer
         print(json.dumps(read_with(name, Path(directory), Path(export))))
         return 0
-    if options.llm_c:
-        os.environ["LLM_C"] = str(options.llm_c.resolve())
     wanted = [part.lower() for part in options.only.split(",")]
     names = [name for name in PEERS if any(part in name.lower() for part in wanted)]
-    if not options.llm_c:
-        names = [name for name in names if PEERS[name][0] is not llm_c]
     rows = []
     with tempfile.TemporaryDirectory() as work:
         print("| reader | version | set | tokens compared | result |\n|---|---|---|---|---|", flush=True)

@@ -1,7 +1,6 @@
 """A step of the trainer against the tutorial's script: the same model, batch and device, in turns.
 
-    python bench/trainer.py SET [--rounds 2] [--steps 6] [--layers 4] [--batch 4] [--loss auto] [--out FILE.json]
-    python bench/trainer.py --start 3 SET
+    python bench/trainer.py SET [--rounds 2] [--steps 6] [--layers 4] [--batch 4] [--loss auto]
 
 SET is a shard set with Qwen2's tokenizer and blocks of 512 tokens. The tutorial's way is transformers' Trainer over a
 `datasets` table with its collator and the model's own loss; ours is `python -m train`. Both train a Qwen2 of hidden size
@@ -96,24 +95,6 @@ def tutorial(directory: Path, options: dict[str, Any]) -> list[float]:
     return [later - earlier for earlier, later in itertools.pairwise(times)]
 
 
-WAITING: list[float] = []  # seconds in which our trainer waited for each step's batch
-
-
-def time_the_waiting() -> None:
-    """Note how long the Trainer takes to get a step's batches."""
-    from train.trainer import BlockTrainer
-
-    original = BlockTrainer.get_batch_samples
-
-    def timed(self: Any, *args: Any, **options: Any) -> Any:
-        start = time.perf_counter()
-        result = original(self, *args, **options)
-        WAITING.append(time.perf_counter() - start)
-        return result
-
-    setattr(BlockTrainer, "get_batch_samples", timed)  # noqa: B010
-
-
 def ours(directory: Path, options: dict[str, Any]) -> list[float]:
     """The same by `python -m train`'s own function."""
     import yaml
@@ -146,40 +127,8 @@ def ours(directory: Path, options: dict[str, Any]) -> list[float]:
         import train.run
 
         train.run.evaluate = lambda *_: {}  # the steps alone are measured
-        time_the_waiting()
         main(["--config", str(path)])
     return [later - earlier for earlier, later in itertools.pairwise(times)]
-
-
-def time_to_first_step() -> float:
-    """Seconds from `make train` on the sample, its shards there, to the line about the first step."""
-    with tempfile.TemporaryDirectory(dir=REPOSITORY / "runs") as out:
-        command = ["make", "train", f"RUN={Path(out).name}/run", "ARGS=--max_steps 2 --tracking.mode disabled"]
-        start = time.perf_counter()
-        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            times = [time.perf_counter() - start for line in process.stdout if line.startswith("step ")]
-    return times[0]
-
-
-def utilization(layers: int, directory: Path, rates: list[float]) -> str:
-    """Our model FLOPs utilization, in words."""
-    import torch
-
-    import shards
-    from train.flops import flops_a_token, peak_flops
-    from train.model import build_config
-    from train.settings import ModelSettings
-
-    data = shards.open(directory)
-    settings = ModelSettings(**model_settings(layers))
-    config = build_config(settings, vocab_size=data.vocab_size, eos_id=data.eos_id, block_tokens=data.block_tokens)
-    name = torch.cuda.get_device_name()
-    peak = peak_flops(name)
-    if peak is None:
-        return f"{name}: its peak is not known, so neither is MFU"
-    shares = [100 * rate * flops_a_token(config, data.block_tokens) / peak for rate in rates]
-    return f"{name}, ours: MFU {', '.join(f'{share:.1f} %' for share in shares)} of {peak / 1e12:.0f} TFLOP/s"
 
 
 def measure(way: str, directory: Path, options: dict[str, Any]) -> tuple[float, int]:
@@ -194,9 +143,6 @@ def measure(way: str, directory: Path, options: dict[str, Any]) -> tuple[float, 
         raise SystemExit(f"{way} failed: {' '.join(command)}")
     result = json.loads(lines[-1])
     seconds = result["seconds"][NUM_WARM_STEPS - 1 :]
-    if result["waiting"]:
-        share = statistics.median(result["waiting"][NUM_WARM_STEPS:]) / statistics.median(seconds)
-        print(f"ours: {100 * share:.3f} % of a step is waiting for data (≤ 0.5)")
     peak = result["gpu_bytes"] or usage.ru_maxrss * 1024
     return options["batch"] * options["block_tokens"] / statistics.median(seconds), peak
 
@@ -212,8 +158,6 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--gpu", action="store_true", help="use the accelerator (default: the CPU)")
     parser.add_argument("--training", default="{}", help="more of our TrainingArguments, as JSON")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--start", type=int, metavar="TIMES", help="only: seconds from `make train` to the first step")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--options", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -223,10 +167,7 @@ def main() -> None:
         import torch
 
         gpu_bytes = 0 if given["cpu"] else torch.cuda.max_memory_allocated()
-        print(json.dumps({"seconds": seconds, "gpu_bytes": gpu_bytes, "waiting": WAITING}))
-        return
-    if options.start:
-        print(", ".join(f"{seconds:.1f} s" for seconds in (time_to_first_step() for _ in range(options.start))))
+        print(json.dumps({"seconds": seconds, "gpu_bytes": gpu_bytes}))
         return
     values = {name: getattr(options, name) for name in ("steps", "layers", "batch", "loss", "bf16")}
     import shards
@@ -247,10 +188,6 @@ def main() -> None:
     speed = ", ".join(f"{own[0] / other[0]:.2f}" for own, other in pairs)
     memory = ", ".join(f"{own[1] / other[1]:.2f}" for own, other in pairs)
     print(f"| ours / tutorial | {speed} (≥ 1.1) | {memory} (≤ 0.4) |")
-    if options.gpu:
-        print(f"\n{utilization(options.layers, options.set, [rate for rate, _ in found['ours']])}")
-    if options.out:
-        options.out.write_text(json.dumps({"machine": machine(), "options": values, "found": found}, indent=1))
 
 
 if __name__ == "__main__":
