@@ -18,80 +18,82 @@ from shards.common.errors import InputError
 
 SEPARATOR = "----"
 _LONG_WHITE_SPACE = re.compile(rb"[ \t\r\n,]{10}")
-_TEXT_OF = TextOf("text")
+_TEXT_OF = [TextOf(name) for name in ("text", "a.b", "a[].b", "text[]", "a[][].text", "[]", ".")]
+_TEXT_OF.append(TextOf("", "{text}-{a[].b}"))
 
 
-class _InMemory(StreamReader):
+class InMemory(StreamReader):
     """Reads `content` instead of a file."""
 
     content = b""
+    format: Any = ""
 
     def __iter__(self) -> Any:
         self._file = io.BytesIO(self.content)
         yield from self._batches()
 
 
-class _Lines(_InMemory, JsonLinesReader):
-    pass
+class _Lines(InMemory, JsonLinesReader):
+    format = "json-lines"
 
 
-class _Array(_InMemory, JsonArrayReader):
-    pass
+class _Array(InMemory, JsonArrayReader):
+    format = "json-array"
 
 
-class _Text(_InMemory, TextReader):
-    pass
+class _Text(InMemory, TextReader):
+    format = "text"
 
 
-_FORMATS: dict[type[_InMemory], Any] = {_Lines: "json-lines", _Array: "json-array", _Text: "text"}
-
-
-def _reader(
-    kind: type[_InMemory],
+def reader_of(
+    kind: type[InMemory],
     content: bytes,
     start: int,
     stop: int,
     options: ReadOptions,
     chunk: int,
     first: int | None = None,
-) -> _InMemory:
-    source = Source(path="memory", name="memory", format=_FORMATS[kind], num_bytes=len(content), modified_ns=0)
+) -> InMemory:
+    source = Source(path="memory", name="memory", format=kind.format, num_bytes=len(content), modified_ns=0)
     reader = kind(ByteRange(source=source, start=start, stop=stop, num_bytes=stop - start), options, first=first)
     reader.content, reader.chunk_bytes = content, chunk
     return reader
 
 
-def _values(reader: _InMemory, *, texts: bool = False) -> list[Any]:
-    """All values of a byte range, each of which must stand at its place."""
+def values_of(reader: InMemory, text_of: TextOf | None = None) -> list[Any]:
+    """All values of a byte range, each of which must stand at its place; with the texts taken out if `text_of` is given."""
     values: list[Any] = []
     for batch in reader:
         for number, value in enumerate(batch.values):
             offset, record = batch.place(number)
+            if reader.format == "csv":
+                continue
             expect(reader.content[offset : offset + len(record)] == record, "not at its place:", offset, record)
             if not isinstance(reader, _Text):
                 expect(same(load(record) if not is_deep(record) else value, value), "not its own record:", record)
         values += batch.values
-        if texts:
-            _TEXT_OF.texts(batch, reader._options)
+        if text_of is not None:
+            texts = text_of.texts(batch, reader._options)
+            expect(all(isinstance(text, str | None) for text in texts), "no text:", texts)
     return values
 
 
-def _read_chain(kind: type[_InMemory], content: bytes, cuts: list[int], options: ReadOptions, chunk: int) -> list[Any]:
+def _read_chain(kind: type[InMemory], content: bytes, cuts: list[int], options: ReadOptions, chunk: int) -> list[Any]:
     """All records, range by range, with false starts mended as the build does it."""
     values: list[Any] = []
     expected = 0
     for start, stop in zip([0, *cuts], [*cuts, len(content)], strict=True):
-        reader = _reader(kind, content, start, stop, options, chunk)
+        reader = reader_of(kind, content, start, stop, options, chunk)
         true_start = expected if expected < stop else None
         try:
-            own = _values(reader)
+            own = values_of(reader)
         except BadRecord:
             if start == 0 or reader.first == expected or kind is _Lines:
                 raise
         if start and reader.first != true_start:
             expect(kind is _Array, "a false start in JSON Lines at", start)
-            reader = _reader(kind, content, start, stop, options, chunk, expected)
-            own = _values(reader)
+            reader = reader_of(kind, content, start, stop, options, chunk, expected)
+            own = values_of(reader)
             expect(reader.first == true_start, "a second false start:", reader.first, true_start)
         if reader.last is not None and (reader.first is not None or start == 0):
             expected = reader.last
@@ -101,7 +103,7 @@ def _read_chain(kind: type[_InMemory], content: bytes, cuts: list[int], options:
     return values
 
 
-def _parameters(data: bytes) -> tuple[bytes, int, int]:
+def parameters(data: bytes) -> tuple[bytes, int, int]:
     """The content, the bytes of a chunk, and a place to cut: the first two bytes of the input choose them."""
     chunk, cut, content = data[0], data[1], data[2:]
     return content, chunk % 64 + 1 if chunk < 192 else 1 << 16, 1 + cut * len(content) // 256
@@ -116,7 +118,7 @@ def json_lines(data: bytes) -> None:
     """Each line is what Python's parser says; bad ones are refused, or counted and skipped; whole or in two units."""
     if len(data) < 4:
         return
-    content, chunk, cut = _parameters(data)
+    content, chunk, cut = parameters(data)
     good: list[Any] = []
     num_bad, last_is_bad, deep = 0, False, is_deep(content)
     limit = 24 if data[1] % 5 == 0 else 1 << 20
@@ -133,7 +135,7 @@ def json_lines(data: bytes) -> None:
     cuts = [cut] if data[0] % 2 and cut < len(content) else []
     bad: list[BadRecord] = []
     if data[1] % 2:
-        options = ReadOptions(on_bad=lambda error: _note(bad, error), max_record_bytes=limit)
+        options = ReadOptions(on_bad=lambda error: note(bad, error), max_record_bytes=limit)
         try:
             values = _read_chain(_Lines, content, cuts, options, chunk)
         except Incomplete:
@@ -152,7 +154,7 @@ def json_lines(data: bytes) -> None:
         expect(deep or (not num_bad and same(good, values)), "accepted, and isn't valid")
 
 
-def _note(bad: list[BadRecord], error: BadRecord) -> None:
+def note(bad: list[BadRecord], error: BadRecord) -> None:
     if isinstance(error, Incomplete):
         raise error
     bad.append(error)
@@ -198,7 +200,7 @@ def json_array(data: bytes) -> None:
     """An array is what Python's parser says of the whole file, in one unit and in two; and bad records can be skipped."""
     if len(data) < 4:
         return
-    content, chunk, cut = _parameters(data)
+    content, chunk, cut = parameters(data)
     if not _is_array(content):
         return
     deep = is_deep(content)
@@ -220,9 +222,9 @@ def json_array(data: bytes) -> None:
             expect(longest <= limit and same(expected, values), "larger than the limit:", longest)
         return
     bad: list[BadRecord] = []
-    options = ReadOptions(on_bad=lambda error: _note(bad, error))
+    options = ReadOptions(on_bad=lambda error: note(bad, error))
     try:
-        values = _values(_reader(_Array, content, 0, len(content), options, chunk))
+        values = values_of(reader_of(_Array, content, 0, len(content), options, chunk))
     except Incomplete:
         expect(expected is None or deep, "incomplete, and isn't")
     else:
@@ -233,7 +235,7 @@ def json_cuts(data: bytes) -> None:
     """Two units, cut at every byte: lines or an array."""
     if len(data) < 4:
         return
-    content, chunk, _cut = _parameters(data[:402])
+    content, chunk, _cut = parameters(data[:402])
     if is_deep(content):
         return
     if _is_array(content):
@@ -258,14 +260,14 @@ def fields(data: bytes) -> None:
     """The text of any record is a string, or the record is one of the bad ones; also with a small limit for records."""
     if len(data) < 4:
         return
-    content, chunk, _cut = _parameters(data)
+    content, chunk, _cut = parameters(data)
     bad: list[BadRecord] = []
     for kind in (_Lines, _Array):
         if kind is _Array and not _is_array(content):
             continue
-        options = ReadOptions(on_bad=lambda error: _note(bad, error), max_record_bytes=24)
+        options = ReadOptions(on_bad=lambda error: note(bad, error), max_record_bytes=24)
         try:
-            _values(_reader(kind, content, 0, len(content), options, chunk), texts=True)
+            values_of(reader_of(kind, content, 0, len(content), options, chunk), _TEXT_OF[data[1] % len(_TEXT_OF)])
         except Incomplete:
             continue
 
@@ -274,12 +276,12 @@ def plain_text(data: bytes) -> None:
     """Documents are what `str.split` makes of the text; with a limit none is longer."""
     if len(data) < 4:
         return
-    content, chunk, cut = _parameters(data)
+    content, chunk, cut = parameters(data)
     for separator in (SEPARATOR, ""):
         limit = cut if cut % 2 else 1 << 20
         bad: list[BadRecord] = []
         options = ReadOptions(on_bad=bad.append, document_separator=separator, max_record_bytes=limit)
-        values = [value["text"] for value in _values(_reader(_Text, content, 0, 1, options, chunk))]
+        values = [value["text"] for value in values_of(reader_of(_Text, content, 0, 1, options, chunk))]
         expect(all(len(value.encode()) <= limit for value in values), "longer than the limit")
         documents = _documents(content.removeprefix(BYTE_ORDER_MARK), separator)
         good = [text.decode() for text in documents if len(text) <= limit and _is_utf8(text)]

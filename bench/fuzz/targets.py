@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bench.fuzz import packed, records, sets
+from bench.fuzz import packed, records, sets, streams
 
 Check = Callable[[bytes], None]
 
@@ -14,9 +14,11 @@ _JSON = (
     b"null", b"true", b"false", b"NaN", b"Infinity", b"-0", b"1e400", b"1E-5", b"18446744073709551616", b"0.1",
     b"\\", b"\\u0000", b"\\ud800", b"\\udc00", b"\\ud83d\\ude00", b'\\"', b"\xef\xbb\xbf", b"\xe5\xad\x97",
     b"\xed\xa0\x80", b"\xff", b"\x00", b"\x1b", b'"text"', b'"text":"a","text":"b"', b"\xc2\x85", b"\xe2\x80\xa8",
-    b"\x0b", b'"},{"',
+    b"\x0b", b'"},{"', b'{"a":[{"b":"', b'"}]}', b'"b":',
 )  # fmt: skip
 _TEXT = (b"----", b"\n----\n", b"-----", b"\n", b"\r\n", b"\xef\xbb\xbf", b"\xe5\xad\x97", b"\xff", b" ")
+_CSV = (b"a,b,c\n", b",", b'"', b'""', b'","', b"\n", b"\r\n", b"\r", b"|", *_TEXT)
+_ENCODED = (b"\xff\xfe", b"\xfe\xff", b"\0", b"\xd8\x3d\xde\x00", b"\x816\xa5\x30", b"\xb5\xc4", b"\xa4\xa4", *_TEXT)
 _SPECS = (
     b",",
     b":",
@@ -62,6 +64,9 @@ class Target(NamedTuple):
 TARGETS: dict[str, Target] = {
     "json-lines": Target(records.json_lines, _JSON),
     "json-array": Target(records.json_array, _JSON),
+    "json-texts": Target(streams.json_texts, _JSON),
+    "csv": Target(streams.delimited, _CSV),
+    "encodings": Target(streams.encodings, _ENCODED),
     "json-cuts": Target(records.json_cuts, _JSON),
     "fields": Target(records.fields, _JSON),
     "plain-text": Target(records.plain_text, _TEXT),

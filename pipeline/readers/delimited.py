@@ -56,8 +56,10 @@ class DelimitedReader(StreamReader):
                         row = rows[-1]
                         yield Batch(values, batch.nbytes, functools.partial(_places, rows, values))
         breaks_off = bool(self._bad) and self._bad[-1].actual_columns < len(names) and stream.tail[-1:] not in b"\r\n"
-        opened = b'"' + last.replace(b'"', b'""')
-        if breaks_off or stream.tail.endswith(tuple(before + opened for before in (delimiter.encode(), b"\n", b"\r"))):
+        opened, tail = b'"' + last.replace(b'"', b'""'), stream.tail
+        is_closed = tail.endswith((opened + b'"', opened + b'"\n', opened + b'"\r\n', opened + b'"\r'))
+        is_open = tail.endswith(tuple(before + opened for before in (delimiter.encode(), b"\n", b"\r")))
+        if breaks_off or (is_open and not is_closed):
             raise Incomplete(row, self._position)
         for bad in self._bad:
             self._report(bad)

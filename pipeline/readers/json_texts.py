@@ -86,4 +86,6 @@ class JsonTextsReader(StreamReader):
             raise BadRecord(offset + place, NOT_JSON, "not valid JSON: nested too deeply") from None
         if end - place > self._options.max_record_bytes:
             raise self._too_large(offset + place, b"")
-        return None if end == len(text) and not self._at_end else end
+        # A number may go on where what is read ends, also after `1.` or `1e-`.
+        breaks_off = len(text) - end <= 2 and not text[end:].strip(".eE+-")
+        return None if breaks_off and not self._at_end else end
