@@ -2,15 +2,16 @@
 
 Documents and blocks are counted exactly, from the indexes. Tokens, characters and duplicates are exact for sets of up to
 half a billion tokens and four million documents, and come from a sample of larger ones; the page says how much was
-counted. Memory doesn't grow with the text, apart from the index of the largest shard.
+counted. Memory doesn't grow with the text: the index of one shard, and a number for each value that occurs.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
 import dataclasses
+import itertools
 import json
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -18,12 +19,12 @@ from blake3 import blake3
 
 from shards.common.files import regular_file_bytes
 from shards.common.text import percent, plural
+from shards.index import Index, Int64s
 from shards.layout import EXAMPLE_CHARS, EXAMPLES_PER_SET, LEFT_OUT_NAME
 from shards.manifest import Manifest
-from shards.order import epoch_order
-from shards.reader import ShardSet, Tokens
-from shards.report.documents import Documents
-from shards.report.tokens import TokenCounter, sample_blocks
+from shards.order import epoch_order, mix_64
+from shards.reader import ShardSet
+from shards.report.tokens import TokenCounter
 from shards.show import Segment, segments
 from shards.tokenizer_files import read_vocabulary
 
@@ -32,20 +33,55 @@ MAX_COMPARED_DOCUMENTS = 1 << 22
 NUM_EXCERPTS = 10
 MAX_SHOWN_TOKENS = 1024  # of an excerpt
 MAX_EXAMPLES_BYTES = 1 << 20  # of what was left out
+# Edges of the histogram's bins are the block size times powers of the square root of two.
+_BINS_PER_DOUBLING = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Excerpt:
-    """One block."""
+class Lengths:
+    """Documents by their tokens, EOS not counted: `counts[3]` documents of 3 tokens."""
 
-    split: str
-    block: int  # in the split
-    segments: tuple[Segment, ...]
+    counts: Counter[int]
+    block_tokens: int
+
+    @property
+    def num_documents(self) -> int:
+        return self.counts.total()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(length * count for length, count in self.counts.items())
+
+    @property
+    def num_lost_tokens(self) -> int:
+        """What the tutorial's script would drop: it keeps a document's whole blocks."""
+        return sum(length % self.block_tokens * count for length, count in self.counts.items())
+
+    def between(self, first: int, last: int) -> Lengths:
+        """The documents of `first` to `last` tokens, both included."""
+        inside = {length: count for length, count in self.counts.items() if first <= length <= last}
+        return Lengths(counts=Counter(inside), block_tokens=self.block_tokens)
+
+    def quantile(self, percent: int) -> int:
+        """The smallest length that `percent` of the documents don't exceed."""
+        lengths = sorted(self.counts)
+        totals = np.cumsum([self.counts[length] for length in lengths])
+        return lengths[int(np.searchsorted(totals * 100, self.num_documents * percent))]
+
+    def bins(self) -> list[tuple[int, int, Lengths]]:
+        """All documents by classes of lengths, each with its first and its last length."""
+        edges = bin_edges(self.block_tokens, min(self.counts), max(self.counts))
+        return [(first, stop - 1, self.between(first, stop - 1)) for first, stop in itertools.pairwise(edges)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """What the comparison found."""
+    """What the comparison of documents found.
+
+    Equal are those with the same 64-bit hash of their tokens: two different ones of four million have the same with a
+    chance below one in a million. Of a larger set only the documents whose hash is small are compared: equal ones are in
+    that sample together or not at all, so the share of duplicates is that of the whole set, but for chance.
+    """
 
     num_compared: int
     num_duplicates: int  # documents that equal an earlier one
@@ -53,41 +89,17 @@ class Duplicates:
     most_copies: int  # of one document, the first included
 
 
-class DuplicateFinder:
-    """Hashes documents, one after another: how many have exactly the tokens of an earlier one, by a 64-bit hash.
-
-    Of a set with more than `max_documents` documents only those whose hash is small are compared: equal documents are in
-    that sample together or not at all, so the share of duplicates is that of the whole set, but for chance. Two different
-    ones of four million documents have the same hash with a chance below one in a million.
-    """
-
-    def __init__(self, num_documents: int, *, max_documents: int) -> None:
-        self._limit = 2**64 * min(max_documents, num_documents) // max(1, num_documents)
-        self._hashes = array.array("Q")
-
-    def add(self, document: Tokens) -> None:
-        value = int.from_bytes(blake3(document.view(np.uint8).data).digest(8), "little")
-        if value < self._limit:
-            self._hashes.append(value)
-
-    def result(self) -> Duplicates:
-        _, copies = np.unique(np.array(self._hashes, dtype=np.uint64), return_counts=True)
-        return Duplicates(
-            num_compared=len(self._hashes),
-            num_duplicates=len(self._hashes) - len(copies),
-            num_repeated=int((copies > 1).sum()),
-            most_copies=int(copies.max(initial=0)),
-        )
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Statistics:
     """What the page shows, beyond the manifest."""
 
-    documents: Documents
+    lengths: Lengths
+    sharing: Counter[int]  # blocks by the documents that have at least one token in them
+    padding: Counter[int]  # blocks by their padding tokens
+    num_cut_documents: int  # that would fit into one block and lie in two
     tokens: TokenCounter
     duplicates: Duplicates
-    excerpts: tuple[Excerpt, ...]
+    excerpts: list[tuple[str, int, list[Segment]]]  # blocks: the split's name, the number in it, what is in it
     examples: dict[str, list[str]]  # beginnings of what was left out, by reason
     seed: int
 
@@ -98,10 +110,12 @@ def compute(shard_set: ShardSet, *, seed: int, progress: Callable[[int], None] =
     `progress` is called after each shard, with the number of its blocks.
     """
     manifest, size = shard_set.manifest, shard_set.block_tokens
-    num_blocks = manifest.total("num_blocks")
-    documents, tokens = Documents(size), TokenCounter(shard_set, read_vocabulary(shard_set.tokenizer_path))
-    duplicates = DuplicateFinder(manifest.total("num_documents"), max_documents=MAX_COMPARED_DOCUMENTS)
+    num_blocks, num_documents = manifest.total("num_blocks"), max(1, manifest.total("num_documents"))
+    lengths, sharing, padding, num_cut = Counter[int](), Counter[int](), Counter[int](), 0
+    tokens = TokenCounter(shard_set, read_vocabulary(shard_set.tokenizer_path))
     share = min(1.0, MAX_COUNTED_TOKENS / (num_blocks * size))
+    last_hash = np.uint64(2**64 * min(MAX_COMPARED_DOCUMENTS, num_documents) // num_documents - 1)
+    hashes = []
     # The first positions of an order of all blocks: as many different ones at random places.
     chosen = epoch_order(num_blocks, seed, 0, range(min(NUM_EXCERPTS, num_blocks)))
     excerpts, first_block = [], 0  # the shard's first block, counted through both splits
@@ -109,25 +123,85 @@ def compute(shard_set: ShardSet, *, seed: int, progress: Callable[[int], None] =
         split = shard_set[name]
         for number, shard in enumerate(split.shards):
             index, shard_blocks = split.shard_index(number), split.shard_blocks(number)
-            documents.add(index, shard.num_blocks)
-            for sample in sample_blocks(shard.num_blocks, share, seed ^ first_block):
-                tokens.add(shard_blocks[sample.start : sample.stop])
-            for document in split.shard_documents(number):
-                duplicates.add(document)
+            documents, (documents_of_block, used) = index.document_lengths, occupancy(index, shard.num_blocks, size)
+            for totals, values in ((lengths, documents - 1), (sharing, documents_of_block), (padding, size - used)):
+                found, counts = np.unique(values, return_counts=True)
+                totals.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+            # A document of several sequences is longer than a block.
+            starts = index.starts[index.boundaries[:-1]]
+            is_cut = starts // size != (starts + documents - 1) // size
+            num_cut += int((is_cut & (documents <= size)).sum())
+            sample = sample_blocks(shard.num_blocks, share, seed ^ first_block)
+            tokens.add(shard_blocks[sample.start : sample.stop])
+            digests = [blake3(own.view(np.uint8).data).digest(8) for own in split.shard_documents(number)]
+            own_hashes = np.frombuffer(b"".join(digests), "<u8")
+            hashes.append(own_hashes[own_hashes <= last_hash])
             for block in sorted(block - first_block for block in chosen.tolist()):
                 if 0 <= block < shard.num_blocks:
-                    found = tuple(segments(index, shard_blocks, block, MAX_SHOWN_TOKENS))
-                    excerpts.append(Excerpt(split=name, block=split.first_block(number) + block, segments=found))
+                    parts = list(segments(index, shard_blocks, block, MAX_SHOWN_TOKENS))
+                    excerpts.append((name, split.first_block(number) + block, parts))
             first_block += shard.num_blocks
             progress(shard.num_blocks)
+    _, copies = np.unique(np.concatenate(hashes), return_counts=True)
     return Statistics(
-        documents=documents,
+        lengths=Lengths(counts=lengths, block_tokens=size),
+        sharing=sharing,
+        padding=padding,
+        num_cut_documents=num_cut,
         tokens=tokens,
-        duplicates=duplicates.result(),
-        excerpts=tuple(excerpts),
+        duplicates=Duplicates(
+            num_compared=int(copies.sum()),
+            num_duplicates=int((copies - 1).sum()),
+            num_repeated=int((copies > 1).sum()),
+            most_copies=int(copies.max(initial=0)),
+        ),
+        excerpts=excerpts,
         examples=read_examples(shard_set),
         seed=seed,
     )
+
+
+def sample_blocks(num_blocks: int, share: float, seed: int) -> range:
+    """About `share` of a shard's blocks, one after another from a random place on; at least one. A large set has many
+    shards, so the samples are evenly spread over it.
+
+    >>> sample_blocks(5, 1.0, seed=0), len(sample_blocks(1000, 0.24, seed=0))
+    (range(0, 5), 240)
+    """
+    wanted = max(1, int(num_blocks * share))
+    start = mix_64(seed) % (num_blocks - wanted + 1)
+    return range(start, start + wanted)
+
+
+def occupancy(index: Index, num_blocks: int, block_tokens: int) -> tuple[Int64s, Int64s]:
+    """For each block of a shard: sequences that have a token in it, and tokens that belong to sequences.
+
+    >>> [column.tolist() for column in occupancy(Index(np.array([3, 4]), np.array([0, 3]), np.array([0, 1, 2])), 2, 4)]
+    [[2, 1], [4, 3]]
+    """
+    first, last = index.starts // block_tokens, (index.ends - 1) // block_tokens
+    # Each sequence counts from its first block through its last.
+    changes = np.bincount(first, minlength=num_blocks + 1) - np.bincount(last + 1, minlength=num_blocks + 1)
+    sequences = np.cumsum(changes)[:num_blocks]
+    # As if each took all of its blocks, less what it lacks in its first and its last one.
+    before, after = index.starts - first * block_tokens, (last + 1) * block_tokens - index.ends
+    missing = np.bincount(first, before, num_blocks) + np.bincount(last, after, num_blocks)
+    return sequences, sequences * block_tokens - missing.astype(np.int64)
+
+
+def bin_edges(block_tokens: int, shortest: int, longest: int) -> list[int]:
+    """Edges of bins that grow evenly on a logarithmic axis; one edge is the block size, so that no bin straddles it.
+
+    >>> bin_edges(64, 20, 100)
+    [16, 23, 32, 45, 64, 91, 128]
+    """
+    edges, exponent = {1}, -_BINS_PER_DOUBLING * block_tokens.bit_length()
+    while max(edges) <= longest:
+        edges.add(max(1, round(block_tokens * 2 ** (exponent / _BINS_PER_DOUBLING))))
+        exponent += 1
+    ascending = sorted(edges)
+    begin = max(number for number, edge in enumerate(ascending) if edge <= max(1, shortest))
+    return ([0] if shortest < 1 else []) + ascending[begin:]
 
 
 def read_examples(shard_set: ShardSet) -> dict[str, list[str]]:
@@ -150,7 +224,7 @@ def read_examples(shard_set: ShardSet) -> dict[str, list[str]]:
 
 def summary(manifest: Manifest, statistics: Statistics) -> list[str]:
     """The main numbers, a line each."""
-    lengths, use, found = statistics.documents.lengths, statistics.tokens, statistics.duplicates
+    lengths, use, found = statistics.lengths, statistics.tokens, statistics.duplicates
     short = percent(lengths.between(0, manifest.block_tokens - 1).num_documents, lengths.num_documents)
     lost, total = lengths.num_lost_tokens, lengths.num_tokens
     is_sample = use.num_counted_blocks < manifest.total("num_blocks")

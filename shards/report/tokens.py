@@ -13,11 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.common.errors import InputError
-from shards.order import mix_64
 from shards.reader import ShardSet, Tokens
 from shards.tokenizer_files import Vocabulary
 
-_MAX_RANGES = 16  # that a sample takes from one shard
 _CHUNK_TOKENS = 1 << 20
 # A byte that no UTF-8 text holds: it separates parts of characters that don't follow each other in the text.
 _SEPARATOR = b"\xff"
@@ -31,24 +29,6 @@ _SCRIPT_OF_WORD = {
     "KATAKANA": "kana",
     "HANGUL": "hangul",
 }
-
-
-def sample_blocks(num_blocks: int, share: float, seed: int) -> list[range]:
-    """Ranges that hold about `share` of a shard's blocks, at random places evenly spread over it; at least one block.
-
-    >>> sample_blocks(5, 1.0, seed=0), sum(map(len, sample_blocks(1000, 0.24, seed=0)))
-    ([range(0, 5)], 240)
-    """
-    wanted = max(1, int(num_blocks * share))
-    if wanted == num_blocks:
-        return [range(num_blocks)]
-    num_ranges = min(_MAX_RANGES, wanted)
-    size, ranges = wanted // num_ranges, []
-    for number in range(num_ranges):
-        begin, end = number * num_blocks // num_ranges, (number + 1) * num_blocks // num_ranges
-        start = begin + mix_64(mix_64(seed) ^ number) % (end - begin - size + 1)
-        ranges.append(range(start, start + size))
-    return ranges
 
 
 class TokenCounter:
@@ -112,11 +92,7 @@ class TokenCounter:
 
 def is_whole(piece: bytes) -> bool:
     """Whether these are whole characters in UTF-8."""
-    try:
-        piece.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    return piece.decode("utf-8", "ignore").encode() == piece
 
 
 def script_of(character: str) -> str:

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from shards.exchange.datatrove import open_datatrove
 from shards.exchange.importing import ImportSettings, import_files
-from shards.exchange.megatron import open_megatron
+from shards.exchange.token_files import open_datatrove, open_megatron
 from shards.manifest import Manifest
 from shards.verify import verify
 
@@ -47,7 +46,7 @@ def write_datatrove(path: Path, documents: Documents, dtype: str = "<u4") -> Pat
 def take(paths: Sequence[Path], out: Path, tokenizer: Path, **options: Any) -> Manifest:
     """Import, and verify what came out of it."""
     form, opened = ("datatrove", open_datatrove) if paths[0].suffix == ".ds" else ("megatron", open_megatron)
-    settings = ImportSettings(**{"source_format": form, "block_tokens": 8, **options})
+    settings = ImportSettings(**{"imported_from": form, "block_tokens": 8, **options})
     manifest = import_files(list(map(opened, paths)), out, tokenizer=tokenizer, settings=settings)
     assert verify(out) == []
     return manifest

@@ -20,8 +20,8 @@ from tqdm import tqdm
 import shards
 from shards.__main__ import main
 from shards.common.errors import InputError
-from shards.exchange import arrow, command, headed
-from shards.exchange.blocks import cut_files
+from shards.exchange import arrow, command, exporting
+from shards.exchange.exporting import cut_files
 from shards.layout import SPLITS
 from shards.verify import verify
 from tests.conftest import directory_bytes
@@ -48,8 +48,8 @@ def wide_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several files to a split, in all formats."""
-    monkeypatch.setattr(headed, "_FILE_BYTES", 8_000)
-    monkeypatch.setattr(headed, "_LLM_C_TOKENS", 2_000)
+    monkeypatch.setattr(exporting, "_FILE_BYTES", 8_000)
+    monkeypatch.setattr(exporting, "_LLM_C_TOKENS", 2_000)
     monkeypatch.setattr(arrow, "_MAX_FILE_BYTES", 8_000)
     monkeypatch.setattr(arrow, "_ROW_GROUP_TOKENS", 1_000)
     monkeypatch.setattr(arrow, "_ROWS_PER_BATCH", 7)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import shards
 from shards.common.errors import InputError
-from shards.exchange import importing
-from shards.exchange.datatrove import open_datatrove
+from shards.exchange import importing, token_files
+from shards.exchange.token_files import open_datatrove
 from shards.manifest import Packing
 from shards.verify import verify
 from tests.conftest import flip
@@ -56,8 +56,8 @@ def test_every_document_comes_back_without_its_eos(
         paths = [write_megatron(work / f"{n}", half, dtype, cut) for n, half in enumerate(halves)]
     expected = [ids for ids, _num_eos in drawn if ids]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importing, "_BATCH_TOKENS", sizes[0])
-        patch.setattr(importing, "_BATCH_DOCUMENTS", sizes[1])
+        patch.setattr(token_files, "_BATCH_TOKENS", sizes[0])
+        patch.setattr(token_files, "_BATCH_DOCUMENTS", sizes[1])
         patch.setattr(importing, "UNIT_TOKENS", sizes[2])
         if not expected:
             with pytest.raises(InputError, match="no document is left"):
@@ -99,7 +99,7 @@ def test_a_unit_is_as_many_batches_as_fill_it(
     tmp_path: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So memory doesn't grow with the files: a unit's packing is done before the next unit is read."""
-    monkeypatch.setattr(importing, "_BATCH_TOKENS", 10)
+    monkeypatch.setattr(token_files, "_BATCH_TOKENS", 10)
     monkeypatch.setattr(importing, "UNIT_TOKENS", 30)
     paths = [write_megatron(tmp_path / name, [[1] * 5] * 10) for name in "ab"]
     manifest = take(paths, tmp_path / "set", small_tokenizer, val_fraction=0.0)

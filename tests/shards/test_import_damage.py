@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from shards.common.errors import InputError
-from shards.exchange import importing
-from shards.exchange.datatrove import open_datatrove
-from shards.exchange.megatron import open_megatron
+from shards.exchange import token_files
+from shards.exchange.token_files import open_datatrove, open_megatron
 from tests.shards.foreign_files import take, write_datatrove, write_megatron
 
 
@@ -119,10 +118,10 @@ def test_a_loss_mask_is_not_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", range(1, 7))
 def test_a_fall_is_found_wherever_it_is(number: int) -> None:
     values = np.arange(7)
-    importing.check_rising(Path("a"), values, "end")
+    token_files._check_rising(Path("a"), values, "end")
     values[number] -= 2
     with pytest.raises(InputError, match=f"a: end {number}: expected at least {number - 1}, found {number - 2}"):
-        importing.check_rising(Path("a"), values, "end")
+        token_files._check_rising(Path("a"), values, "end")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_ids_that_are_not_the_tokenizers_are_refused(
         path = write_datatrove(tmp_path / "a.ds", documents, dtype[2:])
     else:
         path = write_megatron(tmp_path / "a", documents, dtype)
-    monkeypatch.setattr(importing, "_BATCH_DOCUMENTS", 2)
+    monkeypatch.setattr(token_files, "_BATCH_DOCUMENTS", 2)
     with pytest.raises(
         InputError, match=f"{path.name}: document 3, token 2: expected an id from 0 to 127, found {token:,};"
     ):

@@ -97,10 +97,10 @@ def test_excerpts_are_the_blocks_token_by_token(mixed_set: Path, monkeypatch: py
         monkeypatch.setattr(statistics_module, "NUM_EXCERPTS", most)
         excerpts = compute(shard_set, seed=3).excerpts
         chosen = sorted(shards.epoch_order(len(blocks), 3, 0, range(min(most, len(blocks)))).tolist())
-        kept = [[token for part in excerpt.segments for token in part.tokens] for excerpt in excerpts]
+        kept = [[token for part in parts for token in part.tokens] for _split, _block, parts in excerpts]
         assert kept == [blocks[number] for number in chosen]
-    assert [shard_set[excerpt.split][excerpt.block].tolist() for excerpt in excerpts] == blocks
-    parts = [part for excerpt in excerpts for part in excerpt.segments]
+    assert [shard_set[split][block].tolist() for split, block, _parts in excerpts] == blocks
+    parts = [part for _split, _block, parts in excerpts for part in parts]
     heads = {tuple(ids[:3]) for ids in documents_of(mixed_set)}
     assert all(part.tokens[:3] in heads for part in parts if part.begins and part.num_tokens > 3)
     assert all((shard_set.eos_id in part.tokens) == (part.ends or part.is_padding) for part in parts)
@@ -125,8 +125,8 @@ def test_small_and_odd_sets(tmp_path: Path, tokenizer_dir: Path) -> None:
     assert "0 of 599 entries" in assert_harmless(page_of(empty)).text
     long = build_set(tmp_path / "long", tokenizer_dir, TEXTS[:60], block_tokens=5000)
     assert "The first 1,024 of 5,000 tokens." in PageParser(page_of(long)).text
-    for excerpt in compute(shards.open(long), seed=0).excerpts:
-        assert sum(len(part.tokens) for part in excerpt.segments) == 1024
+    for _split, _block, parts in compute(shards.open(long), seed=0).excerpts:
+        assert sum(len(part.tokens) for part in parts) == 1024
 
 
 def test_records_and_sources_are_listed(tmp_path: Path, tokenizer_dir: Path) -> None:
@@ -166,7 +166,7 @@ def test_the_page_is_beside_the_set_which_stays_whole(
     report(own_mixed_set)
     first_line, *rest = capsys.readouterr().out.splitlines()
     assert first_line == str(page)
-    lengths = compute(shards.open(own_mixed_set), seed=0).documents.lengths
+    lengths = compute(shards.open(own_mixed_set), seed=0).lengths
     assert f"would drop {lengths.num_lost_tokens:,} of {lengths.num_tokens:,} tokens" in "\n".join(rest)
     assert page.read_text(encoding="utf-8") == page_of(own_mixed_set)
     assert directory_bytes(own_mixed_set) == before and verify(own_mixed_set) == []
