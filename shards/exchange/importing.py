@@ -38,12 +38,12 @@ _MAX_DOCUMENT_TOKENS = 2**31 - 1  # a sequence's length is an int32 in the index
 class ImportSettings:
     """What, together with the files, decides every byte of the set. Validated once, recorded in the manifest."""
 
-    imported_from: str
     block_tokens: int = 512
     packing: Packing = "concat"
     val_fraction: float = 0.1
     seed: int = DEFAULT_SEED
     eos_inside: EosInside = "refuse"
+    imported_from: str  # the format
 
     def __post_init__(self) -> None:
         if not 2 <= self.block_tokens <= 2**20:

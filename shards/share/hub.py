@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, unquote
@@ -147,28 +148,30 @@ def small_files(reference: HubReference, *names: str) -> Path:
     Once there they are never asked for again. Raises `InputError`: no such repository, no network, no permission;
     `NoSuchFile` if the first isn't in the repository.
     """
-    api, options = client(reference.hub), {**reference.keywords, "allow_patterns": list(names)}
-    not_cached: type[Exception]
-    if reference.hub == "hf":
-        import huggingface_hub.errors
-
-        not_cached = huggingface_hub.errors.LocalEntryNotFoundError
-        fetch = functools.partial(api.snapshot_download, **options, tqdm_class=_no_bar())
-    else:
-        import modelscope_hub.errors
-
-        not_cached = modelscope_hub.errors.CacheNotFound
-        fetch = functools.partial(api.download_repo, **options)
-    with contextlib.suppress(not_cached):
-        directory = Path(fetch(local_files_only=True))
+    try:
+        directory = _download(reference, names, local_files_only=True)
         if (directory / names[0]).is_file():
             return directory
-    found = resolve(reference)
+    except Exception as error:
+        if type(error).__name__ not in ("LocalEntryNotFoundError", "CacheNotFound"):
+            raise
+    resolve(reference)  # in ten seconds, or not at all
     with server_errors(reference):
-        directory = Path(fetch() if reference.hub == "hf" else fetch(file_list=_model_scope_entries(found)))
+        directory = _download(reference, names)
     if not (directory / names[0]).is_file():
         raise NoSuchFile(f"{reference}: no file {names[0]} in this repository")
     return directory
+
+
+def _download(reference: HubReference, patterns: Iterable[str], *, shows_bars: bool = False, **options: Any) -> Path:
+    """What matches, by the hub's client: to its cache, or to `local_dir`; the directory."""
+    api = client(reference.hub)
+    options |= {**reference.keywords, "allow_patterns": list(patterns)}
+    if reference.hub == "hf":
+        return Path(api.snapshot_download(**options, tqdm_class=None if shows_bars else _no_bar()))
+    if not options.get("local_files_only"):
+        options["file_list"] = _model_scope_entries(reference)
+    return Path(api.download_repo(**options))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,12 +212,8 @@ def snapshot(reference: HubReference, directory: Path, patterns: list[str], *, s
     They lie as in the repository below `directory`; where the reference itself lies is returned. Raises `InputError`.
     """
     wanted = [reference.at(pattern).path for pattern in patterns]
-    options: dict[str, Any] = {**reference.keywords, "local_dir": directory, "allow_patterns": wanted}
     with server_errors(reference):
-        if reference.hub == "ms":
-            client("ms").download_repo(**options, file_list=_model_scope_entries(reference))
-        else:
-            client("hf").snapshot_download(**options, tqdm_class=None if shows_bars else _no_bar())
+        _download(reference, wanted, shows_bars=shows_bars, local_dir=directory)
     return directory / reference.path
 
 

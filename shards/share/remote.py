@@ -12,18 +12,9 @@ from typing import Any
 
 from shards.common.errors import InputError
 from shards.common.server_errors import server_errors, within
-from shards.common.urls import file_system, in_parallel, join, listing, read_bytes, remove, write_bytes
-from shards.layout import (
-    BIN_SUFFIX,
-    INDEX_SUFFIX,
-    LEFT_OUT_NAME,
-    MANIFEST_NAME,
-    REJECTED_NAME,
-    SPLITS,
-    TOKENIZER_DIRECTORY,
-)
-from shards.manifest import FileEntry, Manifest
-from shards.share.card import CARD_NAME, data_card, is_ours
+from shards.common.urls import file_system, in_parallel, join, listing, read_bytes, remove
+from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, LEFT_OUT_NAME, MANIFEST_NAME, REJECTED_NAME, TOKENIZER_DIRECTORY
+from shards.manifest import FileEntry
 from shards.share.hub import (
     ANSWER_SECONDS,
     HubReference,
@@ -35,12 +26,12 @@ from shards.share.hub import (
     snapshot,
 )
 
+CARD_NAME = "README.md"
+CARD_MARK = "<!-- written by tokenize-once; a card without this line is left as it is -->"
 # What a hub is asked for: one pattern a file would make the clients compare each with each.
 _SET_PATTERNS = [
-    *[f"{split}-*{suffix}" for split in SPLITS for suffix in (BIN_SUFFIX, INDEX_SUFFIX)],
-    f"{TOKENIZER_DIRECTORY}/*",
-    REJECTED_NAME,
-    LEFT_OUT_NAME,
+    *[f"{split}-*{suffix}" for split in ("train", "val") for suffix in (BIN_SUFFIX, INDEX_SUFFIX)],
+    *(f"{TOKENIZER_DIRECTORY}/*", REJECTED_NAME, LEFT_OUT_NAME),
 ]
 _FILES_AT_ONCE = 8
 Progress = Callable[[int], None]
@@ -76,18 +67,18 @@ class HubFolder:
         """Fetch what is missing of a set, which the client knows itself; with `shows_bars` it shows its own bars."""
         snapshot(self.reference, directory, _SET_PATTERNS, shows_bars=shows_bars)
 
-    def put(self, directory: Path, manifest: Manifest) -> None:
-        """Put all files of the set in `directory` but its manifest."""
-        self._upload(directory, _SET_PATTERNS, f"Shard set {manifest.fingerprint[:16]}: files")
+    def put(self, directory: Path, names: Collection[str]) -> None:
+        """Put the files `names` of the set in `directory`, all but its manifest."""
+        self._upload(directory, _SET_PATTERNS, "Files of a shard set")
 
-    def put_manifest(self, directory: Path, manifest: Manifest) -> None:
+    def put_manifest(self, directory: Path, card: str) -> None:
         """With the data card, unless somebody wrote one."""
         with tempfile.TemporaryDirectory() as temporary:
             shutil.copyfile(directory / MANIFEST_NAME, Path(temporary) / MANIFEST_NAME)
-            card = self.read(CARD_NAME)
-            if card is None or is_ours(card):
-                (Path(temporary) / CARD_NAME).write_text(data_card(manifest, str(self)), encoding="utf-8")
-            self._upload(Path(temporary), ["*"], f"Shard set {manifest.fingerprint[:16]}: manifest")
+            there = self.read(CARD_NAME)
+            if there is None or CARD_MARK.encode() in there:
+                (Path(temporary) / CARD_NAME).write_text(card, encoding="utf-8")
+            self._upload(Path(temporary), ["*"], "Manifest of a shard set")
 
     def _upload(self, directory: Path, patterns: list[str], message: str) -> None:
         options: dict[str, Any] = {"folder_path": directory, "path_in_repo": self.reference.path}
@@ -139,16 +130,16 @@ class StoreFolder:
 
         in_parallel(fetch_one, files, _FILES_AT_ONCE)
 
-    def put(self, directory: Path, manifest: Manifest) -> None:
+    def put(self, directory: Path, names: Collection[str]) -> None:
         def put_one(name: str) -> None:
             system, path = file_system(join(self.url, name))
             with server_errors(join(self.url, name), writes=True):
                 system.put_file(str(directory / name), path)
 
-        in_parallel(put_one, [file.name for file in manifest.files()], _FILES_AT_ONCE)
+        in_parallel(put_one, names, _FILES_AT_ONCE)
 
-    def put_manifest(self, directory: Path, manifest: Manifest) -> None:
-        write_bytes(join(self.url, MANIFEST_NAME), (directory / MANIFEST_NAME).read_bytes())
+    def put_manifest(self, directory: Path, card: str) -> None:
+        self.put(directory, [MANIFEST_NAME])
 
     def remove(self, names: Collection[str]) -> None:
         remove(*[join(self.url, name) for name in names])

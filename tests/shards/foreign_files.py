@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from shards.exchange.importing import ImportSettings, import_files
-from shards.exchange.token_files import open_datatrove, open_megatron
+from shards.exchange.token_files import open_files
 from shards.manifest import Manifest
 from shards.verify import verify
 
@@ -43,10 +43,17 @@ def write_datatrove(path: Path, documents: Documents, dtype: str = "<u4") -> Pat
     return path
 
 
+def write_any(path: Path, documents: Documents, dtype: str, cut: int = 0) -> Path:
+    """As datatrove for a `dtype` such as `ds<u2`, else as Megatron-Core."""
+    if dtype.startswith("ds"):
+        return write_datatrove(path.with_suffix(".ds"), documents, dtype[2:])
+    return write_megatron(path, documents, dtype, cut)
+
+
 def take(paths: Sequence[Path], out: Path, tokenizer: Path, **options: Any) -> Manifest:
     """Import, and verify what came out of it."""
-    form, opened = ("datatrove", open_datatrove) if paths[0].suffix == ".ds" else ("megatron", open_megatron)
+    form = "datatrove" if paths[0].suffix == ".ds" else "megatron"
     settings = ImportSettings(**{"imported_from": form, "block_tokens": 8, **options})
-    manifest = import_files(list(map(opened, paths)), out, tokenizer=tokenizer, settings=settings)
+    manifest = import_files(open_files(list(map(str, paths)), form), out, tokenizer=tokenizer, settings=settings)
     assert verify(out) == []
     return manifest

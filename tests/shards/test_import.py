@@ -19,7 +19,7 @@ from shards.exchange.token_files import open_datatrove
 from shards.manifest import Packing
 from shards.verify import verify
 from tests.conftest import flip
-from tests.shards.foreign_files import DTYPE_CODES, Documents, take, write_datatrove, write_megatron
+from tests.shards.foreign_files import DTYPE_CODES, Documents, take, write_any, write_datatrove, write_megatron
 from tests.shards.sets import PACKINGS, documents_of, names_in
 from tests.shards.test_exchange import run
 
@@ -50,10 +50,7 @@ def test_every_document_comes_back_without_its_eos(
     work = tmp_path_factory.mktemp("import")
     documents = [[*ids, *[127] * num_eos] for ids, num_eos in drawn]
     halves = [documents[: len(documents) // 2], documents[len(documents) // 2 :]]
-    if dtype.startswith("ds"):
-        paths = [write_datatrove(work / f"{n}.ds", half, dtype[2:]) for n, half in enumerate(halves)]
-    else:
-        paths = [write_megatron(work / f"{n}", half, dtype, cut) for n, half in enumerate(halves)]
+    paths = [write_any(work / f"{n}", half, dtype, cut) for n, half in enumerate(halves)]
     expected = [ids for ids, _num_eos in drawn if ids]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_files, "_BATCH_TOKENS", sizes[0])
@@ -176,7 +173,7 @@ def test_a_manifest_of_something_else_is_none_of_ours(tmp_path: Path, small_toke
 
 def test_documents_of_best_fit_are_not_taken_from_datatrove(packed_sets: dict[str, Path], tmp_path: Path) -> None:
     run("export", packed_sets["best-fit"], "--to", "datatrove", "--out", tmp_path / "out")
-    with pytest.raises(InputError, match="packed best-fit, whose documents may be two sequences; import the set's own"):
+    with pytest.raises(InputError, match="packed best-fit, and holds documents in two sequences; import the set's own"):
         open_datatrove(sorted((tmp_path / "out").rglob("*.ds"))[0])
 
 

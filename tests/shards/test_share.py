@@ -157,7 +157,7 @@ def test_the_manifest_goes_first_and_comes_last(built: Path, tmp_path: Path, mon
     """So at each instant whoever sees it sees a whole set."""
     url, events = f"memory://{tmp_path.name}/set", []
     push(built, url)
-    for name, place in (("put_file", 1), ("pipe_file", 0), ("rm_file", 0)):
+    for name, place in (("put_file", 1), ("rm_file", 0)):
         original: Callable[..., Any] = getattr(MemoryFileSystem, name)
 
         def noted(*given: Any, _of: tuple[str, int, Any] = (name, place, original), **options: Any) -> Any:
@@ -166,7 +166,7 @@ def test_the_manifest_goes_first_and_comes_last(built: Path, tmp_path: Path, mon
 
         monkeypatch.setattr(MemoryFileSystem, name, noted)
     push(set_of(tmp_path / "other", num_units=2, first=1), url, force=True)
-    assert events[0] == "rm_file manifest.json" and events[-1] == "pipe_file manifest.json"
+    assert events[0] == "rm_file manifest.json" and events[-1] == "put_file manifest.json"
     assert sum("manifest.json" in event for event in events) == 2 < len(events)
 
 
