@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from shards.__main__ import main
 from shards.common.errors import InputError
-from shards.edit.merge import merge
-from shards.edit.parts import split, subset
+from shards.edit.sets import merge, split, subset
 from shards.layout import SPLITS
 from shards.manifest import read_manifest
 from shards.unread import UnreadEntry
@@ -261,14 +260,14 @@ def test_wrong_arguments_of_functions_are_a_value_error_that_names_them(tmp_path
     for call, expected in (
         (lambda: subset(whole, out), "expected exactly one of num_documents, num_tokens, fraction, found none"),
         (lambda: subset(whole, out, num_documents=1, num_tokens=1), "found num_documents and num_tokens"),
-        (lambda: subset(whole, out, num_documents=0), "num_documents: expected at least 1 and at most"),
-        (lambda: subset(whole, out, num_tokens=10**9), "num_tokens: expected at least 1 .* found 1000000000"),
+        (lambda: subset(whole, out, num_documents=0), "num_documents: expected more than 0 and at most"),
+        (lambda: subset(whole, out, num_tokens=10**9), "num_tokens: expected more than 0 .* found 1000000000"),
         (lambda: subset(whole, out, fraction=Fraction(3, 2)), "fraction: expected more than 0 and at most 1"),
         (lambda: subset(whole, out, num_documents=1, seed=-1), r"seed: expected 0 to 2\*\*64 - 1, found -1"),
         (lambda: split(whole, [out], [Fraction(1)], seed=2**64), "seed: expected 0"),
         (lambda: split(whole, [out], [Fraction(1, 2)]), r"fractions: .* whose sum is 1, found 1/2 \(sum 1/2\)"),
         (lambda: split(whole, [], [Fraction(1)]), "outs: expected one for each of the 1 fractions"),
-        (lambda: split(whole, [out] * 501, [Fraction(1, 501)] * 501), "at most 500; found 501"),
+        (lambda: split(whole, [out] * 501, [Fraction(1, 501)] * 501), "at most 500"),
     ):
         with pytest.raises(ValueError, match=expected) as caught:
             call()
