@@ -1,25 +1,22 @@
 """Export to Parquet, and to a directory of Hugging Face `datasets`. The one module that needs pyarrow.
 
-`parquet`: a row is a block. Type and codec by pyarrow's own writer; a row group has some 4 million tokens.
-
-    OUT/train/train-00000-of-00002.parquet …     column `input_ids`: list<uint32>, no nulls, zstd
-    OUT/val/val-00000-of-00001.parquet …
+`parquet`: a row is a block. `OUT/train/train-00000-of-00002.parquet`, …, at most 500 MB each, have the column `input_ids`:
+list<uint32>, no nulls, zstd, by pyarrow's own writer; a row group has some 4 million tokens.
 
 `hf`: what `DatasetDict.save_to_disk` writes (datasets/arrow_dataset.py and dataset_dict.py), so `load_from_disk` maps it
 without copying. The split `val` is called `validation`, as is the custom there.
 
     OUT/dataset_dict.json                        {"splits": ["train", "validation"]}
     OUT/train/data-00000-of-00003.arrow …        Arrow IPC streams of batches of 1,000 rows, at most 500 MB each;
-                                                 column `input_ids`: fixed-size list of block_tokens × int32
+                                                 column `input_ids`: fixed-size list of block_tokens × int32, the same bits
+                                                 as uint32 for every id below 2**31, and torch can compute with it
     OUT/train/dataset_info.json                  the column's type in the words of `datasets.Features`
     OUT/train/state.json                         the files in order, the split's name, a fingerprint
-    OUT/validation/…
-
-int32 has the same bits as uint32 for every id below 2**31, and torch can compute with it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -43,9 +40,7 @@ def export_parquet(export: Export) -> None:
     element = pyarrow.field("element", pyarrow.uint32(), nullable=False)
     schema = pyarrow.schema([pyarrow.field(COLUMN, pyarrow.list_(element), nullable=False)])
 
-    def open_writer(file: Any) -> Any:
-        return pyarrow.parquet.ParquetWriter(file, schema, compression="zstd")
-
+    open_writer = functools.partial(pyarrow.parquet.ParquetWriter, schema=schema, compression="zstd")
     at_once = max(1, _ROW_GROUP_TOKENS // export.shard_set.block_tokens)
     for split in export.splits:
         _write(export, split, f"{split.name}/{split.name}", ".parquet", schema, open_writer, at_once)
@@ -54,31 +49,21 @@ def export_parquet(export: Export) -> None:
 def export_hf(export: Export) -> None:
     shard_set, names = export.shard_set, {"train": "train", "val": "validation"}
     schema = pyarrow.schema([pyarrow.field(COLUMN, pyarrow.list_(pyarrow.int32(), shard_set.block_tokens))])
-
-    def open_writer(file: Any) -> Any:
-        return pyarrow.ipc.new_stream(file, schema)
-
+    open_writer = functools.partial(pyarrow.ipc.new_stream, schema=schema)
     for split in export.splits:
         name = names[split.name]
         files = _write(export, split, f"{name}/data", ".arrow", schema, open_writer, _ROWS_PER_BATCH)
         # `Sequence` is what every version of `datasets` reads.
         feature = {"dtype": "int32", "_type": "Value"}
-        info = {
-            "citation": "",
-            "description": f"shard set {shard_set.fingerprint}, split {split.name}",
-            "features": {COLUMN: {"feature": feature, "length": shard_set.block_tokens, "_type": "Sequence"}},
-            "homepage": "",
-            "license": "",
-        }
+        features = {COLUMN: {"feature": feature, "length": shard_set.block_tokens, "_type": "Sequence"}}
+        description = f"shard set {shard_set.fingerprint}, split {split.name}"
+        info = {"features": features, "description": description, "citation": "", "homepage": "", "license": ""}
         state: dict[str, Any] = {
             "_data_files": [{"filename": file} for file in files],
             "_fingerprint": blake3(f"{shard_set.fingerprint} {name}".encode()).hexdigest(length=8),
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
             "_split": name,
         }
+        state |= {"_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False}
         write_json(export.directory / name / "dataset_info.json", info)
         write_json(export.directory / name / "state.json", state)
     write_json(export.directory / "dataset_dict.json", {"splits": [names[split.name] for split in export.splits]})

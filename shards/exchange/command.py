@@ -7,7 +7,7 @@ import dataclasses
 import os
 import pkgutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shards.common.command_line import progress_bar, say
 from shards.common.errors import InputError, choice
@@ -15,9 +15,6 @@ from shards.common.text import plural
 from shards.layout import SPLITS, bin_bytes
 from shards.manifest import EMPTY
 from shards.order import DEFAULT_SEED
-
-if TYPE_CHECKING:
-    from shards.reader import ShardSet
 
 # Module and function that write each format, and the line with which the format's own reader opens what was written.
 _EXPORTS = {
@@ -71,15 +68,16 @@ def add_parsers(commands: Any) -> None:
     tokenizer_help = "what made the ids: a tokenizer.json, its directory, or another shard set"
     take.add_argument("--tokenizer", type=Path, required=True, metavar="PATH", help=tokenizer_help)
     take.add_argument("--out", type=Path, required=True, metavar="DIR", help="the shard set to write")
-    take.add_argument("--block-tokens", type=int, default=512, metavar="N", help="tokens in a block (512)")
-    take.add_argument(
-        "--packing", default="concat", metavar="concat|best-fit", help="how documents become blocks (concat)"
-    )
-    take.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="share of documents held out (0.1)")
-    seed_help = f"of the train/val split ({DEFAULT_SEED})"
-    take.add_argument("--seed", type=int, default=DEFAULT_SEED, metavar="N", help=seed_help)
-    eos_help = "a document with EOS in its middle: is an error, several documents, or stays as it is (refuse)"
-    take.add_argument("--eos-inside", default="refuse", metavar="refuse|split|keep", help=eos_help)
+    eos_help = "a document with EOS in its middle: is an error, several documents, or stays as it is"
+    options: list[tuple[str, Any, str, str]] = [
+        ("--block-tokens", 512, "N", "tokens in a block"),
+        ("--packing", "concat", "concat|best-fit", "how documents become blocks"),
+        ("--val-fraction", 0.1, "F", "share of documents held out"),
+        ("--seed", DEFAULT_SEED, "N", "of the train/val split"),
+        ("--eos-inside", "refuse", "refuse|split|keep", eos_help),
+    ]
+    for option, default, metavar, text in options:
+        take.add_argument(option, type=type(default), default=default, metavar=metavar, help=f"{text} ({default})")
     take.set_defaults(run=run_import)
 
 
@@ -102,23 +100,21 @@ def run_export(options: argparse.Namespace) -> int:
     with new_directory(out) as partial, progress_bar(num_bytes, "exporting") as progress:
         export(Export(shard_set=shard_set, splits=splits, directory=partial, progress=progress.update))
     num_files, written = sum(path.is_file() for path in out.rglob("*")), ", ".join(split.name for split in splits)
-    say(
-        f"{out}: {plural(num_blocks, 'block')} of {shard_set.block_tokens} tokens ({written}), "
-        f"{plural(num_files, 'file')}",
-        f"read it with: {_reader(name, shard_set, splits[0].name, out.resolve())}",
-    )
-    return 0
-
-
-def _reader(name: str, shard_set: ShardSet, split: str, out: Path) -> str:
-    return _EXPORTS[name][1].format(
-        split=split,
-        hf_split="train" if split == "train" else "validation",
-        out=str(out),
-        folder=str(out / split),
+    first = splits[0].name
+    reader = _EXPORTS[name][1].format(
+        split=first,
+        hf_split="train" if first == "train" else "validation",
+        out=str(out.resolve()),
+        folder=str(out.resolve() / first),
         block_tokens=shard_set.block_tokens,
         llm_c="./train_gpt2cu -i" if shard_set.vocab_size <= 1 << 16 else "python train_llama3.py --input_bin",
     )
+    say(
+        f"{out}: {plural(num_blocks, 'block')} of {shard_set.block_tokens} tokens ({written}), "
+        f"{plural(num_files, 'file')}",
+        f"read it with: {reader}",
+    )
+    return 0
 
 
 def run_import(options: argparse.Namespace) -> int:

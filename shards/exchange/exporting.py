@@ -1,55 +1,34 @@
 """Export: which blocks go to which file, datatrove's links, and the formats whose files are blocks after a header.
 
-All numbers are little-endian.
+All numbers are little-endian. `OUT/val` is as `OUT/train`.
 
-datatrove: links to the set's own token files, whose format `token_files` describes
+datatrove: `DatatroveFolderDataset(OUT/train, seq_len=S, token_size=4)` over links to the set's own files, hard ones where
+the file system has them, so that they stay whole if the set is moved. It cuts each file into windows of S + 1 tokens, none
+overlapping, so with S = block_tokens - 1 window n is block n (datatrove/utils/dataset.py).
 
     OUT/manifest.json                    a link: says whose shards these are, for an import
     OUT/train/train-00000.ds             a link to the set's train-00000.bin
-    OUT/train/train-00000.ds.index       where sequences end, and padding between or after them
-    OUT/val/val-00000.ds …
+    OUT/train/train-00000.ds.index       where sequences end, and padding between or after them (see `token_files`)
 
-`DatatroveFolderDataset(OUT/train, seq_len=S, token_size=4)` (datatrove/utils/dataset.py) cuts each file into windows of
-S + 1 tokens, one after another and none overlapping; what remains at a file's end it leaves out. With S = block_tokens - 1
-a window is a block, exactly, and nothing remains; it sorts the files by name, so window n is block n. Links are hard links
-where the file system has them, so that they stay whole if the set is moved, symbolic ones elsewhere.
-
-litdata: `StreamingDataset(OUT/train, item_loader=TokensLoader(block_size=block_tokens))`
-
-    OUT/train/index.json
-    OUT/train/chunk-0-0.bin  chunk-0-1.bin …     at most 64 MiB each
-    OUT/val/…
-
-A chunk (litdata/streaming/writer.py, `_create_chunk`); an item is a block:
+litdata: `StreamingDataset(OUT/train, item_loader=TokensLoader(block_size=block_tokens))`. `OUT/train/index.json` lists
+`chunk-0-0.bin`, `chunk-0-1.bin`, …, each of at most 64 MiB (litdata/streaming/writer.py, `_create_chunk` and `get_config`;
+config.py). The items' type `no_header_tensor:16` is a one-dimensional int32 tensor (litdata/constants.py), the same bits as
+uint32 for every id below 2**31. An item is a block, so that `TokensLoader`, which cuts each chunk by itself, leaves nothing
+out:
 
     offset      type       field
     0           u32        N = number of items
     4           u32[N + 1] where each item begins, from the file's beginning; the last is the file's size
     8 + 4 N     bytes      the items one after another: block_tokens × int32 each
 
-`index.json` (ibid., `get_config`, and litdata/streaming/config.py) lists the chunks with their bytes (`chunk_bytes`), items
-(`chunk_size`) and tokens (`dim`), and the type of an item: `no_header_tensor:16` is a one-dimensional torch tensor of int32
-(litdata/constants.py), the same bits as uint32 for every id below 2**31. A chunk's blocks divide it exactly, so that
-`TokensLoader`, which cuts each chunk by itself, leaves nothing out.
+MosaicML Streaming: `StreamingDataset(local=OUT, split="train", batch_size=…)`, column `tokens`. The shards
+`OUT/train/shard.00000.mds`, … are like litdata's chunks, with a configuration in JSON between offsets and samples
+(streaming/base/format/mds/writer.py, `encode_joint_shard`). `ndarray:uint16:512` where every id fits 16 bits, else
+`ndarray:uint32:512`, is an array whose bytes are all there is of a sample (ibid., `encodings.NDArray`). `index.json`
+repeats the configuration for each shard (ibid., `base/writer.py`, `_write_index`).
 
-MosaicML Streaming: `StreamingDataset(local=OUT, split="train", batch_size=…)`, column `tokens`
-
-    OUT/train/index.json
-    OUT/train/shard.00000.mds  shard.00001.mds …     at most 64 MiB each
-    OUT/val/…
-
-A shard (streaming/base/format/mds/writer.py, `encode_joint_shard`) is like a chunk of litdata, with the shard's
-configuration, JSON of any length, between the offsets and the first sample, a block. The one column `tokens` is
-`ndarray:uint16:512` where every id fits 16 bits, `ndarray:uint32:512` elsewhere (512 being block_tokens). Type and shape
-are fixed, so a sample is the array's bytes alone (ibid., `encodings.NDArray`). `index.json` (ibid., `base/writer.py`,
-`_write_index`) repeats the configuration for each shard, with its name, bytes and samples.
-
-llm.c and its descendants (modded-nanogpt and others)
-
-    OUT/train_000000.bin  train_000001.bin …     at most 100 million tokens each
-    OUT/val_000000.bin …
-
-A file (karpathy/llm.c, dev/data/data_common.py, `write_datafile`):
+llm.c and its descendants (modded-nanogpt and others): `OUT/train_000000.bin`, …, of at most 100 million tokens each
+(karpathy/llm.c, dev/data/data_common.py, `write_datafile`):
 
     offset    type              field
     0         i32               magic = 20240520 (`gpt-2`) or 20240801 (`llama-3`)
@@ -58,11 +37,9 @@ A file (karpathy/llm.c, dev/data/data_common.py, `write_datafile`):
     12        i32[253]          0
     1024      u16[N] or u32[N]  the tokens: u16 in `gpt-2`, u32 in `llama-3`
 
-`gpt-2` is written where every id fits 16 bits: train_gpt2.c, train_gpt2.cu and train_gpt2.py read it. Elsewhere it is
-`llama-3`, which train_llama3.py reads. The readers take T + 1 tokens at a time and go on by T (llmc/dataloader.h,
-`dataloader_load_batch`), so that each token has its successor as its target. Therefore one token follows a file's blocks:
-the first of the next file, or EOS. With it, T = block_tokens and a batch of one row every block comes back as it is;
-without it each file's last block would be lost.
+`gpt-2` is written where every id fits 16 bits; only train_llama3.py reads `llama-3`. The readers take T + 1 tokens and go
+on by T (llmc/dataloader.h), so each token has its successor as its target: one token follows a file's blocks, the first of
+the next file or EOS. With T = block_tokens and a batch of one row, every block comes back as it is.
 """
 
 from __future__ import annotations
@@ -120,8 +97,8 @@ class Export:
             file.write(after)
             return file.tell()
 
-    def write_chunks(self, split: Split, name: str, dtype: str, *, config: bytes = b"") -> list[tuple[str, int, range]]:
-        """The files of litdata, and with a `config` of MosaicML Streaming: the name, bytes and blocks of each."""
+    def write_chunks(self, split: Split, name: str, dtype: str, config: bytes = b"") -> list[tuple[str, int, int]]:
+        """Files of litdata, and with a `config` of MosaicML Streaming: the name, bytes and items of each."""
         (self.directory / split.name).mkdir()
         item_bytes, chunks = split.block_tokens * np.dtype(dtype).itemsize, []
         blocks_per_file = (_FILE_BYTES - 8 - len(config)) // (bin_bytes(1, split.block_tokens) + 4)
@@ -129,7 +106,7 @@ class Export:
             path, begin = self.directory / split.name / name.format(number), 8 + 4 * len(blocks) + len(config)
             offsets = begin + item_bytes * np.arange(len(blocks) + 1)
             head = np.concatenate([[len(blocks)], offsets]).astype("<u4").tobytes() + config
-            chunks.append((path.name, self.write(path, split, blocks, dtype, before=head), blocks))
+            chunks.append((path.name, self.write(path, split, blocks, dtype, before=head), len(blocks)))
         return chunks
 
 
@@ -169,23 +146,15 @@ def _link(source: Path, target: Path) -> None:
 def export_litdata(export: Export) -> None:
     for split in export.splits:
         chunks = [
-            {
-                "chunk_bytes": num_bytes,
-                "chunk_size": len(blocks),
-                "dim": len(blocks) * split.block_tokens,
-                "filename": name,
-            }
-            for name, num_bytes, blocks in export.write_chunks(split, "chunk-0-{}.bin", "<i4")
+            {"chunk_bytes": num_bytes, "chunk_size": num_items, "dim": num_items * split.block_tokens, "filename": name}
+            for name, num_bytes, num_items in export.write_chunks(split, "chunk-0-{}.bin", "<i4")
         ]
-        config = {
+        config: dict[str, Any] = {
             "chunk_bytes": _FILE_BYTES,
-            "chunk_size": None,
-            "compression": None,
             "data_format": ["no_header_tensor:16"],
             "data_spec": _LEAF,
-            "encryption": None,
-            "item_loader": "TokensLoader",
         }
+        config |= {"chunk_size": None, "compression": None, "encryption": None, "item_loader": "TokensLoader"}
         # What a cache of a remote directory is known by; litdata writes the time.
         content = {"chunks": chunks, "config": config, "updated_at": export.shard_set.fingerprint[:16]}
         write_json(export.directory / split.name / "index.json", content)
@@ -197,22 +166,14 @@ def export_mds(export: Export) -> None:
         "column_encodings": [f"ndarray:{dtype.name}:{block_tokens}"],
         "column_names": ["tokens"],
         "column_sizes": [block_tokens * dtype.itemsize],
-        "compression": None,
-        "format": "mds",
-        "hashes": [],
-        "size_limit": _FILE_BYTES,
-        "version": 2,
     }
+    config |= {"compression": None, "format": "mds", "hashes": [], "size_limit": _FILE_BYTES, "version": 2}
     encoded = json.dumps(config, sort_keys=True).encode()
     for split in export.splits:
         shards = [
-            {
-                **config,
-                "raw_data": {"basename": name, "bytes": num_bytes, "hashes": {}},
-                "samples": len(blocks),
-                "zip_data": None,
-            }
-            for name, num_bytes, blocks in export.write_chunks(split, "shard.{:05}.mds", dtype.str, config=encoded)
+            config
+            | {"raw_data": {"basename": name, "bytes": num_bytes, "hashes": {}}, "samples": num_items, "zip_data": None}
+            for name, num_bytes, num_items in export.write_chunks(split, "shard.{:05}.mds", dtype.str, encoded)
         ]
         write_json(export.directory / split.name / "index.json", {"shards": shards, "version": config["version"]})
 

@@ -205,18 +205,15 @@ def open_datatrove(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
             f"{path}: has a loss mask ({path.name}.loss), which a shard set can't hold; move it elsewhere to import "
             "the tokens without it"
         )
-    if file_bytes(ends_path) % 8:
-        raise InputError(
-            f"{ends_path}: expected a multiple of 8 bytes, found {file_bytes(ends_path):,}; the file is truncated"
-        )
     ends = _map_array(ends_path, "<u8")
     num_tokens = int(ends[-1]) if len(ends) else 0
     # Only the file's size shows what a token is.
     dtype = {num_tokens * 2: "<u2", num_tokens * 4: "<u4"}.get(file_bytes(path))
-    if dtype is None:
+    if dtype is None or file_bytes(ends_path) % 8:
         raise InputError(
-            f"{path}: expected 2 or 4 bytes for each of the {num_tokens:,} tokens that its index ends with, found "
-            f"{file_bytes(path):,} bytes; one of the two is truncated, or of another file"
+            f"{path}: expected 2 or 4 bytes for each of the {num_tokens:,} tokens that its index of "
+            f"{file_bytes(ends_path):,} bytes ends with, found {file_bytes(path):,}; one of the two is truncated, or of "
+            "another file"
         )
     _check_rising(ends_path, ends, "the end of document")
     shard = shards_of(path.parent.parent).get(path.name.removesuffix(TOKENS_SUFFIX))

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -18,10 +19,8 @@ import numpy as np
 from blake3 import blake3
 
 from shards.common.files import regular_file_bytes
-from shards.common.text import percent, plural
 from shards.index import Index, Int64s
 from shards.layout import EXAMPLE_CHARS, EXAMPLES_PER_SET, LEFT_OUT_NAME
-from shards.manifest import Manifest
 from shards.order import epoch_order, mix_64
 from shards.reader import ShardSet
 from shards.report.tokens import TokenCounter
@@ -195,13 +194,10 @@ def bin_edges(block_tokens: int, shortest: int, longest: int) -> list[int]:
     >>> bin_edges(64, 20, 100)
     [16, 23, 32, 45, 64, 91, 128]
     """
-    edges, exponent = {1}, -_BINS_PER_DOUBLING * block_tokens.bit_length()
-    while max(edges) <= longest:
-        edges.add(max(1, round(block_tokens * 2 ** (exponent / _BINS_PER_DOUBLING))))
-        exponent += 1
-    ascending = sorted(edges)
-    begin = max(number for number, edge in enumerate(ascending) if edge <= max(1, shortest))
-    return ([0] if shortest < 1 else []) + ascending[begin:]
+    edges, exponents = [0, 1], itertools.count(-_BINS_PER_DOUBLING * block_tokens.bit_length())
+    while edges[-1] <= longest:
+        edges.append(max(1, round(block_tokens * 2 ** (next(exponents) / _BINS_PER_DOUBLING))))
+    return [edge for edge, following in itertools.pairwise([*sorted(set(edges)), math.inf]) if following > shortest]
 
 
 def read_examples(shard_set: ShardSet) -> dict[str, list[str]]:
@@ -220,20 +216,3 @@ def read_examples(shard_set: ShardSet) -> dict[str, list[str]]:
                 if isinstance(text, str) and len(texts) < EXAMPLES_PER_SET:
                     texts.append(text[:EXAMPLE_CHARS])
     return {reason: texts for reason, texts in examples.items() if texts}
-
-
-def summary(manifest: Manifest, statistics: Statistics) -> list[str]:
-    """The main numbers, a line each."""
-    lengths, use, found = statistics.lengths, statistics.tokens, statistics.duplicates
-    short = percent(lengths.between(0, manifest.block_tokens - 1).num_documents, lengths.num_documents)
-    lost, total = lengths.num_lost_tokens, lengths.num_tokens
-    is_sample = use.num_counted_blocks < manifest.total("num_blocks")
-    rows = {
-        "documents": f"{lengths.num_documents:,}, median {plural(lengths.quantile(50), 'token')}; "
-        f"{short} are shorter than a block",
-        "tutorial": f"would drop {lost:,} of {total:,} tokens ({percent(lost, total)})",
-        "vocabulary": f"{len(use.ranking):,} of {manifest.tokenizer.vocab_size - 1:,} entries occur"
-        + (f" in a sample of {plural(use.num_counted_blocks, 'block')}" if is_sample else ""),
-        "duplicates": f"{found.num_duplicates:,} of {plural(found.num_compared, 'document')} compared",
-    }
-    return [f"  {name:11} {row}" for name, row in rows.items()]

@@ -68,8 +68,8 @@ class HubReference:
         revision = f"@{self.revision}" if self.revision else ""
         if not self.is_dataset and not self.path:
             return f"{self.hub}:{self.repository}{revision}"
-        if self.revision and not self.revision.startswith("refs/"):
-            revision = f"@{quote(self.revision, safe='')}"
+        if not revision.startswith("@refs/"):
+            revision = quote(revision, safe="@")
         path = f"/{self.path}" if self.path else ""
         return f"{self.hub}://{'datasets/' if self.is_dataset else ''}{self.repository}{revision}{path}"
 
@@ -122,12 +122,12 @@ def resolve(reference: HubReference, *, seconds: float = ANSWER_SECONDS) -> HubR
     Raises `InputError`: no such repository or revision, no permission, no answer in `seconds`.
     """
     api, where = client(reference.hub), reference.keywords
+    if reference.hub == "hf" and _COMMIT.fullmatch(reference.revision or ""):
+        return reference
     with server_errors(reference):
         if reference.hub == "ms":
             within(seconds, lambda: api.legacy.get_repo_info(reference.repository, where["repo_type"]))
             return dataclasses.replace(reference, revision=where["revision"])
-        if reference.revision and _COMMIT.fullmatch(reference.revision):
-            return reference
         commit = within(seconds, lambda: api.repo_info(**where, timeout=seconds)).sha
     if not commit:
         raise InputError(f"{reference}: the server doesn't answer as a hub does (no commit); is HF_ENDPOINT right?")
@@ -199,11 +199,8 @@ def _model_scope_entries(reference: HubReference) -> list[dict[str, Any]]:
     """The files below a reference as ModelScope lists them, without those that would lead out of a directory."""
     with server_errors(reference):
         entries = client("ms").legacy.list_repo_files(**reference.keywords, root=reference.path or None)
-    return [
-        entry
-        for entry in entries
-        if entry.get("Type") != "tree" and not {"", ".", ".."} & set(str(entry.get("Path", "")).split("/"))
-    ]
+    files = [entry for entry in entries if entry.get("Type") != "tree"]
+    return [entry for entry in files if not {"", ".", ".."} & set(str(entry.get("Path", "")).split("/"))]
 
 
 def snapshot(reference: HubReference, directory: Path, patterns: list[str], *, shows_bars: bool = False) -> Path:
@@ -211,8 +208,8 @@ def snapshot(reference: HubReference, directory: Path, patterns: list[str], *, s
 
     They lie as in the repository below `directory`; where the reference itself lies is returned. Raises `InputError`.
     """
-    wanted = [reference.at(pattern).path for pattern in patterns]
     with server_errors(reference):
+        wanted = [reference.at(pattern).path for pattern in patterns]
         _download(reference, wanted, shows_bars=shows_bars, local_dir=directory)
     return directory / reference.path
 

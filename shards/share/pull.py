@@ -55,11 +55,8 @@ def pull(
         found = source.below(partial)
         found.mkdir(parents=True, exist_ok=True)
         files = list(manifest.files())
-        missing = [
-            file
-            for path, file in ((found / file.name, file) for file in files)
-            if not (path.is_file() and path.stat().st_size == file.num_bytes)
-        ]
+        sizes = {path: path.stat().st_size for path in found.rglob("*") if path.is_file()}
+        missing = [file for file in files if sizes.get(found / file.name) != file.num_bytes]
         check_room(partial, sum(file.num_bytes for file in missing), "choose another directory (--out, XDG_CACHE_HOME)")
         size = size_text(sum(file.num_bytes for file in files))
         kept = f", {plural(len(files) - len(missing), 'file')} of it here already" if len(missing) < len(files) else ""
