@@ -280,13 +280,10 @@ def test_wrong_arguments_of_functions_are_a_value_error_that_names_them(tmp_path
 REFUSED: list[tuple[str, str]] = [
     ("subset SET --out OUT --fraction 1e999999999", "--fraction: expected a number such as 0.5 or 1/3"),
     ("subset SET --out OUT --fraction 0.5 --tokens 5", "not allowed with"),
-    ("subset SET --out SET/within --fraction 0.5", "lies within the shard set"),
     ("split SET --out OUT --parts 0", "--parts: expected at least 1"),
     ("split SET --out OUT --parts 400", r"OUT-\d+: would be empty"),
     ("split SET --out OUT --fractions 0.5,", "--fractions: expected a number"),
     ("split SET --out / --parts 2", "--out: expected the beginning of a name"),
-    ("merge SET --out SET", "exists already"),
-    ("merge SET --out .", "expected the name of a directory"),
 ]
 
 

@@ -21,7 +21,6 @@ import shards
 from shards.__main__ import main
 from shards.common.errors import InputError
 from shards.exchange import arrow, command, exporting
-from shards.exchange.exporting import cut_files
 from shards.layout import SPLITS
 from shards.verify import verify
 from tests.conftest import directory_bytes
@@ -269,11 +268,3 @@ def test_an_empty_split_is_left_out_and_not_exported_alone(tmp_path: Path, monke
         run("export", tmp_path / "set", "--to", "hf")
     with pytest.raises(InputError, match="no block in val; nothing to export"):
         run("export", ".", "--to", "hf", "--split", "val", "--out", tmp_path / "val alone")
-
-
-@pytest.mark.parametrize(("num_blocks", "per_file"), [(1, 3), (3, 3), (10, 4), (11, 4), (7, 0)])
-def test_files_hold_every_block_once_and_about_as_many_each(num_blocks: int, per_file: int) -> None:
-    files = cut_files(num_blocks, per_file)
-    assert [block for file in files for block in file] == list(range(num_blocks))
-    sizes = [len(file) for file in files]
-    assert all(1 <= size <= max(1, per_file) for size in sizes) and max(sizes) - min(sizes) <= 1
