@@ -12,8 +12,7 @@ from shards.common.text import plural
 from shards.manifest import Manifest
 from shards.report.document import render
 from shards.report.plot import Axis, Bar, Chart, Legend, Line, Parts, count_axis, log_axis
-from shards.report.statistics import MAX_SHOWN_TOKENS, Lengths, Statistics
-from shards.report.tokens import is_whole
+from shards.report.statistics import MAX_SHOWN_TOKENS, Lengths, Statistics, is_whole
 from shards.tokenizer_files import Vocabulary
 
 PROGRAM = "shards report"

@@ -9,29 +9,37 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 from blake3 import blake3
 
+from shards.common.errors import InputError
 from shards.common.files import regular_file_bytes
 from shards.index import Index, Int64s
 from shards.layout import EXAMPLE_CHARS, EXAMPLES_PER_SET, LEFT_OUT_NAME
 from shards.order import epoch_order, mix_64
-from shards.reader import ShardSet
-from shards.report.tokens import TokenCounter
+from shards.reader import ShardSet, Tokens
 from shards.show import Segment, segments
-from shards.tokenizer_files import read_vocabulary
+from shards.tokenizer_files import Vocabulary, read_vocabulary
 
 MAX_COUNTED_TOKENS = 1 << 29
 MAX_COMPARED_DOCUMENTS = 1 << 22
 NUM_EXCERPTS = 10
 MAX_SHOWN_TOKENS = 1024  # of an excerpt
 MAX_EXAMPLES_BYTES = 1 << 20  # of what was left out
+_CHUNK_TOKENS = 1 << 20
+# A byte that no UTF-8 text holds: it separates parts of characters that don't follow each other in the text.
+_SEPARATOR = b"\xff"
+
+_SCRIPT_OF_WORD = {"CJK": "Han", "IDEOGRAPHIC": "Han", "LATIN": "Latin", "CYRILLIC": "Cyrillic"}
+_SCRIPT_OF_WORD |= {"HIRAGANA": "kana", "KATAKANA": "kana", "HANGUL": "hangul"}
 # Edges of the histogram's bins are the block size times powers of the square root of two.
 _BINS_PER_DOUBLING = 2
 
@@ -216,3 +224,81 @@ def read_examples(shard_set: ShardSet) -> dict[str, list[str]]:
                 if isinstance(text, str) and len(texts) < EXAMPLES_PER_SET:
                     texts.append(text[:EXAMPLE_CHARS])
     return {reason: texts for reason, texts in examples.items() if texts}
+
+
+class TokenCounter:
+    """Counts tokens and the characters that they spell.
+
+    Most tokens are whole characters: their counts say it all. The others hold parts of characters, and are decoded
+    together with their neighbors.
+    """
+
+    def __init__(self, shard_set: ShardSet, vocabulary: Vocabulary) -> None:
+        self._shard_set, self._vocabulary = shard_set, vocabulary
+        self.num_counted_blocks = 0
+        self._counts: Int64s = np.zeros(shard_set.vocab_size, dtype=np.int64)
+        self._characters = Counter[str]()
+        pieces = [vocabulary.piece(token) for token in range(shard_set.vocab_size)]
+        self._is_partial = np.array([not is_whole(piece) for piece in pieces])
+        # Of such tokens, the pieces, and then the same after a separator.
+        self._partial_number = np.cumsum(self._is_partial) - 1
+        partial = [pieces[token] for token in np.flatnonzero(self._is_partial).tolist()]
+        self._partial_pieces = partial + [_SEPARATOR + piece for piece in partial]
+
+    def add(self, blocks: Tokens) -> None:
+        """Count blocks that follow each other, shape `(n, block_tokens)`; not a character that either end cuts in two."""
+        self.num_counted_blocks += len(blocks)
+        tokens = blocks.reshape(-1)
+        for start in range(0, len(tokens), _CHUNK_TOKENS):
+            chunk = tokens[start : start + _CHUNK_TOKENS].astype(np.int64)
+            counts = np.bincount(chunk)
+            if len(counts) > len(self._counts):
+                raise InputError(
+                    f"{self._shard_set.path}: expected ids below {len(self._counts):,}, found {len(counts) - 1:,}; "
+                    "see `python -m shards verify`"
+                )
+            self._counts[: len(counts)] += counts
+            places = np.flatnonzero(self._is_partial[chunk])
+            numbers = self._partial_number[chunk[places]]
+            numbers[np.diff(places, prepend=-2) > 1] += len(self._partial_pieces) // 2
+            content = b"".join(map(self._partial_pieces.__getitem__, numbers.tolist()))
+            self._characters.update(content.decode("utf-8", "ignore"))
+
+    @functools.cached_property
+    def ranking(self) -> list[tuple[int, int]]:
+        """Each id that occurs, EOS aside, and its count: the most frequent first, then by id. Take it after all tokens."""
+        counts = self._counts.copy()
+        counts[self._shard_set.eos_id] = 0
+        order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+        return list(zip(order.tolist(), counts[order].tolist(), strict=True))
+
+    def scripts(self) -> dict[str, int]:
+        """How many characters belong to each script, the most frequent first."""
+        characters = self._characters.copy()
+        for token, count in self.ranking:
+            if not self._is_partial[token]:
+                for character in self._vocabulary.piece(token).decode():
+                    characters[character] += count
+        scripts = Counter[str]()
+        for character, number in characters.items():
+            scripts[script_of(character)] += number
+        return dict(scripts.most_common())
+
+
+def is_whole(piece: bytes) -> bool:
+    """Whether these are whole characters in UTF-8."""
+    return piece.decode("utf-8", "ignore").encode() == piece
+
+
+def script_of(character: str) -> str:
+    """The script of a letter, or the kind of any other character, by Unicode's category and name."""
+    if character.isspace():
+        return "white space"
+    category = unicodedata.category(character)
+    if category == "Nd":
+        return "digits"
+    if category[0] in "PS":
+        return "punctuation"
+    words = unicodedata.name(character, "").replace("-", " ").split()
+    scripts = [_SCRIPT_OF_WORD[word] for word in words if word in _SCRIPT_OF_WORD]
+    return scripts[0] if scripts else "other letters" if category[0] in "LM" else "other"

@@ -15,16 +15,8 @@ from shards.common.server_errors import server_errors, within
 from shards.common.urls import file_system, in_parallel, join, listing, read_bytes, remove
 from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, LEFT_OUT_NAME, MANIFEST_NAME, REJECTED_NAME, TOKENIZER_DIRECTORY
 from shards.manifest import FileEntry
-from shards.share.hub import (
-    ANSWER_SECONDS,
-    HubReference,
-    client,
-    is_reference,
-    list_files,
-    parse_reference,
-    resolve,
-    snapshot,
-)
+from shards.share import hub
+from shards.share.hub import HubReference
 
 CARD_NAME = "README.md"
 CARD_MARK = "<!-- written by tokenize-once; a card without this line is left as it is -->"
@@ -48,16 +40,16 @@ class HubFolder:
 
     def read(self, name: str) -> bytes | None:
         """A small file; None: it isn't there."""
-        at = resolve(self.reference)
+        at = hub.resolve(self.reference)
         if at.hub == "hf":
             return read_bytes(str(at.at(name)))
         with tempfile.TemporaryDirectory() as temporary:
-            path = snapshot(at, Path(temporary), [name]) / name
+            path = hub.snapshot(at, Path(temporary), [name]) / name
             return path.read_bytes() if path.is_file() else None
 
     def sizes(self) -> dict[str, int]:
         """The bytes of each file that is there."""
-        return {name: file.num_bytes for name, file in list_files(resolve(self.reference)).items()}
+        return {name: file.num_bytes for name, file in hub.list_files(hub.resolve(self.reference)).items()}
 
     def below(self, directory: Path) -> Path:
         """Where the files lie in a `directory` to which they are fetched."""
@@ -65,7 +57,7 @@ class HubFolder:
 
     def fetch(self, files: list[FileEntry], directory: Path, progress: Progress, *, shows_bars: bool) -> None:
         """Fetch what is missing of a set, which the client knows itself; with `shows_bars` it shows its own bars."""
-        snapshot(self.reference, directory, _SET_PATTERNS, shows_bars=shows_bars)
+        hub.snapshot(self.reference, directory, _SET_PATTERNS, shows_bars=shows_bars)
 
     def put(self, directory: Path, names: Collection[str]) -> None:
         """Put the files `names` of the set in `directory`, all but its manifest."""
@@ -81,23 +73,24 @@ class HubFolder:
             self._upload(Path(temporary), ["*"], "Manifest of a shard set")
 
     def _upload(self, directory: Path, patterns: list[str], message: str) -> None:
-        options: dict[str, Any] = {"folder_path": directory, "path_in_repo": self.reference.path}
-        options |= {"allow_patterns": patterns, "commit_message": message}
-        if self.reference.hub == "ms":
-            options["use_cache"] = False  # its notes on what has arrived would be a file in `directory`
+        # With a cache, notes on what has arrived would be a file in `directory`.
+        options: dict[str, Any] = {"use_cache": False} if self.reference.hub == "ms" else {}
+        options |= {**self.reference.keywords, "path_in_repo": self.reference.path, "commit_message": message}
         with server_errors(self):
-            client(self.reference.hub).upload_folder(**self.reference.keywords, **options)
+            hub.client(self.reference.hub).upload_folder(folder_path=directory, allow_patterns=patterns, **options)
 
     def remove(self, names: Collection[str]) -> None:
+        if not names:
+            return
         paths = [self.reference.at(name).path for name in sorted(names)]
         options = {**self.reference.keywords, "commit_message": "Files of a shard set that is replaced"}
         with server_errors(self):
-            if paths and self.reference.hub == "hf":
+            if self.reference.hub == "ms":
+                hub.client("ms").delete_files(**options, file_paths=paths)
+            else:
                 from huggingface_hub import CommitOperationDelete
 
-                client("hf").create_commit(**options, operations=[CommitOperationDelete(path) for path in paths])
-            elif paths:
-                client("ms").delete_files(**options, file_paths=paths)
+                hub.client("hf").create_commit(**options, operations=[CommitOperationDelete(path) for path in paths])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,23 +140,23 @@ class StoreFolder:
 
 def remote_to_read(url: str) -> HubFolder | StoreFolder:
     """What `url` shows now, at one commit. Raises `InputError`."""
-    return HubFolder(resolve(parse_reference(url))) if is_reference(url) else StoreFolder(url.rstrip("/"))
+    return HubFolder(hub.resolve(hub.parse_reference(url))) if hub.is_reference(url) else StoreFolder(url.rstrip("/"))
 
 
 def remote_to_write(url: str) -> HubFolder | StoreFolder:
     """A data set on a hub, at a branch, or the files below a URL; a repository that isn't there is made, a private one."""
-    if not is_reference(url):
+    if not hub.is_reference(url):
         return StoreFolder(url.rstrip("/"))
-    reference = parse_reference(url)
+    reference = hub.parse_reference(url)
     if not reference.is_dataset:
         raise InputError(f"{reference}: expected a data set, such as {reference.hub}://datasets/USER/NAME/FOLDER")
-    api, repository = client(reference.hub), {"repo_id": reference.repository, "repo_type": "dataset"}
+    api, repository = hub.client(reference.hub), {"repo_id": reference.repository, "repo_type": "dataset"}
     with server_errors(reference):
         if reference.hub == "hf":
-            within(ANSWER_SECONDS, lambda: api.create_repo(**repository, private=True, exist_ok=True))
+            within(hub.ANSWER_SECONDS, lambda: api.create_repo(**repository, private=True, exist_ok=True))
         else:
             from modelscope_hub.errors import AlreadyExistsError
 
             with contextlib.suppress(AlreadyExistsError):
-                within(ANSWER_SECONDS, lambda: api.create_repo(**repository, visibility="private"))
+                within(hub.ANSWER_SECONDS, lambda: api.create_repo(**repository, visibility="private"))
     return HubFolder(reference)

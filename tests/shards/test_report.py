@@ -29,8 +29,7 @@ from shards.common.text import printable
 from shards.report import statistics as statistics_module
 from shards.report.page import padding_classes, spans
 from shards.report.plot import Axis, Bar, Chart, Line, count_axis, linear_axis, log_axis
-from shards.report.statistics import bin_edges, compute, sample_blocks
-from shards.report.tokens import script_of
+from shards.report.statistics import bin_edges, compute, sample_blocks, script_of
 from shards.tokenizer_files import read_vocabulary
 from shards.unread import UnreadEntry
 from shards.verify import verify
