@@ -80,17 +80,13 @@ def read_litdata(out: Path, split: str, width: int) -> list[np.ndarray]:
     found = []
     for number, chunk in enumerate(index["chunks"]):
         assert chunk["filename"] == f"chunk-0-{number}.bin"
-        content = (out / split / chunk["filename"]).read_bytes()
-        num_items = chunk["chunk_size"]
+        content, num_items = (out / split / chunk["filename"]).read_bytes(), chunk["chunk_size"]
         assert len(content) == chunk["chunk_bytes"] and np.frombuffer(content, "<u4", 1)[0] == num_items
+        # TokensLoader passes over the header and cuts `dim` tokens into blocks; each is an item by itself, too.
         offsets = np.frombuffer(content, "<u4", num_items + 1, 4).tolist()
-        assert offsets[0] == (1 + num_items + 1) * 4 and offsets[-1] == len(content)
-        # TokensLoader passes over the header and cuts `dim` tokens into blocks; an item by itself is the same.
-        tokens = np.frombuffer(content, "<i4", chunk["dim"], (1 + num_items + 1) * 4)
-        assert chunk["dim"] == num_items * width
-        items = [np.frombuffer(content[begin:end], "<i4") for begin, end in itertools.pairwise(offsets)]
-        assert np.array_equal(tokens.reshape(-1, width), items)
-        found += items
+        assert offsets == list(range((num_items + 2) * 4, len(content) + 1, width * 4))
+        tokens = np.frombuffer(content, "<i4", chunk["dim"], offsets[0])
+        found += list(tokens.reshape(num_items, width))
     return found
 
 
@@ -135,16 +131,10 @@ def read_parquet(out: Path, split: str, width: int) -> list[np.ndarray]:
 
 def read_hf(out: Path, split: str, width: int) -> list[np.ndarray]:
     name = {"train": "train", "val": "validation"}[split]
-    assert name in json.loads((out / "dataset_dict.json").read_bytes())["splits"]
-    found = []
-    for entry in json.loads((out / name / "state.json").read_bytes())["_data_files"]:
-        with pyarrow.ipc.open_stream(out / name / entry["filename"]) as reader:
-            assert reader.schema.field("input_ids").type == pyarrow.list_(pyarrow.int32(), width)
-            found += [row for batch in reader for row in batch.column(0).flatten().to_numpy().reshape(-1, width)]
     dataset = datasets.load_from_disk(str(out))[name]
-    assert np.array_equal(dataset.with_format("numpy")["input_ids"][:], found)
-    assert dataset.split == name and dataset[0]["input_ids"] == found[0].tolist()
-    return found
+    column = dataset.data.column("input_ids")
+    assert dataset.split == name and column.type == pyarrow.list_(pyarrow.int32(), width)
+    return list(dataset.with_format("numpy")["input_ids"][:])
 
 
 READERS: dict[str, Callable[[Path, str, int], list[np.ndarray]]] = {
