@@ -71,9 +71,8 @@ class Lengths:
 
     def quantile(self, percent: int) -> int:
         """The smallest length that `percent` of the documents don't exceed."""
-        lengths = sorted(self.counts)
-        totals = np.cumsum([self.counts[length] for length in lengths])
-        return lengths[int(np.searchsorted(totals * 100, self.num_documents * percent))]
+        weights = list(self.counts.values())
+        return int(np.percentile(list(self.counts), percent, weights=weights, method="inverted_cdf"))
 
     def bins(self) -> list[tuple[int, int, Lengths]]:
         """All documents by classes of lengths, each with its first and its last length."""

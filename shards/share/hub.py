@@ -75,15 +75,12 @@ class HubReference:
 
 
 def is_reference(text: str) -> bool:
-    """Whether `text` is meant as something on a hub: `hf:…` or `ms:…`, URLs included."""
+    """Whether `text` is meant as something on a hub, URLs included."""
     return text.startswith(("hf:", "ms:"))
 
 
 def parse_reference(text: str) -> HubReference:
-    """What `text` names: a model `hf:ORG/NAME[@REVISION]`, or a URL `hf://datasets/ORG/NAME[@REVISION][/PATH]`.
-
-    Raises `InputError`.
-    """
+    """A model `hf:ORG/NAME[@REVISION]`, or a URL `hf://datasets/ORG/NAME[@REVISION][/PATH]`. Raises `InputError`."""
     hub: HubName = "ms" if text.startswith("ms:") else "hf"
     if (name := _NAME.fullmatch(text)) and ".." not in text:
         return HubReference(hub=hub, repository=name[1], revision=name[2])
@@ -135,18 +132,14 @@ def resolve(reference: HubReference, *, seconds: float = ANSWER_SECONDS) -> HubR
 
 
 def pin_url(url: str) -> str:
-    """`hf://datasets/ORG/NAME/FILE` with the commit that it means now: what the URL shows doesn't change any more.
-
-    Other URLs stay as they are. Raises `InputError`.
-    """
+    """`hf://datasets/ORG/NAME/FILE` with the commit that it means now; other URLs stay as they are. Raises `InputError`."""
     return str(resolve(parse_reference(url))) if url.startswith("hf://") and _URL.fullmatch(url) else url
 
 
 def small_files(reference: HubReference, *names: str) -> Path:
     """The directory with the files `names` of a repository, those that it has: from the hub's cache, else fetched to it.
 
-    Once there they are never asked for again. Raises `InputError`: no such repository, no network, no permission;
-    `NoSuchFile` if the first isn't in the repository.
+    Once there they are never asked for again. Raises `InputError`, `NoSuchFile` if the first isn't in the repository.
     """
     try:
         directory = _download(reference, names, local_files_only=True)

@@ -84,9 +84,9 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     return Place(
         url,
         lambda: {
-            name.removeprefix(folder): content
-            for name, content in served.files("datasets/org/set").items()
-            if name.startswith(folder) and name not in _OF_HUB
+            name: content
+            for path, content in served.files("datasets/org/set").items()
+            if path.startswith(folder) and (name := path.removeprefix(folder)) not in _OF_HUB
         },
         lambda name, content: served.put("datasets/org/set", folder + name, content),
     )
