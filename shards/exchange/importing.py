@@ -23,6 +23,7 @@ from blake3 import blake3
 from shards.common.errors import InputError, choice
 from shards.common.files import check_digest, file_digest
 from shards.exchange.token_files import Batch, TokenFile, file_bytes
+from shards.layout import SPLITS
 from shards.manifest import EMPTY, Manifest, Packing, SourceEntry
 from shards.order import DEFAULT_SEED, check_seed
 from shards.packing import Ids, Lengths
@@ -87,7 +88,7 @@ def import_files(
             num_records[batch.path] += len(sizes)
             left_out.update({EMPTY: int((sizes == 0).sum())})
             is_val = held_out(tokens, starts, sizes, settings)
-            for name, chosen in (("train", ~is_val & (sizes > 0)), ("val", is_val & (sizes > 0))):
+            for name, chosen in zip(SPLITS, (~is_val & (sizes > 0), is_val & (sizes > 0)), strict=True):
                 if chosen.any():
                     yield name, *closed(tokens, starts[chosen], sizes[chosen], eos_id)
             progress(batch.tokens.nbytes)

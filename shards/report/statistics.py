@@ -7,12 +7,12 @@ counted. Memory doesn't grow with the text: the index of one shard, and a number
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import functools
 import itertools
 import json
-import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -204,7 +204,8 @@ def bin_edges(block_tokens: int, shortest: int, longest: int) -> list[int]:
     edges, exponents = [0, 1], itertools.count(-_BINS_PER_DOUBLING * block_tokens.bit_length())
     while edges[-1] <= longest:
         edges.append(max(1, round(block_tokens * 2 ** (next(exponents) / _BINS_PER_DOUBLING))))
-    return [edge for edge, following in itertools.pairwise([*sorted(set(edges)), math.inf]) if following > shortest]
+    ascending = sorted(set(edges))
+    return ascending[bisect.bisect(ascending, shortest) - 1 :]
 
 
 def read_examples(shard_set: ShardSet) -> dict[str, list[str]]:
