@@ -132,12 +132,10 @@ def check_ids(batch: Batch, vocab_size: int) -> None:
     tokens = batch.tokens
     if len(tokens) and not (tokens.min() >= 0 and tokens.max() < vocab_size):
         position = int(np.argmax((tokens >= vocab_size) | (tokens < 0)))
-        ends = np.cumsum(batch.lengths)
-        number = int(np.searchsorted(ends, position, side="right"))
+        number = batch.first + int(np.searchsorted(np.cumsum(batch.lengths), position, side="right"))
         raise InputError(
-            f"{batch.path}: document {batch.first + number:,}, token "
-            f"{position - int(ends[number] - batch.lengths[number]):,}: expected an id from 0 to {vocab_size - 1:,}, found "
-            f"{int(tokens[position]):,}; is this the tokenizer that made the ids?"
+            f"{batch.path}: document {number:,}: expected ids from 0 to {vocab_size - 1:,}, found "
+            f"{int(tokens[position]):,}; is this the tokenizer that made them?"
         )
 
 

@@ -150,16 +150,13 @@ def open_megatron(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
         if wrong.any():
             number = int(np.argmax(wrong))
             raise InputError(
-                f"{index_path}: sequence {first + number:,}: expected tokens of {item_bytes} bytes within the "
-                f"{num_bytes:,} bytes of the .bin, found {sizes[number]:,} from byte {begins[number]:,} on; the index is "
-                "damaged, or the .bin is truncated or another one"
+                f"{index_path}: sequence {first + number:,}: expected tokens of {item_bytes} bytes within the {num_bytes:,} of "
+                f"the .bin, found {sizes[number]:,} from byte {begins[number]:,} on; one of the two is damaged"
             )
-    if boundaries[0] != 0 or boundaries[-1] != num_sequences:
+    if boundaries[0] != 0 or boundaries[-1] != num_sequences or not _rises(boundaries):
         raise InputError(
-            f"{index_path}: expected document boundaries from 0 to {num_sequences:,}, found "
-            f"{boundaries[0]:,} to {boundaries[-1]:,}; the index is damaged"
+            f"{index_path}: expected document boundaries that rise from 0 to {num_sequences:,}; it is damaged"
         )
-    _check_rising(index_path, boundaries, "document boundary")
     shard = shards_of(path.parent).get(path.name.removesuffix(BIN_SUFFIX))
     if shard is not None:
         check_digest(index_path, shard.index_digest)
@@ -178,16 +175,12 @@ def _read_header(path: Path) -> tuple[str, int, int]:
     with open(path, "rb") as file:
         content = file.read(HEADER.size)
     if not (content.startswith(MAGIC) and len(content) == HEADER.size):
-        raise InputError(
-            f"{path}: expected an index of Megatron-Core, {HEADER.size} bytes or more that begin with {MAGIC!r}, found "
-            f"{content[: len(MAGIC)]!r} in {num_bytes:,} bytes"
-        )
+        found = f"{content[: len(MAGIC)]!r} in {num_bytes:,} bytes"
+        raise InputError(f"{path}: expected an index of Megatron-Core, which begins with {MAGIC!r}, found {found}")
     _magic, version, code, num_sequences, num_boundaries = HEADER.unpack(content)
     if version != VERSION or code not in _DTYPES:
-        codes = ", ".join(f"{known} ({np.dtype(dtype).name})" for known, dtype in _DTYPES.items())
-        raise InputError(
-            f"{path}: expected version {VERSION} and a dtype code of ids, {codes}; found version {version:,}, code {code}"
-        )
+        expected = f"version {VERSION} and one of the dtype codes {', '.join(map(str, _DTYPES))}, which are integers"
+        raise InputError(f"{path}: expected {expected}; found version {version:,}, code {code}")
     expected_bytes = index_bytes(num_sequences, num_boundaries - 1)
     if num_bytes != expected_bytes or not num_boundaries:
         raise InputError(
@@ -201,10 +194,7 @@ def open_datatrove(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
     """A `.ds` with its `.ds.index`, checked. Raises `InputError` for every pair that can't be one."""
     ends_path = path.with_name(path.name + ".index")
     if path.with_name(path.name + ".loss").exists():
-        raise InputError(
-            f"{path}: has a loss mask ({path.name}.loss), which a shard set can't hold; move it elsewhere to import "
-            "the tokens without it"
-        )
+        raise InputError(f"{path}: has a loss mask, which a shard set can't hold; move {path.name}.loss elsewhere")
     ends = _map_array(ends_path, "<u8")
     num_tokens = int(ends[-1]) if len(ends) else 0
     # Only the file's size shows what a token is.
@@ -215,12 +205,12 @@ def open_datatrove(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
             f"{file_bytes(ends_path):,} bytes ends with, found {file_bytes(path):,}; one of the two is truncated, or of "
             "another file"
         )
-    _check_rising(ends_path, ends, "the end of document")
+    if not _rises(ends):
+        raise InputError(f"{ends_path}: expected ends of documents that rise; it is damaged")
     shard = shards_of(path.parent.parent).get(path.name.removesuffix(TOKENS_SUFFIX))
     if shard is not None and shard.num_sequences > shard.num_documents:
         raise InputError(
-            f"{path}: exported from a set packed best-fit, and holds documents in two sequences; import the set's own "
-            "shards, as megatron"
+            f"{path}: packed best-fit, so documents lie in two places; import the set's own shards as megatron"
         )
 
     def sequences(first: int, stop: int) -> tuple[Lengths, Lengths, Lengths]:
@@ -253,12 +243,5 @@ def _map_array(path: Path, dtype: str) -> Integers:
     return np.memmap(path, dtype=dtype, mode="r", shape=(num_items,))
 
 
-def _check_rising(path: Path, values: Integers, name: str) -> None:
-    """Raise `InputError` for the first of `values` that is below the one before it."""
-    falls = values[1:] < values[:-1]
-    if falls.any():
-        number = int(np.argmax(falls)) + 1
-        raise InputError(
-            f"{path}: {name} {number:,}: expected at least {values[number - 1]:,}, found {values[number]:,}; the index is "
-            "damaged"
-        )
+def _rises(values: Integers) -> bool:
+    return not (values[1:] < values[:-1]).any()
