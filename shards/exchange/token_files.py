@@ -150,8 +150,8 @@ def open_megatron(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
         if wrong.any():
             number = int(np.argmax(wrong))
             raise InputError(
-                f"{index_path}: sequence {first + number:,}: expected tokens of {item_bytes} bytes within the {num_bytes:,} of "
-                f"the .bin, found {sizes[number]:,} from byte {begins[number]:,} on; one of the two is damaged"
+                f"{index_path}: sequence {first + number:,}: expected tokens of {item_bytes} bytes within the "
+                f"{num_bytes:,} of the .bin, found {sizes[number]:,} from byte {begins[number]:,} on; one is damaged"
             )
     if boundaries[0] != 0 or boundaries[-1] != num_sequences or not _rises(boundaries):
         raise InputError(
@@ -209,9 +209,7 @@ def open_datatrove(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
         raise InputError(f"{ends_path}: expected ends of documents that rise; it is damaged")
     shard = shards_of(path.parent.parent).get(path.name.removesuffix(TOKENS_SUFFIX))
     if shard is not None and shard.num_sequences > shard.num_documents:
-        raise InputError(
-            f"{path}: packed best-fit, so documents lie in two places; import the set's own shards as megatron"
-        )
+        raise InputError(f"{path}: packed best-fit, so documents lie in two places; import the set's own shards")
 
     def sequences(first: int, stop: int) -> tuple[Lengths, Lengths, Lengths]:
         some = ends[max(0, first - 1) : stop].astype(np.int64)
