@@ -259,7 +259,7 @@ def _write_parts(shard_set: ShardSet, parts: Sequence[Part], seed: int | None, p
     for part in parts:
         if not any(part.ranks.values()):
             raise InputError(
-                f"{part.out}: would be empty, since {shard_set.path} has too few documents; make fewer or larger parts"
+                f"{part.out}: would be empty, as {shard_set.path} has too few documents; make larger parts"
             )
     tokenizer = tokenizer_of_set(shard_set.path, manifest)
     more = {"set": manifest.fingerprint, "settings": manifest.settings, **_special_tokens([manifest])}

@@ -175,12 +175,14 @@ def _read_header(path: Path) -> tuple[str, int, int]:
     with open(path, "rb") as file:
         content = file.read(HEADER.size)
     if not (content.startswith(MAGIC) and len(content) == HEADER.size):
-        found = f"{content[: len(MAGIC)]!r} in {num_bytes:,} bytes"
-        raise InputError(f"{path}: expected an index of Megatron-Core, which begins with {MAGIC!r}, found {found}")
+        found = content[: len(MAGIC)]
+        raise InputError(f"{path}: expected an index of Megatron-Core, which begins with {MAGIC!r}, found {found!r}")
     _magic, version, code, num_sequences, num_boundaries = HEADER.unpack(content)
     if version != VERSION or code not in _DTYPES:
-        expected = f"version {VERSION} and one of the dtype codes {', '.join(map(str, _DTYPES))}, which are integers"
-        raise InputError(f"{path}: expected {expected}; found version {version:,}, code {code}")
+        raise InputError(
+            f"{path}: expected version {VERSION} and a dtype of ids, code {', '.join(map(str, _DTYPES))}; found version "
+            f"{version:,}, code {code}"
+        )
     expected_bytes = index_bytes(num_sequences, num_boundaries - 1)
     if num_bytes != expected_bytes or not num_boundaries:
         raise InputError(

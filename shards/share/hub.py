@@ -226,8 +226,8 @@ def download_file(reference: HubReference, listed: HubFile, part: Path, *, shows
 
     with server_errors(reference), open(part, "ab") as file:
         if file.tell() > listed.num_bytes:
+            file.truncate(0)
             file.seek(0)
-            file.truncate()
         http_get(
             huggingface_hub.hf_hub_url(**reference.keywords, filename=reference.path),
             file,
@@ -240,10 +240,8 @@ def download_file(reference: HubReference, listed: HubFile, part: Path, *, shows
     sha256 = file_sha256(part)
     if listed.sha256 not in (None, sha256):
         part.unlink()
-        raise TransientError(
-            f"{reference}: expected the SHA-256 {listed.sha256}, which the hub lists, found {sha256}; what came was thrown "
-            "away; try again later, or another mirror"
-        )
+        wrong = f"expected the SHA-256 {listed.sha256}, which the hub lists, found {sha256}; it was thrown away"
+        raise TransientError(f"{reference}: {wrong}; try again later, or another mirror")
     return sha256
 
 

@@ -38,9 +38,7 @@ def pull(
     source = remote_to_read(url)
     encoded = source.read(MANIFEST_NAME)
     if encoded is None:
-        raise InputError(
-            f"{source}: no {MANIFEST_NAME}, so no complete set is there; finish its build, or check the URL"
-        )
+        raise InputError(f"{source}: no {MANIFEST_NAME}, so no complete set is there; finish it, or check the URL")
     manifest = decode_manifest(encoded, f"{source}/{MANIFEST_NAME}")
     directory = out if out is not None else user_cache() / manifest.fingerprint[:32]
     if _holds(directory, manifest):
@@ -90,6 +88,5 @@ def _check(directory: Path, files: list[FileEntry], where: str) -> None:
             wrong.append(f"{where}/{file.name}: expected digest {file.digest}, found {digest}")
     if wrong:
         raise TransientError(
-            f"{wrong[0]} ({plural(len(wrong), 'such file')}, thrown away); the same command fetches again, else build the "
-            "set again"
+            f"{wrong[0]} ({plural(len(wrong), 'such file')}, thrown away); the same command fetches again"
         )

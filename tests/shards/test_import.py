@@ -316,12 +316,12 @@ def shortened(num_bytes: int) -> Callable[[bytearray], None]:
 SEQUENCE = "expected tokens of 4 bytes within the 36 of the .bin, found"
 # By the file that is damaged. Of Megatron's index: lengths from byte 34, offsets from 46, boundaries from 70.
 DAMAGES: list[tuple[str, Callable[[bytearray], None], str]] = [
-    ("a.idx", shortened(102), r"which begins with b'MMIDIDX\\x00\\x00', found b'' in 0 bytes"),
-    ("a.idx", shortened(80), r"expected an index of Megatron-Core, .* in 22 bytes"),
+    ("a.idx", shortened(102), r"which begins with b'MMIDIDX\\x00\\x00', found b''"),
+    ("a.idx", shortened(80), r"expected an index of Megatron-Core, which begins with"),
     ("a.idx", shortened(8), "has 102 bytes, the file has 94; it is damaged"),
     ("a.idx", edited(0, "<9s", b"TNTIDX\0\0\0"), r"found b'TNTIDX"),
     ("a.idx", edited(9, "<Q", 2), "expected version 1 .* found version 2"),
-    ("a.idx", edited(17, "<B", 9), "one of the dtype codes 1, 2, 3, 4, 5, 8, .*; found version 1, code 9"),
+    ("a.idx", edited(17, "<B", 9), "a dtype of ids, code 1, 2, 3, 4, 5, 8; found version 1, code 9"),
     ("a.idx", edited(17, "<B", 7), "code 7"),  # float32
     ("a.idx", edited(18, "<Q", 4), "4 sequences"),
     ("a.idx", edited(26, "<Q", 0), "0 document boundaries"),
