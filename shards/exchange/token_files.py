@@ -108,14 +108,12 @@ def open_files(sources: Sequence[str], source_format: str) -> list[TokenFile]:
     open_file, suffix, index_suffix = _FORMATS[choice("--from", source_format, tuple(_FORMATS))]
     paths: dict[Path, Path] = {}
     for source in sources:
-        stem = source.removesuffix(index_suffix)
-        found = [path for path in (Path(stem), Path(stem + suffix)) if path.name.endswith(suffix) and path.is_file()]
-        if not found:
-            below = f"{glob.escape(source)}/**/*{suffix}"
-            patterns = [below] if Path(source).is_dir() else [source, source + suffix]
+        stem, below = glob.escape(source.removesuffix(index_suffix)), f"{glob.escape(source)}/**/*{suffix}"
+        for patterns in ((stem, stem + suffix), (below,), (source, source + suffix)):
             names = {name for pattern in patterns for name in glob.glob(pattern, recursive=True)}
-            found = sorted(Path(name) for name in names if name.endswith(suffix))
-        if not found:
+            if found := sorted(Path(name) for name in names if name.endswith(suffix)):
+                break
+        else:
             raise InputError(f"{source}: no *{suffix} there; expected a file, a directory of such files, or a pattern")
         for path in found:
             paths.setdefault(path.resolve(), path)
