@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 from collections.abc import Callable
@@ -101,11 +100,11 @@ def read_mds(out: Path, split: str, width: int) -> list[np.ndarray]:
         offsets = np.frombuffer(content, "<u4", shard["samples"] + 1, 4).tolist()
         config = json.loads(content[4 * (shard["samples"] + 2) : offsets[0]])
         assert config == {key: shard[key] for key in config} and config["format"] == "mds"
-        assert config["column_names"] == ["tokens"]
         kind, dtype, shape = config["column_encodings"][0].split(":")
-        assert kind == "ndarray" and shape == str(width) and offsets[-1] == len(content)
-        assert config["column_sizes"] == [width * np.dtype(dtype).itemsize]
-        found += [np.frombuffer(content[begin:end], dtype) for begin, end in itertools.pairwise(offsets)]
+        (size,) = config["column_sizes"]
+        assert (kind, shape, size) == ("ndarray", str(width), width * np.dtype(dtype).itemsize)
+        assert config["column_names"] == ["tokens"] and offsets == list(range(offsets[0], len(content) + 1, size))
+        found += list(np.frombuffer(content, dtype, offset=offsets[0]).reshape(-1, width))
     return found
 
 
