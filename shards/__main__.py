@@ -140,7 +140,7 @@ def run_report(options: argparse.Namespace) -> int:
     from shards.reader import open_shard_set
     from shards.report.document import check_out
     from shards.report.page import PROGRAM, make_page
-    from shards.report.statistics import compute, summary
+    from shards.report.statistics import compute
     from shards.tokenizer_files import read_vocabulary
 
     check_seed(options.seed)
@@ -153,7 +153,7 @@ def run_report(options: argparse.Namespace) -> int:
     with progress_bar(shard_set.manifest.total("num_blocks"), "reading the set", unit=" blocks") as progress:
         statistics = compute(shard_set, seed=options.seed, progress=progress.update)
     write_atomically(out, make_page(shard_set.manifest, statistics, read_vocabulary(shard_set.tokenizer_path)))
-    say(str(out), *summary(shard_set.manifest, statistics))
+    say(str(out))
     return 0
 
 

@@ -64,7 +64,7 @@ def add_parsers(commands: Any) -> None:
 
 
 def run_merge(options: argparse.Namespace) -> int:
-    from shards.edit.merge import merge
+    from shards.edit.sets import merge
     from shards.manifest import read_manifest
 
     total = sum(manifest.num_bytes for manifest in map(read_manifest, options.sets))
@@ -75,7 +75,7 @@ def run_merge(options: argparse.Namespace) -> int:
 
 
 def run_split(options: argparse.Namespace) -> int:
-    from shards.edit.parts import split
+    from shards.edit.sets import split
 
     if options.fractions is not None:
         fractions = [parse_fraction("--fractions", text) for text in options.fractions.split(",")]
@@ -94,7 +94,7 @@ def run_split(options: argparse.Namespace) -> int:
 
 
 def run_subset(options: argparse.Namespace) -> int:
-    from shards.edit.parts import subset
+    from shards.edit.sets import subset
 
     fraction = None if options.fraction is None else parse_fraction("--fraction", options.fraction)
     asked = {"num_documents": options.documents, "num_tokens": options.tokens, "fraction": fraction}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import pkgutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shards.common.command_line import progress_bar, say
 from shards.common.errors import InputError, choice
@@ -15,39 +16,31 @@ from shards.layout import SPLITS, bin_bytes
 from shards.manifest import EMPTY
 from shards.order import DEFAULT_SEED
 
-if TYPE_CHECKING:
-    from shards.reader import ShardSet
-
 # Module and function that write each format, and the line with which the format's own reader opens what was written.
 _EXPORTS = {
     "datatrove": (
-        "datatrove:export_datatrove",
+        "exporting:export_datatrove",
         "from datatrove.utils.dataset import DatatroveFolderDataset; {split} = "
         "DatatroveFolderDataset({folder!r}, seq_len={block_tokens} - 1, token_size=4)",
     ),
     "litdata": (
-        "headed:export_litdata",
+        "exporting:export_litdata",
         "from litdata import StreamingDataset, TokensLoader; {split} = "
         "StreamingDataset({folder!r}, item_loader=TokensLoader(block_size={block_tokens}))",
     ),
     "mds": (
-        "headed:export_mds",
+        "exporting:export_mds",
         "from streaming import StreamingDataset; {split} = "
         'StreamingDataset(local={out!r}, split="{split}", batch_size=1)  # {split}[0]["tokens"]',
     ),
-    "llm.c": ("headed:export_llm_c", "{llm_c} '{folder}_*.bin', with a sequence length of {block_tokens}"),
+    "llm.c": ("exporting:export_llm_c", "{llm_c} '{folder}_*.bin', with a sequence length of {block_tokens}"),
     "parquet": ("arrow:export_parquet", "import pyarrow.parquet as pq; {split} = pq.read_table({folder!r})"),
     "hf": (
         "arrow:export_hf",
         'from datasets import load_from_disk; {hf_split} = load_from_disk({out!r})["{hf_split}"]',
     ),
 }
-# Module and function that open a file of each format; the suffixes of files and indexes; whether directories are searched.
-_IMPORTS = {
-    "megatron": ("megatron:open_megatron", ".bin", ".idx", False),
-    "datatrove": ("datatrove:open_datatrove", ".ds", ".index", True),
-}
-EXPORT_FORMATS, IMPORT_FORMATS = tuple(_EXPORTS), tuple(_IMPORTS)
+EXPORT_FORMATS, IMPORT_FORMATS = tuple(_EXPORTS), ("megatron", "datatrove")
 
 
 def add_parsers(commands: Any) -> None:
@@ -71,24 +64,25 @@ def add_parsers(commands: Any) -> None:
     take.add_argument(
         "sources", nargs="+", metavar="SOURCE", help="files (a Megatron prefix too), directories, or patterns in quotes"
     )
-    take.add_argument("--from", required=True, dest="source_format", metavar="FORMAT", help=" or ".join(IMPORT_FORMATS))
+    take.add_argument("--from", required=True, dest="imported_from", metavar="FORMAT", help=" or ".join(IMPORT_FORMATS))
     tokenizer_help = "what made the ids: a tokenizer.json, its directory, or another shard set"
     take.add_argument("--tokenizer", type=Path, required=True, metavar="PATH", help=tokenizer_help)
     take.add_argument("--out", type=Path, required=True, metavar="DIR", help="the shard set to write")
-    take.add_argument("--block-tokens", type=int, default=512, metavar="N", help="tokens in a block (512)")
-    take.add_argument(
-        "--packing", default="concat", metavar="concat|best-fit", help="how documents become blocks (concat)"
-    )
-    take.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="share of documents held out (0.1)")
-    seed_help = f"of the train/val split ({DEFAULT_SEED})"
-    take.add_argument("--seed", type=int, default=DEFAULT_SEED, metavar="N", help=seed_help)
-    eos_help = "a document with EOS in its middle: is an error, several documents, or stays as it is (refuse)"
-    take.add_argument("--eos-inside", default="refuse", metavar="refuse|split|keep", help=eos_help)
+    eos_help = "a document with EOS in its middle: is an error, several documents, or stays as it is"
+    options: list[tuple[str, Any, str, str]] = [
+        ("--block-tokens", 512, "N", "tokens in a block"),
+        ("--packing", "concat", "concat|best-fit", "how documents become blocks"),
+        ("--val-fraction", 0.1, "F", "share of documents held out"),
+        ("--seed", DEFAULT_SEED, "N", "of the train/val split"),
+        ("--eos-inside", "refuse", "refuse|split|keep", eos_help),
+    ]
+    for option, default, metavar, text in options:
+        take.add_argument(option, type=type(default), default=default, metavar=metavar, help=f"{text} ({default})")
     take.set_defaults(run=run_import)
 
 
 def run_export(options: argparse.Namespace) -> int:
-    from shards.exchange.blocks import Export
+    from shards.exchange.exporting import Export
     from shards.reader import open_shard_set
     from shards.set_writer import new_directory
 
@@ -106,36 +100,35 @@ def run_export(options: argparse.Namespace) -> int:
     with new_directory(out) as partial, progress_bar(num_bytes, "exporting") as progress:
         export(Export(shard_set=shard_set, splits=splits, directory=partial, progress=progress.update))
     num_files, written = sum(path.is_file() for path in out.rglob("*")), ", ".join(split.name for split in splits)
+    first = splits[0].name
+    reader = _EXPORTS[name][1].format(
+        split=first,
+        hf_split="train" if first == "train" else "validation",
+        out=str(out.resolve()),
+        folder=str(out.resolve() / first),
+        block_tokens=shard_set.block_tokens,
+        llm_c="./train_gpt2cu -i" if shard_set.vocab_size <= 1 << 16 else "python train_llama3.py --input_bin",
+    )
     say(
         f"{out}: {plural(num_blocks, 'block')} of {shard_set.block_tokens} tokens ({written}), "
         f"{plural(num_files, 'file')}",
-        f"read it with: {_reader(name, shard_set, splits[0].name, out.resolve())}",
+        f"read it with: {reader}",
     )
     return 0
 
 
-def _reader(name: str, shard_set: ShardSet, split: str, out: Path) -> str:
-    return _EXPORTS[name][1].format(
-        split=split,
-        hf_split="train" if split == "train" else "validation",
-        out=str(out),
-        folder=str(out / split),
-        block_tokens=shard_set.block_tokens,
-        llm_c="./train_gpt2cu -i" if shard_set.vocab_size <= 1 << 16 else "python train_llama3.py --input_bin",
-    )
-
-
 def run_import(options: argparse.Namespace) -> int:
-    from shards.exchange.importing import ImportSettings, file_bytes, find_files, import_files
+    from shards.exchange.importing import ImportSettings, import_files
+    from shards.exchange.token_files import open_files
 
-    names = ("source_format", "block_tokens", "packing", "val_fraction", "seed", "eos_inside")
+    names = [field.name for field in dataclasses.fields(ImportSettings)]
     settings = ImportSettings(**{name: getattr(options, name) for name in names})
-    function, suffix, index_suffix, recursive = _IMPORTS[choice("--from", options.source_format, IMPORT_FORMATS)]
-    paths = find_files(options.sources, suffix=suffix, index_suffix=index_suffix, recursive=recursive)
-    files = list(map(pkgutil.resolve_name(f"shards.exchange.{function}"), paths))
-    tokenizer, total = options.tokenizer, 2 * sum(file_bytes(file.path) for file in files)
+    files = open_files(options.sources, settings.imported_from)
+    total = 2 * sum(file.tokens.nbytes for file in files)
     with progress_bar(total, "importing") as progress:
-        manifest = import_files(files, options.out, tokenizer=tokenizer, settings=settings, progress=progress.update)
+        manifest = import_files(
+            files, options.out, tokenizer=options.tokenizer, settings=settings, progress=progress.update
+        )
     train, val = (manifest.splits[name] for name in SPLITS)
     say(
         f"{options.out}: {plural(manifest.total('num_documents'), 'document')}, "

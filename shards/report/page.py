@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 from shards.common.text import plural
 from shards.manifest import Manifest
 from shards.report.document import render
-from shards.report.documents import Lengths
 from shards.report.plot import Axis, Bar, Chart, Legend, Line, Parts, count_axis, log_axis
-from shards.report.statistics import MAX_SHOWN_TOKENS, Statistics
-from shards.report.tokens import is_whole
+from shards.report.statistics import MAX_SHOWN_TOKENS, Lengths, Statistics, is_whole
 from shards.tokenizer_files import Vocabulary
 
 PROGRAM = "shards report"
@@ -25,7 +23,7 @@ _SIGNS = str.maketrans({"\n": "↵", "\t": "⇥"})
 
 def make_page(manifest: Manifest, statistics: Statistics, vocabulary: Vocabulary) -> bytes:
     """The page in UTF-8."""
-    lengths, counts = statistics.documents.lengths, [count for _, count in statistics.tokens.ranking]
+    lengths, counts = statistics.lengths, [count for _, count in statistics.tokens.ranking]
     num_tokens, sums = sum(counts), itertools.accumulate(counts)
     return render(
         "report.html.j2",
@@ -36,8 +34,8 @@ def make_page(manifest: Manifest, statistics: Statistics, vocabulary: Vocabulary
         settings={name: json.dumps(value, ensure_ascii=False) for name, value in manifest.settings.items()},
         statistics=statistics,
         length_charts=_length_charts(lengths),
-        padding_classes=padding_classes(statistics.documents.padding, manifest.block_tokens),
-        sharing_chart=_sharing_chart(statistics.documents.sharing),
+        padding_classes=padding_classes(statistics.padding, manifest.block_tokens),
+        sharing_chart=_sharing_chart(statistics.sharing),
         num_tokens=num_tokens,
         num_once=counts.count(1),
         num_for_half=next((number for number, total in enumerate(sums, 1) if 2 * total >= num_tokens), 0),

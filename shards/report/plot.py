@@ -35,9 +35,6 @@ class Axis:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
-    def holds(self, value: float) -> bool:
-        return value > 0 or not self.is_log
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bar:
@@ -145,15 +142,12 @@ class Chart:
                 yield color, left + gap / 2, self.place_y(low) - height, right - left - gap, height
 
     def points(self, line: Line) -> list[tuple[float, float] | None]:
-        """The places of a line's points, None where it is interrupted."""
+        """The places of a line's points, None where it is interrupted: a logarithmic axis has no 0."""
         return [
-            (self.place_x(x), self.place_y(y)) if y is not None and self.y.holds(y) else None for x, y in line.points
+            None if y is None or (self.y.is_log and y <= 0) else (self.place_x(x), self.place_y(y))
+            for x, y in line.points
         ]
 
     def path(self, line: Line) -> str:
-        groups = itertools.groupby(self.points(line), key=lambda point: point is not None)
-        return "".join(
-            "M" + "L".join(f"{point[0]},{point[1]}" for point in points if point is not None)
-            for is_drawn, points in groups
-            if is_drawn
-        )
+        joined = itertools.pairwise([None, *self.points(line)])
+        return "".join(f"{'L' if before else 'M'}{point[0]},{point[1]}" for before, point in joined if point)

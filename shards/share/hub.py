@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, unquote
@@ -67,22 +68,19 @@ class HubReference:
         revision = f"@{self.revision}" if self.revision else ""
         if not self.is_dataset and not self.path:
             return f"{self.hub}:{self.repository}{revision}"
-        if self.revision and not self.revision.startswith("refs/"):
-            revision = f"@{quote(self.revision, safe='')}"
+        if not revision.startswith("@refs/"):
+            revision = quote(revision, safe="@")
         path = f"/{self.path}" if self.path else ""
         return f"{self.hub}://{'datasets/' if self.is_dataset else ''}{self.repository}{revision}{path}"
 
 
 def is_reference(text: str) -> bool:
-    """Whether `text` is meant as something on a hub: `hf:…` or `ms:…`, URLs included."""
+    """Whether `text` is meant as something on a hub, URLs included."""
     return text.startswith(("hf:", "ms:"))
 
 
 def parse_reference(text: str) -> HubReference:
-    """What `text` names: a model `hf:ORG/NAME[@REVISION]`, or a URL `hf://datasets/ORG/NAME[@REVISION][/PATH]`.
-
-    Raises `InputError`.
-    """
+    """A model `hf:ORG/NAME[@REVISION]`, or a URL `hf://datasets/ORG/NAME[@REVISION][/PATH]`. Raises `InputError`."""
     hub: HubName = "ms" if text.startswith("ms:") else "hf"
     if (name := _NAME.fullmatch(text)) and ".." not in text:
         return HubReference(hub=hub, repository=name[1], revision=name[2])
@@ -121,12 +119,12 @@ def resolve(reference: HubReference, *, seconds: float = ANSWER_SECONDS) -> HubR
     Raises `InputError`: no such repository or revision, no permission, no answer in `seconds`.
     """
     api, where = client(reference.hub), reference.keywords
+    if reference.hub == "hf" and _COMMIT.fullmatch(reference.revision or ""):
+        return reference
     with server_errors(reference):
         if reference.hub == "ms":
             within(seconds, lambda: api.legacy.get_repo_info(reference.repository, where["repo_type"]))
             return dataclasses.replace(reference, revision=where["revision"])
-        if reference.revision and _COMMIT.fullmatch(reference.revision):
-            return reference
         commit = within(seconds, lambda: api.repo_info(**where, timeout=seconds)).sha
     if not commit:
         raise InputError(f"{reference}: the server doesn't answer as a hub does (no commit); is HF_ENDPOINT right?")
@@ -134,41 +132,39 @@ def resolve(reference: HubReference, *, seconds: float = ANSWER_SECONDS) -> HubR
 
 
 def pin_url(url: str) -> str:
-    """`hf://datasets/ORG/NAME/FILE` with the commit that it means now: what the URL shows doesn't change any more.
-
-    Other URLs stay as they are. Raises `InputError`.
-    """
+    """`hf://datasets/ORG/NAME/FILE` with the commit that it means now; other URLs stay as they are. Raises `InputError`."""
     return str(resolve(parse_reference(url))) if url.startswith("hf://") and _URL.fullmatch(url) else url
 
 
 def small_files(reference: HubReference, *names: str) -> Path:
     """The directory with the files `names` of a repository, those that it has: from the hub's cache, else fetched to it.
 
-    Once there they are never asked for again. Raises `InputError`: no such repository, no network, no permission;
-    `NoSuchFile` if the first isn't in the repository.
+    Once there they are never asked for again. Raises `InputError`, `NoSuchFile` if the first isn't in the repository.
     """
-    api, options = client(reference.hub), {**reference.keywords, "allow_patterns": list(names)}
-    not_cached: type[Exception]
-    if reference.hub == "hf":
-        import huggingface_hub.errors
-
-        not_cached = huggingface_hub.errors.LocalEntryNotFoundError
-        fetch = functools.partial(api.snapshot_download, **options, tqdm_class=_no_bar())
-    else:
-        import modelscope_hub.errors
-
-        not_cached = modelscope_hub.errors.CacheNotFound
-        fetch = functools.partial(api.download_repo, **options)
-    with contextlib.suppress(not_cached):
-        directory = Path(fetch(local_files_only=True))
+    try:
+        directory = _download(reference, names, local_files_only=True)
         if (directory / names[0]).is_file():
             return directory
-    found = resolve(reference)
+    except Exception as error:
+        if type(error).__name__ not in ("LocalEntryNotFoundError", "CacheNotFound"):
+            raise
+    resolve(reference)  # in ten seconds, or not at all
     with server_errors(reference):
-        directory = Path(fetch() if reference.hub == "hf" else fetch(file_list=_model_scope_entries(found)))
+        directory = _download(reference, names)
     if not (directory / names[0]).is_file():
         raise NoSuchFile(f"{reference}: no file {names[0]} in this repository")
     return directory
+
+
+def _download(reference: HubReference, patterns: Iterable[str], *, shows_bars: bool = False, **options: Any) -> Path:
+    """What matches, by the hub's client: to its cache, or to `local_dir`; the directory."""
+    api = client(reference.hub)
+    options |= {**reference.keywords, "allow_patterns": list(patterns)}
+    if reference.hub == "hf":
+        return Path(api.snapshot_download(**options, tqdm_class=None if shows_bars else _no_bar()))
+    if not options.get("local_files_only"):
+        options["file_list"] = _model_scope_entries(reference)
+    return Path(api.download_repo(**options))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,11 +192,8 @@ def _model_scope_entries(reference: HubReference) -> list[dict[str, Any]]:
     """The files below a reference as ModelScope lists them, without those that would lead out of a directory."""
     with server_errors(reference):
         entries = client("ms").legacy.list_repo_files(**reference.keywords, root=reference.path or None)
-    return [
-        entry
-        for entry in entries
-        if entry.get("Type") != "tree" and not {"", ".", ".."} & set(str(entry.get("Path", "")).split("/"))
-    ]
+    files = [entry for entry in entries if entry.get("Type") != "tree"]
+    return [entry for entry in files if not {"", ".", ".."} & set(str(entry.get("Path", "")).split("/"))]
 
 
 def snapshot(reference: HubReference, directory: Path, patterns: list[str], *, shows_bars: bool = False) -> Path:
@@ -208,13 +201,9 @@ def snapshot(reference: HubReference, directory: Path, patterns: list[str], *, s
 
     They lie as in the repository below `directory`; where the reference itself lies is returned. Raises `InputError`.
     """
-    wanted = [reference.at(pattern).path for pattern in patterns]
-    options: dict[str, Any] = {**reference.keywords, "local_dir": directory, "allow_patterns": wanted}
     with server_errors(reference):
-        if reference.hub == "ms":
-            client("ms").download_repo(**options, file_list=_model_scope_entries(reference))
-        else:
-            client("hf").snapshot_download(**options, tqdm_class=None if shows_bars else _no_bar())
+        wanted = [reference.at(pattern).path for pattern in patterns]
+        _download(reference, wanted, shows_bars=shows_bars, local_dir=directory)
     return directory / reference.path
 
 
@@ -237,8 +226,8 @@ def download_file(reference: HubReference, listed: HubFile, part: Path, *, shows
 
     with server_errors(reference), open(part, "ab") as file:
         if file.tell() > listed.num_bytes:
+            file.truncate(0)
             file.seek(0)
-            file.truncate()
         http_get(
             huggingface_hub.hf_hub_url(**reference.keywords, filename=reference.path),
             file,
@@ -251,10 +240,8 @@ def download_file(reference: HubReference, listed: HubFile, part: Path, *, shows
     sha256 = file_sha256(part)
     if listed.sha256 not in (None, sha256):
         part.unlink()
-        raise TransientError(
-            f"{reference}: expected the SHA-256 {listed.sha256}, which the hub lists, found {sha256}; what came was thrown "
-            "away; try again later, or another mirror"
-        )
+        wrong = f"expected the SHA-256 {listed.sha256}, which the hub lists, found {sha256}; it was thrown away"
+        raise TransientError(f"{reference}: {wrong}; try again later, or another mirror")
     return sha256
 
 

@@ -38,9 +38,7 @@ def pull(
     source = remote_to_read(url)
     encoded = source.read(MANIFEST_NAME)
     if encoded is None:
-        raise InputError(
-            f"{source}: no {MANIFEST_NAME}, so no complete set is there; finish its build, or check the URL"
-        )
+        raise InputError(f"{source}: no {MANIFEST_NAME}, so no complete set is there; finish it, or check the URL")
     manifest = decode_manifest(encoded, f"{source}/{MANIFEST_NAME}")
     directory = out if out is not None else user_cache() / manifest.fingerprint[:32]
     if _holds(directory, manifest):
@@ -55,11 +53,8 @@ def pull(
         found = source.below(partial)
         found.mkdir(parents=True, exist_ok=True)
         files = list(manifest.files())
-        missing = [
-            file
-            for path, file in ((found / file.name, file) for file in files)
-            if not (path.is_file() and path.stat().st_size == file.num_bytes)
-        ]
+        sizes = {path: path.stat().st_size for path in found.rglob("*") if path.is_file()}
+        missing = [file for file in files if sizes.get(found / file.name) != file.num_bytes]
         check_room(partial, sum(file.num_bytes for file in missing), "choose another directory (--out, XDG_CACHE_HOME)")
         size = size_text(sum(file.num_bytes for file in files))
         kept = f", {plural(len(files) - len(missing), 'file')} of it here already" if len(missing) < len(files) else ""
@@ -93,6 +88,5 @@ def _check(directory: Path, files: list[FileEntry], where: str) -> None:
             wrong.append(f"{where}/{file.name}: expected digest {file.digest}, found {digest}")
     if wrong:
         raise TransientError(
-            f"{wrong[0]} ({plural(len(wrong), 'such file')}, thrown away); the same command fetches again, else build the "
-            "set again"
+            f"{wrong[0]} ({plural(len(wrong), 'such file')}, thrown away); the same command fetches again"
         )

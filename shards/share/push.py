@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shards.common.errors import InputError
-from shards.common.text import plural, size_text
+from shards.common.text import plural, size_text, visible
 from shards.common.urls import is_url
 from shards.layout import MANIFEST_NAME
-from shards.manifest import decode_manifest, read_manifest
-from shards.share.remote import remote_to_write
+from shards.manifest import Manifest, decode_manifest, read_manifest
+from shards.share.remote import CARD_MARK, remote_to_write
 from shards.verify import verify
 
 
@@ -47,7 +47,7 @@ def push(directory: Path, url: str, *, force: bool = False, notice: Callable[[st
         raise InputError(faults[0])
     if encoded is not None:
         target.remove([MANIFEST_NAME])
-    target.put(directory, manifest)
+    target.put(directory, files)
     sizes = target.sizes()
     for name, num_bytes in files.items():
         if sizes.get(name) != num_bytes:
@@ -56,5 +56,48 @@ def push(directory: Path, url: str, *, force: bool = False, notice: Callable[[st
                 f"{sizes.get(name, 'no such file')}; does a .gitignore there hide it, or does another process write there?"
             )
     target.remove(old_names & sizes.keys() - files.keys())
-    target.put_manifest(directory, manifest)
+    target.put_manifest(directory, data_card(manifest, str(target)))
     return True
+
+
+def data_card(manifest: Manifest, url: str) -> str:
+    """What the set holds and how a model is trained on it: Markdown with a front matter in YAML.
+
+    Names come from strangers' files: they are code, not text.
+    """
+    tokenizer = manifest.tokenizer
+    rows = "\n".join(
+        f"| {name} | {split.num_documents:,} | {split.num_tokens:,} | {split.num_blocks:,} | {split.num_text_bytes:,} |"
+        for name, split in manifest.splits.items()
+    )
+    name = url.rpartition("/")[2].partition("@")[0]
+    return f"""\
+---
+tags: [tokenized, pretraining]
+# license: state it, with regard to that of the texts
+---
+{CARD_MARK}
+
+# {_code(name)}
+
+A tokenized text corpus, ready for training: blocks of {manifest.block_tokens} token ids, packed by `{manifest.packing}`.
+
+| split | documents | tokens | blocks | bytes of text |
+|---|---:|---:|---:|---:|
+{rows}
+
+* Tokenizer: {_code(tokenizer.name)}, {tokenizer.vocab_size:,} entries, documents end with {_code(tokenizer.eos_token)} \
+({tokenizer.eos_id}); its files are in `tokenizer/`.
+* Fingerprint: `{manifest.fingerprint}`
+* A `.bin` is headerless little-endian uint32, a `.idx` is Megatron-Core's index; `manifest.json` has the digest of every \
+file.
+
+```bash
+python -m shards pull {url} --out data/shards/{name}    # each file is checked
+python -m train --config FILE.yaml --shards data/shards/{name}
+```
+"""
+
+
+def _code(text: str) -> str:
+    return f"`{visible(text).replace('`', '')}`"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 from collections.abc import Callable
@@ -20,8 +19,7 @@ from tqdm import tqdm
 import shards
 from shards.__main__ import main
 from shards.common.errors import InputError
-from shards.exchange import arrow, command, headed
-from shards.exchange.blocks import cut_files
+from shards.exchange import arrow, command, exporting
 from shards.layout import SPLITS
 from shards.verify import verify
 from tests.conftest import directory_bytes
@@ -48,8 +46,8 @@ def wide_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several files to a split, in all formats."""
-    monkeypatch.setattr(headed, "_FILE_BYTES", 8_000)
-    monkeypatch.setattr(headed, "_LLM_C_TOKENS", 2_000)
+    monkeypatch.setattr(exporting, "_FILE_BYTES", 8_000)
+    monkeypatch.setattr(exporting, "_LLM_C_TOKENS", 2_000)
     monkeypatch.setattr(arrow, "_MAX_FILE_BYTES", 8_000)
     monkeypatch.setattr(arrow, "_ROW_GROUP_TOKENS", 1_000)
     monkeypatch.setattr(arrow, "_ROWS_PER_BATCH", 7)
@@ -81,17 +79,13 @@ def read_litdata(out: Path, split: str, width: int) -> list[np.ndarray]:
     found = []
     for number, chunk in enumerate(index["chunks"]):
         assert chunk["filename"] == f"chunk-0-{number}.bin"
-        content = (out / split / chunk["filename"]).read_bytes()
-        num_items = chunk["chunk_size"]
+        content, num_items = (out / split / chunk["filename"]).read_bytes(), chunk["chunk_size"]
         assert len(content) == chunk["chunk_bytes"] and np.frombuffer(content, "<u4", 1)[0] == num_items
+        # TokensLoader passes over the header and cuts `dim` tokens into blocks; each is an item by itself, too.
         offsets = np.frombuffer(content, "<u4", num_items + 1, 4).tolist()
-        assert offsets[0] == (1 + num_items + 1) * 4 and offsets[-1] == len(content)
-        # TokensLoader passes over the header and cuts `dim` tokens into blocks; an item by itself is the same.
-        tokens = np.frombuffer(content, "<i4", chunk["dim"], (1 + num_items + 1) * 4)
-        assert chunk["dim"] == num_items * width
-        items = [np.frombuffer(content[begin:end], "<i4") for begin, end in itertools.pairwise(offsets)]
-        assert np.array_equal(tokens.reshape(-1, width), items)
-        found += items
+        assert offsets == list(range((num_items + 2) * 4, len(content) + 1, width * 4))
+        tokens = np.frombuffer(content, "<i4", chunk["dim"], offsets[0])
+        found += list(tokens.reshape(num_items, width))
     return found
 
 
@@ -106,11 +100,11 @@ def read_mds(out: Path, split: str, width: int) -> list[np.ndarray]:
         offsets = np.frombuffer(content, "<u4", shard["samples"] + 1, 4).tolist()
         config = json.loads(content[4 * (shard["samples"] + 2) : offsets[0]])
         assert config == {key: shard[key] for key in config} and config["format"] == "mds"
-        assert config["column_names"] == ["tokens"]
         kind, dtype, shape = config["column_encodings"][0].split(":")
-        assert kind == "ndarray" and shape == str(width) and offsets[-1] == len(content)
-        assert config["column_sizes"] == [width * np.dtype(dtype).itemsize]
-        found += [np.frombuffer(content[begin:end], dtype) for begin, end in itertools.pairwise(offsets)]
+        (size,) = config["column_sizes"]
+        assert (kind, shape, size) == ("ndarray", str(width), width * np.dtype(dtype).itemsize)
+        assert config["column_names"] == ["tokens"] and offsets == list(range(offsets[0], len(content) + 1, size))
+        found += list(np.frombuffer(content, dtype, offset=offsets[0]).reshape(-1, width))
     return found
 
 
@@ -136,16 +130,10 @@ def read_parquet(out: Path, split: str, width: int) -> list[np.ndarray]:
 
 def read_hf(out: Path, split: str, width: int) -> list[np.ndarray]:
     name = {"train": "train", "val": "validation"}[split]
-    assert name in json.loads((out / "dataset_dict.json").read_bytes())["splits"]
-    found = []
-    for entry in json.loads((out / name / "state.json").read_bytes())["_data_files"]:
-        with pyarrow.ipc.open_stream(out / name / entry["filename"]) as reader:
-            assert reader.schema.field("input_ids").type == pyarrow.list_(pyarrow.int32(), width)
-            found += [row for batch in reader for row in batch.column(0).flatten().to_numpy().reshape(-1, width)]
     dataset = datasets.load_from_disk(str(out))[name]
-    assert np.array_equal(dataset.with_format("numpy")["input_ids"][:], found)
-    assert dataset.split == name and dataset[0]["input_ids"] == found[0].tolist()
-    return found
+    column = dataset.data.column("input_ids")
+    assert dataset.split == name and column.type == pyarrow.list_(pyarrow.int32(), width)
+    return list(dataset.with_format("numpy")["input_ids"][:])
 
 
 READERS: dict[str, Callable[[Path, str, int], list[np.ndarray]]] = {
@@ -269,11 +257,3 @@ def test_an_empty_split_is_left_out_and_not_exported_alone(tmp_path: Path, monke
         run("export", tmp_path / "set", "--to", "hf")
     with pytest.raises(InputError, match="no block in val; nothing to export"):
         run("export", ".", "--to", "hf", "--split", "val", "--out", tmp_path / "val alone")
-
-
-@pytest.mark.parametrize(("num_blocks", "per_file"), [(1, 3), (3, 3), (10, 4), (11, 4), (7, 0)])
-def test_files_hold_every_block_once_and_about_as_many_each(num_blocks: int, per_file: int) -> None:
-    files = cut_files(num_blocks, per_file)
-    assert [block for file in files for block in file] == list(range(num_blocks))
-    sizes = [len(file) for file in files]
-    assert all(1 <= size <= max(1, per_file) for size in sizes) and max(sizes) - min(sizes) <= 1

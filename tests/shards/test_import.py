@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +16,59 @@ from hypothesis import strategies as st
 
 import shards
 from shards.common.errors import InputError
-from shards.exchange import importing
-from shards.exchange.datatrove import open_datatrove
-from shards.manifest import Packing
+from shards.exchange import importing, token_files
+from shards.exchange.importing import ImportSettings, import_files
+from shards.exchange.token_files import open_datatrove, open_files, open_megatron
+from shards.manifest import Manifest, Packing
 from shards.verify import verify
 from tests.conftest import flip
-from tests.shards.foreign_files import DTYPE_CODES, Documents, take, write_datatrove, write_megatron
 from tests.shards.sets import PACKINGS, documents_of, names_in
 from tests.shards.test_exchange import run
+
+Documents = Sequence[Sequence[int]]
+DTYPE_CODES = {"<u1": 1, "<i1": 2, "<i2": 3, "<i4": 4, "<i8": 5, "<u2": 8}
+
+
+def write_megatron(path: Path, documents: Documents, dtype: str = "<i4", cut: int = 0) -> Path:
+    """As Megatron-Core writes it; with `cut`, each document in sequences of at most so many tokens."""
+    sequences: list[Sequence[int]] = []
+    boundaries = [0]
+    for document in documents:
+        step = cut or len(document) or 1
+        sequences += [document[begin : begin + step] for begin in range(0, len(document), step)]
+        boundaries.append(len(sequences))
+    lengths = np.array([len(sequence) for sequence in sequences], dtype="<i4")
+    item_bytes = np.dtype(dtype).itemsize
+    offsets = (np.cumsum(lengths, dtype="<i8") - lengths) * item_bytes
+    np.array([token for sequence in sequences for token in sequence], dtype=dtype).tofile(path.with_suffix(".bin"))
+    header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, DTYPE_CODES[dtype], len(sequences), len(boundaries))
+    arrays = (lengths, offsets.astype("<i8"), np.array(boundaries, dtype="<i8"))
+    path.with_suffix(".idx").write_bytes(header + b"".join(array.tobytes() for array in arrays))
+    return path.with_suffix(".bin")
+
+
+def write_datatrove(path: Path, documents: Documents, dtype: str = "<u4") -> Path:
+    np.array([token for document in documents for token in document], dtype=dtype).tofile(path)
+    ends = np.cumsum([len(document) for document in documents], dtype="<u8")
+    path.with_name(path.name + ".index").write_bytes(ends.tobytes())
+    return path
+
+
+def write_any(path: Path, documents: Documents, dtype: str, cut: int = 0) -> Path:
+    """As datatrove for a `dtype` such as `ds<u2`, else as Megatron-Core."""
+    if dtype.startswith("ds"):
+        return write_datatrove(path.with_suffix(".ds"), documents, dtype[2:])
+    return write_megatron(path, documents, dtype, cut)
+
+
+def take(paths: Sequence[Path], out: Path, tokenizer: Path, **options: Any) -> Manifest:
+    """Import, and verify what came out of it."""
+    form = "datatrove" if paths[0].suffix == ".ds" else "megatron"
+    settings = ImportSettings(**{"imported_from": form, "block_tokens": 8, **options})
+    manifest = import_files(open_files(list(map(str, paths)), form), out, tokenizer=tokenizer, settings=settings)
+    assert verify(out) == []
+    return manifest
+
 
 document_lists = st.lists(
     st.tuples(st.lists(st.integers(0, 126), max_size=40), st.integers(0, 2)),  # ids, and how many EOS follow them
@@ -50,14 +97,11 @@ def test_every_document_comes_back_without_its_eos(
     work = tmp_path_factory.mktemp("import")
     documents = [[*ids, *[127] * num_eos] for ids, num_eos in drawn]
     halves = [documents[: len(documents) // 2], documents[len(documents) // 2 :]]
-    if dtype.startswith("ds"):
-        paths = [write_datatrove(work / f"{n}.ds", half, dtype[2:]) for n, half in enumerate(halves)]
-    else:
-        paths = [write_megatron(work / f"{n}", half, dtype, cut) for n, half in enumerate(halves)]
+    paths = [write_any(work / f"{n}", half, dtype, cut) for n, half in enumerate(halves)]
     expected = [ids for ids, _num_eos in drawn if ids]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importing, "_BATCH_TOKENS", sizes[0])
-        patch.setattr(importing, "_BATCH_DOCUMENTS", sizes[1])
+        patch.setattr(token_files, "_BATCH_TOKENS", sizes[0])
+        patch.setattr(token_files, "_BATCH_DOCUMENTS", sizes[1])
         patch.setattr(importing, "UNIT_TOKENS", sizes[2])
         if not expected:
             with pytest.raises(InputError, match="no document is left"):
@@ -99,7 +143,7 @@ def test_a_unit_is_as_many_batches_as_fill_it(
     tmp_path: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So memory doesn't grow with the files: a unit's packing is done before the next unit is read."""
-    monkeypatch.setattr(importing, "_BATCH_TOKENS", 10)
+    monkeypatch.setattr(token_files, "_BATCH_TOKENS", 10)
     monkeypatch.setattr(importing, "UNIT_TOKENS", 30)
     paths = [write_megatron(tmp_path / name, [[1] * 5] * 10) for name in "ab"]
     manifest = take(paths, tmp_path / "set", small_tokenizer, val_fraction=0.0)
@@ -176,7 +220,7 @@ def test_a_manifest_of_something_else_is_none_of_ours(tmp_path: Path, small_toke
 
 def test_documents_of_best_fit_are_not_taken_from_datatrove(packed_sets: dict[str, Path], tmp_path: Path) -> None:
     run("export", packed_sets["best-fit"], "--to", "datatrove", "--out", tmp_path / "out")
-    with pytest.raises(InputError, match="packed best-fit, whose documents may be two sequences; import the set's own"):
+    with pytest.raises(InputError, match="packed best-fit, so documents lie in two places; import the set's own"):
         open_datatrove(sorted((tmp_path / "out").rglob("*.ds"))[0])
 
 
@@ -254,3 +298,91 @@ def test_wrong_usage_is_one_clear_line(tmp_path: Path, small_tokenizer: Path) ->
     with pytest.raises(InputError, match=r"nothing: no \*\.(bin|ds) there"):
         run("import", tmp_path / "nothing", *[part for pair in good.items() for part in pair])
     assert names_in(tmp_path) == ["a.bin", "a.idx"]
+
+
+# ---- damage ----
+
+DOCUMENTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
+
+
+def edited(offset: int, form: str, value: int | bytes) -> Callable[[bytearray], None]:
+    return lambda content: struct.pack_into(form, content, offset, value)
+
+
+def shortened(num_bytes: int) -> Callable[[bytearray], None]:
+    return lambda content: content.__delitem__(slice(-num_bytes, None))
+
+
+SEQUENCE = "expected tokens of 4 bytes within the 36 of the .bin, found"
+# By the file that is damaged. Of Megatron's index: lengths from byte 34, offsets from 46, boundaries from 70.
+DAMAGES: list[tuple[str, Callable[[bytearray], None], str]] = [
+    ("a.idx", shortened(102), r"which begins with b'MMIDIDX\\x00\\x00', found b''"),
+    ("a.idx", shortened(80), r"expected an index of Megatron-Core, which begins with"),
+    ("a.idx", shortened(8), "has 102 bytes, the file has 94; it is damaged"),
+    ("a.idx", edited(0, "<9s", b"TNTIDX\0\0\0"), r"found b'TNTIDX"),
+    ("a.idx", edited(9, "<Q", 2), "expected version 1 .* found version 2"),
+    ("a.idx", edited(17, "<B", 9), "a dtype of ids, code 1, 2, 3, 4, 5, 8; found version 1, code 9"),
+    ("a.idx", edited(17, "<B", 7), "code 7"),  # float32
+    ("a.idx", edited(18, "<Q", 4), "4 sequences"),
+    ("a.idx", edited(26, "<Q", 0), "0 document boundaries"),
+    ("a.idx", lambda content: content.extend(b"\0" * 3), "damaged, or for more modalities than text"),
+    ("a.idx", edited(38, "<i", -2), f"sequence 1: {SEQUENCE} -2 from byte 12 on"),
+    ("a.idx", edited(42, "<i", 5), f"sequence 2: {SEQUENCE} 5 from byte 20 on"),
+    ("a.idx", edited(54, "<q", -4), f"sequence 1: {SEQUENCE} 2 from byte -4 on"),
+    ("a.idx", edited(54, "<q", 13), f"sequence 1: {SEQUENCE} 2 from byte 13 on"),
+    ("a.idx", edited(62, "<q", 40), f"sequence 2: {SEQUENCE} 4 from byte 40 on"),
+    ("a.idx", edited(62, "<q", 2**63 - 4), f"sequence 2: {SEQUENCE} 4 from byte 9,223"),
+    ("a.idx", edited(70, "<q", 1), "boundaries that rise from 0 to 3"),
+    ("a.idx", edited(94, "<q", 2), "boundaries that rise from 0 to 3"),
+    ("a.idx", edited(78, "<q", 3), "boundaries that rise from 0 to 3"),
+    ("a.bin", shortened(1), "within the 35 of the .bin"),
+    ("a.bin", shortened(36), "within the 0 of the .bin"),
+    (
+        "a.ds.index",
+        shortened(8),
+        "2 or 4 bytes for each of the 5 tokens that its index of 16 bytes ends with, found 36",
+    ),
+    ("a.ds.index", shortened(3), "its index of 21 bytes"),
+    ("a.ds.index", shortened(24), "each of the 0 tokens"),
+    ("a.ds.index", edited(8, "<Q", 2), "ends of documents that rise"),
+    ("a.ds.index", edited(8, "<Q", 10), "ends of documents that rise"),
+    ("a.ds.index", edited(8, "<Q", 2**64 - 1), "ends of documents that rise"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "expected"), DAMAGES)
+def test_a_damaged_file_is_refused(
+    tmp_path: Path, name: str, damage: Callable[[bytearray], None], expected: str
+) -> None:
+    paths = write_megatron(tmp_path / "a", DOCUMENTS), write_datatrove(tmp_path / "a.ds", DOCUMENTS)
+    content = bytearray((tmp_path / name).read_bytes())
+    damage(content)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=expected) as error:
+        for path, open_file in zip(paths, (open_megatron, open_datatrove), strict=True):
+            open_file(path)
+    assert str(error.value).startswith(f"{tmp_path}/a.") and "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_a_loss_mask_are_not_passed_over(tmp_path: Path) -> None:
+    path = write_megatron(tmp_path / "a", DOCUMENTS)
+    path.unlink()
+    with pytest.raises(InputError, match=r"a\.bin: no such file; each file of tokens needs its index"):
+        open_megatron(path)
+    path = write_datatrove(tmp_path / "a.ds", DOCUMENTS)
+    (tmp_path / "a.ds.loss").write_bytes(b"\1\1\1")
+    with pytest.raises(InputError, match="has a loss mask"):
+        open_datatrove(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "token"), [("<i4", 128), ("<i4", -1), ("<i8", 2**40), ("<u1", 200), ("<i2", -5), ("ds<u4", 2**32 - 1)]
+)
+def test_ids_that_are_not_the_tokenizers_are_refused(
+    tmp_path: Path, small_tokenizer: Path, dtype: str, token: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_any(tmp_path / "a", [[1, 2, 3], [], [4], [5, 6, token, 7]], dtype)
+    monkeypatch.setattr(token_files, "_BATCH_DOCUMENTS", 2)
+    with pytest.raises(InputError, match=f"{path.name}: document 3: expected ids from 0 to 127, found {token:,};"):
+        take([path], tmp_path / "set", small_tokenizer)
+    assert not list(tmp_path.glob("set*"))

@@ -6,9 +6,9 @@ import dataclasses
 import os
 import re
 import shutil
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,9 +84,9 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     return Place(
         url,
         lambda: {
-            name.removeprefix(folder): content
-            for name, content in served.files("datasets/org/set").items()
-            if name.startswith(folder) and name not in _OF_HUB
+            name: content
+            for path, content in served.files("datasets/org/set").items()
+            if path.startswith(folder) and (name := path.removeprefix(folder)) not in _OF_HUB
         },
         lambda name, content: served.put("datasets/org/set", folder + name, content),
     )
@@ -139,8 +139,7 @@ def test_another_set_is_replaced_when_asked_and_nothing_else(built: Path, place:
         push(built, place.url)
     assert place.files() == before
     assert push(built, place.url, force=True)
-    found = {name: content for name, content in place.files().items() if name not in _OF_HUB}
-    assert found == directory_bytes(built) | {"photos/1.jpg": b"mine"}
+    assert place.files() == directory_bytes(built) | {"photos/1.jpg": b"mine"}
     assert directory_bytes(pull(place.url, tmp_path / "out")) == directory_bytes(built)
 
 
@@ -150,14 +149,14 @@ def test_a_set_whose_manifest_can_t_be_read_is_replaced_when_asked(built: Path, 
     with pytest.raises(InputError, match="written by an older version of this program"):
         push(built, place.url)
     assert push(built, place.url, force=True)
-    assert {name: content for name, content in place.files().items() if name not in _OF_HUB} == directory_bytes(built)
+    assert place.files() == directory_bytes(built)
 
 
 def test_the_manifest_goes_first_and_comes_last(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So at each instant whoever sees it sees a whole set."""
     url, events = f"memory://{tmp_path.name}/set", []
     push(built, url)
-    for name, place in (("put_file", 1), ("pipe_file", 0), ("rm_file", 0)):
+    for name, place in (("put_file", 1), ("rm_file", 0)):
         original: Callable[..., Any] = getattr(MemoryFileSystem, name)
 
         def noted(*given: Any, _of: tuple[str, int, Any] = (name, place, original), **options: Any) -> Any:
@@ -166,7 +165,7 @@ def test_the_manifest_goes_first_and_comes_last(built: Path, tmp_path: Path, mon
 
         monkeypatch.setattr(MemoryFileSystem, name, noted)
     push(set_of(tmp_path / "other", num_units=2, first=1), url, force=True)
-    assert events[0] == "rm_file manifest.json" and events[-1] == "pipe_file manifest.json"
+    assert events[0] == "rm_file manifest.json" and events[-1] == "put_file manifest.json"
     assert sum("manifest.json" in event for event in events) == 2 < len(events)
 
 
@@ -232,11 +231,8 @@ def test_of_several_that_begin_at_once_one_copies_and_the_others_wait(built: Pat
         notices.append(line)
         time.sleep(0.2)
 
-    threads = [threading.Thread(target=pull, args=(place.url,), kwargs={"notice": notice}) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: pull(place.url, notice=notice), range(3)))
     assert sum("copying" in line for line in notices) == 1 and len(notices) > 1
     assert verify(pull(place.url)) == []
 
