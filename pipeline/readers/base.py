@@ -128,6 +128,11 @@ class RangeReader(abc.ABC):
     @abc.abstractmethod
     def __iter__(self) -> Iterator[Batch]: ...
 
+    def _known_columns(self, names: Sequence[str]) -> list[str] | None:
+        """Those of `names` that are needed; None for all, also where none of the needed ones is known."""
+        columns = self._options.columns
+        return [name for name in names if columns is not None and name in columns] or None
+
     def compute_digest(self) -> str:
         """`digest`, for which as little is read and parsed as can be."""
         for _batch in self:
