@@ -56,7 +56,7 @@ class DelimitedReader(StreamReader):
         breaks_off = bool(self._bad) and self._bad[-1].actual_columns < len(names) and stream.tail[-1:] not in b"\r\n"
         opened = b'"' + last.replace(b'"', b'""')
         if breaks_off or stream.tail.endswith(tuple(before + opened for before in (delimiter.encode(), b"\n", b"\r"))):
-            raise Incomplete(row, self._position)
+            raise Incomplete(row)
         for bad in self._bad:
             self._report(bad)
 

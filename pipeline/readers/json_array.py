@@ -20,7 +20,6 @@ import orjson
 from pipeline.readers.base import BadRecord, Batch, Incomplete
 from pipeline.readers.json_parser import end_of_text
 from pipeline.readers.json_texts import LOOK_BACK_BYTES, WHITE_SPACE, JsonTextsReader
-from pipeline.sources import BYTE_ORDER_MARK
 
 _MAX_TRIES = 4
 _CANDIDATE = re.compile(rb"\}[ \t\r\n]*,[ \t\r\n]*\{")
@@ -66,19 +65,19 @@ class JsonArrayReader(JsonTextsReader):
 
     def _opening(self) -> tuple[bytes, int]:
         """What follows the array's opening bracket; `content` is empty where the array is."""
-        content = self._read_up_to(len(BYTE_ORDER_MARK))
+        content = self._read_start()
         while True:
-            rest = content.removeprefix(BYTE_ORDER_MARK).lstrip(WHITE_SPACE).removeprefix(b"[").lstrip(WHITE_SPACE)
+            rest = content.lstrip(WHITE_SPACE).removeprefix(b"[").lstrip(WHITE_SPACE)
             if rest or not (more := self._read_next()):
                 break
             content += more
-        offset = len(content) - len(rest)
+        offset = self._position - len(rest)
         if rest.startswith(b"]") and not rest[1:].strip(WHITE_SPACE):
             rest = self._read_up_to(sys.maxsize, rest)
             if not rest[1:].strip(WHITE_SPACE):
                 return b"", offset + len(rest)
         if not rest:
-            raise Incomplete(offset, self._position)
+            raise Incomplete(offset)
         return rest, offset
 
 

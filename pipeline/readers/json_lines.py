@@ -13,7 +13,6 @@ import orjson
 from pipeline.readers.base import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader
 from pipeline.readers.json_parser import breaks_off, end_of_text, skip_white_space
 from pipeline.readers.json_texts import load_record
-from pipeline.sources import BYTE_ORDER_MARK
 
 
 class JsonLinesReader(StreamReader):
@@ -49,7 +48,7 @@ class JsonLinesReader(StreamReader):
                 if error.kind == NOT_JSON and len(objects) > 1:
                     pending += [(place + begin, content) for begin, content in reversed(objects)]
                 elif is_open and self._at_end and place + len(line) == end:
-                    raise Incomplete(place, end) from None
+                    raise Incomplete(place) from None
                 else:
                     self._options.on_bad(error)
         return Batch(values, num_bytes, lambda: good)
@@ -64,6 +63,9 @@ class JsonLinesReader(StreamReader):
             offset, read = self._skip_line(offset - 1, stop)
             if offset >= stop:
                 return
+        else:
+            read = self._read_start()
+            offset = self._position - len(read)
         self.first = offset
         while chunk := read or self._read_next(len(pending)):
             read = b""
@@ -78,7 +80,7 @@ class JsonLinesReader(StreamReader):
                 num_bytes = len(pending) + len(chunk) - len(lines[-1])
                 pending, lines[-1] = lines[-1], b""
                 if len(lines) > 1:
-                    yield self._without_mark(lines, offset, num_bytes)
+                    yield lines, offset, num_bytes
                     offset += num_bytes
                 if self._position == stop and not pending:
                     break
@@ -90,7 +92,7 @@ class JsonLinesReader(StreamReader):
                     break
         self.last = offset + len(pending)
         if pending:
-            yield self._without_mark(pending.split(b"\n"), offset, len(pending))
+            yield pending.split(b"\n"), offset, len(pending)
 
     def _skip_line(self, offset: int, limit: int = sys.maxsize) -> tuple[int, bytes]:
         """Read on from `offset`, inside a line, to its end or `limit`; the offset there, and what is read from there on."""
@@ -99,12 +101,6 @@ class JsonLinesReader(StreamReader):
                 return offset + end, chunk[end:]
             offset += len(chunk)
         return offset, b""
-
-    def _without_mark(self, lines: list[bytes], offset: int, num_bytes: int) -> tuple[list[bytes], int, int]:
-        if offset == 0 and lines[0].startswith(BYTE_ORDER_MARK):
-            size = len(BYTE_ORDER_MARK)
-            return [lines[0][size:], *lines[1:]], size, num_bytes - size
-        return lines, offset, num_bytes
 
 
 def _places(lines: list[bytes], offset: int) -> list[tuple[int, bytes]]:

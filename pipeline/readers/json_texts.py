@@ -13,17 +13,8 @@ from typing import Any
 
 import orjson
 
-from pipeline.readers.base import (
-    INVALID_UTF8,
-    LONE_SURROGATE,
-    NOT_JSON,
-    BadRecord,
-    Batch,
-    Incomplete,
-    StreamReader,
-)
+from pipeline.readers.base import INVALID_UTF8, LONE_SURROGATE, NOT_JSON, BadRecord, Batch, Incomplete, StreamReader
 from pipeline.readers.json_parser import DECODER, breaks_off, end_of_text, in_words, is_unfinished
-from pipeline.sources import BYTE_ORDER_MARK
 
 LOOK_BACK_BYTES = 4096
 LOOK_AHEAD_BYTES = 1 << 16
@@ -87,7 +78,7 @@ class JsonTextsReader(StreamReader):
 
     def _first_record(self) -> tuple[bytes, int]:
         """What has been read from the range's first record on, and that record's offset."""
-        content = self._read_up_to(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
+        content = self._read_start()
         while not content.lstrip(WHITE_SPACE) and (more := self._read_next()):
             content += more
         content = content.lstrip(WHITE_SPACE)
@@ -134,7 +125,7 @@ class JsonTextsReader(StreamReader):
             if not self._at_end and is_unfinished(fault):
                 return None
             if self._at_end and breaks_off(fault):
-                raise Incomplete(offset + place, self._position) from None
+                raise Incomplete(offset + place) from None
             raise ValueError(in_words(fault, place)) from None
         except RecursionError:
             raise ValueError("not valid JSON: nested too deeply") from None
@@ -144,7 +135,7 @@ class JsonTextsReader(StreamReader):
             return end, separator.end()
         rest = text[end:].strip(" \t\r\n")
         if rest in ("", ","):
-            raise Incomplete(offset + place, self._position)
+            raise Incomplete(offset + place)
         if rest.startswith("]"):
             raise ValueError("the array ends after this record, but the file goes on")
         raise ValueError(f"expected ',' or ']' after the record, found {rest[0]!r}")
@@ -167,7 +158,7 @@ class JsonTextsReader(StreamReader):
                 if _could_be_object(content[place : place + LOOK_AHEAD_BYTES]):
                     return content[place:], offset + place
             if self._at_end and not content.rstrip(WHITE_SPACE).endswith(self._closing):
-                raise Incomplete(offset, offset + len(content))
+                raise Incomplete(offset)
             if self._at_end or offset + len(content) >= limit:
                 return b"", offset + len(content)
             kept = max(0, len(content) - LOOK_BACK_BYTES)

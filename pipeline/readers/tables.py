@@ -83,7 +83,7 @@ class TableReader(RangeReader):
         # pyarrow doesn't say where a batch lies: each has an equal share of the file's bytes.
         num_bytes, num_batches = self._source.num_bytes, _num_batches(self._source)
         start, stop = (number * num_bytes // num_batches for number in (self._range.start, self._range.stop))
-        with HashedFile(self._source.path, start=start, stop=stop, max_bytes=num_bytes) as hashed:
+        with HashedFile(self._source.path, start, stop, num_bytes) as hashed:
             self.digest = hashed.hexdigest()
 
     def _parquet_batches(self) -> Iterator[pa.RecordBatch]:

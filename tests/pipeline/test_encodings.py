@@ -192,7 +192,7 @@ def test_a_text_of_any_length_takes_bounded_memory() -> None:
     ("encoding", "option"),
     [
         ("gb18030", "isn't UTF-8 but probably GB18030; build with --encoding gb18030"),
-        ("big5", "isn't UTF-8 but probably Big5; build with --encoding big5"),
+        ("big5", "isn't UTF-8 but probably BIG5; build with --encoding big5"),
         ("utf-16", "is in UTF-16; build with --encoding utf-16"),
         ("utf-16-le", "--encoding utf-16-le"),
         ("utf-16-be", "--encoding utf-16-be"),

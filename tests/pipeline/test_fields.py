@@ -150,7 +150,7 @@ def test_every_error_about_a_record_ends_with_what_to_do(tmp_path: Path, kind: s
     assert line.startswith(f"{path}: line 1, byte 0: the reason; ")
     assert line.endswith(", or leave such records out with --on-bad-record skip")
     assert "? Mend it, or" in str(locate(source, BadRecord(0, base.NOT_JSON, "is it?")))
-    assert str(locate(source, Incomplete(0, 5))).endswith("the download is incomplete, fetch it again")
+    assert str(locate(source, Incomplete(0))).endswith("the download is incomplete, fetch it again")
 
 
 def test_it_does_in_a_build(tmp_path: Path, run: Builder) -> None:
