@@ -31,8 +31,7 @@ Result = TypeVar("Result")
 Format = Literal[
     "json-lines", "json-array", "json-strings", "json-texts", "text", "csv", "tsv", "parquet", "arrow", "arrow-stream"
 ]
-_STREAMS = ("json-lines", "json-array", "json-strings", "json-texts", "text")
-_BINARY = ("parquet", "arrow", "arrow-stream")  # which have no encoding
+_TABLES = ("parquet", "arrow", "arrow-stream")  # which have no encoding
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HUB_PREFIX = "hf:"
 _HUB_URL = "hf://"
@@ -48,8 +47,6 @@ _NOT_TEXT = {
     rb".{257}ustar": ("a tar archive", "unpack it first"),
     rb"Rar!\x1a\x07|7z\xbc\xaf\x27\x1c": ("an archive (rar, 7z)", "unpack it first"),
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8": ("a picture", "recognize its text first, or leave it out"),
-    rb"\x7fELF": ("a program", "leave it out"),
-    rb"SQLite format 3\x00": ("an SQLite database", "export its texts as JSON Lines first"),
     rb"(?:\xef\xbb\xbf)?\s*<mediawiki\b": (
         "a MediaWiki XML dump",
         "take the articles out with WikiExtractor first: wikiextractor --json --output DIR FILE",
@@ -91,7 +88,7 @@ class Source:
     @property
     def is_stream(self) -> bool:
         """Whether it is read as bytes, whose places are offsets and lines; other sources have rows."""
-        return self.format in _STREAMS
+        return self.format not in ("csv", "tsv", *_TABLES)
 
     @property
     def is_splittable(self) -> bool:
@@ -192,13 +189,13 @@ def _find(name: str) -> tuple[list[tuple[str, str]], bool]:
     if path.is_dir():
         saved = _files_of_datasets(path)
         return ([(str(file), file.name) for file in saved], False) if saved else (find_files(path), True)
-    if not path.exists() and glob.has_magic(name):
-        matches = sorted(match for match in glob.glob(name, recursive=True) if Path(match).is_file())
-        if not matches:
-            raise InputError(f"{name}: no file matches this pattern")
-        base = os.path.commonpath([os.path.dirname(match) for match in matches])
-        return [(match, os.path.relpath(match, base or ".")) for match in matches], False
-    return [(name, path.name)], False
+    if path.exists() or not glob.has_magic(name):
+        return [(name, path.name)], False
+    matches = sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
+    if not matches:
+        raise InputError(f"{name}: no file matches this pattern")
+    base = os.path.commonpath([os.path.dirname(match) for match in matches])
+    return [(match, os.path.relpath(match, base or ".")) for match in matches], False
 
 
 def _files_of_datasets(directory: Path) -> list[Path]:
@@ -250,10 +247,8 @@ def _set_manifest(pair: tuple[str, str]) -> str:
 
 
 def look_at(path_name: str, name: str, encoding: str = "", *, is_named: bool = True) -> Source:
-    """The file `path_name` as a source called `name`. Raises `InputError`; `NotCorpus` for what is no corpus.
-
-    Where nobody named it, a file has to look more like a corpus than one that was.
-    """
+    """The file `path_name` as a source called `name`; one that nobody named has to look more like a corpus. Raises
+    `InputError`; `NotCorpus` for what is no corpus."""
     try:
         status = file_status(path_name)
         with SourceFile(path_name, reads_ahead=False) as file:
@@ -262,7 +257,7 @@ def look_at(path_name: str, name: str, encoding: str = "", *, is_named: bool = T
                 file.seek(0)
                 head = unpack(file, compression, path_name).read(_HEAD_BYTES) or b""
             file_format = _detect_format(path_name, head, encoding, is_named=is_named)
-            text_encoding = "" if file_format in _BINARY else check_encoding(path_name, head, encoding)
+            text_encoding = "" if file_format in _TABLES else check_encoding(path_name, head, encoding)
             ends_in_sight = file_format == "json-array" and not compression and not text_encoding
             if ends_in_sight and status.num_bytes > len(foot):
                 file.seek(max(0, status.num_bytes - _HEAD_BYTES))
