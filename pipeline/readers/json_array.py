@@ -32,7 +32,7 @@ class JsonArrayReader(JsonTextsReader):
 
     _separator = _SEPARATOR
     _next_object = _CANDIDATE
-    _closing = b"]"
+    _is_array = True
 
     def _parse(self, pending: bytes, chunk: bytes, offset: int) -> tuple[Batch, int, bytes, BadRecord | None]:
         """As a rule up to the last end that can be found in `chunk`, so that most bytes are copied once; at the range's or

@@ -52,8 +52,8 @@ class JsonTextsReader(StreamReader):
     """All texts of the file. After one whose end can't be found, the next place counts where an object seems to begin."""
 
     _separator = re.compile(r"[ \t\r\n]*")
-    _next_object = re.compile(rb"(?:[},][ \t\r\n]*|\n)\{")
-    _closing = b""  # what the source ends with
+    _next_object = re.compile(rb"(?:(?:\A,|\})[ \t\r\n]*|\n)\{")
+    _is_array = False
 
     def _batches(self) -> Iterator[Batch]:
         pending = b""  # the beginning of a record, which goes on in `chunk`
@@ -155,9 +155,9 @@ class JsonTextsReader(StreamReader):
                 if offset + place >= limit:
                     return b"", offset + place
                 content = self._read_up_to(place + LOOK_AHEAD_BYTES, content)
-                if _could_be_object(content[place : place + LOOK_AHEAD_BYTES]):
+                if not self._is_array or _could_be_object(content[place : place + LOOK_AHEAD_BYTES]):
                     return content[place:], offset + place
-            if self._at_end and not content.rstrip(WHITE_SPACE).endswith(self._closing):
+            if self._at_end and self._is_array and not content.rstrip(WHITE_SPACE).endswith(b"]"):
                 raise Incomplete(offset)
             if self._at_end or offset + len(content) >= limit:
                 return b"", offset + len(content)
