@@ -55,9 +55,8 @@ def read(path: Path, *, chunk_bytes: int = 60, **options: Any) -> tuple[list[str
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RangeReader, "chunk_bytes", chunk_bytes)
         parts = [part for part, _ in read_texts(unit.ranges, settings, [], LeftOut(), rejected=RejectedLog(log))]
-    return [text for part in parts for text in part], [
-        json.loads(line) for line in log.read_bytes().splitlines()
-    ] if log.exists() else []
+    rejected = log.read_bytes().splitlines() if log.exists() else []
+    return [text for part in parts for text in part], [json.loads(line) for line in rejected]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
