@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pipeline.readers.compression import compression_of, unpack, without_suffix
+from pipeline.readers.compression import compression_of, unpack
 from pipeline.readers.encodings import check_encoding, encoding_of, to_utf8
 from pipeline.readers.files import FileStatus, SourceFile, file_status, find_files, find_urls, removed
 from pipeline.readers.json_parser import is_in_lines
@@ -38,6 +38,7 @@ _HUB_URL = "hf://"
 _PINNED = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")  # what a commit holds can't change
 _HEAD_BYTES = 1 << 16
 _BY_SUFFIX: dict[str, Format] = {".txt": "text", ".csv": "csv", ".tsv": "tsv"}
+_PACKED_SUFFIX = re.compile(r"\.(?:gz|zst|bz2|xz)$")
 _KNOWN_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", *_BY_SUFFIX)
 # How files begin that are no corpus yet: what they are, and what to do.
 _NOT_TEXT = {
@@ -308,7 +309,7 @@ def _detect_format(name: str, head: bytes, encoding: str, *, is_named: bool) -> 
     if begins(_ANY_NOT_TEXT):  # one look for the many files that aren't
         what, cure = next(own for beginning, own in _NOT_TEXT.items() if begins(beginning))
         raise NotCorpus(f"{name}: is {what}, not text; {cure}", re.sub("^an? ", "", what))
-    plain_name = without_suffix(name)
+    plain_name = _PACKED_SUFFIX.sub("", name)
     for suffix, by_name in _BY_SUFFIX.items():
         if plain_name.endswith(suffix) and (head or by_name == "text"):
             return by_name

@@ -28,7 +28,6 @@ _KINDS: dict[str, tuple[bytes, Callable[[], Any]]] = {
     "bzip2": (rb"BZh", bz2.BZ2Decompressor),
     "xz": (rb"\xfd7zXZ\x00", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_WINDOW_BYTES + (16 << 20))),
 }
-_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 _ISAL_ERROR: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
 _STREAM_ERRORS = (EOFError, _ISAL_ERROR, lzma.LZMAError, zstandard.ZstdError, OSError)  # it is cut short or damaged
 
@@ -42,13 +41,6 @@ class Readable(Protocol):
 def compression_of(head: bytes) -> str:
     """The compression of a file that begins with `head`, or an empty string."""
     return next((kind for kind, (magic, _open) in _KINDS.items() if re.match(magic, head)), "")
-
-
-def without_suffix(name: str) -> str:
-    """`name` without `.gz` and its like at the end."""
-    for suffix in _SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name
 
 
 def unpack(file: io.RawIOBase, compression: str, path: str) -> Readable:

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import itertools
 import re
-import sys
 from collections.abc import Iterable, Iterator
 
 import orjson
@@ -20,6 +19,7 @@ import orjson
 from pipeline.readers.base import BadRecord, Batch, Incomplete
 from pipeline.readers.json_parser import end_of_text
 from pipeline.readers.json_texts import LOOK_BACK_BYTES, WHITE_SPACE, JsonTextsReader
+from shards.common.errors import InputError
 
 _MAX_TRIES = 4
 _CANDIDATE = re.compile(rb"\}[ \t\r\n]*,[ \t\r\n]*\{")
@@ -64,21 +64,17 @@ class JsonArrayReader(JsonTextsReader):
         return self._next_plausible(content, origin, skip=look_back, limit=self._stop)
 
     def _opening(self) -> tuple[bytes, int]:
-        """What follows the array's opening bracket; `content` is empty where the array is."""
-        content = self._read_start()
-        while True:
-            rest = content.lstrip(WHITE_SPACE).removeprefix(b"[").lstrip(WHITE_SPACE)
-            if rest or not (more := self._read_next()):
-                break
-            content += more
-        offset = self._position - len(rest)
-        if rest.startswith(b"]") and not rest[1:].strip(WHITE_SPACE):
-            rest = self._read_up_to(sys.maxsize, rest)
-            if not rest[1:].strip(WHITE_SPACE):
-                return b"", offset + len(rest)
+        """What follows the array's opening bracket, with its offset; nothing, with the source's end, where it is empty."""
+        rest = self._skip_white_space(self._skip_white_space(self._read_start()).removeprefix(b"["))
         if not rest:
-            raise Incomplete(offset)
-        return rest, offset
+            raise Incomplete(self._position)
+        if not rest.startswith(b"]"):
+            return rest, self._position - len(rest)
+        if self._skip_white_space(rest[1:]):
+            raise InputError(
+                f"{self._source.path}: the array that begins the file is empty, but the file goes on after it"
+            )
+        return b"", self._position
 
 
 def _ends_from_the_back(content: bytes) -> Iterator[tuple[int, int]]:

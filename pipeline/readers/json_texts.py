@@ -78,11 +78,14 @@ class JsonTextsReader(StreamReader):
 
     def _first_record(self) -> tuple[bytes, int]:
         """What has been read from the range's first record on, and that record's offset."""
-        content = self._read_start()
-        while not content.lstrip(WHITE_SPACE) and (more := self._read_next()):
-            content += more
-        content = content.lstrip(WHITE_SPACE)
+        content = self._skip_white_space(self._read_start())
         return content, self._position - len(content)
+
+    def _skip_white_space(self, content: bytes) -> bytes:
+        """What has been read from the first byte on, in `content` or after it, that is no white space."""
+        while not (content := content.lstrip(WHITE_SPACE)) and (more := self._read_next()):
+            content = more
+        return content
 
     def _parse(self, pending: bytes, chunk: bytes, offset: int) -> tuple[Batch, int, bytes, BadRecord | None]:
         """The whole records in `pending` and `chunk` after it, the first of which begins at `offset`; the bytes that took,

@@ -6,6 +6,7 @@ A bad record ends the build, or is put on record and the rest is built.
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import itertools
 import json
 import os
@@ -118,6 +119,15 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, layout: str, mark: bytes) 
 def test_blank_lines_are_no_records_and_of_equal_keys_the_last_counts(tmp_path: Path) -> None:
     path = write(tmp_path / "corpus.jsonl", b'{"text": "a"}\r\n\r\n  \n{"text": "a", "text": "b"}')
     assert read_all(path) == [{"text": "a"}, {"text": "b"}]
+
+
+def test_white_space_around_the_brackets_of_an_array_is_not_kept(tmp_path: Path) -> None:
+    spaces = b" " * 20_000_000
+    for content in (b"[" + spaces + b"]" + spaces, b"[" + spaces + b'{"text": "a"}]'):
+        num_records, peak = read_and_peak(find(write(tmp_path / "corpus", gzip.compress(content))))
+        assert num_records == content.count(b"{") and peak < 10_000_000
+    with pytest.raises(InputError, match="the array that begins the file is empty, but the file goes on"):
+        read_all(write(tmp_path / "corpus", b'[]\n{"text": "a"}]'))
 
 
 # What stands in the file, the kind under which it is counted, and a part of the reason.
