@@ -19,7 +19,6 @@ import orjson
 from pipeline.readers.base import BadRecord, Batch, Incomplete
 from pipeline.readers.json_parser import end_of_text
 from pipeline.readers.json_texts import LOOK_BACK_BYTES, WHITE_SPACE, JsonTextsReader
-from shards.common.errors import InputError
 
 _MAX_TRIES = 4
 _CANDIDATE = re.compile(rb"\}[ \t\r\n]*,[ \t\r\n]*\{")
@@ -68,13 +67,12 @@ class JsonArrayReader(JsonTextsReader):
         rest = self._skip_white_space(self._skip_white_space(self._read_start()).removeprefix(b"["))
         if not rest:
             raise Incomplete(self._position)
-        if not rest.startswith(b"]"):
-            return rest, self._position - len(rest)
-        if self._skip_white_space(rest[1:]):
-            raise InputError(
-                f"{self._source.path}: the array that begins the file is empty, but the file goes on after it"
-            )
-        return b"", self._position
+        if rest.startswith(b"]"):
+            more = self._skip_white_space(rest[1:])
+            if not more:
+                return b"", self._position
+            rest = b"]" + more  # which is no record
+        return rest, self._position - len(rest)
 
 
 def _ends_from_the_back(content: bytes) -> Iterator[tuple[int, int]]:
