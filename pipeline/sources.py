@@ -203,8 +203,10 @@ def _files_of_datasets(directory: Path) -> list[Path]:
     """The files of a data set that `datasets` saved; none in any other directory."""
     if (directory / "dataset_dict.json").is_file():
         splits = sorted(path.name for path in directory.iterdir() if path.is_dir())
-        one = f"name one: {directory}/{splits[0]}" if splits else "none of which is there"
-        raise InputError(f"{directory}: a data set with the splits {', '.join(splits)}; {one}")
+        if not splits:
+            raise InputError(f"{directory}: a data set of which no split is there; save or fetch it again")
+        names = ", ".join(splits)
+        raise InputError(f"{directory}: a data set with the splits {names}; name one: {directory}/{splits[0]}")
     is_saved = (directory / "state.json").is_file() and (directory / "dataset_info.json").is_file()
     return sorted(directory.glob("*.arrow")) if is_saved else []
 

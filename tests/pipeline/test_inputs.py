@@ -115,7 +115,7 @@ def test_a_local_data_set_of_datasets(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a data set with the splits train; name one"):
         find_sources([str(tmp_path / "dict")])
     shutil.rmtree(tmp_path / "dict" / "train")
-    with pytest.raises(InputError, match="none of which is there"):
+    with pytest.raises(InputError, match="of which no split is there"):
         find_sources([str(tmp_path / "dict")])
 
 
