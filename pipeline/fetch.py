@@ -7,14 +7,13 @@ And `hf:NAME`, a data set by its name, as the files that it means at one commit.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from shards.common.errors import InputError, TransientError
 from shards.common.files import FileLock, check_room, flush_directory, write_atomically
@@ -33,8 +32,7 @@ from shards.share.hub import (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Corpus:
+class Corpus(NamedTuple):
     """A file on Hugging Face, and what is nearest to it on ModelScope: a directory of other files."""
 
     repository: str
@@ -59,14 +57,13 @@ _NEAREST_PATTERN = "train-*.parquet"
 _DATA_SET = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([^:]+))?(?::(.+))?")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Fetched:
+class Fetched(NamedTuple):
     """What is there now."""
 
     path: Path
     num_bytes: int
     sha256: str  # of the one file; empty for several, which have theirs in the stamp
-    was_there: bool
+    was_there: bool = True
 
 
 def fetch(
@@ -91,10 +88,12 @@ def fetch(
         )
     corpus, origins = CORPORA[name], ("hf", "ms") if origin == "auto" else (origin,)
     for hub in origins:
-        path = _path(out, directory, corpus.file if hub == "hf" else corpus.nearest_name)
+        own_name, fetch_from = (corpus.file, _fetch_file) if hub == "hf" else (corpus.nearest_name, _fetch_folder)
+        path = out or directory / own_name
+        if path.is_dir() and path == out and not _stamp_path(out).exists():  # a directory that wasn't fetched
+            path = out / own_name
         if not force and (known := _read_stamp(path)) is not None:
             return known
-        fetch_from = _fetch_file if hub == "hf" else _fetch_folder
         try:
             with FileLock(path, "another process is fetching it; wait for that, or stop it"):
                 return fetch_from(corpus, path, force, ANSWER_SECONDS / len(origins), notice, shows_bars)
@@ -108,13 +107,6 @@ def fetch(
     raise AssertionError(origin)
 
 
-def _path(out: Path | None, directory: Path, own_name: str) -> Path:
-    """Where it goes: `out`; in it, if that is a directory that is there and wasn't fetched before."""
-    if out is None:
-        return directory / own_name
-    return out / own_name if out.is_dir() and not _stamp_path(out).exists() else out
-
-
 def _fetch_file(
     corpus: Corpus, out: Path, force: bool, seconds: float, notice: Callable[[str], None], shows_bars: bool
 ) -> Fetched:
@@ -124,12 +116,11 @@ def _fetch_file(
     listed = find_file(reference)
     if out.exists() and not force:
         if out.is_file() and out.stat().st_size == listed.num_bytes and listed.sha256 in (None, file_sha256(out)):
-            return _write_stamp(out, [out], reference, was_there=True)
+            return _write_stamp(out, [out], reference)
         raise InputError(f"{out}: is there, and isn't the hub's file; choose another --out, or replace it with --force")
     part = out.with_name(f".{out.name}.{(listed.sha256 or str(reference.revision))[:8]}.part")
-    for older in out.parent.glob(f".{out.name}.*.part"):  # of another version
-        if older != part:
-            older.unlink()
+    for older in set(out.parent.glob(f".{out.name}.*.part")) - {part}:  # of another version
+        older.unlink()
     kept = part.stat().st_size if part.exists() else 0
     check_room(out.parent, listed.num_bytes - kept, "choose another --out")
     notice(f"fetching {size_text(listed.num_bytes)}" + (f", {size_text(kept)} of it are here already" if kept else ""))
@@ -139,7 +130,7 @@ def _fetch_file(
         raise type(stop)(f"{size_text(part.stat().st_size)} are kept; the same command goes on from there") from None
     os.replace(part, out)
     flush_directory(out.parent)
-    return _write_stamp(out, [out], reference, was_there=False)
+    return _write_stamp(out, [out], reference)._replace(was_there=False)
 
 
 def _fetch_folder(
@@ -149,29 +140,29 @@ def _fetch_folder(
     if out.exists() and not (force and _stamp_path(out).exists()):
         raise InputError(f"{out}: is there, and not from an earlier fetch; move it elsewhere, or choose another --out")
     reference = resolve(HubReference(hub="ms", repository=corpus.nearest_repository, is_dataset=True), seconds=seconds)
-    folders = []
     for folder in map(reference.at, corpus.nearest_folders):
         with contextlib.suppress(NoSuchFile):
-            folders += [folder] if list_files(folder) else []
-    if not folders:
+            if list_files(folder):
+                break
+    else:
         raise InputError(f"{reference}: no files in {' or '.join(corpus.nearest_folders)}")
-    notice(f"fetching {folders[0]}")
+    notice(f"fetching {folder}")
     partial = out.with_name(out.name + ".partial")
-    found = snapshot(folders[0], partial, [_NEAREST_PATTERN], shows_bars=shows_bars)
+    found = snapshot(folder, partial, [_NEAREST_PATTERN], shows_bars=shows_bars)
     if out.exists():
         shutil.rmtree(out)
     os.rename(found, out)
     shutil.rmtree(partial)
     flush_directory(out.parent)
-    return _write_stamp(out, sorted(out.iterdir()), folders[0], was_there=False)
+    return _write_stamp(out, sorted(out.iterdir()), folder)._replace(was_there=False)
 
 
 def _stamp_path(out: Path) -> Path:
     return out.with_name(f".{out.name}.fetched.json")
 
 
-def _write_stamp(out: Path, paths: list[Path], reference: HubReference, *, was_there: bool) -> Fetched:
-    """Record what was fetched."""
+def _write_stamp(out: Path, paths: list[Path], reference: HubReference) -> Fetched:
+    """Record what is there."""
     files = {}
     for path in paths:
         num_bytes, modified_ns = path.stat().st_size, path.stat().st_mtime_ns
@@ -180,7 +171,7 @@ def _write_stamp(out: Path, paths: list[Path], reference: HubReference, *, was_t
     write_atomically(_stamp_path(out), (json.dumps(content, indent=2) + "\n").encode())
     known = _read_stamp(out)
     assert known is not None
-    return dataclasses.replace(known, was_there=was_there)
+    return known
 
 
 def _read_stamp(out: Path) -> Fetched | None:
@@ -191,11 +182,10 @@ def _read_stamp(out: Path) -> Fetched | None:
             status = (out / name if out.is_dir() else out).stat()
             if (status.st_size, status.st_mtime_ns) != (entry["num_bytes"], entry["modified_ns"]):
                 return None
-        num_bytes = sum(entry["num_bytes"] for entry in files.values())
         sha256 = next(iter(files.values()))["sha256"] if out.is_file() else ""
+        return Fetched(out, sum(entry["num_bytes"] for entry in files.values()), sha256)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
         return None
-    return Fetched(path=out, num_bytes=num_bytes, sha256=sha256, was_there=True)
 
 
 def data_files(name: str) -> list[str]:

@@ -9,15 +9,7 @@ import string
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.readers.base import (
-    INVALID_UTF8,
-    NO_FIELD,
-    NOT_A_STRING,
-    NOT_AN_OBJECT,
-    BadRecord,
-    Batch,
-    ReadOptions,
-)
+from pipeline.readers.base import INVALID_UTF8, NO_FIELD, NOT_A_STRING, NOT_AN_OBJECT, BadRecord, Batch, ReadOptions
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
 

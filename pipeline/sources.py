@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pipeline.readers.compression import compression_of, unpack, without_suffix
+from pipeline.readers.compression import compression_of, unpack
 from pipeline.readers.encodings import check_encoding, encoding_of, to_utf8
 from pipeline.readers.files import FileStatus, SourceFile, file_status, find_files, find_urls, removed
 from pipeline.readers.json_parser import is_in_lines
@@ -31,29 +31,23 @@ Result = TypeVar("Result")
 Format = Literal[
     "json-lines", "json-array", "json-strings", "json-texts", "text", "csv", "tsv", "parquet", "arrow", "arrow-stream"
 ]
-_STREAMS = ("json-lines", "json-array", "json-strings", "json-texts", "text")
-_BINARY = ("parquet", "arrow", "arrow-stream")  # which have no encoding
+_TABLES = ("parquet", "arrow", "arrow-stream")  # which have no encoding
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HUB_PREFIX = "hf:"
 _HUB_URL = "hf://"
 _PINNED = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")  # what a commit holds can't change
 _HEAD_BYTES = 1 << 16
 _BY_SUFFIX: dict[str, Format] = {".txt": "text", ".csv": "csv", ".tsv": "tsv"}
+_PACKED_SUFFIX = re.compile(r"\.(?:gz|zst|bz2|xz)$")
 _KNOWN_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", *_BY_SUFFIX)
 # How files begin that are no corpus yet: what they are, and what to do.
 _NOT_TEXT = {
     rb"%PDF-": ("a PDF", "convert it to text first, as with pdftotext"),
     rb"PK\x03\x04": ("a zip archive or an office document (docx, xlsx, epub)", "unpack or save it as text first"),
-    rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": ("an office document (doc, xls, ppt)", "save it as text first"),
+    rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1|\{\\rtf": ("an office document (doc, xls, rtf)", "save it as text first"),
     rb".{257}ustar": ("a tar archive", "unpack it first"),
-    rb"Rar!\x1a\x07": ("a rar archive", "unpack it first"),
-    rb"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it first"),
-    rb"\x89PNG\r\n\x1a\n": ("a picture (PNG)", "recognize its text first, or leave it out"),
-    rb"\xff\xd8\xff": ("a picture (JPEG)", "recognize its text first, or leave it out"),
-    rb"GIF8": ("a picture (GIF)", "recognize its text first, or leave it out"),
-    rb"\x7fELF": ("a program", "leave it out"),
-    rb"SQLite format 3\x00": ("an SQLite database", "export its texts as JSON Lines first"),
-    rb"\{\\rtf": ("an RTF document", "save it as text first"),
+    rb"Rar!\x1a\x07|7z\xbc\xaf\x27\x1c": ("an archive (rar, 7z)", "unpack it first"),
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8": ("a picture", "recognize its text first, or leave it out"),
     rb"(?:\xef\xbb\xbf)?\s*<mediawiki\b": (
         "a MediaWiki XML dump",
         "take the articles out with WikiExtractor first: wikiextractor --json --output DIR FILE",
@@ -95,7 +89,7 @@ class Source:
     @property
     def is_stream(self) -> bool:
         """Whether it is read as bytes, whose places are offsets and lines; other sources have rows."""
-        return self.format in _STREAMS
+        return self.format not in ("csv", "tsv", *_TABLES)
 
     @property
     def is_splittable(self) -> bool:
@@ -135,12 +129,20 @@ def find_corpus(names: Sequence[str], encoding: str = "") -> Corpus:
     Text is in `encoding`, or in UTF-8. Raises `InputError` for the first that is missing, empty, of an unknown kind, or
     visibly incomplete; in a directory, what is empty or of an unknown kind isn't read.
     """
-    found = [_find(name, encoding) for name in names]
-    sources = [source for corpus in found for source in corpus.sources]
+    sources: list[Source] = []
+    unread: list[UnreadEntry] = []
+    for name in names:
+        files, is_directory = _find(name.removeprefix("file://"))
+        if is_directory:
+            corpus = _look_into(name, files, encoding)
+            sources += corpus.sources
+            unread += corpus.unread
+        else:
+            sources += _for_each(lambda pair: look_at(*pair, encoding), files)
     for path, number in Counter(source.path for source in sources).items():
         if number > 1:
             raise InputError(f"{path}: given twice; its documents would be in the set twice")
-    return Corpus(sources=sources, unread=add_up(entry for corpus in found for entry in corpus.unread))
+    return Corpus(sources=sources, unread=add_up(unread))
 
 
 def find_sources(names: Sequence[str], encoding: str = "") -> list[Source]:
@@ -150,13 +152,11 @@ def find_sources(names: Sequence[str], encoding: str = "") -> list[Source]:
 
 def check_unchanged(sources: Iterable[Source]) -> None:
     """Raise `InputError` if a file is gone, or another one than when it was found."""
-    at_urls = []
-    for source in sources:
+    changeable = [source for source in sources if not _PINNED.match(source.path)]
+    for source in changeable:
         if not is_url(source.path):
             _check_unchanged(source)
-        elif not _PINNED.match(source.path):
-            at_urls.append(source)
-    in_parallel(_check_unchanged, at_urls)
+    in_parallel(_check_unchanged, [source for source in changeable if is_url(source.path)])
 
 
 def _check_unchanged(source: Source) -> None:
@@ -173,8 +173,8 @@ def changed(source: Source) -> str:
     return f"{source.path}: the file was changed while it was read; build again with --force when it is complete"
 
 
-def _find(name: str, encoding: str) -> Corpus:
-    name = name.removeprefix("file://")
+def _find(name: str) -> tuple[list[tuple[str, str]], bool]:
+    """The files that `name` means, each with its name in the manifest; and whether it means a directory's."""
     if name.startswith(_HUB_URL):
         from shards.share.hub import pin_url
 
@@ -182,60 +182,49 @@ def _find(name: str, encoding: str) -> Corpus:
     elif name.startswith(HUB_PREFIX):
         from pipeline.fetch import data_files
 
-        return _look_at_all([(url, url.split("/", 3)[3]) for url in data_files(name)], encoding)
+        return [(url, url.split("/", 3)[3]) for url in data_files(name)], False
     if is_url(name):
         found = find_urls(name)
-        is_directory = not glob.has_magic(name) and [path for path, _own in found] != [name]
-        return _look_into(name, found, encoding) if is_directory else _look_at_all(found, encoding)
+        return found, not glob.has_magic(name) and [path for path, _own in found] != [name]
     path = Path(name)
     if path.is_dir():
-        if files := _files_of_datasets(path):
-            return _look_at_all([(str(file), file.name) for file in files], encoding)
-        return _look_into(name, find_files(path), encoding)
-    if not path.exists() and glob.has_magic(name):
-        matches = sorted(match for match in glob.glob(name, recursive=True) if Path(match).is_file())
-        if not matches:
-            raise InputError(f"{name}: no file matches this pattern")
-        base = os.path.commonpath([os.path.dirname(match) for match in matches])
-        return _look_at_all([(match, os.path.relpath(match, base or ".")) for match in matches], encoding)
-    return _look_at_all([(name, path.name)], encoding)
+        saved = _files_of_datasets(path)
+        return ([(str(file), file.name) for file in saved], False) if saved else (find_files(path), True)
+    if path.exists() or not glob.has_magic(name):
+        return [(name, path.name)], False
+    matches = sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
+    if not matches:
+        raise InputError(f"{name}: no file matches this pattern")
+    base = os.path.commonpath([os.path.dirname(match) for match in matches])
+    return [(match, os.path.relpath(match, base or ".")) for match in matches], False
 
 
 def _files_of_datasets(directory: Path) -> list[Path]:
     """The files of a data set that `datasets` saved; none in any other directory."""
     if (directory / "dataset_dict.json").is_file():
         splits = sorted(path.name for path in directory.iterdir() if path.is_dir())
-        raise InputError(
-            f"{directory}: a data set with the splits {', '.join(splits)}; name one: {directory}/{splits[0]}"
-        )
+        if not splits:
+            raise InputError(f"{directory}: a data set of which no split is there; save or fetch it again")
+        names = ", ".join(splits)
+        raise InputError(f"{directory}: a data set with the splits {names}; name one: {directory}/{splits[0]}")
     is_saved = (directory / "state.json").is_file() and (directory / "dataset_info.json").is_file()
     return sorted(directory.glob("*.arrow")) if is_saved else []
 
 
-def _look_at_all(files: Sequence[tuple[str, str]], encoding: str) -> Corpus:
-    """Files that were named: each is a source."""
-    return Corpus(sources=_for_each(lambda pair: look_at(*pair, encoding), files), unread=[])
-
-
-def _look_into(directory: str, files: Sequence[tuple[str, str]], encoding: str) -> Corpus:
+def _look_into(directory: str, files: list[tuple[str, str]], encoding: str) -> Corpus:
     """The files of a directory: what is no corpus isn't read, but named."""
 
-    def look(pair: tuple[str, str]) -> Source | NotCorpus:
+    def look(pair: tuple[str, str]) -> tuple[str, Source | NotCorpus]:
         try:
-            return look_at(*pair, encoding, is_named=False)
+            return pair[1], look_at(*pair, encoding, is_named=False)
         except NotCorpus as error:
-            return error
+            return pair[1], error
 
     manifests = [pair for pair in files if pair[1].rpartition("/")[2] == MANIFEST_NAME]
-    sets = [
-        own.removesuffix(MANIFEST_NAME)
-        for (_path, own), is_set in zip(manifests, _for_each(_begins_set, manifests), strict=True)
-        if is_set
-    ]
-    files = [pair for pair in files if not pair[1].startswith(tuple(sets))]
-    found = list(zip(files, _for_each(look, files), strict=True))
-    sources = [what for _pair, what in found if isinstance(what, Source)]
-    errors = [(own, what) for (_path, own), what in found if isinstance(what, NotCorpus)]
+    sets = [own.removesuffix(MANIFEST_NAME) for own in _for_each(_set_manifest, manifests) if own]
+    found = _for_each(look, [pair for pair in files if not pair[1].startswith(tuple(sets))])
+    sources = [what for _own, what in found if isinstance(what, Source)]
+    errors = [(own, what) for own, what in found if isinstance(what, NotCorpus)]
     kinds = [("shard set", own or "all of it") for own in sets] + [(error.kind, own) for own, error in errors]
     unread = add_up(UnreadEntry(kind=kind, num_files=1, names=[printable(own)]) for kind, own in kinds)
     if not sources:
@@ -251,20 +240,18 @@ def _for_each(look: Callable[[tuple[str, str]], Result], files: Sequence[tuple[s
     return in_parallel(look, files) if is_remote else [look(pair) for pair in files]
 
 
-def _begins_set(pair: tuple[str, str]) -> bool:
-    """Whether it is a shard set's manifest."""
+def _set_manifest(pair: tuple[str, str]) -> str:
+    """Its name if it is a shard set's manifest."""
     try:
         with SourceFile(pair[0], reads_ahead=False) as file:
-            return re.match(_SHARD_SET, file.read(200)) is not None
+            return pair[1] if re.match(_SHARD_SET, file.read(200)) else ""
     except OSError:
-        return False
+        return ""
 
 
 def look_at(path_name: str, name: str, encoding: str = "", *, is_named: bool = True) -> Source:
-    """The file `path_name` as a source called `name`. Raises `InputError`; `NotCorpus` for what is no corpus.
-
-    Where nobody named it, a file has to look more like a corpus than one that was.
-    """
+    """The file `path_name` as a source called `name`; one that nobody named has to look more like a corpus. Raises
+    `InputError`; `NotCorpus` for what is no corpus."""
     try:
         status = file_status(path_name)
         with SourceFile(path_name, reads_ahead=False) as file:
@@ -273,8 +260,9 @@ def look_at(path_name: str, name: str, encoding: str = "", *, is_named: bool = T
                 file.seek(0)
                 head = unpack(file, compression, path_name).read(_HEAD_BYTES) or b""
             file_format = _detect_format(path_name, head, encoding, is_named=is_named)
-            text_encoding = "" if file_format in _BINARY else check_encoding(path_name, head, encoding)
-            if file_format == "json-array" and status.num_bytes > len(foot):
+            text_encoding = "" if file_format in _TABLES else check_encoding(path_name, head, encoding)
+            ends_in_sight = file_format == "json-array" and not compression and not text_encoding
+            if ends_in_sight and status.num_bytes > len(foot):
                 file.seek(max(0, status.num_bytes - _HEAD_BYTES))
                 foot = file.read(_HEAD_BYTES)
     except FileNotFoundError:
@@ -287,7 +275,7 @@ def look_at(path_name: str, name: str, encoding: str = "", *, is_named: bool = T
         path_name.encode()
     except UnicodeEncodeError:  # bytes of the name that weren't decoded
         raise InputError(f"{path_name}: the name isn't UTF-8; rename it, or set LC_ALL=C.UTF-8 if it is") from None
-    if file_format == "json-array" and not compression and not text_encoding and not foot.rstrip().endswith(b"]"):
+    if ends_in_sight and not foot.rstrip().endswith(b"]"):
         raise InputError(
             f"{path_name}: truncated: the array that begins the file is not closed by ']' at its end (byte "
             f"{status.num_bytes:,}); the download is incomplete, fetch the file again"
@@ -306,10 +294,10 @@ def _missing(path_name: str) -> InputError:
     from pipeline.fetch import CORPORA  # needed for a hint alone
 
     path = Path(path_name)
+    if path.name in {corpus.file for corpus in CORPORA.values()}:
+        return InputError(f"{path_name}: no such file; fetch it with `make data`")
     siblings = os.listdir(path.parent) if not is_url(path_name) and path.parent.is_dir() else []
-    is_published = path.name in {corpus.file for corpus in CORPORA.values()}
-    hint = "; fetch it with `make data`" if is_published else nearest(path.name, siblings)
-    return InputError(f"{path_name}: no such file{hint}")
+    return InputError(f"{path_name}: no such file{nearest(path.name, siblings)}")
 
 
 def _detect_format(name: str, head: bytes, encoding: str, *, is_named: bool) -> Format:
@@ -323,7 +311,7 @@ def _detect_format(name: str, head: bytes, encoding: str, *, is_named: bool) -> 
     if begins(_ANY_NOT_TEXT):  # one look for the many files that aren't
         what, cure = next(own for beginning, own in _NOT_TEXT.items() if begins(beginning))
         raise NotCorpus(f"{name}: is {what}, not text; {cure}", re.sub("^an? ", "", what))
-    plain_name = without_suffix(name)
+    plain_name = _PACKED_SUFFIX.sub("", name)
     for suffix, by_name in _BY_SUFFIX.items():
         if plain_name.endswith(suffix) and (head or by_name == "text"):
             return by_name

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.readers.compression import Readable, unpack
 from pipeline.readers.encodings import Decoded, hint, invalid_bytes
 from pipeline.readers.files import HashedFile, SourceFile
-from pipeline.sources import ByteRange, Source
+from pipeline.sources import BYTE_ORDER_MARK, ByteRange, Source
 from shards.common.errors import InputError
 
 # The kinds of bad records, as the manifest counts them.
@@ -32,28 +32,19 @@ NO_FIELD = "no text field"
 NOT_A_STRING = "text is not a string"
 WRONG_COLUMNS = "wrong number of columns"
 TRANSFORM_FAILED = "transform failed"
-# What to do about each kind.
-_REMEDIES = {
-    NOT_JSON: "mend it",
+_REMEDIES = {  # of other kinds: mend it
     INVALID_UTF8: "convert the file to UTF-8",
-    INVALID_BYTES: "mend it",
-    LONE_SURROGATE: "mend it",
     TOO_LARGE: "raise --max-record-bytes",
-    NOT_AN_OBJECT: "mend it",
     NO_FIELD: "set --text-field or --template",
     NOT_A_STRING: "set --text-field or --template",
-    WRONG_COLUMNS: "mend it",
     TRANSFORM_FAILED: "mend the function",
 }
 _LOOK_BYTES = 1 << 16
 
 
 class BadRecord(Exception):
-    """A record that can't be used: where it is, what kind of fault it has, and what exactly.
-
-    `offset` is in bytes of the (unpacked) source, or the row's number where a source has rows. `content` is the record
-    as it stands, maybe cut short.
-    """
+    """A record that can't be used: `offset` in bytes of the (unpacked) source, or its row's number; `content` as it
+    stands, maybe cut short."""
 
     def __init__(self, offset: int, kind: str, reason: str, content: bytes = b"") -> None:
         super().__init__(reason)
@@ -63,9 +54,10 @@ class BadRecord(Exception):
 class Incomplete(BadRecord):
     """The source ends inside a record. Never skipped: the file is not what it should be."""
 
-    def __init__(self, offset: int, num_bytes: int) -> None:
-        reason = f"the file ends inside a record (at byte {num_bytes:,}): the download is incomplete, fetch it again"
-        super().__init__(offset, NOT_JSON, reason)
+    def __init__(self, offset: int) -> None:
+        super().__init__(
+            offset, NOT_JSON, "the file ends inside this record: the download is incomplete, fetch it again"
+        )
 
 
 def raise_bad(error: BadRecord) -> None:
@@ -73,21 +65,18 @@ def raise_bad(error: BadRecord) -> None:
     raise error
 
 
-@dataclasses.dataclass(frozen=True)
 class Batch:
     """Parsed records that lie together."""
 
-    values: list[Any]
-    num_bytes: int
-    find_places: Callable[[], Sequence[tuple[int, bytes]]]  # of all records; called when the first place is asked for
+    def __init__(
+        self, values: list[Any], num_bytes: int, find_places: Callable[[], Sequence[tuple[int, bytes]]]
+    ) -> None:
+        """`find_places` gives the offset and the content of each record; called when the first is asked for."""
+        self.values, self.num_bytes = values, num_bytes
+        self._places = functools.cache(find_places)
 
     def place(self, number: int) -> tuple[int, bytes]:
-        """The offset of record `number` and its content."""
-        return self._places[number]
-
-    @functools.cached_property
-    def _places(self) -> Sequence[tuple[int, bytes]]:
-        return self.find_places()
+        return self._places()[number]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,14 +108,15 @@ class RangeReader(abc.ABC):
 
     def __init__(self, byte_range: ByteRange, options: ReadOptions, *, first: int | None = None) -> None:
         """`first` is the offset of the range's first record where it is known already."""
-        self._source, self._range, self._options = byte_range.source, byte_range, options
-        self._known_first = first
-        is_cut = byte_range.source.is_splittable
-        self._start, self._stop = (byte_range.start, byte_range.stop) if is_cut else (0, sys.maxsize)
-        self._position = self._start
+        self._source, self._range, self._options, self._known_first = byte_range.source, byte_range, options, first
 
     @abc.abstractmethod
     def __iter__(self) -> Iterator[Batch]: ...
+
+    def _known_columns(self, names: Sequence[str]) -> list[str] | None:
+        """Those of `names` that are needed; None for all, also where none of the needed ones is known."""
+        columns = self._options.columns
+        return [name for name in names if columns is not None and name in columns] or None
 
     def compute_digest(self) -> str:
         """`digest`, for which as little is read and parsed as can be."""
@@ -142,19 +132,18 @@ class StreamReader(RangeReader):
     _at_end = False
 
     def __init__(self, byte_range: ByteRange, options: ReadOptions, *, first: int | None = None) -> None:
-        if encoding := byte_range.source.encoding:
-            own = dataclasses.replace(options, on_bad=lambda error: options.on_bad(_in_encoding(error, encoding)))
-        super().__init__(byte_range, own if encoding else options, first=first)
+        source = byte_range.source
+        if source.encoding:
+            on_bad = options.on_bad
+            options = dataclasses.replace(options, on_bad=lambda error: on_bad(_in_encoding(error, source.encoding)))
+        super().__init__(byte_range, options, first=first)
+        self._start, self._stop = (byte_range.start, byte_range.stop) if source.is_splittable else (0, sys.maxsize)
+        self._position = self._start
 
     def __iter__(self) -> Iterator[Batch]:
         with self._open() as hashed:
             self._file = open_stream(hashed, self._source)
-            try:
-                yield from self._batches()
-            except Incomplete as error:
-                if self._source.encoding:
-                    raise Incomplete(error.offset, self._file.num_read) from None
-                raise
+            yield from self._batches()
             self.digest, self.num_newlines = hashed.hexdigest(), hashed.num_newlines
 
     def compute_digest(self) -> str:
@@ -162,11 +151,8 @@ class StreamReader(RangeReader):
             return hashed.hexdigest()
 
     def _open(self) -> HashedFile:
-        source = self._source
-        counts_lines = self._options.counts_lines and source.is_splittable
-        return HashedFile(
-            source.path, start=self._start, stop=self._stop, max_bytes=source.num_bytes, counts_lines=counts_lines
-        )
+        counts_lines = self._options.counts_lines and self._source.is_splittable
+        return HashedFile(self._source.path, self._start, self._stop, self._source.num_bytes, counts_lines=counts_lines)
 
     @abc.abstractmethod
     def _batches(self) -> Iterator[Batch]: ...
@@ -194,6 +180,10 @@ class StreamReader(RangeReader):
             content += more
         return content
 
+    def _read_start(self) -> bytes:
+        """The first bytes of the source, without a byte order mark."""
+        return self._read_up_to(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
+
     def _go_back(self, offset: int) -> None:
         """Read on from `offset`, before the range. Only in a source that is splittable, before anything is read."""
         self._position = self._file.seek(offset)
@@ -215,7 +205,7 @@ def locate(source: Source, error: BadRecord) -> InputError:
     if isinstance(error, Incomplete):
         return InputError(text)
     encoded = hint(error.content) if error.kind == INVALID_UTF8 else ""
-    remedy = f"{encoded or _REMEDIES[error.kind]}, or leave such records out with --on-bad-record skip"
+    remedy = f"{encoded or _REMEDIES.get(error.kind, 'mend it')}, or leave such records out with --on-bad-record skip"
     return InputError(f"{text} {remedy[0].upper()}{remedy[1:]}" if text.endswith("?") else f"{text}; {remedy}")
 
 
@@ -227,18 +217,17 @@ def open_stream(file: io.RawIOBase, source: Source) -> Readable:
 
 def _in_encoding(error: BadRecord, encoding: str) -> BadRecord:
     """What isn't valid UTF-8, as it wasn't valid before it was decoded."""
-    if error.kind != INVALID_UTF8:
-        return error
-    place, shown = invalid_bytes(error.content, encoding)
-    return BadRecord(error.offset, INVALID_BYTES, f"invalid {encoding} at byte {place:,} of the record", shown)
+    if error.kind == INVALID_UTF8:
+        place, shown = invalid_bytes(error.content, encoding)
+        return BadRecord(error.offset, INVALID_BYTES, f"invalid {encoding} at byte {place:,} of the record", shown)
+    return error
 
 
 class LineCounter:
-    """Lines of a reader's offsets in a source, counted from 1 at `start`, and what offsets these are in the file's own
-    encoding. Asked in ascending order, so it reads the source once."""
+    """Lines of a reader's offsets in a source, counted from 1 at `start` (0 unless it is splittable), and what offsets
+    these are in the file's own encoding. Asked in ascending order, it reads the source once, and not before."""
 
     def __init__(self, source: Source, start: int = 0) -> None:
-        """`start` may be above 0 in a source that is splittable. Nothing is opened before the first question."""
         self._source, self._line, self._position = source, 1, start
         self._raw: SourceFile | None = None
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from pipeline.readers.base import WRONG_COLUMNS, BadRecord, Batch, Incomplete, StreamReader
-from pipeline.readers.tables import ROWS_AT_A_TIME, known_columns, readable, rows_of
+from pipeline.readers.tables import ROWS_AT_A_TIME, readable, rows_of
 from shards.common.errors import InputError
 
 _READ_BYTES = 1 << 22  # at a time, up to 32 times ahead; no row can be larger
@@ -30,37 +30,35 @@ class DelimitedReader(StreamReader):
 
     def _batches(self) -> Iterator[Batch]:
         self._bad: deque[Any] = deque()  # rows with too few or too many columns, up to where pyarrow has parsed
-        stream = _Stream(self._read)
-        delimiter = "\t" if self._source.format == "tsv" else ","
+        stream, delimiter = _Stream(self._read), "\t" if self._source.format == "tsv" else ","
         reading = pa.csv.ReadOptions(use_threads=False, block_size=_READ_BYTES * len(_MARK.encode()))
         parsing = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=self._skip)
-        with readable(self._source):
-            with pa.csv.open_csv(pa.BufferReader(stream.head), reading, parsing) as first:
-                names: list[str] = first.schema.names
-            self._bad.clear()
-            if _MARK in "".join(names):
-                raise InputError(f"{self._source.path}: row 1: the names of the columns aren't UTF-8")
-            wanted = [*dict.fromkeys(known_columns(names, self._options.columns) or names)]
-            converting = pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.binary()), include_columns=[*dict.fromkeys([*wanted, names[-1]])]
-            )
-            numbers, row, last = self._good_rows(), 1, b""
-            with pa.csv.open_csv(pa.PythonFile(stream, "r"), reading, parsing, converting) as batches:
-                for table in filter(len, batches):
-                    last = table.column(names[-1])[-1].as_py()
-                    for batch in pa.Table.from_batches([table]).to_batches(max_chunksize=ROWS_AT_A_TIME):
-                        values, rows = (
-                            _unmarked(rows_of(batch.select(wanted))),
-                            [*itertools.islice(numbers, len(batch))],
-                        )
-                        row = rows[-1]
-                        yield Batch(values, batch.nbytes, functools.partial(_places, rows, values))
+        with readable(self._source), pa.csv.open_csv(pa.BufferReader(stream.head), reading, parsing) as first:
+            names: list[str] = first.schema.names
+        self._bad.clear()
+        if _MARK in "".join(names):
+            raise InputError(f"{self._source.path}: row 1: the names of the columns aren't UTF-8")
+        wanted = [*dict.fromkeys(self._known_columns(names) or names)]
+        converting = pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.binary()), include_columns=[*dict.fromkeys([*wanted, names[-1]])]
+        )
+        numbers, row, last = self._good_rows(), 1, b""
+        with (
+            readable(self._source),
+            pa.csv.open_csv(pa.PythonFile(stream, "r"), reading, parsing, converting) as tables,
+        ):
+            for table in filter(len, tables):
+                last = table.column(names[-1])[-1].as_py()
+                for batch in pa.Table.from_batches([table]).to_batches(max_chunksize=ROWS_AT_A_TIME):
+                    values, rows = rows_of(batch.select(wanted)), [*itertools.islice(numbers, len(batch))]
+                    row = rows[-1]
+                    yield Batch(_unmarked(values), batch.nbytes, functools.partial(_places, rows, values))
         breaks_off = bool(self._bad) and self._bad[-1].actual_columns < len(names) and stream.tail[-1:] not in b"\r\n"
         opened, tail = b'"' + last.replace(b'"', b'""'), stream.tail
         is_closed = tail.endswith((opened + b'"', opened + b'"\n', opened + b'"\r\n', opened + b'"\r'))
         is_open = tail.endswith(tuple(before + opened for before in (delimiter.encode(), b"\n", b"\r")))
         if breaks_off or (is_open and not is_closed):
-            raise Incomplete(row, self._position)
+            raise Incomplete(row)
         for bad in self._bad:
             self._report(bad)
 
@@ -95,18 +93,14 @@ def _unmarked(records: list[Any]) -> list[Any]:
 
 
 class _Stream:
-    """What pyarrow reads: `head` and what follows it, as UTF-8 in any case, since it can't report a row that isn't.
-
-    What isn't is marked. `tail` is the last that was read.
-    """
+    """What pyarrow reads, as UTF-8 in any case, since it can't report a row that isn't: what isn't is marked."""
 
     closed = False
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read, self._last = read, deque[bytes](maxlen=2)
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self.head = self._valid(_HEAD_BYTES)
-        self._next = self.head
+        self.head = self._next = self._valid(_HEAD_BYTES)
 
     def read(self, num_bytes: int) -> bytes:
         content, self._next = self._next or self._valid(num_bytes // len(_MARK.encode())), b""
@@ -125,6 +119,7 @@ class _Stream:
 
     @property
     def tail(self) -> bytes:
+        """The last that was read."""
         return b"".join(self._last)
 
     def close(self) -> None:

@@ -14,15 +14,15 @@ from pipeline.readers.compression import Readable
 from shards.common.errors import InputError
 from shards.common.text import printable
 
-_MARKS = {  # the longer ones first
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",
-    codecs.BOM_UTF32_BE: "utf-32-be",
-    codecs.BOM_UTF16_LE: "utf-16-le",
-    codecs.BOM_UTF16_BE: "utf-16-be",
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# Byte order marks, the longer ones first, and ASCII in UTF-16.
+_SIGNS = {
+    rb"\xef\xbb\xbf": "utf-8",
+    rb"\xff\xfe\0\0": "utf-32-le",
+    rb"\0\0\xfe\xff": "utf-32-be",
+    rb"\xff\xfe|(?:[\t\n\r -~]\0){2}": "utf-16-le",
+    rb"\xfe\xff|(?:\0[\t\n\r -~]){2}": "utf-16-be",
 }
-_ALL_MARKS = tuple(_MARKS)
-_ASCII_IN_UTF16 = {rb"(?:[\t\n\r -~]\0){2}": "utf-16-le", rb"(?:\0[\t\n\r -~]){2}": "utf-16-be"}
 # Python's for domain names, for source code and for mail: not what a file of text is in.
 _REFUSED = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "utf-7"}
 _CANDIDATES = ("gb18030", "big5", "utf-16-le", "utf-16-be")
@@ -46,10 +46,7 @@ def codec_name(name: str) -> str:
 
 def encoding_of(head: bytes, wanted: str) -> str:
     """The encoding of a file that begins with `head`: by its byte order mark, by the signs of UTF-16, or as `wanted`."""
-    if head.startswith(_ALL_MARKS):
-        return next(encoding for mark, encoding in _MARKS.items() if head.startswith(mark))
-    signs = _ASCII_IN_UTF16.items() if b"\0" in head[:2] else ()
-    return next((encoding for sign, encoding in signs if re.match(sign, head)), wanted or "utf-8")
+    return next((encoding for sign, encoding in _SIGNS.items() if re.match(sign, head)), wanted or "utf-8")
 
 
 def check_encoding(path: str, head: bytes, wanted: str) -> str:
@@ -57,22 +54,20 @@ def check_encoding(path: str, head: bytes, wanted: str) -> str:
 
     A byte order mark counts for more than what is `wanted`, but without that only UTF-8 is read.
     """
-    found, is_marked = encoding_of(head, wanted), head.startswith(_ALL_MARKS)
+    found, is_marked = encoding_of(head, wanted), head.startswith(_MARKS)
+    fault = ""
     if found != "utf-8" and not wanted:
-        raise InputError(f"{path}: the file is in {_title(found)}; build with --encoding {_option(found, is_marked)}")
-    if found in ("utf-16", "utf-32"):
-        raise InputError(f"{path}: no byte order mark; name the order of the bytes, as in --encoding {found}-le")
-    if found == "utf-8":
-        if not is_marked and (probable := _probably(head, _SURE_CHARS)):
-            raise InputError(
-                f"{path}: the file isn't UTF-8 but probably {_title(probable)}; build with --encoding {probable}"
-            )
-        return ""
-    if not is_marked and sum(character > "\x7f" for character in _text(head, "utf-8") or "") >= _SURE_CHARS:
-        raise InputError(
-            f"{path}: the file is in UTF-8, not {found}; build it apart from the others, without --encoding"
-        )
-    return found
+        option = found[:6] if is_marked else found
+        fault = f"the file is in {option.upper()}; build with --encoding {option}"
+    elif found in ("utf-16", "utf-32"):
+        fault = f"no byte order mark; name the order of the bytes, as in --encoding {found}-le"
+    elif found == "utf-8" and not is_marked and (probable := _probably(head, _SURE_CHARS)):
+        fault = f"the file isn't UTF-8 but probably {probable.upper()}; build with --encoding {probable}"
+    elif found != "utf-8" and not is_marked and sum(map("\x7f".__lt__, _text(head, "utf-8") or "")) >= _SURE_CHARS:
+        fault = f"the file is in UTF-8, not {found}; build it apart from the others, without --encoding"
+    if fault:
+        raise InputError(f"{path}: {fault}")
+    return "" if found == "utf-8" else found
 
 
 def to_utf8(head: bytes, encoding: str) -> bytes:
@@ -90,7 +85,7 @@ def hint(content: bytes) -> str:
         return ""
     except UnicodeDecodeError as error:
         probable = _probably(content[error.start : error.start + _HINT_BYTES], 1)
-    return f"if the file is in {_title(probable)}, build with --encoding {probable}" if probable else ""
+    return f"if the file is in {probable.upper()}, build with --encoding {probable}" if probable else ""
 
 
 def _probably(content: bytes, at_least: int) -> str:
@@ -125,16 +120,11 @@ def _is_common(character: str) -> bool:
     return b"\xb0" <= simplified <= b"\xd7" or b"\xa1" <= simplified <= b"\xa3" or b"\xa1" <= traditional <= b"\xc6"
 
 
-def _title(encoding: str) -> str:
-    return "Big5" if encoding == "big5" else encoding[:6].upper() if encoding.startswith("utf") else encoding.upper()
-
-
-def _option(encoding: str, is_marked: bool) -> str:
-    return encoding[:6] if is_marked else encoding
-
-
 def _stand_in(error: UnicodeError) -> tuple[str, int]:
-    """For each byte that is invalid in its encoding a character that isn't valid in UTF-8: a surrogate with its number."""
+    """For each byte that is invalid in its encoding a character that isn't valid in UTF-8: a surrogate with its number.
+
+    Unlike `surrogateescape` for bytes below 0x80, too: any can be half of a character.
+    """
     assert isinstance(error, UnicodeDecodeError)
     return "".join(chr(0xDC00 + byte) for byte in error.object[error.start : error.end]), error.end
 

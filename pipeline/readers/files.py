@@ -10,7 +10,6 @@ import errno
 import glob
 import io
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -38,7 +37,7 @@ class FileStatus(NamedTuple):
 def file_status(path: str) -> FileStatus:
     """Raises `FileNotFoundError`, other `OSError`s or `TransientError`."""
     if not is_url(path):
-        status = Path(path).stat()
+        status = os.stat(path)
         return FileStatus(status.st_size, modified_ns=status.st_mtime_ns)
     system, name = file_system(path)
     with server_errors(path):
@@ -86,9 +85,6 @@ class SourceFile(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
-
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
@@ -115,15 +111,12 @@ def _read_errors(path: str) -> Iterator[None]:
 
 
 class HashedFile(SourceFile):
-    """A file whose bytes `[start, stop)` go into a digest as they are read from front to back, beginning at `start`.
+    """A file whose bytes `[start, stop)` go into a digest, and with `counts_lines` into `num_newlines`, as they are read.
 
-    The file ends at `max_bytes`: one that somebody appends to might never end otherwise. With `counts_lines` it also
-    counts the newlines of `[start, stop)`.
+    It is read from front to back. It ends at `max_bytes`: one that somebody appends to might never end otherwise.
     """
 
-    def __init__(
-        self, path: str, *, start: int = 0, stop: int = sys.maxsize, max_bytes: int, counts_lines: bool = False
-    ) -> None:
+    def __init__(self, path: str, start: int, stop: int, max_bytes: int, *, counts_lines: bool = False) -> None:
         super().__init__(path)
         self._hash = blake3()
         self._start, self._stop, self._max_bytes, self._counts_lines = start, stop, max_bytes, counts_lines
@@ -131,7 +124,6 @@ class HashedFile(SourceFile):
         self.seek(start)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go back to an `offset` up to `start`, for a look at what comes before it."""
         self._position = super().seek(offset, whence)
         return self._position
 
@@ -177,26 +169,22 @@ def _is_skipped(name: str) -> bool:
 
 
 def find_urls(url: str) -> list[tuple[str, str]]:
-    """The files that `url` means (a file, a directory, a pattern): the URL of each, and its name relative to `url`.
-
-    Raises `InputError` if there is none.
-    """
+    """The files that `url` means (a file, a directory, a pattern): the URL of each, and its name relative to `url`."""
     system, path = file_system(url)
     system.invalidate_cache()
-    path, reason, is_pattern = path.rstrip("/"), "", glob.has_magic(path)
-    with server_errors(url):
-        try:
-            found = sorted(filter(system.isfile, system.glob(path)) if is_pattern else system.find(path))
-        except FileNotFoundError as error:  # no such bucket, or repository
-            found, reason = [], str(error)
+    path, is_pattern = path.rstrip("/"), glob.has_magic(path)
+    found: list[str] = []
+    with server_errors(url), contextlib.suppress(FileNotFoundError):  # no such bucket, or repository
+        found = sorted(filter(system.isfile, system.glob(path)) if is_pattern else system.find(path))
     if not found:
-        why = f"; {reason}" if "not found" in reason else ""
-        raise InputError(f"{url}: no such file, and no file below it{why}")
+        raise InputError(f"{url}: no such file, and no file below it")
     if found == [path]:
         return [(url, path.rpartition("/")[2])]
     base = os.path.commonprefix(found).rpartition("/")[0] if is_pattern else path  # noqa: RUF071 (cut at a slash)
-    names = {name: name.removeprefix(base).lstrip("/") for name in found}
-    if not is_pattern:
-        names = {name: own for name, own in names.items() if not _is_skipped(own)}
+    pairs = [(name, name.removeprefix(base).lstrip("/")) for name in found]
     protocol = url.partition("://")[0]  # the user's: `oss` and others are spellings of `s3`
-    return [(name if "://" in name else f"{protocol}://{name}", own) for name, own in names.items()]
+    return [
+        (name if "://" in name else f"{protocol}://{name}", own)
+        for name, own in pairs
+        if is_pattern or not _is_skipped(own)
+    ]

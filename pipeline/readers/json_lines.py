@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import orjson
 
 from pipeline.readers.base import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader
-from pipeline.readers.json_record import breaks_off, load_record, objects_in
-from pipeline.sources import BYTE_ORDER_MARK
+from pipeline.readers.json_parser import breaks_off, end_of_text, skip_white_space
+from pipeline.readers.json_texts import load_record
 
 
 class JsonLinesReader(StreamReader):
@@ -22,7 +23,7 @@ class JsonLinesReader(StreamReader):
             if num_bytes <= self._options.max_record_bytes:
                 try:
                     values = [orjson.loads(line) for line in lines if line and not line.isspace()]
-                    yield Batch(values, num_bytes, functools.partial(places_of, lines, offset))
+                    yield Batch(values, num_bytes, functools.partial(_places, lines, offset))
                     continue
                 except orjson.JSONDecodeError:
                     pass
@@ -34,7 +35,7 @@ class JsonLinesReader(StreamReader):
         values: list[Any] = []
         good: list[tuple[int, bytes]] = []
         end = offset + num_bytes
-        pending = places_of(lines, offset)[::-1]
+        pending = _places(lines, offset)[::-1]
         while pending:
             place, line = pending.pop()
             try:
@@ -43,13 +44,13 @@ class JsonLinesReader(StreamReader):
                 values.append(load_record(line, place))
                 good.append((place, line))
             except BadRecord as error:
-                if error.kind == NOT_JSON and (objects := objects_in(line)):
+                objects, is_open = ([], False) if error.kind == TOO_LARGE else _objects_in(line)
+                if error.kind == NOT_JSON and len(objects) > 1:
                     pending += [(place + begin, content) for begin, content in reversed(objects)]
-                    continue
-                is_last = place + len(line) == end and self._at_end
-                if is_last and error.kind != TOO_LARGE and breaks_off(line):
-                    raise Incomplete(place, end) from None
-                self._options.on_bad(error)
+                elif is_open and self._at_end and place + len(line) == end:
+                    raise Incomplete(place) from None
+                else:
+                    self._options.on_bad(error)
         return Batch(values, num_bytes, lambda: good)
 
     def _whole_lines(self) -> Iterator[tuple[list[bytes], int, int]]:
@@ -62,6 +63,9 @@ class JsonLinesReader(StreamReader):
             offset, read = self._skip_line(offset - 1, stop)
             if offset >= stop:
                 return
+        else:
+            read = self._read_start()
+            offset = self._position - len(read)
         self.first = offset
         while chunk := read or self._read_next(len(pending)):
             read = b""
@@ -76,7 +80,7 @@ class JsonLinesReader(StreamReader):
                 num_bytes = len(pending) + len(chunk) - len(lines[-1])
                 pending, lines[-1] = lines[-1], b""
                 if len(lines) > 1:
-                    yield self._without_mark(lines, offset, num_bytes)
+                    yield lines, offset, num_bytes
                     offset += num_bytes
                 if self._position == stop and not pending:
                     break
@@ -88,7 +92,7 @@ class JsonLinesReader(StreamReader):
                     break
         self.last = offset + len(pending)
         if pending:
-            yield self._without_mark(pending.split(b"\n"), offset, len(pending))
+            yield pending.split(b"\n"), offset, len(pending)
 
     def _skip_line(self, offset: int, limit: int = sys.maxsize) -> tuple[int, bytes]:
         """Read on from `offset`, inside a line, to its end or `limit`; the offset there, and what is read from there on."""
@@ -98,14 +102,8 @@ class JsonLinesReader(StreamReader):
             offset += len(chunk)
         return offset, b""
 
-    def _without_mark(self, lines: list[bytes], offset: int, num_bytes: int) -> tuple[list[bytes], int, int]:
-        if offset == 0 and lines[0].startswith(BYTE_ORDER_MARK):
-            size = len(BYTE_ORDER_MARK)
-            return [lines[0][size:], *lines[1:]], size, num_bytes - size
-        return lines, offset, num_bytes
 
-
-def places_of(lines: list[bytes], offset: int) -> list[tuple[int, bytes]]:
+def _places(lines: list[bytes], offset: int) -> list[tuple[int, bytes]]:
     """The offset and the content of each record among `lines`, the first of which begins at `offset`."""
     places: list[tuple[int, bytes]] = []
     for line in lines:
@@ -113,3 +111,22 @@ def places_of(lines: list[bytes], offset: int) -> list[tuple[int, bytes]]:
             places.append((offset, line))
         offset += len(line) + 1
     return places
+
+
+def _objects_in(line: bytes) -> tuple[list[tuple[int, bytes]], bool]:
+    """The place and content of each object of a line that holds nothing else; else none, and if it breaks off."""
+    text = line.decode("latin-1").rstrip(" \t\r\n")
+    found: list[tuple[int, bytes]] = []
+    place = skip_white_space(text, 0)
+    while place < len(text):
+        try:
+            end = end_of_text(text, place)
+        except json.JSONDecodeError as error:
+            return [], breaks_off(error)
+        except RecursionError:
+            return [], False
+        if not text.startswith("{", place):
+            return [], False
+        found.append((place, line[place:end]))
+        place = skip_white_space(text, end)
+    return found, False

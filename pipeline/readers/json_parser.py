@@ -1,18 +1,19 @@
-"""Python's JSON parser as it is used here: where a text ends, what is wrong with it in words, how texts lie in a file."""
+"""Python's JSON parser as it is used here: where a text ends, what is wrong with it in words, how texts lie in a file.
+
+Texts are bytes decoded as Latin-1: a character is a byte, and what JSON is made of is ASCII.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator
 
 _LONGEST_ESCAPE = len("\\ud83d\\ude00")
 _DEPTH = 1200  # the fast parser takes 1,024 brackets within each other
 _LONGEST_INT = 4000  # digits; Python takes 4,300
-_WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 _ANOTHER_TEXT = re.compile(r'[ \t\r]*(?:[{"]|,[ \t\r]*\{)')
+_WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 _PYTHON = re.compile(r"'|None\b|True\b|False\b")
 
 
@@ -25,26 +26,21 @@ def _whole_number(digits: str) -> int | float:
     return int(digits) if len(digits) < _LONGEST_INT else float(digits)
 
 
-# Python's parser. Its `decode` takes a whole text, `raw_decode` the value that begins at a place.
 DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_whole_number)
-LENIENT_DECODER = json.JSONDecoder(parse_int=_whole_number)  # takes NaN and Infinity
-
-
-@contextlib.contextmanager
-def room_for_depth() -> Iterator[None]:
-    """Python's parser takes what the fast one takes, however deep the caller stands in the program."""
-    before = sys.getrecursionlimit()
-    sys.setrecursionlimit(before + _DEPTH)
-    try:
-        yield
-    finally:
-        sys.setrecursionlimit(before)
+_LENIENT_DECODER = json.JSONDecoder(parse_int=_whole_number)  # takes NaN and Infinity
 
 
 def end_of_text(text: str, place: int) -> int:
-    """Where the JSON text at `place` ends. Raises `json.JSONDecodeError` or `RecursionError`."""
-    with room_for_depth():
-        return LENIENT_DECODER.raw_decode(text, place)[1]
+    """Where the JSON text at `place` ends. Raises `json.JSONDecodeError` or `RecursionError`.
+
+    It takes what the fast parser takes, however deep the caller stands in the program.
+    """
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(before + _DEPTH)
+    try:
+        return _LENIENT_DECODER.raw_decode(text, place)[1]
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def skip_white_space(text: str, place: int) -> int:
@@ -54,23 +50,32 @@ def skip_white_space(text: str, place: int) -> int:
     return match.end()
 
 
-def is_unfinished(error: json.JSONDecodeError, text: str) -> bool:
-    """Whether `text`, on which Python's parser failed with `error`, may be the beginning of a valid one."""
-    if _PYTHON.match(text, error.pos):
+def is_unfinished(error: json.JSONDecodeError) -> bool:
+    """Whether the text on which Python's parser failed with `error` may be the beginning of a valid one."""
+    if _PYTHON.match(error.doc, error.pos):
         return False
-    return error.msg.startswith("Unterminated string") or error.pos >= len(text) - _LONGEST_ESCAPE
+    return error.msg.startswith("Unterminated string") or error.pos >= len(error.doc) - _LONGEST_ESCAPE
 
 
-def in_words(error: json.JSONDecodeError, place: str, begin: int = 0) -> str:
-    """What is wrong with the record that begins at `begin`; `place` says where, in words."""
+def breaks_off(error: json.JSONDecodeError) -> bool:
+    """Whether a source that ends with this text ends inside a record: nothing closes it after the fault."""
+    is_open = error.msg.startswith("Unterminated string") or not error.doc.rstrip().endswith(("}", "]", ","), error.pos)
+    return is_open and is_unfinished(error)
+
+
+def in_words(error: json.JSONDecodeError, begin: int = 0) -> str:
+    """What is wrong with the record that begins at `begin`."""
     text, found = error.doc, error.doc[error.pos : error.pos + 6]
     if found.startswith(",") and (error.pos == begin or error.msg.startswith("Extra data")):
         if text.startswith('"', begin):
             return "not valid JSON: a string, then a comma: is it CSV, whose name should end in .csv?"
         return "not valid JSON: a comma after the record: is it a JSON array without its '[' and ']'?"
+    if found.startswith("]") and error.pos == begin:
+        return "not valid JSON: a comma before the array's closing ']': expected a record after it"
+    fault = f"{error.msg} at byte {error.pos - begin:,} of the record"
     if _PYTHON.match(found):
-        return f"not valid JSON: it is written as Python's print() does, not as json.dumps() does ({error.msg} {place})"
-    return f"not valid JSON: {error.msg} {place}"
+        return f"not valid JSON: it is written as Python's print() does, not as json.dumps() does ({fault})"
+    return f"not valid JSON: {fault}"
 
 
 def is_in_lines(head: bytes) -> bool:
@@ -82,7 +87,7 @@ def is_in_lines(head: bytes) -> bool:
     try:
         end = end_of_text(text, 0)
     except json.JSONDecodeError as error:
-        goes_on = "\n" in text[: error.pos] and is_unfinished(error, text)
+        goes_on = "\n" in text[: error.pos] and is_unfinished(error)
         return not goes_on and text.partition("\n")[0].strip() != "{"
     except RecursionError:
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -31,11 +31,6 @@ def row_group_bytes(source: Source) -> list[int]:
     return [source.num_bytes // max(1, num_batches)] * num_batches
 
 
-def known_columns(names: Sequence[str], columns: Sequence[str] | None) -> list[str] | None:
-    """Those of `names` that are needed; None for all, also where none of the needed ones is known."""
-    return [name for name in names if columns is not None and name in columns] or None
-
-
 def rows_of(batch: pa.RecordBatch) -> list[Any]:
     """The rows as objects; binary columns are text where they are UTF-8."""
     for number, field in enumerate(batch.schema):
@@ -58,7 +53,7 @@ class TableReader(RangeReader):
                     row += batch.num_rows
 
     def _batch(self, batch: pa.RecordBatch, row: int) -> Batch:
-        known = known_columns(batch.schema.names, self._options.columns)
+        known = self._known_columns(batch.schema.names)
         values = rows_of(batch.select(known) if known else batch)
         return Batch(
             values,
@@ -88,14 +83,14 @@ class TableReader(RangeReader):
         # pyarrow doesn't say where a batch lies: each has an equal share of the file's bytes.
         num_bytes, num_batches = self._source.num_bytes, _num_batches(self._source)
         start, stop = (number * num_bytes // num_batches for number in (self._range.start, self._range.stop))
-        with HashedFile(self._source.path, start=start, stop=stop, max_bytes=num_bytes) as hashed:
+        with HashedFile(self._source.path, start, stop, num_bytes) as hashed:
             self.digest = hashed.hexdigest()
 
     def _parquet_batches(self) -> Iterator[pa.RecordBatch]:
         digest = blake3()
         with _LoadedFile(self._source.path) as file:
             parquet = pq.ParquetFile(pa.PythonFile(file, "r"), pre_buffer=False)
-            columns = known_columns(parquet.schema_arrow.names, self._options.columns)
+            columns = self._known_columns(parquet.schema_arrow.names)
             for number in range(self._range.start, self._range.stop):
                 for offset, num_bytes in _column_chunks(parquet.metadata.row_group(number), columns):
                     digest.update(file.load(offset, num_bytes))

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.readers.base import INVALID_UTF8, BadRecord, Batch, StreamReader
-from pipeline.sources import BYTE_ORDER_MARK
 
 
 class TextReader(StreamReader):
@@ -31,41 +30,37 @@ class TextReader(StreamReader):
             if num_bytes >= self.chunk_bytes:
                 yield Batch(values, num_bytes, places.copy)
                 places, values, num_bytes = [], [], 0
-        if values or num_bytes:
-            yield Batch(values, num_bytes, places.copy)
+        yield Batch(values, num_bytes, places.copy)
         self.last = self._position
 
     def _documents(self) -> Iterator[tuple[bytes, int]]:
-        """Each document with its offset. The first has a made-up line feed before it, so that a separator on the first line
-        is one like any other."""
+        """Each document with its offset; of one that is too large, a part that is too large itself."""
         mark = b"\n" + self._options.document_separator.encode() + b"\n"
         is_cut = len(mark) > 2
-        pending, offset = b"\n" + self._read_up_to(len(BYTE_ORDER_MARK)), -1
-        if pending.startswith(BYTE_ORDER_MARK, 1):
-            pending, offset = b"\n" + pending[1 + len(BYTE_ORDER_MARK) :], len(BYTE_ORDER_MARK) - 1
-        begin = 0  # of what is pending: the line feed before a document
-        too_large = False
+        # The first has a made-up line feed before it, so that a separator on the first line is one like any other.
+        pending = b"\n" + self._read_start()
+        offset, begin = self._position - len(pending), 0  # of what is pending; in it, the line feed before a document
+        is_given = False  # the document that begins there, in part
         while True:
             end = pending.find(mark, begin) if is_cut else -1
             if end >= 0:
-                if not too_large:
+                if not is_given:
                     yield pending[begin + 1 : end], offset + begin + 1
-                too_large = False
+                is_given = False
                 begin = end + len(mark) - 1
                 continue
             offset, pending, begin = offset + begin, pending[begin:], 0
             # No end in it: this is one document, maybe with the beginning of a separator after it.
             if len(pending) - len(mark) > self._options.max_record_bytes:
-                if not too_large:
-                    self._options.on_bad(self._too_large(offset + 1, pending[1:]))
-                    too_large = True
-                kept = len(mark)
-                offset, pending = offset + len(pending) - kept, pending[-kept:]
+                if not is_given:
+                    yield pending[1:], offset + 1
+                is_given = True
+                offset, pending = offset + len(pending) - len(mark), pending[-len(mark) :]
             more = self._read_next(len(pending))
             if not more:
                 break
             pending += more
         if is_cut and pending.endswith(mark[:-1]):
             pending = pending[: 1 - len(mark)]
-        if pending and not too_large:
+        if pending and not is_given:
             yield pending[1:], offset + 1

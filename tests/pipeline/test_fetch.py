@@ -170,15 +170,12 @@ def test_a_file_put_there_by_hand_is_compared_and_never_replaced_unasked(served:
 
 
 def test_out_is_a_file_or_a_directory_that_is_there(served: Hub, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such corpus; did you mean 'wikipedia-zh'\?"):
+        fetch("wikipedia-hz", directory=tmp_path)
     assert fetch("wikipedia-zh", tmp_path / "new" / "zh.json").path == tmp_path / "new" / "zh.json"
     assert fetch("wikipedia-zh", tmp_path / "new").path == tmp_path / "new" / NAME
     assert fetch("wikipedia-zh", tmp_path / "wiki", origin="ms").path == tmp_path / "wiki"
     assert fetch("wikipedia-zh", tmp_path / "wiki", origin="ms").was_there
-
-
-def test_a_mistyped_name_suggests_the_right_one(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no such corpus; did you mean 'wikipedia-zh'\?"):
-        fetch("wikipedia-hz", directory=tmp_path)
 
 
 # ---- data sets by their names ----

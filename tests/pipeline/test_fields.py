@@ -54,7 +54,7 @@ def text_of(record: Any, field: str = "text", template: str = "") -> Any:
 def test_a_path_may_lead_through_arrays(field: str) -> None:
     assert text_of(RECORD, field) == TEXTS[field]
     assert text_of(RECORD, template=f"{{{field}}}") == TEXTS[field]
-    assert text_of(RECORD, template=f"<{{文件名}}|{{{field}}}>") == f"<甲|{TEXTS[field] or ''}>"
+    assert text_of(RECORD, template=f"<{{文件名}}|\\n{{{{{{{field}}}}}}}>") == f"<甲|\n{{{TEXTS[field] or ''}}}>"
 
 
 @pytest.mark.parametrize("field", [name for name in TEXTS if not name.startswith("null")])
@@ -87,12 +87,19 @@ def test_a_name_counts_before_a_path() -> None:
         ("段落[].行号", r"expected a string, found a number"),
         ("段落[].内溶", r"no field '段落\[\].内溶'; this record has 行号, 内容"),
         ("段[]", r"no field '段\[\]'; this record has 文件名, 段落"),
+        ("page.bdy", r"no field 'page\.bdy'; this record has body, null; did you mean 'body'"),
         ("grid[]", r"expected a string, found an array"),
     ],
 )
 def test_a_path_that_leads_nowhere(field: str, reason: str) -> None:
     with pytest.raises(BadRecord, match=reason):
         text_of(RECORD, field)
+
+
+@pytest.mark.parametrize("template", ["{", "no field", "{}", "{text!r}", "{text:5}"])
+def test_a_template_that_is_none(template: str) -> None:
+    with pytest.raises(InputError, match="template: "):
+        TextOf("text", template)
 
 
 def test_null_is_counted_apart_from_empty_texts(tmp_path: Path, run: Builder) -> None:
@@ -108,8 +115,9 @@ def test_null_is_counted_apart_from_empty_texts(tmp_path: Path, run: Builder) ->
         manifest = run(corpus, tmp_path / "set", force=True, **options).manifest
         assert (manifest.left_out["empty"], manifest.left_out["null"]) == (empty, null)
         assert manifest.num_records == 9 and len(texts_in(tmp_path / "set")) == 9 - sum(manifest.left_out.values())
-    with pytest.raises(BadRecord, match="no field 'txt'"):
-        texts_of(corpus, field="txt")
+    line = r"no field 'txt'.*; did you mean 'text'\? Set --text-field or --template, or leave such records out"
+    with pytest.raises(InputError, match=line):
+        run(corpus, tmp_path / "set", force=True, text_field="txt")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow-stream"])
@@ -128,10 +136,8 @@ def test_text_of_every_type_of_column(tmp_path: Path, kind: str) -> None:
     path = write_table(tmp_path / "corpus", kind, pa.table(columns))
     for name in columns:
         assert texts_of(path, field="inner.text" if name == "inner" else name) == texts, name
-    content = pa.array([b"a", b"b\xff", None, "甲".encode()])
-    write_table(
-        path, kind, pa.table({"text": content, "inner": pa.array([{"text": text} for text in content.to_pylist()])})
-    )
+    rows = [{"text": text, "inner": {"text": text}} for text in (b"a", b"b\xff", None, "甲".encode())]
+    write_table(path, kind, pa.Table.from_pylist(rows))
     for name in ("text", "inner.text"):
         found, (error,) = texts_and_bad(path, field=name)
         assert found == ["a", None, "甲"]
@@ -150,13 +156,4 @@ def test_every_error_about_a_record_ends_with_what_to_do(tmp_path: Path, kind: s
     assert line.startswith(f"{path}: line 1, byte 0: the reason; ")
     assert line.endswith(", or leave such records out with --on-bad-record skip")
     assert "? Mend it, or" in str(locate(source, BadRecord(0, base.NOT_JSON, "is it?")))
-    assert str(locate(source, Incomplete(0, 5))).endswith("the download is incomplete, fetch it again")
-
-
-def test_it_does_in_a_build(tmp_path: Path, run: Builder) -> None:
-    path = tmp_path / "corpus"
-    path.write_text('{"txet": "甲"}\n')
-    with pytest.raises(
-        InputError, match=r"did you mean 'txet'\? Set --text-field or --template, or leave such records"
-    ):
-        run(path, tmp_path / "set")
+    assert str(locate(source, Incomplete(0))).endswith("the download is incomplete, fetch it again")

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import pkgutil
+import shutil
 import threading
 import types
 from collections.abc import Callable
@@ -112,6 +113,9 @@ def test_a_local_data_set_of_datasets(tmp_path: Path) -> None:
     assert texts_of(tmp_path / "saved") == TEXTS
     datasets.DatasetDict({"train": datasets.Dataset.from_list(RECORDS)}).save_to_disk(str(tmp_path / "dict"))
     with pytest.raises(InputError, match="a data set with the splits train; name one"):
+        find_sources([str(tmp_path / "dict")])
+    shutil.rmtree(tmp_path / "dict" / "train")
+    with pytest.raises(InputError, match="of which no split is there"):
         find_sources([str(tmp_path / "dict")])
 
 
@@ -248,11 +252,9 @@ def test_what_breaks_while_a_source_is_read_is_no_damage_to_it(
 
     monkeypatch.setattr(SourceFile, "__init__", break_it)
     is_transient = is_remote or number in CONNECTION_ERRORS
-    with pytest.raises(TransientError if is_transient else OSError) as caught:
+    line = "corpus: .*; the same command goes on when" if is_transient else "."
+    with pytest.raises(TransientError if is_transient else OSError, match=line):
         read_range(byte_range)
-    assert not is_transient or (
-        "corpus: " in str(caught.value) and "; the same command goes on when" in str(caught.value)
-    )
 
 
 @pytest.mark.parametrize("name", ["corpus.txt", "corpus.jsonl.gz"])
@@ -275,17 +277,3 @@ def test_reading_ends_where_the_file_ended_at_first(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(HashedFile, "read", read_and_append)
     reader, batches, _error = read_range(ranges_of(source, 1)[0])
     assert len(batches[0].values) == 1 and reader.digest == blake3(content).hexdigest()
-
-
-def test_a_path_of_fields_and_a_template_over_several(tmp_path: Path) -> None:
-    records: list[Any] = [{"title": f"题{number}", "page": {"body": text}} for number, text in enumerate(TEXTS)]
-    records[7] = {"title": "", "page": {"body": ""}}
-    corpus = write_corpus(tmp_path / "corpus", records)
-    assert texts_of(corpus, field="page.body") == [text if number != 7 else "" for number, text in enumerate(TEXTS)]
-    with pytest.raises(BadRecord, match=r"no field 'page\.bdy'; this record has body; did you mean 'body'"):
-        texts_of(corpus, field="page.bdy")
-    expected = [f"题{number}\n{{{text}}}" if number != 7 else "" for number, text in enumerate(TEXTS)]
-    assert texts_of(corpus, template="{title}\\n{{{page.body}}}") == expected
-    for template in ("{", "no field", "{}", "{text!r}", "{text:5}"):
-        with pytest.raises(InputError, match="template: "):
-            texts_of(corpus, template=template)

@@ -6,6 +6,7 @@ A bad record ends the build, or is put on record and the rest is built.
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import itertools
 import json
 import os
@@ -55,10 +56,10 @@ with_paths = settings(max_examples=25, suppress_health_check=[HealthCheck.functi
 
 
 def join(records: list[bytes], layout: str) -> bytes:
-    """Records as they stand, in lines or in an array."""
-    if layout == "lines":
-        return b"\n".join(records) + b"\n"
-    return b"[" + {"array": b",\n", "compact": b", "}[layout].join(records) + b"]"
+    """Records as they stand, in lines, in an array, or one after another."""
+    between = {"lines": b"\n", "array": b",\n", "compact": b", ", "joined": b"", "spaced": b"\n \n"}[layout]
+    content = between.join(records)
+    return b"[" + content + b"]" if layout in ("array", "compact") else content + b"\n"
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -120,6 +121,15 @@ def test_blank_lines_are_no_records_and_of_equal_keys_the_last_counts(tmp_path: 
     assert read_all(path) == [{"text": "a"}, {"text": "b"}]
 
 
+def test_white_space_around_the_brackets_of_an_array_is_not_kept(tmp_path: Path) -> None:
+    spaces = b" " * 20_000_000
+    for content in (b"[" + spaces + b"]" + spaces, b"[" + spaces + b'{"text": "a"}]'):
+        num_records, peak = read_and_peak(find(write(tmp_path / "corpus", gzip.compress(content))))
+        assert num_records == content.count(b"{") and peak < 10_000_000
+    with pytest.raises(BadRecord, match="before the array's closing"):
+        read_all(write(tmp_path / "corpus", b'[]\n{"text": "a"}]'))
+
+
 # What stands in the file, the kind under which it is counted, and a part of the reason.
 BAD: dict[str, tuple[bytes, str, str]] = {
     "bare word": (b'{"text": abc}', "not valid JSON", "Expecting value at"),
@@ -143,12 +153,18 @@ def good(number: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", BAD)
-@pytest.mark.parametrize("layout", ["lines", "array", "compact"])
-def test_a_bad_record_is_found_where_it_stands_or_skipped_and_no_other(tmp_path: Path, layout: str, name: str) -> None:
+@pytest.mark.parametrize("layout", ["lines", "array", "compact", "joined", "spaced"])
+def test_a_bad_record_is_found_where_it_stands_or_skipped_and_no_other(
+    tmp_path: Path, layout: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the last one, which doesn't break off."""
     bad, kind, reason = BAD[name]
     records = [good(number) for number in range(40)]
-    records[7:7], records[20:20] = [bad], [bad, bad]
-    content = join(records, layout)
+    records[7:7], records[20:20], records[43:] = [bad], [bad, bad], [bad]
+    if layout in ("joined", "spaced"):
+        records[0] = b" ".join(records[:2])
+        del records[1]
+    content = join(records, layout).rstrip()
     source, offset = find(write(tmp_path / "corpus", content)), content.index(bad)
     with pytest.raises(BadRecord) as caught:
         texts_of(source.path, max_record_bytes=2000)
@@ -157,17 +173,23 @@ def test_a_bad_record_is_found_where_it_stands_or_skipped_and_no_other(tmp_path:
     assert str(locate(source, caught.value)).startswith(f"{source.path}: line {line}, byte {offset}: ")
     expected = [f"第{number}篇" for number in range(40)]
     for range_bytes in (100, 10_000_000):
+        monkeypatch.setattr(RangeReader, "chunk_bytes", range_bytes)
         texts, found = texts_and_bad(source.path, range_bytes=range_bytes, max_record_bytes=2000)
         assert found[0].offset == offset and kind in {error.kind for error in found}
-        if layout == "lines":
-            assert texts == expected and [error.kind for error in found] == [kind] * 3
+        if layout not in ("array", "compact"):
+            assert texts == expected and [error.kind for error in found] == [kind] * 4
         else:  # without line feeds, what follows a record that can't be parsed may be lost with it: nothing else is
             assert [text for text in texts if text in expected] == texts and len(texts) >= 36
 
 
 @pytest.mark.parametrize("skips", [False, True])
 @pytest.mark.parametrize(
-    "content", ['{"text": "a"}\n{"text": "b', '[{"text": "a"}, {"text": "b"', '[\n{"text": "a"},\n', '[{"text": "]']
+    "content",
+    [
+        *('{"text": "a"}\n{"text": "b', '{"text": "a"}\n{}{"text": "bbbbbbbbbbbbbbbbb', '{"text": "a"}\n{"text": tru'),
+        *('[{"text": "a"}, {"text": "b"', '[\n{"text": "a"},\n', '[{"text": "]', '[{"text": [1]', '["a", "]'),
+        *('{"text": "a"}{"text": "b"', '{"text": "a"} {"text": {"a": 1}', '{\n"text": tru', '"a" "b'),
+    ],
 )
 def test_a_file_that_breaks_off_is_an_incomplete_download(tmp_path: Path, content: str, skips: bool) -> None:
     path = write(tmp_path / "corpus", content.encode())
@@ -217,13 +239,15 @@ def test_depth_is_the_same_in_every_layout(
                 read_all(path)
 
 
-def test_memory_for_a_range_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
-    """A reader holds a chunk or two, never the file: of a single-line array too."""
-    record = json.dumps({"text": "文" * 300}, ensure_ascii=False)
-    source = find(write(tmp_path / "corpus", ("[" + ", ".join([record] * 60_000) + "]").encode()))
+@pytest.mark.parametrize(("layout", "num_mb"), [("compact", 45), ("joined", 25), ("strings", 25)])
+def test_memory_for_a_range_does_not_grow_with_the_corpus(tmp_path: Path, layout: str, num_mb: int) -> None:
+    """A reader holds a chunk or two, never the file, also where reading can't begin in the middle."""
+    value: Any = "文" * 300 if layout == "strings" else {"text": "文" * 300}
+    records = [json.dumps(value, ensure_ascii=False).encode()] * 60_000
+    source = find(write(tmp_path / "corpus", join(records, "compact" if layout == "strings" else layout)))
     num_records, peak = read_and_peak(source)
     assert num_records == 60_000
-    assert peak < 45_000_000 < source.num_bytes
+    assert peak < num_mb * 10**6 < source.num_bytes
 
 
 # ---- bad records of a build ----
