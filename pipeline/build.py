@@ -17,7 +17,7 @@ from typing import Literal
 
 from pipeline.dedup import decode_hashes, find_duplicates, hashes_name
 from pipeline.engines.base import Engine
-from pipeline.engines.local import LocalEngine
+from pipeline.engines.local import LocalEngine, end_if_worker
 from pipeline.finish import encode_stamps, source_entries, write_set
 from pipeline.outputs.base import Output
 from pipeline.outputs.local import LocalOutput
@@ -90,6 +90,7 @@ def build(
     One document in `check_every` (0: none) is also encoded by the reference tokenizer. `encoder` is `auto`, `native`,
     `fastokens` or `tokenizers`.
     """
+    end_if_worker()
     begin = time.monotonic()
     reporter = reporter or Reporter()
     if num_workers is not None and num_workers < 1:

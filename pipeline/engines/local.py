@@ -27,6 +27,7 @@ from pipeline.worker import Progress
 from shards.common.errors import InputError
 
 _SECONDS_TO_END = 1.0
+_WORKER_NAME = "tokenizer worker"
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -44,6 +45,7 @@ class _Worker:
     process: BaseProcess
     pipe: Connection
     task: Task | None = None
+    has_begun: bool = False
 
 
 class LocalEngine:
@@ -74,6 +76,7 @@ class LocalEngine:
                         self._note_death(worker, num_deaths)
                         tasks.appendleft(worker.task)
                         continue
+                    worker.has_begun = True
                     if isinstance(message, tuple):
                         progress(*message)
                     else:
@@ -87,17 +90,22 @@ class LocalEngine:
         while tasks and (idle or len(self._workers) < self.num_workers):
             worker = idle.pop() if idle else self._start(work)
             worker.task = tasks.popleft()
-            with contextlib.suppress(BrokenPipeError):  # it has died: its pipe will say so
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: its pipe will say so
                 worker.pipe.send(worker.task)
 
     def _start(self, work: Work) -> _Worker:
         ours, theirs = self._context.Pipe()
+        forks = self._method == "fork"
         # A forked worker inherits our ends of all pipes: it closes them, or no worker would see that we are gone.
-        inherited = [ours, *(worker.pipe for worker in self._workers)] if self._method == "fork" else []
-        process = self._context.Process(target=_worker_main, args=(theirs, work, inherited), daemon=True)
-        with _signals_held_back(spawns=self._method == "spawn"):
+        inherited = [ours, *(worker.pipe for worker in self._workers)] if forks else []
+        arguments = (theirs, work if forks else None, inherited)
+        process = self._context.Process(target=_worker_main, args=arguments, name=_WORKER_NAME, daemon=True)
+        with _signals_held_back(spawns=not forks):
             process.start()
         theirs.close()
+        if not forks:  # `start` would hang if the worker died before it has read more than fits in a pipe
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                ours.send(work)
         self._workers.append(_Worker(process=process, pipe=ours))
         return self._workers[-1]
 
@@ -110,9 +118,13 @@ class LocalEngine:
         number = worker.task.unit.number
         num_deaths[number] += 1
         if num_deaths[number] >= MAX_TRIES:
+            what, cure = f"worker died {num_deaths[number]} times", "if memory ran out, use fewer workers"
+            if not worker.has_begun:
+                what = "workers end as they start"
+                cure = 'a script has to be a file, and call `build` below `if __name__ == "__main__":`'
+            code = worker.process.exitcode
             raise InputError(
-                f"{where(worker.task)}: the tokenizer worker died {num_deaths[number]} times (exit code "
-                f"{worker.process.exitcode}); if memory ran out, use fewer workers; the same command continues"
+                f"{where(worker.task)}: the tokenizer {what} (exit code {code}); {cure}; the same command continues"
             )
 
     def _stop(self) -> None:
@@ -140,7 +152,13 @@ def _signals_held_back(*, spawns: bool) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _worker_main(pipe: Connection, work: Work, inherited: list[Connection]) -> None:
+def end_if_worker() -> None:
+    """A spawned worker first runs the caller's script. If that has no main guard it comes to `build`, where it ends."""
+    if multiprocessing.current_process().name == _WORKER_NAME:
+        raise SystemExit(1)
+
+
+def _worker_main(pipe: Connection, work: Work | None, inherited: list[Connection]) -> None:
     for connection in inherited:
         connection.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
@@ -156,5 +174,7 @@ def _worker_main(pipe: Connection, work: Work, inherited: list[Connection]) -> N
             pipe.send(counts)
 
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
+        pipe.send((0, 0, 0))  # it has begun
+        work = work or pipe.recv()
         while True:
             pipe.send(outcome_of(work, pipe.recv(), progress))
