@@ -115,7 +115,7 @@ def build(
         encoder = choose_encoder(
             tokenizer,
             wanted=encoder,
-            parse_special=settings.parses_special_tokens,
+            parse_special=settings.special_tokens == "parse",
             num_bytes=sum(unit.num_bytes for unit in units),
             notice=reporter.notice,
         )

@@ -23,7 +23,7 @@ import xxhash
 from blake3 import blake3
 
 from pipeline.minhash import NUM_BINS, compute_signatures
-from pipeline.receipts import RangeReceipt, Receipt, decode_receipt, encode_receipt
+from pipeline.receipts import Receipt, decode_receipt, encode_receipt
 from shards.manifest import DUPLICATE, NEAR_DUPLICATE
 
 REASONS = (DUPLICATE, NEAR_DUPLICATE)
@@ -46,9 +46,10 @@ def duplicates_name(unit: int, reason: str) -> str:
     return f"dedup/{unit:05}.{reason}s"
 
 
-def encode_hashes(unit: int, ranges: list[RangeReceipt], hashes: bytes) -> bytes:
+def encode_hashes(receipt: Receipt, hashes: bytes) -> bytes:
     """What is kept of a unit: its receipt, in a line, and the hashes."""
-    return encode_receipt(Receipt(unit=unit, ranges=ranges, hashes_digest=blake3(hashes).hexdigest())) + b"\n" + hashes
+    receipt.hashes_digest = blake3(hashes).hexdigest()
+    return encode_receipt(receipt) + b"\n" + hashes
 
 
 def decode_hashes(encoded: bytes | None, unit: int) -> tuple[Receipt, bytes] | None:

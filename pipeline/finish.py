@@ -41,8 +41,8 @@ def write_set(
     ]
     sources = source_entries(plan.sources, ((part, done.digest, done.num_records) for part, done in ranges))
     shards = [shard for receipt in receipts for shard in receipt.shards]
-    rejected = sum((Counter(receipt.rejected) for receipt in receipts), Counter[str]())
-    left_out = sum((Counter(receipt.left_out) for receipt in receipts), Counter[str]())
+    rejected = sum((receipt.rejected for receipt in receipts), Counter[str]())
+    left_out = sum((receipt.left_out for receipt in receipts), Counter[str]())
     num_records = sum(source.num_records for source in sources)
     num_added = sum(receipt.num_added for receipt in receipts)
     num_documents = sum(shard.num_documents for shard in shards)

@@ -6,7 +6,6 @@ import contextlib
 from collections import deque
 from collections.abc import Sequence
 
-from pipeline.cleaning import LeftOut
 from pipeline.dedup import encode_hashes, hash_texts, hashes_name, read_duplicates
 from pipeline.engines.base import Engine, Task, Work
 from pipeline.outputs.base import Output
@@ -29,12 +28,9 @@ def build_unit(output: Output, decisions: Decisions, task: Task, progress: Progr
 
 def hash_unit(output: Output, decisions: Decisions, task: Task, _progress: Progress) -> bytes:
     """Hash the documents of a unit, and keep that in the output; the receipt that stands before the hashes."""
-    ranges: list[RangeReceipt] = []
-    batches = read_texts(
-        task.unit.ranges, decisions.settings, ranges, LeftOut(), transform=decisions.transform, first=task.first
-    )
-    hashes = hash_texts((texts for texts, _batch in batches), near=decisions.settings.dedup == "near")
-    content = encode_hashes(task.unit.number, ranges, hashes)
+    settings, receipt = decisions.settings, Receipt(unit=task.unit.number)
+    batches = read_texts(task.unit.ranges, settings, receipt, transform=decisions.transform, first=task.first)
+    content = encode_hashes(receipt, hash_texts((texts for texts, _batch in batches), near=settings.dedup == "near"))
     output.write(hashes_name(task.unit.number), content)
     return content.partition(b"\n")[0]
 

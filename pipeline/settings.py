@@ -95,10 +95,5 @@ class BuildSettings:
             if typing.get_origin(kind) is Literal:
                 choice(name, getattr(self, name), typing.get_args(kind))
 
-    @property
-    def parses_special_tokens(self) -> bool:
-        """Whether special-token strings in a text become special tokens."""
-        return self.special_tokens == "parse"
-
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shards
-from pipeline.cleaning import LeftOut
 from pipeline.plan import plan_units
+from pipeline.receipts import Receipt
 from pipeline.repetition import (
     MAX_DUPLICATE,
     MAX_LINE_CHARS,
@@ -146,7 +146,7 @@ def transformed(source: Path, code: Path) -> list[str]:
     """The documents of a source, without a build."""
     ranges = [byte_range for unit in plan_units(find_sources([str(source)]), 10**9) for byte_range in unit.ranges]
     settings, transform = BuildSettings(transform=str(code)), read_transform(str(code))
-    batches = read_texts(ranges, settings, [], LeftOut(), transform=transform)
+    batches = read_texts(ranges, settings, Receipt(unit=0), transform=transform)
     return [text for texts, _batch in batches for text in texts]
 
 
