@@ -24,6 +24,7 @@ from blake3 import blake3
 
 from pipeline.minhash import NUM_BINS, compute_signatures
 from pipeline.receipts import Receipt, decode_receipt, encode_receipt
+from shards.common.errors import TransientError
 from shards.manifest import DUPLICATE, NEAR_DUPLICATE
 
 REASONS = (DUPLICATE, NEAR_DUPLICATE)
@@ -33,6 +34,7 @@ _PAIRS_AT_ONCE = 1 << 16
 _HASH_BYTES, _HASH_WORDS = 16, 2
 _ENTRIES = np.dtype([("high", "<u8"), ("low", "<u8"), ("place", "<u8")])  # the place among the documents of the corpus
 
+Read = Callable[[str], bytes | None]  # a file of the build's state
 Entries = npt.NDArray[np.void]
 Words = npt.NDArray[np.uint64]  # the hash of each document in two, then its signature in 16
 Marks = npt.NDArray[np.uint8]  # of each document: 0, or 1 + the place of the reason in REASONS to leave it out
@@ -52,26 +54,26 @@ def encode_hashes(receipt: Receipt, hashes: bytes) -> bytes:
     return encode_receipt(receipt) + b"\n" + hashes
 
 
-def decode_hashes(encoded: bytes | None, unit: int) -> tuple[Receipt, bytes] | None:
-    """The two parts of what `encode_hashes` made; None for anything that isn't whole."""
-    line, _, hashes = (encoded or b"").partition(b"\n")
+def read_hashes(read: Read, unit: int) -> tuple[Receipt, bytes] | None:
+    """The two parts of what `encode_hashes` made of a unit; None where it isn't there or isn't whole."""
+    line, _, hashes = (read(hashes_name(unit)) or b"").partition(b"\n")
     receipt = decode_receipt(line, unit)
     return (receipt, hashes) if receipt and receipt.hashes_digest == blake3(hashes).hexdigest() else None
 
 
 def hash_texts(batches: Iterable[list[str]], *, near: bool = False) -> bytes:
     """The hash of each text, 16 bytes; with `near` it is followed by the text's signature."""
-    return b"".join(_hash_batch(texts, near=near) for texts in batches)
+    parts = []
+    for texts in batches:
+        hashes = b"".join(xxhash.xxh3_128_digest(text.encode())[::-1] for text in texts)
+        if near:
+            rows = np.frombuffer(hashes, np.uint8).reshape(-1, _HASH_BYTES)
+            hashes = np.hstack([rows, compute_signatures(texts)]).tobytes()
+        parts.append(hashes)
+    return b"".join(parts)
 
 
-def _hash_batch(texts: list[str], *, near: bool) -> bytes:
-    hashes = b"".join(xxhash.xxh3_128_digest(text.encode())[::-1] for text in texts)
-    if not near:
-        return hashes
-    return np.hstack([np.frombuffer(hashes, np.uint8).reshape(-1, _HASH_BYTES), compute_signatures(texts)]).tobytes()
-
-
-def read_duplicates(read: Callable[[str], bytes | None], unit: int) -> dict[int, str]:
+def read_duplicates(read: Read, unit: int) -> dict[int, str]:
     """The numbers of a unit's documents that `find_duplicates` found, and the reason for each."""
     return {
         number: reason
@@ -80,13 +82,12 @@ def read_duplicates(read: Callable[[str], bytes | None], unit: int) -> dict[int,
     }
 
 
-def find_duplicates(
-    num_units: int, read_hashes: Callable[[int], bytes], write: Callable[[str, bytes], None], *, near: bool = False
-) -> None:
+def find_duplicates(num_units: int, read: Read, write: Callable[[str, bytes], None], *, near: bool = False) -> None:
     """Call `write` for each unit and reason with `duplicates_name` and the numbers, within the unit, of the documents to
     leave out (uint32, little-endian, ascending): those whose text occurs earlier in the corpus, and near-duplicates.
+    `read` reads what `encode_hashes` made.
 
-    `read_hashes` gives what `hash_texts` made of a unit. Up to 4 million documents are sorted in memory, 200 MB; more are
+    Up to 4 million documents are sorted in memory, 200 MB; more are
     dealt out to 256 files first, each of which is sorted once. All this takes 41 bytes of disk a document, with `near` 169,
     of which 17 or 145 are mapped: memory that the system may take back.
     """
@@ -94,7 +95,10 @@ def find_duplicates(
         scratch, starts = Path(name), [0]
         with (scratch / "hashes").open("wb") as hashes, (scratch / "marks").open("wb") as marked:
             for unit in range(num_units):
-                content = read_hashes(unit)
+                hashed = read_hashes(read, unit)
+                if hashed is None:
+                    raise TransientError(f"{hashes_name(unit)} is gone; repeat the command")
+                content = hashed[1]
                 count = len(content) // (_HASH_BYTES + NUM_BINS * near)
                 starts.append(starts[-1] + count)
                 hashes.write(content)

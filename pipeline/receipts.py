@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from blake3 import blake3
@@ -64,6 +65,11 @@ class Receipt:
         """The unit's shard files and their digests."""
         bins = {shard.name + BIN_SUFFIX: shard.digest for shard in self.shards}
         return bins | {shard.name + INDEX_SUFFIX: shard.index_digest for shard in self.shards}
+
+
+def read_receipt(read: Callable[[str], bytes | None], unit: int) -> Receipt | None:
+    """The receipt of a unit, of the state of a build that `read` reads; None where it isn't there or isn't whole."""
+    return decode_receipt(read(receipt_name(unit)), unit)
 
 
 def receipt_name(unit: int) -> str:

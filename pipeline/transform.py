@@ -87,7 +87,9 @@ def read_transform(value: str) -> Transform:
         raise InputError(f"transform {path}: no such file{nearest_path(path)}") from None
     except IsADirectoryError:
         raise InputError(f"transform {path}: expected a Python file, found a directory") from None
-    return Transform(file_name=printable(path.name), function=match["name"] or _DEFAULT_FUNCTION, source=source)
+    transform = Transform(file_name=printable(path.name), function=match["name"] or _DEFAULT_FUNCTION, source=source)
+    transform.compile()
+    return transform
 
 
 @functools.lru_cache(maxsize=1)

@@ -16,8 +16,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pipeline import dedup, minhash
-from pipeline.dedup import find_duplicates, hash_texts, read_duplicates
+from pipeline.dedup import encode_hashes, find_duplicates, hash_texts, hashes_name, read_duplicates
 from pipeline.minhash import compute_signatures
+from pipeline.receipts import Receipt
 from shards.common.errors import InputError
 from shards.verify import verify
 from tests.conftest import InlineEngine, directory_bytes, flip, use_engine, write_corpus
@@ -30,12 +31,15 @@ def found_in(
     units: Sequence[list[str]], documents_at_once: int = 1 << 22, *, near: bool = True
 ) -> list[dict[int, str]]:
     """What is left out of each unit, and why."""
-    hashes, written = [hash_texts([texts], near=near) for texts in units], dict[str, bytes]()
+    written = dict[str, bytes]()
+    for number, texts in enumerate(units):
+        written[hashes_name(number)] = encode_hashes(Receipt(unit=number), hash_texts([texts], near=near))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dedup, "DOCUMENTS_AT_ONCE", documents_at_once)
         patch.setattr(dedup, "_PAIRS_AT_ONCE", min(documents_at_once, 1 << 16))
-        find_duplicates(len(units), hashes.__getitem__, written.__setitem__, near=near)
-    assert all(np.all(np.diff(np.frombuffer(content, "<u4").astype(int)) > 0) for content in written.values())
+        find_duplicates(len(units), written.get, written.__setitem__, near=near)
+    found = [np.frombuffer(content, "<u4") for name, content in written.items() if name.endswith("duplicates")]
+    assert all((numbers[1:] > numbers[:-1]).all() for numbers in found)
     return [read_duplicates(written.get, number) for number in range(len(units))]
 
 
