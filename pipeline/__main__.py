@@ -44,15 +44,8 @@ def make_parser() -> Parser:
     fetch = commands.add_parser("fetch", help="fetch a published corpus from a hub", epilog=FETCH_EPILOG)
     fetch.add_argument("name", metavar="NAME", help="wikipedia-zh: Chinese Wikipedia of August 2024, 1.99 GB")
     fetch.add_argument("--out", type=Path, metavar="PATH", help="where to put it (data/, under its own name)")
-    fetch.add_argument(
-        "--from",
-        dest="origin",
-        default="hf",
-        choices=("hf", "ms", "auto"),
-        metavar="hf|ms|auto",
-        help="hf: Hugging Face, or the mirror HF_ENDPOINT; ms: another, older dump from ModelScope; auto: hf, and "
-        "ms if that can't be reached (hf)",
-    )
+    text = "hf: Hugging Face, or the mirror HF_ENDPOINT; ms: another, older dump from ModelScope; auto: hf, and ms if that "
+    add_choice(fetch, "--from", ("hf", "ms", "auto"), text + "can't be reached")
     fetch.add_argument("--force", action="store_true", help="fetch anew what is there already")
     fetch.add_argument("--quiet", action="store_true", help="no progress")
     fetch.set_defaults(run=run_fetch)
@@ -96,27 +89,22 @@ def add_build(commands: Any) -> None:
         metavar="all|N|off",
         help=f"encode one document in N by the reference tokenizer too ({DEFAULT_CHECK_EVERY})",
     )
-    run.add_argument(
-        "--encoder",
-        default="auto",
-        choices=("auto", "native", "fastokens", "tokenizers"),
-        metavar="auto|native|fastokens|tokenizers",
-        help="native: compiled here, for tokenizers like Qwen2's; auto: that or fastokens, where they are exact (auto)",
-    )
+    text = "native: compiled here, for tokenizers like Qwen2's; auto: that or fastokens, where they are exact"
+    add_choice(run, "--encoder", ("auto", "native", "fastokens", "tokenizers"), text)
     run.add_argument(
         "--workers", type=int, metavar="N", help="tokenizer worker processes (one a core; of the cluster, with ray)"
     )
-    run.add_argument(
-        "--engine",
-        default="local",
-        choices=("local", "ray"),
-        metavar="local|ray",
-        help="processes of this machine, or of a Ray cluster (local)",
-    )
+    add_choice(run, "--engine", ("local", "ray"), "processes of this machine, or of a Ray cluster")
     run.add_argument("--ray-address", metavar="ADDRESS", help="the cluster: auto, HOST:PORT or ray://HOST:PORT")
     run.add_argument("--force", action="store_true", help="build anew what is there already")
     run.add_argument("--quiet", action="store_true", help="no progress and no summary")
     build.set_defaults(run=run_build)
+
+
+def add_choice(command: Any, option: str, choices: tuple[str, ...], text: str) -> None:
+    """An option whose default is the first of its choices."""
+    default, text = choices[0], f"{text} ({choices[0]})"
+    command.add_argument(option, default=default, choices=choices, metavar="|".join(choices), help=text)
 
 
 def add_settings(command: Any, names: Collection[str]) -> dict[str, Any]:
@@ -160,7 +148,7 @@ def run_fetch(options: argparse.Namespace) -> None:
     notice = (lambda _line: None) if options.quiet else print_notice
     shown = sys.stderr.isatty() and not options.quiet
     fetched = fetch(
-        options.name, options.out, origin=options.origin, force=options.force, notice=notice, shows_bars=shown
+        options.name, options.out, origin=getattr(options, "from"), force=options.force, notice=notice, shows_bars=shown
     )
     facts = [f"up to date, {size_text(fetched.num_bytes)}" if fetched.was_there else size_text(fetched.num_bytes)]
     facts += [f"sha256 {fetched.sha256}"] if fetched.sha256 else []

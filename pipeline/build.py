@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from pipeline.cleaning import read_transform
 from pipeline.dedup import find_duplicates, read_hashes
 from pipeline.engines.base import Engine
 from pipeline.engines.local import LocalEngine, end_if_worker
@@ -27,7 +28,6 @@ from pipeline.schedule import build_unit, hash_unit, run_all
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
 from pipeline.sources import Source, check_unchanged, find_corpus
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
-from pipeline.transform import read_transform
 from pipeline.worker import Decisions, range_digest
 from shards.common.errors import InputError
 from shards.common.text import size_text

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from pipeline.cleaning import Cleaner, needed_columns
+from pipeline.cleaning import Cleaner, Transform, needed_columns
 from pipeline.encode import DocumentEncoder, load_document_encoder
 from pipeline.plan import Unit
 from pipeline.readers import open_range
@@ -28,7 +28,6 @@ from pipeline.receipts import RangeReceipt, Receipt
 from pipeline.settings import BuildSettings
 from pipeline.sources import ByteRange, Source
 from pipeline.tokenizers import ReferenceEncoder, load_encoder
-from pipeline.transform import Transform
 from shards.common.errors import InputError
 from shards.common.files import file_digest
 from shards.layout import SPLITS, SplitName

@@ -16,18 +16,19 @@ import os
 import signal
 import sys
 from collections import Counter, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from pipeline.engines.base import MAX_TRIES, Task, Work, outcome_of, result_of, where
+from pipeline.engines.base import MAX_TRIES, Results, Task, Work, outcome_of, result_of, where
 from pipeline.worker import Progress
 from shards.common.errors import InputError
 
 _SECONDS_TO_END = 1.0
 _WORKER_NAME = "tokenizer worker"
+_GUARD = 'a script has to be a file, and call `build` below `if __name__ == "__main__":`'
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -58,29 +59,28 @@ class LocalEngine:
         self._context: Any = multiprocessing.get_context(self._method)
         self._workers: list[_Worker] = []
 
-    def run(
-        self, work: Work, tasks: deque[Task], progress: Progress
-    ) -> Generator[tuple[Task, bytes | InputError], None, None]:
+    def run(self, work: Work, tasks: deque[Task], progress: Progress) -> Results:
         """See `pipeline.engines.base.Engine`."""
         num_deaths: Counter[int] = Counter()
         try:
             while tasks or any(worker.task for worker in self._workers):
                 self._hand_out(work, tasks)
-                busy = [worker for worker in self._workers if worker.task is not None]
-                ready = multiprocessing.connection.wait([worker.pipe for worker in busy])
-                for worker in [worker for worker in busy if worker.pipe in ready]:
-                    assert worker.task is not None
+                busy = {worker.pipe: worker for worker in self._workers if worker.task}
+                for pipe in multiprocessing.connection.wait(list(busy)):
+                    worker = busy[pipe]  # type: ignore[index]
+                    task = worker.task
+                    assert task is not None
                     try:
                         message = worker.pipe.recv()
                     except (EOFError, ConnectionResetError):
-                        self._note_death(worker, num_deaths)
-                        tasks.appendleft(worker.task)
+                        self._note_death(worker, task, num_deaths)
+                        tasks.appendleft(task)
                         continue
                     worker.has_begun = True
                     if isinstance(message, tuple):
                         progress(*message)
                     else:
-                        task, worker.task = worker.task, None
+                        worker.task = None
                         yield task, result_of(message)
         finally:
             self._stop()
@@ -109,23 +109,19 @@ class LocalEngine:
         self._workers.append(_Worker(process=process, pipe=ours))
         return self._workers[-1]
 
-    def _note_death(self, worker: _Worker, num_deaths: Counter[int]) -> None:
+    def _note_death(self, worker: _Worker, task: Task, num_deaths: Counter[int]) -> None:
         """Raise `InputError` if a unit has cost too many workers."""
-        assert worker.task is not None
         worker.process.join()
         self._workers.remove(worker)
         worker.pipe.close()
-        number = worker.task.unit.number
+        number = task.unit.number
         num_deaths[number] += 1
         if num_deaths[number] >= MAX_TRIES:
             what, cure = f"worker died {num_deaths[number]} times", "if memory ran out, use fewer workers"
             if not worker.has_begun:
-                what = "workers end as they start"
-                cure = 'a script has to be a file, and call `build` below `if __name__ == "__main__":`'
-            code = worker.process.exitcode
-            raise InputError(
-                f"{where(worker.task)}: the tokenizer {what} (exit code {code}); {cure}; the same command continues"
-            )
+                what, cure = "workers end as they start", _GUARD
+            what = f"{where(task)}: the tokenizer {what} (exit code {worker.process.exitcode})"
+            raise InputError(f"{what}; {cure}; the same command continues")
 
     def _stop(self) -> None:
         for worker in self._workers:

@@ -12,10 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import shards
+from pipeline.cleaning import load, read_transform
 from pipeline.plan import plan_units
 from pipeline.receipts import Receipt
 from pipeline.repetition import (
@@ -29,7 +31,6 @@ from pipeline.repetition import (
 )
 from pipeline.settings import BuildSettings
 from pipeline.sources import find_sources
-from pipeline.transform import load, read_transform
 from pipeline.worker import read_texts
 from shards.common.errors import InputError
 from shards.edit.merge import merge
@@ -268,58 +269,13 @@ def test_nothing_left_says_why(corpus: Path, tmp_path: Path, run: Builder) -> No
 # ---- Gopher's rules ----
 
 
-def words(number: int, *, first: int) -> list[str]:
-    """Different words, all of six letters."""
-    return [f"w{first + n:05}" for n in range(number)]
-
-
-def top(n: int, times: int) -> list[str]:
-    """1,000 words, in which one n-gram occurs so often."""
-    pieces = [words(n, first=9000) + words(1, first=time) for time in range(times)]
-    text = list(itertools.chain.from_iterable(pieces))
-    return text + words(1000 - len(text), first=1000)
-
-
-def duplicates(n: int, times: int) -> list[str]:
-    """1,000 words, of which so many n-grams have occurred before, no two of them side by side."""
-    text = words(400, first=0)
-    for time in range(times):
-        text += words(n, first=time * n) + words(1, first=1000 + time)
-    return text + words(1000 - len(text), first=2000)
-
-
-def in_chinese(text: list[str]) -> str:
-    """Each word as two characters that are in no other."""
-    numbers: dict[str, int] = {}
-    places = (0x4E00 + 2 * numbers.setdefault(word, len(numbers)) for word in text)
-    return "".join(chr(place) + chr(place + 1) for place in places)
-
-
-@pytest.mark.parametrize("is_chinese", [False, True])
-@pytest.mark.parametrize(
-    ("make", "n", "most", "reason"),
-    [
-        *[(top, n, most, f"repetitive: the most frequent {n}-gram") for n, most in MAX_TOP.items()],
-        *[(duplicates, n, most, f"repetitive: duplicate {n}-grams") for n, most in MAX_DUPLICATE.items()],
-    ],
-)
-def test_each_threshold_of_n_grams(make: Any, n: int, most: float, reason: str, is_chinese: bool) -> None:
-    times = int(1000 * most / n + 1e-9)  # as often as it may
-    texts = [make(n, number) for number in (times, times + 1)]
-    shown = list(map(in_chinese if is_chinese else " ".join, texts))
-    assert list(map(len, texts)) == [1000, 1000]
-    assert list(map(repetition, shown)) == ["", reason]
-
-
 @pytest.mark.parametrize(("separator", "name"), [("\n", "lines"), ("\n\n", "paragraphs")])
 def test_each_threshold_of_lines_and_paragraphs(separator: str, name: str) -> None:
     def reason(num_duplicates: int, num_chars: int, num_other_chars: int) -> str:
         """Of 100 parts, of which one is there again and again, between the others."""
-        parts = words(99 - num_duplicates, first=0)
-        parts = [part.ljust(num_other_chars, "x") for part in parts]
+        parts = [f"w{number:05}".ljust(num_other_chars, "x") for number in range(99 - num_duplicates)]
         for place in range(num_duplicates + 1):
             parts.insert(2 * place, "z" * num_chars)
-        assert len(parts) == 100
         return repetition(separator.join(parts) + "\n \n")
 
     assert (MAX_PARAGRAPHS, MAX_PARAGRAPH_CHARS) == (MAX_LINES, MAX_LINE_CHARS) == (0.30, 0.20)
@@ -328,27 +284,40 @@ def test_each_threshold_of_lines_and_paragraphs(separator: str, name: str) -> No
     assert [reason(10, chars, 20) for chars in (45, 46)] == ["", f"repetitive: characters in duplicate {name}"]
 
 
-@given(st.lists(st.sampled_from(["a", "bb", "ccc", "一", "二二", "\n", "\n\n"])), st.sampled_from(["", " "]))
-def test_n_grams_are_counted_as_they_are_defined(pieces: list[str], space: str) -> None:
+def phrases(n: int, times: int, gap: int, is_chinese: bool) -> str:
+    """A phrase of `n` words that comes again after `gap` others; a Chinese word is two characters that are in no other."""
+    places = [place for time in range(times) for place in (*range(n), *range(100 + gap * time, 100 + gap * (time + 1)))]
+    return (
+        "".join(chr(19968 + 2 * p) + chr(19969 + 2 * p) for p in places) if is_chinese else " ".join(map(str, places))
+    )
+
+
+PIECES = st.sampled_from(["a", "bb", "ccc", "一", "二二", "\n", "\n\n"])
+MADE = st.builds(phrases, st.integers(2, 12), st.integers(1, 12), st.integers(1, 60), st.booleans())
+
+
+@hypothesis_settings(max_examples=300)
+@given(st.builds(str.join, st.sampled_from(["", " "]), st.lists(PIECES)) | MADE)
+@example(phrases(5, 4, 20, True))  # as many characters in duplicates as there may be
+def test_n_grams_are_counted_as_they_are_defined(text: str) -> None:
     """Against plain counting, of words or of twice as many characters."""
-    text = space.join(pieces)
     reason = repetition(text)
     if "lines" in reason or "paragraphs" in reason:
         return
     chars = "".join(text.split())
-    is_chinese = 2 * (chars.count("一") + chars.count("二")) > len(chars)
+    is_chinese = 2 * sum(char >= "一" for char in chars) > len(chars)
     units, size = (list(chars), 2) if is_chinese else (text.split(), 1)
     expected = ""
     for n in (*MAX_TOP, *MAX_DUPLICATE):
         grams = [tuple(units[place : place + n * size]) for place in range(len(units) - n * size + 1)]
-        counts = Counter(grams)
+        counts, seen = Counter(grams), set[tuple[str, ...]]()
         if n in MAX_TOP:
             often = max(counts.values(), default=0)
             longest = max((len("".join(gram)) for gram, count in counts.items() if count == often), default=0)
             if often > 1 and often * longest > MAX_TOP[n] * len(chars):
                 expected = expected or f"repetitive: the most frequent {n}-gram"
         else:
-            again = {p + k for p, gram in enumerate(grams) if gram in grams[:p] for k in range(n * size)}
+            again = {p + k for p, gram in enumerate(grams) if gram in seen or seen.add(gram) for k in range(n * size)}
             if sum(len(units[place]) for place in again) > MAX_DUPLICATE[n] * len(chars):
                 expected = expected or f"repetitive: duplicate {n}-grams"
     assert reason == expected

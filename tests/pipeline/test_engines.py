@@ -109,7 +109,7 @@ def test_an_error_of_a_source_is_not_taken_for_the_parents_death(monkeypatch: py
     ("error", "line"),
     [
         (InputError("bad input"), "bad input"),
-        (MemoryError(), "a tokenizer worker ran out of memory; use fewer workers, then the same command continues"),
+        (MemoryError(), "a tokenizer worker ran out of memory; use fewer workers; the same command continues"),
         (OSError(errno.ENOSPC, "No space", "/disk"), "/disk: No space; make room, then the same command continues"),
         (OSError(errno.EIO, "I/O error", "/disk"), "/disk: I/O error; the same command continues"),
     ],
