@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from pipeline import dedup
 from pipeline.dedup import compute_signatures, encode_hashes, find_duplicates, hash_texts, hashes_name, read_duplicates
 from pipeline.receipts import Receipt
-from shards.common.errors import InputError
 from shards.verify import verify
-from tests.conftest import InlineEngine, directory_bytes, flip, use_engine, write_corpus
-from tests.pipeline.building import Builder, killed_before_publishing, texts_in
+from tests.conftest import InlineEngine, directory_bytes, use_engine, write_corpus
+from tests.pipeline.building import Builder, texts_in
 
 NEAR: dict[str, Any] = {"dedup": "near", "unit_bytes": 3_000, "val_fraction": 0.0}
 
@@ -204,20 +203,3 @@ def test_near_duplicates_are_the_same_for_any_workers_and_units(
     )
     run(corpus, tmp_path / "one-unit", **NEAR | {"unit_bytes": 10**7})
     assert texts_in(tmp_path / "one-unit") == texts_in(tmp_path / "two") and verify(tmp_path / "two") == []
-
-
-@pytest.mark.usefixtures("inline_engine")
-@pytest.mark.parametrize("pattern", ["dedup/*.hashes", "dedup/*.near-duplicates", "receipts/*.json"])
-def test_a_build_that_was_stopped_continues(tmp_path: Path, run: Builder, corpus: Path, pattern: str) -> None:
-    """With what is whole of its files; a build with another `--dedup` doesn't touch them."""
-    run(corpus, tmp_path / "whole", **NEAR)
-    with killed_before_publishing():
-        run(corpus, tmp_path / "set", **NEAR)
-    flip(min((tmp_path / "set.partial").glob(pattern)))
-    before = directory_bytes(tmp_path / "set.partial")
-    with pytest.raises(InputError, match="dedup was near, now exact"):
-        run(corpus, tmp_path / "set", **NEAR | {"dedup": "exact"})
-    assert directory_bytes(tmp_path / "set.partial") == before
-    run(corpus, tmp_path / "set", **NEAR)
-    assert directory_bytes(tmp_path / "set") == directory_bytes(tmp_path / "whole")
-    assert not (tmp_path / "set.partial").exists()

@@ -34,7 +34,7 @@ from tests.conftest import (
 from tests.pipeline.building import Builder, Heard, killed_before_publishing
 
 pytestmark = pytest.mark.usefixtures("inline_engine")
-OPTIONS: dict[str, Any] = {"unit_bytes": 10_000, "dedup": "exact", "on_bad_record": "skip"}
+OPTIONS: dict[str, Any] = {"unit_bytes": 10_000, "dedup": "near", "on_bad_record": "skip"}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> P
     """A corpus, its set `whole`, and `set.partial` of a build that was killed when all units were done."""
     directory, run = tmp_path_factory.mktemp("stopped"), Builder(tokenizer_dir)
     records = sample_records()
-    lines = [*records[:8], records[3], {"text": 5}, *records[8:40]]
+    near = {"text": max((record["text"] for record in records[:8]), key=len) + "。"}
+    lines = [*records[:8], records[3], {"text": 5}, *records[8:20], near, *records[20:40]]
     corpus = write_corpus(directory / "corpus.jsonl", lines, "lines")
     with pytest.MonkeyPatch.context() as patch:
         use_engine(patch, InlineEngine())
@@ -99,7 +100,7 @@ def cut(path: Path) -> None:
     "pattern",
     [
         *("set/train-*.bin", "set/train-*.idx", "set/val-*.bin", "receipts/*.json", "receipts/*.rejected"),
-        *("dedup/*.hashes", "dedup/*.duplicates"),
+        *("dedup/*.hashes", "dedup/*.duplicates", "dedup/*.near-duplicates"),
     ],
 )
 def test_a_damaged_file_is_made_again(stopped: Stopped, pattern: str, damage: Callable[[Path], None]) -> None:
