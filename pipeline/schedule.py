@@ -11,7 +11,7 @@ from pipeline.engines.base import Engine, Task, Work
 from pipeline.outputs.base import Output
 from pipeline.plan import Unit
 from pipeline.receipts import RangeReceipt, Receipt, decode_receipt
-from pipeline.sources import ByteRange, changed
+from pipeline.sources import changed
 from pipeline.worker import Decisions, Progress, process_unit, read_texts
 from shards.common.errors import InputError
 
@@ -58,7 +58,7 @@ def run_all(
                     task, error = failed.pop(front)
                     if task == right:
                         raise error
-                elif right.first is None or receipts[front].ranges[0].first == _first_in(unit.ranges[0], expected):
+                elif right.first is None or _begins_at(unit, receipts[front], expected):
                     expected = _next_first(unit, receipts[front].ranges, expected)
                     front += 1
                     continue
@@ -88,9 +88,9 @@ def _may_guess(unit: Unit) -> bool:
     return unit.ranges[0].source.is_splittable and unit.ranges[0].start > 0
 
 
-def _first_in(byte_range: ByteRange, expected: int) -> int | None:
-    """The first record of a range, if the next one begins at `expected`."""
-    return expected if expected < byte_range.stop else None
+def _begins_at(unit: Unit, receipt: Receipt, expected: int) -> bool:
+    """Whether a unit was begun with the record at `expected`, or with none if that lies after it."""
+    return receipt.ranges[0].first == (expected if expected < unit.ranges[0].stop else None)
 
 
 def _next_first(unit: Unit, ranges: Sequence[RangeReceipt], expected: int) -> int:

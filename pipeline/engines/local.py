@@ -103,10 +103,10 @@ class LocalEngine:
         with _signals_held_back(spawns=not forks):
             process.start()
         theirs.close()
-        if not forks:  # `start` would hang if the worker died before it has read more than fits in a pipe
+        self._workers.append(_Worker(process=process, pipe=ours))
+        if not forks:  # by `start` this would hang if the worker died before it has read all of it
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 ours.send(work)
-        self._workers.append(_Worker(process=process, pipe=ours))
         return self._workers[-1]
 
     def _note_death(self, worker: _Worker, task: Task, num_deaths: Counter[int]) -> None:
