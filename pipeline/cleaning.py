@@ -31,7 +31,6 @@ from shards.common.text import nearest, plural, printable
 from shards.manifest import EMPTY, NULL
 
 DROPPED = "dropped by the transform"
-_DEFAULT_FUNCTION = "transform"
 _MODULE = "transform_of_the_user"
 _MAX_MESSAGE_CHARS = 300
 
@@ -94,7 +93,7 @@ def read_transform(value: str) -> Transform:
         raise InputError(f"transform {path}: no such file{nearest_path(path)}") from None
     except IsADirectoryError:
         raise InputError(f"transform {path}: expected a Python file, found a directory") from None
-    transform = Transform(file_name=printable(path.name), function=match["name"] or _DEFAULT_FUNCTION, source=source)
+    transform = Transform(file_name=printable(path.name), function=match["name"] or "transform", source=source)
     transform.compile()
     return transform
 

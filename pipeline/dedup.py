@@ -49,18 +49,13 @@ _PAIRS_AT_ONCE = 1 << 16
 _HASH_BYTES, _HASH_WORDS = 16, 2
 _ENTRIES = np.dtype([("high", "<u8"), ("low", "<u8"), ("place", "<u8")])  # the place among the documents of the corpus
 
+# A unit's files in the state of a build, by its number (and the reason).
+hashes_name, duplicates_name = "dedup/{:05}.hashes".format, "dedup/{:05}.{}s".format
+
 Read = Callable[[str], bytes | None]  # a file of the build's state
 Entries = npt.NDArray[np.void]
 Words = npt.NDArray[np.uint64]  # the hash of each document in two, then its signature in 16
 Marks = npt.NDArray[np.uint8]  # of each document: 0, or 1 + the place of the reason in REASONS to leave it out
-
-
-def hashes_name(unit: int) -> str:
-    return f"dedup/{unit:05}.hashes"
-
-
-def duplicates_name(unit: int, reason: str) -> str:
-    return f"dedup/{unit:05}.{reason}s"
 
 
 def encode_hashes(receipt: Receipt, hashes: bytes) -> bytes:

@@ -18,6 +18,9 @@ from shards.layout import BIN_SUFFIX, EXAMPLE_CHARS, INDEX_SUFFIX
 from shards.manifest import ShardEntry
 
 EXAMPLES_PER_UNIT = 3  # of each reason
+# A unit's files in the state of a build, by its number: its receipt, and its part of `rejected.jsonl`, the lines in which
+# are counted from the beginning of their byte range.
+receipt_name, rejected_name = "receipts/{:05}.json".format, "receipts/{:05}.rejected".format
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,15 +73,6 @@ class Receipt:
 def read_receipt(read: Callable[[str], bytes | None], unit: int) -> Receipt | None:
     """The receipt of a unit, of the state of a build that `read` reads; None where it isn't there or isn't whole."""
     return decode_receipt(read(receipt_name(unit)), unit)
-
-
-def receipt_name(unit: int) -> str:
-    return f"receipts/{unit:05}.json"
-
-
-def rejected_name(unit: int) -> str:
-    """The unit's part of `rejected.jsonl`; its lines are counted from the beginning of their byte range."""
-    return f"receipts/{unit:05}.rejected"
 
 
 def encode_receipt(receipt: Receipt) -> bytes:

@@ -77,7 +77,7 @@ def run_all(
                 receipt = decode_receipt(result, task.unit.number)
                 assert receipt is not None
                 receipts[receipt.unit] = receipt
-            elif _may_guess(task.unit):
+            elif isinstance(result, InputError) and _may_guess(task.unit):
                 failed[task.unit.number] = (task, result)
             else:
                 raise result

@@ -33,7 +33,7 @@ class Task:
 
 Work = Callable[[Task, Progress], bytes]  # what an engine runs for each task; it can be pickled
 Outcome = bytes | InputError | RuntimeError
-Results = Generator[tuple[Task, bytes | InputError], None, None]
+Results = Generator[tuple[Task, Outcome], None, None]
 
 
 class Engine(Protocol):
@@ -42,10 +42,7 @@ class Engine(Protocol):
     num_workers: int
 
     def run(self, work: Work, tasks: deque[Task], progress: Progress) -> Results:
-        """Yields each task that has ended, with its result or the error that it ended in.
-
-        Raises `InputError` where a worker keeps dying and `RuntimeError` with the worker's traceback for a fault of ours.
-        """
+        """Yields each task that has ended, with what came of it. Raises `InputError` where a worker keeps dying."""
         ...
 
 
@@ -71,13 +68,6 @@ def outcome_of(work: Work, task: Task, progress: Progress) -> Outcome:
                 return InputError(f"{refused}; {cure}the same command continues")
             return RuntimeError(f"a tokenizer worker failed in unit {task.unit.number}:\n{traceback.format_exc()}")
     raise AssertionError
-
-
-def result_of(outcome: Outcome) -> bytes | InputError:
-    """What `Engine.run` yields for an outcome. Raises `RuntimeError` for a fault of ours."""
-    if isinstance(outcome, RuntimeError):
-        raise outcome
-    return outcome
 
 
 def where(task: Task) -> str:

@@ -22,7 +22,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from pipeline.engines.base import MAX_TRIES, Results, Task, Work, outcome_of, result_of, where
+from pipeline.engines.base import MAX_TRIES, Results, Task, Work, outcome_of, where
 from pipeline.worker import Progress
 from shards.common.errors import InputError
 
@@ -81,7 +81,7 @@ class LocalEngine:
                         progress(*message)
                     else:
                         worker.task = None
-                        yield task, result_of(message)
+                        yield task, message
         finally:
             self._stop()
 

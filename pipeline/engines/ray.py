@@ -20,7 +20,7 @@ from typing import Any
 
 import pipeline
 import shards
-from pipeline.engines.base import Outcome, Results, Task, Work, outcome_of, result_of, where
+from pipeline.engines.base import Outcome, Results, Task, Work, outcome_of, where
 from pipeline.worker import Progress
 from shards.common.errors import InputError
 
@@ -106,7 +106,7 @@ class RayEngine:
                         what = f"the tokenizer worker died {MAX_RETRIES + 1} times ({_one_line(error)})"
                         raise InputError(f"{where(task)}: {what}; the same command continues") from None
                     progress(*counts)
-                    yield task, result_of(outcome)
+                    yield task, outcome
         finally:
             for ended in running:
                 ray.cancel(ended, force=True)

@@ -77,6 +77,17 @@ MISTAKES: dict[str, tuple[str | None, list[str], str]] = {
     "mistyped field": ('{"text": "a"}\n', ["--text-field", "txet"], "no field 'txet'.*did you mean 'text'"),
     "empty array": ("[]", [], "no text in 0 records"),
     "nothing but empty texts": ('{"text": ""}\n', [], "no text in 1 records"),
+    "no text that is long enough": (
+        '{"text": "ab"}\n',
+        ["--min-chars", "1234"],
+        r"no text in 1 records; nothing to build \(1 shorter than 1,234 characters\)",
+    ),
+    "a transform and a template": (
+        "",
+        ["--transform", "x.py", "--template", "{a}"],
+        "leave out text_field and template",
+    ),
+    "a transform and a field": ("", ["--transform", "x.py", "--text-field", "a"], "leave out text_field and template"),
     "unknown tokenizer": ('{"text": "a"}\n', ["--tokenizer", "gwen2"], "tokenizer 'gwen2'.*qwen2"),
     "block of nothing": ('{"text": "a"}\n', ["--block-tokens", "0"], "block_tokens: expected 2 to"),
     "no workers": ('{"text": "a"}\n', ["--workers", "0"], "num_workers: expected at least 1, found 0"),
