@@ -120,7 +120,7 @@ def add_settings(command: Any, names: Collection[str]) -> dict[str, Any]:
         if kind is bool:
             group.add_argument(option, action="store_true", help=text)
             continue
-        metavar, default = field.metadata["metavar"], field.default
+        metavar, default = field.metadata["metavar"], typing.cast(Any, field.default)
         if default:
             text += f" ({default >> 20}MiB)" if metavar == "BYTES" else f" ({default})"
         if typing.get_origin(kind) is Literal:

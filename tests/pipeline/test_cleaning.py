@@ -278,14 +278,14 @@ def test_n_grams_are_counted_as_they_are_defined(text: str) -> None:
     expected = ""
     for n in (*MAX_TOP, *MAX_DUPLICATE):
         grams = [tuple(units[place : place + n * size]) for place in range(len(units) - n * size + 1)]
-        counts, seen = Counter(grams), set[tuple[str, ...]]()
+        counts, firsts = Counter(grams), {gram: place for place, gram in reversed(list(enumerate(grams)))}
         if n in MAX_TOP:
             often = max(counts.values(), default=0)
             longest = max((len("".join(gram)) for gram, count in counts.items() if count == often), default=0)
             if often > 1 and often * longest > MAX_TOP[n] * len(chars):
                 expected = expected or f"repetitive: the most frequent {n}-gram"
         else:
-            again = {p + k for p, gram in enumerate(grams) if gram in seen or seen.add(gram) for k in range(n * size)}
+            again = {p + k for p, gram in enumerate(grams) if firsts[gram] < p for k in range(n * size)}
             if sum(len(units[place]) for place in again) > MAX_DUPLICATE[n] * len(chars):
                 expected = expected or f"repetitive: duplicate {n}-grams"
     assert reason == expected
