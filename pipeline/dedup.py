@@ -97,9 +97,9 @@ def find_duplicates(num_units: int, read: Read, write: Callable[[str, bytes], No
     leave out (uint32, little-endian, ascending): those whose text occurs earlier in the corpus, and near-duplicates.
     `read` reads what `encode_hashes` made.
 
-    Up to 4 million documents are sorted in memory, 200 MB; more are
-    dealt out to 256 files first, each of which is sorted once. All this takes 41 bytes of disk a document, with `near` 169,
-    of which 17 or 145 are mapped: memory that the system may take back.
+    Up to 4 million documents are sorted in memory, 200 MB; more are dealt out to 256 files first, each of which is sorted
+    once. All this takes 41 bytes of disk a document, with `near` 169, of which 17 or 145 are mapped: memory that the system
+    may take back.
     """
     with tempfile.TemporaryDirectory(prefix="tokenize-once-") as name:
         scratch, starts = Path(name), [0]
