@@ -11,7 +11,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
 from shards.common.command_line import Parser, byte_count, run_command
 from shards.common.errors import InputError
 from shards.common.text import printable, size_text
@@ -21,7 +20,6 @@ SOURCE_HELP = (
     "a URL, or hf:NAME[:SPLIT]"
 )
 
-SETTINGS = [field.name for field in dataclasses.fields(BuildSettings)]
 TOKENIZER_SETTINGS = ("text_field", "template", "document_separator", "encoding", "on_bad_record", "max_record_bytes")
 
 FETCH_EPILOG = """\
@@ -65,6 +63,8 @@ def make_parser() -> Parser:
 
 
 def add_build(commands: Any) -> None:
+    from pipeline.settings import DEFAULT_CHECK_EVERY
+
     build = commands.add_parser(
         "build",
         help="build a shard set from a corpus",
@@ -74,7 +74,7 @@ def add_build(commands: Any) -> None:
     build.add_argument(
         "--out", required=True, metavar="DIR", help="the shard set to make: a directory, or s3://BUCKET/NAME"
     )
-    groups = add_settings(build, SETTINGS)
+    groups = add_settings(build)
     groups["tokenizing and packing"].add_argument(
         "--tokenizer",
         default="qwen2",
@@ -107,12 +107,14 @@ def add_choice(command: Any, option: str, choices: tuple[str, ...], text: str) -
     command.add_argument(option, default=default, choices=choices, metavar="|".join(choices), help=text)
 
 
-def add_settings(command: Any, names: Collection[str]) -> dict[str, Any]:
-    """Options for the fields `names` of `BuildSettings`, in groups, which are returned by their names."""
+def add_settings(command: Any, names: Collection[str] = ()) -> dict[str, Any]:
+    """Options for the fields `names` of `BuildSettings` (all), in groups, which are returned by their names."""
+    from pipeline.settings import BuildSettings
+
     groups: dict[str, Any] = {}
     types = typing.get_type_hints(BuildSettings)
     for field in dataclasses.fields(BuildSettings):
-        if field.name not in names:
+        if names and field.name not in names:
             continue
         name, kind = field.metadata["group"], types[field.name]
         group = groups[name] = groups.get(name) or command.add_argument_group(name)
@@ -138,8 +140,11 @@ def check_every(value: str) -> int:
     return number
 
 
-def settings_of(options: argparse.Namespace, names: Collection[str]) -> BuildSettings:
-    return BuildSettings(**{name: getattr(options, name) for name in names})
+def settings_of(options: argparse.Namespace) -> Any:
+    from pipeline.settings import BuildSettings
+
+    names = {field.name for field in dataclasses.fields(BuildSettings)}
+    return BuildSettings(**{name: value for name, value in vars(options).items() if name in names})
 
 
 def run_fetch(options: argparse.Namespace) -> None:
@@ -169,7 +174,7 @@ def run_build(options: argparse.Namespace) -> None:
         options.sources,
         options.out,
         tokenizer_name=options.tokenizer,
-        settings=settings_of(options, SETTINGS),
+        settings=settings_of(options),
         num_workers=options.workers,
         engine=options.engine,
         ray_address=options.ray_address,
@@ -190,9 +195,9 @@ def run_tokenizer(options: argparse.Namespace) -> None:
     path = options.out / "tokenizer.json"
     if path.exists() and not options.force:
         raise InputError(f"{path}: exists already; choose another --out, or replace it with --force")
-    settings = settings_of(options, TOKENIZER_SETTINGS)
+    settings, notice = settings_of(options), print_notice
     num_entries = train_tokenizer(
-        options.sources, options.out, vocab_size=options.vocab_size, settings=settings, notice=print_notice
+        options.sources, options.out, vocab_size=options.vocab_size, settings=settings, notice=notice
     )
     print(f"{path}: {num_entries:,} entries")
 

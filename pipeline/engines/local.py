@@ -28,7 +28,7 @@ from shards.common.errors import InputError
 
 _SECONDS_TO_END = 1.0
 _WORKER_NAME = "tokenizer worker"
-_GUARD = 'a script has to be a file, and call `build` below `if __name__ == "__main__":`'
+_GUARD = "in a script, which has to be a file, call `build` below `if __name__ == '__main__':`"
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -117,11 +117,14 @@ class LocalEngine:
         number = task.unit.number
         num_deaths[number] += 1
         if num_deaths[number] >= MAX_TRIES:
-            what, cure = f"worker died {num_deaths[number]} times", "if memory ran out, use fewer workers"
+            code = worker.process.exitcode
+            line = (
+                f"{where(task)}: the tokenizer worker died {num_deaths[number]} times (exit code {code}); "
+                "if memory ran out, use fewer workers"
+            )
             if not worker.has_begun:
-                what, cure = "workers end as they start", _GUARD
-            what = f"{where(task)}: the tokenizer {what} (exit code {worker.process.exitcode})"
-            raise InputError(f"{what}; {cure}; the same command continues")
+                line = f"{where(task)}: the tokenizer workers end as they start (exit code {code}); {_GUARD}"
+            raise InputError(f"{line}; the same command continues")
 
     def _stop(self) -> None:
         for worker in self._workers:

@@ -217,7 +217,7 @@ def test_a_script_without_a_main_guard_ends_in_one_line(tmp_path: Path) -> None:
     result = run_python(script, corpus, tmp_path / "set", tokenizer)
     assert re.fullmatch(
         r".*corpus\.csv: unit 0 \(from 0 on\): the tokenizer workers end as they start \(exit code \d+\); "
-        r'a script has to be a file, and call `build` below `if __name__ == "__main__":`; .*\n',
+        r"in a script, which has to be a file, call `build` below `if __name__ == '__main__':`; .*\n",
         result.stderr,
     )
     assert result.returncode == 1 and not (tmp_path / "set").exists()
