@@ -7,12 +7,12 @@ import dataclasses
 import shlex
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
 from shards.common.command_line import Parser, byte_count, run_command
-from shards.common.errors import InputError, choice
+from shards.common.errors import InputError
 from shards.common.text import printable, size_text
 
 SOURCE_HELP = (
@@ -32,111 +32,22 @@ An interrupted fetch continues with the same command; a complete one is up to da
 
 def main(arguments: list[str]) -> int:
     options = make_parser().parse_args(arguments)
-    status: int = options.run(options)
-    return status
+    options.run(options)
+    return 0
 
 
 def make_parser() -> Parser:
     parser = Parser(prog="python -m pipeline", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_fetch(commands)
-    add_build(commands)
-    add_tokenizer(commands)
-    return parser
-
-
-def add_fetch(commands: Any) -> None:
     fetch = commands.add_parser("fetch", help="fetch a published corpus from a hub", epilog=FETCH_EPILOG)
     fetch.add_argument("name", metavar="NAME", help="wikipedia-zh: Chinese Wikipedia of August 2024, 1.99 GB")
     fetch.add_argument("--out", type=Path, metavar="PATH", help="where to put it (data/, under its own name)")
-    fetch.add_argument(
-        "--from",
-        dest="origin",
-        default="hf",
-        metavar="hf|ms|auto",
-        help="hf: Hugging Face, or the mirror HF_ENDPOINT; ms: another, older dump from ModelScope; auto: hf, and "
-        "ms if that can't be reached (hf)",
-    )
+    text = "hf: Hugging Face, or the mirror HF_ENDPOINT; ms: another, older dump from ModelScope; auto: hf, and ms if that "
+    add_choice(fetch, "--from", ("hf", "ms", "auto"), text + "can't be reached")
     fetch.add_argument("--force", action="store_true", help="fetch anew what is there already")
     fetch.add_argument("--quiet", action="store_true", help="no progress")
     fetch.set_defaults(run=run_fetch)
-
-
-def add_build(commands: Any) -> None:
-    from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
-
-    build = commands.add_parser(
-        "build",
-        help="build a shard set from a corpus",
-        epilog="example: python -m pipeline build wikipedia.json --out data/shards/wikipedia-zh",
-    )
-    build.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
-    build.add_argument(
-        "--out", required=True, metavar="DIR", help="the shard set to make: a directory, or s3://BUCKET/NAME"
-    )
-    groups = add_settings(build, [field.name for field in dataclasses.fields(BuildSettings)])
-    run = groups["running"]
-    groups["tokenizing and packing"].add_argument(
-        "--tokenizer",
-        default="qwen2",
-        metavar="NAME",
-        help="qwen2, a directory with a tokenizer.json, or hf:ORG/NAME, ms:ORG/NAME of a hub, then @REVISION (qwen2)",
-    )
-    run.add_argument(
-        "--check-tokenizer",
-        default=str(DEFAULT_CHECK_EVERY),
-        metavar="all|N|off",
-        help=f"encode one document in N by the reference tokenizer too ({DEFAULT_CHECK_EVERY})",
-    )
-    run.add_argument(
-        "--encoder",
-        default="auto",
-        metavar="auto|native|fastokens|tokenizers",
-        help="native: compiled here, for tokenizers like Qwen2's; auto: that or fastokens, where they are exact (auto)",
-    )
-    run.add_argument(
-        "--workers", type=int, metavar="N", help="tokenizer worker processes (one a core; of the cluster, with ray)"
-    )
-    run.add_argument(
-        "--engine", default="local", metavar="local|ray", help="processes of this machine, or of a Ray cluster (local)"
-    )
-    run.add_argument("--ray-address", metavar="ADDRESS", help="the cluster: auto, HOST:PORT or ray://HOST:PORT")
-    run.add_argument("--force", action="store_true", help="build anew what is there already")
-    run.add_argument("--quiet", action="store_true", help="no progress and no summary")
-    build.set_defaults(run=run_build)
-
-
-def add_settings(command: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Options for the fields `names` of `BuildSettings`, in groups, which are returned by their names."""
-    from pipeline.settings import BuildSettings
-
-    groups: dict[str, Any] = {}
-    types = typing.get_type_hints(BuildSettings)
-    for field in dataclasses.fields(BuildSettings):
-        if field.name not in names:
-            continue
-        group = field.metadata["group"]
-        groups[group] = groups.get(group) or command.add_argument_group(group)
-        kind, metavar = types[field.name], field.metadata["metavar"]
-        if typing.get_origin(kind) is Literal:
-            kind, metavar = str, "|".join(typing.get_args(kind))
-        default: Any = field.default
-        option, text = f"--{field.name.replace('_', '-')}", field.metadata["help"].replace("%", "%%")
-        if kind is bool:
-            groups[group].add_argument(option, action="store_true", help=text)
-            continue
-        shown = f" ({default >> 20}MiB)" if metavar == "BYTES" else f" ({default})"
-        groups[group].add_argument(
-            option,
-            type=byte_count if metavar == "BYTES" else kind,
-            default=default,
-            metavar=metavar,
-            help=text + (shown if default else ""),
-        )
-    return groups
-
-
-def add_tokenizer(commands: Any) -> None:
+    add_build(commands)
     tokenizer = commands.add_parser(
         "tokenizer",
         help="train a byte-level BPE on a corpus",
@@ -148,45 +59,127 @@ def add_tokenizer(commands: Any) -> None:
     add_settings(tokenizer, TOKENIZER_SETTINGS)
     tokenizer.add_argument("--force", action="store_true", help="replace a tokenizer that is there already")
     tokenizer.set_defaults(run=run_tokenizer)
+    return parser
 
 
-def run_fetch(options: argparse.Namespace) -> int:
+def add_build(commands: Any) -> None:
+    from pipeline.settings import DEFAULT_CHECK_EVERY
+
+    build = commands.add_parser(
+        "build",
+        help="build a shard set from a corpus",
+        epilog="example: python -m pipeline build wikipedia.json --out data/shards/wikipedia-zh",
+    )
+    build.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
+    build.add_argument(
+        "--out", required=True, metavar="DIR", help="the shard set to make: a directory, or s3://BUCKET/NAME"
+    )
+    groups = add_settings(build)
+    groups["tokenizing and packing"].add_argument(
+        "--tokenizer",
+        default="qwen2",
+        metavar="NAME",
+        help="qwen2, a directory with a tokenizer.json, or hf:ORG/NAME, ms:ORG/NAME of a hub, then @REVISION (qwen2)",
+    )
+    run = groups["running"]
+    run.add_argument(
+        "--check-tokenizer",
+        type=check_every,
+        default=DEFAULT_CHECK_EVERY,
+        metavar="all|N|off",
+        help=f"encode one document in N by the reference tokenizer too ({DEFAULT_CHECK_EVERY})",
+    )
+    text = "native: compiled here, for tokenizers like Qwen2's; auto: that or fastokens, where they are exact"
+    add_choice(run, "--encoder", ("auto", "native", "fastokens", "tokenizers"), text)
+    run.add_argument(
+        "--workers", type=int, metavar="N", help="tokenizer worker processes (one a core; of the cluster, with ray)"
+    )
+    add_choice(run, "--engine", ("local", "ray"), "processes of this machine, or of a Ray cluster")
+    run.add_argument("--ray-address", metavar="ADDRESS", help="the cluster: auto, HOST:PORT or ray://HOST:PORT")
+    run.add_argument("--force", action="store_true", help="build anew what is there already")
+    run.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    build.set_defaults(run=run_build)
+
+
+def add_choice(command: Any, option: str, choices: tuple[str, ...], text: str) -> None:
+    """An option whose default is the first of its choices."""
+    default, text = choices[0], f"{text} ({choices[0]})"
+    command.add_argument(option, default=default, choices=choices, metavar="|".join(choices), help=text)
+
+
+def add_settings(command: Any, names: Collection[str] = ()) -> dict[str, Any]:
+    """Options for the fields `names` of `BuildSettings` (all), in groups, which are returned by their names."""
+    from pipeline.settings import BuildSettings
+
+    groups: dict[str, Any] = {}
+    types = typing.get_type_hints(BuildSettings)
+    for field in dataclasses.fields(BuildSettings):
+        if names and field.name not in names:
+            continue
+        name, kind = field.metadata["group"], types[field.name]
+        group = groups[name] = groups.get(name) or command.add_argument_group(name)
+        option, text = f"--{field.name.replace('_', '-')}", field.metadata["help"].replace("%", "%%")
+        if kind is bool:
+            group.add_argument(option, action="store_true", help=text)
+            continue
+        metavar, default = field.metadata["metavar"], typing.cast(Any, field.default)
+        if default:
+            text += f" ({default >> 20}MiB)" if metavar == "BYTES" else f" ({default})"
+        if typing.get_origin(kind) is Literal:
+            kind, metavar = str, "|".join(typing.get_args(kind))
+        kind = byte_count if metavar == "BYTES" else kind
+        group.add_argument(option, type=kind, default=default, metavar=metavar, help=text)
+    return groups
+
+
+def check_every(value: str) -> int:
+    """`all` is every document, `off` none, N one in so many."""
+    number = {"all": 1, "off": 0}.get(value, int(value) if value.isascii() and value.isdigit() else 0)
+    if not number and value != "off":
+        raise argparse.ArgumentTypeError(f"expected all, off or a number of at least 1, found {value!r}")
+    return number
+
+
+def settings_of(options: argparse.Namespace) -> Any:
+    from pipeline.settings import BuildSettings
+
+    names = {field.name for field in dataclasses.fields(BuildSettings)}
+    return BuildSettings(**{name: value for name, value in vars(options).items() if name in names})
+
+
+def run_fetch(options: argparse.Namespace) -> None:
     from pipeline.fetch import fetch
 
     notice = (lambda _line: None) if options.quiet else print_notice
-    origin: Any = choice("--from", options.origin, ("hf", "ms", "auto"))
     shown = sys.stderr.isatty() and not options.quiet
-    fetched = fetch(options.name, options.out, origin=origin, force=options.force, notice=notice, shows_bars=shown)
+    fetched = fetch(
+        options.name, options.out, origin=getattr(options, "from"), force=options.force, notice=notice, shows_bars=shown
+    )
     facts = [f"up to date, {size_text(fetched.num_bytes)}" if fetched.was_there else size_text(fetched.num_bytes)]
     facts += [f"sha256 {fetched.sha256}"] if fetched.sha256 else []
     print(f"{printable(str(fetched.path))}: {', '.join(facts)}")
     if not options.quiet and not fetched.was_there:
         print(f"next: make shards CORPUS={shlex.quote(printable(str(fetched.path)))}")
-    return 0
 
 
 def print_notice(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
 
 
-def run_build(options: argparse.Namespace) -> int:
+def run_build(options: argparse.Namespace) -> None:
     from pipeline.build import Reporter, build
     from pipeline.progress import BarReporter, print_summary
-    from pipeline.settings import BuildSettings
 
-    fields = [field.name for field in dataclasses.fields(BuildSettings)]
-    settings = BuildSettings(**{name: getattr(options, name) for name in fields})
-    engine: Any = choice("--engine", options.engine, ("local", "ray"))
     result = build(
         options.sources,
         options.out,
         tokenizer_name=options.tokenizer,
-        settings=settings,
+        settings=settings_of(options),
         num_workers=options.workers,
-        engine=engine,
+        engine=options.engine,
         ray_address=options.ray_address,
-        check_every=check_every(options.check_tokenizer),
-        encoder=choice("--encoder", options.encoder, ("auto", "native", "fastokens", "tokenizers")),
+        check_every=options.check_tokenizer,
+        encoder=options.encoder,
         force=options.force,
         reporter=Reporter() if options.quiet else BarReporter(),
     )
@@ -194,32 +187,19 @@ def run_build(options: argparse.Namespace) -> int:
         print(f"{options.out}: up to date (fingerprint {result.manifest.fingerprint[:16]})")
     elif not options.quiet:
         print_summary(result)
-    return 0
 
 
-def check_every(value: str) -> int:
-    """`all` is every document, `off` none, N one in so many."""
-    named = {"all": 1, "off": 0}
-    if value in named:
-        return named[value]
-    if not value.isascii() or not value.isdigit() or not int(value):
-        raise InputError(f"--check-tokenizer: expected all, off or a number of at least 1, found {value!r}")
-    return int(value)
-
-
-def run_tokenizer(options: argparse.Namespace) -> int:
-    from pipeline.settings import BuildSettings
+def run_tokenizer(options: argparse.Namespace) -> None:
     from pipeline.train_tokenizer import train_tokenizer
 
     path = options.out / "tokenizer.json"
     if path.exists() and not options.force:
         raise InputError(f"{path}: exists already; choose another --out, or replace it with --force")
-    settings = BuildSettings(**{name: getattr(options, name) for name in TOKENIZER_SETTINGS})
+    settings, notice = settings_of(options), print_notice
     num_entries = train_tokenizer(
-        options.sources, options.out, vocab_size=options.vocab_size, settings=settings, notice=print_notice
+        options.sources, options.out, vocab_size=options.vocab_size, settings=settings, notice=notice
     )
     print(f"{path}: {num_entries:,} entries")
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,21 +15,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pipeline.dedup import decode_hashes, find_duplicates, hashes_name
+from pipeline.cleaning import read_transform
+from pipeline.dedup import find_duplicates, read_hashes
 from pipeline.engines.base import Engine
-from pipeline.engines.local import LocalEngine
+from pipeline.engines.local import LocalEngine, end_if_worker
 from pipeline.finish import encode_stamps, source_entries, write_set
 from pipeline.outputs.base import Output
 from pipeline.outputs.local import LocalOutput
 from pipeline.plan import PLAN_NAME, Plan, Unit, decode_plan, make_plan, plan_differences, settings_differences
-from pipeline.receipts import Receipt, decode_receipt, receipt_name
+from pipeline.receipts import Receipt, read_receipt, receipt_name
 from pipeline.schedule import build_unit, hash_unit, run_all
 from pipeline.settings import DEFAULT_CHECK_EVERY, BuildSettings
 from pipeline.sources import Source, check_unchanged, find_corpus
 from pipeline.tokenizers import choose_encoder, load_tokenizer_files
-from pipeline.transform import read_transform
 from pipeline.worker import Decisions, range_digest
-from shards.common.errors import InputError, TransientError
+from shards.common.errors import InputError
 from shards.common.text import size_text
 from shards.common.urls import is_url
 from shards.manifest import Manifest
@@ -90,6 +90,7 @@ def build(
     One document in `check_every` (0: none) is also encoded by the reference tokenizer. `encoder` is `auto`, `native`,
     `fastokens` or `tokenizers`.
     """
+    end_if_worker()
     begin = time.monotonic()
     reporter = reporter or Reporter()
     if num_workers is not None and num_workers < 1:
@@ -100,8 +101,7 @@ def build(
         reporter.notice(unread_text(corpus.unread))
     tokenizer = load_tokenizer_files(tokenizer_name)
     transform = read_transform(settings.transform) if settings.transform else None
-    if transform is not None:
-        transform.compile()
+    if transform:
         settings = dataclasses.replace(settings, transform=str(transform))
     plan = make_plan(settings, tokenizer.entry, corpus.sources)
     with output.lock():
@@ -114,7 +114,7 @@ def build(
         encoder = choose_encoder(
             tokenizer,
             wanted=encoder,
-            parse_special=settings.parses_special_tokens,
+            parse_special=settings.special_tokens == "parse",
             num_bytes=sum(unit.num_bytes for unit in units),
             notice=reporter.notice,
         )
@@ -215,18 +215,13 @@ def _prepare(output: Output, plan: Plan, units: Sequence[Unit], *, force: bool, 
 def _changed_sources(output: Output, before: Plan, plan: Plan, units: Sequence[Unit]) -> list[str]:
     """The sources that have other bytes than those that finished units were made of. They are read again where their times
     can't tell: another one, or one after the plan was written (`before` is that plan)."""
-    begun_ns = output.begun_ns()
-    suspects = {
-        source
-        for source in plan.sources
-        if source not in before.sources or (begun_ns is not None and _changed_after(source, begun_ns))
-    }
+    begun_ns, known = output.begun_ns(), set(before.sources)
+    suspects = {source for source in plan.sources if source not in known or _changed_after(source, begun_ns)}
     digest_of = functools.cache(functools.partial(range_digest, settings=plan.settings))
     for unit in units if suspects else ():
-        receipt = decode_receipt(output.read(receipt_name(unit.number)), unit.number)
-        hashed, _hashes = decode_hashes(output.read(hashes_name(unit.number)), unit.number) or (None, b"")
-        for done in filter(None, (receipt, hashed)):
-            for byte_range, read in zip(unit.ranges, done.ranges, strict=True):
+        hashed = read_hashes(output.read, unit.number)
+        for receipt in filter(None, (read_receipt(output.read, unit.number), hashed and hashed[0])):
+            for byte_range, read in zip(unit.ranges, receipt.ranges, strict=True):
                 if byte_range.source in suspects and digest_of(byte_range) != read.digest:
                     return [f"{byte_range.source.path} has changed"]
     return []
@@ -247,7 +242,9 @@ def _do_units(
     try:
         if decisions.settings.dedup != "off":
             reporter.phase("looking for duplicates")
-            _find_duplicates(output, decisions, units, engine)
+            done = {unit.number: hashed[0] for unit in units if (hashed := read_hashes(output.read, unit.number))}
+            run_all(functools.partial(hash_unit, output, decisions), units, engine, done, lambda *_counts: None)
+            find_duplicates(len(units), output.read, output.write, near=decisions.settings.dedup == "near")
             reporter.phase("tokenizing")
         run_all(functools.partial(build_unit, output, decisions), units, engine, receipts, reporter.progress)
     except KeyboardInterrupt as stop:
@@ -261,30 +258,12 @@ def _read_receipts(output: Output, units: Sequence[Unit]) -> dict[int, Receipt]:
     """The receipts of finished units whose files are all there, unchanged, by the units' numbers."""
     found, names = [], output.state_names()
     for unit in units:
-        if (name := receipt_name(unit.number)) in names:
-            receipt = decode_receipt(output.read(name), unit.number)
+        if receipt_name(unit.number) in names:
+            receipt = read_receipt(output.read, unit.number)
             if receipt is not None and len(receipt.ranges) == len(unit.ranges):
                 found.append(receipt)
     held = output.holds(found)
     return {receipt.unit: receipt for receipt, is_held in zip(found, held, strict=True) if is_held}
-
-
-def _find_duplicates(output: Output, decisions: Decisions, units: Sequence[Unit], engine: Engine) -> None:
-    """Hash the documents of all units, and write for each unit which of its documents are to be left out."""
-    receipts: dict[int, Receipt] = {}
-    for unit in units:
-        if hashed := decode_hashes(output.read(hashes_name(unit.number)), unit.number):
-            receipts[unit.number] = hashed[0]
-    work = functools.partial(hash_unit, output, decisions)
-    run_all(work, units, engine, receipts, lambda _bytes, _tokens, _rejected: None)
-
-    def read_hashes(unit: int) -> bytes:
-        hashed = decode_hashes(output.read(hashes_name(unit)), unit)
-        if hashed is None:
-            raise TransientError(f"{output}: {hashes_name(unit)} is gone; repeat the command")
-        return hashed[1]
-
-    find_duplicates(len(units), read_hashes, output.write, near=decisions.settings.dedup == "near")
 
 
 def _check_room(output: Output, num_bytes: int, reporter: Reporter) -> None:
@@ -298,9 +277,8 @@ def _check_room(output: Output, num_bytes: int, reporter: Reporter) -> None:
     reporter.notice(f"{line}; if that is not enough, finished units are kept, and the same command continues")
 
 
-def _changed_after(source: Source, time_ns: int) -> bool:
+def _changed_after(source: Source, time_ns: int | None) -> bool:
     """Whether a file was written or replaced since, by a time that nobody can set. It may have the same content still."""
-    try:
-        return not is_url(source.path) and os.stat(source.path).st_ctime_ns > time_ns
-    except FileNotFoundError:
-        return False  # reported where it is read
+    with contextlib.suppress(FileNotFoundError):  # reported where it is read
+        return time_ns is not None and not is_url(source.path) and os.stat(source.path).st_ctime_ns > time_ns
+    return False

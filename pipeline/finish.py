@@ -41,22 +41,18 @@ def write_set(
     ]
     sources = source_entries(plan.sources, ((part, done.digest, done.num_records) for part, done in ranges))
     shards = [shard for receipt in receipts for shard in receipt.shards]
-    rejected = sum((Counter(receipt.rejected) for receipt in receipts), Counter[str]())
-    left_out = sum((Counter(receipt.left_out) for receipt in receipts), Counter[str]())
+    rejected = sum((receipt.rejected for receipt in receipts), Counter[str]())
+    left_out = sum((receipt.left_out for receipt in receipts), Counter[str]())
     num_records = sum(source.num_records for source in sources)
     num_added = sum(receipt.num_added for receipt in receipts)
     num_documents = sum(shard.num_documents for shard in shards)
     if num_records + num_added != num_documents + left_out.total() + rejected.total():
-        raise AssertionError(
-            f"{num_records} records and {num_added} further texts of them are not {num_documents} documents, "
-            f"{left_out.total()} left out and {rejected.total()} rejected"
-        )
+        raise AssertionError(f"{num_records=} {num_added=} {num_documents=} {left_out=} {rejected=}")
     if not num_documents:
         names = ", ".join(source.path for source in plan.sources[:3])
         why = ", ".join(f"{number:,} {reason}" for reason, number in (left_out | rejected).items() if reason != EMPTY)
-        raise InputError(
-            f"{names}: no text in {num_records:,} records; nothing to build" + (f" ({why})" if why else "")
-        )
+        why = f" ({why})" if why else ""
+        raise InputError(f"{names}: no text in {num_records:,} records; nothing to build{why}")
     if rejected:
         with atomic_writer(directory / REJECTED_NAME) as file:
             for part in _rejected_parts(units, receipts, read):
@@ -100,9 +96,8 @@ def _rejected_parts(
         if receipt.rejected:
             content = read(rejected_name(unit.number)) or b""
             if blake3(content).hexdigest() != receipt.rejected_digest:
-                raise TransientError(
-                    f"{rejected_name(unit.number)}: was changed while the set was built; repeat the command"
-                )
+                name = rejected_name(unit.number)
+                raise TransientError(f"{name}: was changed while the set was built; repeat the command")
             for line in io.BytesIO(content):
                 entry = json.loads(line)
                 source = unit.ranges[entry.pop("range")].source

@@ -86,12 +86,9 @@ def settings_differences(
     before: dict[str, Any], tokenizer_before: TokenizerEntry, settings: BuildSettings, tokenizer: TokenizerEntry
 ) -> list[str]:
     """What differs, in words: `seed was 2333, now 7`. A setting that is absent in `before` had its default."""
-    defaults = BuildSettings().as_dict()
-    differences = [
-        f"{name} was {before.get(name, defaults[name])}, now {value}"
-        for name, value in settings.as_dict().items()
-        if before.get(name, defaults[name]) != value
-    ]
+    before = BuildSettings().as_dict() | before
+    after = settings.as_dict().items()
+    differences = [f"{name} was {before[name]}, now {value}" for name, value in after if before[name] != value]
     if tokenizer_before != tokenizer:
         differences.append(f"the tokenizer was {tokenizer_before.name}, now {tokenizer.name}")
     return differences
@@ -120,35 +117,28 @@ def plan_units(sources: Sequence[Source], unit_bytes: int) -> list[Unit]:
     room = 0
     for source in sources:
         is_large = source.is_splittable and source.num_bytes > unit_bytes
-        for byte_range in _ranges(source, unit_bytes, row_groups.get(source, [source.num_bytes])):
-            if not groups or is_large or byte_range.num_bytes > room:
-                groups.append([byte_range])
-                room = 0 if is_large else unit_bytes - byte_range.num_bytes
+        for own in _ranges(source, unit_bytes, row_groups.get(source, [source.num_bytes])):
+            if not groups or is_large or own.num_bytes > room:
+                groups.append([])
+                room = 0 if is_large else unit_bytes
+            ranges = groups[-1]
+            if ranges and ranges[-1].source == source:  # row groups that follow one another are one range
+                num_bytes = ranges[-1].num_bytes + own.num_bytes
+                ranges[-1] = dataclasses.replace(ranges[-1], stop=own.stop, num_bytes=num_bytes)
             else:
-                _append(groups[-1], byte_range)
-                room -= byte_range.num_bytes
+                ranges.append(own)
+            room -= own.num_bytes
     return [Unit(number=number, ranges=tuple(ranges)) for number, ranges in enumerate(groups)]
-
-
-def _append(ranges: list[ByteRange], byte_range: ByteRange) -> None:
-    """Add a range to a unit's; row groups that follow one another are one range."""
-    last = ranges[-1]
-    if last.source == byte_range.source and last.stop == byte_range.start:
-        num_bytes = last.num_bytes + byte_range.num_bytes
-        ranges[-1] = dataclasses.replace(last, stop=byte_range.stop, num_bytes=num_bytes)
-    else:
-        ranges.append(byte_range)
 
 
 def _ranges(source: Source, unit_bytes: int, part_bytes: list[int]) -> Iterator[ByteRange]:
     """The parts of a source: every `unit_bytes`, or those of `part_bytes` where reading can't begin anywhere."""
+    parts = [(start, start + 1, num_bytes) for start, num_bytes in enumerate(part_bytes)]
     if source.is_splittable:
-        for start in range(0, source.num_bytes, unit_bytes):
-            stop = min(start + unit_bytes, source.num_bytes)
-            yield ByteRange(source=source, start=start, stop=stop, num_bytes=stop - start)
-    else:
-        for start, num_bytes in enumerate(part_bytes):
-            yield ByteRange(source=source, start=start, stop=start + 1, num_bytes=num_bytes)
+        starts, end = range(0, source.num_bytes, unit_bytes), source.num_bytes
+        parts = [(start, min(start + unit_bytes, end), min(unit_bytes, end - start)) for start in starts]
+    for start, stop, num_bytes in parts:
+        yield ByteRange(source=source, start=start, stop=stop, num_bytes=num_bytes)
 
 
 def _row_group_bytes(source: Source) -> list[int]:

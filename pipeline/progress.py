@@ -69,15 +69,13 @@ def _say(line: str) -> None:
 
 
 def print_summary(result: BuildResult) -> None:
-    """A table of what the build made, and what to do next. Nothing is wrapped: paths and commands are copied from it."""
-    lines = summary(result)
-    width = max(map(len, lines))
-    for name, text in lines.items():
-        print(f"{name:{width}}  {printable(text)}")
+    """Nothing is wrapped: paths and commands are copied from it."""
+    for name, text in summary(result).items():
+        print(f"{name:12}  {printable(text)}")
 
 
 def summary(result: BuildResult) -> dict[str, str]:
-    """What the build made, in words, by what it is."""
+    """What the build made and what to do next, in words."""
     manifest = result.manifest
     num_bytes = sum(source.num_bytes for source in manifest.sources)
     num_tokens, num_documents = manifest.total("num_tokens"), manifest.total("num_documents")
@@ -89,23 +87,21 @@ def summary(result: BuildResult) -> dict[str, str]:
     checked = f"{plural(result.num_checked, 'document')} against the reference tokenizer"
     if result.encoder == "tokenizers":
         checked = "not needed: the reference tokenizer did the work"
-    speed = num_bytes / 1e6 / max(result.seconds, 1e-9)
-    reused = plural(result.num_units_reused, "unit")
-    lost = result.num_remainder_tokens
-    share = 100 * lost / max(1, num_tokens - num_documents)
+    time = f"{result.seconds:.1f} s, {num_bytes / 1e6 / max(result.seconds, 1e-9):,.1f} MB/s"
+    if result.num_units_reused:
+        time += f"; {plural(result.num_units_reused, 'unit')} from an earlier run"
+    lost, share = result.num_remainder_tokens, 100 * result.num_remainder_tokens / max(1, num_tokens - num_documents)
     return {
         "shard set": result.out,
         "documents": f"{num_documents:,}" + (f"; left out: {left_out}" if left_out else ""),
         **({"not read": unread_text(manifest.unread)} if manifest.unread else {}),
         "characters": f"{num_chars:,}",
         "tokens": f"{num_tokens:,} ({num_tokens / max(1, num_chars):.3f} a character)",
-        "blocks": f"{blocks}, of {plural(manifest.block_tokens, 'token')}; "
-        f"{plural(num_padding_tokens, 'token')} of padding",
+        "blocks": f"{blocks}, of {manifest.block_tokens:,} tokens; {plural(num_padding_tokens, 'token')} of padding",
         "short": f"{plural(result.num_short_documents, 'document')} shorter than a block",
         "nothing lost": f"cutting each document by itself would drop {plural(lost, 'token')} ({share:.1f} %)",
         "checked": checked,
-        "time": f"{result.seconds:.1f} s, {speed:,.1f} MB/s"
-        + (f"; {reused} from an earlier run" if result.num_units_reused else ""),
+        "time": time,
         "fingerprint": manifest.fingerprint,
         "an epoch": f"{plural(num_steps, 'step')} of {_BLOCKS_PER_STEP} blocks",
         "next": f"python -m train --config FILE.yaml --shards {shlex.quote(result.out)}",

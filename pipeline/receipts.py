@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 from blake3 import blake3
 
-from shards.layout import BIN_SUFFIX, INDEX_SUFFIX
+from shards.layout import BIN_SUFFIX, EXAMPLE_CHARS, INDEX_SUFFIX
 from shards.manifest import ShardEntry
+
+EXAMPLES_PER_UNIT = 3  # of each reason
+# A unit's files in the state of a build, by its number: its receipt, and its part of `rejected.jsonl`, the lines in which
+# are counted from the beginning of their byte range.
+receipt_name, rejected_name = "receipts/{:05}.json".format, "receipts/{:05}.rejected".format
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,23 +34,35 @@ class RangeReceipt:
     num_newlines: int  # in the range, counted where bad records are skipped
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True)
 class Receipt:
-    """What a finished unit leaves."""
+    """What a finished unit leaves; filled in while it is done.
+
+    Each record is one document, or left out once, or rejected; where a transform makes several texts of a record,
+    `num_added` counts those beyond the first: records + added = documents + left out + rejected.
+    """
 
     unit: int
-    ranges: list[RangeReceipt]
+    ranges: list[RangeReceipt] = dataclasses.field(default_factory=list)
     shards: list[ShardEntry] = dataclasses.field(default_factory=list)
-    left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # good records in no shard, by reason
-    examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # of what was left out, by reason
-    num_added: int = 0  # documents beyond the first that a record made
+    left_out: Counter[str] = dataclasses.field(default_factory=Counter)  # good records in no shard, by reason
+    examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # the first left out, by reason, shortened
+    num_added: int = 0
     num_checked: int = 0  # documents that were also encoded by the reference tokenizer
     num_short_documents: int = 0  # with fewer tokens than a block, EOS not counted here and below
     num_remainder_tokens: int = 0  # what cutting each document by itself would leave over: the tutorial's loss
-    rejected: dict[str, int] = dataclasses.field(default_factory=dict)  # by kind
+    rejected: Counter[str] = dataclasses.field(default_factory=Counter)  # by kind
     rejected_digest: str = ""  # of the unit's part of `rejected.jsonl`; empty if there is none
     hashes_digest: str = ""  # where the unit's documents were only hashed
     versions: dict[str, str] = dataclasses.field(default_factory=dict)  # of the files in an object store
+
+    def leave_out(self, reason: str, value: Any) -> None:
+        """Count a text, or a record, and keep the first ones as examples."""
+        self.left_out[reason] += 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < EXAMPLES_PER_UNIT:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            examples.append(text[:EXAMPLE_CHARS])
 
     def file_digests(self) -> dict[str, str]:
         """The unit's shard files and their digests."""
@@ -50,17 +70,13 @@ class Receipt:
         return bins | {shard.name + INDEX_SUFFIX: shard.index_digest for shard in self.shards}
 
 
-def receipt_name(unit: int) -> str:
-    return f"receipts/{unit:05}.json"
-
-
-def rejected_name(unit: int) -> str:
-    """The unit's part of `rejected.jsonl`; its lines are counted from the beginning of their byte range."""
-    return f"receipts/{unit:05}.rejected"
+def read_receipt(read: Callable[[str], bytes | None], unit: int) -> Receipt | None:
+    """The receipt of a unit, of the state of a build that `read` reads; None where it isn't there or isn't whole."""
+    return decode_receipt(read(receipt_name(unit)), unit)
 
 
 def encode_receipt(receipt: Receipt) -> bytes:
-    return _sealed(json.dumps(dataclasses.asdict(receipt)).encode())
+    return _sealed(json.dumps(vars(receipt), default=dataclasses.asdict).encode())
 
 
 def _sealed(body: bytes) -> bytes:
@@ -77,6 +93,7 @@ def decode_receipt(raw: bytes | None, unit: int) -> Receipt | None:
         content = json.loads(body)
         content["ranges"] = [RangeReceipt(**entry) for entry in content["ranges"]]
         content["shards"] = [ShardEntry(**entry) for entry in content["shards"]]
+        content |= {name: Counter(content[name]) for name in ("left_out", "rejected")}
         receipt = Receipt(**content)
     except (ValueError, KeyError, TypeError):
         return None

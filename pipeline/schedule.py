@@ -6,13 +6,12 @@ import contextlib
 from collections import deque
 from collections.abc import Sequence
 
-from pipeline.cleaning import LeftOut
 from pipeline.dedup import encode_hashes, hash_texts, hashes_name, read_duplicates
 from pipeline.engines.base import Engine, Task, Work
 from pipeline.outputs.base import Output
 from pipeline.plan import Unit
 from pipeline.receipts import RangeReceipt, Receipt, decode_receipt
-from pipeline.sources import ByteRange, changed
+from pipeline.sources import changed
 from pipeline.worker import Decisions, Progress, process_unit, read_texts
 from shards.common.errors import InputError
 
@@ -29,12 +28,9 @@ def build_unit(output: Output, decisions: Decisions, task: Task, progress: Progr
 
 def hash_unit(output: Output, decisions: Decisions, task: Task, _progress: Progress) -> bytes:
     """Hash the documents of a unit, and keep that in the output; the receipt that stands before the hashes."""
-    ranges: list[RangeReceipt] = []
-    batches = read_texts(
-        task.unit.ranges, decisions.settings, ranges, LeftOut(), transform=decisions.transform, first=task.first
-    )
-    hashes = hash_texts((texts for texts, _batch in batches), near=decisions.settings.dedup == "near")
-    content = encode_hashes(task.unit.number, ranges, hashes)
+    settings, receipt = decisions.settings, Receipt(unit=task.unit.number)
+    batches = read_texts(task.unit.ranges, settings, receipt, transform=decisions.transform, first=task.first)
+    content = encode_hashes(receipt, hash_texts((texts for texts, _batch in batches), near=settings.dedup == "near"))
     output.write(hashes_name(task.unit.number), content)
     return content.partition(b"\n")[0]
 
@@ -62,7 +58,7 @@ def run_all(
                     task, error = failed.pop(front)
                     if task == right:
                         raise error
-                elif right.first is None or receipts[front].ranges[0].first == _first_in(unit.ranges[0], expected):
+                elif right.first is None or _begins_at(unit, receipts[front], expected):
                     expected = _next_first(unit, receipts[front].ranges, expected)
                     front += 1
                     continue
@@ -81,7 +77,7 @@ def run_all(
                 receipt = decode_receipt(result, task.unit.number)
                 assert receipt is not None
                 receipts[receipt.unit] = receipt
-            elif _may_guess(task.unit):
+            elif isinstance(result, InputError) and _may_guess(task.unit):
                 failed[task.unit.number] = (task, result)
             else:
                 raise result
@@ -92,9 +88,9 @@ def _may_guess(unit: Unit) -> bool:
     return unit.ranges[0].source.is_splittable and unit.ranges[0].start > 0
 
 
-def _first_in(byte_range: ByteRange, expected: int) -> int | None:
-    """The first record of a range, if the next one begins at `expected`."""
-    return expected if expected < byte_range.stop else None
+def _begins_at(unit: Unit, receipt: Receipt, expected: int) -> bool:
+    """Whether a unit was begun with the record at `expected`, or with none if that lies after it."""
+    return receipt.ranges[0].first == (expected if expected < unit.ranges[0].stop else None)
 
 
 def _next_first(unit: Unit, ranges: Sequence[RangeReceipt], expected: int) -> int:

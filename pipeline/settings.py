@@ -15,7 +15,12 @@ from shards.manifest import Packing
 from shards.order import DEFAULT_SEED, check_seed
 
 DEFAULT_CHECK_EVERY = 1000
-_MAX_BLOCK_TOKENS = 2**20
+_LIMITS = {
+    "min_chars": (0, 2**31 - 1),
+    "block_tokens": (2, 2**20),
+    "unit_bytes": (0, 2**50),
+    "max_record_bytes": (1, 2**31 - 1),
+}
 
 
 def _option(default: Any, metavar: str, text: str, *, group: str) -> Any:
@@ -80,25 +85,15 @@ class BuildSettings:
         object.__setattr__(self, "encoding", codec_name(self.encoding or "utf-8"))
         if self.transform and (self.template or self.text_field != "text"):
             raise InputError("transform: the function makes the text; leave out text_field and template")
-        if self.min_chars < 0:
-            raise InputError(f"min_chars: expected 0 or more characters, found {self.min_chars:,}")
-        if not 2 <= self.block_tokens <= _MAX_BLOCK_TOKENS:
-            raise InputError(f"block_tokens: expected 2 to {_MAX_BLOCK_TOKENS:,} tokens, found {self.block_tokens:,}")
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"val_fraction: expected 0 or more and less than 1, found {self.val_fraction}")
         check_seed(self.seed)
-        if self.unit_bytes < 0:
-            raise InputError(f"unit_bytes: expected at least 1 byte, found {self.unit_bytes:,}")
-        if not 1 <= self.max_record_bytes < 2**31:
-            raise InputError(f"max_record_bytes: expected 1 to {2**31 - 1:,}, found {self.max_record_bytes:,}")
+        for name, (least, most) in _LIMITS.items():
+            if not least <= getattr(self, name) <= most:
+                raise InputError(f"{name}: expected {least:,} to {most:,}, found {getattr(self, name):,}")
         for name, kind in typing.get_type_hints(type(self)).items():
             if typing.get_origin(kind) is Literal:
                 choice(name, getattr(self, name), typing.get_args(kind))
-
-    @property
-    def parses_special_tokens(self) -> bool:
-        """Whether special-token strings in a text become special tokens."""
-        return self.special_tokens == "parse"
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

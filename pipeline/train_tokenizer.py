@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.cleaning import LeftOut
 from pipeline.plan import plan_units
 from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, tokenizer_json
+from pipeline.receipts import Receipt
 from pipeline.settings import BuildSettings
 from pipeline.sources import find_corpus
 from pipeline.worker import read_texts
@@ -43,7 +43,7 @@ def train_tokenizer(
     if corpus.unread:
         notice(unread_text(corpus.unread))
     ranges = [byte_range for unit in plan_units(corpus.sources, sys.maxsize) for byte_range in unit.ranges]
-    batches = read_texts(ranges, settings, [], LeftOut())
+    batches = read_texts(ranges, settings, Receipt(unit=0))
     untrained = tokenizer_json(vocabulary={}, merges=[], special_tokens=())
     tokenizer = Tokenizer.from_str(json.dumps(untrained))
     trainer = trainers.BpeTrainer(

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from pipeline.cleaning import Cleaner, LeftOut, needed_columns
+from pipeline.cleaning import Cleaner, Transform, needed_columns
 from pipeline.encode import DocumentEncoder, load_document_encoder
 from pipeline.plan import Unit
 from pipeline.readers import open_range
@@ -28,7 +28,6 @@ from pipeline.receipts import RangeReceipt, Receipt
 from pipeline.settings import BuildSettings
 from pipeline.sources import ByteRange, Source
 from pipeline.tokenizers import ReferenceEncoder, load_encoder
-from pipeline.transform import Transform
 from shards.common.errors import InputError
 from shards.common.files import file_digest
 from shards.layout import SPLITS, SplitName
@@ -60,27 +59,26 @@ class Decisions:
 
     def document_encoder(self) -> DocumentEncoder:
         """Loaded once: a forked worker has its parent's at once."""
-        parses = self.settings.parses_special_tokens
+        parses = self.settings.special_tokens == "parse"
         return load_document_encoder(self.encoder, self.tokenizer_json, self.eos_id, parse_special=parses)
 
 
-class RejectedLog:
+class _RejectedLog:
     """The records of a unit that can't be used: counted by kind and, with a `path`, written down in their order.
 
     A line there has the number of its byte range in the unit, and lines are counted from the beginning of that: so it is
     until the parts of all units are joined. No file is made if nothing is written.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.counts: Counter[str] = Counter()
-        self._path = path
+    def __init__(self, counts: Counter[str], path: Path | None) -> None:
+        self._counts, self._path = counts, path
         self._pending: list[BadRecord] = []
 
     def note(self, error: BadRecord) -> None:
         """Note a record and go on. A file that ends inside a record is not what it should be, which is never skipped."""
         if isinstance(error, Incomplete):
             raise error
-        self.counts[error.kind] += 1
+        self._counts[error.kind] += 1
         self._pending.append(error.with_traceback(None))  # whose frames would be kept
 
     def flush(self, number: int, source: Source, lines: LineCounter) -> None:
@@ -90,34 +88,34 @@ class RejectedLog:
             return
         with self._path.open("ab") as file:
             for error in pending:
-                entry: dict[str, Any] = {"range": number, "source": source.name, "reason": error.reason}
+                place: dict[str, int] = {"row": error.offset}
                 if source.is_stream:
-                    line, offset = lines.place(error.offset)
-                    entry |= {"line": line, "byte": offset}
-                else:
-                    entry |= {"row": error.offset}
-                entry["record"] = error.content[:_REJECTED_CONTENT_BYTES].decode("utf-8", "backslashreplace")
+                    place = dict(zip(("line", "byte"), lines.place(error.offset), strict=True))
+                record = error.content[:_REJECTED_CONTENT_BYTES].decode("utf-8", "backslashreplace")
+                entry = {"range": number, "source": source.name, "reason": error.reason, **place, "record": record}
                 file.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
 
 def read_texts(
     ranges: Sequence[ByteRange],
     settings: BuildSettings,
-    receipts: list[RangeReceipt],
-    left_out: LeftOut,
+    receipt: Receipt,
     *,
     transform: Transform | None = None,
     first: int | None = None,
-    rejected: RejectedLog | None = None,
+    rejected: Path | None = None,
 ) -> Iterator[tuple[list[str], Batch]]:
-    """The documents of each batch of records, and the batch; byte range after byte range, whose receipts are added to
-    `receipts`, and what becomes no document to `left_out`. `transform` is the one that `settings` names, `first` the offset
-    of the first record where that is known. Raises `InputError`."""
-    rejected = rejected or RejectedLog()
-    cleaner = Cleaner(settings, transform, left_out)
+    """The documents of each batch of records, and the batch; byte range after byte range. What was read, and what becomes
+    no document, is added to `receipt`; bad records are written to `rejected`.
+
+    `transform` is the one that `settings` names, `first` the offset of the first record where that is known. Raises
+    `InputError`.
+    """
+    log = _RejectedLog(receipt.rejected, rejected)
+    cleaner = Cleaner(settings, transform, receipt)
     skips = settings.on_bad_record == "skip"
     options = ReadOptions(
-        on_bad=rejected.note if skips else raise_bad,
+        on_bad=log.note if skips else raise_bad,
         max_record_bytes=settings.max_record_bytes,
         document_separator=settings.document_separator,
         columns=needed_columns(settings),
@@ -126,24 +124,24 @@ def read_texts(
     for number, byte_range in enumerate(ranges):
         source = byte_range.source
         reader = open_range(byte_range, options, first=None if number else first)
-        num_records = -rejected.counts.total()
+        num_records = -receipt.rejected.total()
         with contextlib.closing(LineCounter(source, byte_range.start if source.is_splittable else 0)) as lines:
             try:
                 for batch in reader:
-                    num_rejected = rejected.counts.total()
+                    num_rejected = receipt.rejected.total()
                     texts = cleaner.documents(batch, options)
-                    num_records += len(batch.values) - (rejected.counts.total() - num_rejected)
-                    rejected.flush(number, source, lines)
+                    num_records += len(batch.values) - (receipt.rejected.total() - num_rejected)
+                    log.flush(number, source, lines)
                     yield texts, batch
-                rejected.flush(number, source, lines)
+                log.flush(number, source, lines)
             except BadRecord as error:
                 raise locate(source, error) from None
-        receipts.append(
+        receipt.ranges.append(
             RangeReceipt(
                 first=reader.first,
                 last=reader.last,
                 digest=reader.digest,
-                num_records=num_records + rejected.counts.total(),
+                num_records=num_records + receipt.rejected.total(),
                 num_newlines=reader.num_newlines,
             )
         )
@@ -160,67 +158,36 @@ def process_unit(
     decisions: Decisions,
     scratch: Path,
     *,
-    first: int | None = None,
-    duplicates: Mapping[int, str] | None = None,
-    progress: Progress = lambda _bytes, _tokens, _rejected: None,
+    first: int | None,
+    duplicates: Mapping[int, str],
+    progress: Progress,
 ) -> Receipt:
     """Read, tokenize, pack and write one unit to the empty directory `scratch`. Raises `InputError` for bad input.
 
     `duplicates` are the numbers of its documents (empty ones not counted) that are left out, with the reason.
     """
-    settings = decisions.settings
-    encoder = decisions.document_encoder()
-    check = _ReferenceCheck(decisions, unit, encoder)
-    rejected = RejectedLog(scratch / REJECTED_PART)
-    ranges: list[RangeReceipt] = []
-    left_out = LeftOut()
+    settings, path = decisions.settings, scratch / REJECTED_PART
+    encoder, receipt = decisions.document_encoder(), Receipt(unit=unit.number)
+    check = _ReferenceCheck(decisions, unit, encoder, receipt)
     num_seen = num_rejected = 0
-    tally = _Tally(settings.block_tokens)
     with contextlib.ExitStack() as stack:
         packers: dict[SplitName, Packer] = {}
         for name in SPLITS:
             writer = ShardWriter(scratch, name, unit.number, block_tokens=settings.block_tokens)
             packers[name] = PACKERS[settings.packing](stack.enter_context(writer), decisions.eos_id)
-        batches = read_texts(
-            unit.ranges, settings, ranges, left_out, transform=decisions.transform, first=first, rejected=rejected
-        )
+        batches = read_texts(unit.ranges, settings, receipt, transform=decisions.transform, first=first, rejected=path)
         for texts, batch in batches:
-            num_rejected, num_rejected_before = rejected.counts.total(), num_rejected
             if duplicates:
                 reasons = [duplicates.get(number) for number in range(num_seen, num_seen + len(texts))]
                 num_seen += len(texts)
-                left_out.counts.update(filter(None, reasons))
+                receipt.left_out.update(filter(None, reasons))
                 texts = [text for text, reason in zip(texts, reasons, strict=True) if not reason]
-            num_tokens = _add_documents(texts, encoder, settings, packers, check, tally) if texts else 0
+            num_tokens = _add_documents(texts, encoder, settings, packers, check, receipt) if texts else 0
+            num_rejected, num_rejected_before = receipt.rejected.total(), num_rejected
             progress(batch.num_bytes, num_tokens, num_rejected - num_rejected_before)
-        shards = [shard for shard in (packer.finish() for packer in packers.values()) if shard is not None]
-    return Receipt(
-        unit=unit.number,
-        ranges=ranges,
-        shards=shards,
-        left_out=dict(sorted((+left_out.counts).items())),
-        examples=left_out.examples,
-        num_added=left_out.num_added,
-        num_checked=check.num_checked,
-        num_short_documents=tally.num_short,
-        num_remainder_tokens=tally.num_remainder_tokens,
-        rejected=dict(sorted(rejected.counts.items())),
-        rejected_digest=file_digest(scratch / REJECTED_PART) if rejected.counts else "",
-    )
-
-
-@dataclasses.dataclass
-class _Tally:
-    """What cutting each document by itself, as the tutorial does, would lose."""
-
-    block_tokens: int
-    num_short: int = 0
-    num_remainder_tokens: int = 0
-
-    def add(self, lengths: Lengths) -> None:
-        """`lengths` of documents, without EOS."""
-        self.num_short += int((lengths < self.block_tokens).sum())
-        self.num_remainder_tokens += int((lengths % self.block_tokens).sum())
+        receipt.shards += filter(None, [packer.finish() for packer in packers.values()])
+    receipt.rejected_digest = file_digest(path) if receipt.rejected else ""
+    return receipt
 
 
 class _ReferenceCheck:
@@ -230,19 +197,31 @@ class _ReferenceCheck:
     the others together. One that would make it more than one character in `check_every` is left out.
     """
 
-    def __init__(self, decisions: Decisions, unit: Unit, encoder: DocumentEncoder) -> None:
-        self._decisions = decisions
+    def __init__(self, decisions: Decisions, unit: Unit, encoder: DocumentEncoder, receipt: Receipt) -> None:
+        self._decisions, self._receipt = decisions, receipt
         self._every = 0 if isinstance(encoder.encoder, ReferenceEncoder) else decisions.check_every
         self._first_chars = _MAX_FIRST_CHARS // (decisions.num_units if unit.number else 1)
         # In each unit the sample begins elsewhere: the first unit's with the first document.
         self._num_seen = unit.number * _SAMPLE_STRIDE % max(1, self._every)
-        self.num_checked = 0
         self._allowed_chars = float(_MAX_FIRST_CHARS)
 
-    def sample(self, texts: list[str], ids: Ids, ends: Lengths) -> None:
+    def check(self, texts: list[str], ids: Ids, ends: Lengths) -> None:
         """`ids` are the encoded texts, EOS included, the last token of each before its position in `ends`."""
-        if not self._every:
+        chosen = self._choose(texts) if self._every else []
+        if not chosen:
             return
+        self._receipt.num_checked += len(chosen)
+        settings = self._decisions.settings
+        reference = load_encoder(
+            ReferenceEncoder.name, self._decisions.tokenizer_json, parse_special=settings.special_tokens == "parse"
+        )
+        expected, offsets = reference.encode([texts[number] for number in chosen])
+        for number, right in zip(chosen, np.split(expected, offsets[1:-1].astype(np.int64)), strict=True):
+            found = ids[ends[number - 1] if number else 0 : ends[number] - 1]
+            if not np.array_equal(found, right):
+                raise InputError(_difference(texts[number], found, right))
+
+    def _choose(self, texts: list[str]) -> list[int]:
         numbers = set()
         self._allowed_chars += sum(map(len, texts)) / self._every
         for number in range(-self._num_seen % self._every, len(texts), self._every):
@@ -255,17 +234,7 @@ class _ReferenceCheck:
                 break
             self._first_chars -= len(text)
             numbers.add(number)
-        checked = [number for number in sorted(numbers) if len(texts[number]) <= _MAX_CHECKED_CHARS]
-        if not checked:
-            return
-        self.num_checked += len(checked)
-        parses = self._decisions.settings.parses_special_tokens
-        reference = load_encoder(ReferenceEncoder.name, self._decisions.tokenizer_json, parse_special=parses)
-        expected, offsets = reference.encode([texts[number] for number in checked])
-        for number, right in zip(checked, np.split(expected, offsets[1:-1].astype(np.int64)), strict=True):
-            found = ids[ends[number - 1] if number else 0 : ends[number] - 1]
-            if not np.array_equal(found, right):
-                raise InputError(_difference(texts[number], found, right))
+        return [number for number in sorted(numbers) if len(texts[number]) <= _MAX_CHECKED_CHARS]
 
 
 def _difference(text: str, found: Any, expected: Any) -> str:
@@ -285,14 +254,15 @@ def _add_documents(
     settings: BuildSettings,
     packers: Mapping[SplitName, Packer],
     check: _ReferenceCheck,
-    tally: _Tally,
+    receipt: Receipt,
 ) -> int:
-    """Tokenize `texts`, close each with EOS and hand them to the split that each belongs to."""
+    """Tokenize `texts`, close each with EOS and hand them to the split that each belongs to; the number of tokens."""
     ids, counts, contents, num_chars = encoder.encode(texts)
     ends = np.cumsum(counts)
     num_bytes = np.fromiter(map(len, contents), np.int64, len(texts))
-    check.sample(texts, ids, ends)
-    tally.add(counts - 1)
+    check.check(texts, ids, ends)
+    receipt.num_short_documents += int((counts <= settings.block_tokens).sum())
+    receipt.num_remainder_tokens += int(((counts - 1) % settings.block_tokens).sum())
     hashes = np.fromiter(
         map(xxhash.xxh3_64_intdigest, contents, itertools.repeat(settings.seed)), np.uint64, len(texts)
     )

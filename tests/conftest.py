@@ -111,13 +111,13 @@ class InlineEngine:
         self._random = random.Random(seed) if seed is not None else None
 
     def run(self, work: Any, tasks: deque[Any], progress: Any) -> Generator[tuple[Any, Any], None, None]:
-        from pipeline.engines.base import outcome_of, result_of
+        from pipeline.engines.base import outcome_of
 
         while tasks:
             if self._random is not None:
                 tasks.rotate(self._random.randrange(len(tasks)))
             task = tasks.pop()
-            yield task, result_of(outcome_of(work, task, progress))
+            yield task, outcome_of(work, task, progress)
 
 
 def use_engine(monkeypatch: pytest.MonkeyPatch, engine: object) -> None:

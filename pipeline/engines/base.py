@@ -32,6 +32,8 @@ class Task:
 
 
 Work = Callable[[Task, Progress], bytes]  # what an engine runs for each task; it can be pickled
+Outcome = bytes | InputError | RuntimeError
+Results = Generator[tuple[Task, Outcome], None, None]
 
 
 class Engine(Protocol):
@@ -39,51 +41,33 @@ class Engine(Protocol):
 
     num_workers: int
 
-    def run(
-        self, work: Work, tasks: deque[Task], progress: Progress
-    ) -> Generator[tuple[Task, bytes | InputError], None, None]:
-        """Yields each task that has ended, with its result or the error that it ended in.
-
-        Raises `InputError` where a worker keeps dying and `RuntimeError` with the worker's traceback for a fault of ours.
-        """
+    def run(self, work: Work, tasks: deque[Task], progress: Progress) -> Results:
+        """Yields each task that has ended, with what came of it. Raises `InputError` where a worker keeps dying."""
         ...
 
 
-Outcome = bytes | InputError | RuntimeError  # the last is a fault of ours
-
-
 def outcome_of(work: Work, task: Task, progress: Progress) -> Outcome:
-    """Run one task, in a worker: its result, bad input, or a fault of ours with its traceback."""
+    """Run one task, in a worker: its result, bad input, or (`RuntimeError`) a fault of ours with its traceback."""
     for pause in (*PAUSES_SECONDS, None):
         try:
             return work(task, progress)
         except (TransientError, ConnectionError, TimeoutError) as error:
             if pause is not None:
                 time.sleep(pause)
-            elif isinstance(error, TransientError):
+                continue
+            if isinstance(error, TransientError):
                 return error
-            else:
-                reason = error.strerror or type(error).__name__
-                return InputError(f"{where(task)}: {reason}; the same command continues")
+            return InputError(f"{where(task)}: {error.strerror or type(error).__name__}; the same command continues")
         except InputError as error:
             return error
         except MemoryError:
-            return InputError(
-                "a tokenizer worker ran out of memory; use fewer workers, then the same command continues"
-            )
+            return InputError("a tokenizer worker ran out of memory; use fewer workers; the same command continues")
         except Exception as error:
             if isinstance(error, OSError) and (refused := machine_error(error)):
                 cure = "make room, then " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
                 return InputError(f"{refused}; {cure}the same command continues")
             return RuntimeError(f"a tokenizer worker failed in unit {task.unit.number}:\n{traceback.format_exc()}")
     raise AssertionError
-
-
-def result_of(outcome: Outcome) -> bytes | InputError:
-    """What `Engine.run` yields for an outcome. Raises `RuntimeError` for a fault of ours."""
-    if isinstance(outcome, RuntimeError):
-        raise outcome
-    return outcome
 
 
 def where(task: Task) -> str:

@@ -16,17 +16,19 @@ import os
 import signal
 import sys
 from collections import Counter, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from pipeline.engines.base import MAX_TRIES, Task, Work, outcome_of, result_of, where
+from pipeline.engines.base import MAX_TRIES, Results, Task, Work, outcome_of, where
 from pipeline.worker import Progress
 from shards.common.errors import InputError
 
 _SECONDS_TO_END = 1.0
+_WORKER_NAME = "tokenizer worker"
+_GUARD = "in a script, which has to be a file, call `build` below `if __name__ == '__main__':`"
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -44,6 +46,7 @@ class _Worker:
     process: BaseProcess
     pipe: Connection
     task: Task | None = None
+    has_begun: bool = False
 
 
 class LocalEngine:
@@ -56,29 +59,29 @@ class LocalEngine:
         self._context: Any = multiprocessing.get_context(self._method)
         self._workers: list[_Worker] = []
 
-    def run(
-        self, work: Work, tasks: deque[Task], progress: Progress
-    ) -> Generator[tuple[Task, bytes | InputError], None, None]:
+    def run(self, work: Work, tasks: deque[Task], progress: Progress) -> Results:
         """See `pipeline.engines.base.Engine`."""
         num_deaths: Counter[int] = Counter()
         try:
             while tasks or any(worker.task for worker in self._workers):
                 self._hand_out(work, tasks)
-                busy = [worker for worker in self._workers if worker.task is not None]
-                ready = multiprocessing.connection.wait([worker.pipe for worker in busy])
-                for worker in [worker for worker in busy if worker.pipe in ready]:
-                    assert worker.task is not None
+                busy = {worker.pipe: worker for worker in self._workers if worker.task}
+                for pipe in multiprocessing.connection.wait(list(busy)):
+                    worker = busy[pipe]  # type: ignore[index]
+                    task = worker.task
+                    assert task is not None
                     try:
                         message = worker.pipe.recv()
                     except (EOFError, ConnectionResetError):
-                        self._note_death(worker, num_deaths)
-                        tasks.appendleft(worker.task)
+                        self._note_death(worker, task, num_deaths)
+                        tasks.appendleft(task)
                         continue
+                    worker.has_begun = True
                     if isinstance(message, tuple):
                         progress(*message)
                     else:
-                        task, worker.task = worker.task, None
-                        yield task, result_of(message)
+                        worker.task = None
+                        yield task, message
         finally:
             self._stop()
 
@@ -87,33 +90,41 @@ class LocalEngine:
         while tasks and (idle or len(self._workers) < self.num_workers):
             worker = idle.pop() if idle else self._start(work)
             worker.task = tasks.popleft()
-            with contextlib.suppress(BrokenPipeError):  # it has died: its pipe will say so
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: its pipe will say so
                 worker.pipe.send(worker.task)
 
     def _start(self, work: Work) -> _Worker:
         ours, theirs = self._context.Pipe()
+        forks = self._method == "fork"
         # A forked worker inherits our ends of all pipes: it closes them, or no worker would see that we are gone.
-        inherited = [ours, *(worker.pipe for worker in self._workers)] if self._method == "fork" else []
-        process = self._context.Process(target=_worker_main, args=(theirs, work, inherited), daemon=True)
-        with _signals_held_back(spawns=self._method == "spawn"):
+        inherited = [ours, *(worker.pipe for worker in self._workers)] if forks else []
+        arguments = (theirs, work if forks else None, inherited)
+        process = self._context.Process(target=_worker_main, args=arguments, name=_WORKER_NAME, daemon=True)
+        with _signals_held_back(spawns=not forks):
             process.start()
         theirs.close()
         self._workers.append(_Worker(process=process, pipe=ours))
+        if not forks:  # by `start` this would hang if the worker died before it has read all of it
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                ours.send(work)
         return self._workers[-1]
 
-    def _note_death(self, worker: _Worker, num_deaths: Counter[int]) -> None:
+    def _note_death(self, worker: _Worker, task: Task, num_deaths: Counter[int]) -> None:
         """Raise `InputError` if a unit has cost too many workers."""
-        assert worker.task is not None
         worker.process.join()
         self._workers.remove(worker)
         worker.pipe.close()
-        number = worker.task.unit.number
+        number = task.unit.number
         num_deaths[number] += 1
         if num_deaths[number] >= MAX_TRIES:
-            raise InputError(
-                f"{where(worker.task)}: the tokenizer worker died {num_deaths[number]} times (exit code "
-                f"{worker.process.exitcode}); if memory ran out, use fewer workers; the same command continues"
+            code = worker.process.exitcode
+            line = (
+                f"{where(task)}: the tokenizer worker died {num_deaths[number]} times (exit code {code}); "
+                "if memory ran out, use fewer workers"
             )
+            if not worker.has_begun:
+                line = f"{where(task)}: the tokenizer workers end as they start (exit code {code}); {_GUARD}"
+            raise InputError(f"{line}; the same command continues")
 
     def _stop(self) -> None:
         for worker in self._workers:
@@ -140,7 +151,13 @@ def _signals_held_back(*, spawns: bool) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _worker_main(pipe: Connection, work: Work, inherited: list[Connection]) -> None:
+def end_if_worker() -> None:
+    """A spawned worker first runs the caller's script. If that has no main guard it comes to `build`, where it ends."""
+    if multiprocessing.current_process().name == _WORKER_NAME:
+        raise SystemExit(1)
+
+
+def _worker_main(pipe: Connection, work: Work | None, inherited: list[Connection]) -> None:
     for connection in inherited:
         connection.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
@@ -156,5 +173,7 @@ def _worker_main(pipe: Connection, work: Work, inherited: list[Connection]) -> N
             pipe.send(counts)
 
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
+        pipe.send((0, 0, 0))  # it has begun
+        work = work or pipe.recv()
         while True:
             pipe.send(outcome_of(work, pipe.recv(), progress))

@@ -14,13 +14,13 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pipeline
 import shards
-from pipeline.engines.base import Outcome, Task, Work, outcome_of, result_of, where
+from pipeline.engines.base import Outcome, Results, Task, Work, outcome_of, where
 from pipeline.worker import Progress
 from shards.common.errors import InputError
 
@@ -44,9 +44,9 @@ def ray_engine(address: str | None, num_workers: int | None) -> Iterator[RayEngi
         yield RayEngine(num_workers)
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    _check_reachable(address)
     packages = [str(Path(str(package.__file__)).parent) for package in (pipeline, shards)]
     try:
+        _check_reachable(address or "")
         ray.init(
             address=address or "local",
             runtime_env={"py_modules": packages},  # every node runs the code of this machine
@@ -54,8 +54,8 @@ def ray_engine(address: str | None, num_workers: int | None) -> Iterator[RayEngi
             logging_level=logging.ERROR,
             **({} if address else {"include_dashboard": False}),
         )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        reason = _one_line(error)
         raise InputError(f"ray_address {address}: can't connect to a Ray cluster there: {reason}") from None
     try:
         yield RayEngine(num_workers)
@@ -63,24 +63,15 @@ def ray_engine(address: str | None, num_workers: int | None) -> Iterator[RayEngi
         ray.shutdown()
 
 
-def _check_reachable(address: str | None) -> None:
-    """Raise `InputError` if nobody listens at `address`: Ray itself would wait for minutes."""
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdigit():
-        return
-    try:
+def _check_reachable(address: str) -> None:
+    """Raise `OSError` if nobody listens at `address`: Ray itself would wait for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_CONNECT).close()
-    except (OSError, OverflowError) as error:
-        raise InputError(
-            f"ray_address {address}: can't connect to a Ray cluster there: {error}; start it with `ray start --head`"
-        ) from None
 
 
-def _num_cluster_cores() -> int:
-    """The cores of all nodes that are there now."""
-    import ray
-
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 class RayEngine:
@@ -91,9 +82,7 @@ class RayEngine:
         self._limit = num_workers
         self.num_workers = num_workers or _num_cluster_cores()
 
-    def run(
-        self, work: Work, tasks: deque[Task], progress: Progress
-    ) -> Generator[tuple[Task, bytes | InputError], None, None]:
+    def run(self, work: Work, tasks: deque[Task], progress: Progress) -> Results:
         """See `pipeline.engines.base.Engine`. The progress comes with each task that has ended."""
         import ray
 
@@ -109,9 +98,15 @@ class RayEngine:
                 ready, _others = ray.wait(list(running), num_returns=1, timeout=_SECONDS_BETWEEN_COUNTS)
                 for ended in ready:
                     task = running.pop(ended)
-                    counts, outcome = _wait_for(task, ended)
+                    try:
+                        counts, outcome = ray.get(ended)
+                    except ray.exceptions.RayTaskError as error:
+                        raise RuntimeError(f"{where(task)}: {error}") from None
+                    except ray.exceptions.RayError as error:
+                        what = f"the tokenizer worker died {MAX_RETRIES + 1} times ({_one_line(error)})"
+                        raise InputError(f"{where(task)}: {what}; the same command continues") from None
                     progress(*counts)
-                    yield task, result_of(outcome)
+                    yield task, outcome
         finally:
             for ended in running:
                 ray.cancel(ended, force=True)
@@ -120,30 +115,19 @@ class RayEngine:
                     ray.get(ended, timeout=10)
 
 
-def _wait_for(task: Task, ended: Any) -> tuple[list[int], Outcome]:
+def _num_cluster_cores() -> int:
+    """The cores of all nodes that are there now."""
     import ray
 
-    try:
-        result: tuple[list[int], Outcome] = ray.get(ended)
-    except ray.exceptions.RayTaskError as error:
-        raise RuntimeError(f"{where(task)}: {error}") from None
-    except ray.exceptions.RayError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{where(task)}: the tokenizer worker died {MAX_RETRIES + 1} times ({reason}); the same command continues"
-        ) from None
-    return result
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _run_task(reference: list[Any], task: Task) -> tuple[list[int], Outcome]:
     """Runs on a node: the bytes, tokens and rejected records of the task, and its outcome."""
-    counts = [0, 0, 0]
-
-    def progress(*more: int) -> None:
-        counts[:] = [count + number for count, number in zip(counts, more, strict=True)]
-
+    counts = [(0, 0, 0)]
     gc.disable()
-    return counts, outcome_of(_work(reference[0]), task, progress)
+    outcome = outcome_of(_work(reference[0]), task, lambda *more: counts.append(more))
+    return list(map(sum, zip(*counts, strict=True))), outcome
 
 
 @functools.lru_cache(maxsize=1)

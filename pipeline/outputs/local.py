@@ -26,7 +26,7 @@ from pathlib import Path
 
 from pipeline.outputs.base import STATE_FILES, Output
 from pipeline.plan import PLAN_NAME
-from pipeline.receipts import Receipt, encode_receipt, receipt_name, rejected_name
+from pipeline.receipts import Receipt, rejected_name
 from pipeline.worker import REJECTED_PART
 from shards.common.errors import InputError
 from shards.common.files import TEMPORARY_SUFFIX, FileLock, file_digest, flush_directory, write_atomically
@@ -112,10 +112,9 @@ class LocalOutput(Output):
         return {path.relative_to(self.partial).as_posix() for path in paths if path.suffix != TEMPORARY_SUFFIX}
 
     def read(self, name: str) -> bytes | None:
-        try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return (self.partial / name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return None
 
     def write(self, name: str, content: bytes) -> None:
         write_atomically(self.partial / name, content)
@@ -125,31 +124,25 @@ class LocalOutput(Output):
         with tempfile.TemporaryDirectory(dir=self.partial / "scratch", ignore_cleanup_errors=True) as name:
             yield Path(name)
 
-    def commit(self, scratch: Path, receipt: Receipt) -> bytes:
+    def _add(self, files: list[Path], receipt: Receipt) -> dict[str, str]:
         names = {shard_name(split, receipt.unit) + suffix for split in SPLITS for suffix in (BIN_SUFFIX, INDEX_SUFFIX)}
         for name in names - receipt.file_digests().keys():  # of the same unit, when it began in the wrong place
             (self._set / name).unlink(missing_ok=True)
-        for path in sorted(scratch.iterdir()):
-            if path.name == REJECTED_PART:
-                self.write(rejected_name(receipt.unit), path.read_bytes())
-            else:
-                os.replace(path, self._set / path.name)
+        for path in files:
+            os.replace(path, self._set / path.name)
         flush_directory(self._set)
-        content = encode_receipt(receipt)
-        self.write(receipt_name(receipt.unit), content)
-        return content
+        return {}
 
     def holds(self, receipts: Sequence[Receipt]) -> list[bool]:
-        return list(map(self._holds, receipts))
-
-    def _holds(self, receipt: Receipt) -> bool:
-        digests = {self._set / name: digest for name, digest in receipt.file_digests().items()}
-        if receipt.rejected:
-            digests[self.partial / rejected_name(receipt.unit)] = receipt.rejected_digest
-        try:
-            return all(file_digest(path) == digest for path, digest in digests.items())
-        except FileNotFoundError:
+        def is_held(receipt: Receipt) -> bool:
+            digests = {self._set / name: digest for name, digest in receipt.file_digests().items()}
+            if receipt.rejected:
+                digests[self.partial / rejected_name(receipt.unit)] = receipt.rejected_digest
+            with contextlib.suppress(FileNotFoundError):
+                return all(file_digest(path) == digest for path, digest in digests.items())
             return False
+
+        return list(map(is_held, receipts))
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.partial).free
@@ -157,9 +150,9 @@ class LocalOutput(Output):
     def publish(self, directory: Path) -> None:
         self._check_replaceable()
         (self._set / TOKENIZER_DIRECTORY).mkdir(exist_ok=True)
-        names = [path.relative_to(directory) for path in directory.rglob("*") if path.is_file()]
-        for name in sorted(names, key=lambda name: name.name == MANIFEST_NAME):  # the manifest last
-            os.replace(directory / name, self._set / name)
+        files = _files(directory)
+        for name in sorted(files, key=lambda name: name == MANIFEST_NAME):  # the manifest last
+            os.replace(files[name], self._set / name)
         flush_directory(self._set / TOKENIZER_DIRECTORY)
         flush_directory(self._set)
         if self.final.exists():
@@ -177,18 +170,14 @@ class LocalOutput(Output):
         try:
             strange = unknown_files(self.final, read_manifest(self.final))
         except InputError:  # a damaged manifest, or one of an older version: a set's files are known by their names
-            names = {path: path.relative_to(self.final).as_posix() for path in self.final.rglob("*")}
-            strange = sorted(path for path, name in names.items() if path.is_symlink() or not path.is_dir())
-            strange = [path for path in strange if not re.fullmatch(_SET_FILE, names[path])]
+            strange = [path for name, path in _files(self.final).items() if not re.fullmatch(_SET_FILE, name)]
         if strange:
             raise InputError(f"{strange[0]}: not part of the set that --force would replace; move it elsewhere")
 
     def _check_partial(self) -> None:
         """Raise `InputError` for a file that isn't a build's own; without a plan, for all but the plan's temporary file."""
         own = _OWN_FILE if (self.partial / PLAN_NAME).exists() else re.compile(re.escape(PLAN_NAME + TEMPORARY_SUFFIX))
-        files = [path for path in self.partial.rglob("*") if path.is_symlink() or not path.is_dir()]
-        for path in sorted(files):
-            name = path.relative_to(self.partial).as_posix()
+        for name, path in _files(self.partial).items():
             if not own.fullmatch(name):
                 raise InputError(f"{path}: not part of an unfinished build; move it elsewhere")
 
@@ -200,3 +189,9 @@ class LocalOutput(Output):
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         (self.partial / PLAN_NAME).unlink(missing_ok=True)
         self.partial.rmdir()
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    """All below `directory` that isn't one itself, in order, by its name there."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(directory).as_posix(): path for path in paths}

@@ -20,19 +20,10 @@ from pathlib import Path
 
 from pipeline.outputs.base import STATE_FILES, Output
 from pipeline.plan import PLAN_NAME
-from pipeline.receipts import Receipt, decode_receipt, encode_receipt, receipt_name, rejected_name
-from pipeline.worker import REJECTED_PART
+from pipeline.receipts import Receipt, read_receipt, rejected_name
 from shards.common.errors import InputError, TransientError
 from shards.common.server_errors import server_errors
-from shards.common.urls import (
-    file_system,
-    join,
-    listing,
-    read_bytes,
-    remove,
-    version,
-    write_bytes,
-)
+from shards.common.urls import file_system, join, listing, read_bytes, remove, version, write_bytes
 from shards.layout import MANIFEST_NAME, STAMPS_NAME
 from shards.manifest import Manifest, decode_manifest
 
@@ -80,9 +71,8 @@ class ObjectStoreOutput(Output):
             self._remove_unfinished()
         if self.read(PLAN_NAME) is None:
             if names := listing(self.partial):
-                raise InputError(
-                    f"{self.partial}/{min(names)}: not of an unfinished build (no {PLAN_NAME}); move it elsewhere"
-                )
+                where = join(self.partial, min(names))
+                raise InputError(f"{where}: not of an unfinished build (no {PLAN_NAME}); move it elsewhere")
             self._create_plan(plan)
         self._remove_set()
 
@@ -111,14 +101,9 @@ class ObjectStoreOutput(Output):
         with tempfile.TemporaryDirectory(prefix="tokenize-once-") as name:
             yield Path(name)
 
-    def commit(self, scratch: Path, receipt: Receipt) -> bytes:
-        files = {path: join(self.url, path.name) for path in sorted(scratch.iterdir()) if path.name != REJECTED_PART}
-        if (scratch / REJECTED_PART).exists():
-            self.write(rejected_name(receipt.unit), (scratch / REJECTED_PART).read_bytes())
+    def _add(self, files: list[Path], receipt: Receipt) -> dict[str, str]:
         self._remove_shards(receipt.unit, kept=receipt.file_digests())  # it may have begun in the wrong place before
-        content = encode_receipt(dataclasses.replace(receipt, versions=_put(files)))
-        self.write(receipt_name(receipt.unit), content)
-        return content
+        return _put({path: join(self.url, path.name) for path in files})
 
     def holds(self, receipts: Sequence[Receipt]) -> list[bool]:
         there, state = listing(self.url), listing(self.partial)
@@ -136,9 +121,8 @@ class ObjectStoreOutput(Output):
         there = listing(self.url)
         for file in decode_manifest(content, MANIFEST_NAME).files():
             if there.get(file.name, {}).get("size") != file.num_bytes:
-                raise TransientError(
-                    f"{join(self.url, file.name)}: was changed while the set was built; repeat the command"
-                )
+                where = join(self.url, file.name)
+                raise TransientError(f"{where}: was changed while the set was built; repeat the command")
         if self.read(PLAN_NAME) is None:
             raise InputError(f"{self.partial}: was removed by another build while this one ran; repeat the command")
         write_bytes(join(self.url, MANIFEST_NAME), content)
@@ -161,7 +145,7 @@ class ObjectStoreOutput(Output):
 
     def _remove_shards(self, unit: int, *, kept: Collection[str] = ()) -> None:
         """Remove the files that a unit's receipt names, but for those that are `kept`."""
-        receipt = decode_receipt(self.read(receipt_name(unit)), unit)
+        receipt = read_receipt(self.read, unit)
         names = receipt.file_digests() if receipt else {}
         remove(*(join(self.url, name) for name in names if name not in kept))
 
@@ -200,9 +184,7 @@ def _put(files: dict[Path, str]) -> dict[str, str]:
         system.invalidate_cache()
         for path, target in zip(files, targets, strict=True):
             entry = system.info(target)
-            if int(entry["size"]) != path.stat().st_size:
-                raise TransientError(
-                    f"{files[path]}: {path.stat().st_size:,} bytes were put, {int(entry['size']):,} are there"
-                )
+            if (size := int(entry["size"])) != path.stat().st_size:
+                raise TransientError(f"{files[path]}: {path.stat().st_size:,} bytes were put, {size:,} are there")
             versions[path.name] = version(entry)
     return versions

@@ -65,33 +65,28 @@ def killed_at(number: int, calls: Sequence[tuple[object, str]]) -> Iterator[list
     Yields the names of those that were called.
     """
     seen: list[str] = []
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            seen.append(function.__name__)
+            if len(seen) > number:
+                raise Killed
+            return function(*arguments, **options)
+
+        return call
+
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in calls:
-            patch.setattr(owner, name, _counted(getattr(owner, name), name, number, seen))
+            patch.setattr(owner, name, counted(getattr(owner, name)))
         yield seen
-
-
-def _counted(function: Callable[..., Any], name: str, number: int, seen: list[str]) -> Callable[..., Any]:
-    def call(*arguments: Any, **options: Any) -> Any:
-        seen.append(name)
-        if len(seen) > number:
-            raise Killed
-        return function(*arguments, **options)
-
-    return call
 
 
 @contextlib.contextmanager
 def killed_before_publishing() -> Iterator[None]:
     """A build within is killed when all of its units are done."""
 
-    def kill(*_arguments: object, **_options: object) -> None:
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build_module, "write_set", kill)
-        with pytest.raises(Killed):
-            yield
+    with killed_at(0, [(build_module, "write_set")]), pytest.raises(Killed):
+        yield
 
 
 class Heard(Reporter):

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import shards
-from pipeline.cleaning import LeftOut
+from pipeline.cleaning import load, read_transform
 from pipeline.plan import plan_units
+from pipeline.receipts import Receipt
 from pipeline.repetition import (
     MAX_DUPLICATE,
     MAX_LINE_CHARS,
@@ -29,7 +29,6 @@ from pipeline.repetition import (
 )
 from pipeline.settings import BuildSettings
 from pipeline.sources import find_sources
-from pipeline.transform import load, read_transform
 from pipeline.worker import read_texts
 from shards.common.errors import InputError
 from shards.edit.sets import merge
@@ -69,11 +68,6 @@ def code(tmp_path: Path) -> Path:
     return path
 
 
-def expected_texts(records: Sequence[dict[str, Any]]) -> list[str]:
-    texts = [[record["text"], str(record["n"])][: 2 - (record["n"] % 5 > 0)] for record in records if record["n"] % 7]
-    return list(itertools.chain.from_iterable(texts))
-
-
 # ---- the user's function ----
 
 
@@ -84,7 +78,8 @@ def test_a_transform_makes_none_one_or_several_documents(corpus: Path, code: Pat
     ]
     manifest = results[0].manifest
     assert stored(results[0].out) == stored(results[1].out)
-    assert texts_in(corpus.parent / "set-1") == expected_texts(RECORDS)
+    texts = [[record["text"], str(record["n"])][: 2 - (record["n"] % 5 > 0)] for record in RECORDS if record["n"] % 7]
+    assert texts_in(corpus.parent / "set-1") == [text for own in texts for text in own]
     num_lists = sum(record["n"] % 5 == 0 and record["n"] % 7 > 0 for record in RECORDS)
     assert manifest.left_out == {"dropped by the transform": 9, "empty": num_lists}
     assert manifest.num_records == 60 == sum(source.num_records for source in manifest.sources)
@@ -142,27 +137,17 @@ def test_a_record_whose_transform_fails_can_be_skipped(corpus: Path, code: Path,
     assert texts_in(out) == [record["text"] for record in RECORDS if record["n"] not in (3, 4, 5)]
 
 
-def transformed(source: Path, code: Path) -> list[str]:
-    """The documents of a source, without a build."""
-    ranges = [byte_range for unit in plan_units(find_sources([str(source)]), 10**9) for byte_range in unit.ranges]
-    settings, transform = BuildSettings(transform=str(code)), read_transform(str(code))
-    batches = read_texts(ranges, settings, [], LeftOut(), transform=transform)
-    return [text for texts, _batch in batches for text in texts]
-
-
-def test_all_columns_are_read_for_a_transform(tmp_path: Path, code: Path) -> None:
+def test_all_columns_are_read_for_a_transform_whose_file_may_define_classes(tmp_path: Path, code: Path) -> None:
     path = tmp_path / "corpus.parquet"
     pq.write_table(pa.table({"text": ["甲", "乙"], "title": ["一", "二"]}), path)
-    code.write_text("def transform(record):\n    return record['title'] + record['text']\n")
-    assert transformed(path, code) == ["一甲", "二乙"]
-
-
-def test_a_file_may_define_classes(corpus: Path, code: Path) -> None:
     code.write_text(
         "from __future__ import annotations\nimport dataclasses\n\n@dataclasses.dataclass\nclass Pair:\n    a: str\n\n"
-        "def transform(record):\n    return Pair(record['text']).a\n"
+        "def transform(record):\n    return record['title'] + Pair(record['text']).a\n"
     )
-    assert transformed(corpus, code) == TEXTS[:60]
+    ranges = [byte_range for unit in plan_units(find_sources([str(path)]), 10**9) for byte_range in unit.ranges]
+    settings, transform = BuildSettings(transform=str(code)), read_transform(str(code))
+    batches = read_texts(ranges, settings, Receipt(unit=0), transform=transform)
+    assert [text for texts, _batch in batches for text in texts] == ["一甲", "二乙"]
 
 
 @pytest.mark.parametrize(
@@ -187,12 +172,6 @@ def test_a_file_that_cannot_be_used_ends_in_a_line(tmp_path: Path, source: str |
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("other", [{"template": "{text}"}, {"text_field": "body"}])
-def test_a_transform_takes_the_place_of_field_and_template(other: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="transform: the function makes the text; leave out text_field and template"):
-        BuildSettings(transform="clean.py", **other)
-
-
 def test_the_examples_of_the_recipes() -> None:
     page = (REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8")
     found: dict[str, Any] = {}
@@ -214,18 +193,15 @@ def test_short_documents_are_left_out_and_shown(corpus: Path, tmp_path: Path, ru
     ] * 3
     write_corpus(corpus, [*records, {"text": "同样的一句话。\n" * 9}], layout="lines")
     options = {"min_chars": 6, "drop_repetitive": True, "val_fraction": 0.0, "unit_bytes": 200}
-    sets = []
-    for number in (1, 2):
-        sets.append(tmp_path / f"set-{number}")
-        manifest = run(corpus, sets[-1], num_workers=number, **options).manifest
-    assert stored(str(sets[0])) == stored(str(sets[1])) and verify(sets[0]) == []
+    manifest = run(corpus, tmp_path / "set", **options).manifest
+    assert verify(tmp_path / "set") == []
     reasons = {"empty": 3, "shorter than 6 characters": 15, "repetitive: duplicate lines": 1}
     assert {name: manifest.left_out[name] for name in reasons} == reasons
-    lines = list(map(json.loads, (sets[0] / "left_out.jsonl").read_text().splitlines()))
+    lines = list(map(json.loads, (tmp_path / "set" / "left_out.jsonl").read_text().splitlines()))
     short = [line["text"] for line in lines if line["reason"] == "shorter than 6 characters"]
     assert short == ["天", "天地<b>", "天地玄", "天", "天地<b>"]  # three of a unit
     assert lines[-1]["text"] == "同样的一句话。\n" * 9
-    shard_set = shards.open(sets[0])
+    shard_set = shards.open(tmp_path / "set")
     page = make_page(shard_set.manifest, compute(shard_set, seed=0), read_vocabulary(shard_set.tokenizer_path)).decode()
     text = PageParser(page).text
     assert "What was left out, and why of 37 records" in text and "<b>" not in page.partition("</style>")[2]
@@ -258,68 +234,16 @@ def test_strange_examples_are_passed_over(tmp_path: Path, corpus: Path, run: Bui
         compute(shard_set, seed=0)
 
 
-def test_nothing_left_says_why(corpus: Path, tmp_path: Path, run: Builder) -> None:
-    with pytest.raises(
-        InputError, match=r"no text in 60 records; nothing to build \(60 shorter than 9,000,000 characters\)"
-    ):
-        run(corpus, tmp_path / "set", min_chars=9_000_000)
-
-
 # ---- Gopher's rules ----
-
-
-def words(number: int, *, first: int) -> list[str]:
-    """Different words, all of six letters."""
-    return [f"w{first + n:05}" for n in range(number)]
-
-
-def top(n: int, times: int) -> list[str]:
-    """1,000 words, in which one n-gram occurs so often."""
-    pieces = [words(n, first=9000) + words(1, first=time) for time in range(times)]
-    text = list(itertools.chain.from_iterable(pieces))
-    return text + words(1000 - len(text), first=1000)
-
-
-def duplicates(n: int, times: int) -> list[str]:
-    """1,000 words, of which so many n-grams have occurred before, no two of them side by side."""
-    text = words(400, first=0)
-    for time in range(times):
-        text += words(n, first=time * n) + words(1, first=1000 + time)
-    return text + words(1000 - len(text), first=2000)
-
-
-def in_chinese(text: list[str]) -> str:
-    """Each word as two characters that are in no other."""
-    numbers: dict[str, int] = {}
-    places = (0x4E00 + 2 * numbers.setdefault(word, len(numbers)) for word in text)
-    return "".join(chr(place) + chr(place + 1) for place in places)
-
-
-@pytest.mark.parametrize("is_chinese", [False, True])
-@pytest.mark.parametrize(
-    ("make", "n", "most", "reason"),
-    [
-        *[(top, n, most, f"repetitive: the most frequent {n}-gram") for n, most in MAX_TOP.items()],
-        *[(duplicates, n, most, f"repetitive: duplicate {n}-grams") for n, most in MAX_DUPLICATE.items()],
-    ],
-)
-def test_each_threshold_of_n_grams(make: Any, n: int, most: float, reason: str, is_chinese: bool) -> None:
-    times = int(1000 * most / n + 1e-9)  # as often as it may
-    texts = [make(n, number) for number in (times, times + 1)]
-    shown = list(map(in_chinese if is_chinese else " ".join, texts))
-    assert list(map(len, texts)) == [1000, 1000]
-    assert list(map(repetition, shown)) == ["", reason]
 
 
 @pytest.mark.parametrize(("separator", "name"), [("\n", "lines"), ("\n\n", "paragraphs")])
 def test_each_threshold_of_lines_and_paragraphs(separator: str, name: str) -> None:
     def reason(num_duplicates: int, num_chars: int, num_other_chars: int) -> str:
         """Of 100 parts, of which one is there again and again, between the others."""
-        parts = words(99 - num_duplicates, first=0)
-        parts = [part.ljust(num_other_chars, "x") for part in parts]
+        parts = [f"w{number:05}".ljust(num_other_chars, "x") for number in range(99 - num_duplicates)]
         for place in range(num_duplicates + 1):
             parts.insert(2 * place, "z" * num_chars)
-        assert len(parts) == 100
         return repetition(separator.join(parts) + "\n \n")
 
     assert (MAX_PARAGRAPHS, MAX_PARAGRAPH_CHARS) == (MAX_LINES, MAX_LINE_CHARS) == (0.30, 0.20)
@@ -328,27 +252,40 @@ def test_each_threshold_of_lines_and_paragraphs(separator: str, name: str) -> No
     assert [reason(10, chars, 20) for chars in (45, 46)] == ["", f"repetitive: characters in duplicate {name}"]
 
 
-@given(st.lists(st.sampled_from(["a", "bb", "ccc", "一", "二二", "\n", "\n\n"])), st.sampled_from(["", " "]))
-def test_n_grams_are_counted_as_they_are_defined(pieces: list[str], space: str) -> None:
+def phrases(n: int, times: int, gap: int, is_chinese: bool) -> str:
+    """A phrase of `n` words that comes again after `gap` others; a Chinese word is two characters that are in no other."""
+    places = [place for time in range(times) for place in (*range(n), *range(100 + gap * time, 100 + gap * (time + 1)))]
+    return (
+        "".join(chr(19968 + 2 * p) + chr(19969 + 2 * p) for p in places) if is_chinese else " ".join(map(str, places))
+    )
+
+
+PIECES = st.sampled_from(["a", "bb", "ccc", "一", "二二", "\n", "\n\n"])
+MADE = st.builds(phrases, st.integers(2, 12), st.integers(1, 12), st.integers(1, 60), st.booleans())
+
+
+@hypothesis_settings(max_examples=300)
+@given(st.builds(str.join, st.sampled_from(["", " "]), st.lists(PIECES)) | MADE)
+@example(phrases(5, 4, 20, True))  # as many characters in duplicates as there may be
+def test_n_grams_are_counted_as_they_are_defined(text: str) -> None:
     """Against plain counting, of words or of twice as many characters."""
-    text = space.join(pieces)
     reason = repetition(text)
     if "lines" in reason or "paragraphs" in reason:
         return
     chars = "".join(text.split())
-    is_chinese = 2 * (chars.count("一") + chars.count("二")) > len(chars)
+    is_chinese = 2 * sum(char >= "一" for char in chars) > len(chars)
     units, size = (list(chars), 2) if is_chinese else (text.split(), 1)
     expected = ""
     for n in (*MAX_TOP, *MAX_DUPLICATE):
         grams = [tuple(units[place : place + n * size]) for place in range(len(units) - n * size + 1)]
-        counts = Counter(grams)
+        counts, firsts = Counter(grams), {gram: place for place, gram in reversed(list(enumerate(grams)))}
         if n in MAX_TOP:
             often = max(counts.values(), default=0)
             longest = max((len("".join(gram)) for gram, count in counts.items() if count == often), default=0)
             if often > 1 and often * longest > MAX_TOP[n] * len(chars):
                 expected = expected or f"repetitive: the most frequent {n}-gram"
         else:
-            again = {p + k for p, gram in enumerate(grams) if gram in grams[:p] for k in range(n * size)}
+            again = {p + k for p, gram in enumerate(grams) if firsts[gram] < p for k in range(n * size)}
             if sum(len(units[place]) for place in again) > MAX_DUPLICATE[n] * len(chars):
                 expected = expected or f"repetitive: duplicate {n}-grams"
     assert reason == expected

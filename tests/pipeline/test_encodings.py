@@ -14,13 +14,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.cleaning import LeftOut
 from pipeline.plan import plan_units
 from pipeline.readers.base import RangeReader
 from pipeline.readers.encodings import Decoded, invalid_bytes
+from pipeline.receipts import Receipt
 from pipeline.settings import BuildSettings
 from pipeline.sources import Source, find_sources
-from pipeline.worker import RejectedLog, read_texts
+from pipeline.worker import read_texts
 from shards.common.errors import InputError
 from tests.pipeline.building import Builder, texts_in
 from tests.pipeline.reading import read_source
@@ -54,9 +54,8 @@ def read(path: Path, *, chunk_bytes: int = 60, **options: Any) -> tuple[list[str
     log.unlink(missing_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RangeReader, "chunk_bytes", chunk_bytes)
-        parts = [part for part, _ in read_texts(unit.ranges, settings, [], LeftOut(), rejected=RejectedLog(log))]
-    rejected = log.read_bytes().splitlines() if log.exists() else []
-    return [text for part in parts for text in part], [json.loads(line) for line in rejected]
+        texts = [text for part, _ in read_texts(unit.ranges, settings, Receipt(unit=0), rejected=log) for text in part]
+    return texts, [json.loads(line) for line in log.read_bytes().splitlines()] if log.exists() else []
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,12 +19,13 @@ from typing import Any
 import pytest
 
 from pipeline.engines import base
-from pipeline.engines.base import Task, outcome_of, result_of
+from pipeline.engines.base import Task, outcome_of
 from pipeline.engines.local import LocalEngine, num_cores
 from pipeline.plan import Unit
 from pipeline.sources import ByteRange, Source
+from pipeline.train_tokenizer import train_tokenizer
 from shards.common.errors import InputError, TransientError
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, SAMPLE, run_python
 
 SOURCE = Source(path="/corpus", name="corpus", format="json-lines", num_bytes=1000, modified_ns=0)
 
@@ -107,7 +109,7 @@ def test_an_error_of_a_source_is_not_taken_for_the_parents_death(monkeypatch: py
     ("error", "line"),
     [
         (InputError("bad input"), "bad input"),
-        (MemoryError(), "a tokenizer worker ran out of memory; use fewer workers, then the same command continues"),
+        (MemoryError(), "a tokenizer worker ran out of memory; use fewer workers; the same command continues"),
         (OSError(errno.ENOSPC, "No space", "/disk"), "/disk: No space; make room, then the same command continues"),
         (OSError(errno.EIO, "I/O error", "/disk"), "/disk: I/O error; the same command continues"),
     ],
@@ -119,8 +121,8 @@ def test_bad_input_and_what_the_machine_refuses_are_one_line(error: Exception, l
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
     outcome = outcome_of(Faulty(raises(KeyError("what"))), task(7), ignore)
-    with pytest.raises(RuntimeError, match=r"failed in unit 7:\n(.*\n)*KeyError: 'what'"):
-        result_of(outcome)
+    assert isinstance(outcome, RuntimeError)
+    assert re.search(r"failed in unit 7:\n(.*\n)*KeyError: 'what'", str(outcome))
 
 
 def test_a_worker_that_dies_is_replaced_once(tmp_path: Path) -> None:
@@ -189,6 +191,36 @@ def _is_running(process: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return False
+
+
+UNGUARDED = """
+import sys
+from pathlib import Path
+from pipeline.build import build
+from pipeline.settings import BuildSettings
+from shards.common.errors import InputError
+
+print("begun")
+try:
+    build([sys.argv[1]], sys.argv[2], tokenizer_name=sys.argv[3], settings=BuildSettings(), num_workers=2)
+except InputError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_a_script_without_a_main_guard_ends_in_one_line(tmp_path: Path) -> None:
+    """Of a table: its workers are spawned, and each begins with running the script again."""
+    script, corpus, tokenizer = tmp_path / "script.py", tmp_path / "corpus.csv", tmp_path / "tokenizer"
+    script.write_text(UNGUARDED)
+    corpus.write_text("text\n一\n", encoding="utf-8")
+    train_tokenizer([str(SAMPLE)], tokenizer, vocab_size=5000)  # more than fits in a pipe
+    result = run_python(script, corpus, tmp_path / "set", tokenizer)
+    assert re.fullmatch(
+        r".*corpus\.csv: unit 0 \(from 0 on\): the tokenizer workers end as they start \(exit code \d+\); "
+        r"in a script, which has to be a file, call `build` below `if __name__ == '__main__':`; .*\n",
+        result.stderr,
+    )
+    assert result.returncode == 1 and not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize(

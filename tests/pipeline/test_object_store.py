@@ -86,42 +86,43 @@ def test_force_removes_only_what_a_manifest_or_receipt_names(
         run(corpus, "memory://bucket/other", **OPTIONS, force=True)
 
 
+@pytest.mark.usefixtures("inline_engine")
 def test_of_two_builds_that_begin_at_once_with_other_inputs_one_is_refused(
-    memory: Any, corpus: Path, run: Builder, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    memory: Any, corpus: Path, run: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with killed_before_publishing():
-        run(corpus, "memory://bucket/other", **OPTIONS, seed=7)
-    plan = memory.cat_file("/bucket/other.partial/plan.json")
     create_plan = ObjectStoreOutput._create_plan
 
     def create_second(self: ObjectStoreOutput, own: bytes) -> None:
-        memory.pipe_file("/bucket/set.partial/plan.json", plan)
+        memory.pipe_file("/bucket/set.partial/plan.json", own.replace(b"2333", b"7"))
         create_plan(self, own)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(ObjectStoreOutput, "_create_plan", create_second)
-        with pytest.raises(InputError, match="another build with other inputs began at the same time"):
-            run(corpus, SET, **OPTIONS)
+    monkeypatch.setattr(ObjectStoreOutput, "_create_plan", create_second)
+    with pytest.raises(InputError, match="another build with other inputs began at the same time"):
+        run(corpus, SET, **OPTIONS)
     assert stored(SET) == {}
 
 
+@pytest.mark.usefixtures("inline_engine")
+@pytest.mark.parametrize(
+    ("name", "kind", "line"),
+    [
+        ("set/train-00000.bin", TransientError, "was changed while the set was built"),
+        ("set.partial/plan.json", InputError, "was removed by another build"),
+    ],
+)
 def test_a_set_whose_files_or_plan_changed_while_it_was_built_is_not_published(
-    memory: Any, corpus: Path, run: Builder, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    memory: Any, corpus: Path, run: Builder, monkeypatch: pytest.MonkeyPatch, name: str, kind: Any, line: str
 ) -> None:
     publish = ObjectStoreOutput.publish
-    faults: dict[str, type[InputError]] = {"set/train-00000.bin": TransientError, "set.partial/plan.json": InputError}
-    for name, kind in faults.items():
 
-        def publish_without(self: ObjectStoreOutput, directory: Path, name: str = name) -> None:
-            memory.rm_file(f"/bucket/{name}")
-            publish(self, directory)
+    def publish_without(self: ObjectStoreOutput, directory: Path) -> None:
+        memory.rm_file(f"/bucket/{name}")
+        publish(self, directory)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(ObjectStoreOutput, "publish", publish_without)
-            with pytest.raises(kind, match=r"was changed while the set was built|was removed by another build"):
-                run(corpus, SET, **OPTIONS)
-        assert "manifest.json" not in stored(SET)
-        memory.store.clear()
+    monkeypatch.setattr(ObjectStoreOutput, "publish", publish_without)
+    with pytest.raises(kind, match=line):
+        run(corpus, SET, **OPTIONS)
+    assert "manifest.json" not in stored(SET)
 
 
 def test_what_an_object_store_refuses_for_a_while_is_put_again(

@@ -20,13 +20,13 @@ from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.cleaning import LeftOut
 from pipeline.plan import plan_units
 from pipeline.readers.base import BadRecord, Incomplete, RangeReader, locate
 from pipeline.readers.files import SourceFile
+from pipeline.receipts import Receipt
 from pipeline.settings import BuildSettings
 from pipeline.sources import ByteRange, find_sources
-from pipeline.worker import RejectedLog, read_texts
+from pipeline.worker import read_texts
 from shards.common.errors import InputError
 from shards.verify import verify
 from tests.conftest import write_corpus
@@ -330,13 +330,13 @@ def test_memory_does_not_grow_with_the_rejected_records(corpus: Path, monkeypatc
     (unit,) = plan_units(sources, 10**6)
     tracemalloc.start()
     try:
-        log = RejectedLog(corpus.parent / "rejected.jsonl")
-        for _texts in read_texts(unit.ranges, BuildSettings(on_bad_record="skip"), [], LeftOut(), rejected=log):
+        receipt, log = Receipt(unit=0), corpus.parent / "rejected.jsonl"
+        for _texts in read_texts(unit.ranges, BuildSettings(on_bad_record="skip"), receipt, rejected=log):
             pass
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(rejected(corpus.parent)) == log.counts.total() == num_bad
+    assert len(rejected(corpus.parent)) == receipt.rejected.total() == num_bad
     assert peak < 3e6
 
 

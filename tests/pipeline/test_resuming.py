@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.dedup import decode_hashes
+from pipeline.dedup import read_hashes
 from pipeline.outputs import local
 from pipeline.outputs.local import LocalOutput
-from pipeline.plan import decode_plan
 from pipeline.receipts import decode_receipt
 from shards.common.errors import InputError
 from shards.common.files import file_digest
@@ -35,7 +34,7 @@ from tests.conftest import (
 from tests.pipeline.building import Builder, Heard, killed_before_publishing
 
 pytestmark = pytest.mark.usefixtures("inline_engine")
-OPTIONS: dict[str, Any] = {"unit_bytes": 10_000, "dedup": "exact", "on_bad_record": "skip"}
+OPTIONS: dict[str, Any] = {"unit_bytes": 10_000, "dedup": "near", "on_bad_record": "skip"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> P
     """A corpus, its set `whole`, and `set.partial` of a build that was killed when all units were done."""
     directory, run = tmp_path_factory.mktemp("stopped"), Builder(tokenizer_dir)
     records = sample_records()
-    lines = [*records[:8], records[3], {"text": 5}, *records[8:40]]
+    near = {"text": max((record["text"] for record in records[:8]), key=len) + "。"}
+    lines = [*records[:8], records[3], {"text": 5}, *records[8:20], near, *records[20:40]]
     corpus = write_corpus(directory / "corpus.jsonl", lines, "lines")
     with pytest.MonkeyPatch.context() as patch:
         use_engine(patch, InlineEngine())
@@ -100,7 +100,7 @@ def cut(path: Path) -> None:
     "pattern",
     [
         *("set/train-*.bin", "set/train-*.idx", "set/val-*.bin", "receipts/*.json", "receipts/*.rejected"),
-        *("dedup/*.hashes", "dedup/*.duplicates"),
+        *("dedup/*.hashes", "dedup/*.duplicates", "dedup/*.near-duplicates"),
     ],
 )
 def test_a_damaged_file_is_made_again(stopped: Stopped, pattern: str, damage: Callable[[Path], None]) -> None:
@@ -113,23 +113,12 @@ def test_a_damaged_file_is_made_again(stopped: Stopped, pattern: str, damage: Ca
 def test_each_byte_of_a_receipt_counts(stopped: Stopped) -> None:
     content = (stopped.partial / "receipts" / "00001.json").read_bytes()
     hashed = (stopped.partial / "dedup" / "00001.hashes").read_bytes()
-    assert decode_receipt(content, 1) and decode_receipt(content, 2) is None and decode_hashes(hashed, 1)
+    assert decode_receipt(content, 1) and decode_receipt(content, 2) is None and read_hashes(lambda _name: hashed, 1)
     for place in range(len(content)):
         assert decode_receipt(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :], 1) is None
     for place in range(len(hashed)):
-        assert decode_hashes(hashed[:place] + bytes([hashed[place] ^ 1]) + hashed[place + 1 :], 1) is None
-
-
-def test_each_byte_of_the_plan_counts(stopped: Stopped) -> None:
-    """Another time of a source means another look at it; every other change is a difference, or damage."""
-    content = (stopped.partial / "plan.json").read_bytes()
-    plan = decode_plan(content)
-    for place in range(len(content)):
-        try:
-            changed = decode_plan(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        except (ValueError, TypeError, KeyError):
-            continue
-        assert changed != plan
+        changed = hashed[:place] + bytes([hashed[place] ^ 1]) + hashed[place + 1 :]
+        assert read_hashes(lambda _name, changed=changed: changed, 1) is None  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"settings": {}, "tokenizer": [], "sources": 5}'])
