@@ -7,7 +7,6 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 import torch
@@ -42,9 +41,7 @@ class SamplesAtEvaluation(TrainerCallback):  # type: ignore[misc]
         self._tokenizer, self._keep, self._failed = tokenizer, keep, False
         self._settings = dataclasses.replace(settings, max_new_tokens=min(settings.max_new_tokens, MAX_SAMPLE_TOKENS))
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
         if state.global_step >= state.max_steps or self._failed:
             return
         was_training = model.training
@@ -66,12 +63,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     request, a later one ends the run at once. So does Ctrl-C: who presses it waits for the prompt.
     """
 
-    def __init__(self) -> None:
-        self._requested_at: float | None = None
-
-    @property
-    def requested(self) -> bool:
-        return self._requested_at is not None
+    requested_at: float | None = None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -81,20 +73,21 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    def _note(self, _signal_number: int, _frame: FrameType | None) -> None:
+    def _note(self, *_: object) -> None:
         now = time.monotonic()
-        if self._requested_at is None:
-            self._requested_at = now
-        elif now - self._requested_at > SAME_REQUEST_SECONDS:
+        if self.requested_at is None:
+            self.requested_at = now
+        elif now - self.requested_at > SAME_REQUEST_SECONDS:
             raise Terminated
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        requested = self.requested_at is not None
         if args.world_size > 1:
             if args.device.type != "cpu" and state.global_step % _STEPS_BETWEEN_QUESTIONS:
                 return
-            answer = torch.tensor([int(self.requested)], device=args.device)
+            answer = torch.tensor([int(requested)], device=args.device)
             dist.all_reduce(answer, op=dist.ReduceOp.MAX)
-            if answer.item() and not self.requested:
-                self._requested_at = time.monotonic()
-        if self.requested:
+            requested = bool(answer.item())
+        if requested:
+            self.requested_at = self.requested_at or time.monotonic()
             control.should_save = control.should_training_stop = True

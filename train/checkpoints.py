@@ -14,23 +14,26 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from shards.common.errors import InputError, nearest_path
 from shards.common.files import file_digest, flush_directory, write_atomically
+from train.settings import build
+from train.values import Allowed, convert
 
 RECORD_NAME = "checkpoint.json"
 _OLD_SUFFIX = ".old"
+Whole = Annotated[int, Allowed("0 or more", lambda value: value >= 0)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataPosition:
     """Where a run stands in its data. Two of them that agree in all but `step` are of one run."""
 
-    step: int
-    global_batch_blocks: int
-    block_tokens: int
-    seed: int
+    step: Whole
+    global_batch_blocks: Whole
+    block_tokens: Whole
+    seed: Whole
     fingerprint: str  # of the shard set, or of the mixture
     shuffle: str = "global"
     document_mask: bool = False
@@ -64,16 +67,13 @@ def is_sealed(directory: Path) -> bool:
     return (directory / RECORD_NAME).is_file()
 
 
-def set_aside_name(directory: Path) -> Path:
-    """What `set_aside` calls it."""
-    return directory.with_name(directory.name + _OLD_SUFFIX)
-
-
-def set_aside(directory: Path) -> None:
-    """Make room for a new directory of that name, where there is one."""
+def set_aside(directory: Path) -> Path:
+    """Make room for a new directory of that name; returns where the old one is then, if there is one."""
+    old = directory.with_name(directory.name + _OLD_SUFFIX)
     if directory.exists():
-        remove(set_aside_name(directory))
-        os.rename(directory, set_aside_name(directory))
+        remove(old)
+        os.rename(directory, old)
+    return old
 
 
 def remove(directory: Path) -> None:
@@ -85,10 +85,10 @@ def remove(directory: Path) -> None:
 
 def replace_directory(new: Path, final: Path) -> None:
     """Rename `new` to `final`; an older `final` is deleted after that."""
-    set_aside(final)
+    old = set_aside(final)
     os.rename(new, final)
     flush_directory(final.parent)
-    remove(set_aside_name(final))
+    remove(old)
 
 
 def tidy_checkpoints(run: Path) -> None:
@@ -112,9 +112,14 @@ def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPositi
     path = checkpoint / RECORD_NAME
     try:
         record = json.loads(path.read_bytes())
-        sizes, digests = record.pop("files"), record.pop("blake3")
-        position = DataPosition(**record)
-        _check_record(position, sizes, digests)
+        sizes = convert(record.pop("files"), dict[str, Whole], "files")
+        digests = convert(record.pop("blake3"), dict[str, str], "blake3")
+        position = build(DataPosition, record, lambda *keys: ": ".join(keys) or "position")
+        if (
+            any(".." in Path(name).parts or Path(name).is_absolute() for name in sizes)
+            or sizes.keys() != digests.keys()
+        ):
+            raise ValueError("files: expected names of files within the checkpoint, each with its digest")
     except FileNotFoundError:
         unsealed = f"no {RECORD_NAME}, so it was not written to its end"
         what = unsealed if checkpoint.is_dir() else f"no such checkpoint{nearest_path(checkpoint, Path.is_dir)}"
@@ -130,19 +135,6 @@ def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPositi
         if check_content and file_digest(file, all_cores=True) != digests[name]:
             raise InputError(f"{file}: has other bytes than were written; the checkpoint is damaged")
     return position
-
-
-def _check_record(position: DataPosition, sizes: Any, digests: Any) -> None:
-    """Raise `ValueError` unless the values of a `checkpoint.json` are of the right kinds."""
-    for field in dataclasses.fields(DataPosition):
-        if type(getattr(position, field.name)).__name__ != field.type:
-            raise ValueError(f"{field.name}: expected {field.type}")
-    if not isinstance(sizes, dict) or any(".." in Path(name).parts or Path(name).is_absolute() for name in sizes):
-        raise ValueError("files: expected names of files within the checkpoint, and their sizes")
-    if any(type(number) is not int or number < 0 for number in (position.step, *sizes.values())):
-        raise ValueError("expected sizes of files and a step that are whole numbers")
-    if not isinstance(digests, dict) or digests.keys() != sizes.keys():
-        raise ValueError("blake3: expected a digest of each file")
 
 
 def numbered_checkpoints(run: Path) -> list[Path]:

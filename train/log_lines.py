@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerState
 
 import shards
 from shards.common.files import write_atomically
@@ -32,26 +32,21 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
     def __init__(self, run: Path) -> None:
         self._run = run
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         logs = [{"step": log.get("step"), **log} for log in state.log_history]
         write_atomically(self._run / METRICS_NAME, json_lines(logs))
-        samples, step = read_lines(self._run / SAMPLES_NAME), state.global_step
-        if samples:  # those of the last step are written after its checkpoint
-            kept = [one for one in samples if one.get("step", 0) <= step and one.get("step", 0) < state.max_steps]
-            write_atomically(self._run / SAMPLES_NAME, json_lines(kept))
+        if samples := read_lines(self._run / SAMPLES_NAME):  # those of the last step are written after its checkpoint
+            stop = min(state.global_step + 1, state.max_steps)
+            write_atomically(self._run / SAMPLES_NAME, json_lines(one for one in samples if one.get("step", 0) < stop))
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any) -> None:
         append_lines(self._run / METRICS_NAME, [{"step": state.global_step, **(logs or {})}])
 
 
 class PlainLines(TrainerCallback):  # type: ignore[misc]
     """One readable line for each log, above the bars if there are some."""
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any) -> None:
         if line := log_line(logs or {}, state.global_step, state.max_steps):
             tqdm.write(line)
             sys.stdout.flush()
@@ -73,10 +68,10 @@ def log_line(logs: dict[str, Any], step: int, max_steps: int) -> str | None:
         return None
     parts: dict[str, Callable[[float], str]] = {
         "tokens": lambda tokens: f"{tokens / 1e6:,.2f} M tokens",
-        "loss": lambda loss: f"loss {loss:.4f}",
-        "learning_rate": lambda rate: f"lr {rate:.2e}",
-        "grad_norm": lambda norm: f"grad {norm:.2f}",
-        "tokens_per_second": lambda rate: f"{rate:,.0f} tokens/s",
+        "loss": "loss {:.4f}".format,
+        "learning_rate": "lr {:.2e}".format,
+        "grad_norm": "grad {:.2f}".format,
+        "tokens_per_second": "{:,.0f} tokens/s".format,
         "mfu": lambda share: f"MFU {100 * share:.1f} %",
         "peak_memory_bytes": lambda size: f"{size / 1e9:.1f} GB",
         "seconds_left": lambda seconds: f"{duration(seconds)} left",
@@ -91,7 +86,8 @@ def start_lines(data: shards.Data, trainer: BlockTrainer, plan: Plan, session: d
     vocab_size, rows = data.vocab_size, trainer.model.config.vocab_size
     vocabulary = f"{vocab_size:,}" + (f" padded to {rows:,}" if rows != vocab_size else "")
     processes = f", {args.world_size} processes" if args.world_size > 1 else ""
-    batch_blocks, num_evaluated = trainer.position.global_batch_blocks, sum(map(len, trainer.validation.values()))
+    batch_blocks, num_evaluated = trainer.batch_blocks, sum(map(len, trainer.validation.values()))
+    in_micro_batches = f", in micro-batches of {plural(args.train_batch_size, 'block')}"
     lines = [
         f"shards   {data.description}: {len(data['train']):,} training and {num_evaluated:,} validation "
         f"blocks of {data.block_tokens:,} tokens",
@@ -99,12 +95,7 @@ def start_lines(data: shards.Data, trainer: BlockTrainer, plan: Plan, session: d
         f"model    {num_parameters / 1e6:,.2f} M parameters, vocabulary {vocabulary}",
         f"device   {session['device']}, {session['precision']}{processes}",
         f"steps    {args.max_steps:,} of {plural(batch_blocks, 'block')} = {batch_blocks * data.block_tokens:,} tokens: "
-        f"{trainer.true_epoch(args.max_steps):.2f} epochs"
-        + (
-            f", in micro-batches of {plural(args.train_batch_size, 'block')}"
-            if batch_blocks > args.train_batch_size
-            else ""
-        ),
+        f"{trainer.true_epoch(args.max_steps):.2f} epochs{in_micro_batches * (batch_blocks > args.train_batch_size)}",
         f"run      {Path(args.output_dir)}",
         *plan.notices,
     ]
@@ -130,28 +121,28 @@ def repetitions(data: shards.Data, order: shards.RunOrder, run_blocks: int) -> l
     ]
 
 
+class _Missing:
+    def __format__(self, _spec: str) -> str:
+        return "-"
+
+
 def end_lines(run: Path, record: dict[str, Any], samples: Sequence[Continuation]) -> list[str]:
     """The samples and the summary."""
-    results, seconds = record["results"], record["sessions"][-1]["seconds"]
-
-    def number(key: str, spec: str) -> str:
-        return "-" if results[key] is None else format(results[key], spec)
-
     lines = [
-        "",
-        *(f"{sample_text(sample)}\n" for sample in samples),
-        f"steps            {results['steps']:,} ({results['epochs']:.2f} epochs, {results['tokens']:,} tokens)",
-        f"time             {seconds:,.0f} s, {number('tokens_per_second', ',.0f')} tokens/s",
-        f"training loss    {number('first_train_loss', '.4f')} → {number('last_train_loss', '.4f')}",
+        "steps            {steps:,} ({epochs:.2f} epochs, {tokens:,} tokens)",
+        "time             {seconds:,.0f} s, {tokens_per_second:,.0f} tokens/s",
+        "training loss    {first_train_loss:.4f} → {last_train_loss:.4f}",
     ]
-    if results["eval_loss"] is not None:
+    if record["results"]["eval_loss"] is not None:
         lines += [
-            f"validation loss  {results['eval_loss']:.4f}; lowest {number('best_eval_loss', '.4f')}, "
-            f"at step {number('best_eval_step', ',')}",
-            f"  bits per byte  {number('eval_bits_per_byte', '.2f')}; lowest {number('best_eval_bits_per_byte', '.2f')}; "
-            f"guessing {number('guessing_bits_per_byte', '.2f')}, gzip {number('gzip_bits_per_byte', '.2f')}",
+            "validation loss  {eval_loss:.4f}; lowest {best_eval_loss:.4f}, at step {best_eval_step:,}",
+            "  bits per byte  {eval_bits_per_byte:.2f}; lowest {best_eval_bits_per_byte:.2f}; "
+            "guessing {guessing_bits_per_byte:.2f}, gzip {gzip_bits_per_byte:.2f}",
         ]
-    return [*lines, f"model            {run / MODEL_NAME}"]
+    values = {"seconds": record["sessions"][-1]["seconds"], **record["results"]}
+    known = {key: _Missing() if value is None else value for key, value in values.items()}
+    texts = [f"{sample_text(sample)}\n" for sample in samples]
+    return ["", *texts, *(line.format_map(known) for line in lines), f"model            {run / MODEL_NAME}"]
 
 
 def sample_text(sample: Continuation) -> str:

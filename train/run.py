@@ -26,15 +26,12 @@ import shards
 from shards.common.command_line import Terminated, say
 from shards.common.errors import InputError
 from shards.common.text import plural, printable
-from train.arguments import build_arguments, preflight, typed
+from train.arguments import MEMORY_REMEDY, check
 from train.callbacks import SamplesAtEvaluation, StopOnSignal
 from train.checkpoints import newest_complete_checkpoint, tidy_checkpoints
 from train.environment import out_of_memory
 from train.evaluate import best_evaluation, bits_per_byte, by_set, gzip_bits_per_byte
-from train.head_loss import chosen_loss
 from train.log_lines import MetricsFile, PlainLines, ProgressLines, end_lines, start_lines
-from train.micro_batch import CPU_BLOCKS, largest_micro_batch, try_step
-from train.model import Qwen2ForCausalLM, build_model
 from train.model_card import write_model_card
 from train.run_directory import (
     MODEL_NAME,
@@ -53,20 +50,10 @@ from train.sampling import Continuation, NonFiniteError, continue_prompts, load_
 from train.settings import Settings
 from train.tracking import Tracking
 from train.trainer import BlockTrainer, data_position
+from train.trials import arguments_for, preflight
 
 # In messages of torch.save and safetensors.
 _WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "iostream error", "os error")
-MEMORY_REMEDY = (
-    "choose a smaller --per_device_train_batch_size (with global_batch_blocks, or as many times more "
-    "--gradient_accumulation_steps, a step stays the same) and --per_device_eval_batch_size; "
-    "the same command with that goes on from the newest checkpoint"
-)
-
-
-def check(settings: Settings, data: shards.Data) -> tuple[Settings, TrainingArguments]:
-    """The settings with typed values, and the arguments for this machine. Raises `InputError`; writes nothing."""
-    settings = typed(settings)
-    return settings, build_arguments(settings, epoch_blocks=shards.epoch_blocks(data))
 
 
 def train(
@@ -88,15 +75,20 @@ def train(
         stack.callback(_leave_process_group)
         if is_first:
             stack.enter_context(lock_run(run))
-        plan = _plan_of_first(run, resume, is_first=is_first)
+        plans = [plan_run(run, resume) if is_first else Plan()]  # the first process alone reads and hashes checkpoints
+        if is_first:
+            tidy_checkpoints(run)
+        if dist.is_initialized():
+            dist.broadcast_object_list(plans)
+        (plan,) = plans
         stack.enter_context(out_of_memory(MEMORY_REMEDY))
         args = arguments_for(settings, data, args, plan)
         changes = check_continuation(settings, data, plan, args, allow_data_change=allow_data_change)
-        trainer = build_trainer(settings, data, args)
+        trainer = BlockTrainer(settings, data, args)
         preflight(trainer)
         trainer.accelerator.wait_for_everyone()  # none has an objection: from here on the first one writes
         if not is_first:
-            run_training(trainer, plan)
+            run_training(trainer, plan, resume)
             evaluate(trainer)
             return
         record = new_record(settings, data, plan, command, args, changes)
@@ -119,7 +111,7 @@ def train(
             else:
                 tokenizer = load_tokenizer(data.tokenizer_path)
                 trainer.add_callback(SamplesAtEvaluation(settings.generation, tokenizer, keep_samples))
-        run_training(trainer, plan)
+        run_training(trainer, plan, resume)
         write_record(run, record, "trained")
         say(*write_model_card(run, record, data))
         metrics = evaluate(trainer)
@@ -133,16 +125,6 @@ def train(
 
 
 # ---- before the training ----
-
-
-def _plan_of_first(run: Path, resume: str | None, *, is_first: bool) -> Plan:
-    """The first process's plan, in every process: it alone reads and hashes the checkpoints, and tidies them up."""
-    plans = [plan_run(run, resume) if is_first else Plan()]
-    if is_first:
-        tidy_checkpoints(run)
-    if dist.is_initialized():
-        dist.broadcast_object_list(plans)
-    return plans[0]
 
 
 def _leave_process_group() -> None:
@@ -181,55 +163,10 @@ def check_continuation(
     return changes
 
 
-def arguments_for(settings: Settings, data: shards.Data, args: TrainingArguments, plan: Plan) -> TrainingArguments:
-    """The arguments, with the micro-batch found where the settings leave it open: the plan's, or by trying."""
-    if settings.training.get("per_device_train_batch_size") != "auto":
-        return args
-    blocks = plan.micro_batch_blocks or find_micro_batch(settings, data, args)
-    return build_arguments(settings, epoch_blocks=shards.epoch_blocks(data), auto_blocks=blocks)
-
-
-def find_micro_batch(settings: Settings, data: shards.Data, args: TrainingArguments) -> int:
-    """The largest micro-batch in blocks with which a step fits this device's memory."""
-    assert settings.global_batch_blocks is not None
-    share = settings.global_batch_blocks // args.world_size
-    if args.use_cpu:
-        return math.gcd(share, CPU_BLOCKS)
-    model = first_model(settings, data, args)
-
-    def attempt(blocks: int) -> None:
-        try_step(model, args.device, blocks=blocks, block_tokens=data.block_tokens, bf16=args.bf16)
-
-    return largest_micro_batch(attempt, share)
-
-
-def first_model(settings: Settings, data: shards.Data, args: TrainingArguments) -> Qwen2ForCausalLM:
-    """The model as its training begins, on the CPU."""
-    with out_of_memory("the machine can't hold this model; choose a smaller one (section `model`)"):
-        model = build_model(
-            settings.model,
-            settings.generation,
-            vocab_size=data.vocab_size,
-            eos_id=data.eos_id,
-            block_tokens=data.block_tokens,
-            seed=settings.seed,
-        )
-    model.head_loss = chosen_loss(settings.loss, model.config.vocab_size, on_cpu=args.use_cpu)
-    return model
-
-
-def build_trainer(settings: Settings, data: shards.Data, args: TrainingArguments) -> BlockTrainer:
-    """The Trainer with its model and datasets."""
-    validation = shards.validation_sets(data, settings.eval_shards)
-    if not validation:
-        args.eval_strategy, args.do_eval = type(args.eval_strategy)("no"), False
-    return BlockTrainer(settings, data, first_model(settings, data, args), args, validation)
-
-
 # ---- the training and what follows ----
 
 
-def run_training(trainer: BlockTrainer, plan: Plan) -> None:
+def run_training(trainer: BlockTrainer, plan: Plan, resume: str | None) -> None:
     """Train to the last step and save the model. Raises `KeyboardInterrupt` if it was stopped before."""
     run = Path(trainer.args.output_dir)
     stop = StopOnSignal()
@@ -238,10 +175,13 @@ def run_training(trainer: BlockTrainer, plan: Plan) -> None:
         with stop.listening(), faults_of_files(run, plan.checkpoint, trainer):
             trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
         if trainer.state.global_step < trainer.args.max_steps:  # a stop that Trainer takes for an end
-            raise Terminated if stop.requested else KeyboardInterrupt
+            raise KeyboardInterrupt if stop.requested_at is None else Terminated
     except KeyboardInterrupt:
         if trainer.is_world_process_zero():
-            say("", f"stopped at step {trainer.state.global_step:,}; {what_comes_next(run, plan)}")
+            checkpoint, _, _ = newest_complete_checkpoint(run, check_content=False)
+            same = "the same command" + (" without --resume_from_checkpoint" if resume not in (None, "latest") else "")
+            does = f"continues from {checkpoint}" if checkpoint else "starts again: there is no checkpoint yet"
+            say("", f"stopped at step {trainer.state.global_step:,}; {same} {does}")
         raise
     with faults_of_files(run, None, trainer):
         trainer.save_final_model(run / MODEL_NAME)
@@ -267,14 +207,6 @@ def faults_of_files(run: Path, checkpoint: Path | None, trainer: BlockTrainer) -
         raise
 
 
-def what_comes_next(run: Path, plan: Plan) -> str:
-    """What the same command does next: `the same command continues from runs/x/checkpoint-500`."""
-    checkpoint, _, _ = newest_complete_checkpoint(run, check_content=False)
-    without = "" if plan.resume in (None, "latest") else " without --resume_from_checkpoint"
-    does = f"continues from {checkpoint}" if checkpoint else "starts again: there is no checkpoint yet"
-    return f"the same command{without} {does}"
-
-
 def evaluate(trainer: BlockTrainer) -> dict[str, float]:
     """Loss and perplexity on all validation blocks; empty if there are none."""
     if trainer.eval_dataset is None:
@@ -298,27 +230,26 @@ def sample(settings: Settings) -> list[Continuation]:
 
 def results(trainer: BlockTrainer, data: shards.Data, metrics: dict[str, float]) -> dict[str, Any]:
     """What came out of the run, for its record."""
-    steps, position = trainer.state.global_step, trainer.position
+    steps = trainer.state.global_step
     logs = [log for log in trainer.state.log_history if "loss" in log]
     validation = list(trainer.validation.values())
     losses = [log["loss"] for log in logs if math.isfinite(log["loss"])] or [None]
     best = best_evaluation(trainer.state.log_history) or {}
-    return finite(
-        {
-            "steps": steps,
-            "epochs": trainer.true_epoch(steps),
-            "tokens": steps * position.global_batch_blocks * position.block_tokens,
-            "tokens_per_second": statistics.median_high(log["tokens_per_second"] for log in logs) if logs else None,
-            "first_train_loss": losses[0],
-            "last_train_loss": losses[-1],
-            "eval_loss": metrics.get("eval_loss"),
-            "eval_perplexity": metrics.get("eval_perplexity"),
-            "eval_bits_per_byte": bits_per_byte(validation, metrics.get("eval_loss")),
-            **{f"eval_{key}": value for key, value in by_set(metrics).items()},
-            "best_eval_loss": best.get("eval_loss"),
-            "best_eval_step": best.get("step"),
-            "best_eval_bits_per_byte": bits_per_byte(validation, best.get("eval_loss")),
-            "guessing_bits_per_byte": bits_per_byte(validation, math.log(data.vocab_size)),
-            "gzip_bits_per_byte": gzip_bits_per_byte(data, validation),
-        }
-    )
+    values = {
+        "steps": steps,
+        "epochs": trainer.true_epoch(steps),
+        "tokens": steps * trainer.batch_blocks * data.block_tokens,
+        "tokens_per_second": statistics.median_high(log["tokens_per_second"] for log in logs) if logs else None,
+        "first_train_loss": losses[0],
+        "last_train_loss": losses[-1],
+        "eval_loss": metrics.get("eval_loss"),
+        "eval_perplexity": metrics.get("eval_perplexity"),
+        "eval_bits_per_byte": bits_per_byte(validation, metrics.get("eval_loss")),
+        **{f"eval_{key}": value for key, value in by_set(metrics).items()},
+        "best_eval_loss": best.get("eval_loss"),
+        "best_eval_step": best.get("step"),
+        "best_eval_bits_per_byte": bits_per_byte(validation, best.get("eval_loss")),
+        "guessing_bits_per_byte": bits_per_byte(validation, math.log(data.vocab_size)),
+        "gzip_bits_per_byte": gzip_bits_per_byte(data, validation),
+    }
+    return finite(values)

@@ -54,7 +54,6 @@ class Plan:
     checkpoint: Path | None = None  # continue from here; None: start at step 0
     position: DataPosition | None = None  # of that checkpoint
     notices: list[str] = dataclasses.field(default_factory=list)  # a line each, for the user
-    resume: str | None = None  # what was asked for: see `plan_run`
     micro_batch_blocks: int | None = None  # of the run until then, if it is continued
 
 
@@ -62,30 +61,24 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
     """Decide between starting and continuing, from what is in `run`. Writes nothing.
 
     `resume` is None (continue an interrupted run, else start), "latest", or a checkpoint's path; without `check_content`
-    its files are not read. Raises `InputError` if `run` holds something that must not be overwritten, or no such
-    checkpoint, or can't be written to.
+    its files are not read. Raises `InputError` if `run` must not be overwritten or can't be, or without the checkpoint.
     """
+    another = "choose another --output_dir (make: RUN=NAME)"
     parent = next((path for path in (run, *run.parents) if path.exists()), run)
     if parent.is_dir() and not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(
-            f"{run}: can't write to {parent}: Permission denied; choose another --output_dir (make: RUN=NAME)"
-        )
+        raise InputError(f"{run}: can't write to {parent}: Permission denied; {another}")
+    another += ", or delete it to train again"
     record = read_record(run)
     state = record.get("state")
-    another = "choose another --output_dir (make: RUN=NAME), or delete it to train again"
     if resume not in (None, "latest"):
         checkpoint = Path(resume).expanduser()
-        return Plan(
-            checkpoint=checkpoint, position=read_position(checkpoint, check_content=check_content), resume=resume
-        )
+        return Plan(checkpoint=checkpoint, position=read_position(checkpoint, check_content=check_content))
     if resume is None and state == "finished":
         raise InputError(f"{run}: holds a finished run; {another}")
     newest, position, notices = newest_complete_checkpoint(run, check_content=check_content)
     if newest is not None and (record or resume):
         micro_batch = part_of(record, run, "training_arguments").get("per_device_train_batch_size")
-        return Plan(
-            checkpoint=newest, position=position, notices=notices, resume=resume, micro_batch_blocks=micro_batch
-        )
+        return Plan(checkpoint=newest, position=position, notices=notices, micro_batch_blocks=micro_batch)
     if resume == "latest":
         raise InputError(f"{run}: no complete checkpoint to continue from{''.join(f' ({line})' for line in notices)}")
     if state == "trained":
@@ -142,13 +135,11 @@ def new_record(
     """
     before, changes = {}, list(data_changes)
     if plan.checkpoint:
-        before = read_record(settings.output_dir)
-        spec = record_part(plan.checkpoint.parent, "settings").get("shards")
-        if spec and list in (type(spec), type(settings.shards)) and spec != settings.shards:
-            changes.append(f"shards {spec!r} before, {settings.shards!r} now")
-        # The seed's change is one of the data's.
-        was, is_now = record_part(plan.checkpoint.parent, "settings", "training"), {**settings.training, "seed": None}
-        changes += changed_settings({**was, "seed": None}, is_now) if was else []
+        before, was = read_record(settings.output_dir), record_part(plan.checkpoint.parent, "settings")
+        training = was.get("training")
+        if isinstance(training, dict):
+            is_now = {**settings.training, "shards": settings.shards, "seed": None}  # the seed is one of `data_changes`
+            changes += changed_settings({**training, "shards": was.get("shards"), "seed": None}, is_now)
     sessions, tracking_id = before.get("sessions"), before.get("tracking_id")
     session = {
         "started_at": now(),
@@ -187,7 +178,6 @@ def write_record(run: Path, record: dict[str, Any], state: str) -> None:
 
 
 def now() -> str:
-    """The local time with its zone, to the second."""
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
@@ -196,21 +186,21 @@ def git_state(file: Path) -> dict[str, Any] | None:
 
     None where `file` is in no checkout, as when this package is installed, or git doesn't answer.
     """
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-c", "core.fsmonitor=false", "--no-optional-locks", "-C", str(file.parent), *arguments]
-        finished = subprocess.run(
-            command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, timeout=_GIT_SECONDS, check=True
-        )
-        return finished.stdout.decode(errors="replace").strip()
-
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "timeout": _GIT_SECONDS, "capture_output": True}
+    options["env"] = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    git = ["git", "-c", "core.fsmonitor=false", "--no-optional-locks", "-C", str(file.parent)]
+    questions = (
+        ["ls-files", "--error-unmatch", "--", file.name],
+        ["status", "--porcelain", "--untracked-files=no"],
+        ["rev-parse", "--verify", "HEAD"],
+    )
     try:
-        git("ls-files", "--error-unmatch", "--", file.name)
-        is_dirty = git("status", "--porcelain", "--untracked-files=no") != ""
-        return {"commit": git("rev-parse", "--verify", "HEAD"), "dirty": is_dirty}
+        _, changes, commit = (
+            subprocess.run([*git, *question], check=True, **options).stdout.strip() for question in questions
+        )
     except (OSError, subprocess.SubprocessError):
         return None
+    return {"commit": commit.decode(), "dirty": changes != b""}
 
 
 def device_name(device: Any) -> str:
@@ -276,12 +266,10 @@ def finite(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def json_lines(records: Iterable[dict[str, Any]]) -> bytes:
-    """Records as JSON Lines."""
     return "".join(json.dumps(finite(record), ensure_ascii=False) + "\n" for record in records).encode()
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Append records as JSON Lines."""
     with open(path, "ab") as file:
         file.write(json_lines(records))
 

@@ -161,10 +161,14 @@ def write_config(tmp_path: Path, shard_set_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory: pytest.TempPathFactory, shard_set_path: Path) -> Path:
-    """A run of `SETTINGS` that nothing interrupted."""
+    """A run of `SETTINGS` that nothing interrupted, by a user whose group may read."""
 
     def make(directory: Path) -> None:
-        train_to_the_end(write_settings(directory / "config.yaml", shard_set_path))
+        before = os.umask(0o027)
+        try:
+            train_to_the_end(write_settings(directory / "config.yaml", shard_set_path))
+        finally:
+            os.umask(before)
 
     return made_once(tmp_path_factory, "whole", make) / "run"
 

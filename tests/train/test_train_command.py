@@ -76,6 +76,5 @@ def test_no_validation_blocks_is_no_fault(
 ) -> None:
     shard_set = make_set(tmp_path / "set", val_blocks=0)
     main(["--config", str(write_config()), "--shards", str(shard_set), "--eval_strategy", "steps", "--max_steps", "2"])
-    output = capsys.readouterr().out
-    assert "no validation blocks in the shard set: evaluation skipped" in output
+    assert "no validation blocks in the shard set: evaluation skipped" in capsys.readouterr().out
     assert read_record(tmp_path / "run")["state"] == "finished"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +38,8 @@ def rates(run: Path) -> dict[int, float]:
 def test_changed_settings_hold_from_the_checkpoint_on(
     stopped_run: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = rates(stopped_run)
+    before, metrics = rates(stopped_run), stopped_run / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("{", "[", 1))  # damaged: its lines are the checkpoint's again
     changes = ["--learning_rate", "0.02", "--weight_decay", "0.5", "--logging_steps", "2", "--save_steps", "5"]
     train_to_the_end(write_config(), *changes)
     told = capsys.readouterr().out
@@ -72,17 +72,6 @@ def test_a_longer_run_goes_on_by_the_schedule_of_its_new_length(
     assert [rates(stopped_run)[step] for step in range(7, 23)] == used
 
 
-def test_what_a_run_from_anothers_checkpoint_changes_is_reported_once(
-    stopped_run: Path, write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    start = ["--resume_from_checkpoint", str(stopped_run / "checkpoint-6"), "--output_dir", str(tmp_path / "new")]
-    train_to_the_end(write_config(), *start, "--learning_rate", "0.02", "--seed", "7", "--allow_data_change")
-    changes = ["learning_rate 0.01 before, 0.02 now", "seed 42 before, 7 now"]
-    told = capsys.readouterr().out
-    assert [told.count(f"changed since then: {change}") for change in changes] == [1, 1]
-    assert sorted(read_record(tmp_path / "new")["sessions"][-1]["changes"]) == changes
-
-
 def test_a_flipped_byte_is_seen_and_the_checkpoint_before_it_taken(
     stopped_run: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,14 +97,9 @@ def flipped(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def test_others_may_read_what_is_saved(stopped_run: Path, write_config: WriteConfig) -> None:
-    before = os.umask(0o027)
-    try:
-        train_to_the_end(write_config())
-    finally:
-        os.umask(before)
-    for path in (*(stopped_run / "model").iterdir(), *(stopped_run / "checkpoint-11").iterdir()):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o640, path
+def test_others_may_read_what_is_saved(whole_run: Path) -> None:
+    for path in (*(whole_run / "model").iterdir(), *(whole_run / "checkpoint-11").iterdir()):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640, path  # by the umask of `whole_run`
 
 
 def test_only_the_first_process_reads_the_checkpoints(
@@ -138,7 +122,7 @@ def test_a_command_that_was_begun_while_another_trained_changes_nothing(
     assert {path: path.read_bytes() for path in stopped_run.rglob("*.json*")} == before
 
 
-def test_ctrl_c_in_a_run_from_a_given_checkpoint_tells_where_it_starts_again(
+def test_a_run_from_anothers_checkpoint_reports_its_changes_once_and_where_it_starts_again(
     stopped_run: Path,
     write_config: WriteConfig,
     tmp_path: Path,
@@ -146,10 +130,13 @@ def test_ctrl_c_in_a_run_from_a_given_checkpoint_tells_where_it_starts_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = stopped_run / "checkpoint-6"
-    start = ["--resume_from_checkpoint", str(given), "--output_dir", str(tmp_path / "new")]
+    start = ["--resume_from_checkpoint", str(given), "--output_dir", str(tmp_path / "new"), "--seed", "7"]
+    start += ["--learning_rate", "0.02", "--allow_data_change"]
     stop_after(7, monkeypatch, write_config(), *start)
-    expected = "stopped at step 7; the same command without --resume_from_checkpoint starts again: "
-    assert expected in capsys.readouterr().out
+    told, changes = capsys.readouterr().out, ["learning_rate 0.01 before, 0.02 now", "seed 42 before, 7 now"]
+    assert [told.count(f"changed since then: {change}") for change in changes] == [1, 1]
+    assert sorted(read_record(tmp_path / "new")["sessions"][-1]["changes"]) == changes
+    assert "stopped at step 7; the same command without --resume_from_checkpoint starts again: " in told
     stop_after(9, monkeypatch, write_config(), *start)
     expected = f"the same command without --resume_from_checkpoint continues from {tmp_path / 'new'}/checkpoint-8\n"
     assert expected in capsys.readouterr().out

@@ -17,7 +17,7 @@ import shards
 from shards.torch import BlockDataset
 from train import evaluate
 from train.__main__ import main
-from train.run import build_trainer, check
+from train.arguments import check
 from train.run_directory import read_lines, read_record
 from train.settings import load_settings
 from train.trainer import BlockTrainer
@@ -59,7 +59,7 @@ def plain_loss(model: PreTrainedModel, blocks: Any, *, masked: bool, keep_paddin
 
 def trainer_of(config: Path, data: shards.Data) -> BlockTrainer:
     settings, args = check(load_settings(config, {}), data)
-    return build_trainer(settings, data, args)
+    return BlockTrainer(settings, data, args)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +13,6 @@ from torch.utils.data import DataLoader
 
 import shards
 from shards.torch import IGNORED, BlockDataset, DocumentCollator, PaddingCollator, RunSampler, collate_blocks
-
-
-def block_numbers(num_blocks: int, seed: int, start: int, stop: int) -> np.ndarray:
-    return shards.RunOrder((num_blocks,), seed).blocks(start, stop)
 
 
 def test_the_sampler_goes_on_from_its_state() -> None:
@@ -38,38 +33,18 @@ def test_ranks_get_the_micro_batches_in_turn_and_go_on_in_any_number(world_size:
     order = shards.RunOrder((90,), 1)
     deal = {"stop": 103, "world_size": world_size, "micro_batch_blocks": 4}
     samplers = [RunSampler(order, rank=rank, **deal) for rank in range(world_size)]
-    positions = [
-        [p for p in range(103) if p // 4 % world_size == rank]
-        for rank in range(world_size)  # as in `rank_positions`
-    ]
-    for sampler, own in zip(samplers, positions, strict=True):
+    for rank, sampler in enumerate(samplers):
+        own = [position for position in range(103) if position // 4 % world_size == rank]
         assert len(sampler) == len(own)
         assert list(itertools.islice(sampler, 10)) == order.blocks(0, 103)[own][:10].tolist()
         assert sampler.state_dict() == {"position": 2 * 4 * world_size}
     for other_size in (1, 2, 5):
-        others = [
-            RunSampler(order, stop=103, rank=r, world_size=other_size, micro_batch_blocks=2) for r in range(other_size)
-        ]
         rest = []
-        for other in others:
+        for rank in range(other_size):
+            other = RunSampler(order, stop=103, rank=rank, world_size=other_size, micro_batch_blocks=2)
             other.load_state_dict(samplers[0].state_dict())
             rest += list(other)
         assert sorted(rest) == sorted(order.blocks(8 * world_size, 103).tolist())
-
-
-def test_torchdata_keeps_the_position(shard_set_path: Path) -> None:
-    stateful = pytest.importorskip("torchdata.stateful_dataloader")
-    dataset, order = BlockDataset(shards.open(shard_set_path), "train"), shards.RunOrder((30,), 3)
-
-    def loader() -> Any:
-        return stateful.StatefulDataLoader(
-            dataset, batch_size=4, sampler=RunSampler(order, stop=40, micro_batch_blocks=4)
-        )
-
-    whole, first, second = list(loader()), loader(), loader()
-    next(iter(first))
-    second.load_state_dict(first.state_dict())
-    assert torch.equal(torch.stack(list(second)), torch.stack(whole[1:]))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -79,12 +54,13 @@ def test_batches_are_the_blocks_with_eos_as_a_label(shard_set_path: Path, num_wo
     sampler = RunSampler(shards.RunOrder((len(dataset),), 3), start=4, stop=12)
     loader = DataLoader(dataset, batch_size=4, sampler=sampler, collate_fn=collate_blocks, num_workers=num_workers)
     batches = list(loader)
-    expected = shard_set["train"][block_numbers(len(dataset), 3, 4, 12)]
+    expected = shard_set["train"][shards.RunOrder((len(dataset),), 3).blocks(4, 12)]
     assert set(batches[0]) == {"input_ids", "labels"}
     found = torch.cat([batch["labels"] for batch in batches])
     assert found.dtype == torch.int64
     assert np.array_equal(found.numpy(), expected)
     assert (found[:, -1] == shard_set.eos_id).all()
+    assert torch.equal(dataset.__getitems__([3, 1]), torch.stack([dataset[3], dataset[1]]))
 
 
 def test_padding_is_no_label_nor_is_the_first_token_of_a_masked_document() -> None:
@@ -97,11 +73,6 @@ def test_padding_is_no_label_nor_is_the_first_token_of_a_masked_document() -> No
     packed = DocumentCollator(9, cu_seqlens=True)(blocks)
     assert packed["cu_seqlens"].tolist() == [0, 2, 3, 4, 5, 7, 8] and packed["max_seqlen"] == 2
     assert packed["cu_seqlens"].dtype == torch.int32 and packed.keys() - masked.keys() == {"cu_seqlens", "max_seqlen"}
-
-
-def test_a_single_block_is_as_in_a_gathered_batch(shard_set_path: Path) -> None:
-    dataset = BlockDataset(shards.open(shard_set_path), "val")
-    assert torch.equal(dataset.__getitems__([3, 1]), torch.stack([dataset[3], dataset[1]]))
 
 
 @pytest.mark.parametrize("spec", ["{0}", "{0}:0.5,{0}:0.5"])

@@ -26,7 +26,7 @@ WriteConfig = Callable[..., Path]
 NUM_STEPS = 11  # 2 epochs of 22 blocks, 4 blocks a step
 
 
-@pytest.mark.parametrize(("step", "continues_at"), [(6, 4), (7, 6), (11, 10)], ids=lambda step: str(step))
+@pytest.mark.parametrize(("step", "continues_at"), [(1, 0), (6, 4), (7, 6), (11, 10)], ids=lambda step: str(step))
 def test_interrupted_run_continues_to_the_same_bits(
     whole_run: Path,
     write_config: WriteConfig,
@@ -36,16 +36,14 @@ def test_interrupted_run_continues_to_the_same_bits(
     step: int,
     continues_at: int,
 ) -> None:
-    """Epoch 0 ends within step 6."""
+    """Epoch 0 ends within step 6; before step 2 there is no checkpoint."""
     config, run = write_config(), tmp_path / "run"
     stop_after(step, monkeypatch, config)
-    assert (
-        f"stopped at step {step}; the same command continues from {run}/checkpoint-{continues_at}"
-        in capsys.readouterr().out
-    )
+    does = f"continues from {run}/checkpoint-{continues_at}" if continues_at else "starts again"
+    assert f"stopped at step {step}; the same command {does}" in capsys.readouterr().out
     assert not (run / "model").exists()
     train_to_the_end(config)
-    assert f"continuing from {run}/checkpoint-{continues_at}" in capsys.readouterr().out
+    assert (f"continuing from {run}/checkpoint-{continues_at}" in capsys.readouterr().out) == (continues_at > 0)
     assert [step for step, _, _ in losses(run)] == list(range(1, NUM_STEPS + 1))
     assert losses(run) == losses(whole_run)
     found, expected = weights(run), weights(whole_run)
@@ -53,7 +51,7 @@ def test_interrupted_run_continues_to_the_same_bits(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     record = read_record(run)
     assert record["state"] == "finished"
-    assert [session["first_step"] for session in record["sessions"]] == [0, continues_at]
+    assert [session["first_step"] for session in record["sessions"]] == ([0, continues_at] if continues_at else [0])
 
 
 def test_interrupted_twice_with_loader_workers(
@@ -77,27 +75,6 @@ def test_with_dropout_too_and_whether_it_is_evaluated_or_not(
     assert losses(tmp_path / "evaluated") == losses(tmp_path / "whole")
 
 
-def test_accumulation_changes_no_batch(whole_run: Path, write_config: WriteConfig, tmp_path: Path) -> None:
-    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
-    train_to_the_end(write_config(training=settings))
-    for (_, found, _), (_, expected, _) in zip(losses(tmp_path / "run"), losses(whole_run), strict=True):
-        assert found == pytest.approx(expected, rel=1e-4)
-
-
-def test_stopped_before_the_first_checkpoint_starts_again(
-    whole_run: Path,
-    write_config: WriteConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    config = write_config()
-    stop_after(1, monkeypatch, config)
-    assert "the same command starts again" in capsys.readouterr().out
-    train_to_the_end(config)
-    assert losses(tmp_path / "run") == losses(whole_run)
-
-
 def test_sigterm_saves_a_checkpoint_before_the_run_ends(
     whole_run: Path, write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +85,6 @@ def test_sigterm_saves_a_checkpoint_before_the_run_ends(
     assert signal.getsignal(signal.SIGTERM) is before
     assert not (run / "model").exists()
     train_to_the_end(config)
-    assert [step for step, _, _ in losses(run)] == list(range(1, NUM_STEPS + 1))
     assert losses(run) == losses(whole_run)
     assert logged(run) == logged(whole_run)
 
@@ -120,7 +96,7 @@ def test_a_repeated_sigterm_is_the_same_request_and_a_later_one_ends_the_run(mon
         signal.raise_signal(signal.SIGTERM)
         time.sleep(0.2)
         signal.raise_signal(signal.SIGTERM)
-        assert stop.requested
+        assert stop.requested_at is not None
         monkeypatch.setattr("train.callbacks.time.monotonic", lambda: now + 40)
         with pytest.raises(Terminated):
             signal.raise_signal(signal.SIGTERM)
@@ -171,26 +147,7 @@ def test_other_settings_are_refused(
     assert read_record(stopped_run)["state"] == "training"
 
 
-def test_other_shard_set_is_refused(
-    stopped_run: Path, write_config: WriteConfig, tmp_path: Path, make_set: Callable[..., Path]
-) -> None:
-    other = make_set(tmp_path / "other", seed=1)
-    with pytest.raises(InputError, match="can't be continued with these settings: fingerprint '"):
-        train_to_the_end(write_config(), "--shards", str(other))
-    assert stopped_run.exists()
-
-
-def test_damaged_metrics_are_those_of_the_checkpoint_again(
-    stopped_run: Path, whole_run: Path, write_config: WriteConfig
-) -> None:
-    metrics = stopped_run / "metrics.jsonl"
-    lines = metrics.read_text().splitlines(keepends=True)
-    metrics.write_text("".join([lines[0], lines[1].replace("{", "[", 1), *lines[2:]]))
-    train_to_the_end(write_config())
-    assert losses(stopped_run) == losses(whole_run)
-
-
-def test_other_data_can_be_allowed(
+def test_other_data_is_refused_and_can_be_allowed(
     stopped_run: Path,
     whole_run: Path,
     write_config: WriteConfig,
@@ -199,7 +156,10 @@ def test_other_data_can_be_allowed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     other = make_set(tmp_path / "other", seed=1)
-    options = ["--shards", str(other), "--num_train_epochs", "3", "--seed", "7", "--allow_data_change"]
+    options = ["--shards", str(other), "--num_train_epochs", "3", "--seed", "7"]
+    with pytest.raises(InputError, match=r"fingerprint '.*, or --allow_data_change to go on with the new"):
+        train_to_the_end(write_config(), *options)
+    options.append("--allow_data_change")
     train_to_the_end(write_config(), *options)
     output = capsys.readouterr().out
     assert "changed since then: fingerprint " in output and "changed since then: seed 42 before, 7 now" in output
@@ -228,15 +188,15 @@ def test_a_mixture_in_windows_continues_to_the_same_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    other = make_set(tmp_path / "other", train_blocks=6, val_blocks=3, seed=30)
-    config = write_config(shards=f"{shard_set_path}:2epochs,{other}:3epochs", shuffle="window")
+    other = make_set(tmp_path / "other", train_blocks=2, val_blocks=3, seed=30)
+    config = write_config(shards=f"{shard_set_path}:1epochs,{other}:3epochs", shuffle="window")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     options = ["--num_train_epochs", "1", "--save_steps", "5"]
     train_to_the_end(config, *options, "--output_dir", str(whole))
     record = read_record(whole)
-    assert len(losses(whole)) == (2 * 22 + 3 * 6 + 3) // 4
+    assert len(losses(whole)) == (22 + 3 * 2) / 4
     assert record["shards"]["val_blocks"] == 5 + 3
-    stop_after(7, monkeypatch, config, *options, "--output_dir", str(stopped))
+    stop_after(6, monkeypatch, config, *options, "--output_dir", str(stopped))
     with pytest.raises(InputError, match="shuffle 'window' before, 'global' now"):
         train_to_the_end(config, *options, "--output_dir", str(stopped), "--shuffle", "global")
     train_to_the_end(config, *options, "--output_dir", str(stopped))

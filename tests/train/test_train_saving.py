@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import math
 import pydoc
 import shutil
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import pytest
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import TrainerState
 
 from shards.common.errors import InputError
-from tests.train.runs import train_to_the_end
+from tests.train.runs import as_stopped_at, train_to_the_end
 from train.__main__ import prepare
 from train.checkpoints import newest_complete_checkpoint, numbered_checkpoints
 from train.log_lines import MetricsFile
@@ -27,19 +28,18 @@ from train.run_directory import append_lines, lock_run, read_lines
 WriteConfig = Callable[..., Path]
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, where: str, *, call: int = 1) -> None:
-    """Be killed, as it were, at a call of the function `where`."""
-    calls: list[int] = []
-    original = pydoc.locate(where)
+def train_and_be_killed_at(where: str, config: Path, *arguments: str, call: int = 1) -> None:
+    """Killed, as it were, at a call of the function `where`."""
+    calls, original = itertools.count(1), cast(Callable[..., Any], pydoc.locate(where))
 
     def stop(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == call:
+        if next(calls) == call:
             raise KeyboardInterrupt
-        assert callable(original)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(where, stop)
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(where, stop)
+        train_to_the_end(config, *arguments)
 
 
 def test_a_checkpoint_without_its_seal_is_passed_over_and_removed(
@@ -47,9 +47,7 @@ def test_a_checkpoint_without_its_seal_is_passed_over_and_removed(
 ) -> None:
     config, run = write_config(), tmp_path / "run"
     for call, newest in ((1, None), (2, "checkpoint-2")):
-        with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            stop_at(patched, "train.trainer.seal_checkpoint", call=call)
-            train_to_the_end(config)
+        train_and_be_killed_at("train.trainer.seal_checkpoint", config, call=call)
         checkpoint, _, faults = newest_complete_checkpoint(run)
         assert (checkpoint and checkpoint.name, faults) == (newest, [])
         assert numbered_checkpoints(run)[-1].name == f"checkpoint-{2 * call}"
@@ -63,22 +61,18 @@ def test_a_checkpoint_without_its_seal_is_passed_over_and_removed(
 
 @pytest.mark.parametrize("where", ["transformers.Trainer._save_checkpoint", "train.trainer.seal_checkpoint"])
 def test_a_checkpoint_is_there_until_the_one_that_replaces_it_is_sealed(
-    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
+    whole_run: Path, write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
 ) -> None:
     """As when a run goes back to an earlier checkpoint; it is killed in the middle of the exchange."""
-    config, run = write_config(training={"max_steps": 6}), tmp_path / "run"
-    train_to_the_end(config)
-    (run / "run.json").write_text((run / "run.json").read_text().replace('"finished"', '"training"'))
+    config, run = write_config(), as_stopped_at(whole_run, 6, tmp_path / "run")
     back = ["--resume_from_checkpoint", str(run / "checkpoint-2"), "--max_steps", "4"]
     seal = (run / "checkpoint-4" / "checkpoint.json").read_bytes()
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        stop_at(patched, where)
-        train_to_the_end(config, *back)
+    train_and_be_killed_at(where, config, *back)
     shutil.rmtree(run / "checkpoint-6")
     checkpoint, position, _ = newest_complete_checkpoint(run)
     assert checkpoint == run / "checkpoint-4" and position is not None and position.step == 4
     capsys.readouterr()
-    train_to_the_end(config, "--resume_from_checkpoint", "latest")
+    train_to_the_end(config, "--resume_from_checkpoint", "latest", "--max_steps", "5")
     assert f"continuing from {run}/checkpoint-4" in capsys.readouterr().out
     assert (run / "checkpoint-4" / "checkpoint.json").read_bytes() == seal
     assert not list(run.glob("*.old"))
@@ -86,9 +80,7 @@ def test_a_checkpoint_is_there_until_the_one_that_replaces_it_is_sealed(
 
 def test_old_checkpoints_go_after_the_new_one_is_sealed(write_config: WriteConfig, tmp_path: Path) -> None:
     config = write_config(training={"save_steps": 1, "max_steps": 4, "save_total_limit": 1})
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        stop_at(patched, "train.trainer.seal_checkpoint", call=4)
-        train_to_the_end(config)
+    train_and_be_killed_at("train.trainer.seal_checkpoint", config, call=4)
     checkpoint, _, _ = newest_complete_checkpoint(tmp_path / "run")
     assert checkpoint is not None and checkpoint.name == "checkpoint-3"
     train_to_the_end(config)

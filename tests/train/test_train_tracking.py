@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -10,13 +11,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import swanlab
 import yaml
 
 from shards.common.errors import InputError
-from tests.train.runs import stop_after, train_to_the_end
+from tests.train.runs import as_stopped_at, train_to_the_end
 from train import tracking
 from train.environment import check_tracking
 from train.run_directory import read_lines, read_record
@@ -167,32 +169,22 @@ def test_offline_run_on_disk_has_curves_config_and_texts(trained: Any) -> None:
 
 
 def test_a_continued_run_is_the_same_run_of_swanlabs(
-    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole_run: Path, write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    config, ids = write_config(tracking={"mode": "offline"}), []
-    original = swanlab.init
-
-    def init(**options: Any) -> Any:
-        ids.append((options["id"], options["resume"], options["mode"]))
-        return original(**options)
-
+    run, init = as_stopped_at(whole_run, 10, tmp_path / "run"), mock.Mock(side_effect=RuntimeError("no SwanLab"))
     monkeypatch.setattr(swanlab, "init", init)
-    stop_after(3, monkeypatch, config)
-    train_to_the_end(config)
-    record = read_record(tmp_path / "run")
-    assert ids == [(record["tracking_id"], "allow", "offline")] * 2 and len(record["sessions"]) == 2
+    train_to_the_end(write_config(tracking={"mode": "offline"}))
+    expected = {"id": read_record(whole_run)["tracking_id"], "resume": "allow", "mode": "offline"}
+    assert {key: init.call_args.kwargs[key] for key in expected} == expected
+    assert read_record(run)["tracking_id"] == expected["id"]
 
 
 def test_a_long_evaluation_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SwanLab takes a run that logs nothing for longer than a minute as dead."""
-    now, logged = [0.0], list[tuple[dict[str, int], int]]()
-    monkeypatch.setattr("train.tracking.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("train.tracking.time.monotonic", mock.Mock(side_effect=itertools.count(0, 10)))
     run = Tracking(TrackingSettings(), tmp_path, "id")
-    run._swanlab = SimpleNamespace(log=lambda values, step: logged.append((values, step)))
-    state = SimpleNamespace(global_step=7)
-    run.on_log(None, state, None)
-    for second in range(0, 200, 10):
-        now[0] = float(second)
-        run.on_prediction_step(None, state, None)
-    assert logged and len(logged) >= 3 and logged[0] == ({"eval/running": 1}, 7)
+    run._swanlab = mock.Mock()
+    for _ in range(20):
+        run.on_prediction_step(None, SimpleNamespace(global_step=7), None)
+    assert run._swanlab.log.call_count >= 3
+    run._swanlab.log.assert_called_with({"eval/running": 1}, step=7)
