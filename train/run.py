@@ -26,26 +26,13 @@ import shards
 from shards.common.command_line import Terminated, say
 from shards.common.errors import InputError
 from shards.common.text import plural, printable
+from train import callbacks, run_directory
 from train.arguments import MEMORY_REMEDY, check
-from train.callbacks import SamplesAtEvaluation, StopOnSignal
 from train.checkpoints import newest_complete_checkpoint, tidy_checkpoints
 from train.environment import out_of_memory
 from train.evaluate import best_evaluation, bits_per_byte, by_set, gzip_bits_per_byte
-from train.log_lines import MetricsFile, PlainLines, ProgressLines, end_lines, start_lines
 from train.model_card import write_model_card
-from train.run_directory import (
-    MODEL_NAME,
-    SAMPLES_NAME,
-    Plan,
-    append_lines,
-    changed_settings,
-    finite,
-    lock_run,
-    new_record,
-    plan_run,
-    record_part,
-    write_record,
-)
+from train.run_directory import Plan, changed_settings, write_record
 from train.sampling import Continuation, NonFiniteError, continue_prompts, load_model, load_tokenizer
 from train.settings import Settings
 from train.tracking import Tracking
@@ -57,12 +44,7 @@ _WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "iostream error", 
 
 
 def train(
-    settings: Settings,
-    data: shards.Data,
-    command: Sequence[str],
-    *,
-    resume: str | None = None,
-    allow_data_change: bool = False,
+    settings: Settings, data: shards.Data, command: Sequence[str], *, resume: str | None, allow_data_change: bool
 ) -> None:
     """Train, save, evaluate and sample. Raises `InputError`, and `KeyboardInterrupt` when it is stopped.
 
@@ -73,10 +55,10 @@ def train(
     run, is_first = settings.output_dir, args.process_index == 0
     with contextlib.ExitStack() as stack:
         stack.callback(_leave_process_group)
-        if is_first:
-            stack.enter_context(lock_run(run))
-        plans = [plan_run(run, resume) if is_first else Plan()]  # the first process alone reads and hashes checkpoints
-        if is_first:
+        plans = [Plan()]
+        if is_first:  # it alone reads and hashes checkpoints
+            stack.enter_context(run_directory.lock_run(run))
+            plans = [run_directory.plan_run(run, resume)]
             tidy_checkpoints(run)
         if dist.is_initialized():
             dist.broadcast_object_list(plans)
@@ -91,18 +73,19 @@ def train(
             run_training(trainer, plan, resume)
             evaluate(trainer)
             return
-        record = new_record(settings, data, plan, command, args, changes)
+        record = run_directory.new_record(settings, data, plan, command, args, changes)
         write_record(run, record, "training")
-        say(*start_lines(data, trainer, plan, record["sessions"][-1]))
-        trainer.add_callback(MetricsFile(run))
-        trainer.add_callback(PlainLines if args.disable_tqdm else ProgressLines)
+        say(*callbacks.start_lines(data, trainer, plan, record["sessions"][-1]))
+        trainer.add_callback(callbacks.MetricsFile(run))
+        trainer.add_callback(callbacks.PlainLines if args.disable_tqdm else callbacks.ProgressLines)
         tracking = Tracking(settings.tracking, run, record["tracking_id"])
         stack.push(tracking.finish)
         say(*tracking.start(trainer, {"run": str(run), "shards": record["shards"]}))
 
         def keep_samples(samples: list[Continuation], step: int) -> None:
             how = {name: getattr(settings.generation, name) for name in ("temperature", "top_p", "top_k", "seed")}
-            append_lines(run / SAMPLES_NAME, ({"step": step, **dataclasses.asdict(one), **how} for one in samples))
+            lines = [{"step": step, **dataclasses.asdict(one), **how} for one in samples]
+            run_directory.append_lines(run / run_directory.SAMPLES_NAME, lines)
             tracking.log_samples(samples, step)
 
         if settings.generation.prompts and settings.generation.every_evaluation and args.eval_strategy != "no":
@@ -110,7 +93,7 @@ def train(
                 say("the model is sharded (fsdp): the prompts are continued at the end only")
             else:
                 tokenizer = load_tokenizer(data.tokenizer_path)
-                trainer.add_callback(SamplesAtEvaluation(settings.generation, tokenizer, keep_samples))
+                trainer.add_callback(callbacks.SamplesAtEvaluation(settings.generation, tokenizer, keep_samples))
         run_training(trainer, plan, resume)
         write_record(run, record, "trained")
         say(*write_model_card(run, record, data))
@@ -121,7 +104,7 @@ def train(
         record["results"] = results(trainer, data, metrics)
         write_record(run, record, "finished")
         say(*write_model_card(run, record, data, samples))
-        say(*end_lines(run, record, samples))
+        say(*callbacks.end_lines(run, record, samples))
 
 
 # ---- before the training ----
@@ -149,7 +132,7 @@ def check_continuation(
     tokenizers = (directory / "tokenizer.json" for directory in (checkpoint, data.tokenizer_path))
     if allow_data_change and len({path.read_bytes() for path in tokenizers}) > 1:
         reasons.append("its tokenizer is another one than the shard set's")
-    if before := record_part(checkpoint.parent, "settings", "model"):
+    if before := run_directory.record_part(checkpoint.parent, "settings", "model"):
         reasons += changed_settings(before, dataclasses.asdict(settings.model), "model")
     if reasons:
         remedy = "" if allow_data_change or reasons != changes else ", or --allow_data_change to go on with the new"
@@ -169,7 +152,7 @@ def check_continuation(
 def run_training(trainer: BlockTrainer, plan: Plan, resume: str | None) -> None:
     """Train to the last step and save the model. Raises `KeyboardInterrupt` if it was stopped before."""
     run = Path(trainer.args.output_dir)
-    stop = StopOnSignal()
+    stop = callbacks.StopOnSignal()
     trainer.add_callback(stop)
     try:
         with stop.listening(), faults_of_files(run, plan.checkpoint, trainer):
@@ -184,7 +167,7 @@ def run_training(trainer: BlockTrainer, plan: Plan, resume: str | None) -> None:
             say("", f"stopped at step {trainer.state.global_step:,}; {same} {does}")
         raise
     with faults_of_files(run, None, trainer):
-        trainer.save_final_model(run / MODEL_NAME)
+        trainer.save_final_model(run / run_directory.MODEL_NAME)
 
 
 @contextlib.contextmanager
@@ -220,7 +203,7 @@ def sample(settings: Settings) -> list[Continuation]:
     """Continue the prompts with the model as it was saved: what a user will load. Empty if its outputs are non-finite."""
     if not settings.generation.prompts:
         return []
-    model, tokenizer = load_model(settings.output_dir / MODEL_NAME)
+    model, tokenizer = load_model(settings.output_dir / run_directory.MODEL_NAME)
     try:
         return list(continue_prompts(model, tokenizer, settings.generation))
     except NonFiniteError as error:  # the training has diverged
@@ -252,4 +235,4 @@ def results(trainer: BlockTrainer, data: shards.Data, metrics: dict[str, float])
         "guessing_bits_per_byte": bits_per_byte(validation, math.log(data.vocab_size)),
         "gzip_bits_per_byte": gzip_bits_per_byte(data, validation),
     }
-    return finite(values)
+    return run_directory.finite(values)

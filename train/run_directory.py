@@ -1,12 +1,11 @@
 """A run's directory: what is in it, whether a command may use it, and its record. Imports no torch.
 
-    RUN/
-      run.json            settings, command, packages, shard set, state; rewritten as the run goes on
-      metrics.jsonl       one line for each log and evaluation
-      checkpoint-STEP/    complete checkpoints
-      model/              the trained model with its tokenizer and a model card, README.md
-      samples.jsonl       prompts and what the model wrote, at each evaluation and at the end
-      swanlab/            SwanLab's files
+    run.json            settings, command, packages, shard set, state; rewritten as the run goes on
+    metrics.jsonl       one line for each log and evaluation
+    checkpoint-STEP/    complete checkpoints
+    model/              the trained model with its tokenizer and a model card, README.md
+    samples.jsonl       prompts and what the model wrote, at each evaluation and at the end
+    swanlab/            SwanLab's files
 
 The state in `run.json` is `training`, then `trained` (the model is saved), then `finished`.
 """
@@ -115,15 +114,13 @@ def record_part(run: Path, *keys: str) -> dict[str, Any]:
 
 def part_of(record: dict[str, Any], run: Path, *keys: str) -> dict[str, Any]:
     """As `record_part`, of the content of `run.json`."""
-    part: Any = record
     for number, key in enumerate(keys, start=1):
-        part = part.get(key)
-        if part is None:
-            return {}
+        part = {} if record.get(key) is None else record[key]
         if not isinstance(part, dict):
             where = f"{run / RECORD_NAME}: {': '.join(keys[:number])}"
             raise InputError(f"{where}: expected an object, found {type(part).__name__}; the file is damaged")
-    return dict(part)
+        record = part
+    return record
 
 
 def new_record(
@@ -207,9 +204,8 @@ def device_name(device: Any) -> str:
     """`"NVIDIA H100 80GB HBM3"`, or `"cpu, 2 threads"`."""
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    is_gpu = device.type == "cuda"
+    return torch.cuda.get_device_name(device) if is_gpu else f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def changed_settings(before: Any, after: Any, prefix: str = "") -> list[str]:
@@ -261,7 +257,7 @@ def is_locked(run: Path) -> bool:
 def finite(values: dict[str, Any]) -> dict[str, Any]:
     """`values` with null for what JSON has no number for."""
     return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+        key: value if not isinstance(value, float) or math.isfinite(value) else None for key, value in values.items()
     }
 
 
@@ -275,22 +271,21 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file; a damaged line is left out; none if there is no file."""
     return read_lines_and_damage(path)[0]
 
 
 def read_lines_and_damage(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """As `read_lines`, and the numbers of damaged lines, from 1. The last line of a running run may be torn.
+    """The records of a JSON Lines file, none if there is no file; and the numbers of damaged lines, which are left out.
 
-    Only a line feed ends a line: what a model wrote may hold other characters that `str.splitlines` cuts at.
+    The last line of a running run may be torn. Only a line feed ends a line: what a model wrote may hold other characters
+    that `str.splitlines` cuts at.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     records, damaged = [], []
     for number, line in enumerate(lines, start=1):
-        try:
+        record = None
+        with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
         if isinstance(record, dict):
             records.append(record)
         elif line.strip() and number < len(lines):

@@ -25,15 +25,8 @@ from transformers.trainer_utils import rotate_checkpoints
 import shards
 from shards.tokenizer_files import copy_tokenizer
 from shards.torch import IGNORED, BlockDataset, RunSampler, collate_blocks, has_padding, text_collator
-from train.checkpoints import (
-    DataPosition,
-    remove,
-    replace_directory,
-    seal_checkpoint,
-    set_aside,
-    share_files,
-    tidy_checkpoints,
-)
+from train import checkpoints
+from train.checkpoints import DataPosition
 from train.environment import out_of_memory
 from train.evaluate import bits_per_byte, evaluate_blocks, perplexity, spread_evenly
 from train.flops import flops_a_token, peak_flops, peak_memory_bytes
@@ -277,14 +270,14 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         checkpoint = run / f"checkpoint-{step}"
         with self.untimed():
             if is_saver:
-                set_aside(checkpoint)
+                checkpoints.set_aside(checkpoint)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # each rank has written its random state
             if is_saver:
                 self.add_tokenizer(checkpoint)
-                seal_checkpoint(checkpoint, data_position(self.settings, self.data, self.args, step))
-                tidy_checkpoints(run)  # what was set aside for it
+                checkpoints.seal_checkpoint(checkpoint, data_position(self.settings, self.data, self.args, step))
+                checkpoints.tidy_checkpoints(run)  # what was set aside for it
                 best = self.state.best_model_checkpoint
                 rotate_checkpoints(run, self.save_total_limit, best and str(run / Path(best).name))
             self.accelerator.wait_for_everyone()
@@ -299,14 +292,14 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         partial = directory.with_name(directory.name + ".tmp")
         with self.untimed():
             if self.args.should_save:
-                remove(partial)
+                checkpoints.remove(partial)
             self.accelerator.wait_for_everyone()
             self.save_model(str(partial), _internal_call=True)
             if self.args.should_save:
                 (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; the settings are in run.json
                 self.add_tokenizer(partial)
-                share_files(partial)
-                replace_directory(partial, directory)
+                checkpoints.share_files(partial)
+                checkpoints.replace_directory(partial, directory)
             self.accelerator.wait_for_everyone()
 
 

@@ -16,16 +16,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 import shards
 from shards.common.command_line import say
 from shards.common.errors import InputError
 from shards.common.text import duration, plural, size_text
 from train.arguments import MEMORY_REMEDY, build_arguments, check, one_line_errors
+from train.callbacks import passes, start_lines
 from train.environment import out_of_memory
 from train.flops import peak_memory_bytes
-from train.log_lines import passes, start_lines
 from train.run_directory import Plan, new_record
 from train.settings import Settings
 from train.trainer import BlockTrainer, first_model
@@ -35,7 +35,7 @@ NUM_TIMED = 3
 _TRIED_SHARE = 0.92  # of the GPU's memory: the rest is for fragmentation, evaluation and communication
 
 
-def preflight(trainer: BlockTrainer) -> None:
+def preflight(trainer: Trainer) -> None:
     """Raise `InputError` if the training could not begin: its loader, optimizer and schedule are made and put aside.
 
     Trainer makes them again when the training begins. Draws no random number.

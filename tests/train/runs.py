@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from train.__main__ import main
+from train.callbacks import MetricsFile
 from train.checkpoints import numbered_checkpoints
-from train.log_lines import MetricsFile
 from train.run_directory import read_lines, read_record
 
 

@@ -16,8 +16,8 @@ from shards.common.errors import InputError
 from shards.common.files import file_digest
 from tests.train.runs import as_stopped_at, losses, stop_after, train_to_the_end
 from train.__main__ import prepare
+from train.callbacks import MetricsFile
 from train.checkpoints import newest_complete_checkpoint
-from train.log_lines import MetricsFile
 from train.run import train
 from train.run_directory import read_lines, read_record
 
@@ -118,7 +118,7 @@ def test_a_command_that_was_begun_while_another_trained_changes_nothing(
     train_to_the_end(write_config())
     before = {path: path.read_bytes() for path in stopped_run.rglob("*.json*")}
     with pytest.raises(InputError, match="holds a finished run"):
-        train(settings, data, arguments)
+        train(settings, data, arguments, resume=None, allow_data_change=False)
     assert {path: path.read_bytes() for path in stopped_run.rglob("*.json*")} == before
 
 

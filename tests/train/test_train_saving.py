@@ -21,8 +21,8 @@ from transformers import TrainerState
 from shards.common.errors import InputError
 from tests.train.runs import as_stopped_at, train_to_the_end
 from train.__main__ import prepare
+from train.callbacks import MetricsFile
 from train.checkpoints import newest_complete_checkpoint, numbered_checkpoints
-from train.log_lines import MetricsFile
 from train.run_directory import append_lines, lock_run, read_lines
 
 WriteConfig = Callable[..., Path]
@@ -47,7 +47,7 @@ def test_a_checkpoint_without_its_seal_is_passed_over_and_removed(
 ) -> None:
     config, run = write_config(), tmp_path / "run"
     for call, newest in ((1, None), (2, "checkpoint-2")):
-        train_and_be_killed_at("train.trainer.seal_checkpoint", config, call=call)
+        train_and_be_killed_at("train.checkpoints.seal_checkpoint", config, call=call)
         checkpoint, _, faults = newest_complete_checkpoint(run)
         assert (checkpoint and checkpoint.name, faults) == (newest, [])
         assert numbered_checkpoints(run)[-1].name == f"checkpoint-{2 * call}"
@@ -59,7 +59,7 @@ def test_a_checkpoint_without_its_seal_is_passed_over_and_removed(
     assert [line["step"] for line in read_lines(run / "metrics.jsonl") if "loss" in line] == list(range(1, 12))
 
 
-@pytest.mark.parametrize("where", ["transformers.Trainer._save_checkpoint", "train.trainer.seal_checkpoint"])
+@pytest.mark.parametrize("where", ["transformers.Trainer._save_checkpoint", "train.checkpoints.seal_checkpoint"])
 def test_a_checkpoint_is_there_until_the_one_that_replaces_it_is_sealed(
     whole_run: Path, write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
 ) -> None:
@@ -80,7 +80,7 @@ def test_a_checkpoint_is_there_until_the_one_that_replaces_it_is_sealed(
 
 def test_old_checkpoints_go_after_the_new_one_is_sealed(write_config: WriteConfig, tmp_path: Path) -> None:
     config = write_config(training={"save_steps": 1, "max_steps": 4, "save_total_limit": 1})
-    train_and_be_killed_at("train.trainer.seal_checkpoint", config, call=4)
+    train_and_be_killed_at("train.checkpoints.seal_checkpoint", config, call=4)
     checkpoint, _, _ = newest_complete_checkpoint(tmp_path / "run")
     assert checkpoint is not None and checkpoint.name == "checkpoint-3"
     train_to_the_end(config)
