@@ -95,10 +95,7 @@ def prepare(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
 
 
 def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
-    """The settings and the shard set, checked, and the options that are no settings.
-
-    Raises `InputError`. Imports no torch.
-    """
+    """The settings and the shard set, checked, and the options that are no settings. Raises `InputError`; no torch."""
     values = vars(build_parser().parse_args(argv))
     names = ("config", "resume_from_checkpoint", "allow_data_change", "check", "dry_run")
     options = {name: values.pop(name) for name in names}

@@ -75,10 +75,7 @@ def typed(settings: Settings) -> Settings:
 
 
 def build_arguments(settings: Settings, data: shards.Data, *, auto_blocks: int = 1) -> TrainingArguments:
-    """What the user set (`typed`), and defaults that suit this machine and this trainer. Raises `InputError`.
-
-    `auto_blocks` is the micro-batch where it is set to `auto` (`train.trials`).
-    """
+    """What the user set (`typed`; `auto_blocks` for `auto`), and defaults that suit this machine. Raises `InputError`."""
     training, micro_batch = settings.training, settings.training.get("per_device_train_batch_size", 8)
     if micro_batch == "auto":
         where = settings.origin["per_device_train_batch_size"]

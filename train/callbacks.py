@@ -26,8 +26,6 @@ from train.sampling import Continuation, continue_prompts
 from train.settings import GenerationSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from train.trainer import BlockTrainer
 
 MAX_REPETITIONS = 4
@@ -78,10 +76,7 @@ class SamplesAtEvaluation(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self,
-        settings: GenerationSettings,
-        tokenizer: PreTrainedTokenizerBase,
-        keep: Callable[[list[Continuation], int], None],
+        self, settings: GenerationSettings, tokenizer: Any, keep: Callable[[list[Continuation], int], None]
     ) -> None:
         self._tokenizer, self._keep, self._failed = tokenizer, keep, False
         self._settings = dataclasses.replace(settings, max_new_tokens=min(settings.max_new_tokens, MAX_SAMPLE_TOKENS))

@@ -105,10 +105,7 @@ def tidy_checkpoints(run: Path) -> None:
 
 
 def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPosition:
-    """The position of a complete checkpoint. Raises `InputError` if it is not complete or damaged, saying why.
-
-    Without `check_content` files of the right size are taken for right.
-    """
+    """The position of a complete checkpoint; files are read if `check_content`. Raises `InputError`: what is damaged."""
     path = checkpoint / RECORD_NAME
     try:
         record = json.loads(path.read_bytes())

@@ -46,10 +46,7 @@ _WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "iostream error", 
 def train(
     settings: Settings, data: shards.Data, command: Sequence[str], *, resume: str | None, allow_data_change: bool
 ) -> None:
-    """Train, save, evaluate and sample. Raises `InputError`, and `KeyboardInterrupt` when it is stopped.
-
-    `resume` is that of `run_directory.plan_run`.
-    """
+    """Train, save, evaluate and sample. Raises `InputError`, and `KeyboardInterrupt` when it is stopped."""
     started = time.monotonic()
     settings, args = check(settings, data)
     run, is_first = settings.output_dir, args.process_index == 0
@@ -107,9 +104,6 @@ def train(
         say(*callbacks.end_lines(run, record, samples))
 
 
-# ---- before the training ----
-
-
 def _leave_process_group() -> None:
     """End the communication threads before the interpreter does: what still refers to the group is collected first."""
     gc.collect()
@@ -119,10 +113,7 @@ def _leave_process_group() -> None:
 def check_continuation(
     settings: Settings, data: shards.Data, plan: Plan, args: TrainingArguments, *, allow_data_change: bool
 ) -> list[str]:
-    """What of the data is not as it was, where that is allowed: a phrase each.
-
-    Raises `InputError` if the plan's checkpoint can't be continued with these settings.
-    """
+    """What of the data has changed, if that is allowed. Raises `InputError` if the checkpoint can't be continued so."""
     checkpoint = plan.checkpoint
     if checkpoint is None or plan.position is None:
         return []
@@ -144,9 +135,6 @@ def check_continuation(
         has = plural(plan.position.step, "step")
         raise InputError(f"{checkpoint}: has {has} already, the settings ask for {args.max_steps:,}")
     return changes
-
-
-# ---- the training and what follows ----
 
 
 def run_training(trainer: BlockTrainer, plan: Plan, resume: str | None) -> None:

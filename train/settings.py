@@ -161,12 +161,7 @@ class Settings:
 
 
 OPTIONS = {field.name: field.metadata for field in dataclasses.fields(Settings) if field.metadata}
-SECTIONS: dict[str, Any] = {
-    "model": ModelSettings,
-    "groups": GroupSettings,
-    "tracking": TrackingSettings,
-    "generation": GenerationSettings,
-}
+SECTIONS = {name: kind for name, kind in typing.get_type_hints(Settings).items() if dataclasses.is_dataclass(kind)}
 
 
 @functools.cache
@@ -241,10 +236,7 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
 
 
 def build(kind: type[Section], values: Mapping[str, Any], place: Callable[..., str], *path: str) -> Section:
-    """A `kind` of `values`, each as its field's annotation asks; `place` names where the value of some keys was given.
-
-    Raises `InputError`: a value is wrong, missing or unknown.
-    """
+    """A `kind` of `values`, as its annotations ask; `place` names where a value was given. Raises `InputError`."""
     hints, found = typing.get_type_hints(kind, include_extras=True), {}
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     require_known(values, fields, place(*path))

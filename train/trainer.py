@@ -101,8 +101,6 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(ProgressCallback)
         self.add_callback(RunCallback(self))
 
-    # ---- data ----
-
     def get_train_dataloader(self) -> Any:
         """Batches in the order of positions, dealt out to the ranks one after another by accelerate.
 
@@ -127,10 +125,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int]:
-        """The micro-batches of a step, and how many labels it has over all ranks.
-
-        Where the number is known beforehand, no rank and no GPU is waited for.
-        """
+        """The micro-batches of a step, and its labels over all ranks: where known beforehand, without waiting for any."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         num_ranks = self.args.world_size if self.args.average_tokens_across_devices else 1
         if self._every_token_is_label:
@@ -142,8 +137,6 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
     def true_epoch(self, step: int) -> float:
         """Passes over all blocks that are complete after `step` steps."""
         return step * self.batch_blocks / shards.epoch_blocks(self.data)
-
-    # ---- optimizer ----
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer of the settings over the named groups of parameters; those of other kinds are Trainer's."""
@@ -174,8 +167,6 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
             group.update({**given, "lr": given["lr"] * share(scheduler.last_epoch), "initial_lr": given["lr"]})
         scheduler.base_lrs = [group["initial_lr"] for group in groups]
         scheduler._last_lr = [group["lr"] for group in groups]
-
-    # ---- logs and evaluation ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         step, seconds = self.state.global_step, self.training_seconds()
@@ -213,10 +204,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
             self._started += time.monotonic() - begin
 
     def evaluate(self, *_: Any, all_blocks: bool = False, **__: Any) -> dict[str, float]:
-        """Loss and perplexity on validation blocks, `settings.eval_blocks` of them or all, logged; on every rank.
-
-        Of several sets each one's loss too, by its name.
-        """
+        """Loss and perplexity on `settings.eval_blocks` validation blocks or all, of each set too; on every rank."""
         args = self.args
         last_step, seconds = self._last_log  # what came after the last step, as saving, is no training
         if self.state.global_step > last_step:
@@ -261,8 +249,6 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
     def _note_evaluated_batch(self, batches: range) -> None:
         self.callback_handler.eval_dataloader = batches  # its length is that of the progress bar
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-
-    # ---- what is saved ----
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Private, because no hook runs before files are written: an older checkpoint of that name must step aside.

@@ -54,9 +54,6 @@ def preflight(trainer: Trainer) -> None:
     trainer.optimizer = trainer.lr_scheduler = None
 
 
-# ---- per_device_train_batch_size: auto ----
-
-
 def arguments_for(settings: Settings, data: shards.Data, args: TrainingArguments, plan: Plan) -> TrainingArguments:
     """The arguments, with the micro-batch found where the settings leave it open: the plan's, or by trying."""
     if settings.training.get("per_device_train_batch_size") != "auto":
@@ -108,10 +105,7 @@ def _fits(attempt: Callable[[int], None], blocks: int) -> bool:
 
 
 def try_step(model: nn.Module, args: TrainingArguments, shape: torch.Size) -> None:
-    """Forward, backward and an AdamW step of a copy of `model` on ids of `shape`. Draws no random number from CPU's.
-
-    Raises `torch.OutOfMemoryError`.
-    """
+    """An AdamW step of a copy of `model` on ids of `shape`, unless memory is out. Draws no random number from CPU's."""
     device, on_gpu = args.device, args.device.type == "cuda"
     if on_gpu:
         torch.cuda.set_per_process_memory_fraction(_TRIED_SHARE, device)
@@ -126,9 +120,6 @@ def try_step(model: nn.Module, args: TrainingArguments, shape: torch.Size) -> No
     finally:
         if on_gpu:
             torch.cuda.set_per_process_memory_fraction(1.0, device)
-
-
-# ---- --dry_run ----
 
 
 def dry_run(settings: Settings, data: shards.Data) -> list[str]:

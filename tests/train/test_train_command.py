@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shards.common.errors import InputError
+from tests.train.runs import Capture, MakeSet, WriteConfig
 from train import generate
 from train.__main__ import main
 from train.run_directory import read_lines, read_record
 
-WriteConfig = Callable[..., Path]
 EOS_ID, VOCAB_SIZE, PADDED_VOCAB_SIZE = 256, 257, 384
 
 
@@ -72,7 +71,7 @@ def test_a_model_that_was_cut_short_is_one_line(trained: Any, tmp_path: Path) ->
 
 
 def test_no_validation_blocks_is_no_fault(
-    write_config: WriteConfig, tmp_path: Path, make_set: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    write_config: WriteConfig, tmp_path: Path, make_set: MakeSet, capsys: Capture
 ) -> None:
     shard_set = make_set(tmp_path / "set", val_blocks=0)
     main(["--config", str(write_config()), "--shards", str(shard_set), "--eval_strategy", "steps", "--max_steps", "2"])

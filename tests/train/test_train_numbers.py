@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArgument
 
 import shards
 from shards.torch import BlockDataset
+from tests.train.runs import Capture, Patch, WriteConfig
 from train import evaluate
 from train.__main__ import main
 from train.arguments import check
@@ -23,7 +23,6 @@ from train.settings import load_settings
 from train.trainer import BlockTrainer
 
 EOS_ID, BLOCK_TOKENS, BATCH_BLOCKS = 256, 16, 4
-WriteConfig = Callable[..., Path]
 WAYS = [("concat", False), ("concat", True), ("best-fit", False), ("best-fit", True)]
 
 
@@ -69,7 +68,7 @@ def test_run_and_evaluation_agree_with_a_plain_model(
     write_config: WriteConfig,
     packed_sets: dict[str, Path],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
     packing: str,
     masked: bool,
     loss: str,
@@ -115,11 +114,7 @@ def untrained(config: Path, data: shards.Data) -> PreTrainedModel:
 
 @pytest.mark.parametrize(("packing", "masked"), WAYS)
 def test_labels_of_a_step_are_counted_over_its_batches(
-    write_config: WriteConfig,
-    packed_sets: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    packing: str,
-    masked: bool,
+    write_config: WriteConfig, packed_sets: dict[str, Path], monkeypatch: Patch, packing: str, masked: bool
 ) -> None:
     data = shards.open(str(packed_sets[packing]))
     trainer = trainer_of(write_config(shards=data.description, document_mask=masked), data)
@@ -139,9 +134,7 @@ def test_labels_of_a_step_are_counted_over_its_batches(
         assert trainer.get_batch_samples(iter(batches), 2, torch.device("cpu"))[1] == 3 * expected
 
 
-def test_utilization_is_of_all_devices(
-    write_config: WriteConfig, shard_set_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_utilization_is_of_all_devices(write_config: WriteConfig, shard_set_path: Path, monkeypatch: Patch) -> None:
     """Two steps of 4 blocks in half a second, on three devices of 1 GFLOP/s."""
     trainer = trainer_of(write_config(), shards.open(str(shard_set_path)))
     matrices = [parameter for name, parameter in trainer.model.model.layers.named_parameters() if parameter.ndim == 2]

@@ -1,28 +1,35 @@
-"""Blocks as a loop of torch gets them: from any position on, with labels, in the loader's workers."""
+"""Blocks as a loop of torch gets them: from any position on, with labels, in workers, in the example's loop."""
 
 from __future__ import annotations
 
 import itertools
 import pickle
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 import shards
+from docs.examples.own_loop import GLOBAL_BLOCKS, MICRO_BLOCKS, batches, train
 from shards.torch import IGNORED, BlockDataset, DocumentCollator, PaddingCollator, RunSampler, collate_blocks
+from tests.conftest import REPOSITORY
+from tests.train.runs import Capture
 
 
 def test_the_sampler_goes_on_from_its_state() -> None:
     order = shards.RunOrder((9,), 1)
-    whole = list(RunSampler(order, stop=10_000))
-    sampler = RunSampler(order, stop=10_000)
+    whole = list(RunSampler(order, stop=1_000))
+    sampler = RunSampler(order, stop=1_000)
     first = list(itertools.islice(sampler, 33))
     state = sampler.state_dict()
-    assert (first, state, len(sampler)) == (whole[:33], {"position": 33}, 10_000)
-    other = RunSampler(order, stop=10_000)
+    assert (first, state, len(sampler)) == (whole[:33], {"position": 33}, 1_000)
+    other = RunSampler(order, stop=1_000)
     other.load_state_dict(state)
     assert list(other) == whole[33:] and list(other) == []
 
@@ -82,3 +89,49 @@ def test_dataset_travels_to_a_spawned_worker_without_its_data(shard_set_path: Pa
     content = pickle.dumps(dataset)
     assert len(content) < 1000
     assert torch.equal(pickle.loads(content)[5], dataset[5])
+
+
+# ---- the example of a loop of one's own ----
+
+
+def ids(loader: Any) -> list[torch.Tensor]:
+    return [batch["input_ids"] for batch in loader]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_other_numbers_of_processes_see_the_same_batches(shard_set_path: Path, world_size: int) -> None:
+    """Each step's, whose positions are in turn those of the ranks."""
+    data = shards.open_data(str(shard_set_path))
+    whole = torch.cat(ids(batches(data, first_step=0, stop=5)))
+    ranks = [ids(batches(data, first_step=2, stop=5, rank=r, world_size=world_size)) for r in range(world_size)]
+    dealt = torch.cat([micro_batch for turn in zip(*ranks, strict=True) for micro_batch in turn])
+    assert whole.dtype == torch.int64 and torch.equal(dealt, whole[2 * GLOBAL_BLOCKS :])
+    assert len(ranks[0]) == 3 * GLOBAL_BLOCKS // MICRO_BLOCKS // world_size
+
+
+@pytest.mark.parametrize("accelerator", [None, Accelerator], ids=["plain", "accelerate"])
+def test_a_loop_that_was_stopped_ends_like_one_that_was_not(
+    shard_set_path: Path, tmp_path: Path, accelerator: Any, capsys: Capture
+) -> None:
+    data = shards.open_data(str(shard_set_path))
+    made = accelerator(cpu=True) if accelerator else None
+    whole = train(data, tmp_path / "whole.pt", stop=6, accelerator=made)
+    lines = capsys.readouterr().out.splitlines()
+    train(data, tmp_path / "parts.pt", stop=4)
+    parts = train(data, tmp_path / "parts.pt", stop=6, accelerator=made)
+    assert capsys.readouterr().out.splitlines() == lines and len(lines) == 6
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_one_stopped(shard_set_path: Path, tmp_path: Path) -> None:
+    data = shards.open_data(str(shard_set_path))
+    whole = train(data, tmp_path / "whole.pt", stop=6)
+    train(data, tmp_path / "parts.pt", stop=4)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "docs.examples.own_loop", str(shard_set_path), str(tmp_path / "parts.pt"), "--stop", "6"]
+    subprocess.run([*command, "--accelerate"], check=True, cwd=REPOSITORY)
+    found = torch.load(tmp_path / "parts.pt", weights_only=True)
+    assert found["step"] == 6
+    for name, expected in whole.state_dict().items():
+        torch.testing.assert_close(found["model"][name], expected, rtol=1e-3, atol=1e-4)

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,10 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from tests.conftest import REPOSITORY
 from tests.train.processes import command, in_two_processes
-from tests.train.runs import as_stopped_at, losses
+from tests.train.runs import WriteConfig, as_stopped_at, losses
 from train.__main__ import main
 from train.checkpoints import newest_complete_checkpoint
 from train.run_directory import read_record
-
-WriteConfig = Callable[..., Path]
 
 
 @pytest.mark.parametrize(("number", "status", "num_workers"), [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 2)])

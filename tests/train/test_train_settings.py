@@ -7,15 +7,15 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 import yaml
 
 from shards.common.errors import InputError
+from tests.train.runs import MakeSet, Patch, WriteConfig
 from train.__main__ import build_parser, main, prepare
 from train.arguments import check, decay_settings, micro_batches, typed
 from train.settings import load_settings, training_fields
@@ -23,7 +23,6 @@ from train.trainer import BlockTrainer
 from train.trials import preflight
 from train.values import Count, convert
 
-WriteConfig = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
 REFUSED = object()
 SWEEP = ROOT / "configs" / "sweep.yaml"  # settings of `train.sweep`, checked there
@@ -108,7 +107,8 @@ def test_of_two_ways_to_set_the_batch_the_command_lines_wins(write_config: Write
         load_settings(by_blocks, {"gradient_accumulation_steps": "4", "global_batch_blocks": "8"})
 
 
-FAULTS_WITHOUT_TORCH = [
+# Sections of the config, or options as the command line has them; and what is said. Needing no torch:
+FAULTS: list[tuple[dict[str, Any] | str, str]] = [
     ({"modle": {}}, r"config.yaml: unknown key 'modle'; did you mean 'model'\?"),
     ({"learning_rate": 1}, "config.yaml: unknown key 'learning_rate'; it belongs in the section `training`"),
     ({"model": {"hidden_sise": 1}}, r"config.yaml: model: unknown key 'hidden_sise'; did you mean 'hidden_size'\?"),
@@ -117,10 +117,7 @@ FAULTS_WITHOUT_TORCH = [
     ({"training": {"output_dir": None}}, "config.yaml: training: output_dir: expected text, found None"),
     ({"training": 7}, "config.yaml: training: expected a mapping, found 7"),
     ({"model": {"hidden_size": "big"}}, "model: hidden_size: expected a whole number, found 'big'"),
-    (
-        {"model": {"hidden_size": 18}},
-        "model: hidden_size: expected a multiple of 2 × num_attention_heads = 4, found 18",
-    ),
+    ({"model": {"hidden_size": 18}}, "hidden_size: expected a multiple of 2 × num_attention_heads = 4, found 18"),
     ({"model": {"num_key_value_heads": 3}}, "num_key_value_heads: expected a divisor of num_attention_heads = 2"),
     ({"model": {"max_position_embeddings": 8}}, "max_position_embeddings: 8 positions are too few .* 16 tokens"),
     ({"tracking": {"mode": "onlin"}}, r"tracking: mode: expected auto or .*found 'onlin'; did you mean 'online'\?"),
@@ -128,14 +125,44 @@ FAULTS_WITHOUT_TORCH = [
     ({"generation": {"top_p": 0}}, "generation: top_p: expected above 0, at most 1, found 0"),
     ({"generation": {"temperature": 1e-45}}, "generation: temperature: expected 0, or 0.001 to 100, found 1e-45"),
     ({"shards": "/nowhere/at/all"}, "/nowhere/at/all: no such shard set"),
+    ("--learning_rte 1", r"unrecognized argument '--learning_rte'; did you mean '--learning_rate'\?"),
+    ("--report_to all", "--report_to: can't be set: see the section `tracking`"),
+    ("--resume_from_checkpoint", "run: no complete checkpoint to continue from"),
+    ("--resume_from_checkpoint /nowhere", "/nowhere: no such checkpoint"),
+    ("--push_to_hub", "--push_to_hub: can't be set: .*`hf upload`"),
+    ("--learning_rate fast", "--learning_rate: expected a number, found 'fast'"),
+    ("--bf16 sometimes", "--bf16: .*sometimes"),
+    ("--eval_strategy sometimes", "--eval_strategy: expected no or steps or epoch, found 'sometimes'"),
+    ("--optim adamw_bnb_8bit", "training: optim: adamw_bnb_8bit: .*bitsandbytes"),
+    ("--optim galore_adamw", "training: optim: galore_adamw: .*"),
+    ("--optim adamw_torch --optim_args foo", "training: optim: adamw_torch: .*"),
+    ("--adam_beta1 2.0", "training: optim: adamw_torch\\w*: Invalid beta parameter"),
+    ("--optim muon --learning_rate -1", "--learning_rate: expected 0 or more, found '-1'"),
+    ("--dataloader_num_workers -1", "training: dataloader: .*num_workers"),
+    ("--per_device_train_batch_size 0", "per_device_train_batch_size: expected at least 1, found '0'"),
+    ("--num_train_epochs 0", "num_train_epochs: expected above 0, at most 1,000,000, found '0'"),
+    ("--max_steps 99999999999999999999", "--max_steps: expected at most 2,147,483,647 steps"),
+    ("--save_steps -5", "save_steps: expected above 0 .for never: save_strategy: 'no'., found '-5'"),
+    ('--lr_scheduler_kwargs {"foo":1}', "training: lr_scheduler_type: linear: .*foo"),
+    ('--lr_scheduler_type cosine --lr_scheduler_kwargs {"num_cycles":1e999}', "cosine: math domain error"),
+    ('--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs {"num_decay_steps":-1}', "0 or more, found -1"),
+    ('--gradient_checkpointing true --gradient_checkpointing_kwargs {"foo":1}', "gradient_checkpointing_kwargs: .*foo"),
+    ("--torch_compile true --torch_compile_backend nope", "training: torch_compile: .*nope"),
+    ("--metric_for_best_model nope", "metric_for_best_model: expected loss or eval_loss"),
+    ("--fsdp full_shard", "fsdp: shards a model over GPUs"),
+    ("--output_dir /proc/x", "/proc/x: can't be made there; choose another --output_dir"),
+    ("--model.hidden_size 100000000000", "^out of memory.*: the machine can't hold this model; choose a smaller one"),
+    ("--model.hidden_act nope", "model: hidden_act: 'nope' is unknown to transformers"),
 ]
 
 
-@pytest.mark.parametrize(("sections", "expected"), FAULTS_WITHOUT_TORCH)
-def test_faults_of_a_config_name_the_place(
-    write_config: WriteConfig, sections: dict[str, object], expected: str
+@pytest.mark.parametrize(("change", "expected"), FAULTS)
+def test_what_cannot_be_trained_with_is_refused_before_anything_is_written(
+    write_config: WriteConfig, tmp_path: Path, change: dict[str, Any] | str, expected: str
 ) -> None:
-    refused(write_config(**sections), ["--check"], expected)
+    sections, options = ({}, change.split()) if isinstance(change, str) else (change, [])
+    refused(write_config(**sections), options, expected)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -156,56 +183,6 @@ def test_faults_of_yaml_name_the_line(tmp_path: Path, text: str, expected: str) 
         load_settings(path / "b.yaml", {})
 
 
-# As the command line has them: (options, what is said).
-OPTIONS = [
-    ("--learning_rte 1", r"unrecognized argument '--learning_rte'; did you mean '--learning_rate'\?"),
-    ("--report_to all", "--report_to: can't be set: see the section `tracking`"),
-    ("--resume_from_checkpoint", "run: no complete checkpoint to continue from"),
-    ("--resume_from_checkpoint /nowhere", "/nowhere: no such checkpoint"),
-    ("--push_to_hub", "--push_to_hub: can't be set: .*`hf upload`"),
-    ("--learning_rate fast", "--learning_rate: expected a number, found 'fast'"),
-    ("--bf16 sometimes", "--bf16: .*sometimes"),
-    ("--eval_strategy sometimes", "--eval_strategy: expected no or steps or epoch, found 'sometimes'"),
-    ("--optim adamw_bnb_8bit", "training: optim: adamw_bnb_8bit: .*bitsandbytes"),
-    ("--optim galore_adamw", "training: optim: galore_adamw: .*"),
-    ("--optim adamw_torch --optim_args foo", "training: optim: adamw_torch: .*"),
-    ("--adam_beta1 2.0", "training: optim: adamw_torch\\w*: Invalid beta parameter"),
-    ("--optim muon --learning_rate -1", "--learning_rate: expected 0 or more, found '-1'"),
-    ("--dataloader_num_workers -1", "training: dataloader: .*num_workers"),
-    ("--per_device_train_batch_size 0", "per_device_train_batch_size: expected at least 1, found '0'"),
-    ("--num_train_epochs 0", "num_train_epochs: expected above 0, at most 1,000,000, found '0'"),
-    ("--max_steps 99999999999999999999", "--max_steps: expected at most 2,147,483,647 steps"),
-    ("--save_steps -5", "save_steps: expected above 0 .for never: save_strategy: 'no'., found '-5'"),
-    ('--lr_scheduler_kwargs {"foo":1}', "training: lr_scheduler_type: linear: .*foo"),
-    (
-        '--lr_scheduler_type cosine --lr_scheduler_kwargs {"num_cycles":1e999}',
-        "lr_scheduler_type: cosine: math domain error",
-    ),
-    (
-        '--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs {"num_decay_steps":-1}',
-        "num_decay_steps: expected 0 or more, found -1",
-    ),
-    ('--gradient_checkpointing true --gradient_checkpointing_kwargs {"foo":1}', "gradient_checkpointing_kwargs: .*foo"),
-    ("--torch_compile true --torch_compile_backend nope", "training: torch_compile: .*nope"),
-    (
-        "--load_best_model_at_end --metric_for_best_model nope --eval_strategy steps",
-        "metric_for_best_model: expected loss or eval_loss",
-    ),
-    ("--fsdp full_shard", "fsdp: shards a model over GPUs"),
-    ("--output_dir /proc/x", "/proc/x: can't be made there; choose another --output_dir"),
-    ("--model.hidden_size 100000000000", "^out of memory.*: the machine can't hold this model; choose a smaller one"),
-    ("--model.hidden_act nope", "model: hidden_act: 'nope' is unknown to transformers"),
-]
-
-
-@pytest.mark.parametrize(("line", "expected"), OPTIONS)
-def test_options_that_cannot_be_trained_with_are_refused_before_anything_is_written(
-    write_config: WriteConfig, tmp_path: Path, line: str, expected: str
-) -> None:
-    refused(write_config(), line.split(), expected)
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize(
     ("changes", "arguments"),
     [
@@ -224,7 +201,7 @@ def test_usual_options_are_taken_and_a_check_writes_nothing(
 
 
 def test_several_gpus_and_one_process_are_refused_with_the_command(
-    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+    write_config: WriteConfig, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr("transformers.TrainingArguments.n_gpu", 4)
     refused(
@@ -262,7 +239,7 @@ def test_accumulation_follows_from_the_global_batch() -> None:
 
 @pytest.mark.parametrize("shards", ["{0}", "{0}:1,{0}:1"])
 def test_a_set_that_is_empty_or_whose_tokenizer_was_changed_is_not_trained_on(
-    write_config: WriteConfig, make_set: Callable[..., Path], tmp_path: Path, shards: str
+    write_config: WriteConfig, make_set: MakeSet, tmp_path: Path, shards: str
 ) -> None:
     empty, damaged = make_set(tmp_path / "empty", train_blocks=0), make_set(tmp_path / "damaged")
     refused(write_config(shards=shards.format(empty)), [], "empty.*: has no training blocks")

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from shards.common.errors import InputError
-from tests.train.runs import stop_after, train_to_the_end
+from tests.train.runs import Capture, MakeSet, Patch, WriteConfig, stop_after, train_to_the_end
 from train.run_directory import record_part
 from train.trials import largest_micro_batch
 
-WriteConfig = Callable[..., Path]
-
 
 def test_what_a_run_takes_is_said_and_nothing_is_written(
-    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write_config: WriteConfig, tmp_path: Path, capsys: Capture
 ) -> None:
     config = write_config(training={"max_steps": 11, "save_steps": 5, "save_total_limit": 2})
     before = sorted(tmp_path.rglob("*"))
@@ -46,9 +43,9 @@ def test_what_a_run_takes_is_said_and_nothing_is_written(
 def test_the_passes_are_those_of_the_run_over_each_set(
     write_config: WriteConfig,
     shard_set_path: Path,
-    make_set: Callable[..., Path],
+    make_set: MakeSet,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
     shards: object,
     max_steps: int,
     passes: str,
@@ -78,7 +75,7 @@ def test_the_largest_power_of_two_that_fits_and_divides_the_share(
 
 
 def test_a_run_keeps_the_micro_batch_that_was_found(
-    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     auto = ["--max_steps", "4", "--per_device_train_batch_size", "auto"]
     with pytest.raises(InputError, match="per_device_train_batch_size: expected global_batch_blocks"):
@@ -86,7 +83,7 @@ def test_a_run_keeps_the_micro_batch_that_was_found(
     auto += ["--global_batch_blocks", "4"]
     with monkeypatch.context() as patch:
         patch.setattr("train.trials.find_micro_batch", lambda *_arguments: 2)
-        stop_after(3, monkeypatch, write_config(), *auto)
+        stop_after(3, write_config(), *auto)
     train_to_the_end(write_config(), *auto)
     arguments = record_part(tmp_path / "run", "training_arguments")
     assert (arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]) == (2, 2)
