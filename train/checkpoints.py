@@ -96,7 +96,7 @@ def tidy_checkpoints(run: Path) -> None:
     for path in numbered_checkpoints(run):
         if not is_sealed(path):
             remove(path)
-    for old in run.glob(f"checkpoint-*{_OLD_SUFFIX}"):
+    for old in numbered_checkpoints(run, _OLD_SUFFIX):
         plain = old.with_suffix("")
         if plain.exists() or not is_sealed(old):
             remove(old)
@@ -134,14 +134,14 @@ def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPositi
     return position
 
 
-def numbered_checkpoints(run: Path) -> list[Path]:
-    """The directories `checkpoint-STEP` in `run`, by step, sealed or not."""
-    found = [path for path in run.glob("checkpoint-*") if path.name[len("checkpoint-") :].isdecimal() and path.is_dir()]
-    return sorted(found, key=_step_of)
+def numbered_checkpoints(run: Path, suffix: str = "") -> list[Path]:
+    """The directories `checkpoint-STEP`, or with a `suffix`, in `run`, by step, sealed or not. Others aren't ours."""
+    found = (path for path in run.glob(f"checkpoint-*{suffix}") if path.suffix == suffix and path.is_dir())
+    return sorted((path for path in found if path.stem[len("checkpoint-") :].isdecimal()), key=_step_of)
 
 
 def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.partition("-")[2])
+    return int(checkpoint.stem.partition("-")[2])
 
 
 def newest_complete_checkpoint(
@@ -152,9 +152,8 @@ def newest_complete_checkpoint(
     Unsealed ones don't count. One that was set aside is given by the name that `tidy_checkpoints` gives it back.
     """
     faults: list[str] = []
-    sealed = {path: path for path in numbered_checkpoints(run) if is_sealed(path)}
-    for old in run.glob(f"checkpoint-*{_OLD_SUFFIX}"):
-        sealed.setdefault(old.with_suffix(""), old)
+    found = (*numbered_checkpoints(run, _OLD_SUFFIX), *numbered_checkpoints(run))
+    sealed = {path.with_suffix(""): path for path in found if is_sealed(path)}
     for path in sorted(sealed, key=_step_of, reverse=True):
         try:
             return path, read_position(sealed[path], check_content=check_content), faults

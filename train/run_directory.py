@@ -19,7 +19,6 @@ import fcntl
 import importlib.metadata
 import importlib.util
 import json
-import math
 import os
 import platform
 import subprocess
@@ -256,9 +255,8 @@ def is_locked(run: Path) -> bool:
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:
     """`values` with null for what JSON has no number for."""
-    return {
-        key: value if not isinstance(value, float) or math.isfinite(value) else None for key, value in values.items()
-    }
+    found: dict[str, Any] = json.loads(json.dumps(values), parse_constant=lambda _word: None)
+    return found
 
 
 def json_lines(records: Iterable[dict[str, Any]]) -> bytes:

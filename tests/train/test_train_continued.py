@@ -178,9 +178,10 @@ def test_a_checkpoint_without_its_seal_is_passed_over_and_removed(
         assert numbered_checkpoints(run)[-1].name == f"checkpoint-{2 * call}"
         capsys.readouterr()
     (run / "checkpoint-4" / "of-the-unsealed").touch()
+    (run / "checkpoint-best.old").mkdir()  # the user's
     train_to_the_end(config)
     assert f"continuing from {run}/checkpoint-2" in capsys.readouterr().out
-    assert not (run / "checkpoint-4" / "of-the-unsealed").exists()
+    assert not (run / "checkpoint-4" / "of-the-unsealed").exists() and (run / "checkpoint-best.old").exists()
     assert [line["step"] for line in read_lines(run / "metrics.jsonl") if "loss" in line] == list(range(1, 12))
 
 
