@@ -100,7 +100,7 @@ def ours(directory: Path, options: dict[str, Any]) -> list[float]:
     import yaml
 
     from train.__main__ import main
-    from train.log_lines import MetricsFile
+    from train.callbacks import MetricsFile
 
     times: list[float] = []
     MetricsFile.on_step_end = lambda *_args, **_: times.append(time.perf_counter())

@@ -224,7 +224,7 @@ def test_a_config_made_to_harm(tmp_path: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [{"files": files} for files in ({"../../x": 1}, {"/etc/passwd": 1}, [1], {"x": 2**64})]
-    + [{"step": step} for step in ("4", True, -1)]
+    + [{"step": step} for step in ("four", True, -1)]
     + [{"seed": 1.5}, {"other": 1}],
 )
 def test_the_record_of_a_checkpoint(tmp_path: Path, change: dict[str, Any]) -> None:

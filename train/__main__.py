@@ -39,8 +39,7 @@ def build_parser() -> Parser:
     parser.add_argument("--config", required=True, type=Path, metavar="FILE.yaml", help="the settings of the run")
     switch: dict[str, Any] = {"nargs": "?", "const": "true"}
     for name, option in OPTIONS.items():
-        is_switch = option["metavar"] == "true|false"
-        parser.add_argument(f"--{name}", **option, **(switch if is_switch else {}))
+        parser.add_argument(f"--{name}", **option, **(switch if option["metavar"] == "true|false" else {}))
     parser.add_argument(
         "--resume_from_checkpoint",
         nargs="?",
@@ -65,21 +64,21 @@ def main(argv: list[str]) -> None:
     try:
         settings, data, options = prepare(argv)
         prepare_environment()
-        from train.run import check, train
-
         if options["check"]:
+            from train.arguments import check
+
             check(settings, data)
-            return
-        if options["dry_run"]:
-            from train.dry_run import dry_run
+        elif options["dry_run"]:
+            from train.trials import dry_run
 
             lines = dry_run(settings, data)
-            if process_rank() == 0:
-                say(*lines)
-            return
-        command = ["python", "-m", "train", *argv]
-        resume, allow_data_change = options["resume_from_checkpoint"], options["allow_data_change"]
-        train(settings, data, command, resume=resume, allow_data_change=allow_data_change)
+            say(*(lines if process_rank() == 0 else ()))
+        else:
+            from train.run import train
+
+            resume, allow_data_change = options["resume_from_checkpoint"], options["allow_data_change"]
+            command = ["python", "-m", "train", *argv]
+            train(settings, data, command, resume=resume, allow_data_change=allow_data_change)
     except InputError:
         if process_rank() != 0:  # the first process reports it, and torchrun then ends this one
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -96,10 +95,7 @@ def prepare(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
 
 
 def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
-    """The settings and the shard set, checked, and the options that are no settings.
-
-    Raises `InputError`. Imports no torch.
-    """
+    """The settings and the shard set, checked, and the options that are no settings. Raises `InputError`; no torch."""
     values = vars(build_parser().parse_args(argv))
     names = ("config", "resume_from_checkpoint", "allow_data_change", "check", "dry_run")
     options = {name: values.pop(name) for name in names}

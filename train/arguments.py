@@ -1,4 +1,4 @@
-"""The TrainingArguments of a run: typed by transformers' own parser, completed for this machine, tried before use."""
+"""The TrainingArguments of a run: typed by transformers' own annotations, completed for this machine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
+import shards
 from shards.common.errors import InputError, choice
 from shards.common.text import printable
 from train.head_loss import has_triton
@@ -24,6 +24,11 @@ from train.model import bf16_pays
 from train.settings import MUON, Settings
 from train.values import Allowed, Count, NotNegative, Seed, convert, require
 
+MEMORY_REMEDY = (
+    "choose a smaller --per_device_train_batch_size (with global_batch_blocks, or as many times more "
+    "--gradient_accumulation_steps, a step stays the same) and --per_device_eval_batch_size; "
+    "the same command with that goes on from the newest checkpoint"
+)
 # What transformers and torch check late or never, and values of our own.
 _KINDS: dict[str, Any] = {
     "per_device_train_batch_size": Literal["auto"] | Count,
@@ -45,17 +50,21 @@ for _name in ("logging", "eval", "save"):
     _KINDS[f"{_name}_steps"] = Annotated[float, _never] | None
 
 
+def check(settings: Settings, data: shards.Data) -> tuple[Settings, TrainingArguments]:
+    """The settings with typed values, and the arguments for this machine. Raises `InputError`; writes nothing."""
+    settings = typed(settings)
+    return settings, build_arguments(settings, data)
+
+
 def typed(settings: Settings) -> Settings:
     """`settings` with the values of `training` in the types of their fields. Raises `InputError`, naming the place."""
-    hints = typing.get_type_hints(TrainingArguments)
+    hints, values = typing.get_type_hints(TrainingArguments), {}
     choices = {field.name: field.metadata.get("choices", ()) for field in dataclasses.fields(TrainingArguments)}
     for name, hint in hints.items():
         for kind in typing.get_args(hint):
             if isinstance(kind, enum.EnumType):
-                members: dict[str, Any] = dict(kind.__members__)
-                choices[name] = [member.value for member in members.values()]
+                choices[name] = [member.value for member in typing.cast(Any, kind)]
     choices["optim"] = [*choices["optim"], MUON]
-    values = {}
     for name, value in settings.training.items():
         where = settings.origin[name]
         if choices[name] and value is not None:
@@ -65,13 +74,9 @@ def typed(settings: Settings) -> Settings:
     return dataclasses.replace(settings, training=values)
 
 
-def build_arguments(settings: Settings, *, epoch_blocks: int, auto_blocks: int = 1) -> TrainingArguments:
-    """What the user set (`typed`), and defaults that suit this machine and this trainer. Raises `InputError`.
-
-    `auto_blocks` is the micro-batch where it is set to `auto` (`train.micro_batch`).
-    """
-    training = settings.training
-    micro_batch = training.get("per_device_train_batch_size", 8)
+def build_arguments(settings: Settings, data: shards.Data, *, auto_blocks: int = 1) -> TrainingArguments:
+    """What the user set (`typed`; `auto_blocks` for `auto`), and defaults that suit this machine. Raises `InputError`."""
+    training, micro_batch = settings.training, settings.training.get("per_device_train_batch_size", 8)
     if micro_batch == "auto":
         where = settings.origin["per_device_train_batch_size"]
         require(settings.global_batch_blocks is not None, where, "global_batch_blocks, so that a step is known", "auto")
@@ -128,11 +133,10 @@ def build_arguments(settings: Settings, *, epoch_blocks: int, auto_blocks: int =
             torch.compile(torch.neg, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
     if args.max_steps <= 0:
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        args.max_steps = max(1, math.ceil(args.num_train_epochs * epoch_blocks / batch))
+        args.max_steps = max(1, math.ceil(args.num_train_epochs * shards.epoch_blocks(data) / batch))
     if args.lr_scheduler_type == "warmup_stable_decay":
         warmup = args.get_warmup_steps(args.max_steps)
-        given = args.lr_scheduler_kwargs or {}
-        args.lr_scheduler_kwargs = decay_settings(given, max_steps=args.max_steps, warmup_steps=warmup)
+        args.lr_scheduler_kwargs = decay_settings(args.lr_scheduler_kwargs or {}, args.max_steps, warmup)
     return args
 
 
@@ -153,7 +157,7 @@ def micro_batches(global_batch_blocks: int, most_blocks: int, num_processes: int
     return micro_batch, steps
 
 
-def decay_settings(given: dict[str, Any], *, max_steps: int, warmup_steps: int) -> dict[str, Any]:
+def decay_settings(given: dict[str, Any], max_steps: int, warmup_steps: int) -> dict[str, Any]:
     """The settings of `warmup_stable_decay`: unless given, the rate falls linearly in the last fifth of the steps.
 
     A `num_decay_steps` below 1 is a share of the steps, as `warmup_steps` is. Raises `InputError` if the decay does not
@@ -162,8 +166,7 @@ def decay_settings(given: dict[str, Any], *, max_steps: int, warmup_steps: int) 
     settings = {"num_decay_steps": 0.2, "decay_type": "linear", **given}
     where = "training: lr_scheduler_kwargs: num_decay_steps"
     asked = convert(settings["num_decay_steps"], NotNegative, where)
-    decay = math.ceil(asked * max_steps if asked < 1 else asked)
-    room = max(0, max_steps - warmup_steps)
+    decay, room = math.ceil(asked * max_steps if asked < 1 else asked), max(0, max_steps - warmup_steps)
     if "num_decay_steps" in given and decay > room + (1 if asked < 1 else 0):
         raise InputError(
             f"{where}: {warmup_steps:,} steps of warm-up and {decay:,} of decay are more than the run's {max_steps:,}"
@@ -182,22 +185,3 @@ def one_line_errors(setting: str) -> Iterator[None]:
         words = str(error).strip().partition("\n")[0]
         reason = f"{type(error).__name__} {words}" if isinstance(error, LookupError) or not words else words
         raise InputError(f"{setting}: {printable(reason)}") from None
-
-
-def preflight(trainer: Trainer) -> None:
-    """Raise `InputError` if the training could not begin: its loader, optimizer and schedule are made and put aside.
-
-    Trainer makes them again when the training begins. Draws no random number.
-    """
-    args = trainer.args
-    with one_line_errors("training: dataloader"):
-        trainer.get_train_dataloader()
-    with one_line_errors(f"training: optim: {args.optim.value}"):
-        optimizer = trainer.create_optimizer()
-    with one_line_errors(f"training: lr_scheduler_type: {args.lr_scheduler_type.value}"):
-        schedule = trainer.create_scheduler(args.max_steps, optimizer)
-        steps, warmup = args.max_steps, args.get_warmup_steps(args.max_steps)
-        for step in sorted({0, 1, warmup, warmup + 1, (warmup + steps) // 2, steps - 1, steps}):
-            if isinstance(schedule, LambdaLR) and not all(math.isfinite(rate(step)) for rate in schedule.lr_lambdas):
-                raise ValueError(f"the rate of step {step:,} is non-finite; change lr_scheduler_kwargs")
-    trainer.optimizer = trainer.lr_scheduler = None

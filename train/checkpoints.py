@@ -14,23 +14,26 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from shards.common.errors import InputError, nearest_path
 from shards.common.files import file_digest, flush_directory, write_atomically
+from train.settings import build
+from train.values import Allowed, convert
 
 RECORD_NAME = "checkpoint.json"
 _OLD_SUFFIX = ".old"
+Whole = Annotated[int, Allowed("0 or more", lambda value: value >= 0)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataPosition:
     """Where a run stands in its data. Two of them that agree in all but `step` are of one run."""
 
-    step: int
-    global_batch_blocks: int
-    block_tokens: int
-    seed: int
+    step: Whole
+    global_batch_blocks: Whole
+    block_tokens: Whole
+    seed: Whole
     fingerprint: str  # of the shard set, or of the mixture
     shuffle: str = "global"
     document_mask: bool = False
@@ -64,16 +67,13 @@ def is_sealed(directory: Path) -> bool:
     return (directory / RECORD_NAME).is_file()
 
 
-def set_aside_name(directory: Path) -> Path:
-    """What `set_aside` calls it."""
-    return directory.with_name(directory.name + _OLD_SUFFIX)
-
-
-def set_aside(directory: Path) -> None:
-    """Make room for a new directory of that name, where there is one."""
+def set_aside(directory: Path) -> Path:
+    """Make room for a new directory of that name; returns where the old one is then, if there is one."""
+    old = directory.with_name(directory.name + _OLD_SUFFIX)
     if directory.exists():
-        remove(set_aside_name(directory))
-        os.rename(directory, set_aside_name(directory))
+        remove(old)
+        os.rename(directory, old)
+    return old
 
 
 def remove(directory: Path) -> None:
@@ -85,10 +85,10 @@ def remove(directory: Path) -> None:
 
 def replace_directory(new: Path, final: Path) -> None:
     """Rename `new` to `final`; an older `final` is deleted after that."""
-    set_aside(final)
+    old = set_aside(final)
     os.rename(new, final)
     flush_directory(final.parent)
-    remove(set_aside_name(final))
+    remove(old)
 
 
 def tidy_checkpoints(run: Path) -> None:
@@ -96,7 +96,7 @@ def tidy_checkpoints(run: Path) -> None:
     for path in numbered_checkpoints(run):
         if not is_sealed(path):
             remove(path)
-    for old in run.glob(f"checkpoint-*{_OLD_SUFFIX}"):
+    for old in numbered_checkpoints(run, _OLD_SUFFIX):
         plain = old.with_suffix("")
         if plain.exists() or not is_sealed(old):
             remove(old)
@@ -105,16 +105,18 @@ def tidy_checkpoints(run: Path) -> None:
 
 
 def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPosition:
-    """The position of a complete checkpoint. Raises `InputError` if it is not complete or damaged, saying why.
-
-    Without `check_content` files of the right size are taken for right.
-    """
+    """The position of a complete checkpoint; files are read if `check_content`. Raises `InputError`: what is damaged."""
     path = checkpoint / RECORD_NAME
     try:
         record = json.loads(path.read_bytes())
-        sizes, digests = record.pop("files"), record.pop("blake3")
-        position = DataPosition(**record)
-        _check_record(position, sizes, digests)
+        sizes = convert(record.pop("files"), dict[str, Whole], "files")
+        digests = convert(record.pop("blake3"), dict[str, str], "blake3")
+        position = build(DataPosition, record, lambda *keys: ": ".join(keys) or "position")
+        if (
+            any(".." in Path(name).parts or Path(name).is_absolute() for name in sizes)
+            or sizes.keys() != digests.keys()
+        ):
+            raise ValueError("files: expected names of files within the checkpoint, each with its digest")
     except FileNotFoundError:
         unsealed = f"no {RECORD_NAME}, so it was not written to its end"
         what = unsealed if checkpoint.is_dir() else f"no such checkpoint{nearest_path(checkpoint, Path.is_dir)}"
@@ -132,27 +134,14 @@ def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPositi
     return position
 
 
-def _check_record(position: DataPosition, sizes: Any, digests: Any) -> None:
-    """Raise `ValueError` unless the values of a `checkpoint.json` are of the right kinds."""
-    for field in dataclasses.fields(DataPosition):
-        if type(getattr(position, field.name)).__name__ != field.type:
-            raise ValueError(f"{field.name}: expected {field.type}")
-    if not isinstance(sizes, dict) or any(".." in Path(name).parts or Path(name).is_absolute() for name in sizes):
-        raise ValueError("files: expected names of files within the checkpoint, and their sizes")
-    if any(type(number) is not int or number < 0 for number in (position.step, *sizes.values())):
-        raise ValueError("expected sizes of files and a step that are whole numbers")
-    if not isinstance(digests, dict) or digests.keys() != sizes.keys():
-        raise ValueError("blake3: expected a digest of each file")
-
-
-def numbered_checkpoints(run: Path) -> list[Path]:
-    """The directories `checkpoint-STEP` in `run`, by step, sealed or not."""
-    found = [path for path in run.glob("checkpoint-*") if path.name[len("checkpoint-") :].isdecimal() and path.is_dir()]
-    return sorted(found, key=_step_of)
+def numbered_checkpoints(run: Path, suffix: str = "") -> list[Path]:
+    """The directories `checkpoint-STEP`, or with a `suffix`, in `run`, by step, sealed or not. Others aren't ours."""
+    found = (path for path in run.glob(f"checkpoint-*{suffix}") if path.suffix == suffix and path.is_dir())
+    return sorted((path for path in found if path.stem[len("checkpoint-") :].isdecimal()), key=_step_of)
 
 
 def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.partition("-")[2])
+    return int(checkpoint.stem.partition("-")[2])
 
 
 def newest_complete_checkpoint(
@@ -163,9 +152,8 @@ def newest_complete_checkpoint(
     Unsealed ones don't count. One that was set aside is given by the name that `tidy_checkpoints` gives it back.
     """
     faults: list[str] = []
-    sealed = {path: path for path in numbered_checkpoints(run) if is_sealed(path)}
-    for old in run.glob(f"checkpoint-*{_OLD_SUFFIX}"):
-        sealed.setdefault(old.with_suffix(""), old)
+    found = (*numbered_checkpoints(run, _OLD_SUFFIX), *numbered_checkpoints(run))
+    sealed = {path.with_suffix(""): path for path in found if is_sealed(path)}
     for path in sorted(sealed, key=_step_of, reverse=True):
         try:
             return path, read_position(sealed[path], check_content=check_content), faults

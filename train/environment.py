@@ -24,18 +24,10 @@ _DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_MININTERVAL": "1",
 }
-_IGNORED_WARNINGS = (
-    ".*pin_memory.*",
-    ".*lr_scheduler.step.*optimizer.step.*",
-    ".*Grad strides do not match bucket view strides.*",
-)
+_IGNORED_WARNINGS = r".*(pin_memory|lr_scheduler\.step.*optimizer\.step|Grad strides do not match bucket view strides)"
 _MEMORY_SIGNS = (
-    "can't allocate memory",
-    "not enough memory",
-    "Storage size calculation overflowed",
-    "Cannot allocate memory",  # safetensors
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't allocate memory|not enough memory|Storage size calculation overflowed|Cannot allocate memory|"
+    "CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
 )
 
 
@@ -43,8 +35,7 @@ def prepare_environment() -> None:
     """Threads that wait politely, no access to a hub, errors only. What the user has set in the environment stays."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    for message in _IGNORED_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", message=_IGNORED_WARNINGS)
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
     for name in ("torch.distributed", "accelerate"):
@@ -67,7 +58,7 @@ def out_of_memory(remedy: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError" and not any(sign in str(error) for sign in _MEMORY_SIGNS):
+        if type(error).__name__ != "OutOfMemoryError" and not re.search(_MEMORY_SIGNS, str(error)):
             raise
         size = re.search(r"ried to allocate (\d[\d.]* \w+)", str(error))
         asked = f" ({size[1]} more were needed)" if size else ""

@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
     if options.num > 1 and settings.temperature == 0:
         raise InputError(f"--num {options.num}: without chance all are the same; give --temperature above 0")
     prepare_environment()
-    from train.log_lines import sample_text
+    from train.callbacks import sample_text
     from train.sampling import continue_prompts, load_model
 
     with out_of_memory("choose a smaller --batch or --max-new-tokens"):

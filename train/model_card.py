@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 import shards
 from shards.common.files import write_atomically
 from shards.common.text import plural, printable, visible
-from train.log_lines import sample_text
+from train.callbacks import sample_text
 from train.run_directory import MODEL_NAME
 from train.sampling import Continuation
 

@@ -26,91 +26,63 @@ import shards
 from shards.common.command_line import Terminated, say
 from shards.common.errors import InputError
 from shards.common.text import plural, printable
-from train.arguments import build_arguments, preflight, typed
-from train.callbacks import SamplesAtEvaluation, StopOnSignal
+from train import callbacks, run_directory
+from train.arguments import MEMORY_REMEDY, check
 from train.checkpoints import newest_complete_checkpoint, tidy_checkpoints
 from train.environment import out_of_memory
 from train.evaluate import best_evaluation, bits_per_byte, by_set, gzip_bits_per_byte
-from train.head_loss import chosen_loss
-from train.log_lines import MetricsFile, PlainLines, ProgressLines, end_lines, start_lines
-from train.micro_batch import CPU_BLOCKS, largest_micro_batch, try_step
-from train.model import Qwen2ForCausalLM, build_model
 from train.model_card import write_model_card
-from train.run_directory import (
-    MODEL_NAME,
-    SAMPLES_NAME,
-    Plan,
-    append_lines,
-    changed_settings,
-    finite,
-    lock_run,
-    new_record,
-    plan_run,
-    record_part,
-    write_record,
-)
+from train.run_directory import Plan, changed_settings, write_record
 from train.sampling import Continuation, NonFiniteError, continue_prompts, load_model, load_tokenizer
 from train.settings import Settings
 from train.tracking import Tracking
 from train.trainer import BlockTrainer, data_position
+from train.trials import arguments_for, preflight
 
 # In messages of torch.save and safetensors.
 _WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "iostream error", "os error")
-MEMORY_REMEDY = (
-    "choose a smaller --per_device_train_batch_size (with global_batch_blocks, or as many times more "
-    "--gradient_accumulation_steps, a step stays the same) and --per_device_eval_batch_size; "
-    "the same command with that goes on from the newest checkpoint"
-)
-
-
-def check(settings: Settings, data: shards.Data) -> tuple[Settings, TrainingArguments]:
-    """The settings with typed values, and the arguments for this machine. Raises `InputError`; writes nothing."""
-    settings = typed(settings)
-    return settings, build_arguments(settings, epoch_blocks=shards.epoch_blocks(data))
 
 
 def train(
-    settings: Settings,
-    data: shards.Data,
-    command: Sequence[str],
-    *,
-    resume: str | None = None,
-    allow_data_change: bool = False,
+    settings: Settings, data: shards.Data, command: Sequence[str], *, resume: str | None, allow_data_change: bool
 ) -> None:
-    """Train, save, evaluate and sample. Raises `InputError`, and `KeyboardInterrupt` when it is stopped.
-
-    `resume` is that of `run_directory.plan_run`.
-    """
+    """Train, save, evaluate and sample. Raises `InputError`, and `KeyboardInterrupt` when it is stopped."""
     started = time.monotonic()
     settings, args = check(settings, data)
     run, is_first = settings.output_dir, args.process_index == 0
     with contextlib.ExitStack() as stack:
         stack.callback(_leave_process_group)
-        if is_first:
-            stack.enter_context(lock_run(run))
-        plan = _plan_of_first(run, resume, is_first=is_first)
+        plans = [Plan()]
+        if is_first:  # it alone reads and hashes checkpoints
+            stack.enter_context(run_directory.lock_run(run))
+            plans = [run_directory.plan_run(run, resume)]
+            tidy_checkpoints(run)
+        if dist.is_initialized():
+            dist.broadcast_object_list(plans)
+        (plan,) = plans
         stack.enter_context(out_of_memory(MEMORY_REMEDY))
         args = arguments_for(settings, data, args, plan)
         changes = check_continuation(settings, data, plan, args, allow_data_change=allow_data_change)
-        trainer = build_trainer(settings, data, args)
+        trainer = BlockTrainer(settings, data, args)
         preflight(trainer)
         trainer.accelerator.wait_for_everyone()  # none has an objection: from here on the first one writes
         if not is_first:
-            run_training(trainer, plan)
+            run_training(trainer, plan, resume)
             evaluate(trainer)
             return
-        record = new_record(settings, data, plan, command, args, changes)
+        record = run_directory.new_record(settings, data, plan, command, args, changes)
         write_record(run, record, "training")
-        say(*start_lines(data, trainer, plan, record["sessions"][-1]))
-        trainer.add_callback(MetricsFile(run))
-        trainer.add_callback(PlainLines if args.disable_tqdm else ProgressLines)
+        say(*callbacks.start_lines(data, trainer, plan, record["sessions"][-1]))
+        trainer.add_callback(callbacks.MetricsFile(run))
+        trainer.add_callback(callbacks.PlainLines if args.disable_tqdm else callbacks.ProgressLines)
         tracking = Tracking(settings.tracking, run, record["tracking_id"])
         stack.push(tracking.finish)
         say(*tracking.start(trainer, {"run": str(run), "shards": record["shards"]}))
 
         def keep_samples(samples: list[Continuation], step: int) -> None:
             how = {name: getattr(settings.generation, name) for name in ("temperature", "top_p", "top_k", "seed")}
-            append_lines(run / SAMPLES_NAME, ({"step": step, **dataclasses.asdict(one), **how} for one in samples))
+            lines = [{"step": step, **dataclasses.asdict(one), **how} for one in samples]
+            run_directory.append_lines(run / run_directory.SAMPLES_NAME, lines)
             tracking.log_samples(samples, step)
 
         if settings.generation.prompts and settings.generation.every_evaluation and args.eval_strategy != "no":
@@ -118,8 +90,8 @@ def train(
                 say("the model is sharded (fsdp): the prompts are continued at the end only")
             else:
                 tokenizer = load_tokenizer(data.tokenizer_path)
-                trainer.add_callback(SamplesAtEvaluation(settings.generation, tokenizer, keep_samples))
-        run_training(trainer, plan)
+                trainer.add_callback(callbacks.SamplesAtEvaluation(settings.generation, tokenizer, keep_samples))
+        run_training(trainer, plan, resume)
         write_record(run, record, "trained")
         say(*write_model_card(run, record, data))
         metrics = evaluate(trainer)
@@ -129,20 +101,7 @@ def train(
         record["results"] = results(trainer, data, metrics)
         write_record(run, record, "finished")
         say(*write_model_card(run, record, data, samples))
-        say(*end_lines(run, record, samples))
-
-
-# ---- before the training ----
-
-
-def _plan_of_first(run: Path, resume: str | None, *, is_first: bool) -> Plan:
-    """The first process's plan, in every process: it alone reads and hashes the checkpoints, and tidies them up."""
-    plans = [plan_run(run, resume) if is_first else Plan()]
-    if is_first:
-        tidy_checkpoints(run)
-    if dist.is_initialized():
-        dist.broadcast_object_list(plans)
-    return plans[0]
+        say(*callbacks.end_lines(run, record, samples))
 
 
 def _leave_process_group() -> None:
@@ -154,10 +113,7 @@ def _leave_process_group() -> None:
 def check_continuation(
     settings: Settings, data: shards.Data, plan: Plan, args: TrainingArguments, *, allow_data_change: bool
 ) -> list[str]:
-    """What of the data is not as it was, where that is allowed: a phrase each.
-
-    Raises `InputError` if the plan's checkpoint can't be continued with these settings.
-    """
+    """What of the data has changed, if that is allowed. Raises `InputError` if the checkpoint can't be continued so."""
     checkpoint = plan.checkpoint
     if checkpoint is None or plan.position is None:
         return []
@@ -167,7 +123,7 @@ def check_continuation(
     tokenizers = (directory / "tokenizer.json" for directory in (checkpoint, data.tokenizer_path))
     if allow_data_change and len({path.read_bytes() for path in tokenizers}) > 1:
         reasons.append("its tokenizer is another one than the shard set's")
-    if before := record_part(checkpoint.parent, "settings", "model"):
+    if before := run_directory.record_part(checkpoint.parent, "settings", "model"):
         reasons += changed_settings(before, dataclasses.asdict(settings.model), "model")
     if reasons:
         remedy = "" if allow_data_change or reasons != changes else ", or --allow_data_change to go on with the new"
@@ -181,70 +137,25 @@ def check_continuation(
     return changes
 
 
-def arguments_for(settings: Settings, data: shards.Data, args: TrainingArguments, plan: Plan) -> TrainingArguments:
-    """The arguments, with the micro-batch found where the settings leave it open: the plan's, or by trying."""
-    if settings.training.get("per_device_train_batch_size") != "auto":
-        return args
-    blocks = plan.micro_batch_blocks or find_micro_batch(settings, data, args)
-    return build_arguments(settings, epoch_blocks=shards.epoch_blocks(data), auto_blocks=blocks)
-
-
-def find_micro_batch(settings: Settings, data: shards.Data, args: TrainingArguments) -> int:
-    """The largest micro-batch in blocks with which a step fits this device's memory."""
-    assert settings.global_batch_blocks is not None
-    share = settings.global_batch_blocks // args.world_size
-    if args.use_cpu:
-        return math.gcd(share, CPU_BLOCKS)
-    model = first_model(settings, data, args)
-
-    def attempt(blocks: int) -> None:
-        try_step(model, args.device, blocks=blocks, block_tokens=data.block_tokens, bf16=args.bf16)
-
-    return largest_micro_batch(attempt, share)
-
-
-def first_model(settings: Settings, data: shards.Data, args: TrainingArguments) -> Qwen2ForCausalLM:
-    """The model as its training begins, on the CPU."""
-    with out_of_memory("the machine can't hold this model; choose a smaller one (section `model`)"):
-        model = build_model(
-            settings.model,
-            settings.generation,
-            vocab_size=data.vocab_size,
-            eos_id=data.eos_id,
-            block_tokens=data.block_tokens,
-            seed=settings.seed,
-        )
-    model.head_loss = chosen_loss(settings.loss, model.config.vocab_size, on_cpu=args.use_cpu)
-    return model
-
-
-def build_trainer(settings: Settings, data: shards.Data, args: TrainingArguments) -> BlockTrainer:
-    """The Trainer with its model and datasets."""
-    validation = shards.validation_sets(data, settings.eval_shards)
-    if not validation:
-        args.eval_strategy, args.do_eval = type(args.eval_strategy)("no"), False
-    return BlockTrainer(settings, data, first_model(settings, data, args), args, validation)
-
-
-# ---- the training and what follows ----
-
-
-def run_training(trainer: BlockTrainer, plan: Plan) -> None:
+def run_training(trainer: BlockTrainer, plan: Plan, resume: str | None) -> None:
     """Train to the last step and save the model. Raises `KeyboardInterrupt` if it was stopped before."""
     run = Path(trainer.args.output_dir)
-    stop = StopOnSignal()
+    stop = callbacks.StopOnSignal()
     trainer.add_callback(stop)
     try:
         with stop.listening(), faults_of_files(run, plan.checkpoint, trainer):
             trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
         if trainer.state.global_step < trainer.args.max_steps:  # a stop that Trainer takes for an end
-            raise Terminated if stop.requested else KeyboardInterrupt
+            raise KeyboardInterrupt if stop.requested_at is None else Terminated
     except KeyboardInterrupt:
         if trainer.is_world_process_zero():
-            say("", f"stopped at step {trainer.state.global_step:,}; {what_comes_next(run, plan)}")
+            checkpoint, _, _ = newest_complete_checkpoint(run, check_content=False)
+            same = "the same command" + (" without --resume_from_checkpoint" if resume not in (None, "latest") else "")
+            does = f"continues from {checkpoint}" if checkpoint else "starts again: there is no checkpoint yet"
+            say("", f"stopped at step {trainer.state.global_step:,}; {same} {does}")
         raise
     with faults_of_files(run, None, trainer):
-        trainer.save_final_model(run / MODEL_NAME)
+        trainer.save_final_model(run / run_directory.MODEL_NAME)
 
 
 @contextlib.contextmanager
@@ -267,14 +178,6 @@ def faults_of_files(run: Path, checkpoint: Path | None, trainer: BlockTrainer) -
         raise
 
 
-def what_comes_next(run: Path, plan: Plan) -> str:
-    """What the same command does next: `the same command continues from runs/x/checkpoint-500`."""
-    checkpoint, _, _ = newest_complete_checkpoint(run, check_content=False)
-    without = "" if plan.resume in (None, "latest") else " without --resume_from_checkpoint"
-    does = f"continues from {checkpoint}" if checkpoint else "starts again: there is no checkpoint yet"
-    return f"the same command{without} {does}"
-
-
 def evaluate(trainer: BlockTrainer) -> dict[str, float]:
     """Loss and perplexity on all validation blocks; empty if there are none."""
     if trainer.eval_dataset is None:
@@ -288,7 +191,7 @@ def sample(settings: Settings) -> list[Continuation]:
     """Continue the prompts with the model as it was saved: what a user will load. Empty if its outputs are non-finite."""
     if not settings.generation.prompts:
         return []
-    model, tokenizer = load_model(settings.output_dir / MODEL_NAME)
+    model, tokenizer = load_model(settings.output_dir / run_directory.MODEL_NAME)
     try:
         return list(continue_prompts(model, tokenizer, settings.generation))
     except NonFiniteError as error:  # the training has diverged
@@ -298,27 +201,26 @@ def sample(settings: Settings) -> list[Continuation]:
 
 def results(trainer: BlockTrainer, data: shards.Data, metrics: dict[str, float]) -> dict[str, Any]:
     """What came out of the run, for its record."""
-    steps, position = trainer.state.global_step, trainer.position
+    steps = trainer.state.global_step
     logs = [log for log in trainer.state.log_history if "loss" in log]
     validation = list(trainer.validation.values())
     losses = [log["loss"] for log in logs if math.isfinite(log["loss"])] or [None]
     best = best_evaluation(trainer.state.log_history) or {}
-    return finite(
-        {
-            "steps": steps,
-            "epochs": trainer.true_epoch(steps),
-            "tokens": steps * position.global_batch_blocks * position.block_tokens,
-            "tokens_per_second": statistics.median_high(log["tokens_per_second"] for log in logs) if logs else None,
-            "first_train_loss": losses[0],
-            "last_train_loss": losses[-1],
-            "eval_loss": metrics.get("eval_loss"),
-            "eval_perplexity": metrics.get("eval_perplexity"),
-            "eval_bits_per_byte": bits_per_byte(validation, metrics.get("eval_loss")),
-            **{f"eval_{key}": value for key, value in by_set(metrics).items()},
-            "best_eval_loss": best.get("eval_loss"),
-            "best_eval_step": best.get("step"),
-            "best_eval_bits_per_byte": bits_per_byte(validation, best.get("eval_loss")),
-            "guessing_bits_per_byte": bits_per_byte(validation, math.log(data.vocab_size)),
-            "gzip_bits_per_byte": gzip_bits_per_byte(data, validation),
-        }
-    )
+    values = {
+        "steps": steps,
+        "epochs": trainer.true_epoch(steps),
+        "tokens": steps * trainer.batch_blocks * data.block_tokens,
+        "tokens_per_second": statistics.median_high(log["tokens_per_second"] for log in logs) if logs else None,
+        "first_train_loss": losses[0],
+        "last_train_loss": losses[-1],
+        "eval_loss": metrics.get("eval_loss"),
+        "eval_perplexity": metrics.get("eval_perplexity"),
+        "eval_bits_per_byte": bits_per_byte(validation, metrics.get("eval_loss")),
+        **{f"eval_{key}": value for key, value in by_set(metrics).items()},
+        "best_eval_loss": best.get("eval_loss"),
+        "best_eval_step": best.get("step"),
+        "best_eval_bits_per_byte": bits_per_byte(validation, best.get("eval_loss")),
+        "guessing_bits_per_byte": bits_per_byte(validation, math.log(data.vocab_size)),
+        "gzip_bits_per_byte": gzip_bits_per_byte(data, validation),
+    }
+    return run_directory.finite(values)

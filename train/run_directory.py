@@ -1,12 +1,11 @@
 """A run's directory: what is in it, whether a command may use it, and its record. Imports no torch.
 
-    RUN/
-      run.json            settings, command, packages, shard set, state; rewritten as the run goes on
-      metrics.jsonl       one line for each log and evaluation
-      checkpoint-STEP/    complete checkpoints
-      model/              the trained model with its tokenizer and a model card, README.md
-      samples.jsonl       prompts and what the model wrote, at each evaluation and at the end
-      swanlab/            SwanLab's files
+    run.json            settings, command, packages, shard set, state; rewritten as the run goes on
+    metrics.jsonl       one line for each log and evaluation
+    checkpoint-STEP/    complete checkpoints
+    model/              the trained model with its tokenizer and a model card, README.md
+    samples.jsonl       prompts and what the model wrote, at each evaluation and at the end
+    swanlab/            SwanLab's files
 
 The state in `run.json` is `training`, then `trained` (the model is saved), then `finished`.
 """
@@ -20,7 +19,6 @@ import fcntl
 import importlib.metadata
 import importlib.util
 import json
-import math
 import os
 import platform
 import subprocess
@@ -54,7 +52,6 @@ class Plan:
     checkpoint: Path | None = None  # continue from here; None: start at step 0
     position: DataPosition | None = None  # of that checkpoint
     notices: list[str] = dataclasses.field(default_factory=list)  # a line each, for the user
-    resume: str | None = None  # what was asked for: see `plan_run`
     micro_batch_blocks: int | None = None  # of the run until then, if it is continued
 
 
@@ -62,30 +59,24 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
     """Decide between starting and continuing, from what is in `run`. Writes nothing.
 
     `resume` is None (continue an interrupted run, else start), "latest", or a checkpoint's path; without `check_content`
-    its files are not read. Raises `InputError` if `run` holds something that must not be overwritten, or no such
-    checkpoint, or can't be written to.
+    its files are not read. Raises `InputError` if `run` must not be overwritten or can't be, or without the checkpoint.
     """
+    another = "choose another --output_dir (make: RUN=NAME)"
     parent = next((path for path in (run, *run.parents) if path.exists()), run)
     if parent.is_dir() and not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(
-            f"{run}: can't write to {parent}: Permission denied; choose another --output_dir (make: RUN=NAME)"
-        )
+        raise InputError(f"{run}: can't write to {parent}: Permission denied; {another}")
+    another += ", or delete it to train again"
     record = read_record(run)
     state = record.get("state")
-    another = "choose another --output_dir (make: RUN=NAME), or delete it to train again"
     if resume not in (None, "latest"):
         checkpoint = Path(resume).expanduser()
-        return Plan(
-            checkpoint=checkpoint, position=read_position(checkpoint, check_content=check_content), resume=resume
-        )
+        return Plan(checkpoint=checkpoint, position=read_position(checkpoint, check_content=check_content))
     if resume is None and state == "finished":
         raise InputError(f"{run}: holds a finished run; {another}")
     newest, position, notices = newest_complete_checkpoint(run, check_content=check_content)
     if newest is not None and (record or resume):
         micro_batch = part_of(record, run, "training_arguments").get("per_device_train_batch_size")
-        return Plan(
-            checkpoint=newest, position=position, notices=notices, resume=resume, micro_batch_blocks=micro_batch
-        )
+        return Plan(checkpoint=newest, position=position, notices=notices, micro_batch_blocks=micro_batch)
     if resume == "latest":
         raise InputError(f"{run}: no complete checkpoint to continue from{''.join(f' ({line})' for line in notices)}")
     if state == "trained":
@@ -122,15 +113,13 @@ def record_part(run: Path, *keys: str) -> dict[str, Any]:
 
 def part_of(record: dict[str, Any], run: Path, *keys: str) -> dict[str, Any]:
     """As `record_part`, of the content of `run.json`."""
-    part: Any = record
     for number, key in enumerate(keys, start=1):
-        part = part.get(key)
-        if part is None:
-            return {}
+        part = {} if record.get(key) is None else record[key]
         if not isinstance(part, dict):
             where = f"{run / RECORD_NAME}: {': '.join(keys[:number])}"
             raise InputError(f"{where}: expected an object, found {type(part).__name__}; the file is damaged")
-    return dict(part)
+        record = part
+    return record
 
 
 def new_record(
@@ -142,13 +131,11 @@ def new_record(
     """
     before, changes = {}, list(data_changes)
     if plan.checkpoint:
-        before = read_record(settings.output_dir)
-        spec = record_part(plan.checkpoint.parent, "settings").get("shards")
-        if spec and list in (type(spec), type(settings.shards)) and spec != settings.shards:
-            changes.append(f"shards {spec!r} before, {settings.shards!r} now")
-        # The seed's change is one of the data's.
-        was, is_now = record_part(plan.checkpoint.parent, "settings", "training"), {**settings.training, "seed": None}
-        changes += changed_settings({**was, "seed": None}, is_now) if was else []
+        before, was = read_record(settings.output_dir), record_part(plan.checkpoint.parent, "settings")
+        training = was.get("training")
+        if isinstance(training, dict):
+            is_now = {**settings.training, "shards": settings.shards, "seed": None}  # the seed is one of `data_changes`
+            changes += changed_settings({**training, "shards": was.get("shards"), "seed": None}, is_now)
     sessions, tracking_id = before.get("sessions"), before.get("tracking_id")
     session = {
         "started_at": now(),
@@ -187,7 +174,6 @@ def write_record(run: Path, record: dict[str, Any], state: str) -> None:
 
 
 def now() -> str:
-    """The local time with its zone, to the second."""
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
@@ -196,30 +182,29 @@ def git_state(file: Path) -> dict[str, Any] | None:
 
     None where `file` is in no checkout, as when this package is installed, or git doesn't answer.
     """
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-c", "core.fsmonitor=false", "--no-optional-locks", "-C", str(file.parent), *arguments]
-        finished = subprocess.run(
-            command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, timeout=_GIT_SECONDS, check=True
-        )
-        return finished.stdout.decode(errors="replace").strip()
-
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "timeout": _GIT_SECONDS, "capture_output": True}
+    options["env"] = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    git = ["git", "-c", "core.fsmonitor=false", "--no-optional-locks", "-C", str(file.parent)]
+    questions = (
+        ["ls-files", "--error-unmatch", "--", file.name],
+        ["status", "--porcelain", "--untracked-files=no"],
+        ["rev-parse", "--verify", "HEAD"],
+    )
     try:
-        git("ls-files", "--error-unmatch", "--", file.name)
-        is_dirty = git("status", "--porcelain", "--untracked-files=no") != ""
-        return {"commit": git("rev-parse", "--verify", "HEAD"), "dirty": is_dirty}
+        _, changes, commit = (
+            subprocess.run([*git, *question], check=True, **options).stdout.strip() for question in questions
+        )
     except (OSError, subprocess.SubprocessError):
         return None
+    return {"commit": commit.decode(), "dirty": changes != b""}
 
 
 def device_name(device: Any) -> str:
     """`"NVIDIA H100 80GB HBM3"`, or `"cpu, 2 threads"`."""
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    is_gpu = device.type == "cuda"
+    return torch.cuda.get_device_name(device) if is_gpu else f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def changed_settings(before: Any, after: Any, prefix: str = "") -> list[str]:
@@ -270,39 +255,35 @@ def is_locked(run: Path) -> bool:
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:
     """`values` with null for what JSON has no number for."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
-    }
+    found: dict[str, Any] = json.loads(json.dumps(values), parse_constant=lambda _word: None)
+    return found
 
 
 def json_lines(records: Iterable[dict[str, Any]]) -> bytes:
-    """Records as JSON Lines."""
     return "".join(json.dumps(finite(record), ensure_ascii=False) + "\n" for record in records).encode()
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Append records as JSON Lines."""
     with open(path, "ab") as file:
         file.write(json_lines(records))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file; a damaged line is left out; none if there is no file."""
     return read_lines_and_damage(path)[0]
 
 
 def read_lines_and_damage(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """As `read_lines`, and the numbers of damaged lines, from 1. The last line of a running run may be torn.
+    """The records of a JSON Lines file, none if there is no file; and the numbers of damaged lines, which are left out.
 
-    Only a line feed ends a line: what a model wrote may hold other characters that `str.splitlines` cuts at.
+    The last line of a running run may be torn. Only a line feed ends a line: what a model wrote may hold other characters
+    that `str.splitlines` cuts at.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     records, damaged = [], []
     for number, line in enumerate(lines, start=1):
-        try:
+        record = None
+        with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
         if isinstance(record, dict):
             records.append(record)
         elif line.strip() and number < len(lines):

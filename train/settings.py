@@ -1,11 +1,9 @@
 """The settings of a run: a YAML file, overridden by the command line, checked, then frozen. Imports no torch.
 
     shards: data/shards/sample      # this and other options of `Settings`
-    model: {…}                      # `ModelSettings`: the Qwen2 model that is built; `config`: see `train.model_config`
+    model: {…}                      # `ModelSettings`; `config`: see `train.model_config`
     training: {…}                   # any field of transformers' TrainingArguments: see `train.arguments`
-    groups: {…}                     # `GroupSettings`: learning rate and weight decay of each group of parameters
-    tracking: {…}                   # `TrackingSettings`: SwanLab
-    generation: {…}                 # `GenerationSettings`: what is sampled, and when
+    groups, tracking, generation    # as the classes below
 
 On the command line a field of TrainingArguments is `--learning_rate 1e-3`; a field of another section is written
 with its section, `--model.hidden_size 256`. Every fault is an `InputError` that names the file, the key and the value.
@@ -117,7 +115,7 @@ class GenerationSettings:
     every_evaluation: bool = True  # whether the prompts are continued at each evaluation, not only at the end
 
 
-def _option(metavar: str, text: str, default: Any = dataclasses.MISSING) -> Any:
+def _option(metavar: str, text: str, default: Any = None) -> Any:
     """A field that is an option by itself, with its line of help."""
     return dataclasses.field(default=default, metadata={"metavar": metavar, "help": text})
 
@@ -130,32 +128,19 @@ class Settings:
         "DIR",
         "shard set to train on, or several: wiki:0.7,books:0.3 by shares, wiki:1epochs,books:4epochs by passes; or a list "
         "of stages: {until: 0.8, mix: wiki:0.9,books:0.1}",
+        dataclasses.MISSING,
     )
-    shuffle: Shuffle = _option(
-        "global|window|none",
-        "how blocks are shuffled: all, within windows for disks that hate random reads, or not (global)",
-        "global",
-    )
-    document_mask: bool = _option(
-        "true|false", "documents that share a block are masked from each other (false)", False
-    )
-    global_batch_blocks: Count | None = _option(
-        "BLOCKS", "blocks a step over all processes; gradient accumulation follows from it", None
-    )
-    eval_blocks: Count | None = _option(
-        "BLOCKS", "validation blocks in an evaluation before the last one, which takes all (all)", None
-    )
+    shuffle: Shuffle = _option("global|window|none", "blocks are shuffled: all, in windows, or not (global)", "global")
+    document_mask: bool = _option("true|false", "mask documents in a block from each other (false)", False)
+    global_batch_blocks: Count | None = _option("BLOCKS", "blocks a step, over all processes and micro-batches")
+    eval_blocks: Count | None = _option("BLOCKS", "validation blocks in an evaluation before the last one (all)")
     eval_shards: dict[str, Text] | None = _option(
-        "JSON",
-        "sets whose validation blocks are evaluated, by name: {wiki: DIR, news: DIR} (those trained on)",
-        None,
+        "JSON", "sets that are evaluated, by name: {wiki: DIR, news: DIR} (those trained on)"
     )
     loss: Literal["auto", "plain", "chunked"] = _option(
-        "auto|plain|chunked",
-        "all logits at once, or a chunk of tokens at a time, which saves memory (auto: by the vocabulary's size)",
-        "auto",
+        "auto|plain|chunked", "all logits at once, or by chunks of tokens, in less memory (auto: by size)", "auto"
     )
-    output_dir: Path = _option("DIR", "the run's directory, made if it is not there")
+    output_dir: Path = _option("DIR", "the run's directory, made if it is not there", dataclasses.MISSING)
     model: ModelSettings
     model_config: str | None = None  # where the section `model` took its defaults from
     training: dict[str, Any] = dataclasses.field(default_factory=dict)  # typed by `train.arguments.typed`
@@ -172,17 +157,11 @@ class Settings:
     def as_record(self) -> dict[str, Any]:
         """For `run.json`: plain values, the sections as in the YAML file."""
         record = {**dataclasses.asdict(self), "output_dir": str(self.output_dir)}
-        del record["origin"]
-        return record
+        return {key: value for key, value in record.items() if key != "origin"}
 
 
 OPTIONS = {field.name: field.metadata for field in dataclasses.fields(Settings) if field.metadata}
-SECTIONS: dict[str, Any] = {
-    "model": ModelSettings,
-    "groups": GroupSettings,
-    "tracking": TrackingSettings,
-    "generation": GenerationSettings,
-}
+SECTIONS = {name: kind for name, kind in typing.get_type_hints(Settings).items() if dataclasses.is_dataclass(kind)}
 
 
 @functools.cache
@@ -192,8 +171,7 @@ def training_fields() -> tuple[str, ...]:
     So a misspelt setting is an error within milliseconds, and the fields are those of the version that is installed.
     """
     spec = importlib.util.find_spec("transformers")
-    if spec is None or spec.origin is None:
-        raise InputError("transformers is not installed; `make setup` installs it")
+    assert spec is not None and spec.origin is not None
     tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
     (fields,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
     names = (node.target.id for node in fields if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name))
@@ -224,7 +202,7 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
     require_known(content, [*OPTIONS, *SECTIONS, "training"], str(config_path))
     for name in (*SECTIONS, "training"):
         content[name] = convert(content.get(name), dict[str, Any] | None, place(name)) or {}
-    training, model = content["training"], content["model"]
+    training, shape = content["training"], content["model"]
     for one, other in itertools.permutations(("global_batch_blocks", "gradient_accumulation_steps")):
         if one in overrides and other not in overrides:  # of two ways to set the batch the command line's wins
             content.pop(other, None)
@@ -240,30 +218,25 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
     if "output_dir" in training:
         content.setdefault("output_dir", training.pop("output_dir"))
     names, where = [field.name for field in dataclasses.fields(ModelSettings)], place("model", "config")
-    require_known(model, ["config", *names], place("model"))
-    if config := convert(model.pop("config", None), str | None, where):
-        shape = {key: value for key, value in published_fields(config, where).items() if key in names}
-        published = build(ModelSettings, shape, lambda *keys: ": ".join([where, config, *keys]))
-        content |= {"model_config": config, "model": {**dataclasses.asdict(published), **model}}
+    require_known(shape, ["config", *names], place("model"))
+    if config := convert(shape.pop("config", None), str | None, where):
+        found = {key: value for key, value in published_fields(config, where).items() if key in names}
+        published = build(ModelSettings, found, lambda *keys: ": ".join([where, config, *keys]))
+        content |= {"model_config": config, "model": {**dataclasses.asdict(published), **shape}}
     settings = build(Settings, content, place)
     if settings.global_batch_blocks is not None and "gradient_accumulation_steps" in training:
         both = "sets gradient_accumulation_steps too; leave one of the two out"
         raise InputError(f"{config_path}: global_batch_blocks: {both}")
-    width, heads, kv_heads = (
-        getattr(settings.model, key) for key in ("hidden_size", "num_attention_heads", "num_key_value_heads")
-    )
+    model, heads = settings.model, settings.model.num_attention_heads
     where, expected = place("model", "hidden_size"), f"a multiple of 2 × num_attention_heads = {2 * heads}"
-    require(width % (2 * heads) == 0, where, expected, width)
+    require(model.hidden_size % (2 * heads) == 0, where, expected, model.hidden_size)
     where, expected = place("model", "num_key_value_heads"), f"a divisor of num_attention_heads = {heads}"
-    require(heads % kv_heads == 0, where, expected, kv_heads)
+    require(heads % model.num_key_value_heads == 0, where, expected, model.num_key_value_heads)
     return dataclasses.replace(settings, origin={name: place("training", name) for name in training})
 
 
 def build(kind: type[Section], values: Mapping[str, Any], place: Callable[..., str], *path: str) -> Section:
-    """A `kind` of `values`, each as its field's annotation asks; `place` names where the value of some keys was given.
-
-    Raises `InputError`: a value is wrong, missing or unknown.
-    """
+    """A `kind` of `values`, as its annotations ask; `place` names where a value was given. Raises `InputError`."""
     hints, found = typing.get_type_hints(kind, include_extras=True), {}
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     require_known(values, fields, place(*path))

@@ -178,7 +178,7 @@ def check_run(run: SweptRun, file: Path) -> str:
     state = str(record.get("state") or "")
     try:
         settings, data, _ = load(run.arguments)
-        from train.run import check
+        from train.arguments import check
 
         settings, _ = check(settings, data)
         if state != "finished":  # `train` would refuse the directory; what is in it is compared below

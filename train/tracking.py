@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from train.run_directory import SWANLAB_NAME
 from train.sampling import Continuation
@@ -42,8 +42,9 @@ class Tracking(TrainerCallback):  # type: ignore[misc]
         """Begin to track `trainer`; returns a line each that the user should see."""
         if self._settings.mode == "disabled":
             return []
+        only_here = "this run is recorded in metrics.jsonl only"
         if importlib.util.find_spec("swanlab") is None:
-            return ["SwanLab is not installed: this run is recorded in metrics.jsonl only"]
+            return [f"SwanLab is not installed: {only_here}"]
         os.environ.setdefault("SWANLAB_INTERACTIVE", "false")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -54,7 +55,7 @@ class Tracking(TrainerCallback):  # type: ignore[misc]
                 callback = self._start(swanlab, mode, trainer)
             except Exception as error:  # whatever SwanLab raises must not stop a training
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-                instead = "this run is recorded in metrics.jsonl only" if mode == "offline" else "going on offline"
+                instead = only_here if mode == "offline" else "going on offline"
                 notices.append(f"SwanLab {mode} can't be used ({reason}): {instead}")
                 continue
             self._swanlab = swanlab
@@ -85,12 +86,10 @@ class Tracking(TrainerCallback):  # type: ignore[misc]
         callback.setup(trainer.args, trainer.state, trainer.model)
         return callback
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_log(self, *_: Any, **__: Any) -> None:
         self._logged_at = time.monotonic()
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Log something now and then in a long evaluation."""
         if time.monotonic() - self._logged_at > SILENT_SECONDS:
             self._logged_at = time.monotonic()
@@ -120,9 +119,7 @@ def reachable_mode(mode: str) -> tuple[str, list[str]]:
     if not key:
         notice = "SwanLab: not logged in (`swanlab login` does that): going on offline"
         return "offline", [notice] if mode == "online" else []
-    if not can_connect(host):
-        return "offline", [f"SwanLab: {host} can't be reached: going on offline"]
-    return "online", []
+    return ("online", []) if can_connect(host) else ("offline", [f"SwanLab: {host} can't be reached: going on offline"])
 
 
 def api_key_and_host() -> tuple[str | None, str]:
@@ -140,8 +137,6 @@ def can_connect(host: str) -> bool:
     """Whether the server at the URL `host` answers, whatever it answers. SwanLab itself would try for over a minute."""
     try:
         urllib.request.urlopen(urllib.request.Request(host, method="HEAD"), timeout=ANSWER_SECONDS).close()
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError, http.client.HTTPException):
-        return False
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return isinstance(error, urllib.error.HTTPError)
     return True

@@ -2,17 +2,16 @@
 
 * One "epoch" of the Trainer is the whole run. The sampler is a pure function of the position in it (`shards.torch`), so
   resuming never replays or skips data. The `epoch` that is logged and saved is the true one: positions / blocks.
-* A checkpoint is complete when it is sealed, in `on_save` (`train.checkpoints`).
+* A checkpoint is complete when it is sealed, after all its files (`train.checkpoints`).
 * Logs have tokens, tokens per second, training seconds (of all sessions of the run) and perplexity.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,71 +25,63 @@ from transformers.trainer_utils import rotate_checkpoints
 import shards
 from shards.tokenizer_files import copy_tokenizer
 from shards.torch import IGNORED, BlockDataset, RunSampler, collate_blocks, has_padding, text_collator
-from train.checkpoints import (
-    DataPosition,
-    remove,
-    replace_directory,
-    seal_checkpoint,
-    set_aside,
-    set_aside_name,
-    share_files,
-)
+from train import checkpoints
+from train.checkpoints import DataPosition
+from train.environment import out_of_memory
 from train.evaluate import bits_per_byte, evaluate_blocks, perplexity, spread_evenly
 from train.flops import flops_a_token, peak_flops, peak_memory_bytes
-from train.model import Qwen2ForCausalLM, add_chat_template
+from train.head_loss import chosen_loss
+from train.model import Qwen2ForCausalLM, add_chat_template, build_model
 from train.optimizer import MuonWithAdamW, parameter_groups
 from train.run_directory import device_name
 from train.settings import MUON, Settings
 
 
-def order_of_run(settings: Settings, data: shards.Data, args: TrainingArguments) -> shards.RunOrder:
-    """Which block stands at each position of this run."""
-    batch = global_batch_blocks(args)
+def order_of_run(settings: Settings, data: shards.Data, args: TrainingArguments) -> tuple[shards.RunOrder, int]:
+    """Which block stands at each position of this run; and the blocks in a step, over all processes."""
+    batch = int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
     run_blocks = args.max_steps * batch
-    return shards.run_order(data, settings.seed, settings.shuffle, run_blocks=run_blocks, batch_blocks=batch)
-
-
-def global_batch_blocks(args: TrainingArguments) -> int:
-    """Blocks in a step, over all processes."""
-    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+    return shards.run_order(data, settings.seed, settings.shuffle, run_blocks=run_blocks, batch_blocks=batch), batch
 
 
 def data_position(settings: Settings, data: shards.Data, args: TrainingArguments, step: int) -> DataPosition:
     """What a checkpoint of this run says about its data at `step`."""
-    batch = global_batch_blocks(args)
+    order, batch = order_of_run(settings, data, args)
     return DataPosition(
         step=step,
         global_batch_blocks=batch,
         block_tokens=data.block_tokens,
         seed=settings.seed,
-        fingerprint=shards.fingerprint_until(data, order_of_run(settings, data, args), step * batch),
+        fingerprint=shards.fingerprint_until(data, order, step * batch),
         shuffle=settings.shuffle,
         document_mask=settings.document_mask,
     )
 
 
+def first_model(settings: Settings, data: shards.Data, args: TrainingArguments) -> Qwen2ForCausalLM:
+    """The model as its training begins, on the CPU."""
+    ids: dict[str, int] = {"vocab_size": data.vocab_size, "eos_id": data.eos_id, "block_tokens": data.block_tokens}
+    with out_of_memory("the machine can't hold this model; choose a smaller one (section `model`)"):
+        model = build_model(settings.model, settings.generation, seed=settings.seed, **ids)
+    model.head_loss = chosen_loss(settings.loss, model.config.vocab_size, on_cpu=args.use_cpu)
+    return model
+
+
 class BlockTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer of `model` on `data`, evaluated on the blocks of `validation`. `args.max_steps` must be set."""
+    """A Trainer of the settings' model on `data`. `args.max_steps` must be set. Raises `InputError`."""
 
     optimizer: torch.optim.Optimizer  # the Trainer's own attribute, None until `create_optimizer`
     _last_log: tuple[int, float]  # its step, and the training seconds until then
 
-    def __init__(
-        self,
-        settings: Settings,
-        data: shards.Data,
-        model: Qwen2ForCausalLM,
-        args: TrainingArguments,
-        validation: Mapping[str, shards.ShardSet],
-    ) -> None:
+    def __init__(self, settings: Settings, data: shards.Data, args: TrainingArguments) -> None:
         assert args.max_steps > 0
+        validation = shards.validation_sets(data, settings.eval_shards)
+        if not validation:
+            args.eval_strategy, args.do_eval = type(args.eval_strategy)("no"), False
         self.validation = {name: part["val"] for name, part in validation.items()}
-        self.settings, self.position = settings, data_position(settings, data, args, step=0)
-        self.position_at = functools.partial(data_position, settings, data, args)
-        self._tokenizer_path = data.tokenizer_path
-        self.order = order_of_run(settings, data, args)
-        self.sampler = RunSampler(self.order, stop=args.max_steps * self.position.global_batch_blocks)
-        self._epoch_blocks = shards.epoch_blocks(data)
+        self.settings, self.data = settings, data
+        self.order, self.batch_blocks = order_of_run(settings, data, args)
+        self.sampler = RunSampler(self.order, stop=args.max_steps * self.batch_blocks)
         self._every_token_is_label = not (settings.document_mask or has_padding(data))
         self._text_collator = text_collator(data.eos_id, document_mask=settings.document_mask)
         self._peak_flops = peak_flops(device_name(args.device))
@@ -100,7 +91,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         # Old checkpoints are deleted after the new one is sealed.
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(
-            model=model,
+            model=first_model(settings, data, args),
             args=args,
             train_dataset=BlockDataset(data, "train", torch.int32),
             eval_dataset={name: BlockDataset(part, "val", torch.int32) for name, part in validation.items()} or None,
@@ -109,8 +100,6 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(RunCallback(self))
-
-    # ---- data ----
 
     def get_train_dataloader(self) -> Any:
         """Batches in the order of positions, dealt out to the ranks one after another by accelerate.
@@ -136,26 +125,18 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int]:
-        """The micro-batches of a step, and how many labels it has over all ranks.
-
-        Where the number is known beforehand, no rank and no GPU is waited for.
-        """
+        """The micro-batches of a step, and its labels over all ranks: where known beforehand, without waiting for any."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
+        num_ranks = self.args.world_size if self.args.average_tokens_across_devices else 1
         if self._every_token_is_label:
             blocks = sum(len(batch["labels"]) for batch in batches)
-            return batches, int(blocks * (self.position.block_tokens - 1) * self._ranks_counted)
+            return batches, int(blocks * (self.data.block_tokens - 1) * num_ranks)
         count = sum((batch["labels"][:, 1:] != IGNORED).sum() for batch in batches).to(device)
-        return batches, self.accelerator.gather(count).sum() if self._ranks_counted > 1 else count
-
-    @property
-    def _ranks_counted(self) -> int:
-        return int(self.args.world_size) if self.args.average_tokens_across_devices else 1
+        return batches, self.accelerator.gather(count).sum() if num_ranks > 1 else count
 
     def true_epoch(self, step: int) -> float:
         """Passes over all blocks that are complete after `step` steps."""
-        return step * self.position.global_batch_blocks / self._epoch_blocks
-
-    # ---- optimizer ----
+        return step * self.batch_blocks / shards.epoch_blocks(self.data)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer of the settings over the named groups of parameters; those of other kinds are Trainer's."""
@@ -187,12 +168,10 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         scheduler.base_lrs = [group["initial_lr"] for group in groups]
         scheduler._last_lr = [group["lr"] for group in groups]
 
-    # ---- logs and evaluation ----
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        step, seconds = self.state.global_step, self.clock.seconds()
+        step, seconds = self.state.global_step, self.training_seconds()
         self.state.epoch = self.true_epoch(step)
-        step_tokens = self.position.global_batch_blocks * self.position.block_tokens
+        step_tokens = self.batch_blocks * self.data.block_tokens
         if "loss" in logs or "eval_loss" in logs:
             logs["tokens"] = step * step_tokens
             logs.setdefault("seconds", seconds)
@@ -202,28 +181,37 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
             logs["seconds_left"] = (self.args.max_steps - step) * step_tokens / max(rate, 1e-9)
             logs["peak_memory_bytes"] = peak_memory_bytes(self.args.device)
             if self._peak_flops is not None:
-                config = self.accelerator.unwrap_model(self.model).config
-                done = rate * flops_a_token(config, self.position.block_tokens)
-                logs["mfu"] = done / (self._peak_flops * self.args.world_size)
+                flops = flops_a_token(self.accelerator.unwrap_model(self.model).config, self.data.block_tokens)
+                logs["mfu"] = rate * flops / (self._peak_flops * self.args.world_size)
             self._last_log = step, seconds
         super().log(logs, start_time)
 
     def start_clock(self, *, step: int, seconds_before: float) -> None:
         """Count training seconds from here on, at `step`, after `seconds_before` of earlier sessions."""
-        self.clock, self._last_log = Clock(seconds_before), (step, seconds_before)
+        self._started, self._last_log = time.monotonic() - seconds_before, (step, seconds_before)
+
+    def training_seconds(self) -> float:
+        """Of all sessions of the run, without what was `untimed`."""
+        return time.monotonic() - self._started
+
+    @contextlib.contextmanager
+    def untimed(self) -> Iterator[None]:
+        """What is done within is no training."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._started += time.monotonic() - begin
 
     def evaluate(self, *_: Any, all_blocks: bool = False, **__: Any) -> dict[str, float]:
-        """Loss and perplexity on validation blocks, `settings.eval_blocks` of them or all, logged; on every rank.
-
-        Of several sets each one's loss too, by its name.
-        """
+        """Loss and perplexity on `settings.eval_blocks` validation blocks or all, of each set too; on every rank."""
         args = self.args
         last_step, seconds = self._last_log  # what came after the last step, as saving, is no training
         if self.state.global_step > last_step:
-            seconds = self.clock.seconds()
+            seconds = self.training_seconds()
         num_blocks = sum(map(len, self.validation.values()))
         numbers = spread_evenly(num_blocks, None if all_blocks else self.settings.eval_blocks)
-        with self.clock.stopped():
+        with self.untimed():
             first, total, count = 0, 0.0, 0
             of_sets: dict[str, float] = {}
             for name, split in self.validation.items():
@@ -262,39 +250,47 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self.callback_handler.eval_dataloader = batches  # its length is that of the progress bar
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
-    # ---- what is saved ----
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Private, because no hook runs before files are written: an older checkpoint of that name must step aside.
-        with self.clock.stopped():
-            if self.args.should_save:
-                set_aside(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
+        run, step, is_saver = Path(self.args.output_dir), self.state.global_step, self.args.should_save
+        checkpoint = run / f"checkpoint-{step}"
+        with self.untimed():
+            if is_saver:
+                checkpoints.set_aside(checkpoint)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each rank has written its random state
+            if is_saver:
+                self.add_tokenizer(checkpoint)
+                checkpoints.seal_checkpoint(checkpoint, data_position(self.settings, self.data, self.args, step))
+                checkpoints.tidy_checkpoints(run)  # what was set aside for it
+                best = self.state.best_model_checkpoint
+                rotate_checkpoints(run, self.save_total_limit, best and str(run / Path(best).name))
+            self.accelerator.wait_for_everyone()
 
     def add_tokenizer(self, directory: Path) -> None:
         """What a saved model needs besides its weights and its configuration."""
-        copy_tokenizer(self._tokenizer_path, directory)
+        copy_tokenizer(self.data.tokenizer_path, directory)
         add_chat_template(directory)
 
     def save_final_model(self, directory: Path) -> None:
         """Save the model to `directory`, which appears as a whole. Every rank calls this."""
         partial = directory.with_name(directory.name + ".tmp")
-        with self.clock.stopped():
+        with self.untimed():
             if self.args.should_save:
-                remove(partial)
+                checkpoints.remove(partial)
             self.accelerator.wait_for_everyone()
             self.save_model(str(partial), _internal_call=True)
             if self.args.should_save:
                 (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; the settings are in run.json
                 self.add_tokenizer(partial)
-                share_files(partial)
-                replace_directory(partial, directory)
+                checkpoints.share_files(partial)
+                checkpoints.replace_directory(partial, directory)
             self.accelerator.wait_for_everyone()
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
-    """Sets the true epoch after each step, does what the Trainer does at the end of its own, only, epoch, and seals.
+    """Sets the true epoch after each step, and does what the Trainer does at the end of its own, only, epoch.
 
     The last step is always logged. Its evaluation is left to the caller, who saves the model first.
     """
@@ -305,7 +301,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         trainer = self._trainer
         state.compute_steps(args, state.max_steps)  # a checkpoint brings those of its own command
-        trainer.sampler.load_state_dict({"position": state.global_step * trainer.position.global_batch_blocks})
+        trainer.sampler.load_state_dict({"position": state.global_step * trainer.batch_blocks})
         if state.global_step:
             trainer.apply_settings()
         seconds = max((log.get("seconds", 0.0) for log in state.log_history), default=0.0)
@@ -328,38 +324,6 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         state.epoch = self._trainer.true_epoch(state.global_step)
         control.should_evaluate &= args.load_best_model_at_end
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Seal the checkpoint that was written, then delete what `save_total_limit` doesn't keep."""
-        trainer, run = self._trainer, Path(args.output_dir)
-        with trainer.clock.stopped():
-            trainer.accelerator.wait_for_everyone()  # each rank has written its random state
-            if args.should_save:
-                checkpoint = run / f"checkpoint-{state.global_step}"
-                trainer.add_tokenizer(checkpoint)
-                seal_checkpoint(checkpoint, trainer.position_at(state.global_step))
-                remove(set_aside_name(checkpoint))
-                best = state.best_model_checkpoint
-                rotate_checkpoints(run, trainer.save_total_limit, best and str(run / Path(best).name))
-            trainer.accelerator.wait_for_everyone()
-
-
-class Clock:
-    """Seconds of training: in all sessions of a run, and none while it is stopped."""
-
-    def __init__(self, seconds_before: float) -> None:
-        self._zero = time.monotonic() - seconds_before
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._zero
-
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self._zero += time.monotonic() - start
 
 
 def ignore_sigterm(_number: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import torch
 import yaml
@@ -16,9 +18,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from shards.manifest import Packing, SourceEntry
 from shards.tokenizer_files import read_tokenizer_files
-from tests.conftest import made_once, run_module
+from tests.conftest import made_once
 from tests.shards.sets import PACKINGS, write_set
+from tests.train.processes import command
 from tests.train.runs import train_to_the_end
+from train.__main__ import main
 
 BLOCK_TOKENS = 16
 VOCAB_SIZE = 257  # 256 bytes and EOS: 127 ids of the padded vocabulary of 384 must never be sampled
@@ -103,12 +107,18 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_collections() -> None:
-    """A run ends with a full garbage collection: of what it left, and not of all that torch and transformers are."""
+def quick_ends() -> Iterator[None]:
+    """A run ends with a full garbage collection: of what it left, and not of all that torch and transformers are.
+
+    And with the model's card, whose template is compiled once: that took a sixth of a run.
+    """
     import train.run  # noqa: F401
 
     gc.collect()
     gc.freeze()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(jinja2, "Template", functools.cache(jinja2.Template))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -161,10 +171,14 @@ def write_config(tmp_path: Path, shard_set_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory: pytest.TempPathFactory, shard_set_path: Path) -> Path:
-    """A run of `SETTINGS` that nothing interrupted."""
+    """A run of `SETTINGS` that nothing interrupted, by a user whose group may read."""
 
     def make(directory: Path) -> None:
-        train_to_the_end(write_settings(directory / "config.yaml", shard_set_path))
+        before = os.umask(0o027)
+        try:
+            train_to_the_end(write_settings(directory / "config.yaml", shard_set_path))
+        finally:
+            os.umask(before)
 
     return made_once(tmp_path_factory, "whole", make) / "run"
 
@@ -179,7 +193,7 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, shard_set_path: Path) -> Trained:
-    """A run by the command line, in a process of its own, with SwanLab offline; for the tests that only look at it."""
+    """A run in a process of its own, with SwanLab offline; for the tests that only look at it."""
     training: dict[str, Any] = {"num_train_epochs": 8, "save_steps": 21, "save_total_limit": 2}
     training |= {"eval_strategy": "steps", "eval_steps": 10}
 
@@ -191,13 +205,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shard_set_path: Path) -> T
             tracking={"mode": "auto", "project": "tests"},
             generation={"prompts": ["ab"]},
         )
-        with pytest.MonkeyPatch.context() as patched:
-            for name in [name for name in os.environ if name.startswith("SWANLAB_")]:
-                patched.delenv(name)
-            alone = {"HOME": str(directory), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-            finished = run_module("train", "--config", config, cwd=directory, env=alone)
-        assert finished.returncode == 0, finished.stderr
-        (directory / "output").write_text(finished.stdout)
+        alone = functools.partial(without_swanlab_login, directory)
+        with command(main, "--config", config, files=directory / "train", prepare=alone) as started:
+            assert started.status() == 0, started.errors
 
     directory = made_once(tmp_path_factory, "trained", make)
-    return Trained(run=directory / "run", output=(directory / "output").read_text())
+    return Trained(run=directory / "run", output=(directory / "train.out").read_text())
+
+
+def without_swanlab_login(home: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("SWANLAB_")]:
+        del os.environ[name]
+    os.environ["HOME"] = str(home)
+    os.chdir(home)

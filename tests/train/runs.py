@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,21 @@ import torch
 from safetensors.torch import load_file
 
 from train.__main__ import main
+from train.callbacks import MetricsFile
 from train.checkpoints import numbered_checkpoints
-from train.log_lines import MetricsFile
 from train.run_directory import read_lines, read_record
+
+WriteConfig = Callable[..., Path]
+MakeSet = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
 
 
 def train_to_the_end(config: Path, *arguments: str) -> None:
     main(["--config", str(config), *arguments])
 
 
-def stop_after(
-    step: int,
-    monkeypatch: pytest.MonkeyPatch,
-    config: Path,
-    *arguments: str,
-    signal_number: signal.Signals = signal.SIGINT,
-) -> None:
+def stop_after(step: int, config: Path, *arguments: str, signal_number: signal.Signals = signal.SIGINT) -> None:
     """Train, and be interrupted as by Ctrl-C when `step` has been logged."""
     on_log = MetricsFile.on_log
 
@@ -37,10 +37,9 @@ def stop_after(
         if state.global_step == step:
             signal.raise_signal(signal_number)
 
-    with monkeypatch.context() as patched:
+    with Patch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(MetricsFile, "on_log", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train_to_the_end(config, *arguments)
+        train_to_the_end(config, *arguments)
 
 
 def as_stopped_at(run: Path, step: int, stopped: Path) -> Path:
@@ -54,16 +53,23 @@ def as_stopped_at(run: Path, step: int, stopped: Path) -> Path:
     return stopped
 
 
-def logged(run: Path) -> list[set[str]]:
-    """What each line of the metrics is about."""
-    return [{"loss", "eval_loss", "train_runtime"} & line.keys() for line in read_lines(run / "metrics.jsonl")]
-
-
 def losses(run: Path) -> list[tuple[int, float, float]]:
     """Step, loss and gradient norm of each step."""
     return [
         (line["step"], line["loss"], line["grad_norm"]) for line in read_lines(run / "metrics.jsonl") if "loss" in line
     ]
+
+
+def assert_same_bits(found: Path, expected: Path) -> None:
+    """Two runs logged the same things and losses, and end with the same weights."""
+    assert losses(found) == losses(expected)
+    logged = [
+        [{"loss", "eval_loss", "train_runtime"} & line.keys() for line in read_lines(run / "metrics.jsonl")]
+        for run in (found, expected)
+    ]
+    assert logged[0] == logged[1]
+    assert weights(found).keys() == weights(expected).keys()
+    assert all(torch.equal(tensor, weights(expected)[name]) for name, tensor in weights(found).items())
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

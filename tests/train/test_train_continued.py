@@ -1,28 +1,37 @@
-"""Continued runs that are not quite as they were: changed settings, damaged checkpoints, signals and other commands."""
+"""Continued runs that are not quite as they were, and what a run saves: whole or absent, never over what is another's."""
 
 from __future__ import annotations
 
 import errno
-import os
+import fcntl
+import itertools
+import math
+import pydoc
+import shutil
 import stat
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 import pytest
 import torch
 from blake3 import blake3
+from safetensors import SafetensorError
+from transformers import TrainerState
 
 from shards.common.errors import InputError
 from shards.common.files import file_digest
-from tests.train.runs import as_stopped_at, losses, stop_after, train_to_the_end
+from tests.conftest import flip
+from tests.train.runs import Capture, Patch, WriteConfig, as_stopped_at, losses, stop_after, train_to_the_end
 from train.__main__ import prepare
-from train.checkpoints import newest_complete_checkpoint
-from train.log_lines import MetricsFile
+from train.callbacks import MetricsFile
+from train.checkpoints import newest_complete_checkpoint, numbered_checkpoints
 from train.run import train
-from train.run_directory import read_lines, read_record
+from train.run_directory import append_lines, lock_run, read_lines, read_record
 
-WriteConfig = Callable[..., Path]
 NUM_STEPS = 11  # 2 epochs of 22 blocks, 4 blocks a step
 
 
@@ -37,28 +46,25 @@ def rates(run: Path) -> dict[int, float]:
 
 
 def test_changed_settings_hold_from_the_checkpoint_on(
-    stopped_run: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
+    stopped_run: Path, write_config: WriteConfig, capsys: Capture
 ) -> None:
-    before = rates(stopped_run)
+    before, metrics = rates(stopped_run), stopped_run / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("{", "[", 1))  # damaged: its lines are the checkpoint's again
     changes = ["--learning_rate", "0.02", "--weight_decay", "0.5", "--logging_steps", "2", "--save_steps", "5"]
     train_to_the_end(write_config(), *changes)
-    told = capsys.readouterr().out
-    assert "changed since then: learning_rate 0.01 before, 0.02 now" in told
+    assert "changed since then: learning_rate 0.01 before, 0.02 now" in capsys.readouterr().out
     after = rates(stopped_run)
     assert sorted(after) == [1, 2, 3, 4, 5, 6, 8, 10, 11]
-    assert {step: after[step] for step in range(1, 7)} == {step: before[step] for step in range(1, 7)}
+    assert [after[step] for step in range(1, 7)] == [before[step] for step in range(1, 7)]
     # On a line from 0.02 after 2 steps of warming up to 0 at step 11. A log has the rate of its step.
     assert [after[step] for step in (8, 10, 11)] == pytest.approx([0.02 * (12 - step) / 9 for step in (8, 10, 11)])
-    assert [path.name for path in stopped_run.glob("checkpoint-1*")] != []
     groups = torch.load(stopped_run / "checkpoint-11" / "optimizer.pt", weights_only=True)["param_groups"]
     assert {group["weight_decay"] for group in groups} == {0.5, 0.0}
-    assert {path.name for path in stopped_run.glob("checkpoint-*")} == {
-        f"checkpoint-{step}" for step in (2, 4, 6, 10, 11)
-    }
+    assert [path.name[11:] for path in numbered_checkpoints(stopped_run)] == ["2", "4", "6", "10", "11"]
 
 
 def test_a_longer_run_goes_on_by_the_schedule_of_its_new_length(
-    stopped_run: Path, write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stopped_run: Path, write_config: WriteConfig, monkeypatch: Patch, capsys: Capture
 ) -> None:
     used: list[float] = []
 
@@ -72,27 +78,17 @@ def test_a_longer_run_goes_on_by_the_schedule_of_its_new_length(
     assert [rates(stopped_run)[step] for step in range(7, 23)] == used
 
 
-def test_what_a_run_from_anothers_checkpoint_changes_is_reported_once(
-    stopped_run: Path, write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    start = ["--resume_from_checkpoint", str(stopped_run / "checkpoint-6"), "--output_dir", str(tmp_path / "new")]
-    train_to_the_end(write_config(), *start, "--learning_rate", "0.02", "--seed", "7", "--allow_data_change")
-    changes = ["learning_rate 0.01 before, 0.02 now", "seed 42 before, 7 now"]
-    told = capsys.readouterr().out
-    assert [told.count(f"changed since then: {change}") for change in changes] == [1, 1]
-    assert sorted(read_record(tmp_path / "new")["sessions"][-1]["changes"]) == changes
-
-
 def test_a_flipped_byte_is_seen_and_the_checkpoint_before_it_taken(
-    stopped_run: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
+    stopped_run: Path, write_config: WriteConfig, capsys: Capture
 ) -> None:
     checkpoint, _, _ = newest_complete_checkpoint(stopped_run)
     assert checkpoint == stopped_run / "checkpoint-6"
     for name in ("model.safetensors", "scheduler.pt", "optimizer.pt"):
         path = checkpoint / name
         content = path.read_bytes()
-        for damaged, fault in ((content[:-1], "has "), (flipped(content), "has other bytes than were written")):
+        for damaged, fault in ((content[:-1], "has "), (content, "has other bytes than were written")):
             path.write_bytes(damaged)
+            flip(path, len(content) // 2)
             with pytest.raises(InputError, match=f"{name}: {fault}.*the checkpoint is damaged"):
                 train_to_the_end(write_config(), "--resume_from_checkpoint", str(checkpoint))
         if name != "optimizer.pt":
@@ -103,23 +99,13 @@ def test_a_flipped_byte_is_seen_and_the_checkpoint_before_it_taken(
     assert [step for step, _, _ in losses(stopped_run)] == list(range(1, NUM_STEPS + 1))
 
 
-def flipped(content: bytes) -> bytes:
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-
-
-def test_others_may_read_what_is_saved(stopped_run: Path, write_config: WriteConfig) -> None:
-    before = os.umask(0o027)
-    try:
-        train_to_the_end(write_config())
-    finally:
-        os.umask(before)
-    for path in (*(stopped_run / "model").iterdir(), *(stopped_run / "checkpoint-11").iterdir()):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o640, path
+def test_others_may_read_what_is_saved(whole_run: Path) -> None:
+    for path in (*(whole_run / "model").iterdir(), *(whole_run / "checkpoint-11").iterdir()):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640, path  # by the umask of `whole_run`
 
 
 def test_only_the_first_process_reads_the_checkpoints(
-    stopped_run: Path, write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+    stopped_run: Path, write_config: WriteConfig, monkeypatch: Patch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr("train.checkpoints.file_digest", lambda *_, **__: pytest.fail("another process read them"))
@@ -127,30 +113,28 @@ def test_only_the_first_process_reads_the_checkpoints(
 
 
 def test_a_command_that_was_begun_while_another_trained_changes_nothing(
-    stopped_run: Path, write_config: WriteConfig
+    whole_run: Path, write_config: WriteConfig, tmp_path: Path
 ) -> None:
-    arguments = ["--config", str(write_config())]
-    settings, data, _ = prepare(arguments)
-    train_to_the_end(write_config())
-    before = {path: path.read_bytes() for path in stopped_run.rglob("*.json*")}
+    settings, data, _ = prepare(["--config", str(write_config())])
+    run = shutil.copytree(whole_run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*.json*")}
     with pytest.raises(InputError, match="holds a finished run"):
-        train(settings, data, arguments)
-    assert {path: path.read_bytes() for path in stopped_run.rglob("*.json*")} == before
+        train(settings, data, [], resume=None, allow_data_change=False)
+    assert {path: path.read_bytes() for path in run.rglob("*.json*")} == before
 
 
-def test_ctrl_c_in_a_run_from_a_given_checkpoint_tells_where_it_starts_again(
-    stopped_run: Path,
-    write_config: WriteConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_run_from_anothers_checkpoint_reports_its_changes_once_and_where_it_starts_again(
+    stopped_run: Path, write_config: WriteConfig, tmp_path: Path, capsys: Capture
 ) -> None:
     given = stopped_run / "checkpoint-6"
-    start = ["--resume_from_checkpoint", str(given), "--output_dir", str(tmp_path / "new")]
-    stop_after(7, monkeypatch, write_config(), *start)
-    expected = "stopped at step 7; the same command without --resume_from_checkpoint starts again: "
-    assert expected in capsys.readouterr().out
-    stop_after(9, monkeypatch, write_config(), *start)
+    start = ["--resume_from_checkpoint", str(given), "--output_dir", str(tmp_path / "new"), "--seed", "7"]
+    start += ["--learning_rate", "0.02", "--allow_data_change"]
+    stop_after(7, write_config(), *start)
+    told, changes = capsys.readouterr().out, ["learning_rate 0.01 before, 0.02 now", "seed 42 before, 7 now"]
+    assert [told.count(f"changed since then: {change}") for change in changes] == [1, 1]
+    assert sorted(read_record(tmp_path / "new")["sessions"][-1]["changes"]) == changes
+    assert "stopped at step 7; the same command without --resume_from_checkpoint starts again: " in told
+    stop_after(9, write_config(), *start)
     expected = f"the same command without --resume_from_checkpoint continues from {tmp_path / 'new'}/checkpoint-8\n"
     assert expected in capsys.readouterr().out
 
@@ -164,3 +148,122 @@ def test_a_file_that_can_not_be_hashed_is_an_error_with_a_number(tmp_path: Path)
     assert file_digest(tmp_path / "large", all_cores=True) == blake3((tmp_path / "large").read_bytes()).hexdigest()
     (tmp_path / "empty").touch()
     assert file_digest(tmp_path / "empty", all_cores=True) == blake3(b"").hexdigest()
+
+
+# ---- what is saved, and what is found in the directory ----
+
+
+def train_and_be_killed_at(where: str, config: Path, *arguments: str, call: int = 1) -> None:
+    """Killed, as it were, at a call of the function `where`."""
+    calls, original = itertools.count(1), cast(Callable[..., Any], pydoc.locate(where))
+
+    def stop(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(where, stop)
+        train_to_the_end(config, *arguments)
+
+
+def test_a_checkpoint_without_its_seal_is_passed_over_and_removed(
+    write_config: WriteConfig, tmp_path: Path, capsys: Capture
+) -> None:
+    config, run = write_config(), tmp_path / "run"
+    for call, newest in ((1, None), (2, "checkpoint-2")):
+        train_and_be_killed_at("train.checkpoints.seal_checkpoint", config, call=call)
+        checkpoint, _, faults = newest_complete_checkpoint(run)
+        assert (checkpoint and checkpoint.name, faults) == (newest, [])
+        assert numbered_checkpoints(run)[-1].name == f"checkpoint-{2 * call}"
+        capsys.readouterr()
+    (run / "checkpoint-4" / "of-the-unsealed").touch()
+    (run / "checkpoint-best.old").mkdir()  # the user's
+    train_to_the_end(config)
+    assert f"continuing from {run}/checkpoint-2" in capsys.readouterr().out
+    assert not (run / "checkpoint-4" / "of-the-unsealed").exists() and (run / "checkpoint-best.old").exists()
+    assert [line["step"] for line in read_lines(run / "metrics.jsonl") if "loss" in line] == list(range(1, 12))
+
+
+@pytest.mark.parametrize("where", ["transformers.Trainer._save_checkpoint", "train.checkpoints.seal_checkpoint"])
+def test_a_checkpoint_is_there_until_the_one_that_replaces_it_is_sealed(
+    whole_run: Path, write_config: WriteConfig, tmp_path: Path, capsys: Capture, where: str
+) -> None:
+    """As when a run goes back to an earlier checkpoint; it is killed in the middle of the exchange."""
+    config, run = write_config(), as_stopped_at(whole_run, 6, tmp_path / "run")
+    back = ["--resume_from_checkpoint", str(run / "checkpoint-2"), "--max_steps", "4"]
+    seal = (run / "checkpoint-4" / "checkpoint.json").read_bytes()
+    train_and_be_killed_at(where, config, *back)
+    shutil.rmtree(run / "checkpoint-6")
+    checkpoint, position, _ = newest_complete_checkpoint(run)
+    assert checkpoint == run / "checkpoint-4" and position is not None and position.step == 4
+    capsys.readouterr()
+    train_to_the_end(config, "--resume_from_checkpoint", "latest", "--max_steps", "5")
+    assert f"continuing from {run}/checkpoint-4" in capsys.readouterr().out
+    assert (run / "checkpoint-4" / "checkpoint.json").read_bytes() == seal
+    assert not list(run.glob("*.old"))
+
+
+def test_old_checkpoints_go_after_the_new_one_is_sealed(write_config: WriteConfig, tmp_path: Path) -> None:
+    config = write_config(training={"save_steps": 1, "max_steps": 4, "save_total_limit": 1})
+    train_and_be_killed_at("train.checkpoints.seal_checkpoint", config, call=4)
+    checkpoint, _, _ = newest_complete_checkpoint(tmp_path / "run")
+    assert checkpoint is not None and checkpoint.name == "checkpoint-3"
+    train_to_the_end(config)
+    assert [path.name for path in numbered_checkpoints(tmp_path / "run")] == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("_save_checkpoint", RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data.pkl")),
+        ("_save_checkpoint", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 124160")),
+        ("_save_checkpoint", RuntimeError("mat1 and mat2 shapes cannot be multiplied")),
+        ("save_model", RuntimeError("basic_ios::clear: iostream error")),
+        ("save_model", SafetensorError("I/O error: No space left on device (os error 28)")),
+    ],
+)
+def test_a_disk_that_takes_no_more_is_one_line(
+    write_config: WriteConfig, monkeypatch: Patch, where: str, error: Exception
+) -> None:
+    monkeypatch.setattr(f"transformers.Trainer.{where}", mock.Mock(side_effect=error))
+    is_ours = "mat1" in str(error)
+    with pytest.raises(type(error) if is_ours else InputError, match="mat1" if is_ours else "can't be written"):
+        train_to_the_end(write_config(training={"save_steps": 1, "max_steps": 1}))
+
+
+def test_a_run_goes_on_after_the_samples_of_its_checkpoint(tmp_path: Path) -> None:
+    """Only line feeds end their lines."""
+    kept = {"step": 1, "text": "one\u2028two\x85three"}
+    append_lines(tmp_path / "samples.jsonl", [kept, {"step": 2, "text": "later"}])
+    state = TrainerState(global_step=1, max_steps=9, log_history=[{"loss": math.nan, "step": 1}])
+    MetricsFile(tmp_path).on_train_begin(None, state, None)
+    assert read_lines(tmp_path / "samples.jsonl") == [kept]
+    assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": None}]
+
+
+def test_what_is_not_ours_is_refused_and_stays(write_config: WriteConfig, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").touch()
+    with pytest.raises(InputError, match=r"run: holds something else \(thesis.txt, …\), not a run"):
+        prepare(["--config", str(write_config())])
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: expected a directory for the run, found a file"):
+        prepare(["--config", str(write_config()), "--output_dir", str(tmp_path / "file")])
+
+
+def test_a_run_in_use_is_refused_and_one_that_is_looked_at_is_not(write_config: WriteConfig, tmp_path: Path) -> None:
+    """`train.compare` asks for a shared lock for an instant, whether a process is training there."""
+    run = tmp_path / "run"
+    with lock_run(run), pytest.raises(InputError, match="another process is training there"):
+        train_to_the_end(write_config())
+    run.mkdir(exist_ok=True)
+    with open(run / ".lock", "ab") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        timer = threading.Timer(0.3, looking.close)
+        timer.start()
+        started = time.monotonic()
+        with lock_run(run):
+            assert time.monotonic() - started > 0.1
+        timer.join()
+    assert not run.exists(), "nothing was written"

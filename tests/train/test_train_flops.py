@@ -7,8 +7,8 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.train.test_train_model import BLOCK_TOKENS, make_model
+from train.callbacks import log_line
 from train.flops import flops_a_token, peak_flops, peak_memory_bytes
-from train.log_lines import log_line
 
 
 @pytest.mark.parametrize("tied", [True, False])

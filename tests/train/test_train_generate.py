@@ -26,8 +26,8 @@ from tests.train.processes import PATIENCE_SECONDS
 from tests.train.processes import command as start
 from train import generate as command
 from train.__main__ import main as train
+from train.callbacks import sample_text
 from train.generate import find_model, main, read_prompts
-from train.log_lines import sample_text
 from train.run_directory import read_record
 from train.sampling import Continuation, continue_prompts, load_model
 from train.settings import GenerationSettings

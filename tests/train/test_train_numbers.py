@@ -1,29 +1,31 @@
-"""The numbers that a run reports are those of a plain model of transformers, counted by hand."""
+"""What a finished run leaves; the numbers that it reports are those of a plain model of transformers, counted by hand."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainingArguments
 
 import shards
+from shards.common.errors import InputError
 from shards.torch import BlockDataset
-from train import evaluate
+from tests.train.runs import Capture, MakeSet, Patch, WriteConfig
+from train import evaluate, generate
 from train.__main__ import main
-from train.run import build_trainer, check
+from train.arguments import check
 from train.run_directory import read_lines, read_record
 from train.settings import load_settings
 from train.trainer import BlockTrainer
 
 EOS_ID, BLOCK_TOKENS, BATCH_BLOCKS = 256, 16, 4
-WriteConfig = Callable[..., Path]
+VOCAB_SIZE, PADDED_VOCAB_SIZE = 257, 384
 WAYS = [("concat", False), ("concat", True), ("best-fit", False), ("best-fit", True)]
 
 
@@ -59,7 +61,7 @@ def plain_loss(model: PreTrainedModel, blocks: Any, *, masked: bool, keep_paddin
 
 def trainer_of(config: Path, data: shards.Data) -> BlockTrainer:
     settings, args = check(load_settings(config, {}), data)
-    return build_trainer(settings, data, args)
+    return BlockTrainer(settings, data, args)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_run_and_evaluation_agree_with_a_plain_model(
     write_config: WriteConfig,
     packed_sets: dict[str, Path],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
     packing: str,
     masked: bool,
     loss: str,
@@ -115,11 +117,7 @@ def untrained(config: Path, data: shards.Data) -> PreTrainedModel:
 
 @pytest.mark.parametrize(("packing", "masked"), WAYS)
 def test_labels_of_a_step_are_counted_over_its_batches(
-    write_config: WriteConfig,
-    packed_sets: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    packing: str,
-    masked: bool,
+    write_config: WriteConfig, packed_sets: dict[str, Path], monkeypatch: Patch, packing: str, masked: bool
 ) -> None:
     data = shards.open(str(packed_sets[packing]))
     trainer = trainer_of(write_config(shards=data.description, document_mask=masked), data)
@@ -139,9 +137,7 @@ def test_labels_of_a_step_are_counted_over_its_batches(
         assert trainer.get_batch_samples(iter(batches), 2, torch.device("cpu"))[1] == 3 * expected
 
 
-def test_utilization_is_of_all_devices(
-    write_config: WriteConfig, shard_set_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_utilization_is_of_all_devices(write_config: WriteConfig, shard_set_path: Path, monkeypatch: Patch) -> None:
     """Two steps of 4 blocks in half a second, on three devices of 1 GFLOP/s."""
     trainer = trainer_of(write_config(), shards.open(str(shard_set_path)))
     matrices = [parameter for name, parameter in trainer.model.model.layers.named_parameters() if parameter.ndim == 2]
@@ -157,3 +153,64 @@ def test_utilization_is_of_all_devices(
     trainer.log(logs)
     assert logs["tokens_per_second"] == 2 * BATCH_BLOCKS * BLOCK_TOKENS / 0.5
     assert logs["mfu"] == pytest.approx(256 * flops_a_token / 3e9)
+
+
+def test_finished_run_holds_everything(trained: Any) -> None:
+    record = read_record(trained.run)
+    assert record["state"] == "finished"
+    assert record["settings"]["training"]["learning_rate"] == 0.01
+    assert record["shards"]["train_blocks"] == 22
+    assert record["sessions"][0]["command"][:3] == ["python", "-m", "train"]
+    results = record["results"]
+    assert (results["steps"], results["tokens"], results["epochs"]) == (44, 44 * 4 * 16, 8.0)
+    assert results["last_train_loss"] < results["first_train_loss"] - 1
+    assert sorted(path.name for path in trained.run.glob("checkpoint-*")) == ["checkpoint-42", "checkpoint-44"]
+    for part in ("training loss", "validation loss", "model            ", "【ab】"):
+        assert part in trained.output
+
+
+def test_metrics_have_true_epochs_and_tokens(trained: Any) -> None:
+    lines = read_lines(trained.run / "metrics.jsonl")
+    train_lines = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in train_lines] == list(range(1, 45))
+    for line in train_lines:
+        assert line["epoch"] == pytest.approx(line["step"] * 4 / 22)
+        assert line["tokens"] == line["step"] * 64
+        assert line["tokens_per_second"] > 0
+    evaluations = [line for line in lines if "eval_loss" in line]
+    assert [line["step"] for line in evaluations] == [10, 20, 30, 40, 44]
+    assert evaluations[-1]["eval_perplexity"] == pytest.approx(2.718281828 ** evaluations[-1]["eval_loss"], rel=1e-6)
+
+
+def test_saved_model_loads_without_this_project(trained: Any) -> None:
+    directory = trained.run / "model"
+    model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    config, generation = model.config, model.generation_config
+    assert config.use_cache is True
+    assert config.eos_token_id == generation.eos_token_id == generation.pad_token_id == EOS_ID
+    assert config.pad_token_id is None
+    assert config.vocab_size == PADDED_VOCAB_SIZE
+    assert config.layer_types == ["full_attention"] * 2
+    assert generation.suppress_tokens == list(range(VOCAB_SIZE, PADDED_VOCAB_SIZE))
+    assert (generation.do_sample, generation.max_new_tokens) == (True, 5)
+    assert tokenizer.decode(tokenizer("ab").input_ids) == "ab"
+    messages = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == "abc"  # what `transformers serve` asks for
+    assert not list(directory.glob("*.bin"))
+
+
+def test_a_model_that_was_cut_short_is_one_line(trained: Any, tmp_path: Path) -> None:
+    model = shutil.copytree(trained.run / "model", tmp_path / "model") / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:100])
+    with pytest.raises(InputError, match="the model can't be loaded"):
+        generate.main([str(model.parent), "--prompt", "a"])
+
+
+def test_no_validation_blocks_is_no_fault(
+    write_config: WriteConfig, tmp_path: Path, make_set: MakeSet, capsys: Capture
+) -> None:
+    shard_set = make_set(tmp_path / "set", val_blocks=0)
+    main(["--config", str(write_config()), "--shards", str(shard_set), "--eval_strategy", "steps", "--max_steps", "2"])
+    assert "no validation blocks in the shard set: evaluation skipped" in capsys.readouterr().out
+    assert read_record(tmp_path / "run")["state"] == "finished"

@@ -114,13 +114,13 @@ def test_state_that_is_saved_and_loaded_goes_on_to_the_same_bits() -> None:
 
 
 def test_a_run_with_muon_and_rates_of_groups_continues_to_the_same_bits(
-    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
     groups = {"embedding_learning_rate": 0.02, "embedding_weight_decay": 0.0}
     config = write_config(training={"optim": "muon"}, groups=groups)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train_to_the_end(config, "--output_dir", str(whole))
-    stop_after(5, monkeypatch, config, "--output_dir", str(stopped))
+    stop_after(5, config, "--output_dir", str(stopped))
     train_to_the_end(config, "--output_dir", str(stopped))
     assert losses(stopped) == losses(whole)
     assert all(torch.equal(tensor, weights(stopped)[name]) for name, tensor in weights(whole).items())

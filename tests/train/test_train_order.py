@@ -1,33 +1,35 @@
-"""Blocks as a loop of torch gets them: from any position on, with labels, in the loader's workers."""
+"""Blocks as a loop of torch gets them: from any position on, with labels, in workers, in the example's loop."""
 
 from __future__ import annotations
 
 import itertools
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 import shards
+from docs.examples.own_loop import GLOBAL_BLOCKS, MICRO_BLOCKS, batches, train
 from shards.torch import IGNORED, BlockDataset, DocumentCollator, PaddingCollator, RunSampler, collate_blocks
-
-
-def block_numbers(num_blocks: int, seed: int, start: int, stop: int) -> np.ndarray:
-    return shards.RunOrder((num_blocks,), seed).blocks(start, stop)
+from tests.conftest import REPOSITORY
+from tests.train.runs import Capture
 
 
 def test_the_sampler_goes_on_from_its_state() -> None:
     order = shards.RunOrder((9,), 1)
-    whole = list(RunSampler(order, stop=10_000))
-    sampler = RunSampler(order, stop=10_000)
+    whole = list(RunSampler(order, stop=1_000))
+    sampler = RunSampler(order, stop=1_000)
     first = list(itertools.islice(sampler, 33))
     state = sampler.state_dict()
-    assert (first, state, len(sampler)) == (whole[:33], {"position": 33}, 10_000)
-    other = RunSampler(order, stop=10_000)
+    assert (first, state, len(sampler)) == (whole[:33], {"position": 33}, 1_000)
+    other = RunSampler(order, stop=1_000)
     other.load_state_dict(state)
     assert list(other) == whole[33:] and list(other) == []
 
@@ -38,38 +40,18 @@ def test_ranks_get_the_micro_batches_in_turn_and_go_on_in_any_number(world_size:
     order = shards.RunOrder((90,), 1)
     deal = {"stop": 103, "world_size": world_size, "micro_batch_blocks": 4}
     samplers = [RunSampler(order, rank=rank, **deal) for rank in range(world_size)]
-    positions = [
-        [p for p in range(103) if p // 4 % world_size == rank]
-        for rank in range(world_size)  # as in `rank_positions`
-    ]
-    for sampler, own in zip(samplers, positions, strict=True):
+    for rank, sampler in enumerate(samplers):
+        own = [position for position in range(103) if position // 4 % world_size == rank]
         assert len(sampler) == len(own)
         assert list(itertools.islice(sampler, 10)) == order.blocks(0, 103)[own][:10].tolist()
         assert sampler.state_dict() == {"position": 2 * 4 * world_size}
     for other_size in (1, 2, 5):
-        others = [
-            RunSampler(order, stop=103, rank=r, world_size=other_size, micro_batch_blocks=2) for r in range(other_size)
-        ]
         rest = []
-        for other in others:
+        for rank in range(other_size):
+            other = RunSampler(order, stop=103, rank=rank, world_size=other_size, micro_batch_blocks=2)
             other.load_state_dict(samplers[0].state_dict())
             rest += list(other)
         assert sorted(rest) == sorted(order.blocks(8 * world_size, 103).tolist())
-
-
-def test_torchdata_keeps_the_position(shard_set_path: Path) -> None:
-    stateful = pytest.importorskip("torchdata.stateful_dataloader")
-    dataset, order = BlockDataset(shards.open(shard_set_path), "train"), shards.RunOrder((30,), 3)
-
-    def loader() -> Any:
-        return stateful.StatefulDataLoader(
-            dataset, batch_size=4, sampler=RunSampler(order, stop=40, micro_batch_blocks=4)
-        )
-
-    whole, first, second = list(loader()), loader(), loader()
-    next(iter(first))
-    second.load_state_dict(first.state_dict())
-    assert torch.equal(torch.stack(list(second)), torch.stack(whole[1:]))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -79,12 +61,13 @@ def test_batches_are_the_blocks_with_eos_as_a_label(shard_set_path: Path, num_wo
     sampler = RunSampler(shards.RunOrder((len(dataset),), 3), start=4, stop=12)
     loader = DataLoader(dataset, batch_size=4, sampler=sampler, collate_fn=collate_blocks, num_workers=num_workers)
     batches = list(loader)
-    expected = shard_set["train"][block_numbers(len(dataset), 3, 4, 12)]
+    expected = shard_set["train"][shards.RunOrder((len(dataset),), 3).blocks(4, 12)]
     assert set(batches[0]) == {"input_ids", "labels"}
     found = torch.cat([batch["labels"] for batch in batches])
     assert found.dtype == torch.int64
     assert np.array_equal(found.numpy(), expected)
     assert (found[:, -1] == shard_set.eos_id).all()
+    assert torch.equal(dataset.__getitems__([3, 1]), torch.stack([dataset[3], dataset[1]]))
 
 
 def test_padding_is_no_label_nor_is_the_first_token_of_a_masked_document() -> None:
@@ -99,11 +82,6 @@ def test_padding_is_no_label_nor_is_the_first_token_of_a_masked_document() -> No
     assert packed["cu_seqlens"].dtype == torch.int32 and packed.keys() - masked.keys() == {"cu_seqlens", "max_seqlen"}
 
 
-def test_a_single_block_is_as_in_a_gathered_batch(shard_set_path: Path) -> None:
-    dataset = BlockDataset(shards.open(shard_set_path), "val")
-    assert torch.equal(dataset.__getitems__([3, 1]), torch.stack([dataset[3], dataset[1]]))
-
-
 @pytest.mark.parametrize("spec", ["{0}", "{0}:0.5,{0}:0.5"])
 def test_dataset_travels_to_a_spawned_worker_without_its_data(shard_set_path: Path, spec: str) -> None:
     dataset = BlockDataset(shards.open_data(spec.format(shard_set_path)), "train")
@@ -111,3 +89,49 @@ def test_dataset_travels_to_a_spawned_worker_without_its_data(shard_set_path: Pa
     content = pickle.dumps(dataset)
     assert len(content) < 1000
     assert torch.equal(pickle.loads(content)[5], dataset[5])
+
+
+# ---- the example of a loop of one's own ----
+
+
+def ids(loader: Any) -> list[torch.Tensor]:
+    return [batch["input_ids"] for batch in loader]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_other_numbers_of_processes_see_the_same_batches(shard_set_path: Path, world_size: int) -> None:
+    """Each step's, whose positions are in turn those of the ranks."""
+    data = shards.open_data(str(shard_set_path))
+    whole = torch.cat(ids(batches(data, first_step=0, stop=5)))
+    ranks = [ids(batches(data, first_step=2, stop=5, rank=r, world_size=world_size)) for r in range(world_size)]
+    dealt = torch.cat([micro_batch for turn in zip(*ranks, strict=True) for micro_batch in turn])
+    assert whole.dtype == torch.int64 and torch.equal(dealt, whole[2 * GLOBAL_BLOCKS :])
+    assert len(ranks[0]) == 3 * GLOBAL_BLOCKS // MICRO_BLOCKS // world_size
+
+
+@pytest.mark.parametrize("accelerator", [None, Accelerator], ids=["plain", "accelerate"])
+def test_a_loop_that_was_stopped_ends_like_one_that_was_not(
+    shard_set_path: Path, tmp_path: Path, accelerator: Any, capsys: Capture
+) -> None:
+    data = shards.open_data(str(shard_set_path))
+    made = accelerator(cpu=True) if accelerator else None
+    whole = train(data, tmp_path / "whole.pt", stop=6, accelerator=made)
+    lines = capsys.readouterr().out.splitlines()
+    train(data, tmp_path / "parts.pt", stop=4)
+    parts = train(data, tmp_path / "parts.pt", stop=6, accelerator=made)
+    assert capsys.readouterr().out.splitlines() == lines and len(lines) == 6
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_one_stopped(shard_set_path: Path, tmp_path: Path) -> None:
+    data = shards.open_data(str(shard_set_path))
+    whole = train(data, tmp_path / "whole.pt", stop=6)
+    train(data, tmp_path / "parts.pt", stop=4)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "docs.examples.own_loop", str(shard_set_path), str(tmp_path / "parts.pt"), "--stop", "6"]
+    subprocess.run([*command, "--accelerate"], check=True, cwd=REPOSITORY)
+    found = torch.load(tmp_path / "parts.pt", weights_only=True)
+    assert found["step"] == 6
+    for name, expected in whole.state_dict().items():
+        torch.testing.assert_close(found["model"][name], expected, rtol=1e-3, atol=1e-4)

@@ -7,26 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from tests.conftest import REPOSITORY
 from tests.train.processes import command, in_two_processes
-from tests.train.runs import as_stopped_at, losses, train_to_the_end
+from tests.train.runs import WriteConfig, as_stopped_at, losses
 from train.__main__ import main
 from train.checkpoints import newest_complete_checkpoint
 from train.run_directory import read_record
 
-WriteConfig = Callable[..., Path]
 
-
-@pytest.mark.parametrize(
-    ("number", "status", "num_workers"), [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 0), (signal.SIGTERM, 143, 2)]
-)
+@pytest.mark.parametrize(("number", "status", "num_workers"), [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 2)])
 def test_a_signal_ends_a_training_cleanly(
     write_config: WriteConfig, tmp_path: Path, number: int, status: int, num_workers: int
 ) -> None:
@@ -45,15 +39,8 @@ def test_a_signal_ends_a_training_cleanly(
 
 # ---- two processes ----
 
-
-@pytest.fixture
-def config_of_both(write_config: WriteConfig) -> Path:
-    """For two processes the batches of one process with 2 blocks and 2 accumulation steps."""
-    path = write_config("both.yaml")
-    content = yaml.safe_load(path.read_text())
-    del content["training"]["gradient_accumulation_steps"]
-    path.write_text(yaml.safe_dump({**content, "global_batch_blocks": 4}))
-    return path
+# For two processes the batches of one process with 2 blocks and 2 accumulation steps.
+SAME_BATCHES = ["--global_batch_blocks", "4"]
 
 
 def train_with_output(arguments: list[str], output: Path) -> None:
@@ -68,17 +55,19 @@ def assert_same_training(found: Path, expected: Path) -> None:
     assert held_out[0] == pytest.approx(held_out[1], rel=1e-5)
 
 
-def test_two_processes_train_on_the_same_batches_as_one(whole_run: Path, config_of_both: Path, tmp_path: Path) -> None:
+def test_two_processes_train_on_the_same_batches_as_one(
+    whole_run: Path, write_config: WriteConfig, tmp_path: Path
+) -> None:
     """From the start, and a run of either continued by the other, in each epoch."""
     one, two, output = whole_run, tmp_path / "two", tmp_path / "output"
-    arguments = ["--config", str(config_of_both), "--output_dir"]
+    arguments = ["--config", str(write_config()), *SAME_BATCHES, "--output_dir"]
     in_two_processes(train_with_output, [*arguments, str(two)], output)
     assert_same_training(two, one)
     assert output.read_text().count("step  1/11") == 1
     by_two, by_one = as_stopped_at(one, 4, tmp_path / "by-two"), as_stopped_at(two, 8, tmp_path / "by-one")
     in_two_processes(train_with_output, [*arguments, str(by_two)], output)
     assert f"continuing from {by_two}/checkpoint-4" in output.read_text()
-    train_to_the_end(config_of_both, "--output_dir", str(by_one))
+    main([*arguments, str(by_one)])
     for continued in (by_two, by_one):
         assert_same_training(continued, one)
     with pytest.raises(ProcessRaisedException, match=f"InputError: {two}: holds a finished run; choose another"):
@@ -86,20 +75,21 @@ def test_two_processes_train_on_the_same_batches_as_one(whole_run: Path, config_
 
 
 def test_two_processes_leave_out_the_padding_of_both(
-    config_of_both: Path, packed_sets: dict[str, Path], tmp_path: Path
+    write_config: WriteConfig, packed_sets: dict[str, Path], tmp_path: Path
 ) -> None:
     """Their batches have unequal numbers of labels, and one mean is taken over all."""
     one, two = tmp_path / "one", tmp_path / "two"
-    arguments = ["--shards", str(packed_sets["best-fit"]), "--max_steps", "4", "--save_steps", "4", "--output_dir"]
-    train_to_the_end(config_of_both, *arguments, str(one))
-    in_two_processes(main, ["--config", str(config_of_both), *arguments, str(two)])
+    config = write_config(shards=str(packed_sets["best-fit"]), training={"max_steps": 4, "save_steps": 4})
+    arguments = ["--config", str(config), *SAME_BATCHES, "--output_dir"]
+    main([*arguments, str(one)])
+    in_two_processes(main, [*arguments, str(two)])
     assert_same_training(two, one)
 
 
 def start_torchrun(config: Path, out: Path, *options: str) -> subprocess.Popen[str]:
     """An agent of torchrun, as on one node."""
     words = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", *options]
-    words += ["-m", "train", "--config", str(config), "--output_dir", str(out)]
+    words += ["-m", "train", "--config", str(config), *SAME_BATCHES, "--output_dir", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -107,16 +97,17 @@ def start_torchrun(config: Path, out: Path, *options: str) -> subprocess.Popen[s
 
 
 @pytest.mark.slow
-def test_two_nodes_train_as_one_with_two_processes(config_of_both: Path, tmp_path: Path) -> None:
+def test_two_nodes_train_as_one_with_two_processes(write_config: WriteConfig, tmp_path: Path) -> None:
     """Started by torchrun, whose agents meet on this machine."""
-    one = start_torchrun(config_of_both, tmp_path / "one", "--nproc-per-node=2", "--rdzv-endpoint=localhost:0")
+    config = write_config()
+    one = start_torchrun(config, tmp_path / "one", "--nproc-per-node=2", "--rdzv-endpoint=localhost:0")
     output, _ = one.communicate(timeout=600)
     assert one.returncode == 0, output
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         meeting = f"--rdzv-endpoint=localhost:{listener.getsockname()[1]}"
     options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-id=t", meeting]
-    nodes = [start_torchrun(config_of_both, tmp_path / "two", *options, f"--node-rank={rank}") for rank in range(2)]
+    nodes = [start_torchrun(config, tmp_path / "two", *options, f"--node-rank={rank}") for rank in range(2)]
     for node, (output, _) in [(node, node.communicate(timeout=600)) for node in nodes]:
         assert node.returncode == 0, output
     assert_same_training(tmp_path / "two", tmp_path / "one")

@@ -51,13 +51,11 @@ def test_losses_are_the_same_to_the_last_bit_with_samples_and_without(
     assert samples[0][2] != samples[-2][2], "the model learnt something"
 
 
-def test_a_continued_run_has_each_sample_once(
-    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_continued_run_has_each_sample_once(write_config: WriteConfig, tmp_path: Path) -> None:
     """It was stopped after the evaluation of step 6 and continues from step 4."""
     config, whole, stopped = write_config(**EVALUATED), tmp_path / "whole", ("--output_dir", str(tmp_path / "stopped"))
     train_to_the_end(config, "--output_dir", str(whole))
-    stop_after(7, monkeypatch, config, *stopped)
+    stop_after(7, config, *stopped)
     assert [step for step, _, _ in written(tmp_path / "stopped")] == [2, 2, 4, 4, 6, 6]
     train_to_the_end(config, *stopped)
     assert losses(tmp_path / "stopped") == losses(whole)

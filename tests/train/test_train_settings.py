@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 import yaml
 
 from shards.common.errors import InputError
+from tests.train.runs import MakeSet, Patch, WriteConfig
 from train.__main__ import build_parser, main, prepare
-from train.arguments import build_arguments, decay_settings, micro_batches, typed
-from train.run import build_trainer
+from train.arguments import check, decay_settings, micro_batches, typed
 from train.settings import load_settings, training_fields
+from train.trainer import BlockTrainer
+from train.trials import preflight
 from train.values import Count, convert
 
-WriteConfig = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
 REFUSED = object()
 SWEEP = ROOT / "configs" / "sweep.yaml"  # settings of `train.sweep`, checked there
@@ -39,6 +38,7 @@ def test_training_fields_are_those_of_the_class() -> None:
     from transformers import TrainingArguments
 
     assert set(training_fields()) == {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert {f"--{name}" for name in training_fields()} <= build_parser().options
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,6 @@ def test_training_fields_are_those_of_the_class() -> None:
     [
         ("1e-3", float, 0.001),
         (3, float, 3.0),
-        ("7", int, 7),
         (7.0, int, 7),
         ("true", bool, True),
         ("none", Count | None, None),
@@ -83,14 +82,14 @@ def test_options_win_over_the_file(write_config: WriteConfig, tmp_path: Path) ->
     words = f"--config {path} --output_dir {tmp_path}/other --learning_rate 3e-4 --model.hidden_size 32 --optim muon"
     words += " --save_total_limit none --generation.seed 9 --torch_compile auto --full_determinism"
     arguments = [*words.split(), "--lr_scheduler_kwargs", '{"num_cycles": 2}']
-    settings = typed(prepare(arguments)[0])
+    settings, data, _ = prepare(arguments)
+    settings, args = check(settings, data)
     training = settings.training
     assert (training["learning_rate"], training["weight_decay"], training["logging_steps"]) == (3e-4, 0.05, 1)
     assert training["full_determinism"] is True and training["save_total_limit"] is None
     assert (training["lr_scheduler_kwargs"], training["optim"]) == ({"num_cycles": 2}, "muon")
     assert (settings.model.hidden_size, settings.generation.seed) == (32, 9)
     assert settings.output_dir == tmp_path / "other"
-    args = build_arguments(settings, epoch_blocks=22)
     assert not args.torch_compile and args.save_total_limit is None
 
 
@@ -108,11 +107,8 @@ def test_of_two_ways_to_set_the_batch_the_command_lines_wins(write_config: Write
         load_settings(by_blocks, {"gradient_accumulation_steps": "4", "global_batch_blocks": "8"})
 
 
-def test_every_training_argument_is_an_option() -> None:
-    assert {f"--{name}" for name in training_fields()} <= build_parser().options
-
-
-FAULTS_WITHOUT_TORCH = [
+# Sections of the config, or options as the command line has them; and what is said. Needing no torch:
+FAULTS: list[tuple[dict[str, Any] | str, str]] = [
     ({"modle": {}}, r"config.yaml: unknown key 'modle'; did you mean 'model'\?"),
     ({"learning_rate": 1}, "config.yaml: unknown key 'learning_rate'; it belongs in the section `training`"),
     ({"model": {"hidden_sise": 1}}, r"config.yaml: model: unknown key 'hidden_sise'; did you mean 'hidden_size'\?"),
@@ -121,34 +117,52 @@ FAULTS_WITHOUT_TORCH = [
     ({"training": {"output_dir": None}}, "config.yaml: training: output_dir: expected text, found None"),
     ({"training": 7}, "config.yaml: training: expected a mapping, found 7"),
     ({"model": {"hidden_size": "big"}}, "model: hidden_size: expected a whole number, found 'big'"),
-    (
-        {"model": {"hidden_size": 18}},
-        "model: hidden_size: expected a multiple of 2 × num_attention_heads = 4, found 18",
-    ),
+    ({"model": {"hidden_size": 18}}, "hidden_size: expected a multiple of 2 × num_attention_heads = 4, found 18"),
     ({"model": {"num_key_value_heads": 3}}, "num_key_value_heads: expected a divisor of num_attention_heads = 2"),
     ({"model": {"max_position_embeddings": 8}}, "max_position_embeddings: 8 positions are too few .* 16 tokens"),
-    ({"groups": {"norm_weight_decay": -1}}, "groups: norm_weight_decay: expected 0 or more, found -1"),
     ({"tracking": {"mode": "onlin"}}, r"tracking: mode: expected auto or .*found 'onlin'; did you mean 'online'\?"),
-    ({"generation": {"prompts": "one"}}, "generation: prompts: expected a list, found 'one'"),
     ({"generation": {"prompts": [""]}}, r"generation: prompts\[0\]: expected text, found ''"),
     ({"generation": {"top_p": 0}}, "generation: top_p: expected above 0, at most 1, found 0"),
     ({"generation": {"temperature": 1e-45}}, "generation: temperature: expected 0, or 0.001 to 100, found 1e-45"),
-    ({"global_batch_blocks": 8}, "global_batch_blocks: sets gradient_accumulation_steps too"),
-    ({"global_batch_blocks": 0}, "global_batch_blocks: expected at least 1, found 0"),
-    ({"eval_blocks": "many"}, "eval_blocks: expected a whole number, found 'many'"),
-    ({"loss": "liger"}, "loss: expected auto or plain or chunked, found 'liger'"),
-    ({"shards": None}, "config.yaml: shards: expected text, found None"),
     ({"shards": "/nowhere/at/all"}, "/nowhere/at/all: no such shard set"),
+    ("--learning_rte 1", r"unrecognized argument '--learning_rte'; did you mean '--learning_rate'\?"),
+    ("--report_to all", "--report_to: can't be set: see the section `tracking`"),
+    ("--resume_from_checkpoint", "run: no complete checkpoint to continue from"),
+    ("--resume_from_checkpoint /nowhere", "/nowhere: no such checkpoint"),
+    ("--push_to_hub", "--push_to_hub: can't be set: .*`hf upload`"),
+    ("--learning_rate fast", "--learning_rate: expected a number, found 'fast'"),
+    ("--bf16 sometimes", "--bf16: .*sometimes"),
+    ("--eval_strategy sometimes", "--eval_strategy: expected no or steps or epoch, found 'sometimes'"),
+    ("--optim adamw_bnb_8bit", "training: optim: adamw_bnb_8bit: .*bitsandbytes"),
+    ("--optim galore_adamw", "training: optim: galore_adamw: .*"),
+    ("--optim adamw_torch --optim_args foo", "training: optim: adamw_torch: .*"),
+    ("--adam_beta1 2.0", "training: optim: adamw_torch\\w*: Invalid beta parameter"),
+    ("--optim muon --learning_rate -1", "--learning_rate: expected 0 or more, found '-1'"),
+    ("--dataloader_num_workers -1", "training: dataloader: .*num_workers"),
+    ("--per_device_train_batch_size 0", "per_device_train_batch_size: expected at least 1, found '0'"),
+    ("--num_train_epochs 0", "num_train_epochs: expected above 0, at most 1,000,000, found '0'"),
+    ("--max_steps 99999999999999999999", "--max_steps: expected at most 2,147,483,647 steps"),
+    ("--save_steps -5", "save_steps: expected above 0 .for never: save_strategy: 'no'., found '-5'"),
+    ('--lr_scheduler_kwargs {"foo":1}', "training: lr_scheduler_type: linear: .*foo"),
+    ('--lr_scheduler_type cosine --lr_scheduler_kwargs {"num_cycles":1e999}', "cosine: math domain error"),
+    ('--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs {"num_decay_steps":-1}', "0 or more, found -1"),
+    ('--gradient_checkpointing true --gradient_checkpointing_kwargs {"foo":1}', "gradient_checkpointing_kwargs: .*foo"),
+    ("--torch_compile true --torch_compile_backend nope", "training: torch_compile: .*nope"),
+    ("--metric_for_best_model nope", "metric_for_best_model: expected loss or eval_loss"),
+    ("--fsdp full_shard", "fsdp: shards a model over GPUs"),
+    ("--output_dir /proc/x", "/proc/x: can't be made there; choose another --output_dir"),
+    ("--model.hidden_size 100000000000", "^out of memory.*: the machine can't hold this model; choose a smaller one"),
+    ("--model.hidden_act nope", "model: hidden_act: 'nope' is unknown to transformers"),
 ]
 
 
-@pytest.mark.parametrize(("sections", "expected"), FAULTS_WITHOUT_TORCH)
-def test_faults_of_a_config_name_the_place(
-    write_config: WriteConfig, sections: dict[str, object], expected: str
+@pytest.mark.parametrize(("change", "expected"), FAULTS)
+def test_what_cannot_be_trained_with_is_refused_before_anything_is_written(
+    write_config: WriteConfig, tmp_path: Path, change: dict[str, Any] | str, expected: str
 ) -> None:
-    with pytest.raises(InputError, match=expected) as caught:
-        prepare(["--config", str(write_config(**sections))])
-    assert "\n" not in str(caught.value)
+    sections, options = ({}, change.split()) if isinstance(change, str) else (change, [])
+    refused(write_config(**sections), options, expected)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -169,68 +183,6 @@ def test_faults_of_yaml_name_the_line(tmp_path: Path, text: str, expected: str) 
         load_settings(path / "b.yaml", {})
 
 
-# As the command line has them: (options, what is said).
-OPTIONS = [
-    ("--learning_rte 1", r"unrecognized argument '--learning_rte'; did you mean '--learning_rate'\?"),
-    ("--report_to all", "--report_to: can't be set: see the section `tracking`"),
-    ("--resume_from_checkpoint", "run: no complete checkpoint to continue from"),
-    ("--resume_from_checkpoint /nowhere", "/nowhere: no such checkpoint"),
-    ("--push_to_hub", "--push_to_hub: can't be set: .*`hf upload`"),
-    ("--learning_rate fast", "--learning_rate: expected a number, found 'fast'"),
-    ("--learning_rate nan", "--learning_rate: expected a number, found 'nan'"),
-    ("--max_steps 1.5", "--max_steps: expected a whole number, found '1.5'"),
-    ("--max_steps none", "--max_steps: expected a whole number, found 'none'"),
-    ("--bf16 sometimes", "--bf16: .*sometimes"),
-    ("--eval_strategy sometimes", "--eval_strategy: expected no or steps or epoch, found 'sometimes'"),
-    ("--optim moun", "--optim: expected .* or muon, found 'moun'; did you mean 'muon'"),
-    ("--optim adamw_bnb_8bit", "training: optim: adamw_bnb_8bit: .*bitsandbytes"),
-    ("--optim galore_adamw", "training: optim: galore_adamw: .*"),
-    ("--optim adamw_torch --optim_args foo", "training: optim: adamw_torch: .*"),
-    ("--adam_beta1 2.0", "training: optim: adamw_torch\\w*: Invalid beta parameter"),
-    ("--weight_decay -1", "--weight_decay: expected 0 or more, found '-1'"),
-    ("--optim muon --learning_rate -1", "--learning_rate: expected 0 or more, found '-1'"),
-    ("--dataloader_num_workers -1", "training: dataloader: .*num_workers"),
-    (
-        "--dataloader_num_workers 1 --dataloader_prefetch_factor 0",
-        "dataloader_prefetch_factor: expected at least 1, found '0'",
-    ),
-    ("--per_device_train_batch_size 0", "per_device_train_batch_size: expected at least 1, found '0'"),
-    ("--num_train_epochs 0", "num_train_epochs: expected above 0, at most 1,000,000, found '0'"),
-    ("--max_steps 99999999999999999999", "--max_steps: expected at most 2,147,483,647 steps"),
-    ("--logging_steps 0", "logging_steps: expected above 0"),
-    ("--save_steps -5", "save_steps: expected above 0 .for never: save_strategy: 'no'., found '-5'"),
-    ("--lr_scheduler_type polynomial --lr_scheduler_kwargs {", "--lr_scheduler_kwargs: bad JSON"),
-    ('--lr_scheduler_kwargs {"foo":1}', "training: lr_scheduler_type: linear: .*foo"),
-    (
-        '--lr_scheduler_type cosine --lr_scheduler_kwargs {"num_cycles":1e999}',
-        "lr_scheduler_type: cosine: math domain error",
-    ),
-    (
-        '--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs {"num_decay_steps":-1}',
-        "num_decay_steps: expected 0 or more, found -1",
-    ),
-    ('--gradient_checkpointing true --gradient_checkpointing_kwargs {"foo":1}', "gradient_checkpointing_kwargs: .*foo"),
-    ("--torch_compile true --torch_compile_backend nope", "training: torch_compile: .*nope"),
-    (
-        "--load_best_model_at_end --metric_for_best_model nope --eval_strategy steps",
-        "metric_for_best_model: expected loss or eval_loss",
-    ),
-    ("--fsdp full_shard", "fsdp: shards a model over GPUs"),
-    ("--ddp_backend nope", "--ddp_backend: expected .*, found 'nope'"),
-    ("--output_dir /proc/x", "/proc/x: can't be made there; choose another --output_dir"),
-    ("--model.hidden_size 100000000000", "^out of memory.*: the machine can't hold this model; choose a smaller one"),
-    ("--model.hidden_act nope", "model: hidden_act: 'nope' is unknown to transformers"),
-]
-
-
-@pytest.mark.parametrize(("line", "expected"), OPTIONS)
-def test_options_that_cannot_be_trained_with_are_refused_before_anything_is_written(
-    write_config: WriteConfig, tmp_path: Path, line: str, expected: str
-) -> None:
-    refused(write_config(), line.split(), expected)
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize(
     ("changes", "arguments"),
     [
@@ -241,12 +193,15 @@ def test_options_that_cannot_be_trained_with_are_refused_before_anything_is_writ
         ({"weight_decay": 0.1, "adam_beta1": 0, "adam_epsilon": 0}, []),
     ],
 )
-def test_usual_options_are_taken(write_config: WriteConfig, changes: dict[str, object], arguments: list[str]) -> None:
+def test_usual_options_are_taken_and_a_check_writes_nothing(
+    write_config: WriteConfig, tmp_path: Path, changes: dict[str, object], arguments: list[str]
+) -> None:
     main(["--config", str(write_config(training=changes)), *arguments, "--check"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_several_gpus_and_one_process_are_refused_with_the_command(
-    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+    write_config: WriteConfig, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr("transformers.TrainingArguments.n_gpu", 4)
     refused(
@@ -256,25 +211,21 @@ def test_several_gpus_and_one_process_are_refused_with_the_command(
 
 def test_the_preflight_draws_no_random_number(write_config: WriteConfig) -> None:
     settings, data, _ = prepare(["--config", str(write_config()), "--lr_scheduler_type", "warmup_stable_decay"])
-    settings = typed(settings)
-    args = build_arguments(settings, epoch_blocks=22)
+    settings, args = check(settings, data)
     assert args.lr_scheduler_kwargs == {"num_decay_steps": 3, "decay_type": "linear"}
-    trainer = build_trainer(settings, data, args)
+    trainer = BlockTrainer(settings, data, args)
     before = torch.get_rng_state(), random.getstate()
-    from train.arguments import preflight
-
     preflight(trainer)
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
     assert trainer.optimizer is None and trainer.lr_scheduler is None
 
 
 def test_decay_is_the_last_fifth_of_the_steps_or_the_share_that_is_given() -> None:
-    assert decay_settings({}, max_steps=11, warmup_steps=0) == {"num_decay_steps": 3, "decay_type": "linear"}
-    assert decay_settings({"num_decay_steps": 0.5}, max_steps=10, warmup_steps=5)["num_decay_steps"] == 5
+    assert decay_settings({"num_decay_steps": 0.5}, 10, 5)["num_decay_steps"] == 5
     given = {"num_decay_steps": 4, "decay_type": "cosine"}
-    assert decay_settings(given, max_steps=10, warmup_steps=0) == given
+    assert decay_settings(given, 10, 0) == given
     with pytest.raises(InputError, match="7 steps of warm-up and 4 of decay are more than the run's 10"):
-        decay_settings(given, max_steps=10, warmup_steps=7)
+        decay_settings(given, 10, 7)
 
 
 def test_accumulation_follows_from_the_global_batch() -> None:
@@ -286,23 +237,15 @@ def test_accumulation_follows_from_the_global_batch() -> None:
         micro_batches(4, 128, 8)
 
 
-def test_no_training_blocks(tmp_path: Path, write_config: WriteConfig, make_set: Callable[..., Path]) -> None:
-    empty = make_set(tmp_path / "empty", train_blocks=0)
-    refused(write_config(shards=str(empty)), [], "empty: has no training blocks")
-
-
-@pytest.mark.parametrize("mixed", [False, True])
-def test_a_set_whose_tokenizer_was_changed_is_not_trained_on(
-    write_config: WriteConfig, shard_set_path: Path, tmp_path: Path, mixed: bool
+@pytest.mark.parametrize("shards", ["{0}", "{0}:1,{0}:1"])
+def test_a_set_that_is_empty_or_whose_tokenizer_was_changed_is_not_trained_on(
+    write_config: WriteConfig, make_set: MakeSet, tmp_path: Path, shards: str
 ) -> None:
-    damaged = tmp_path / "damaged"
-    shutil.copytree(shard_set_path, damaged)
-    config = write_config(shards=f"{damaged}:1,{damaged}:1" if mixed else str(damaged))
-    prepare(["--config", str(config)])
+    empty, damaged = make_set(tmp_path / "empty", train_blocks=0), make_set(tmp_path / "damaged")
+    refused(write_config(shards=shards.format(empty)), [], "empty.*: has no training blocks")
     with (damaged / "tokenizer" / "tokenizer.json").open("a") as file:
         file.write("\n")
-    with pytest.raises(InputError, match=r"tokenizer.json: .* was changed"):
-        prepare(["--config", str(config)])
+    refused(write_config(shards=shards.format(damaged)), [], r"tokenizer.json: .* was changed")
 
 
 def test_what_needs_no_torch_is_answered_at_once(write_config: WriteConfig) -> None:
@@ -315,15 +258,6 @@ def test_what_needs_no_torch_is_answered_at_once(write_config: WriteConfig) -> N
         with pytest.raises(InputError):
             prepare(["--config", str(write_config()), *arguments])
     assert time.process_time() - started < 3 * 0.5
-
-
-def test_check_writes_nothing_and_reports_what_is_wrong(
-    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["--config", str(write_config()), "--check"])
-    assert not (tmp_path / "run").exists() and capsys.readouterr().out == ""
-    refused(tmp_path / "none.yaml", ["--check"], "no such config file")
-    refused(write_config(), ["--check", "--learning_rate", "fast"], "--learning_rate: expected a number")
 
 
 @pytest.mark.parametrize("config", sorted({*(ROOT / "configs").glob("*.yaml")} - {SWEEP}), ids=lambda path: path.stem)

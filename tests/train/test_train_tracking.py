@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import socket
 import threading
-from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import swanlab
 import yaml
 
 from shards.common.errors import InputError
-from tests.train.runs import stop_after, train_to_the_end
+from tests.train.runs import Patch, WriteConfig, as_stopped_at, train_to_the_end
 from train import tracking
 from train.environment import check_tracking
 from train.run_directory import read_lines, read_record
@@ -26,33 +27,15 @@ from train.tracking import Tracking, can_connect
 CLOSED = "http://127.0.0.1:9"
 
 
-@pytest.fixture
-def silent_server() -> Iterator[str]:
-    """Takes connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-
-
-@pytest.fixture
-def answering_server() -> Iterator[str]:
-    """Answers 501 to everything."""
-    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_is_there_when_it_answers(monkeypatch: Patch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
-def test_a_server_is_there_when_it_answers(
-    answering_server: str, silent_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.3)
-    assert can_connect(answering_server)
-    assert not can_connect(silent_server)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as answering:  # 501, to everything
+        threading.Thread(target=answering.serve_forever, args=(0.05,), daemon=True).start()
+        assert can_connect(f"http://127.0.0.1:{answering.server_port}")
+        answering.shutdown()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert not can_connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
     assert not can_connect(CLOSED)
     assert not can_connect("no address")
 
@@ -78,7 +61,7 @@ UNUSABLE = "SwanLab offline can't be used (no room for offline): this run is rec
 )
 def test_mode_follows_login_network_and_what_swanlab_can(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
     mode: Any,
     key: str | None,
     reachable: bool,
@@ -106,7 +89,7 @@ def test_mode_follows_login_network_and_what_swanlab_can(
         run.finish(None)
 
 
-def test_training_goes_on_without_swanlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_goes_on_without_swanlab(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     notices = Tracking(TrackingSettings(), tmp_path, "id").start(SimpleNamespace(), {})
     assert notices == ["SwanLab is not installed: this run is recorded in metrics.jsonl only"]
@@ -115,7 +98,7 @@ def test_training_goes_on_without_swanlab(tmp_path: Path, monkeypatch: pytest.Mo
         check_tracking("offline")
 
 
-def test_key_is_found_without_a_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_is_found_without_a_question(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SWANLAB_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -167,32 +150,22 @@ def test_offline_run_on_disk_has_curves_config_and_texts(trained: Any) -> None:
 
 
 def test_a_continued_run_is_the_same_run_of_swanlabs(
-    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole_run: Path, write_config: WriteConfig, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    config, ids = write_config(tracking={"mode": "offline"}), []
-    original = swanlab.init
-
-    def init(**options: Any) -> Any:
-        ids.append((options["id"], options["resume"], options["mode"]))
-        return original(**options)
-
+    run, init = as_stopped_at(whole_run, 10, tmp_path / "run"), mock.Mock(side_effect=RuntimeError("no SwanLab"))
     monkeypatch.setattr(swanlab, "init", init)
-    stop_after(3, monkeypatch, config)
-    train_to_the_end(config)
-    record = read_record(tmp_path / "run")
-    assert ids == [(record["tracking_id"], "allow", "offline")] * 2 and len(record["sessions"]) == 2
+    train_to_the_end(write_config(tracking={"mode": "offline"}))
+    expected = {"id": read_record(whole_run)["tracking_id"], "resume": "allow", "mode": "offline"}
+    assert {key: init.call_args.kwargs[key] for key in expected} == expected
+    assert read_record(run)["tracking_id"] == expected["id"]
 
 
-def test_a_long_evaluation_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_evaluation_is_not_silent(tmp_path: Path, monkeypatch: Patch) -> None:
     """SwanLab takes a run that logs nothing for longer than a minute as dead."""
-    now, logged = [0.0], list[tuple[dict[str, int], int]]()
-    monkeypatch.setattr("train.tracking.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("train.tracking.time.monotonic", mock.Mock(side_effect=itertools.count(0, 10)))
     run = Tracking(TrackingSettings(), tmp_path, "id")
-    run._swanlab = SimpleNamespace(log=lambda values, step: logged.append((values, step)))
-    state = SimpleNamespace(global_step=7)
-    run.on_log(None, state, None)
-    for second in range(0, 200, 10):
-        now[0] = float(second)
-        run.on_prediction_step(None, state, None)
-    assert logged and len(logged) >= 3 and logged[0] == ({"eval/running": 1}, 7)
+    run._swanlab = mock.Mock()
+    for _ in range(20):
+        run.on_prediction_step(None, SimpleNamespace(global_step=7), None)
+    assert run._swanlab.log.call_count >= 3
+    run._swanlab.log.assert_called_with({"eval/running": 1}, step=7)
