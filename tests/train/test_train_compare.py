@@ -118,8 +118,9 @@ def test_missing_and_odd_parts_work(make_run: MakeRun) -> None:
     run = make_run(tokenizer=None)
     (run / "metrics.jsonl").unlink()
     (run / "samples.jsonl").unlink()
-    for more in ({}, {"sessions": {"a": 1}, "results": {"steps": "4"}, "training_arguments": {"max_steps": [4]}}):
-        (run / "run.json").write_text(json.dumps({"state": "training", **more}))
+    odd = {"sessions": {"a": 1}, "results": {"steps": "4"}, "training_arguments": {"max_steps": [4]}}
+    for record in ({"state": "training"}, {"state": "training", **odd}):
+        (run / "run.json").write_text(json.dumps(record))
         (found,) = read(run)
         assert "training, stopped" in "\n".join(as_lines([found])) and render([found])
 

@@ -81,7 +81,12 @@ def test_texts_without_a_byte_have_no_bits_per_byte() -> None:
     empty: Any = SimpleNamespace(num_tokens=3, num_text_bytes=0)
     assert bits_per_byte([empty], 1.0) is None
     result = dict.fromkeys(("num_tokens", "num_blocks", "loss", "perplexity", "document_mask"), 1)
-    unknown = {"precision": "fp32", "bits_per_byte": None, "bits_per_char": None, "loss_by_position": []}
+    unknown: dict[str, Any] = {
+        "precision": "fp32",
+        "bits_per_byte": None,
+        "bits_per_char": None,
+        "loss_by_position": [],
+    }
     assert "bits per byte  –" in lines(result | unknown)
 
 
