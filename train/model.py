@@ -170,19 +170,19 @@ def build_model(
         model = Qwen2ForCausalLM(config)
     except KeyError as error:  # an activation function that transformers doesn't know
         raise InputError(f"model: hidden_act: {settings.hidden_act!r} is unknown to transformers ({error})") from None
-    sampling = generation.temperature > 0
+    unused = list(range(vocab_size, config.vocab_size)) or None
     model.generation_config = GenerationConfig(
-        eos_token_id=eos_id,
-        pad_token_id=eos_id,
-        do_sample=sampling,
-        temperature=generation.temperature if sampling else None,
-        top_p=generation.top_p if sampling else None,
-        top_k=generation.top_k if sampling else None,
-        repetition_penalty=generation.repetition_penalty,
-        max_new_tokens=generation.max_new_tokens,
-        suppress_tokens=list(range(vocab_size, config.vocab_size)) or None,
+        **generation_options(generation), eos_token_id=eos_id, pad_token_id=eos_id, suppress_tokens=unused
     )
     return model
+
+
+def generation_options(settings: GenerationSettings) -> dict[str, Any]:
+    """The settings under the names of transformers, which warns of those of chance where there is none."""
+    chance = ("temperature", "top_p", "top_k")
+    options = {name: getattr(settings, name) for name in (*chance, "repetition_penalty", "max_new_tokens")}
+    is_by_chance = settings.temperature > 0
+    return options | ({} if is_by_chance else dict.fromkeys(chance)) | {"do_sample": is_by_chance}
 
 
 def add_chat_template(directory: Path) -> None:
