@@ -59,7 +59,6 @@ def test_every_target_without_a_file_is_phony() -> None:
         ),
         # Tests run in parallel unless asked otherwise: pytest takes the last.
         (["test", "ARGS=-n 0 --randomly-seed=7"], ["-n auto ", "-n 0 --randomly-seed=7"], []),
-        (["test-all", "ARGS=-n 0 --randomly-seed=7"], ["-n auto ", "-n 0 --randomly-seed=7"], []),
     ],
 )
 def test_what_a_target_does(arguments: list[str], said: list[str], unsaid: list[str]) -> None:

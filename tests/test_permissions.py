@@ -16,7 +16,7 @@ from pipeline import qwen2
 from shards.common.errors import InputError
 from shards.common.files import user_cache
 from tests.conftest import REPOSITORY, SAMPLE, assert_one_error_line
-from tests.hub_server import environment, serve
+from tests.hub_server import Hub
 from tests.shards.sets import TEXTS, build_set
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -64,6 +64,7 @@ def sample_set(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) ->
     [
         "pipeline build {sample} --tokenizer {tokenizer} --out {closed}/set",
         "pipeline tokenizer {sample} --vocab-size 300 --out {closed}/tokenizer",
+        "pipeline fetch wikipedia-zh --out {closed}/a",
         "shards report {set} --out {closed}/report.html",
         "shards export {set} --to parquet --out {closed}/export",
         "shards subset {set} --documents 5 --out {closed}/small",
@@ -71,18 +72,12 @@ def sample_set(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) ->
     ],
 )
 def test_an_output_in_a_closed_directory_is_one_clear_line(
-    command: str, run: Run, closed: Path, sample_set: Path, tokenizer_dir: Path
+    command: str, run: Run, closed: Path, sample_set: Path, tokenizer_dir: Path, hub: Hub
 ) -> None:
+    hub.put("datasets/fjcanyue/wikipedia-zh-cn", "wikipedia-zh-cn-20240820.json", b"[]")
     places = {"sample": SAMPLE, "tokenizer": tokenizer_dir, "closed": closed, "set": sample_set}
     words = [word.format(repository=REPOSITORY, **places) for word in command.split()]
     assert_one_error_line(run(*words), str(closed), "Permission denied")
-
-
-def test_what_is_fetched_to_a_closed_directory_is_one_clear_line(run: Run, closed: Path, tmp_path: Path) -> None:
-    with serve() as hub:
-        hub.put("datasets/fjcanyue/wikipedia-zh-cn", "wikipedia-zh-cn-20240820.json", b"[]")
-        result = run("pipeline", "fetch", "wikipedia-zh", "--out", closed / "a", **environment(hub, tmp_path))
-    assert_one_error_line(result, str(closed), "Permission denied")
 
 
 def test_a_set_without_write_permission_is_read(run: Run, sample_set: Path) -> None:

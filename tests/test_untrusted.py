@@ -77,11 +77,8 @@ NAMES = ["../train-00000", "/tmp/train-00000", "train-../../x", "train-", "train
 @pytest.mark.parametrize(
     ("path", "values", "message"),
     [
-        *[
-            (("shards", 0, f"num_{what}"), NUMBERS, "^manifest")
-            for what in ("blocks", "tokens", "sequences", "documents")
-        ],
-        *[(("tokenizer", field), NUMBERS, "^manifest") for field in ("vocab_size", "eos_id")],
+        *((("shards", 0, f"num_{what}"), NUMBERS, "^manifest") for what in ("blocks", "tokens", "documents")),
+        *((("tokenizer", field), NUMBERS, "^manifest") for field in ("vocab_size", "eos_id")),
         (("block_tokens",), NUMBERS, "^manifest"),
         (("shards", 0, "name"), NAMES, "expected a name such as train-00000"),
         (("other_files", 0, "name"), NAMES, "is not a file of a shard set"),
@@ -141,7 +138,7 @@ def test_what_is_not_a_regular_file_in_a_set(own_set: Path, make: Callable[[Path
         shards.open(own_set)
 
 
-@pytest.mark.parametrize("number", [2**31, 2**40, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("number", [2**31, 2**63, 2**64 - 1])
 @pytest.mark.parametrize("place", [18, 26])
 def test_an_index_that_promises_terabytes(own_set: Path, place: int, number: int) -> None:
     path = own_set / "train-00000.idx"

@@ -33,6 +33,7 @@ from shards.tokenizer_files import read_vocabulary
 from train.environment import out_of_memory, prepare_environment
 from train.generate import find_model
 from train.run_directory import read_record, record_part
+from train.values import Count, convert, require
 
 if TYPE_CHECKING:  # torch takes seconds to import
     import torch
@@ -122,16 +123,6 @@ def best_evaluation(logs: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
     return min(finite, key=lambda log: log["eval_loss"], default=None)
 
 
-def text_bits(loss: float, splits: Sequence[shards.Split]) -> float:
-    """What the texts of `splits` take in bits when a token has `loss` nats.
-
-    These are whole texts, as `num_text_bytes` and `num_text_chars` count them: tokens that nothing predicts are taken to
-    cost what the others do, so that packings can be compared. A document's EOS is a token too: saying where a text ends is
-    part of its price.
-    """
-    return loss / math.log(2) * sum(split.num_tokens for split in splits)
-
-
 def by_set(metrics: dict[str, Any]) -> dict[str, Any]:
     """Of an evaluation on several sets what it found on each: `{"wiki_loss": 3.1, "wiki_bits_per_byte": 1.0, …}`."""
     kinds = ("_loss", "_bits_per_byte")
@@ -139,9 +130,13 @@ def by_set(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def bits_per_byte(splits: Sequence[shards.Split], loss: float | None) -> float | None:
-    """What `loss`, in nats a token, is in bits per byte of the texts of `splits`; None if that isn't known."""
-    num_bytes = sum(split.num_text_bytes for split in splits)
-    return text_bits(loss, splits) / num_bytes if loss is not None and num_bytes else None
+    """What `loss`, in nats a token, is in bits per byte of the texts of `splits`; None if that isn't known.
+
+    These are whole texts: tokens that nothing predicts are taken to cost what the others do, so that packings can be
+    compared. A document's EOS is a token too: saying where a text ends is part of its price.
+    """
+    num_tokens, num_bytes = (sum(getattr(split, name) for split in splits) for name in ("num_tokens", "num_text_bytes"))
+    return loss / math.log(2) * num_tokens / num_bytes if loss is not None and num_bytes else None
 
 
 def gzip_bits_per_byte(data: shards.Data, splits: Sequence[shards.Split]) -> float | None:
@@ -172,8 +167,8 @@ def main(argv: list[str]) -> None:
     directory = find_model(options.run)
     shard_set = shards.open(options.shards or shards_of_run(directory))
     choice("--split", options.split, SPLITS)
-    if options.batch < 1 or (options.blocks is not None and options.blocks < 1):
-        raise InputError("--batch and --blocks: expected at least 1")
+    for name in ("batch", "blocks"):
+        convert(getattr(options, name), Count | None, f"--{name}")
     if not len(shard_set[options.split]):
         raise InputError(f"{shard_set.path}: split {options.split} has no blocks")
     check_model(directory, shard_set)
@@ -193,12 +188,11 @@ def shards_of_run(directory: Path) -> str:
     return path
 
 
-def precision_of_run(directory: Path) -> str:
-    """In which the run of this model was trained last; fp32 where no run says."""
-    sessions = read_record(directory.parent).get("sessions")
-    last = sessions[-1] if isinstance(sessions, list) and sessions else None
-    precision = last.get("precision") if isinstance(last, dict) else None
-    return precision if precision in ("bf16", "fp16") else "fp32"
+def last_session(record: dict[str, Any]) -> dict[str, Any]:
+    """What `run.json` says of the last time the run was started; empty where it doesn't."""
+    sessions = record.get("sessions")
+    last = sessions[-1] if isinstance(sessions, list) and sessions else {}
+    return last if isinstance(last, dict) else {}
 
 
 def check_model(directory: Path, shard_set: shards.ShardSet) -> None:
@@ -208,8 +202,7 @@ def check_model(directory: Path, shard_set: shards.ShardSet) -> None:
         digest = hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest()
     except (ValueError, OSError, LookupError, TypeError) as error:
         raise InputError(f"{directory}: config.json and tokenizer.json can't be read ({error})") from None
-    if kind != "qwen2":
-        raise InputError(f"{directory}: expected a model of the type 'qwen2', found {str(kind)[:80]!r}")
+    require(kind == "qwen2", str(directory), "a model of the type 'qwen2'", kind)
     if digest != shard_set.manifest.tokenizer.sha256:
         raise InputError(
             f"{shard_set.path}: was built with another tokenizer than the model's; build the text anew with it"
@@ -227,31 +220,31 @@ def evaluate(
     from train.sampling import load_model
 
     masked = record_part(directory.parent, "settings").get("document_mask") is True
-    precision = precision_of_run(directory)
+    precision = str(last_session(read_record(directory.parent)).get("precision"))
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     model, _tokenizer = load_model(directory, Qwen2ForCausalLM)
-    device, split = model.device, shard_set[split_name]
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    split = shard_set[split_name]
     count = min(len(split), num_blocks or len(split))
     sums, counts = evaluate_blocks(
         model,
         BlockDataset(shard_set, split_name),
         range(count),
         text_collator(shard_set.eos_id, document_mask=masked),
-        device=device,
+        device=model.device,
         batch_blocks=batch_blocks,
-        autocast=functools.partial(torch.autocast, device.type, dtype=dtype, enabled=precision != "fp32"),
+        autocast=functools.partial(torch.autocast, model.device.type, dtype=dtype, enabled=dtype is not None),
     )
     loss = float(sums.sum() / max(counts.sum(), 1))
-    num_bits = text_bits(loss, [split])
+    bits = bits_per_byte([split], loss)
     return {
         "num_blocks": count,
         "num_tokens": int(counts.sum()),  # that were predicted
         "document_mask": masked,
-        "precision": precision,
+        "precision": precision if dtype else "fp32",
         "loss": loss,
         "perplexity": perplexity(loss),
-        "bits_per_byte": num_bits / split.num_text_bytes,
-        "bits_per_char": num_bits / split.num_text_chars,
+        "bits_per_byte": bits,
+        "bits_per_char": bits and bits * split.num_text_bytes / split.num_text_chars,
         "loss_by_position": by_position(sums, counts),
     }
 
@@ -270,16 +263,19 @@ def by_position(sums: Floats, counts: Floats) -> list[tuple[int, int, float]]:
 def lines(result: dict[str, Any]) -> list[str]:
     """What `evaluate` found, for people."""
     counts = f"{plural(result['num_tokens'], 'token')} in {plural(result['num_blocks'], 'block')}"
-    rows = [
+    of_bytes, of_chars = (
+        "–" if bits is None else f"{bits:.4f}" for bits in (result["bits_per_byte"], result["bits_per_char"])
+    )
+    return [
         f"loss           {result['loss']:.4f} nats a token ({counts}, {result['precision']})",
         f"perplexity     {result['perplexity']:,.2f}",
-        f"bits per byte  {result['bits_per_byte']:.4f}",
-        f"bits per char  {result['bits_per_char']:.4f}",
+        f"bits per byte  {of_bytes}",
+        f"bits per char  {of_chars}",
         f"documents      {'masked from' if result['document_mask'] else 'attend to'} each other in a block",
         "",
         "loss by position in the block",
+        *(f"  {first:>5} – {last:<5} {loss:.4f}" for first, last, loss in result["loss_by_position"]),
     ]
-    return rows + [f"  {first:>5} – {last:<5} {loss:.4f}" for first, last, loss in result["loss_by_position"]]
 
 
 if __name__ == "__main__":

@@ -16,23 +16,22 @@ import torch
 from transformers import Qwen2Config
 
 # Dense bf16 FLOP/s without sparsity, from the makers' data sheets; the first name that matches counts.
-_PEAKS = (
-    (r"GH200|H200|H100.*(SXM|HBM3)", 989e12),
-    (r"H100.*NVL", 835e12),
-    (r"H100", 756e12),
-    (r"B200", 2250e12),
-    (r"A100|A800", 312e12),
-    (r"H800", 989e12),
-    (r"H20\b", 148e12),
-    (r"L40S", 362e12),
-    (r"L40|6000 Ada", 181e12),
-    (r"L4\b", 121e12),
-    (r"A40|A6000", 150e12),
-    (r"A10\b", 125e12),
-    (r"RTX 5090", 210e12),
-    (r"RTX 4090", 165e12),
-    (r"RTX 3090", 71e12),
-)
+_PEAKS = {
+    r"GH200|H200|H800|H100.*(SXM|HBM3)": 989e12,
+    r"H100.*NVL": 835e12,
+    r"H100": 756e12,
+    r"B200": 2250e12,
+    r"A100|A800": 312e12,
+    r"H20\b": 148e12,
+    r"L40S": 362e12,
+    r"L40|6000 Ada": 181e12,
+    r"L4\b": 121e12,
+    r"A40|A6000": 150e12,
+    r"A10\b": 125e12,
+    r"RTX 5090": 210e12,
+    r"RTX 4090": 165e12,
+    r"RTX 3090": 71e12,
+}
 
 
 def flops_a_token(config: Qwen2Config, block_tokens: int) -> float:
@@ -40,17 +39,15 @@ def flops_a_token(config: Qwen2Config, block_tokens: int) -> float:
 
     The tutorial's model (hidden 512, 12 layers, 151,680 rows) at 512 tokens of context: 758 million.
     """
-    hidden, head_size = config.hidden_size, config.hidden_size // config.num_attention_heads
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    attention = hidden * head_size * (2 * heads + 2 * kv_heads)
-    parameters = config.num_hidden_layers * (attention + 3 * hidden * config.intermediate_size)
-    parameters += config.vocab_size * hidden
-    return float(6 * parameters + 6 * config.num_hidden_layers * heads * head_size * block_tokens)
+    hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+    attention = 2 * hidden * (hidden + hidden // heads * config.num_key_value_heads)
+    parameters = layers * (attention + 3 * hidden * config.intermediate_size) + config.vocab_size * hidden
+    return float(6 * parameters + 6 * layers * hidden * block_tokens)
 
 
 def peak_flops(device_name: str) -> float | None:
     """The device's bf16 FLOP/s, None if it is not known."""
-    return next((peak for pattern, peak in _PEAKS if re.search(pattern, device_name)), None)
+    return next((peak for pattern, peak in _PEAKS.items() if re.search(pattern, device_name)), None)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -19,6 +19,7 @@ from train.checkpoints import is_sealed, numbered_checkpoints
 from train.environment import out_of_memory, prepare_environment
 from train.run_directory import MODEL_NAME, record_part
 from train.settings import BATCH_SEQUENCES, GenerationSettings, build
+from train.values import Count, convert
 
 if TYPE_CHECKING:
     from train.sampling import Continuation
@@ -44,38 +45,27 @@ def build_parser() -> Parser:
         description="Continue prompts with a trained model. What isn't given is as the model was saved with.",
         epilog=EPILOG,
     )
-    parser.add_argument("run", metavar="RUN_DIR", type=Path, help="a run's directory, or a model's own directory")
-    parser.add_argument(
-        "--prompt",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="text to continue; may be given several times (default: the prompts that the run was trained with)",
-    )
-    parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="a prompt a line, UTF-8; -: standard input")
-    parser.add_argument("--interactive", action="store_true", help="ask for one prompt after the other")
-    parser.add_argument("--num", type=int, default=1, metavar="N", help="continuations of each prompt (1)")
-    parser.add_argument(
-        "--checkpoint", metavar="STEP", help="use RUN_DIR/checkpoint-STEP, also while the run goes on; or: latest"
-    )
+    add = parser.add_argument
+    add("run", metavar="RUN_DIR", type=Path, help="a run's directory, or a model's own directory")
+    several = "text to continue; may be given several times (default: the prompts that the run was trained with)"
+    add("--prompt", action="append", default=[], metavar="TEXT", help=several)
+    add("--prompt-file", type=Path, metavar="FILE", help="a prompt a line, UTF-8; -: standard input")
+    add("--interactive", action="store_true", help="ask for one prompt after the other")
+    add("--num", type=int, default=1, metavar="N", help="continuations of each prompt (1)")
+    add("--checkpoint", metavar="STEP", help="use RUN_DIR/checkpoint-STEP, also while the run goes on; or: latest")
     for name, (kind, metavar, text) in OPTIONS.items():
         names = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-        parser.add_argument(*names, type=kind, metavar=metavar, dest=name, help=text)
-    parser.add_argument(
-        "--batch",
-        type=int,
-        metavar="N",
-        help=f"sequences at a time ({BATCH_SEQUENCES}; on a terminal 1, shown as it is written)",
-    )
-    parser.add_argument("--json", action="store_true", help="a JSON object a line, for programs")
+        add(*names, type=kind, metavar=metavar, dest=name, help=text)
+    at_a_time = f"sequences at a time ({BATCH_SEQUENCES}; on a terminal 1, shown as it is written)"
+    add("--batch", type=int, metavar="N", help=at_a_time)
+    add("--json", action="store_true", help="a JSON object a line, for programs")
     return parser
 
 
 def main(argv: list[str]) -> None:
     options = build_parser().parse_args(argv)
     for name in ("num", "batch"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise InputError(f"--{name}: expected at least 1, found {value}")
+        convert(getattr(options, name), Count | None, f"--{name}")
     if options.interactive and (options.prompt or options.prompt_file or options.json or options.batch):
         raise InputError("--interactive: asks for the prompts and shows the text; leave out --prompt, --json, --batch")
     directory = find_model(options.run, options.checkpoint)
@@ -162,10 +152,8 @@ def read_prompts(path: Path) -> list[str]:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 (byte {error.start})") from None
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: no such file{nearest_path(path, Path.is_file)}") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: expected a text file with a prompt a line, found a directory") from None
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}){nearest_path(path, Path.is_file)}") from None
     prompts = [line for line in lines if line.strip()]
     if not prompts:
         raise InputError(f"{path}: no prompts in it; expected one a line")
@@ -178,7 +166,9 @@ def find_model(path: Path, checkpoint: str | None = None) -> Path:
     Raises `InputError` saying what was looked for.
     """
     if not path.exists():
-        raise InputError(f"{path}: no such directory{_nearest_run(path)}")
+        hints = (nearest_path(one, Path.is_dir) for one in (path, Path("runs", path.name)))
+        expected = f"; expected a run's directory with a trained model in {MODEL_NAME}/"
+        raise InputError(f"{path}: no such directory{next(filter(None, hints), expected)}")
     steps = [found.name.rpartition("-")[2] for found in numbered_checkpoints(path) if is_sealed(found)]
     if checkpoint is not None:
         step = steps[-1] if steps and checkpoint == "latest" else checkpoint.rpartition("checkpoint-")[2]
@@ -193,16 +183,6 @@ def find_model(path: Path, checkpoint: str | None = None) -> Path:
     raise InputError(f"{path}: no model here: no {MODEL_NAME}/config.json (is the training finished?){hint}")
 
 
-def _nearest_run(path: Path) -> str:
-    """What may have been meant: a directory beside it, or one in `runs`."""
-    for candidate in (path, Path("runs", path.name)):
-        if candidate.is_dir():
-            return f"; did you mean '{candidate}'?"
-        if hint := nearest_path(candidate, Path.is_dir):
-            return hint
-    return f"; expected a run's directory with a trained model in {MODEL_NAME}/"
-
-
 def prompts_of_run(directory: Path) -> list[str]:
     """The prompts in the settings of the run that the model belongs to. Raises `InputError` if there are none."""
     prompts = record_part(directory.parent, "settings", "generation").get("prompts")
@@ -215,10 +195,8 @@ def generation_settings(directory: Path, options: dict[str, Any]) -> GenerationS
     """The sampling settings that the model was saved with, and `options` instead of them. Raises `InputError`."""
     path = directory / "generation_config.json"
     try:
-        content: Any = json.loads(path.read_bytes())
+        content: Any = json.loads(path.read_bytes()) if path.exists() else {}
         saved = {name: content[name] for name in OPTIONS if content.get(name) is not None}
-    except FileNotFoundError:
-        content, saved = {}, {}
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: can't be read ({error})") from None
     if saved and content.get("do_sample") is False:

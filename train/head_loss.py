@@ -196,8 +196,8 @@ def rows_at_a_time(weight: Tensor, device: torch.device) -> int:
     return rows // CHUNK_TILE * CHUNK_TILE or max(1, rows)
 
 
-def softmax_in_place(logits: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
-    """A `Softmax` of torch's plain operations, for logits in fp32, all in their memory."""
+def softmax_in_place(logits: Tensor, labels: Tensor, losses: Tensor, *, scaled: bool = False) -> Tensor:
+    """A `Softmax` of torch's plain operations, for logits in fp32, in their memory; if `scaled`, its factors are one."""
     counted = (labels != IGNORED).unsqueeze(1)
     targets = torch.where(counted, labels.unsqueeze(1), 0)
     of_targets = logits.gather(1, targets)
@@ -205,20 +205,17 @@ def softmax_in_place(logits: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
     sums = logits.sub_(highest).exp_().sum(dim=1, keepdim=True)
     losses.copy_(torch.where(counted, sums.log() + highest - of_targets, 0).squeeze(1))
     logits.scatter_add_(1, targets, -sums)  # softmax − one-hot, times the sum
-    return torch.where(counted, 1 / sums, 0)
-
-
-def _softmax_scaled(logits: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
-    """As `softmax_in_place`, with factors of one: unscaled values may be too large for fp16."""
-    factors = softmax_in_place(logits, labels, losses)
+    factors = torch.where(counted, 1 / sums, 0)
+    if not scaled:
+        return factors
     logits.mul_(factors)
     return torch.ones_like(factors)
 
 
 def softmax_for(device: torch.device, dtype: torch.dtype) -> tuple[Softmax, torch.dtype]:
     """The fastest `Softmax` where matrices are multiplied in `dtype` on this device, and the logits' type that it takes."""
-    if dtype == torch.float16:
-        return _softmax_scaled, torch.float32
+    if dtype == torch.float16:  # unscaled values may be too large for it
+        return functools.partial(softmax_in_place, scaled=True), torch.float32
     if device.type != "cuda" or not has_triton():
         return softmax_in_place, torch.float32
     from train.softmax_kernel import softmax_kernel

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 import transformers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, Qwen2Config, set_seed
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
@@ -48,9 +48,8 @@ class Qwen2ForCausalLM(transformers.Qwen2ForCausalLM):  # type: ignore[misc]
 
     def __init__(self, config: Qwen2Config, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        if config.hidden_act == "silu":
-            for layer in self.model.layers:
-                layer.mlp = GatedMLP(layer.mlp)
+        for layer in self.model.layers:
+            layer.mlp = GatedMLP(layer.mlp)
 
     # The parameters are spelled out: `generate` looks at their names.
     def forward(
@@ -104,46 +103,26 @@ class Qwen2ForCausalLM(transformers.Qwen2ForCausalLM):  # type: ignore[misc]
 
 
 class GatedMLP(nn.Module):
-    """Qwen2's MLP, `down(silu(gate(x)) * up(x))`, which keeps two tensors for its backward pass where autograd keeps four.
+    """Qwen2's MLP, `down(act(gate(x)) * up(x))`, which keeps two tensors for its backward pass where autograd keeps four.
 
-    silu(gate) and the product are cheap to compute again. It takes over the projections of a `Qwen2MLP` under their names.
+    act(gate) and the product are cheap to compute again. It takes over the parts of a `Qwen2MLP` under their names.
     """
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()
-        self.gate_proj: nn.Linear = mlp.gate_proj
-        self.up_proj: nn.Linear = mlp.up_proj
-        self.down_proj: nn.Linear = mlp.down_proj
+        self.gate_proj, self.up_proj, self.down_proj, self.act_fn = (
+            mlp.gate_proj,
+            mlp.up_proj,
+            mlp.down_proj,
+            mlp.act_fn,
+        )
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor) -> Any:
         gate, up = self.gate_proj(hidden), self.up_proj(hidden)
-        if not torch.is_grad_enabled():
-            result: Tensor = self.down_proj(functional.silu(gate) * up)
-            return result
-        gated: Tensor = _GatedDown.apply(gate, up, self.down_proj.weight)  # type: ignore[no-untyped-call]
-        return gated
+        return checkpoint(self._gated_down, gate, up, use_reentrant=False, preserve_rng_state=False)
 
-
-class _GatedDown(torch.autograd.Function):
-    """`(silu(gate) * up) @ weight.T`: `(…, intermediate)` twice and `(hidden, intermediate)` to `(…, hidden)`."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up, weight)
-        return (functional.silu(gate) * up) @ weight.to(gate.dtype).T
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gate, up, weight = ctx.saved_tensors
-        gradient = grad_outputs[0].to(gate.dtype)
-        sigmoid = torch.sigmoid(gate)
-        silu = gate * sigmoid
-        grad_weight = gradient.flatten(0, -2).T @ (silu * up).flatten(0, -2)
-        inner = gradient @ weight.to(gate.dtype)
-        grad_up = inner * silu
-        # silu'(x) = sigmoid(x) (1 + x (1 − sigmoid(x))) = sigmoid + silu (1 − sigmoid)
-        grad_gate = inner.mul_(up).mul_(sigmoid + silu * (1 - sigmoid))
-        return grad_gate, grad_up, grad_weight.to(weight.dtype)
+    def _gated_down(self, gate: Tensor, up: Tensor) -> Any:
+        return self.down_proj(self.act_fn(gate) * up)
 
 
 def build_config(settings: ModelSettings, *, vocab_size: int, eos_id: int, block_tokens: int) -> Qwen2Config:
@@ -191,19 +170,19 @@ def build_model(
         model = Qwen2ForCausalLM(config)
     except KeyError as error:  # an activation function that transformers doesn't know
         raise InputError(f"model: hidden_act: {settings.hidden_act!r} is unknown to transformers ({error})") from None
-    sampling = generation.temperature > 0
+    unused = list(range(vocab_size, config.vocab_size)) or None
     model.generation_config = GenerationConfig(
-        eos_token_id=eos_id,
-        pad_token_id=eos_id,
-        do_sample=sampling,
-        temperature=generation.temperature if sampling else None,
-        top_p=generation.top_p if sampling else None,
-        top_k=generation.top_k if sampling else None,
-        repetition_penalty=generation.repetition_penalty,
-        max_new_tokens=generation.max_new_tokens,
-        suppress_tokens=list(range(vocab_size, config.vocab_size)) or None,
+        **generation_options(generation), eos_token_id=eos_id, pad_token_id=eos_id, suppress_tokens=unused
     )
     return model
+
+
+def generation_options(settings: GenerationSettings) -> dict[str, Any]:
+    """The settings under the names of transformers, which warns of those of chance where there is none."""
+    chance = ("temperature", "top_p", "top_k")
+    options = {name: getattr(settings, name) for name in (*chance, "repetition_penalty", "max_new_tokens")}
+    is_by_chance = settings.temperature > 0
+    return options | ({} if is_by_chance else dict.fromkeys(chance)) | {"do_sample": is_by_chance}
 
 
 def add_chat_template(directory: Path) -> None:

@@ -41,23 +41,13 @@ def parameter_groups(
     model: nn.Module, settings: GroupSettings, *, learning_rate: float, weight_decay: float
 ) -> list[dict[str, Any]]:
     """The trained parameters of `model` in the groups of `group_of`, each with its rate and decay, for an optimizer."""
-    members: dict[str, list[Tensor]] = {"hidden": [], "embedding": [], "norm": []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            members[group_of(name, parameter)].append(parameter)
     groups = []
-    for name, parameters in members.items():
+    for name in ("hidden", "embedding", "norm"):
         rate, decay = getattr(settings, f"{name}_learning_rate"), getattr(settings, f"{name}_weight_decay")
-        if parameters:
-            groups.append(
-                {
-                    "params": parameters,
-                    "name": name,
-                    "lr": learning_rate if rate is None else rate,
-                    "weight_decay": weight_decay if decay is None else decay,
-                }
-            )
-    return groups
+        rate, decay = learning_rate if rate is None else rate, weight_decay if decay is None else decay
+        members = [one for path, one in model.named_parameters() if one.requires_grad and group_of(path, one) == name]
+        groups.append({"params": members, "name": name, "lr": rate, "weight_decay": decay})
+    return [group for group in groups if group["params"]]
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:

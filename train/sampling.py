@@ -25,6 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from shards.common.errors import InputError
 from shards.common.text import printable
+from train.model import generation_options
 from train.settings import BATCH_SEQUENCES, GenerationSettings
 
 
@@ -79,12 +80,8 @@ def continue_prompts(
     eos_ids = set(ends if isinstance(ends, list) else [ends]) - {None}
     padding = min(eos_ids, default=0)  # masked before a prompt, cut off after a text
     beyond = range(len(tokenizer), num_ids)  # ids that only round the matrix up
-    chance = {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k")}
     options = {
-        "max_new_tokens": settings.max_new_tokens,
-        "do_sample": settings.temperature > 0,
-        **(chance if settings.temperature > 0 else dict.fromkeys(chance)),
-        "repetition_penalty": settings.repetition_penalty,
+        **generation_options(settings),
         "eos_token_id": sorted(eos_ids) or None,
         "pad_token_id": padding,
         "suppress_tokens": sorted({*(config.suppress_tokens or ()), *beyond}) or None,

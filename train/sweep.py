@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import re
 import signal
 import subprocess
@@ -29,12 +30,10 @@ from typing import Annotated, Any
 
 from shards.common.command_line import Parser, Terminated, run_command, say
 from shards.common.errors import InputError
-from shards.common.files import write_atomically
 from shards.common.text import printable
 from train.__main__ import load
-from train.compare.page import check_out, render
-from train.compare.runs import read_runs
-from train.compare.table import as_lines
+from train.compare.__main__ import main as compare
+from train.compare.page import check_out
 from train.run_directory import RECORD_NAME, changed_settings, lock_run, part_of, plan_run, read_record
 from train.settings import build, option_names
 from train.values import Allowed, Text, read_yaml, require, require_known
@@ -42,7 +41,7 @@ from train.values import Allowed, Text, read_yaml, require, require_known
 PAGE_NAME = "compare.html"
 _MAX_RUNS = 1000
 _NAME = re.compile(r"(?!compare\.html$)[A-Za-z0-9_=,+-][A-Za-z0-9._=,+-]{0,99}")
-_DECISIVE = ("training", "shards", "shuffle", "document_mask", "loss", "model_config", "model", "groups")
+_DECISIVE = ("training", "shards", "shuffle", "document_mask", "loss", "model_config", "model", "groups", "fingerprint")
 _EPILOG = """\
 FILE.yaml names a config, a directory and a grid of settings; see configs/sweep.yaml. For example:
 
@@ -93,25 +92,26 @@ def main(argv: list[str]) -> int:
     output_dir, runs = plan_sweep(options.file)
     states = [check_run(run, options.file) for run in runs]
     say(f"sweep    {options.file}: {len(runs):,} runs in {output_dir}, {states.count('finished'):,} of them finished")
-    heads = []
-    for number, (run, state) in enumerate(zip(runs, states, strict=True), start=1):
-        comes = {"": "new", "finished": "finished, passed over"}.get(state, "interrupted, goes on")
-        heads.append(f"run {number} of {len(runs)}  {run} ({comes})")
+    comes = {"": "new", "finished": "finished, passed over"}
+    heads = [
+        f"run {number} of {len(runs)}  {run} ({comes.get(state, 'interrupted, goes on')})"
+        for number, (run, state) in enumerate(zip(runs, states, strict=True), start=1)
+    ]
     if options.dry_run:
         say(*heads)
         return 0
+    page = output_dir / PAGE_NAME
     if output_dir.is_dir():
-        check_out(output_dir / PAGE_NAME)
+        check_out(page)
     failed = []
     with lock_run(output_dir):
         for run, state, head in zip(runs, states, heads, strict=True):
             say(head)
             if state != "finished" and (status := run_one(run)):
                 failed.append(f"{run.directory.name} (exit status {status})")
-        if paths := [run.directory for run in runs if (run.directory / RECORD_NAME).is_file()]:
-            found = read_runs(paths)
-            write_atomically(output_dir / PAGE_NAME, render(found))
-            say("", *as_lines(found), "", f"page  {output_dir / PAGE_NAME}")
+        if found := [str(run.directory) for run in runs if (run.directory / RECORD_NAME).is_file()]:
+            say("")
+            compare([*found, f"--out={page}"])
     if failed:
         sys.stderr.write(f"{len(failed):,} of {len(runs):,} runs failed: {'; '.join(failed)}\n")
     return 1 if failed else 0
@@ -122,14 +122,14 @@ def plan_sweep(file: Path) -> tuple[Path, list[SweptRun]]:
     sweep = build(Sweep, read_yaml(file), lambda *keys: ": ".join([str(file), *keys]))
     if bool(sweep.grid) == bool(sweep.runs):
         raise InputError(f"{file}: expected either `grid` or `runs`")
+    num_runs = len(sweep.runs) or math.prod(map(len, sweep.grid.values()))
+    require(num_runs <= _MAX_RUNS, str(file), f"at most {_MAX_RUNS:,} runs", num_runs)
     # Every combination, the last setting changing fastest.
     combinations = (dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values()))
-    entries = sweep.runs or list(itertools.islice(combinations, _MAX_RUNS + 1))
-    require(len(entries) <= _MAX_RUNS, str(file), f"at most {_MAX_RUNS:,} runs", len(entries))
     known = [name for name in option_names() if name not in ("output_dir", "resume_from_checkpoint")]
     require_known(sweep.fixed, known, f"{file}: fixed")
     runs: dict[str, SweptRun] = {}
-    for number, entry in enumerate(entries, start=1):
+    for number, entry in enumerate(sweep.runs or combinations, start=1):
         changes = {key: value for key, value in entry.items() if key != "name"}
         require_known(changes, known, f"{file}: run {number}")
         name = str(entry.get("name", derived_name(changes)))
@@ -138,9 +138,8 @@ def plan_sweep(file: Path) -> tuple[Path, list[SweptRun]]:
         if name.lower() in runs:  # a file system may not tell `A` from `a`
             raise InputError(f"{file}: two runs with the name {name!r} or the same settings; name them under `runs`")
         directory = sweep.output_dir / name
-        values = {"tracking.name": name, **sweep.fixed, **changes}
-        arguments = [f"--config={sweep.config}", f"--output_dir={directory}"]
-        arguments += [f"--{key}={spelled(value)}" for key, value in values.items()]
+        values = {"config": sweep.config, "output_dir": str(directory), "tracking.name": name, **sweep.fixed, **changes}
+        arguments = [f"--{key}={spelled(value)}" for key, value in values.items()]
         runs[name.lower()] = SweptRun(directory=directory, changes=changes, arguments=arguments)
     return sweep.output_dir, list(runs.values())
 
@@ -150,11 +149,9 @@ def derived_name(changes: Mapping[str, Any]) -> str:
     >>> derived_name({"learning_rate": "1e-3", "model.hidden_size": 64, "shards": "data/shards/wiki"})
     'learning_rate=1e-3,hidden_size=64,shards=wiki'
     """
-    parts = []
-    for key, value in changes.items():
-        last = key.rpartition(".")[2]
-        is_clear = sum(other.rpartition(".")[2] == last for other in changes) == 1
-        parts.append(f"{last if is_clear else key}={spelled(value).rstrip('/').rpartition('/')[2]}")
+    parts = (
+        f"{key.rpartition('.')[2]}={spelled(value).rstrip('/').rpartition('/')[2]}" for key, value in changes.items()
+    )
     return re.sub(r"[^A-Za-z0-9._=,+-]", "_", ",".join(parts))
 
 
@@ -185,13 +182,10 @@ def check_run(run: SweptRun, file: Path) -> str:
             plan_run(settings.output_dir, None)
     except InputError as error:
         raise InputError(f"{file}: run {run.directory.name}: {error}") from None
-    before, now = part_of(record, run.directory, "settings"), json.loads(json.dumps(settings.as_record(), default=str))
+    before = part_of(record, run.directory, "settings") | part_of(record, run.directory, "shards")
+    now = json.loads(json.dumps(settings.as_record(), default=str)) | {"fingerprint": data.fingerprint}
     decisive = [key for key in _DECISIVE if key in before]
-    changes = changed_settings({key: before[key] for key in decisive}, {key: now[key] for key in decisive})
-    fingerprint = part_of(record, run.directory, "shards").get("fingerprint", data.fingerprint)
-    if fingerprint != data.fingerprint:
-        changes.append(f"fingerprint of the shard set {fingerprint[:12]} before, {data.fingerprint[:12]} now")
-    if changes:
+    if changes := changed_settings({key: before[key] for key in decisive}, {key: now[key] for key in decisive}):
         raise InputError(
             f"{run.directory}: holds a run with other settings ({'; '.join(changes)[:300]}); "
             "delete it, or choose another output_dir for the sweep"

@@ -22,14 +22,8 @@ def test_flops_are_those_of_all_matrices(tied: bool) -> None:
 
 
 def test_the_tutorials_model_costs_758_million_a_token() -> None:
-    config = Qwen2Config(
-        vocab_size=151_680,
-        hidden_size=512,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        intermediate_size=2048,
-    )
+    shape = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 2}
+    config = Qwen2Config(vocab_size=151_680, intermediate_size=2048, **shape)
     assert flops_a_token(config, 512) == pytest.approx(758e6, rel=0.002)
 
 
@@ -52,10 +46,8 @@ def test_peaks_are_found_by_name(name: str, peak: float | None) -> None:
 
 def test_memory_is_that_of_this_process() -> None:
     before = peak_memory_bytes(torch.device("cpu"))
-    block = torch.ones(60_000_000)
-    after = peak_memory_bytes(torch.device("cpu"))
-    assert after >= max(before, block.numel() * 4)
-    assert after < 64 * 2**30
+    block = torch.ones(20_000_000)
+    assert max(before, block.numel() * 4) <= peak_memory_bytes(torch.device("cpu")) < 64 * 2**30
 
 
 def test_log_lines_say_what_is_left() -> None:

@@ -3,67 +3,72 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 import types
 
 import pytest
 import torch
+from torch import Tensor
 
+from tests.conftest import run_python
 from train.head_loss import chosen_loss, chunked_cross_entropy, has_triton, plain_cross_entropy, rows_at_a_time
+
+
+def example(rows: int, width: int = 16, vocab_size: int = 500) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, a head, and labels of which every seventh doesn't count."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(rows, width, requires_grad=True), torch.randn(vocab_size, width, requires_grad=True)
+    labels = torch.randint(0, vocab_size, (rows,))
+    labels[::7] = -100
+    return hidden, weight, labels
+
+
+def gradients(total: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(total, (hidden, weight))
+
+
+def assert_near(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> None:
+    for gradient, expected in zip(found, exact, strict=True):
+        assert (gradient - expected).norm() < 0.01 * expected.norm()
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 7, 64, 1000])
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 def test_loss_and_gradients_are_those_of_the_plain_loss(chunk_rows: int, scale: float) -> None:
-    torch.manual_seed(0)
-    hidden, weight = torch.randn(90, 16, requires_grad=True), torch.randn(500, 16, requires_grad=True)
-    labels = torch.randint(0, 500, (90,))
-    labels[::7] = -100
-    found = chunked_cross_entropy(hidden, weight, labels, chunk_rows=chunk_rows)
-    (found * scale).backward()
-    assert hidden.grad is not None and weight.grad is not None
-    gradients = hidden.grad.clone(), weight.grad.clone()
-    hidden.grad = weight.grad = None
-    expected = plain_cross_entropy(hidden, weight, labels)
-    (expected * scale).backward()
+    hidden, weight, labels = example(90)
+    found, expected = (
+        chunked_cross_entropy(hidden, weight, labels, chunk_rows=chunk_rows),
+        plain_cross_entropy(hidden, weight, labels),
+    )
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close(gradients[0], hidden.grad, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(gradients[1], weight.grad, rtol=1e-5, atol=1e-6)
+    pair = gradients(found * scale, hidden, weight), gradients(expected * scale, hidden, weight)
+    torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-6)
 
 
 def test_no_gradient_is_computed_where_none_is_wanted() -> None:
-    hidden, weight = torch.randn(5, 4), torch.randn(9, 4, requires_grad=True)
-    labels = torch.tensor([0, 8, -100, 3, 3])
+    hidden, weight, labels = example(9)
     with torch.no_grad():
         assert not chunked_cross_entropy(hidden, weight, labels).requires_grad
-    chunked_cross_entropy(hidden, weight, labels).backward()
+    chunked_cross_entropy(hidden.detach(), weight, labels).backward()
     assert hidden.grad is None and weight.grad is not None
 
 
 def test_all_labels_left_out_is_no_loss() -> None:
-    hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
-    total = chunked_cross_entropy(hidden, weight, torch.full((5,), -100))
-    total.backward()
-    assert total.item() == 0 and hidden.grad is not None and not hidden.grad.any()
+    hidden, weight, labels = example(5)
+    total = chunked_cross_entropy(hidden, weight, torch.full_like(labels, -100))
+    assert total.item() == 0 and not gradients(total, hidden, weight)[0].any()
 
 
 def test_autocast_multiplies_in_bf16_and_sums_in_fp32() -> None:
-    torch.manual_seed(0)
-    hidden, weight = torch.randn(40, 16, requires_grad=True), torch.randn(500, 16, requires_grad=True)
-    labels = torch.randint(0, 500, (40,))
+    hidden, weight, labels = example(40)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         narrow = chunked_cross_entropy(hidden, weight, labels)
-    assert narrow.dtype == torch.float32
-    narrow.backward()
-    assert weight.grad is not None and weight.grad.dtype == torch.float32
+    assert narrow.dtype == gradients(narrow, hidden, weight)[1].dtype == torch.float32
     exact = plain_cross_entropy(hidden, weight, labels)
     assert not torch.equal(narrow, exact)
     torch.testing.assert_close(narrow, exact, rtol=0.01, atol=0)
 
 
-def unscaled_softmax(logits: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+def unscaled_softmax(logits: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
     """What `train.softmax_kernel` computes, by torch's operations."""
     wide = logits.float()
     counted = labels != -100
@@ -76,47 +81,33 @@ def unscaled_softmax(logits: torch.Tensor, labels: torch.Tensor, losses: torch.T
 
 
 def test_logits_stay_narrow_where_the_softmax_takes_them_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    hidden, weight = torch.randn(40, 16, requires_grad=True), torch.randn(500, 16, requires_grad=True)
-    labels = torch.randint(0, 500, (40,))
-    labels[::7] = -100
-    plain_cross_entropy(hidden, weight, labels).backward()
-    assert hidden.grad is not None and weight.grad is not None
-    expected = hidden.grad.clone(), weight.grad.clone()
-    hidden.grad = weight.grad = None
+    hidden, weight, labels = example(40)
     seen = []
 
-    def softmax(logits: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+    def softmax(logits: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
         seen.append(logits.dtype)
         return unscaled_softmax(logits, labels, losses)
 
     monkeypatch.setattr("train.head_loss.softmax_for", lambda device, dtype: (softmax, dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = chunked_cross_entropy(hidden, weight, labels, chunk_rows=16)
-    found.backward()
+    expected = plain_cross_entropy(hidden, weight, labels)
     assert seen == [torch.bfloat16] * 3
-    torch.testing.assert_close(found, plain_cross_entropy(hidden, weight, labels), rtol=0.01, atol=0)
-    for gradient, exact in zip((hidden.grad, weight.grad), expected, strict=True):
-        assert gradient is not None and (gradient - exact).norm() < 0.01 * exact.norm()
-    assert hidden.grad is not None and not hidden.grad[::7].any()
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0)
+    own = gradients(found, hidden, weight)
+    assert_near(own, gradients(expected, hidden, weight))
+    assert not own[0][::7].any()
 
 
 def test_a_gradient_in_fp16_is_finite_with_a_vocabulary_beyond_its_range() -> None:
     """The sum of 140,000 powers of about one is more than fp16 holds."""
-    torch.manual_seed(0)
-    hidden, weight = torch.randn(4, 8, requires_grad=True), (0.001 * torch.randn(140_000, 8)).requires_grad_()
-    labels = torch.tensor([3, 139_999, -100, 17])
+    hidden, weight, labels = example(4, 8, 140_000)
+    weight.data *= 0.001
     with torch.autocast("cpu", dtype=torch.float16):
         found = chunked_cross_entropy(hidden, weight, labels)
-    found.backward()
-    assert hidden.grad is not None and weight.grad is not None
-    gradients = hidden.grad.clone(), weight.grad.clone()
-    hidden.grad = weight.grad = None
     expected = plain_cross_entropy(hidden, weight, labels)
-    expected.backward()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
-    for gradient, exact in zip(gradients, (hidden.grad, weight.grad), strict=True):
-        assert exact is not None and (gradient - exact).norm() < 0.01 * exact.norm()
+    assert_near(gradients(found, hidden, weight), gradients(expected, hidden, weight))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, which comes with torch for GPUs")
@@ -140,8 +131,7 @@ for columns in (100, 256, 1000):
     assert (gradient - wide).norm() < {1e-6 if dtype == "float32" else 0.01} * wide.norm(), columns
 """
     interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    environment = {**os.environ, **interpreted, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    done = run_python("-c", program, env=interpreted)
     assert done.returncode == 0, done.stderr
 
 
@@ -152,9 +142,7 @@ def test_chunks_on_a_big_gpu_fill_its_multiprocessors(monkeypatch: pytest.Monkey
         return rows_at_a_time(torch.empty(vocab_size, hidden_size, device="meta"), torch.device("cuda"))
 
     monkeypatch.setattr("train.head_loss.has_triton", lambda: True)
-    assert (
-        rows(151_680, 512) == 132 * 128 // 2 and rows(151_680, 1024) == 132 * 128 // 4 and rows(32_000, 64) == 132 * 128
-    )
+    assert [rows(151_680, 512), rows(151_680, 1024), rows(32_000, 64)] == [132 * 128 // part for part in (2, 4, 1)]
     assert rows(600_000, 512) == 20 * 128  # no more than 3 GiB of logits in bf16
     assert rows(151_680, 512, gigabytes=24) == 13 * 128
     monkeypatch.setattr("train.head_loss.has_triton", lambda: False)

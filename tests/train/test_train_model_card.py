@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,8 @@ import yaml
 from safetensors.torch import load_file
 
 import shards
-from train.model_card import escaped, fenced, model_card, num_parameters, write_model_card
-from train.run_directory import git_state, read_lines, read_record
+from train.model_card import escaped, fenced, model_card, write_model_card
+from train.run_directory import git_state, read_record
 from train.sampling import Continuation
 
 HOSTILE = "a](http://x)<img src=x>|`b`\n# c*_~&$@d\x1b[2J www.evil.org"
@@ -23,19 +24,15 @@ HOSTILE = "a](http://x)<img src=x>|`b`\n# c*_~&$@d\x1b[2J www.evil.org"
 
 def test_card_of_a_finished_run(trained: Any) -> None:
     record = read_record(trained.run)
-    data = shards.open(record["shards"]["path"])
+    data, results = shards.open(record["shards"]["path"]), record["results"]
     card = (trained.run / "model" / "README.md").read_text(encoding="utf-8")
     head = yaml.safe_load(card.split("---\n")[1])
-    assert head["library_name"] == "transformers"
-    assert head["pipeline_tag"] == "text-generation"
+    assert (head["library_name"], head["pipeline_tag"]) == ("transformers", "text-generation")
     assert "license" not in head and "language" not in head
-    results = record["results"]
     split = data["val"]
     bits = results["eval_loss"] / math.log(2) * split.num_tokens / split.num_text_bytes
     assert results["eval_bits_per_byte"] == pytest.approx(bits)
-    weights = load_file(trained.run / "model" / "model.safetensors")
-    size = sum(weight.numel() for weight in weights.values())
-    assert num_parameters(trained.run / "model") == size
+    size = sum(weight.numel() for weight in load_file(trained.run / "model" / "model.safetensors").values())
     for part in (
         f"| Fingerprint | `{data.fingerprint}` |",
         "tiny: 27 records",
@@ -49,9 +46,9 @@ def test_card_of_a_finished_run(trained: Any) -> None:
         f"| Bits per byte of text | {bits:.4f} |",
         'tokenizer("ab", return_tensors="pt")',
         f"torch {record['sessions'][0]['packages']['torch']}",
+        "【ab】",
     ):
         assert part in card, part
-    assert "【ab】" in card and read_lines(trained.run / "samples.jsonl")
 
 
 def test_example_in_the_card_runs(trained: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -106,20 +103,18 @@ def test_a_card_that_can_not_be_written_stops_nothing(trained: Any, tmp_path: Pa
 def test_record_has_the_commit_of_the_code(trained: Any, tmp_path: Path) -> None:
     (session,) = read_record(trained.run)["sessions"]
     assert "git" in session and "torch" in session["packages"]
-    (tmp_path / "file.py").touch()
-    assert git_state(tmp_path / "file.py") is None
-
-    import subprocess
+    file = tmp_path / "file.py"
+    file.touch()
+    assert git_state(file) is None
 
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-        command = ["git", *identity, "-C", str(tmp_path), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.check_output(["git", *identity, "-C", str(tmp_path), *arguments], text=True).strip()
 
     git("init", "-q")
-    assert git_state(tmp_path / "file.py") is None, "not of the checkout's files"
+    assert git_state(file) is None, "not of the checkout's files"
     git("add", "file.py")
     git("commit", "-qm", "one")
-    assert git_state(tmp_path / "file.py") == {"commit": git("rev-parse", "HEAD"), "dirty": False}
-    (tmp_path / "file.py").write_text("x = 1\n")
-    assert git_state(tmp_path / "file.py") == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+    for content in ("", "x = 1\n"):
+        file.write_text(content)
+        assert git_state(file) == {"commit": git("rev-parse", "HEAD"), "dirty": bool(content)}

@@ -68,7 +68,7 @@ def test_each_parameter_is_updated_as_by_its_own_optimizer() -> None:
             assert torch.equal(parameter, expected), name
 
 
-@pytest.mark.parametrize("shape", [(4, 16, 40), (3, 40, 16), (1, 24, 24)])
+@pytest.mark.parametrize("shape", [(4, 16, 40), (3, 40, 16)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_orthogonalized_together_is_orthogonalized_alone(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -94,23 +94,6 @@ def test_many_matrices_are_done_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch)
         results.append([parameter.detach().clone() for parameter in model.parameters()])
     for left, right in zip(*results, strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=1e-6)
-
-
-def test_state_that_is_saved_and_loaded_goes_on_to_the_same_bits() -> None:
-    model = make_model()
-    optimizer = build_muon(model)
-    gradients(model, make_batch())
-    optimizer.step()
-    other = copy.deepcopy(model)
-    continued = build_muon(other)
-    continued.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for group in (*optimizer.param_groups, *continued.param_groups):
-        group["lr"] = 0.003  # as a scheduler does
-    for seed in (1, 2):
-        for trained, stepped in ((model, optimizer), (other, continued)):
-            gradients(trained, make_batch(seed))
-            stepped.step()
-    assert all(torch.equal(left, right) for left, right in zip(model.parameters(), other.parameters(), strict=True))
 
 
 def test_a_run_with_muon_and_rates_of_groups_continues_to_the_same_bits(

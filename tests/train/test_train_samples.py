@@ -30,36 +30,25 @@ def written(run: Path) -> list[tuple[int, str, str]]:
     return [(line["step"], line["prompt"], line["text"]) for line in read_lines(run / "samples.jsonl")]
 
 
-EVALUATED: dict[str, Any] = {
-    "training": {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 4},
-    "generation": {"prompts": ["ab", "xyz"]},
-}
-
-
-def test_losses_are_the_same_to_the_last_bit_with_samples_and_without(
-    write_config: WriteConfig, tmp_path: Path
+def test_samples_change_no_bit_of_the_losses_and_a_continued_run_has_each_once(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With dropout, so that random numbers matter in each step."""
-    config, run = write_config(**EVALUATED, model={"attention_dropout": 0.3}), tmp_path / "run"
-    train_to_the_end(config)
-    without = tmp_path / "without"
-    train_to_the_end(config, "--output_dir", str(without), "--generation.every_evaluation", "false")
-    assert len(losses(run)) > 20 and losses(run) == losses(without)
-    samples = written(run)
+    """With dropout, so that random numbers matter in each step. One was stopped after step 6's evaluation, at step 4."""
+    training = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 4}
+    config = write_config(training=training, generation={"prompts": ["ab", "xyz"]}, model={"attention_dropout": 0.3})
+    whole, without, stopped = (tmp_path / name for name in ("whole", "without", "stopped"))
+    train_to_the_end(config, "--output_dir", str(whole))
+    samples = written(whole)
     assert [sample[:2] for sample in samples] == [(step, prompt) for step in STEPS for prompt in ("ab", "xyz")]
-    assert written(without) == samples[-2:]
     assert samples[0][2] != samples[-2][2], "the model learnt something"
 
+    train_to_the_end(config, "--output_dir", str(without), "--generation.every_evaluation", "false")
+    assert len(losses(whole)) > 20 and losses(whole) == losses(without) and written(without) == samples[-2:]
 
-def test_a_continued_run_has_each_sample_once(write_config: WriteConfig, tmp_path: Path) -> None:
-    """It was stopped after the evaluation of step 6 and continues from step 4."""
-    config, whole, stopped = write_config(**EVALUATED), tmp_path / "whole", ("--output_dir", str(tmp_path / "stopped"))
-    train_to_the_end(config, "--output_dir", str(whole))
-    stop_after(7, config, *stopped)
-    assert [step for step, _, _ in written(tmp_path / "stopped")] == [2, 2, 4, 4, 6, 6]
-    train_to_the_end(config, *stopped)
-    assert losses(tmp_path / "stopped") == losses(whole)
-    assert written(tmp_path / "stopped") == written(whole)
+    stop_after(7, monkeypatch, config, "--output_dir", str(stopped))
+    assert [step for step, _, _ in written(stopped)] == [2, 2, 4, 4, 6, 6]
+    train_to_the_end(config, "--output_dir", str(stopped))
+    assert losses(stopped) == losses(whole) and written(stopped) == samples
 
 
 def test_a_failure_ends_the_samples_and_not_the_training(

@@ -46,21 +46,17 @@ def main(argv: list[str]) -> None:
     runs = read_runs(directories)
     if options.out is not None:
         write_atomically(options.out, render(runs))
-    if options.json:
-        say(json.dumps(as_json(runs), indent=1))
-    else:
-        say(*as_lines(runs), *(["", f"page  {options.out}"] if options.out is not None else []))
+    page = ["", f"page  {options.out}"] if options.out is not None else []
+    say(*([json.dumps(as_json(runs), indent=1)] if options.json else [*as_lines(runs), *page]))
 
 
 def as_json(runs: Sequence[Run]) -> dict[str, Any]:
     """Everything that the table and the page show."""
     records = []
     for run in runs:
-        record = dataclasses.asdict(run) | {"path": str(run.path), "last_training_loss": run.last_training_loss}
+        record = {**dataclasses.asdict(run), "path": str(run.path), **run.summary}
         record["samples"] = [{"prompt": prompt, "text": text} for prompt, text in run.samples.items()]
-        record["last_validation"] = run.last_validation and dataclasses.asdict(run.last_validation)
-        del record["defaults"]
-        records.append(record)
+        records.append({key: value for key, value in record.items() if key not in ("summary", "defaults")})
     names = [run.name for run in runs]
     return {
         "runs": records,

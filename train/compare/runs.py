@@ -17,7 +17,7 @@ from shards.common.files import file_digest
 from shards.common.text import printable
 from shards.mixture import distinct_names
 from train.checkpoints import numbered_checkpoints
-from train.evaluate import best_evaluation, by_set, perplexity
+from train.evaluate import best_evaluation, by_set, last_session
 from train.run_directory import (
     METRICS_NAME,
     MODEL_NAME,
@@ -32,20 +32,9 @@ from train.run_directory import (
 _IGNORED_SETTINGS = {"output_dir", "tracking.name"}  # they differ always
 _SESSION_KEYS = ("device", "processes", "precision", "python", "packages")
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Point:
-    """One log of a run. `loss` is in nats a token; None if it was not a finite number."""
-
-    step: int
-    tokens: int | None  # trained on until then
-    seconds: float | None  # of training until then, over all sessions
-    loss: float | None
-    num_blocks: int | None  # of an evaluation: how many were evaluated
-
-    @property
-    def perplexity(self) -> float | None:
-        return None if self.loss is None else perplexity(self.loss)
+# A log of a run: `step`, `tokens` trained on and `seconds` of training until then (over all sessions), `loss` in nats a
+# token (None: it was not finite), `num_blocks` that were evaluated.
+Point = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,32 +43,12 @@ class Run:
 
     path: Path
     name: str  # distinguishes it from the others of the comparison
-    state: str  # `training, running`, `training, stopped`, `trained`, `finished`
     settings: dict[str, Any]  # dotted names
     defaults: dict[str, Any]  # of the settings that were not given
-    fingerprint: str | None  # of the shard set
-    vocab_size: int | None
-    tokenizer_digest: str | None  # of the tokenizer.json beside the model
-    steps: int | None
-    planned_steps: int | None
-    tokens: int | None
-    seconds: float | None  # of training
-    tokens_per_second: float | None  # median of the logs
-    bits_per_byte: float | None  # on the validation blocks
-    validation_sets: dict[str, float | None]  # where there are several: `wiki_loss`, `wiki_bits_per_byte`, the newest
+    summary: dict[str, Any]  # single values, such as `steps`: see `_summary`
     training: list[Point]
     validation: list[Point]
-    best_validation: Point | None  # see `train.evaluate.best_evaluation`
     samples: dict[str, str]  # what the model wrote last, by prompt
-
-    @property
-    def last_training_loss(self) -> float | None:
-        return next((point.loss for point in reversed(self.training) if point.loss is not None), None)
-
-    @property
-    def last_validation(self) -> Point | None:
-        """The newest evaluation whose loss is a number."""
-        return next((point for point in reversed(self.validation) if point.loss is not None), None)
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -106,57 +75,64 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 def _read_run(path: Path, name: str) -> Run:
     record = read_record(path, remedy="; leave this run out")
-    settings, planned, data, results = (
-        part_of(record, path, key) for key in ("settings", "training_arguments", "shards", "results")
-    )
-    for session in record.get("sessions", [])[-1:]:
+    settings, planned = (part_of(record, path, key) for key in ("settings", "training_arguments"))
+    if session := last_session(record):
         settings["session"] = {key: session[key] for key in _SESSION_KEYS if key in session}
-    state = printable(str(record.get("state")))
-    if state == "training":
-        state += ", running" if is_locked(path) else ", stopped"
-    logs, samples = read_lines(path / METRICS_NAME), read_lines(path / SAMPLES_NAME)
-    training, validation = _curve(logs, "loss"), _curve(logs, "eval_loss")
-    best = best_evaluation(logs)
-    newest = max([*training, *validation], key=lambda point: point.step, default=None)
-    rates = [log["tokens_per_second"] for log in logs if log.get("tokens_per_second")]
-    tokenizers = (directory / "tokenizer.json" for directory in (path / MODEL_NAME, *numbered_checkpoints(path)))
-    tokenizer = next(filter(Path.is_file, tokenizers), None)
+    logs = [log for log in map(_numbers, read_lines(path / METRICS_NAME)) if "step" in log]
+    samples = [sample for sample in read_lines(path / SAMPLES_NAME) if sample.keys() >= {"step", "prompt", "text"}]
     last_sampled = max((sample["step"] for sample in samples), default=0)
     return Run(
         path=path,
         name=name,
-        state=state,
         settings={key: value for key, value in flatten(settings).items() if key not in _IGNORED_SETTINGS},
         defaults={f"training.{key}": None if value == "None" else value for key, value in planned.items()},
-        fingerprint=data.get("fingerprint"),
-        vocab_size=data.get("vocab_size"),
-        tokenizer_digest=file_digest(tokenizer) if tokenizer else None,
-        steps=results.get("steps", newest and newest.step),
-        planned_steps=planned.get("max_steps"),
-        tokens=results.get("tokens", newest and newest.tokens),
-        seconds=training[-1].seconds if training else None,
-        tokens_per_second=statistics.median(rates) if rates else None,
-        bits_per_byte=results.get("eval_bits_per_byte"),
-        validation_sets=by_set(next((log for log in reversed(logs) if "eval_loss" in log), {})),
-        training=training,
-        validation=validation,
-        best_validation=_point(best, "eval_loss") if best else None,
+        summary=_summary(path, record, logs),
+        training=_curve(logs, "loss"),
+        validation=_curve(logs, "eval_loss"),
         samples={sample["prompt"]: sample["text"] for sample in samples if sample["step"] == last_sampled},
     )
 
 
+def _summary(path: Path, record: dict[str, Any], logs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    state, data = printable(str(record.get("state"))), part_of(record, path, "shards")
+    if state == "training":  # else `trained` or `finished`
+        state += ", running" if is_locked(path) else ", stopped"
+    planned, results = (_numbers(part_of(record, path, key)) for key in ("training_arguments", "results"))
+    best = best_evaluation(logs) or {}
+    rates = [log["tokens_per_second"] for log in logs if log.get("tokens_per_second")]
+    tokenizers = (directory / "tokenizer.json" for directory in (path / MODEL_NAME, *numbered_checkpoints(path)))
+    tokenizer = next(filter(Path.is_file, tokenizers), None)
+    return {
+        "state": state,
+        "steps": results.get("steps", _newest(logs, "step")),
+        "planned_steps": planned.get("max_steps"),
+        "tokens": results.get("tokens", _newest(logs, "tokens")),
+        "seconds": _newest([log for log in logs if "loss" in log], "seconds"),  # of training
+        "tokens_per_second": statistics.median(rates) if rates else None,
+        "last_training_loss": _newest(logs, "loss"),
+        "last_validation_loss": _newest(logs, "eval_loss"),
+        "best_validation_loss": best.get("eval_loss"),
+        "best_validation_step": best.get("step"),
+        "bits_per_byte": results.get("eval_bits_per_byte"),  # on the validation blocks
+        "validation_sets": by_set(next((log for log in reversed(logs) if "eval_loss" in log), {})),
+        "fingerprint": data.get("fingerprint"),  # of the shard set
+        "vocab_size": data.get("vocab_size"),
+        "tokenizer_digest": file_digest(tokenizer) if tokenizer else None,  # of the tokenizer.json beside the model
+    }
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """Those of `values` that are numbers, or null: a loss that was not finite."""
+    return {key: value for key, value in values.items() if isinstance(value, int | float | None)}
+
+
+def _newest(logs: Sequence[dict[str, Any]], key: str) -> Any:
+    return next((log[key] for log in reversed(logs) if log.get(key) is not None), None)
+
+
 def _curve(logs: Sequence[dict[str, Any]], key: str) -> list[Point]:
-    return [_point(log, key) for log in logs if key in log]
-
-
-def _point(log: dict[str, Any], key: str) -> Point:
-    return Point(
-        step=log["step"],
-        tokens=log.get("tokens"),
-        seconds=log.get("seconds"),
-        loss=log[key],
-        num_blocks=log.get("eval_samples"),
-    )
+    names = {"step": "step", "tokens": "tokens", "seconds": "seconds", "loss": key, "num_blocks": "eval_samples"}
+    return [{name: log.get(own) for name, own in names.items()} for log in logs if key in log]
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -184,16 +160,17 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 def comparability(runs: Sequence[Run]) -> list[str]:
     """A line if the losses of `runs` are of different tokens or texts; empty if they can be compared."""
-    tokenizers = {run.tokenizer_digest for run in runs} - {None}
-    vocabularies = {run.vocab_size for run in runs} - {None}
+    tokenizers, vocabularies, sets = (
+        {run.summary[name] for run in runs} - {None} for name in ("tokenizer_digest", "vocab_size", "fingerprint")
+    )
     if len(tokenizers) > 1 or len(vocabularies) > 1:
-        have_bits = all(run.bits_per_byte is not None for run in runs)
-        instead = (
-            "compare bits per byte" if have_bits else "compare the bits per byte of `python -m train.evaluate RUN`"
+        have_bits = all(run.summary["bits_per_byte"] is not None for run in runs)
+        instead = "bits per byte" if have_bits else "the bits per byte of `python -m train.evaluate RUN`"
+        return [f"different tokenizers: losses and perplexities per token are not comparable; compare {instead}"]
+    if len(sets) > 1:
+        unknown = (
+            "" if all(run.summary["tokenizer_digest"] for run in runs) else ", and perhaps with different tokenizers"
         )
-        return [f"different tokenizers: losses and perplexities per token are not comparable; {instead}"]
-    if len({run.fingerprint for run in runs} - {None}) > 1:
-        unknown = "" if all(run.tokenizer_digest for run in runs) else ", and perhaps with different tokenizers"
         return [
             f"different shard sets{unknown}: losses per token are of different texts and not comparable; "
             "`python -m train.evaluate RUN --shards DIR` measures each on the same set"

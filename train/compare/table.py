@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich import box
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from shards.common.text import duration, printable
 from train.compare.runs import Run, comparability, differences
+from train.evaluate import perplexity
 
 NOTHING = "–"
 _MAX_CELL_CHARACTERS = 200
@@ -22,36 +23,35 @@ _COLUMNS_OF_NO_TERMINAL = 120
 
 Rows = list[tuple[str, list[str]]]
 
+_LOSS, _COUNT = "{:.4f}".format, "{:,.0f}".format
+_SUMMARY: list[tuple[str, str, Callable[[Any], str]]] = [
+    ("state", "state", str),
+    ("steps", "steps", _COUNT),
+    ("  planned", "planned_steps", _COUNT),
+    ("tokens seen", "tokens", _COUNT),
+    ("training time", "seconds", duration),
+    ("tokens/s", "tokens_per_second", _COUNT),
+    ("training loss", "last_training_loss", _LOSS),
+    ("validation loss", "last_validation_loss", _LOSS),
+    ("  perplexity", "last_validation_loss", lambda loss: f"{perplexity(loss):,.2f}"),
+    ("best validation loss", "best_validation_loss", _LOSS),
+    ("  perplexity", "best_validation_loss", lambda loss: f"{perplexity(loss):,.2f}"),
+    ("  at step", "best_validation_step", _COUNT),
+    ("bits per byte", "bits_per_byte", _LOSS),
+    ("shard set", "fingerprint", lambda fingerprint: printable(str(fingerprint))[:12]),
+]
 
-def result_rows(runs: Sequence[Run]) -> Rows:
-    """What came of each run, a property a row."""
-    sets = list(dict.fromkeys(key for run in runs for key in run.validation_sets))
-    return [
-        (rows[0][0], [text for _, text in rows]) for rows in zip(*(_results(run, sets) for run in runs), strict=True)
-    ]
+
+def summary_rows(runs: Sequence[Run]) -> Rows:
+    """What came of each run, a property a row; last what each of several validation sets has."""
+    sets = dict.fromkeys(key for run in runs for key in run.summary["validation_sets"])
+    rows = [(label, [_text(run.summary[key], text) for run in runs]) for label, key, text in _SUMMARY]
+    of_sets = ((key, [run.summary["validation_sets"].get(key) for run in runs]) for key in sets)
+    return rows + [(key.replace("_", " "), [_text(value, _LOSS) for value in values]) for key, values in of_sets]
 
 
-def _results(run: Run, sets: Sequence[str]) -> list[tuple[str, str]]:
-    last, best = run.last_validation, run.best_validation
-    last_loss, last_perplexity = (last.loss, last.perplexity) if last else (None, None)
-    best_loss, best_perplexity, best_step = (best.loss, best.perplexity, best.step) if best else (None, None, None)
-    is_done = run.planned_steps in (None, run.steps)
-    return [
-        ("state", run.state),
-        ("steps", _number(run.steps) if is_done else f"{run.steps or 0:,} of {run.planned_steps:,}"),
-        ("tokens seen", _number(run.tokens)),
-        ("training time", NOTHING if run.seconds is None else duration(run.seconds)),
-        ("tokens/s", _number(run.tokens_per_second)),
-        ("training loss", _number(run.last_training_loss, ".4f")),
-        ("validation loss", _number(last_loss, ".4f")),
-        ("  perplexity", _number(last_perplexity, ",.2f")),
-        *((f"  {key.replace('_', ' ')}", _number(run.validation_sets.get(key), ".4f")) for key in sets),
-        ("best validation loss", _number(best_loss, ".4f")),
-        ("  perplexity", _number(best_perplexity, ",.2f")),
-        ("  at step", _number(best_step)),
-        ("bits per byte", _number(run.bits_per_byte, ".4f")),
-        ("shard set", (run.fingerprint or NOTHING)[:12]),
-    ]
+def _text(value: Any, text: Callable[[Any], str]) -> str:
+    return NOTHING if value is None else text(value)
 
 
 def difference_rows(runs: Sequence[Run]) -> Rows:
@@ -67,28 +67,22 @@ def value_text(value: Any) -> str:
     return shown if len(shown) <= _MAX_CELL_CHARACTERS else shown[: _MAX_CELL_CHARACTERS - 1] + "…"
 
 
-def _number(value: float | None, form: str = ",.0f") -> str:
-    return NOTHING if value is None else format(value, form)
-
-
-def best_runs(runs: Sequence[Run]) -> list[Run]:
-    """Those with the lowest validation loss, where there are several to compare."""
-    found = [(point.loss, run) for run in runs if (point := run.best_validation) and point.loss is not None]
-    if len(found) < 2 or comparability(runs):
-        return []
-    lowest = min(loss for loss, _ in found)
-    return [run for loss, run in found if loss == lowest]
+def best_run(runs: Sequence[Run]) -> Run | None:
+    """The first with the lowest validation loss, where there are several to compare."""
+    found = [run for run in runs if run.summary["best_validation_loss"] is not None]
+    is_fair = len(found) > 1 and not comparability(runs)
+    return min(found, key=lambda run: run.summary["best_validation_loss"]) if is_fair else None
 
 
 def remarks(runs: Sequence[Run]) -> list[str]:
     """Whether losses can be compared, which run is best, and where losses are non-finite."""
     lines = comparability(runs)
-    for best in best_runs(runs)[:1]:
-        if point := best.best_validation:
-            lines.append(f"lowest validation loss: {best.name}, {point.loss:.4f} at step {point.step:,}")
+    if best := best_run(runs):
+        loss, step = best.summary["best_validation_loss"], best.summary["best_validation_step"]
+        lines.append(f"lowest validation loss: {best.name}, {loss:.4f} at step {step:,}")
     for run in runs:
         for what, curve in (("training", run.training), ("validation", run.validation)):
-            if bad := [point.step for point in curve if point.loss is None]:
+            if bad := [point["step"] for point in curve if point["loss"] is None]:
                 count = f"{len(bad):,} of {len(curve):,} {what} losses"
                 lines.append(f"{run.name}: {count} are non-finite, first at step {bad[0]:,}")
     return lines
@@ -109,7 +103,7 @@ def as_lines(runs: Sequence[Run], columns: int | None = None) -> list[str]:
             table.add_column(max_width=_LABEL_COLUMNS, overflow="fold")
             for run in runs[shown]:
                 table.add_column(Text(run.name), overflow="fold")
-            for rows in (difference_rows(runs), result_rows(runs)):
+            for rows in (difference_rows(runs), summary_rows(runs)):
                 for label, values in rows:
                     table.add_row(Text(label), *map(Text, values[shown]))
                 table.add_section()
