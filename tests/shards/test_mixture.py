@@ -28,7 +28,7 @@ def other_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["train", "val"])
 def test_a_mixture_is_used_like_a_set(built_set: Path, other_set: Path, name: str) -> None:
     mixture = shards.open_data(f"{built_set}:0.75, {other_set}:0.25")
-    assert isinstance(mixture, shards.Mixture) and mixture.weights == (3, 1)
+    assert isinstance(mixture, shards.Mixture) and mixture.weights == [(3, 1)]
     sets = [shards.open(path) for path in (built_set, other_set)]
     split, whole = mixture[name], np.concatenate([part[name][:] for part in sets])
     assert len(split) == len(whole)
@@ -76,7 +76,7 @@ def test_passes_give_shares_by_size_and_make_the_epoch(built_set: Path, other_se
 def test_shares_may_be_any_decimals(built_set: Path, other_set: Path) -> None:
     for text, expected in (("0.0003", (9997, 3)), ("1e-6", (999_700, 1)), (".9997", (1, 1)), ("3.", (9997, 30_000))):
         mixture = shards.open_data(f"{built_set}:0.9997,{other_set}:{text}")
-        assert isinstance(mixture, shards.Mixture) and mixture.weights == expected, text
+        assert isinstance(mixture, shards.Mixture) and mixture.weights == [expected], text
     rounded = whole_weights([Fraction(10**30), Fraction(10**29), Fraction(1)])
     assert sum(rounded) <= MAX_TOTAL_WEIGHT and rounded[2] == 1 and abs(rounded[0] - 10 * rounded[1]) <= 10
 
