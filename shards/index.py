@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shards.common.errors import InputError
+from shards.common.errors import InputError, refuse
 from shards.layout import TOKEN_BYTES
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -127,9 +127,7 @@ def read_index(path: Path, *, num_sequences: int, num_documents: int, num_tokens
             (starts < 0).any() or (ends > room_tokens).any() or (starts[1:] < ends[:-1]).any()
         ),
     }
-    for fault, is_there in faults.items():
-        if is_there:
-            raise InputError(f"{path}: {fault}; build the set again")
+    refuse(path, faults)
     return index
 
 

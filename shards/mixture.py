@@ -131,7 +131,10 @@ class Mixture:
             if not size:
                 raise InputError(f"{path}: has no training blocks, so it can't be mixed in")
         amounts = [
-            [sum(_amount(weight, size) for part, weight in parts if part.path == path) for path, size in sizes.items()]
+            [
+                Fraction(sum(_amount(own, size) for part, own in parts if part.path == path))
+                for path, size in sizes.items()
+            ]
             for _, parts in stages
         ]
         self.weights = list(map(whole_weights, amounts))  # of the sets, in each stage

@@ -30,7 +30,7 @@ from shards.common.errors import InputError
 from shards.common.files import regular_file_bytes
 from shards.common.text import nearest
 from shards.index import Index, index_bytes, read_index
-from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, TOKENIZER_DIRECTORY, bin_bytes
+from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, TOKENIZER_DIRECTORY, SplitName, bin_bytes
 from shards.manifest import Manifest, ShardEntry, read_manifest, sum_splits
 from shards.order import epoch_order
 
@@ -113,7 +113,7 @@ class Split:
         known = sets[0].manifest.splits
         if name not in known:
             raise KeyError(f"no split {name!r}: this set has {', '.join(known)}{nearest(name, known)}")
-        self.name = name
+        self.name: SplitName = "train" if name == "train" else "val"
         self.block_tokens = sets[0].block_tokens
         self.shards = [shard for part in sets for shard in part.manifest.of_split(name)]
         self.directory = sets[0].path

@@ -262,7 +262,7 @@ def mixture(data: bytes) -> None:
         if spec.startswith("["):
             spec = _parse_stages(spec)[0][1]
         sets = {path: _Set(path, (data[0] * (number + 1)) % 90) for number, (path, _) in enumerate(_parse(spec))}
-        mixed = Mixture([("", [(sets[path], weight) for path, weight in _parse(spec)])])  # type: ignore[list-item]
+        mixed = Mixture([("", [(sets[path], weight) for path, weight in _parse(spec)])])  # type: ignore[misc]
     except InputError:
         return
     (weights,), sizes = mixed.weights, tuple(len(part["train"]) for part in sets.values())
