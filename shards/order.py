@@ -1,18 +1,14 @@
 """The order of blocks: in an epoch, and in a run of many epochs over one set or a mixture.
 
 The order of an epoch is a keyed bijection of 0 … N−1, a pure function of (number of blocks, seed, epoch, position). Nothing
-is stored, so a billion blocks cost what a thousand do, and resuming at any position costs nothing.
+is stored, so a billion blocks cost what a thousand do. It is an unbalanced Feistel network on the smallest power of two
+2**b >= N: the halves have b // 2 and b - b // 2 bits, and each round adds to one half (exclusive or) a mixed function of
+the other half and of a round key. Results of N and above are sent through again until they fall below N ("cycle walking",
+Black & Rogaway 2002); since 2**b < 2 N, that is less than twice on average. The mixing function is the finalizer of
+SplitMix64 (Steele, Lea & Flood 2014) and the round keys are its outputs.
 
-The bijection is an unbalanced Feistel network on the smallest power of two 2**b >= N: the two halves have
-b // 2 and b - b // 2 bits, each round adds to one half (exclusive or) a mixed function of the other half and of
-a round key. It permutes 0 … 2**b − 1. Results of N and above are sent through again until they fall below N
-("cycle walking", Black & Rogaway 2002), which is a bijection of 0 … N−1. Since 2**b < 2 N, a position is
-sent through less than twice on average.
-
-The mixing function is the finalizer of SplitMix64 (Steele, Lea & Flood 2014) and the round keys are its outputs.
-
-Position p of a run is one block, counted over all epochs, ranks and accumulation steps. `RunOrder.blocks` is a pure
-function of it, so resuming at any position, on any number of processes, is a matter of one integer.
+Position p of a run is one block, counted over all epochs, ranks and accumulation steps, and `RunOrder.blocks` a pure
+function of it: resuming at any position, on any number of processes, is a matter of one integer.
 
 A mixture deals positions out to its sets by whole-number weights, exactly. Its sets are the leaves of a binary tree. A node
 passes the n-th position that comes to it to its left child where round(n × left weight / own weight) grows, else to its
