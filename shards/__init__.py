@@ -18,23 +18,6 @@ if TYPE_CHECKING:
     from shards.reader import ShardSet, Split
     from shards.reader import open_shard_set as open
 
-_MODULES = {
-    "shards.common.errors": ["InputError"],
-    "shards.mixture": [
-        "Data",
-        "Mixture",
-        "epoch_blocks",
-        "fingerprint_until",
-        "open_data",
-        "run_order",
-        "validation_sets",
-    ],
-    "shards.layout": ["SHUFFLES", "Shuffle"],
-    "shards.order": ["RunOrder", "Stage", "epoch_order", "rank_positions", "window_order"],
-    "shards.reader": ["ShardSet", "Split", "open"],
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-
 __all__ = [
     "SHUFFLES",
     "Data",
@@ -57,7 +40,12 @@ __all__ = [
 ]
 
 
+# Each imports those before it, and what it needs besides.
+_MODULES = ("shards.common.errors", "shards.layout", "shards.order", "shards.reader", "shards.mixture")
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'shards' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULE_OF[name]), "open_shard_set" if name == "open" else name)
+    for module in map(importlib.import_module, _MODULES if name in __all__ else ()):
+        if value := getattr(module, "open_shard_set" if name == "open" else name, None):
+            return value
+    raise AttributeError(f"module 'shards' has no attribute {name!r}")

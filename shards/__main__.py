@@ -17,8 +17,7 @@ MAX_TOKENS = 10**15
 
 def main(arguments: list[str]) -> int:
     options = make_parser().parse_args(arguments)
-    status: int = options.run(options)
-    return status
+    return int(options.run(options) or 0)
 
 
 def make_parser() -> Parser:
@@ -58,26 +57,18 @@ def make_parser() -> Parser:
     from shards.edit import command as edit
     from shards.exchange import command as exchange
 
-    for module in (edit, exchange):
-        module.add_parsers(commands)
+    edit.add_parsers(commands)
+    exchange.add_parsers(commands)
 
-    push = commands.add_parser(
-        "push",
-        help="copy a set to a hub or an object store",
-        description="Copy a shard set to a hub or an object store: verified before, its manifest put last.",
-        epilog="example: python -m shards push data/shards/wikipedia-zh hf://datasets/USER/wikipedia-zh",
-    )
+    push_help = "copy a set to a hub or an object store"
+    push = commands.add_parser("push", help=push_help, description="Verified before; the manifest is put last.")
     push.add_argument("directory", type=Path, metavar="DIR", help="the shard set")
     push.add_argument("url", metavar="URL", help=_URL_HELP)
     push.add_argument("--force", action="store_true", help="replace another set that is there")
     push.set_defaults(run=run_push)
 
-    pull = commands.add_parser(
-        "pull",
-        help="copy a set from a hub or an object store",
-        description="Copy a shard set from a hub or an object store, each file checked; a broken-off copy goes on.",
-        epilog="example: python -m shards pull hf://datasets/USER/wikipedia-zh --out data/shards/wikipedia-zh",
-    )
+    pull_help = "copy a set from a hub or an object store"
+    pull = commands.add_parser("pull", help=pull_help, description="Each file is checked; a broken-off copy goes on.")
     pull.add_argument("url", metavar="URL", help=_URL_HELP)
     out_help = "where to (tokenize-once/FINGERPRINT in XDG_CACHE_HOME or ~/.cache)"
     pull.add_argument("--out", type=Path, metavar="DIR", help=out_help)
@@ -85,7 +76,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def run_info(options: argparse.Namespace) -> int:
+def run_info(options: argparse.Namespace) -> None:
     from shards.mixture import Mixture, is_mixture, open_data
     from shards.reader import open_shard_set
     from shards.show import describe, describe_json, describe_mixture, differences
@@ -95,17 +86,14 @@ def run_info(options: argparse.Namespace) -> int:
     if is_mixture(options.directory):
         mixture = open_data(options.directory)
         assert isinstance(mixture, Mixture)
-        say(describe_mixture(mixture, options.tokens))
-        return 0
+        return say(describe_mixture(mixture, options.tokens))
     shard_set = open_shard_set(options.directory)
     if options.other is not None:
-        say("\n".join(differences(shard_set, open_shard_set(options.other))) or "no difference")
-    else:
-        say(describe_json(shard_set) if options.json else describe(shard_set))
-    return 0
+        return say("\n".join(differences(shard_set, open_shard_set(options.other))) or "no difference")
+    say(describe_json(shard_set) if options.json else describe(shard_set))
 
 
-def run_verify(options: argparse.Namespace) -> int:
+def run_verify(options: argparse.Namespace) -> None:
     from shards.manifest import read_manifest
     from shards.verify import verify
 
@@ -119,22 +107,17 @@ def run_verify(options: argparse.Namespace) -> int:
         raise InputError(faults[0])
     extent = "names and sizes" if options.quick else f"{num_bytes:,} bytes"
     say(f"{options.directory}: good ({plural(len(manifest.shards), 'shard')}, {extent} verified)")
-    return 0
 
 
-def run_cat(options: argparse.Namespace) -> int:
+def run_cat(options: argparse.Namespace) -> None:
     from shards.reader import open_shard_set
     from shards.show import show_block, show_document
 
-    shard_set = open_shard_set(options.directory)
-    if options.document is not None:
-        say(show_document(shard_set, options.split, options.document, with_ids=options.tokens))
-    else:
-        say(show_block(shard_set, options.split, options.block, with_ids=options.tokens))
-    return 0
+    show, number = (show_block, options.block) if options.document is None else (show_document, options.document)
+    say(show(open_shard_set(options.directory), options.split, number, with_ids=options.tokens))
 
 
-def run_report(options: argparse.Namespace) -> int:
+def run_report(options: argparse.Namespace) -> None:
     from shards.common.files import write_atomically
     from shards.order import check_seed
     from shards.reader import open_shard_set
@@ -154,10 +137,9 @@ def run_report(options: argparse.Namespace) -> int:
         statistics = compute(shard_set, seed=options.seed, progress=progress.update)
     write_atomically(out, make_page(shard_set.manifest, statistics, read_vocabulary(shard_set.tokenizer_path)))
     say(str(out))
-    return 0
 
 
-def run_push(options: argparse.Namespace) -> int:
+def run_push(options: argparse.Namespace) -> None:
     from shards.share.push import push
 
     def notice(line: str) -> None:
@@ -165,10 +147,9 @@ def run_push(options: argparse.Namespace) -> int:
 
     changed = push(options.directory, options.url, force=options.force, notice=notice)
     print(f"{printable(options.url)}: {'complete' if changed else 'up to date'}")
-    return 0
 
 
-def run_pull(options: argparse.Namespace) -> int:
+def run_pull(options: argparse.Namespace) -> None:
     from shards.share.pull import pull
 
     with progress_bar(None, "copying") as bar:
@@ -180,7 +161,6 @@ def run_pull(options: argparse.Namespace) -> int:
             shows_bars=sys.stderr.isatty(),
         )
     print(path)
-    return 0
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shards.common.errors import InputError
+from shards.common.errors import InputError, refuse
 from shards.layout import TOKEN_BYTES
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -105,40 +105,30 @@ def read_index(path: Path, *, num_sequences: int, num_documents: int, num_tokens
         content = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; the set is incomplete, build it again") from None
-    _check_header(path, content, num_sequences=num_sequences, num_documents=num_documents)
+    header = HEADER.pack(MAGIC, VERSION, DTYPE_CODE_INT32, num_sequences, num_documents + 1)
+    num_bytes = index_bytes(num_sequences, num_documents)
+    if len(content) != num_bytes or not content.startswith(header):
+        expected = f"the index of {num_sequences:,} sequences and {num_documents:,} documents, {num_bytes:,} bytes"
+        raise InputError(f"{path}: expected {expected}, found another; build the set again")
     lengths = np.frombuffer(content, "<i4", num_sequences, HEADER.size).astype(np.int64)
     offsets = np.frombuffer(content, "<i8", num_sequences, HEADER.size + 4 * num_sequences)
     boundaries = np.frombuffer(content, "<i8", num_documents + 1, HEADER.size + 12 * num_sequences)
     index = Index(lengths, offsets // TOKEN_BYTES, boundaries.astype(np.int64))
-    if num_sequences and lengths.min() < 1:
-        number = int(np.argmax(lengths < 1))
-        raise InputError(f"{path}: sequence {number:,} has {lengths[number]:,} tokens, expected at least 1")
-    if int(lengths.sum()) != num_tokens:
-        raise InputError(f"{path}: the sequences hold {int(lengths.sum()):,} tokens, expected {num_tokens:,}")
-    if boundaries[0] != 0 or boundaries[-1] != num_sequences or (boundaries[1:] <= boundaries[:-1]).any():
-        raise InputError(f"{path}: expected document boundaries that rise from 0 to {num_sequences:,}")
-    if num_sequences and (offsets % TOKEN_BYTES).any():
-        raise InputError(f"{path}: a sequence's byte offset is not a multiple of {TOKEN_BYTES}")
     order = np.argsort(index.starts, kind="stable")
     starts, ends = index.starts[order], index.ends[order]
-    if num_sequences and (starts[0] < 0 or ends[-1] > room_tokens or (starts[1:] < ends[:-1]).any()):
-        raise InputError(f"{path}: sequences overlap, or lie outside the {room_tokens:,} tokens of the shard")
+    faults = {
+        "a sequence without tokens": (lengths < 1).any(),
+        f"sequences of {lengths.sum():,} tokens, expected {num_tokens:,}": lengths.sum() != num_tokens,
+        f"document boundaries don't rise from 0 to {num_sequences:,}": (
+            boundaries[0] != 0 or boundaries[-1] != num_sequences or (boundaries[1:] <= boundaries[:-1]).any()
+        ),
+        f"a sequence's byte offset is not a multiple of {TOKEN_BYTES}": (offsets % TOKEN_BYTES).any(),
+        f"sequences overlap, or lie outside the {room_tokens:,} tokens of the shard": (
+            (starts < 0).any() or (ends > room_tokens).any() or (starts[1:] < ends[:-1]).any()
+        ),
+    }
+    refuse(path, faults)
     return index
-
-
-def _check_header(path: Path, content: bytes, *, num_sequences: int, num_documents: int) -> None:
-    """Raise `InputError` unless `content` has the size and the header of such an index."""
-    expected_bytes = index_bytes(num_sequences, num_documents)
-    if len(content) != expected_bytes:
-        raise InputError(
-            f"{path}: an index of {num_sequences:,} sequences and {num_documents:,} documents has {expected_bytes:,} "
-            f"bytes, the file has {len(content):,}"
-        )
-    expected = (MAGIC, VERSION, DTYPE_CODE_INT32, num_sequences, num_documents + 1)
-    names = ("magic", "version", "dtype code", "number of sequences", "number of boundaries")
-    for name, want, got in zip(names, expected, HEADER.unpack(content[: HEADER.size]), strict=True):
-        if want != got:
-            raise InputError(f"{path}: index header: expected {name} {want!r}, found {got!r}")
 
 
 def padding_positions(index: Index, room_tokens: int) -> Int64s:

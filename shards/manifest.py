@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 
 from blake3 import blake3
 
-from shards.common.errors import InputError, nearest_path
+from shards.common.errors import InputError, nearest_path, refuse
 from shards.common.files import flush_directory, write_atomically
 from shards.common.text import printable
 from shards.index import index_bytes
@@ -212,9 +212,7 @@ def read_manifest(directory: Path) -> Manifest:
     if not directory.exists():
         hint = nearest_path(directory, lambda path: (path / MANIFEST_NAME).is_file())
         how = "build it with `make shards CORPUS=FILE` or `python -m pipeline build`"
-        raise InputError(
-            f"{directory}: no such shard set{hint} Or {how}" if hint else f"{directory}: no such shard set; {how}"
-        )
+        raise InputError(f"{directory}: no such shard set{f'{hint} Or' if hint else ';'} {how}")
     if directory.is_file():
         hint = f"; take {directory.parent}" if (directory.parent / MANIFEST_NAME).is_file() else ""
         raise InputError(f"{directory}: expected a shard set's directory, found a file{hint}")
@@ -239,9 +237,7 @@ def decode_manifest(encoded: bytes, where: str) -> Manifest:
     try:
         found = _fingerprint(content)
     except UnicodeEncodeError:
-        raise InputError(
-            f"{where}: a lone surrogate (half of a \\uXXXX pair) is not text; the file is damaged"
-        ) from None
+        raise InputError(f"{where}: a lone surrogate (half of a \\uXXXX pair); the file is damaged") from None
     if empty := [name for name in _OPTIONAL if not content.get(name, True)]:
         raise InputError(f"{where}: {empty[0]}: expected at least one, or no such field")
     manifest = _decode_record(Manifest, {name: [] for name in _OPTIONAL} | content, where)
@@ -253,21 +249,30 @@ def decode_manifest(encoded: bytes, where: str) -> Manifest:
 
 def _check(manifest: Manifest, where: str) -> None:
     """Raise `InputError` unless the numbers and names agree with each other."""
-    if not 1 <= manifest.block_tokens <= MAX_NUMBER // 4:
-        raise InputError(f"{where}: block_tokens: expected at least 1, found {manifest.block_tokens:,}")
-    if manifest.dtype != "uint32":
-        raise InputError(f"{where}: dtype: expected 'uint32', found {manifest.dtype!r}")
-    if not 0 <= manifest.tokenizer.eos_id < manifest.tokenizer.vocab_size <= 2**31:
-        raise InputError(f"{where}: tokenizer: eos_id must be below vocab_size, and that at most 2**31")
-    _check_settings(manifest.settings, f"{where}: settings")
-    if not all(1 <= len(entry.names) <= min(MAX_NAMES, entry.num_files) for entry in manifest.unread):
-        raise InputError(f"{where}: unread: expected the names of the first files, at most {MAX_NAMES}")
-    _check_shards(manifest, where)
-    _check_other_files(manifest, where)
+    tokenizer, names = manifest.tokenizer, [file.name for file in manifest.other_files]
+    required = {f"{TOKENIZER_DIRECTORY}/tokenizer.json", *([REJECTED_NAME] if manifest.rejected else [])}
+    known = required | {LEFT_OUT_NAME} | {f"{TOKENIZER_DIRECTORY}/{name}" for name in TOKENIZER_FILES}
     digests = [file.digest for file in manifest.other_files]
     digests += [digest for shard in manifest.shards for digest in (shard.digest, shard.index_digest)]
-    if not all(map(_DIGEST.fullmatch, digests)):
-        raise InputError(f"{where}: expected digests of 64 lower-case hexadecimal digits")
+    faults = {
+        f"block_tokens: expected at least 1, found {manifest.block_tokens:,}": not (
+            1 <= manifest.block_tokens <= MAX_NUMBER // 4
+        ),
+        f"dtype: expected 'uint32', found {manifest.dtype!r}": manifest.dtype != "uint32",
+        "tokenizer: eos_id must be below vocab_size, and that at most 2**31": not (
+            0 <= tokenizer.eos_id < tokenizer.vocab_size <= 2**31
+        ),
+        f"unread: expected the names of the first files, at most {MAX_NAMES}": not all(
+            1 <= len(entry.names) <= min(MAX_NAMES, entry.num_files) for entry in manifest.unread
+        ),
+        f"other_files: {_shown(min(set(names) - known, default=''))} is not a file of a shard set": set(names) - known,
+        f"other_files: {min(required - set(names), default='')} is not listed": required - set(names),
+        "other_files: a file is listed twice": len(set(names)) != len(names),
+        "expected digests of 64 lower-case hexadecimal digits": not all(map(_DIGEST.fullmatch, digests)),
+    }
+    refuse(where, faults)
+    _check_settings(manifest.settings, f"{where}: settings")
+    _check_shards(manifest, where)
     expected = sum_splits(manifest.shards, manifest.block_tokens)
     if manifest.splits.keys() != expected.keys():
         raise InputError(f"{where}: splits: expected {', '.join(SPLITS)}, found {_shown(', '.join(manifest.splits))}")
@@ -300,19 +305,6 @@ def _check_shards(manifest: Manifest, where: str) -> None:
                 f"{where}: shard {shard.name!r}: {shard.num_documents:,} documents, {shard.num_sequences:,} sequences "
                 f"and {shard.num_tokens:,} tokens don't go together"
             )
-
-
-def _check_other_files(manifest: Manifest, where: str) -> None:
-    names = [file.name for file in manifest.other_files]
-    expected = {f"{TOKENIZER_DIRECTORY}/tokenizer.json", *([REJECTED_NAME] if manifest.rejected else [])}
-    known = expected | {LEFT_OUT_NAME} | {f"{TOKENIZER_DIRECTORY}/{name}" for name in TOKENIZER_FILES}
-    for name in names:
-        if name not in known:
-            raise InputError(f"{where}: other_files: {printable(name)!r} is not a file of a shard set")
-    if missing := expected - set(names):
-        raise InputError(f"{where}: other_files: {min(missing)} is not listed")
-    if len(set(names)) != len(names):
-        raise InputError(f"{where}: other_files: a file is listed twice")
 
 
 R = TypeVar("R")

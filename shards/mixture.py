@@ -11,7 +11,6 @@ the run is done, or `3000steps`, or `2e9tokens`; each set goes on where it was.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -19,10 +18,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from blake3 import blake3
 
 from shards.common.errors import InputError
@@ -31,14 +28,15 @@ from shards.common.urls import is_url
 from shards.layout import Shuffle
 from shards.manifest import canonical_json
 from shards.order import MAX_TOTAL_WEIGHT, RunOrder, Stage
-from shards.reader import ShardSet, Split, Tokens, open_shard_set
+from shards.reader import ShardSet, Split, open_shard_set
 
 MAX_SETS = 100
 MAX_WEIGHT = 10**12
 _MAX_CHARACTERS = 32  # of a weight
 MAX_STAGES = 100
 _UNTIL = re.compile(r"(?P<amount>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?) ?(?P<unit>steps|tokens|)")
-_WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)(?P<epochs>epochs?)?")
+_WEIGHTED = re.compile(r"(?P<path>.+):(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)(?P<passes>epochs?)?")
+_PASSES = "epochs"
 
 
 def open_data(spec: str | Sequence[Mapping[str, Any]], notice: Callable[[str], None] = lambda _line: None) -> Data:
@@ -47,12 +45,11 @@ def open_data(spec: str | Sequence[Mapping[str, Any]], notice: Callable[[str], N
     A set at a URL is copied to this machine first (`shards.share.pull`); `notice` is called with a line
     about what takes time.
     """
-    if not isinstance(spec, str) or (spec.startswith("[") and is_mixture(spec)):
-        return Stages([(until, open_data(mix, notice)) for until, mix in _parse_stages(spec)])
-    if not is_mixture(spec):
+    if isinstance(spec, str) and not is_mixture(spec):
         return _open_part(spec, notice)
-    paths, weights, are_epochs = _parse(spec)
-    return Mixture([_open_part(path, notice) for path in paths], weights, are_epochs=are_epochs)
+    stages = [("", spec)] if isinstance(spec, str) and not spec.startswith("[") else _parse_stages(spec)
+    parsed = [(until, _parse(mix)) for until, mix in stages]
+    return Mixture([(until, [(_open_part(path, notice), weight) for path, weight in mix]) for until, mix in parsed])
 
 
 def is_mixture(spec: str) -> bool:
@@ -107,14 +104,11 @@ def run_order(
     Where stages are to end by shares of the run or by steps, the blocks of the whole run or of a step say where that is;
     raises `InputError` where they are missing.
     """
-    if isinstance(data, Stages):
-        sizes = tuple(len(part["train"]) for part in data.sets)
-        starts = data.starts(run_blocks, batch_blocks)
-        later = tuple(map(Stage, starts, data.stage_weights[1:]))
-        return RunOrder(sizes, seed, shuffle, data.stage_weights[0], later)
-    if isinstance(data, Mixture):
-        return RunOrder(tuple(len(part["train"]) for part in data.sets), seed, shuffle, data.weights)
-    return RunOrder((len(data["train"]),), seed, shuffle)
+    sizes = tuple(len(part["train"]) for part in data.sets)
+    if not isinstance(data, Mixture):
+        return RunOrder(sizes, seed, shuffle)
+    later = tuple(map(Stage, data.starts(run_blocks, batch_blocks), data.weights[1:]))
+    return RunOrder(sizes, seed, shuffle, data.weights[0], later)
 
 
 def epoch_blocks(data: Data) -> int:
@@ -123,75 +117,53 @@ def epoch_blocks(data: Data) -> int:
 
 
 class Mixture:
-    """Several sets with their shares, to be used like one `ShardSet`."""
+    """Several sets with their shares, in one stage or several that follow one another: to be used like one `ShardSet`."""
 
-    def __init__(self, sets: Sequence[ShardSet], weights: Sequence[str], *, are_epochs: bool) -> None:
-        """Raises `InputError` if the sets don't go together."""
-        self.sets = list(sets)
+    def __init__(self, stages: Sequence[tuple[str, Sequence[tuple[ShardSet, str]]]]) -> None:
+        """Each stage's `until`, which the last has no use for, and its sets with their weights as `open_data` takes them.
+
+        Raises `InputError` if the sets don't go together.
+        """
+        self.sets = list({part.path: part for _, parts in stages for part, _ in parts}.values())
         _check_same(self.sets)
-        sizes = [len(part["train"]) for part in self.sets]
-        for part, size in zip(self.sets, sizes, strict=True):
+        sizes = {part.path: len(part["train"]) for part in self.sets}
+        for path, size in sizes.items():
             if not size:
-                raise InputError(f"{part.path}: has no training blocks, so it can't be mixed in")
-        units = sizes if are_epochs else [1] * len(sizes)
-        amounts = [Fraction(weight) * unit for weight, unit in zip(weights, units, strict=True)]
-        self.weights = whole_weights(amounts)
-        self.epoch_blocks = math.ceil(sum(amounts)) if are_epochs else sum(sizes)
-        self._weight_texts = [f"{weight}{'epochs' if are_epochs else ''}" for weight in weights]
+                raise InputError(f"{path}: has no training blocks, so it can't be mixed in")
+        amounts = [
+            [
+                Fraction(sum(_amount(own, size) for part, own in parts if part.path == path))
+                for path, size in sizes.items()
+            ]
+            for _, parts in stages
+        ]
+        self.weights = list(map(whole_weights, amounts))  # of the sets, in each stage
+        are_passes = len(stages) == 1 and stages[0][1][0][1].endswith(_PASSES)
+        self.epoch_blocks = math.ceil(sum(amounts[0])) if are_passes else sum(sizes.values())
+        mixes = [",".join(f"{part.path}:{weight}" for part, weight in parts) for _, parts in stages]
+        prints = [mix_fingerprint(self.sets, own) for own in self.weights]
+        self._untils = [until for until, _ in stages]
+        self.description, self.fingerprint = mixes[0], prints[0]  # the first as `open_data` takes it
+        if len(stages) > 1:
+            shown = [{"until": until, "mix": mix} for until, mix in zip(self._untils, mixes, strict=True)]
+            del shown[-1]["until"]
+            self.description = json.dumps(shown, ensure_ascii=False)
+            self.fingerprint = blake3(canonical_json([*zip(self._untils, prints, strict=True)])).hexdigest()
         first = self.sets[0]
         self.block_tokens, self.vocab_size, self.eos_id = first.block_tokens, first.vocab_size, first.eos_id
         self.tokenizer_path = first.tokenizer_path
-        self._splits: dict[str, JoinedSplits] = {}
+        self._splits: dict[str, Split] = {}
 
-    @property
-    def description(self) -> str:
-        """`data/shards/wiki:0.7,data/shards/books:0.3`"""
-        return ",".join(f"{part.path}:{text}" for part, text in zip(self.sets, self._weight_texts, strict=True))
-
-    @property
-    def fingerprint(self) -> str:
-        """BLAKE3 over the sets' fingerprints and weights, in their order; of one set its own."""
-        return mix_fingerprint(self.sets, self.weights)
-
-    def __getitem__(self, name: str) -> JoinedSplits:
+    def __getitem__(self, name: str) -> Split:
         if name not in self._splits:
-            self._splits[name] = JoinedSplits([part[name] for part in self.sets])
+            self._splits[name] = Split(name, self.sets)
         return self._splits[name]
-
-
-class Stages(Mixture):
-    """Mixtures that follow one another in a run. Its sets are those of all, as they first appear."""
-
-    def __init__(self, stages: Sequence[tuple[str, Data]]) -> None:
-        """Each stage's `until`, which the last has no use for, and its mix. Raises `InputError`."""
-        mixes = [mix if isinstance(mix, Mixture) else Mixture([mix], ["1"], are_epochs=False) for _, mix in stages]
-        sets = {part.path: part for mix in mixes for part in mix.sets}
-        super().__init__(list(sets.values()), ["1"] * len(sets), are_epochs=True)
-        self._stages = [(until, mix.description) for (until, _), mix in zip(stages, mixes, strict=True)]
-        self.stage_weights = [
-            tuple(sum(w for part, w in zip(mix.sets, mix.weights, strict=True) if part.path == path) for path in sets)
-            for mix in mixes
-        ]
-
-    @property
-    def description(self) -> str:
-        """As `open_data` takes it."""
-        stages = [{"until": until, "mix": mix} if until else {"mix": mix} for until, mix in self._stages]
-        return json.dumps(stages, ensure_ascii=False)
-
-    @property
-    def fingerprint(self) -> str:
-        parts = [
-            [until, mix_fingerprint(self.sets, w)]
-            for (until, _), w in zip(self._stages, self.stage_weights, strict=True)
-        ]
-        return blake3(canonical_json(parts)).hexdigest()
 
     def starts(self, run_blocks: int | None, batch_blocks: int | None) -> list[int]:
         """The positions at which the second stage and those after it begin."""
         units = {"": run_blocks, "steps": batch_blocks, "tokens": Fraction(1, self.block_tokens)}
         starts = [0]
-        for until, _ in self._stages[:-1]:
+        for until in self._untils[:-1]:
             amount, unit = _parse_until(until)
             if (blocks := units[unit]) is None:
                 raise InputError(f"shards: until {until}: only a training run has steps; give tokens")
@@ -216,55 +188,20 @@ def fingerprint_until(data: Data, order: RunOrder, position: int) -> str:
     With stages: of those that have begun, and where.
     """
     begun = [stage for stage in order.stages if stage.start < max(position, 1)]
-    if not isinstance(data, Stages):
-        return data.fingerprint
     parts = [[stage.start, stage.weights, mix_fingerprint(data.sets, stage.weights)] for stage in begun]
     return str(parts[0][2]) if len(parts) == 1 else blake3(canonical_json(parts)).hexdigest()
 
 
-class JoinedSplits:
-    """The blocks of one split of several sets, numbered through the sets, one after another."""
-
-    def __init__(self, splits: Sequence[Split]) -> None:
-        self._splits = list(splits)
-        self._first_blocks = np.array([0, *itertools.accumulate(map(len, splits))])
-        self.block_tokens = splits[0].block_tokens
-
-    def __len__(self) -> int:
-        return int(self._first_blocks[-1])
-
-    @overload
-    def __getitem__(self, key: int | np.integer) -> Tokens: ...
-    @overload
-    def __getitem__(self, key: slice | npt.NDArray[np.integer] | list[int]) -> Tokens: ...
-    def __getitem__(self, key: int | np.integer | slice | npt.NDArray[np.integer] | list[int]) -> Tokens:
-        """As `shards.reader.Split` does it, but always a copy. Raises `IndexError`."""
-        if isinstance(key, (int, np.integer)):
-            block: Tokens = self[[int(key)]][0]
-            return block
-        numbers = np.arange(*key.indices(len(self))) if isinstance(key, slice) else np.asarray(key, dtype=np.int64)
-        numbers = np.where(numbers < 0, numbers + len(self), numbers)
-        if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
-            raise IndexError(f"block numbers must lie in 0 … {len(self) - 1:,}")
-        sets = np.searchsorted(self._first_blocks, numbers, side="right") - 1
-        blocks = np.empty((len(numbers), self.block_tokens), dtype=np.uint32)
-        for number in np.unique(sets).tolist():
-            own = sets == number
-            blocks[own] = self._splits[number][numbers[own] - self._first_blocks[number]]
-        return blocks
-
-
-def _parse(spec: str) -> tuple[list[str], list[str], bool]:
-    """Paths, weights, and whether these are passes. `a:0.7,b:0.3` or `a:1epochs,b:4epochs` or `a,b`."""
-    parts = [part.strip() for part in spec.split(",")]
+def _parse(spec: str) -> list[tuple[str, str]]:
+    """Paths and weights. `a:0.7,b:0.3` or `a:1epochs,b:4epochs` or `a,b`, which is a pass over each."""
+    parts = [part.strip() for part in spec.split(",")] if is_mixture(spec) else [spec]
     if len(parts) > MAX_SETS:
         remedy = "`shards merge` makes one of several"
         raise InputError(f"shards: expected at most {MAX_SETS} sets, found {len(parts):,}; {remedy}")
     matches = [_WEIGHTED.fullmatch(part) for part in parts]
     if not any(matches) and all(parts):
-        return parts, ["1"] * len(parts), True
-    paths, weights = [], []
-    kinds = set()
+        return [(part, f"1{_PASSES}") for part in parts]
+    weighted = []
     for part, match in zip(parts, matches, strict=True):
         if match is None:
             raise InputError(
@@ -272,14 +209,12 @@ def _parse(spec: str) -> tuple[list[str], list[str], bool]:
                 "wiki:1epochs,books:4epochs, or wiki,books"
             )
         # As a float first: a fraction of 1e-999999999 has a billion digits.
-        if len(match["weight"]) > _MAX_CHARACTERS or not 0 < float(match["weight"]) <= MAX_WEIGHT:
+        if len(match["number"]) > _MAX_CHARACTERS or not 0 < float(match["number"]) <= MAX_WEIGHT:
             raise InputError(f"shards: {printable(part)!r}: expected a weight above 0 and at most {MAX_WEIGHT:,}")
-        weights.append(match["weight"])
-        paths.append(match["path"])
-        kinds.add(bool(match["epochs"]))
-    if len(kinds) > 1:
+        weighted.append((match["path"], match["number"] + (_PASSES if match["passes"] else "")))
+    if len({weight.endswith(_PASSES) for _, weight in weighted}) > 1:
         raise InputError("shards: expected shares (wiki:0.7) or passes (wiki:2epochs) for all sets, found both")
-    return paths, weights, kinds.pop()
+    return weighted
 
 
 def _parse_stages(spec: str | Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -316,18 +251,24 @@ def _parse_until(until: str) -> tuple[Fraction, str]:
     return Fraction(match["amount"]), match["unit"]
 
 
+def _amount(weight: str, size: int) -> Fraction:
+    """`0.7` as it is, `2epochs` of a set of so many blocks in blocks."""
+    number = weight.removesuffix(_PASSES)
+    return Fraction(number) * (1 if number == weight else size)
+
+
 def whole_weights(amounts: Sequence[Fraction]) -> tuple[int, ...]:
-    """The least whole numbers in proportion to `amounts`; rounded where they are above 2**46 together, to at least 1.
+    """The least whole numbers in proportion to `amounts`; rounded where they are above 2**46 together, to 1 or more.
 
     >>> whole_weights([Fraction("0.7"), Fraction("0.3")])
     (7, 3)
     """
     common = math.lcm(*(amount.denominator for amount in amounts))
     counts = [int(amount * common) for amount in amounts]
-    most = MAX_TOTAL_WEIGHT - len(counts)
-    if (total := sum(counts) // math.gcd(*counts)) > most:
-        return tuple(max(1, count * most // (total * math.gcd(*counts))) for count in counts)
-    return tuple(count // math.gcd(*counts) for count in counts)
+    total, most = sum(counts), MAX_TOTAL_WEIGHT - sum(map(bool, counts))
+    if total // (divisor := math.gcd(*counts)) > most:
+        return tuple(max(bool(count), count * most // total) for count in counts)
+    return tuple(count // divisor for count in counts)
 
 
 def _check_same(sets: Sequence[ShardSet]) -> None:

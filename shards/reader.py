@@ -19,7 +19,7 @@ import itertools
 import mmap
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -31,7 +31,7 @@ from shards.common.files import regular_file_bytes
 from shards.common.text import nearest
 from shards.index import Index, index_bytes, read_index
 from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, TOKENIZER_DIRECTORY, SplitName, bin_bytes
-from shards.manifest import Manifest, ShardEntry, read_manifest
+from shards.manifest import Manifest, ShardEntry, read_manifest, sum_splits
 from shards.order import epoch_order
 
 Tokens = npt.NDArray[np.uint32]
@@ -101,28 +101,30 @@ class ShardSet:
         return open_shard_set, (str(self.path.absolute()),)
 
     def __getitem__(self, name: str) -> Split:
-        if name not in self.manifest.splits:
-            known = ", ".join(self.manifest.splits)
-            raise KeyError(f"no split {name!r}: this set has {known}{nearest(name, self.manifest.splits)}")
         if name not in self._splits:
-            self._splits[name] = Split(self, "train" if name == "train" else "val")
+            self._splits[name] = Split(name, self.sets)
         return self._splits[name]
 
 
 class Split:
-    """The blocks of one split, numbered from 0 through its shards. Shards are mapped when first touched."""
+    """The blocks of one split of a set, or of several, numbered from 0 through the shards, mapped when first touched."""
 
-    def __init__(self, shard_set: ShardSet, name: SplitName) -> None:
-        entry = shard_set.manifest.splits[name]
-        self.name = name
-        self.block_tokens = shard_set.block_tokens
+    def __init__(self, name: str, sets: Sequence[ShardSet]) -> None:
+        known = sets[0].manifest.splits
+        if name not in known:
+            raise KeyError(f"no split {name!r}: this set has {', '.join(known)}{nearest(name, known)}")
+        self.name: SplitName = "train" if name == "train" else "val"
+        self.block_tokens = sets[0].block_tokens
+        self.shards = [shard for part in sets for shard in part.manifest.of_split(name)]
+        self.directory = sets[0].path
+        self._directories = [part.path for part in sets for _ in part.manifest.of_split(name)]
+        self._sets = [str(part.path.absolute()) for part in sets]
+        entry = sum_splits(self.shards, self.block_tokens)[name]
         self.num_documents = entry.num_documents
         self.num_tokens = entry.num_tokens
         self.num_padding_tokens = entry.num_padding_tokens
         self.num_text_bytes = entry.num_text_bytes
         self.num_text_chars = entry.num_text_chars
-        self.shards = shard_set.manifest.of_split(name)
-        self.directory = shard_set.path
         # Where each shard's blocks and documents begin, and the numbers of all.
         self._first_blocks = [0, *itertools.accumulate(shard.num_blocks for shard in self.shards)]
         self._first_documents = [0, *itertools.accumulate(shard.num_documents for shard in self.shards)]
@@ -131,10 +133,11 @@ class Split:
         self._mapped: collections.deque[int] = collections.deque()
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_mapped = _MAX_MAPPED if limit == resource.RLIM_INFINITY else min(_MAX_MAPPED, limit // 2)
-        self._index = functools.lru_cache(maxsize=16)(self._read_index)
+        # Where the documents lie in the split's shard of a number. Raises `InputError`.
+        self.shard_index = functools.lru_cache(maxsize=16)(self._read_index)
 
-    def __reduce__(self) -> tuple[Callable[[str, str], Split], tuple[str, str]]:
-        return _reopen_split, (str(self.directory.absolute()), self.name)
+    def __reduce__(self) -> tuple[Callable[[str, list[str]], Split], tuple[str, list[str]]]:
+        return _reopen_split, (self.name, self._sets)
 
     def __len__(self) -> int:
         """Number of blocks."""
@@ -149,7 +152,7 @@ class Split:
 
     def _map(self, number: int) -> memoryview:
         shard = self.shards[number]
-        path = self.directory / (shard.name + BIN_SUFFIX)
+        path = self._directories[number] / (shard.name + BIN_SUFFIX)
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size != bin_bytes(shard.num_blocks, self.block_tokens):
                 raise InputError(f"{path}: the file has changed since the set was opened")
@@ -208,29 +211,18 @@ class Split:
         return blocks
 
     def epoch(self, seed: int, epoch: int, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
-        """The block numbers at positions `start` … `stop` − 1 of the epoch's order (`shards.epoch_order`).
-
-        Raises `ValueError` for a split without blocks.
-        """
-        if not len(self):
-            raise ValueError(f"split {self.name!r} has no blocks")
-        stop = len(self) if stop is None else stop
-        return epoch_order(len(self), seed, epoch, np.arange(start, stop))
-
-    def shard_index(self, number: int) -> Index:
-        """Where the documents lie in the split's shard `number`. Raises `InputError`."""
-        return self._index(number)
+        """The block numbers at positions `start` … `stop` − 1 of the epoch's order (`shards.epoch_order`)."""
+        return epoch_order(len(self), seed, epoch, np.arange(start, len(self) if stop is None else stop))
 
     def _read_index(self, number: int) -> Index:
-        return read_shard_index(self.directory, self.shards[number], self.block_tokens)
+        return read_shard_index(self._directories[number], self.shards[number], self.block_tokens)
 
     def shard_documents(self, number: int) -> Iterator[Tokens]:
         """The documents in the split's shard `number`, EOS included; views, but for those in several sequences."""
-        index = self.shard_index(number)
-        tokens = self.shard_blocks(number).reshape(-1)
-        starts, ends = index.starts.tolist(), index.ends.tolist()
+        index, tokens = self.shard_index(number), self.shard_blocks(number).reshape(-1)
+        sequences = map(slice, index.starts.tolist(), index.ends.tolist())
         for first, stop in itertools.pairwise(index.boundaries.tolist()):
-            parts = [tokens[starts[sequence] : ends[sequence]] for sequence in range(first, stop)]
+            parts = [tokens[next(sequences)] for _ in range(first, stop)]
             yield parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def documents(self) -> Iterator[Tokens]:
@@ -246,10 +238,10 @@ class Split:
         number %= self.num_documents
         shard = bisect.bisect_right(self._first_documents, number) - 1
         index, tokens = self.shard_index(shard), self.shard_blocks(shard).reshape(-1)
-        first, stop = index.boundaries[number - self._first_documents[shard] :][:2].tolist()
-        parts = [tokens[index.starts[sequence] : index.ends[sequence]] for sequence in range(first, stop)]
-        return np.concatenate(parts)[:-1]
+        own = slice(*index.boundaries[number - self._first_documents[shard] :][:2])
+        parts = map(slice, index.starts[own], index.ends[own])
+        return np.concatenate([tokens[part] for part in parts])[:-1]
 
 
-def _reopen_split(path: str, name: str) -> Split:
-    return open_shard_set(path)[name]
+def _reopen_split(name: str, sets: list[str]) -> Split:
+    return Split(name, list(map(open_shard_set, sets)))

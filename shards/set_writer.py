@@ -69,8 +69,8 @@ def complete_set(
         write_atomically(tokenizer_directory / name, content)
     names = [f"{TOKENIZER_DIRECTORY}/{name}" for name in sorted(tokenizer.contents)]
     names += [name for name in (REJECTED_NAME, LEFT_OUT_NAME) if (directory / name).exists()]
-    splits = sum_splits(ordered, block_tokens)
-    num_documents = sum(split.num_documents for split in splits.values())
+    files = {name: directory / name for name in names}
+    num_documents = sum(shard.num_documents for shard in ordered)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         generator=GENERATOR,
@@ -80,9 +80,12 @@ def complete_set(
         tokenizer=tokenizer.entry,
         settings=settings,
         sources=sources,
-        splits=splits,
+        splits=sum_splits(ordered, block_tokens),
         shards=ordered,
-        other_files=[_file_entry(directory, name) for name in names],
+        other_files=[
+            FileEntry(name=name, num_bytes=path.stat().st_size, digest=file_digest(path))
+            for name, path in files.items()
+        ],
         num_records=num_documents + sum(left_out.values()) if num_records is None else num_records,
         left_out=dict(sorted(left_out.items())),
         rejected=dict(sorted(rejected.items())),
@@ -90,11 +93,6 @@ def complete_set(
     ).with_fingerprint()
     write_manifest(directory, manifest)
     return manifest
-
-
-def _file_entry(directory: Path, name: str) -> FileEntry:
-    path = directory / name
-    return FileEntry(name=name, num_bytes=path.stat().st_size, digest=file_digest(path))
 
 
 @contextlib.contextmanager
@@ -118,7 +116,7 @@ def new_directories(outs: Sequence[Path]) -> Iterator[list[Path]]:
             partials.append(out.with_name(out.name + ".partial"))
             if out.exists() or out.is_symlink():
                 raise InputError(f"{out}: exists already; choose another name, or move it elsewhere")
-            if partials[-1].exists() and any(partials[-1].iterdir()) and not _is_ours(partials[-1]):
+            if partials[-1].exists() and not _is_ours(partials[-1]):
                 raise InputError(f"{partials[-1]}: an unfinished build, or not ours; finish it, or move it elsewhere")
         try:
             for partial in partials:
@@ -148,8 +146,8 @@ def _check_outside_sets(out: Path) -> None:
 
 
 def _is_ours(partial: Path) -> bool:
-    """Whether an earlier attempt of ours left this, marked, or complete and only not renamed."""
-    if (partial / _MARK).exists():
+    """Whether an earlier attempt of ours left this, marked, or complete and only not renamed; or nothing is in it."""
+    if (partial / _MARK).exists() or not any(partial.iterdir()):
         return True
     try:
         return (partial / MANIFEST_NAME).exists() and "command" in read_manifest(partial).settings

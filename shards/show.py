@@ -16,7 +16,6 @@ from shards.common.errors import InputError
 from shards.common.text import nearest, plural, printable, size_text, visible
 from shards.index import Index
 from shards.layout import SPLITS
-from shards.manifest import Manifest
 from shards.mixture import Mixture, run_order
 from shards.reader import ShardSet, Split, Tokens
 from shards.tokenizer_files import Vocabulary, read_vocabulary
@@ -31,27 +30,18 @@ def describe_json(shard_set: ShardSet) -> str:
     return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)  # 8-bit escapes too
 
 
-def _records(manifest: Manifest) -> str:
-    rejected = {"rejected": sum(manifest.rejected.values())}
-    counts = [f"{number:,} {reason}" for reason, number in (manifest.left_out | rejected).items() if number]
-    return ", ".join([f"{manifest.num_records:,} read", *counts])
-
-
 def describe(shard_set: ShardSet) -> str:
     """Tables for people."""
     manifest, tokenizer = shard_set.manifest, shard_set.manifest.tokenizer
+    entries = f"{tokenizer.vocab_size:,} entries, EOS {tokenizer.eos_id} {tokenizer.eos_token}"
+    num_shards = plural(len(manifest.shards), "shard")
+    counts = manifest.left_out | {"rejected": sum(manifest.rejected.values())}
+    unused = [f"{number:,} {reason}" for reason, number in counts.items() if number]
     about = [
         ("shard set", str(shard_set.path)),
-        (
-            "tokenizer",
-            f"{tokenizer.name}, {tokenizer.vocab_size:,} entries, EOS {tokenizer.eos_id} {tokenizer.eos_token}",
-        ),
-        (
-            "blocks",
-            f"{plural(manifest.block_tokens, 'token')} each; {plural(len(manifest.shards), 'shard')}, "
-            f"{size_text(manifest.num_bytes)}",
-        ),
-        ("records", _records(manifest)),
+        ("tokenizer", f"{tokenizer.name}, {entries}"),
+        ("blocks", f"{plural(manifest.block_tokens, 'token')} each; {num_shards}, {size_text(manifest.num_bytes)}"),
+        ("records", ", ".join([f"{manifest.num_records:,} read", *unused])),
         *([("not read", unread_text(manifest.unread))] if manifest.unread else []),
         ("fingerprint", manifest.fingerprint),
     ]
@@ -71,13 +61,13 @@ def describe(shard_set: ShardSet) -> str:
         (source.path, source.format, size_text(source.num_bytes), f"{source.num_records:,}")
         for source in manifest.sources
     ]
-    return "\n\n".join(
-        [
-            table_text(about),
-            table_text(splits, "split", "#documents", "#tokens", "#blocks", "#padding", "#text", "#tokens/char"),
-            table_text(sources, "source", "format", "#size", "#records"),
-        ]
-    )
+    columns = ("split", "#documents", "#tokens", "#blocks", "#padding", "#text", "#tokens/char")
+    tables = [
+        table_text(about),
+        table_text(splits, *columns),
+        table_text(sources, "source", "format", "#size", "#records"),
+    ]
+    return "\n\n".join(tables)
 
 
 def describe_mixture(mixture: Mixture, num_tokens: float | None = None) -> str:
@@ -155,12 +145,16 @@ def _shown(value: Any) -> str:
 def show_document(shard_set: ShardSet, split_name: str, number: int, *, with_ids: bool = False) -> str:
     """Document `number` of a split, counted from 0 in the corpus's order."""
     split = _split(shard_set, split_name)
-    if not 0 <= number < split.num_documents:
-        expected = f"expected 0 to {split.num_documents - 1:,}" if split.num_documents else "this split is empty"
-        raise InputError(f"no document {number:,} in split {split_name!r}: {expected}")
+    _check_number("document", number, split.num_documents, split_name)
     tokens = split.document(number).tolist()
     head = f"document {number:,} of {split.num_documents:,}, split {split_name}, {plural(len(tokens), 'token')}"
     return "\n".join([head, *_document_lines(read_vocabulary(shard_set.tokenizer_path), tokens, with_ids)])
+
+
+def _check_number(what: str, number: int, count: int, split_name: str) -> None:
+    if not 0 <= number < count:
+        expected = f"expected 0 to {count - 1:,}" if count else "this split is empty"
+        raise InputError(f"no {what} {number:,} in split {split_name!r}: {expected}")
 
 
 def _split(shard_set: ShardSet, name: str) -> Split:
@@ -172,9 +166,7 @@ def _split(shard_set: ShardSet, name: str) -> Split:
 def show_block(shard_set: ShardSet, split_name: str, number: int, *, with_ids: bool = False) -> str:
     """Block `number` as text, a line where each document ends and for padding; `with_ids` shows ids and pieces."""
     split = _split(shard_set, split_name)
-    if not 0 <= number < len(split):
-        expected = f"expected 0 to {len(split) - 1:,}" if len(split) else "this split is empty"
-        raise InputError(f"no block {number:,} in split {split_name!r}: {expected}")
+    _check_number("block", number, len(split), split_name)
     vocabulary = read_vocabulary(shard_set.tokenizer_path)
     lines = [f"block {number:,} of {len(split):,}, split {split_name}, {shard_set.block_tokens} tokens"]
     shard = bisect.bisect_right(range(len(split.shards)), number, key=split.first_block) - 1

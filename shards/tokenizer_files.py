@@ -120,39 +120,29 @@ def make_tokenizer_files(name: str, content: Any, config: dict[str, Any], *, whe
         raise InputError(
             f"tokenizer: {where}: expected at most {MAX_ADDED_TOKENS:,} added tokens, found {len(added):,}"
         )
-    eos_token = _eos_token(config, list(added), where)
-    eos_id = added.get(eos_token)
-    if eos_id is None and isinstance(vocabulary, dict):
-        eos_id = vocabulary.get(eos_token)
+    eos_token = _eos_token(config, added, where)
+    eos_id = added.get(eos_token, vocabulary.get(eos_token) if isinstance(vocabulary, dict) else None)
     if eos_id is None:
         raise InputError(f"tokenizer: {where}: the EOS token {printable(eos_token)!r} is not in the vocabulary")
     config = {**config}
     config.setdefault("eos_token", eos_token)
     config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     compact = orjson.dumps(content)
+    sha256 = hashlib.sha256(compact).hexdigest()
     return TokenizerFiles(
         contents={
             TOKENIZER_JSON: compact,
             TOKENIZER_CONFIG_JSON: json.dumps(config, ensure_ascii=False, indent=2).encode(),
         },
-        entry=TokenizerEntry(
-            name=name,
-            vocab_size=vocab_size,
-            eos_id=eos_id,
-            eos_token=eos_token,
-            sha256=hashlib.sha256(compact).hexdigest(),
-        ),
+        entry=TokenizerEntry(name=name, vocab_size=vocab_size, eos_id=eos_id, eos_token=eos_token, sha256=sha256),
     )
 
 
-def _eos_token(config: dict[str, Any], added: list[str], where: str) -> str:
+def _eos_token(config: dict[str, Any], added: Iterable[str], where: str) -> str:
     named = config.get("eos_token")
-    if isinstance(named, dict):
-        named = named.get("content")
-    if isinstance(named, str):
-        return named
-    for token in KNOWN_EOS_TOKENS:
-        if token in added:
+    named = named.get("content") if isinstance(named, dict) else named
+    for token in [named] if isinstance(named, str) else KNOWN_EOS_TOKENS:
+        if token is named or token in added:
             return token
     raise InputError(
         f"tokenizer: {where}: nothing says which token ends a document; "

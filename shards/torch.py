@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, Sampler
 import shards
 
 IGNORED = -100  # a label that doesn't count
-_CHUNK_POSITIONS = 1 << 15  # a millisecond or two
+_CHUNK_POSITIONS = 1 << 16  # some milliseconds
 
 Batch = dict[str, torch.Tensor]
 Collator = Callable[[Any], Batch]

@@ -86,11 +86,9 @@ def _shard_faults(
     except InputError as error:
         yield str(error)
         return
-    eos_id, vocab_size = manifest.tokenizer.eos_id, manifest.tokenizer.vocab_size
     # Where EOS must stand: at the end of each document, and in all of the padding.
     padding = padding_positions(index, shard.num_blocks * manifest.block_tokens)
     expected_eos = np.sort(np.concatenate([index.document_ends - 1, padding]))
-    only_there = manifest.settings.get("special_tokens") != "parse"  # else a document may hold EOS
     digest, start = blake3(), 0
     with open(path, "rb", buffering=0) as file:
         buffer = bytearray(_CHUNK_TOKENS * 4)
@@ -99,10 +97,8 @@ def _shard_faults(
             digest.update(content)
             tokens = np.frombuffer(content[: num_bytes // 4 * 4], "<u4")
             first, stop = np.searchsorted(expected_eos, [start, start + len(tokens)])
-            expected = expected_eos[first:stop] - start
-            yield from _token_faults(
-                path, tokens, start, expected, eos_id=eos_id, vocab_size=vocab_size, only_there=only_there
-            )
+            for position, fault in _token_faults(tokens, expected_eos[first:stop] - start, manifest):
+                yield f"{path}: offset {(start + position) * 4:,}: {fault}"
             start += len(tokens)
             progress(num_bytes)
     if digest.hexdigest() != shard.digest:
@@ -110,24 +106,16 @@ def _shard_faults(
 
 
 def _token_faults(
-    path: Path,
-    tokens: npt.NDArray[np.uint32],
-    start: int,
-    expected: npt.NDArray[np.int64],
-    *,
-    eos_id: int,
-    vocab_size: int,
-    only_there: bool,
-) -> Iterator[str]:
-    """Faults of `tokens`, which begin at token `start` of the shard: the first of each kind.
-
-    EOS must stand at the positions `expected`, and nowhere else if `only_there`.
-    """
+    tokens: npt.NDArray[np.uint32], expected: npt.NDArray[np.int64], manifest: Manifest
+) -> Iterator[tuple[int, str]]:
+    """Where there are faults of `tokens`, the first of each kind, and what they are. EOS must stand at `expected`."""
+    eos_id, vocab_size = manifest.tokenizer.eos_id, manifest.tokenizer.vocab_size
     if len(tokens) and tokens.max() >= vocab_size:
         position = int(np.argmax(tokens >= vocab_size))
-        yield f"{path}: offset {(start + position) * 4:,}: expected ids below {vocab_size:,}, found {tokens[position]:,}"
+        yield position, f"expected ids below {vocab_size:,}, found {tokens[position]:,}"
+    only_there = manifest.settings.get("special_tokens") != "parse"  # else a document may hold EOS
     found = np.flatnonzero(tokens == eos_id) if only_there else expected[tokens[expected] == eos_id]
     if not np.array_equal(found, expected):
         position = int(np.setxor1d(found, expected)[0])
         kind = "EOS inside a document" if position in found else "no EOS at a document's end"
-        yield f"{path}: offset {(start + position) * 4:,}: {kind}; expected EOS exactly where the index says"
+        yield position, f"{kind}; expected EOS exactly where the index says"

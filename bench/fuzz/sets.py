@@ -261,18 +261,18 @@ def mixture(data: bytes) -> None:
     try:
         if spec.startswith("["):
             spec = _parse_stages(spec)[0][1]
-        paths, weights, are_epochs = _parse(spec)
-        sets = [_Set(path, (data[0] * (number + 1)) % 90) for number, path in enumerate(paths)]
-        mixed = Mixture(sets, weights, are_epochs=are_epochs)  # type: ignore[arg-type]
+        sets = {path: _Set(path, (data[0] * (number + 1)) % 90) for number, (path, _) in enumerate(_parse(spec))}
+        mixed = Mixture([("", [(sets[path], weight) for path, weight in _parse(spec)])])  # type: ignore[misc]
     except InputError:
         return
-    expect(sum(mixed.weights) <= MAX_TOTAL_WEIGHT and min(mixed.weights) >= 1, "weights", mixed.weights)
+    (weights,), sizes = mixed.weights, tuple(len(part["train"]) for part in sets.values())
+    expect(sum(weights) <= MAX_TOTAL_WEIGHT and min(weights) >= 1, "weights", weights)
     expect(
         len(mixed.fingerprint) == 64 and mixed.description and 0 <= mixed.epoch_blocks < 2**63, "an epoch of too much"
     )
-    blocks = _order_of(tuple(len(part["train"]) for part in sets), mixed.weights)
-    expect(run_order(mixed, 1).sizes == tuple(len(part["train"]) for part in sets), "other sizes")
-    expect(blocks.min() >= 0 and blocks.max() < sum(len(part["train"]) for part in sets), "outside the sets")
+    blocks = _order_of(sizes, weights)
+    expect(run_order(mixed, 1).sizes == sizes, "other sizes")
+    expect(blocks.min() >= 0 and blocks.max() < sum(sizes), "outside the sets")
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from shards.common.text import nearest, printable
@@ -45,6 +45,12 @@ def choice(option: str, value: str, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise InputError(f"{option}: expected {' or '.join(allowed)}, found {value!r}{nearest(value, allowed)}")
     return value
+
+
+def refuse(where: object, faults: Mapping[str, object]) -> None:
+    """Raise `InputError` with the first of `faults` whose value is true."""
+    if fault := next((fault for fault, is_there in faults.items() if is_there), ""):
+        raise InputError(f"{where}: {fault}")
 
 
 def nearest_path(path: Path, is_meant: Callable[[Path], bool] = lambda _path: True) -> str:

@@ -31,7 +31,7 @@ def written(run: Path) -> list[tuple[int, str, str]]:
 
 
 def test_samples_change_no_bit_of_the_losses_and_a_continued_run_has_each_once(
-    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_config: WriteConfig, tmp_path: Path
 ) -> None:
     """With dropout, so that random numbers matter in each step. One was stopped after step 6's evaluation, at step 4."""
     training = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 4}
@@ -45,7 +45,7 @@ def test_samples_change_no_bit_of_the_losses_and_a_continued_run_has_each_once(
     train_to_the_end(config, "--output_dir", str(without), "--generation.every_evaluation", "false")
     assert len(losses(whole)) > 20 and losses(whole) == losses(without) and written(without) == samples[-2:]
 
-    stop_after(7, monkeypatch, config, "--output_dir", str(stopped))
+    stop_after(7, config, "--output_dir", str(stopped))
     assert [step for step, _, _ in written(stopped)] == [2, 2, 4, 4, 6, 6]
     train_to_the_end(config, "--output_dir", str(stopped))
     assert losses(stopped) == losses(whole) and written(stopped) == samples
