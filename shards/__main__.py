@@ -61,14 +61,16 @@ def make_parser() -> Parser:
     exchange.add_parsers(commands)
 
     push_help = "copy a set to a hub or an object store"
-    push = commands.add_parser("push", help=push_help, description="Verified before; the manifest is put last.")
+    about = "Copy a shard set to a hub or an object store: verified before, its manifest put last."
+    push = commands.add_parser("push", help=push_help, description=about)
     push.add_argument("directory", type=Path, metavar="DIR", help="the shard set")
     push.add_argument("url", metavar="URL", help=_URL_HELP)
     push.add_argument("--force", action="store_true", help="replace another set that is there")
     push.set_defaults(run=run_push)
 
     pull_help = "copy a set from a hub or an object store"
-    pull = commands.add_parser("pull", help=pull_help, description="Each file is checked; a broken-off copy goes on.")
+    about = "Copy a shard set from a hub or an object store, each file checked; a broken-off copy goes on."
+    pull = commands.add_parser("pull", help=pull_help, description=about)
     pull.add_argument("url", metavar="URL", help=_URL_HELP)
     out_help = "where to (tokenize-once/FINGERPRINT in XDG_CACHE_HOME or ~/.cache)"
     pull.add_argument("--out", type=Path, metavar="DIR", help=out_help)

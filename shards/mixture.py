@@ -267,7 +267,7 @@ def whole_weights(amounts: Sequence[Fraction]) -> tuple[int, ...]:
     counts = [int(amount * common) for amount in amounts]
     total, most = sum(counts), MAX_TOTAL_WEIGHT - sum(map(bool, counts))
     if total // (divisor := math.gcd(*counts)) > most:
-        return tuple(max(bool(count), count * most // total) for count in counts)
+        return tuple(max(min(count, 1), count * most // total) for count in counts)
     return tuple(count // divisor for count in counts)
 
 
