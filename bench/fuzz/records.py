@@ -109,9 +109,30 @@ def parameters(data: bytes) -> tuple[bytes, int, int]:
     return content, chunk % 64 + 1 if chunk < 192 else 1 << 16, 1 + cut * len(content) // 256
 
 
-def _lines(content: bytes) -> list[bytes]:
+def _lines(content: bytes, limit: int = 1 << 20) -> list[bytes]:
+    """The records: lines, or the objects of a line that holds several and nothing else."""
     lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
-    return [line for line in lines if line and not line.isspace()]
+    return [part for line in lines if line and not line.isspace() for part in _objects(line, limit)]
+
+
+def _objects(line: bytes, limit: int) -> list[bytes]:
+    text, place, found, decoder = line.decode("latin-1").rstrip(" \t\r"), 0, list[bytes](), json.JSONDecoder()
+    try:
+        load(line)
+        return [line]
+    except ValueError:
+        pass
+    try:
+        while len(line) <= limit and place < len(text):
+            place += len(text[place:]) - len(text[place:].lstrip(" \t\r"))
+            end = decoder.raw_decode(text, place)[1]
+            if text[place] != "{":
+                return [line]
+            found.append(line[place:end])
+            place = end
+    except (ValueError, RecursionError):
+        return [line]
+    return found if len(found) > 1 else [line]
 
 
 def json_lines(data: bytes) -> None:
@@ -122,7 +143,7 @@ def json_lines(data: bytes) -> None:
     good: list[Any] = []
     num_bad, last_is_bad, deep = 0, False, is_deep(content)
     limit = 24 if data[1] % 5 == 0 else 1 << 20
-    for line in _lines(content):
+    for line in _lines(content, limit):
         last_is_bad = False
         try:
             value = load(line)
