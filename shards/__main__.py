@@ -138,7 +138,8 @@ def run_report(options: argparse.Namespace) -> None:
     with progress_bar(shard_set.manifest.total("num_blocks"), "reading the set", unit=" blocks") as progress:
         statistics = compute(shard_set, seed=options.seed, progress=progress.update)
     write_atomically(out, make_page(shard_set.manifest, statistics, read_vocabulary(shard_set.tokenizer_path)))
-    say(str(out))
+    documents, found = plural(statistics.lengths.num_documents, "document"), statistics.duplicates
+    say(str(out), f"  {documents}; {found.num_duplicates:,} of {found.num_compared:,} compared equal an earlier one")
 
 
 def run_push(options: argparse.Namespace) -> None:
