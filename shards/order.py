@@ -48,9 +48,7 @@ _MASK_64 = 2**64 - 1
 MAX_TOTAL_WEIGHT = 2**46  # so that the sums for a chunk stay below 2**63
 _SEEDS = 2**63 - 1
 _CHUNK = 1 << 16  # positions at a time: what is kept of many is their order alone
-_CACHED = (
-    1 << 13
-)  # of which so many go through the network at once: four arrays of 64 KiB stay in the processor's cache
+_CACHED = 1 << 13  # of which so many go through the network at once: four arrays of 64 KiB stay in the cache
 
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
