@@ -10,13 +10,16 @@ from its `tokenizer.json`, kept in the user's cache and mapped by all processes.
    is mostly one or two characters: `，而人工智能` → `，` `而` `人工智能`. No merge joins `，` with `而`, or `而` with `人`;
    some join `人` with `工`, `工` with `智`, `智` with `能`. The joined pairs are a set of 2^20 bits, indexed by a hash:
    a pair that is in it by accident makes a segment longer, and the ids are the same.
-3. The ids of a character alone are in a table, those of short segments in a cache; else they are merged by rank. Up to
-   64 parts the lowest rank is looked for again after each merge, from there on by a heap: `n log n` steps.
+3. The ids of a character alone are in a table, those of 2^18 short segments in a cache; else they are merged by rank. Up
+   to 64 parts the lowest rank is looked for again after each merge, from there on by a heap: `n log n` steps.
 
 Merging may begin with whole characters instead of bytes, `人 工 智 能` instead of twelve bytes. For a merge has a higher
 rank than those that make its parts (`_hash_table` sees to that): before any merge that takes `人` has its turn, `人` is
 made. It is different where a merge takes only a part of a character (`b4` + `이`), and that part is still alone when the
-turn comes: `_joins` finds these pairs too, and segments with such a character begin with bytes.
+turn comes: `_joins` finds these pairs too, and a segment with such a pair begins with bytes. What such a merge leaves may
+join the next character in turn: that, too, is in the set. What a space (or a letter of another length) leaves isn't, as
+the space may take a part of almost any character; after one, a word isn't cut before any of the few characters that
+can follow a part of one (` 大行`: the space takes two bytes of 大, and the third joins 行).
 
 NFC is the reference's. A document with a character that NFC may change is noticed by its class, and encoded by itself.
 """
@@ -52,7 +55,7 @@ Counts = npt.NDArray[np.int64]
 
 SOURCE = Path(__file__).with_suffix(".c")
 _FLAGS = ("-O3", "-shared", "-fPIC")
-_CACHED_BYTES, _CACHED_IDS, _CACHE_BITS = 16, 3, 16  # as in the C source
+_CACHED_BYTES, _CACHED_IDS, _CACHE_BITS = 16, 3, 18  # as in the C source
 
 
 class NoCompiler(Unfit):

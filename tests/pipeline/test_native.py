@@ -94,9 +94,7 @@ def test_what_a_merge_leaves_of_a_character_may_join_the_next(files: TokenizerFi
 
 def test_documents_are_closed_and_those_that_nfc_changes_are_in_their_order(files: TokenizerFiles) -> None:
     texts = ["前e\u0301", "<|endoftext|>", "a", "\u0301", "후 가", "b\n"]
-    ours, theirs = (
-        DocumentEncoder(encoder, files.tokenizer_json, files.eos_id).encode(texts) for encoder in encoders(files)
-    )
+    ours, theirs = (DocumentEncoder(encoder, files.eos_id).encode(texts) for encoder in encoders(files))
     assert ours.ids.tolist() == theirs.ids.tolist() and ours.counts.tolist() == theirs.counts.tolist()
     assert list(ours.contents) == list(theirs.contents) and ours.num_chars == theirs.num_chars
 
