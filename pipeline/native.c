@@ -29,8 +29,6 @@ struct encoder {
     uint32_t *characters;        /* 65,536: id + 1 of the character alone; 0: not seen yet; SEVERAL: more than one id */
     struct segment *cache;       /* 2^CACHE_BITS */
     uint64_t num_steps;          /* work done in merging, for tests */
-    uint32_t *work;              /* for long segments; grows */
-    uint64_t work_bytes;
     uint32_t failed;             /* no memory */
 };
 
@@ -96,14 +94,8 @@ static uint64_t pop(struct encoder *e, uint64_t *heap, size_t *size) {
 /* By a heap of (rank << 32 | place of the left part) and a linked list of the parts: n log n steps. A heap entry that is
    out of date is known by its rank, which the pair at that place no longer has. */
 static size_t merge_long(struct encoder *e, const byte *text, size_t n, uint32_t *ids) {
-    uint64_t num_bytes = n * (2 * sizeof(uint64_t) + 2 * sizeof(uint32_t));
-    if (num_bytes > e->work_bytes) {
-        free(e->work);
-        e->work = malloc(num_bytes);
-        e->work_bytes = e->work ? num_bytes : 0;
-        if (!e->work) return e->failed = 1, 0;
-    }
-    uint64_t *heap = (uint64_t *)e->work;
+    uint64_t *heap = malloc(n * (2 * sizeof *heap + 2 * sizeof *ids));
+    if (!heap) return e->failed = 1, 0;
     uint32_t *next = (uint32_t *)(heap + 2 * n), *before = next + n, rank;
     size_t size = 0, num_ids = 0;
     for (size_t i = 0; i < n; i++) {
@@ -126,7 +118,7 @@ static size_t merge_long(struct encoder *e, const byte *text, size_t n, uint32_t
             push(e, heap, &size, (uint64_t)rank << 32 | before[at]);
     }
     for (size_t at = 0; at < n; at = next[at]) ids[num_ids++] = ids[at];
-    if (e->work_bytes > 1 << 20) free(e->work), e->work = NULL, e->work_bytes = 0;
+    free(heap);
     return num_ids;
 }
 

@@ -1,20 +1,20 @@
-"""What the native encoder knows of a tokenizer: derived from its `tokenizer.json`, and kept in a file.
+"""What the native encoder knows of a tokenizer: derived from its `tokenizer.json`, and kept in an `.npz`.
 
-`pipeline.native` has the algorithm. The file is a BLAKE3 digest of all that follows, four sizes, and the arrays.
+`pipeline.native` has the algorithm.
 """
 
 from __future__ import annotations
 
-import mmap
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 import orjson
-from blake3 import blake3
 
 from pipeline.qwen2 import SPLIT_PATTERN
 from shards.tokenizer_files import bytes_of_characters
@@ -29,8 +29,7 @@ ANY = 255
 _JOIN_BITS, _RANK_BITS = 20, 22
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _NUM_POINTS = 0x110000
-_HEADER_BYTES = 64
-VERSION = 4  # of the tables
+VERSION = 5  # of the tables
 _MOST_PAIRS = 4096
 _ALWAYS = 2**32  # a rank above all
 _PLAIN = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges", "unk_token")
@@ -50,37 +49,24 @@ class Tables(NamedTuple):
     byte_ids: Ids  # of the 256 bytes
     made_ids: Ids  # of each merge
     merges: npt.NDArray[np.uint64]  # hash table: left id << 43 | right id << 22 | rank
-    merge_shift: int
+    merge_shift: npt.NDArray[np.int64]  # what its hash is shifted by, shape ()
     added: list[list[Any]]  # added tokens: content, id, is special
 
     def encode(self) -> bytes:
-        """As a file: a digest of all that follows it, sizes, and the arrays one after another."""
-        added = orjson.dumps(self.added)
-        sizes = np.array([self.merge_shift, self.made_ids.nbytes, self.merges.nbytes, len(added)], "<u8").tobytes()
-        content = b"".join([sizes, *(array.tobytes() for array in self[:5]), added])
-        return blake3(content).digest() + content
+        """As a file."""
+        added = np.frombuffer(orjson.dumps(self.added), np.uint8)
+        np.savez(content := io.BytesIO(), *self[:-1], added)
+        return content.getvalue()
 
 
 def read_tables(path: Path) -> Tables | None:
-    """The tables in a file, which is mapped; none if there is no such file, or it isn't what was written."""
+    """The tables in a file; none if there is no such file, or it isn't what was written."""
     try:
-        with path.open("rb") as file:
-            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError):
+        with np.load(io.BytesIO(path.read_bytes())) as file:
+            *arrays, added = file.values()
+        return Tables(*arrays, orjson.loads(added.tobytes()))
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile):
         return None
-    if len(content) < _HEADER_BYTES or blake3(content[32:]).digest() != content[:32]:
-        return None
-    shift, made_bytes, merge_bytes, added_bytes = np.frombuffer(content, "<u8", 4, 32).tolist()
-    arrays: list[Any] = []
-    start = _HEADER_BYTES
-    join = ("<u8", 2**_JOIN_BITS // 8)
-    ids = (("<u4", 1024), ("<u4", made_bytes))
-    for dtype, num_bytes in (("u1", _NUM_POINTS), join, *ids, ("<u8", merge_bytes)):
-        arrays.append(np.frombuffer(content[start : start + num_bytes], dtype))
-        start += num_bytes
-    added: list[list[Any]] = orjson.loads(content[start : start + added_bytes])
-    classes, joins, byte_ids, made_ids, merges = arrays
-    return Tables(classes, joins, byte_ids, made_ids, merges, shift, added)
 
 
 def make_tables(tokenizer_json: bytes) -> Tables:
@@ -124,7 +110,7 @@ def make_tables(tokenizer_json: bytes) -> Tables:
     special = [[token["content"], token["id"], bool(token.get("special"))] for token in added]
     joins, unsplitting, following = _joins(merges)
     classes = _classes(unsplitting, following)
-    return Tables(classes, joins, byte_ids, numbers[:, 2].astype(np.uint32), table, shift, special)
+    return Tables(classes, joins, byte_ids, numbers[:, 2].astype(np.uint32), table, np.array(shift), special)
 
 
 def _hash_table(numbers: npt.NDArray[np.uint64], byte_ids: Ids) -> tuple[npt.NDArray[np.uint64], int]:
@@ -143,7 +129,7 @@ def _hash_table(numbers: npt.NDArray[np.uint64], byte_ids: Ids) -> tuple[npt.NDA
     if (made[numbers[:, :2]].max(axis=1, initial=-1) >= ranks).any():
         raise Unfit("a merge has parts that are made later")
     keys = numbers[:, 0] << np.uint64(21) | numbers[:, 1]
-    if len(np.unique(keys)) != len(keys):
+    if not np.diff(np.sort(keys)).all():
         raise Unfit("two merges join the same pair")
     bits = max(8, (len(keys) * 3 // 2).bit_length())
     hashes = (keys * _MULTIPLIER >> np.uint64(64 - bits)).astype(np.int64)
@@ -207,7 +193,9 @@ def _joins(merges: Sequence[tuple[int, bytes, bytes]]) -> tuple[npt.NDArray[np.u
             if len(some) and len(others):
                 broken[some] |= lefts.is_part
                 broken[others] |= rights.is_part
-    everywhere, following = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    none_yet = np.empty(0, np.int64)
+    everywhere = [none_yet]
+    following = [none_yet, *(rights.points for _rank, lefts, rights in in_part if lefts.is_part)]
     for flag, broken_by_others in ((0, broken), (_IN_PART, none)):
         for rank, lefts, rights in in_part:
             some, others = lefts.waiting(rank, broken_by_others), rights.waiting(rank, broken_by_others)
@@ -215,7 +203,6 @@ def _joins(merges: Sequence[tuple[int, bytes, bytes]]) -> tuple[npt.NDArray[np.u
                 everywhere.append(others)
             else:
                 keys.append(((some | flag)[:, None] << 32 | others).ravel())
-    following += [rights.points for _rank, lefts, rights in in_part if lefts.is_part]
     bits = np.zeros(2**_JOIN_BITS, np.uint8)
     bits[np.concatenate([[0], *keys]).astype(np.uint64) * _MULTIPLIER >> np.uint64(64 - _JOIN_BITS)] = 1
     return np.packbits(bits, bitorder="little").view("<u8"), np.concatenate(everywhere), np.concatenate(following)
