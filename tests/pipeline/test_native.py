@@ -88,8 +88,9 @@ def test_any_texts(files: TokenizerFiles, texts: list[str]) -> None:
 
 
 def test_what_a_merge_leaves_of_a_character_may_join_the_next(files: TokenizerFiles) -> None:
-    """Qwen2 takes two bytes of 大 with the space before it; the third joins 行, which it wouldn't without the space."""
-    check(files, [" 大行", "大行", " 大行皇帝", "说： 大行", "a大行"])
+    """Qwen2 takes two bytes of 大 with the space before it; the third joins 行, which it wouldn't without the space.
+    And the last byte of 敏 joins 述 before 敏 is made."""
+    check(files, [" 大行", "大行", " 大行皇帝", "说： 大行", "a大行", "敏述", "康新", "聪敏述说"])
 
 
 def test_documents_are_closed_and_those_that_nfc_changes_are_in_their_order(files: TokenizerFiles) -> None:
