@@ -64,7 +64,7 @@ def read_tables(path: Path) -> Tables | None:
     try:
         with np.load(io.BytesIO(path.read_bytes())) as file:
             *arrays, added = file.values()
-        return Tables(*arrays, orjson.loads(added.tobytes()))
+        return Tables._make([*arrays, orjson.loads(added.tobytes())])
     except (OSError, ValueError, TypeError, EOFError, BadZipFile):
         return None
 
@@ -100,9 +100,9 @@ def make_tables(tokenizer_json: bytes) -> Tables:
         numbers = np.fromiter(flat, np.uint64, 3 * len(pairs)).reshape(-1, 3)
         high = {character for character, byte in byte_of.items() if byte >= 0x80}
         merges = [
-            (rank, *(bytes(map(byte_of.__getitem__, piece)) for piece in pair))
-            for rank, pair in enumerate(pairs)
-            if pair[0][-1] in high or pair[1][0] in high
+            (rank, bytes(map(byte_of.__getitem__, left)), bytes(map(byte_of.__getitem__, right)))
+            for rank, (left, right) in enumerate(pairs)
+            if left[-1] in high or right[0] in high
         ]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise Unfit(f"it isn't a byte-level BPE with all bytes ({error!r})") from None
@@ -187,7 +187,7 @@ def _joins(merges: Sequence[tuple[int, bytes, bytes]]) -> tuple[npt.NDArray[np.u
     # What lost a part at one end may keep one at the other: until there are no more of these.
     none = np.zeros(_NUM_POINTS, bool)
     broken, num_before = none.copy(), -1
-    while num_before < (num_before := np.count_nonzero(broken)):
+    while num_before < (num_before := int(np.count_nonzero(broken))):
         for rank, lefts, rights in in_part:
             some, others = lefts.waiting(rank, broken), rights.waiting(rank, broken)
             if len(some) and len(others):
