@@ -5,8 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LETTER = 1, NUMBER = 2, SPACE = 4, NEWLINE = 8, OTHER = 16, CHANGES = 32, SPLITS = 64, PARTIAL = 128 };
-enum { CACHED_BYTES = 16, CACHED_IDS = 3, SHORT_PARTS = 64, CACHE_BITS = 16, RANK_BITS = 22, NUM_WAITING = 64 };
+enum { LETTER = 1, NUMBER = 2, SPACE = 4, NEWLINE = 8, OTHER = 16, CHANGES = 32, SPLITS = 64, FOLLOWS = 128 };
+enum { CACHED_BYTES = 16, CACHED_IDS = 3, SHORT_PARTS = 64, CACHE_BITS = 18, RANK_BITS = 22, NUM_WAITING = 64 };
+enum { IN_PART = 1 << 21 }; /* with the left character: pairs that a merge may join which takes a part of either */
 static const uint64_t MULTIPLIER = 0x9E3779B97F4A7C15u, FREE = UINT64_MAX;
 static const uint32_t SEVERAL = UINT32_MAX, NONE = UINT32_MAX;
 
@@ -28,8 +29,6 @@ struct encoder {
     uint32_t *characters;        /* 65,536: id + 1 of the character alone; 0: not seen yet; SEVERAL: more than one id */
     struct segment *cache;       /* 2^CACHE_BITS */
     uint64_t num_steps;          /* work done in merging, for tests */
-    uint32_t *work;              /* for long segments; grows */
-    uint64_t work_bytes;
     uint32_t failed;             /* no memory */
 };
 
@@ -95,14 +94,8 @@ static uint64_t pop(struct encoder *e, uint64_t *heap, size_t *size) {
 /* By a heap of (rank << 32 | place of the left part) and a linked list of the parts: n log n steps. A heap entry that is
    out of date is known by its rank, which the pair at that place no longer has. */
 static size_t merge_long(struct encoder *e, const byte *text, size_t n, uint32_t *ids) {
-    uint64_t num_bytes = n * (2 * sizeof(uint64_t) + 2 * sizeof(uint32_t));
-    if (num_bytes > e->work_bytes) {
-        free(e->work);
-        e->work = malloc(num_bytes);
-        e->work_bytes = e->work ? num_bytes : 0;
-        if (!e->work) return e->failed = 1, 0;
-    }
-    uint64_t *heap = (uint64_t *)e->work;
+    uint64_t *heap = malloc(n * (2 * sizeof *heap + 2 * sizeof *ids));
+    if (!heap) return e->failed = 1, 0;
     uint32_t *next = (uint32_t *)(heap + 2 * n), *before = next + n, rank;
     size_t size = 0, num_ids = 0;
     for (size_t i = 0; i < n; i++) {
@@ -125,7 +118,7 @@ static size_t merge_long(struct encoder *e, const byte *text, size_t n, uint32_t
             push(e, heap, &size, (uint64_t)rank << 32 | before[at]);
     }
     for (size_t at = 0; at < n; at = next[at]) ids[num_ids++] = ids[at];
-    if (e->work_bytes > 1 << 20) free(e->work), e->work = NULL, e->work_bytes = 0;
+    free(heap);
     return num_ids;
 }
 
@@ -145,10 +138,11 @@ static inline uint32_t id_of(struct encoder *e, const byte *text, size_t n, uint
 /* Starts with whole characters where that gives the same, as the docstring shows, else with bytes. */
 static size_t merge_segment(struct encoder *e, const byte *text, size_t n, uint32_t *ids) {
     size_t num_parts = 0;
+    uint32_t before = 0, c;
     unsigned length;
-    for (const byte *p = text; p < text + n && num_parts < SHORT_PARTS; p += length) {
-        uint32_t c = decode(p, &length);
-        if (length != 3 || e->classes[c] & PARTIAL) break;
+    for (const byte *p = text; p < text + n && num_parts < SHORT_PARTS; p += length, before = c) {
+        c = decode(p, &length);
+        if (length != 3 || !(e->classes[c] & SPLITS) || (num_parts && is_joined(e, before | IN_PART, c))) break;
         if ((ids[num_parts++] = id_of(e, p, length, c)) == SEVERAL) break;
         if (p + length == text + n) return merge_short(e, num_parts, ids);
     }
@@ -225,7 +219,7 @@ static int encode_document(struct encoder *e, const byte *p, const byte *end, st
         unsigned length, next_length;
         const byte *start = p;
         uint32_t c = decode(p, &length);
-        byte class = e->classes[c], next = 0;
+        byte class = e->classes[c], next = 0, is_pure = length == 3; /* so are all characters of the segment */
         seen |= class;
         if (seen & ~allowed) return 0;
         p += length;
@@ -239,14 +233,18 @@ static int encode_document(struct encoder *e, const byte *p, const byte *end, st
                                                                                       : 0;
         if (run) {
             while (p < end) {
+                if (c < 0x80) { /* two such characters are never in two segments of a word */
+                    while (p < end && *p < 0x80 && e->classes[*p] & run) c = *p++;
+                    if (p == end) break;
+                    class = is_pure = 0;
+                }
                 uint32_t right = decode(p, &length);
                 byte right_class = e->classes[right];
                 if (!(right_class & run)) break;
                 seen |= right_class;
-                int is_split = class & right_class & SPLITS && !is_joined(e, c, right);
-                if (is_split) add(e, line, start, p), start = p;
-                class = is_split ? right_class : class & right_class; /* what all characters of the segment are */
-                c = right, p += length;
+                if (right_class & SPLITS && class & SPLITS && (is_pure || !(right_class & FOLLOWS)) && !is_joined(e, c, right))
+                    add(e, line, start, p), start = p, is_pure = 1;
+                class = right_class, c = right, p += length, is_pure &= length == 3;
             }
             if (run == OTHER)
                 while (p < end && (*p == '\n' || *p == '\r')) p++;

@@ -2,7 +2,7 @@
 
 Guaranteed are the ids of the package tokenizers. The inner loops are C (`native.c`, beside this), compiled once for each
 user by the machine's compiler; without one, fastokens does the work. What they need to know of a tokenizer is made once,
-from its `tokenizer.json`, kept in the user's cache and mapped by all processes.
+from its `tokenizer.json`, and kept in the user's cache.
 
 1. A text is cut into words by the split pattern, with a class for each character instead of a regular expression:
    letter, number, space, newline, other. The classes are asked of the reference's own regular expressions.
@@ -10,13 +10,16 @@ from its `tokenizer.json`, kept in the user's cache and mapped by all processes.
    is mostly one or two characters: `，而人工智能` → `，` `而` `人工智能`. No merge joins `，` with `而`, or `而` with `人`;
    some join `人` with `工`, `工` with `智`, `智` with `能`. The joined pairs are a set of 2^20 bits, indexed by a hash:
    a pair that is in it by accident makes a segment longer, and the ids are the same.
-3. The ids of a character alone are in a table, those of short segments in a cache; else they are merged by rank. Up to
-   64 parts the lowest rank is looked for again after each merge, from there on by a heap: `n log n` steps.
+3. The ids of a character alone are in a table, those of 2^18 short segments in a cache; else they are merged by rank. Up
+   to 64 parts the lowest rank is looked for again after each merge, from there on by a heap: `n log n` steps.
 
 Merging may begin with whole characters instead of bytes, `人 工 智 能` instead of twelve bytes. For a merge has a higher
 rank than those that make its parts (`_hash_table` sees to that): before any merge that takes `人` has its turn, `人` is
 made. It is different where a merge takes only a part of a character (`b4` + `이`), and that part is still alone when the
-turn comes: `_joins` finds these pairs too, and segments with such a character begin with bytes.
+turn comes: `_joins` finds these pairs too, and a segment with such a pair begins with bytes. What such a merge leaves may
+join the next character in turn: that, too, is in the set. What a space (or a letter of another length) leaves isn't, as
+the space may take a part of almost any character; after one, a word isn't cut before any of the few characters that
+can follow a part of one (` 大行`: the space takes two bytes of 大, and the third joins 行).
 
 NFC is the reference's. A document with a character that NFC may change is noticed by its class, and encoded by itself.
 """
@@ -27,7 +30,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -52,7 +55,7 @@ Counts = npt.NDArray[np.int64]
 
 SOURCE = Path(__file__).with_suffix(".c")
 _FLAGS = ("-O3", "-shared", "-fPIC")
-_CACHED_BYTES, _CACHED_IDS, _CACHE_BITS = 16, 3, 16  # as in the C source
+_CACHED_BYTES, _CACHED_IDS, _CACHE_BITS = 16, 3, 18  # as in the C source
 
 
 class NoCompiler(Unfit):
@@ -67,8 +70,6 @@ class _State(ctypes.Structure):
         ("merge_shift", ctypes.c_uint64),
         *((name, ctypes.c_void_p) for name in ("characters", "cache")),
         ("num_steps", ctypes.c_uint64),
-        ("work", ctypes.c_void_p),
-        ("work_bytes", ctypes.c_uint64),
         ("failed", ctypes.c_uint32),
     )
 
@@ -111,7 +112,7 @@ class NativeEncoder:
         }
         self._state = _State(
             **pointers,
-            merge_shift=tables.merge_shift,
+            merge_shift=int(tables.merge_shift),
             characters=self._characters.ctypes.data,
             cache=self._cache.ctypes.data,
         )
@@ -120,11 +121,6 @@ class NativeEncoder:
         # The longest first, as the reference does.
         self._cut = re.compile(f"({'|'.join(map(re.escape, sorted(self._added, key=len, reverse=True)))})")
         self._added_bytes = [*map(str.encode, self._added)]
-
-    @property
-    def num_steps(self) -> int:
-        """Work done in merging so far."""
-        return int(self._state.num_steps)
 
     def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
         """As `FastEncoder.encode`."""
@@ -135,36 +131,28 @@ class NativeEncoder:
     def encode_closed(self, texts: list[str], closing: int) -> tuple[Ids, Counts, list[bytes]]:
         """The ids of all texts, each followed by the id `closing`; how many each has, that one included; and UTF-8."""
         contents = list(map(str.encode, texts))
-        joined = b"".join([*contents, bytes(_CACHED_BYTES)])
+        joined = b"".join(contents)
         if not any(token in joined for token in self._added_bytes):
-            lengths = np.fromiter(map(len, contents), np.int64, len(contents))
-            return *self._run(texts, joined, lengths, np.full(len(texts), closing, np.uint32)), contents
+            return *self._run(texts, contents, np.full(len(texts), closing, np.uint32)), contents
         # Pieces between added tokens are closed by these.
         cut = [self._cut.split(text) for text in texts]
         pieces = [piece for parts in cut for piece in parts[::2]]
         closings = [number for parts in cut for number in (*map(self._added.__getitem__, parts[1::2]), closing)]
-        encoded = [*map(str.encode, pieces), bytes(_CACHED_BYTES)]
-        lengths = np.fromiter(map(len, encoded[:-1]), np.int64, len(pieces))
-        ids, counts = self._run(pieces, b"".join(encoded), lengths, np.array(closings, np.uint32))
+        ids, counts = self._run(pieces, list(map(str.encode, pieces)), np.array(closings, np.uint32))
         starts = np.cumsum([0, *(len(parts) // 2 + 1 for parts in cut)])[:-1]
         return ids, np.add.reduceat(counts, starts), contents
 
     def _run(
-        self, texts: list[str], joined: bytes, lengths: Counts, closing: Ids, allowed: int = ANY & ~CHANGES
+        self, texts: list[str], contents: list[bytes], closing: Ids, allowed: int = ANY & ~CHANGES
     ) -> tuple[Ids, Counts]:
-        ids, counts = np.empty(len(joined) + len(texts) + _CACHED_IDS, np.uint32), np.empty(len(texts), np.int64)
-        ends = np.cumsum(lengths)
+        """The ids of the texts, whose UTF-8 is `contents`, each closed by its own id; and how many each has."""
+        num_texts, joined = len(texts), b"".join([*contents, bytes(_CACHED_BYTES)])
+        ends = np.cumsum(np.fromiter(map(len, contents), np.int64, num_texts))
+        ids, counts = np.empty(len(joined) + num_texts + _CACHED_IDS, np.uint32), np.empty(num_texts, np.int64)
+        pointers = (array.ctypes.data for array in (ends, closing))
+        found = (array.ctypes.data for array in (ids, counts))
         with self._lock:
-            num_ids = self._encode(
-                ctypes.byref(self._state),
-                joined,
-                ends.ctypes.data,
-                closing.ctypes.data,
-                len(texts),
-                ids.ctypes.data,
-                counts.ctypes.data,
-                allowed,
-            )
+            num_ids = self._encode(ctypes.byref(self._state), joined, *pointers, num_texts, *found, allowed)
         if num_ids < 0:
             raise MemoryError("no room for merging a long word")
         ids = ids[:num_ids]
@@ -173,9 +161,7 @@ class NativeEncoder:
             return ids, counts
         places = np.cumsum(counts)[changed]
         normalized = [to_nfc(texts[number]) for number in changed]
-        contents = [*map(str.encode, normalized), bytes(_CACHED_BYTES)]
-        lengths = np.fromiter(map(len, contents[:-1]), np.int64, len(changed))
-        others, counts[changed] = self._run(normalized, b"".join(contents), lengths, closing[changed], ANY)
+        others, counts[changed] = self._run(normalized, list(map(str.encode, normalized)), closing[changed], ANY)
         between, inserted = np.split(ids, places), np.split(others, np.cumsum(counts[changed]))
         return np.concatenate([part for pair in zip(between, inserted, strict=True) for part in pair]), counts
 
@@ -194,9 +180,11 @@ def to_nfc(text: str) -> str:
 
 def tables_path(tokenizer_json: bytes) -> Path:
     """Where the tables of a tokenizer are kept."""
-    digest = hashlib.sha256(tokenizer_json)
-    digest.update(f"{importlib.metadata.version('tokenizers')} {VERSION}".encode())
-    return user_cache() / f"native-{digest.hexdigest()[:16]}.tables"
+    package = importlib.util.find_spec("tokenizers")  # which classes characters: by version, told by its directory
+    assert package and package.origin
+    versions = sorted(path.name for path in Path(package.origin).parent.parent.glob("tokenizers-*.dist-info"))
+    digest = hashlib.sha256(tokenizer_json + f"{versions} {VERSION}".encode())
+    return user_cache() / f"native-{digest.hexdigest()[:16]}.npz"
 
 
 def load_native_encoder(

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -139,29 +138,18 @@ class FastEncoder:
         if self._is_nfc:
             tokenizer_json = tokenizer_json.replace(_NFC_NORMALIZER, _NO_NORMALIZER)
         self._tokenizer = _native.Tokenizer.from_json_str(tokenizer_json.decode())
-        self.parse_special = parse_special
+        self._parse_special = parse_special
 
     def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
         """All ids, shape `(n,)`, and offsets, shape `(len(texts) + 1,)`: text i has ids[offsets[i]:offsets[i+1]]."""
-        return self._encode(self.normalized(texts), parse_special=self.parse_special)
-
-    def encode_one_parsed(self, text: str) -> Ids:
-        """The ids of one normalized text, special-token strings in it taken as special tokens."""
-        return self._encode([text], parse_special=True)[0]
-
-    def _encode(self, texts: list[str], *, parse_special: bool) -> tuple[Ids, Offsets]:
         with _encoding():
             ids, offsets = self._tokenizer.encode_batch_flat(
-                texts, add_special_tokens=False, split_special_tokens=not parse_special
+                self.normalized(texts), add_special_tokens=False, split_special_tokens=not self._parse_special
             )
         return np.frombuffer(ids, "<u4"), np.frombuffer(offsets, "<u8")
 
-    def is_normalized(self, text: str) -> bool:
-        """Whether `encode_one_parsed` takes the text as it is. What is true of a text is true of each part of it."""
-        return not self._is_nfc or unicodedata.is_normalized("NFC", text)
-
     def normalized(self, texts: list[str]) -> list[str]:
-        """The texts as `encode_one_parsed` takes them."""
+        """The texts as fastokens takes them."""
         return [*map(to_nfc, texts)] if self._is_nfc else texts
 
 

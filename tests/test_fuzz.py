@@ -14,7 +14,7 @@ from bench.fuzz.targets import TARGETS, Target
 from tests.conftest import needs_compiler
 
 FILES = sorted(path for path in SEEDS.rglob("*") if path.is_file())
-NUM_EXAMPLES = {"json-cuts": 25, "documents": 60, "native-ids": 300}
+NUM_EXAMPLES = {"json-cuts": 25, "native-ids": 300}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")

@@ -7,21 +7,15 @@ import functools
 import gzip
 import io
 import lzma
-import tempfile
 import zlib
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import orjson
 import zstandard
 
 from bench.fuzz.oracle import expect
-from pipeline.encode import DocumentEncoder
 from pipeline.native import NativeEncoder
 from pipeline.readers.compression import unpack
-from pipeline.tokenizers import Encoder, FastEncoder, ReferenceEncoder, load_encoder, load_tokenizer_files, same_ids
-from pipeline.train_tokenizer import train_tokenizer
+from pipeline.tokenizers import Encoder, ReferenceEncoder, load_encoder, load_tokenizer_files, same_ids
 from shards.common.errors import InputError
 
 KINDS = ("gzip", "zstd", "bzip2", "xz")
@@ -100,20 +94,6 @@ def _reference(kind: str, content: bytes) -> tuple[bytes, Exception | None]:
     return found, None
 
 
-SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample" / "wikipedia-zh-sample.json"
-
-
-@functools.lru_cache(maxsize=1)
-def _encoder() -> DocumentEncoder:
-    with tempfile.TemporaryDirectory() as directory:
-        train_tokenizer([str(SAMPLE)], Path(directory), vocab_size=600)
-        content = (Path(directory) / "tokenizer.json").read_bytes()
-    eos_id = next(token["id"] for token in orjson.loads(content)["added_tokens"])
-    encoder = DocumentEncoder(load_encoder(FastEncoder.name, content), content, eos_id)
-    expect(encoder._joins, "the fast way isn't taken")
-    return encoder
-
-
 @functools.lru_cache(maxsize=1)
 def _own_and_reference() -> tuple[Encoder, Encoder]:
     content = load_tokenizer_files("qwen2").tokenizer_json
@@ -127,16 +107,3 @@ def native_ids(data: bytes) -> None:
     texts = [text for part in data.split(b"\xff") if (text := part.decode("utf-8", "ignore"))]
     if texts:
         expect(same_ids(*_own_and_reference(), texts), "other ids:", texts)
-
-
-def documents(data: bytes) -> None:
-    """Texts joined and encoded at once have the ids that each has alone. Texts are cut at the byte 0xFF."""
-    texts = [text for part in data.split(b"\xff") if (text := part.decode("utf-8", "ignore"))]
-    if not texts:
-        return
-    encoder = _encoder()
-    found, alone = encoder.encode(texts), encoder._encode_each(texts)
-    expect(np.array_equal(found.ids, alone.ids), "other ids:", texts)
-    expect(found.counts.tolist() == alone.counts.tolist(), "other counts:", texts)
-    expect(list(found.contents) == list(alone.contents), "other texts")
-    expect(found.num_chars == alone.num_chars, "other sizes")

@@ -158,20 +158,20 @@ def test_one_wrong_id_stops_the_build(
 ) -> None:
     if encoder == "native":
         needs_compiler()
-    encode, encode_closed = FastEncoder.encode_one_parsed, NativeEncoder.encode_closed
+    encode, encode_closed = FastEncoder.encode, NativeEncoder.encode_closed
 
-    def encode_wrong(self: FastEncoder, text: str) -> Any:
-        ids = encode(self, text).copy()
-        if "爱因斯坦" in text:  # in none of the texts by which an encoder is chosen
-            ids[5] = 7
-        return ids
+    def encode_wrong(self: FastEncoder, texts: list[str]) -> Any:
+        ids, offsets = encode(self, texts)
+        ids = ids.copy()
+        ids[5] = 7
+        return ids, offsets
 
     def encode_closed_wrong(self: NativeEncoder, texts: list[str], closing: int) -> Any:
         ids, *others = encode_closed(self, texts, closing)
         ids[5] = 7
         return ids, *others
 
-    monkeypatch.setattr(FastEncoder, "encode_one_parsed", encode_wrong)
+    monkeypatch.setattr(FastEncoder, "encode", encode_wrong)
     monkeypatch.setattr(NativeEncoder, "encode_closed", encode_closed_wrong)
     corpus = write_corpus(tmp_path / "corpus", [{"text": "爱因斯坦是物理学家。"}])
     with pytest.raises(InputError, match="differs from the reference tokenizer at token 5 of this text"):
