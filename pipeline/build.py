@@ -33,6 +33,7 @@ from shards.common.errors import InputError
 from shards.common.text import size_text
 from shards.common.urls import is_url
 from shards.manifest import Manifest
+from shards.tokenizer_files import with_begin_token
 from shards.unread import unread_text
 
 # Bytes of the set for each byte of the source: Chinese with Qwen2's vocabulary needs 1.1. Far less can't be.
@@ -100,6 +101,8 @@ def build(
     if corpus.unread:
         reporter.notice(unread_text(corpus.unread))
     tokenizer = load_tokenizer_files(tokenizer_name)
+    if settings.begin_token:
+        tokenizer = with_begin_token(tokenizer, settings.begin_token)
     transform = read_transform(settings.transform) if settings.transform else None
     if transform:
         settings = dataclasses.replace(settings, transform=str(transform))
@@ -123,6 +126,7 @@ def build(
             encoder=encoder,
             tokenizer_json=tokenizer.tokenizer_json,
             eos_id=tokenizer.eos_id,
+            begin_id=tokenizer.entry.begin_id,
             check_every=check_every,
             num_units=len(units),
             transform=transform,

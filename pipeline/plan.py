@@ -86,10 +86,10 @@ def settings_differences(
     before: dict[str, Any], tokenizer_before: TokenizerEntry, settings: BuildSettings, tokenizer: TokenizerEntry
 ) -> list[str]:
     """What differs, in words: `seed was 2333, now 7`. A setting that is absent in `before` had its default."""
-    before = BuildSettings().as_dict() | before
-    after = settings.as_dict().items()
+    before = dataclasses.asdict(BuildSettings()) | before
+    after = dataclasses.asdict(settings).items()
     differences = [f"{name} was {before[name]}, now {value}" for name, value in after if before[name] != value]
-    if tokenizer_before != tokenizer:
+    if tokenizer_before != dataclasses.replace(tokenizer, begin_id=tokenizer_before.begin_id):  # a setting
         differences.append(f"the tokenizer was {tokenizer_before.name}, now {tokenizer.name}")
     return differences
 

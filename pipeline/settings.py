@@ -70,6 +70,9 @@ class BuildSettings:
     special_tokens: Literal["text", "parse"] = _option(
         "text", "", "what <|endoftext|> and the like in a text are: ordinary text, or special tokens", group=_TOKENS
     )
+    begin_token: str = _option(
+        "", "TOKEN", "the tokenizer's own that each document begins with, such as <|begin_of_text|>", group=_TOKENS
+    )
     val_fraction: float = _option(0.1, "F", "share of texts held out", group=_TOKENS)
     seed: int = _option(DEFAULT_SEED, "N", "of the train/val split", group=_TOKENS)
     unit_bytes: int = _option(
@@ -96,4 +99,5 @@ class BuildSettings:
                 choice(name, getattr(self, name), typing.get_args(kind))
 
     def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """As manifests have it: an option that came later is left out where it isn't used."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value or name != "begin_token"}

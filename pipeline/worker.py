@@ -53,6 +53,7 @@ class Decisions:
     encoder: str
     tokenizer_json: bytes
     eos_id: int
+    begin_id: int | None
     check_every: int  # one document in so many is also encoded by the reference; 0 for none
     num_units: int
     transform: Transform | None = None
@@ -182,7 +183,7 @@ def process_unit(
                 num_seen += len(texts)
                 receipt.left_out.update(filter(None, reasons))
                 texts = [text for text, reason in zip(texts, reasons, strict=True) if not reason]
-            num_tokens = _add_documents(texts, encoder, settings, packers, check, receipt) if texts else 0
+            num_tokens = _add_documents(texts, encoder, decisions, packers, check, receipt) if texts else 0
             num_rejected, num_rejected_before = receipt.rejected.total(), num_rejected
             progress(batch.num_bytes, num_tokens, num_rejected - num_rejected_before)
         receipt.shards += filter(None, [packer.finish() for packer in packers.values()])
@@ -251,18 +252,22 @@ def _difference(text: str, found: Any, expected: Any) -> str:
 def _add_documents(
     texts: list[str],
     encoder: DocumentEncoder,
-    settings: BuildSettings,
+    decisions: Decisions,
     packers: Mapping[SplitName, Packer],
     check: _ReferenceCheck,
     receipt: Receipt,
 ) -> int:
     """Tokenize `texts`, close each with EOS and hand them to the split that each belongs to; the number of tokens."""
+    settings = decisions.settings
     ids, counts, contents, num_chars = encoder.encode(texts)
     ends = np.cumsum(counts)
     num_bytes = np.fromiter(map(len, contents), np.int64, len(texts))
     check.check(texts, ids, ends)
     receipt.num_short_documents += int((counts <= settings.block_tokens).sum())
     receipt.num_remainder_tokens += int(((counts - 1) % settings.block_tokens).sum())
+    if decisions.begin_id is not None:
+        ids, counts = np.insert(ids, ends - counts, decisions.begin_id), counts + 1
+        ends = np.cumsum(counts)
     hashes = np.fromiter(
         map(xxhash.xxh3_64_intdigest, contents, itertools.repeat(settings.seed)), np.uint64, len(texts)
     )

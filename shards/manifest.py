@@ -71,6 +71,7 @@ class TokenizerEntry:
     eos_id: int
     eos_token: str
     sha256: str  # of tokenizer/tokenizer.json
+    begin_id: int | None = None  # the first token of each document; left out where there is none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,6 +176,7 @@ def sum_splits(shards: Sequence[ShardEntry], block_tokens: int) -> dict[str, Spl
 
 def _content(manifest: Manifest) -> dict[str, Any]:
     content = dataclasses.asdict(manifest)
+    content["tokenizer"] = {name: value for name, value in content["tokenizer"].items() if value is not None}
     return {name: value for name, value in content.items() if value or name not in _OPTIONAL}
 
 
@@ -262,6 +264,8 @@ def _check(manifest: Manifest, where: str) -> None:
         "tokenizer: eos_id must be below vocab_size, and that at most 2**31": not (
             0 <= tokenizer.eos_id < tokenizer.vocab_size <= 2**31
         ),
+        "tokenizer: begin_id must be below vocab_size, and not eos_id": tokenizer.begin_id is not None
+        and not tokenizer.eos_id != tokenizer.begin_id < tokenizer.vocab_size,
         f"unread: expected the names of the first files, at most {MAX_NAMES}": not all(
             1 <= len(entry.names) <= min(MAX_NAMES, entry.num_files) for entry in manifest.unread
         ),
@@ -321,19 +325,23 @@ def _decode_record(kind: type[R], value: Any, where: str) -> R:
         numbers = [number for number in values if type(number) is int]
         if not numbers or (min(numbers) >= 0 and max(numbers) <= MAX_NUMBER):
             return kind(**value)
-    if value.keys() != hints.keys():
+    optional = {name for name, hint in hints.items() if type(None) in typing.get_args(hint)}
+    if value.keys() | optional != hints.keys():
         for name in hints:
-            if name not in value:
+            if name not in value and name not in optional:
                 raise InputError(f"{where}: no field {name!r}")
         unknown = next(name for name in value if name not in hints)
         raise InputError(f"{where}: unknown field {_shown(unknown)}")
-    return kind(**{name: _decode_field(hint, value[name], f"{where}: {name}") for name, hint in hints.items()})
+    given = {name: hint for name, hint in hints.items() if name in value}
+    return kind(**{name: _decode_field(hint, value[name], f"{where}: {name}") for name, hint in given.items()})
 
 
 def _decode_field(expected: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(expected):
         return _decode_record(typing.cast(type, expected), value, where)
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if type(None) in arguments:  # no null is written
+        return _decode_field(arguments[0], value, where)
     if origin is Literal:
         if value not in arguments:
             raise InputError(f"{where}: expected one of {', '.join(arguments)}, found {_shown(value)}")

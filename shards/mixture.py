@@ -151,6 +151,7 @@ class Mixture:
             self.fingerprint = blake3(canonical_json([*zip(self._untils, prints, strict=True)])).hexdigest()
         first = self.sets[0]
         self.block_tokens, self.vocab_size, self.eos_id = first.block_tokens, first.vocab_size, first.eos_id
+        self.begin_id = first.begin_id
         self.tokenizer_path = first.tokenizer_path
         self._splits: dict[str, Split] = {}
 
@@ -277,6 +278,9 @@ def _check_same(sets: Sequence[ShardSet]) -> None:
         if part.manifest.tokenizer.sha256 != first.manifest.tokenizer.sha256:
             names = f"{first.manifest.tokenizer.name} and {part.manifest.tokenizer.name}"
             raise InputError(f"{part.path}: has another tokenizer than {first.path} ({printable(names)})")
+        if part.begin_id != first.begin_id:
+            shown = ["without a begin token" if own.begin_id is None else "with one" for own in (part, first)]
+            raise InputError(f"{part.path}: was built {shown[0]}, {first.path} {shown[1]}")
         if part.block_tokens != first.block_tokens:
             raise InputError(
                 f"{part.path}: has blocks of {part.block_tokens:,} tokens, {first.path} of {first.block_tokens:,}"

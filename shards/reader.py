@@ -88,6 +88,7 @@ class ShardSet:
         self.block_tokens = manifest.block_tokens
         self.vocab_size = manifest.tokenizer.vocab_size  # every id in the set is below this
         self.eos_id = manifest.tokenizer.eos_id
+        self.begin_id = manifest.tokenizer.begin_id  # the first token of each document, if they have one
         self.tokenizer_path = path / TOKENIZER_DIRECTORY
         self._splits: dict[str, Split] = {}
 
@@ -122,6 +123,8 @@ class Split:
         entry = sum_splits(self.shards, self.block_tokens)[name]
         self.num_documents = entry.num_documents
         self.num_tokens = entry.num_tokens
+        # Those that a model is to predict: a begin token says nothing.
+        self.num_predicted_tokens = entry.num_tokens - (entry.num_documents if sets[0].begin_id is not None else 0)
         self.num_padding_tokens = entry.num_padding_tokens
         self.num_text_bytes = entry.num_text_bytes
         self.num_text_chars = entry.num_text_chars

@@ -34,6 +34,9 @@ def describe(shard_set: ShardSet) -> str:
     """Tables for people."""
     manifest, tokenizer = shard_set.manifest, shard_set.manifest.tokenizer
     entries = f"{tokenizer.vocab_size:,} entries, EOS {tokenizer.eos_id} {tokenizer.eos_token}"
+    if tokenizer.begin_id is not None:
+        piece = read_vocabulary(shard_set.tokenizer_path).piece(tokenizer.begin_id).decode("utf-8", "replace")
+        entries += f", documents begin with {tokenizer.begin_id} {piece}"
     num_shards = plural(len(manifest.shards), "shard")
     counts = manifest.left_out | {"rejected": sum(manifest.rejected.values())}
     unused = [f"{number:,} {reason}" for reason, number in counts.items() if number]
@@ -148,7 +151,7 @@ def show_document(shard_set: ShardSet, split_name: str, number: int, *, with_ids
     _check_number("document", number, split.num_documents, split_name)
     tokens = split.document(number).tolist()
     head = f"document {number:,} of {split.num_documents:,}, split {split_name}, {plural(len(tokens), 'token')}"
-    return "\n".join([head, *_document_lines(read_vocabulary(shard_set.tokenizer_path), tokens, with_ids)])
+    return "\n".join([head, *_document_lines(shard_set, read_vocabulary(shard_set.tokenizer_path), tokens, with_ids)])
 
 
 def _check_number(what: str, number: int, count: int, split_name: str) -> None:
@@ -175,7 +178,8 @@ def show_block(shard_set: ShardSet, split_name: str, number: int, *, with_ids: b
         if segment.is_padding:
             lines.append(f"── {plural(segment.num_tokens, 'padding token')} ──")
             continue
-        lines += _document_lines(vocabulary, list(segment.tokens[:-1] if segment.ends else segment.tokens), with_ids)
+        tokens = list(segment.tokens[:-1] if segment.ends else segment.tokens)
+        lines += _document_lines(shard_set, vocabulary, tokens, with_ids)
         lines += ["── end of document ──"] if segment.ends else []
     return "\n".join(lines)
 
@@ -215,8 +219,8 @@ def segments(index: Index, blocks: Tokens, number: int, max_tokens: int) -> Iter
         yield segment(done, stop, is_padding=True)
 
 
-def _document_lines(vocabulary: Vocabulary, tokens: list[int], with_ids: bool) -> list[str]:
+def _document_lines(shard_set: ShardSet, vocabulary: Vocabulary, tokens: list[int], with_ids: bool) -> list[str]:
     if not with_ids:
-        text = vocabulary.text(tokens)
+        text = vocabulary.text(tokens[1:] if tokens[:1] == [shard_set.begin_id] else tokens)
         return [visible(text)] if text else []
     return [f"{token:>8}  {visible(vocabulary.piece(token).decode('utf-8', 'replace'))!r}" for token in tokens]

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from shards.common.errors import InputError
+from shards.common.errors import InputError, refuse
 from shards.common.files import check_digest, regular_file_bytes, write_atomically
-from shards.common.text import printable
+from shards.common.text import nearest, printable
 from shards.layout import MANIFEST_NAME, TOKENIZER_DIRECTORY, TOKENIZER_FILES
 from shards.manifest import Manifest, TokenizerEntry, read_manifest
 
@@ -53,7 +53,7 @@ class TokenizerFiles:
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.tokenizer_json, TOKENIZER_JSON)
+        return Vocabulary(self.tokenizer_json, TOKENIZER_JSON, no_text=(self.entry.eos_id, self.entry.begin_id))
 
 
 def read_tokenizer_files(name: str, path: Path, *, where: str = "") -> TokenizerFiles:
@@ -81,7 +81,8 @@ def load_tokenizer(path: Path) -> TokenizerFiles:
     """The tokenizer of a shard set, in a directory with a `tokenizer.json`, or in such a file. Raises `InputError`."""
     for directory in (path, path.parent if path.name == TOKENIZER_DIRECTORY else path):
         if (directory / MANIFEST_NAME).is_file():
-            return tokenizer_of_set(directory, read_manifest(directory))
+            files = tokenizer_of_set(directory, read_manifest(directory))
+            return dataclasses.replace(files, entry=dataclasses.replace(files.entry, begin_id=None))
     file = path / TOKENIZER_JSON if path.is_dir() else path
     if not file.is_file():
         reason = f"no {TOKENIZER_JSON} in it" if path.is_dir() else "no such file or directory"
@@ -150,6 +151,18 @@ def _eos_token(config: dict[str, Any], added: Iterable[str], where: str) -> str:
     )
 
 
+def with_begin_token(files: TokenizerFiles, token: str) -> TokenizerFiles:
+    """The tokenizer of a set whose documents begin with `token`. Raises `InputError`."""
+    ids = files.vocabulary.ids()
+    begin_id, hint = ids.get(token, -1), nearest(token, (piece for piece in ids if piece.startswith(("<", "["))))
+    faults = {
+        f"{token!r} is not in the tokenizer {files.entry.name!r}{hint}": begin_id not in range(files.entry.vocab_size),
+        f"{token!r} is EOS, which ends documents; choose another token, or none": begin_id == files.eos_id,
+    }
+    refuse("begin_token", faults)
+    return dataclasses.replace(files, entry=dataclasses.replace(files.entry, begin_id=begin_id))
+
+
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy a tokenizer's files, no links and nothing else, into the directory `target`."""
     for file in (source / name for name in TOKENIZER_FILES):
@@ -167,8 +180,8 @@ def bytes_of_characters() -> dict[str, int]:
 class Vocabulary:
     """The pieces of text that the ids stand for."""
 
-    def __init__(self, tokenizer_json: bytes, where: str) -> None:
-        """`where` is what errors call the file. Raises `InputError`."""
+    def __init__(self, tokenizer_json: bytes, where: str, no_text: Iterable[int | None] = ()) -> None:
+        """`where` is what errors call the file; ids in `no_text` spell nothing, as special ones. Raises `InputError`."""
         try:
             content = json.loads(tokenizer_json)
             vocabulary = content["model"]["vocab"]
@@ -182,10 +195,14 @@ class Vocabulary:
                 number: _piece_bytes(piece, byte_of, has_byte_fallback) for piece, number in vocabulary.items()
             }
             self._pieces |= {token["id"]: token["content"].encode() for token in added}
-            self._special = {token["id"] for token in added if token.get("special")}
+            self._special = {*no_text, *(token["id"] for token in added if token.get("special"))}
             self._sizes: npt.NDArray[np.int64] | None = None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{where}: not a tokenizer.json that can be read ({error!r})") from None
+
+    def ids(self) -> dict[str, int]:
+        """The ids of all pieces, of an added token where a piece is written like it."""
+        return {piece.decode("utf-8", "replace"): number for number, piece in self._pieces.items()}
 
     def piece(self, token: int) -> bytes:
         """The bytes of one id; a token may hold a part of a character."""

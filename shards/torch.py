@@ -107,25 +107,28 @@ def collate_blocks(blocks: Any) -> Batch:
     """A batch for a causal language model, of what `BlockDataset` gathered; the model itself shifts the labels by one.
 
     There is no attention mask, and the EOS that ends a document is a label like any other: that is how a model learns to
-    stop. So is padding: this is for sets that have next to none.
+    stop. So is padding, and a begin token: this is for sets that have next to none.
     """
     return {"input_ids": blocks, "labels": blocks}
 
 
 @dataclasses.dataclass(frozen=True)
 class PaddingCollator:
-    """As `collate_blocks`, but padding is no label: EOS after EOS, as every document has at least one token.
+    """As `collate_blocks`, but padding is no label: EOS after EOS, as every document has at least one token. Nor is a begin
+    token after EOS: nothing in the document before tells of it.
 
     The remainder of a cut document may be nothing but EOS; where it follows another document it is taken for padding.
     """
 
     eos_id: int
+    begin_id: int | None = None  # of the set
 
     def __call__(self, blocks: Any) -> Batch:
         is_eos = blocks == self.eos_id
-        is_padding = torch.zeros_like(is_eos)
-        is_padding[:, 1:] = is_eos[:, 1:] & is_eos[:, :-1]
-        return {"input_ids": blocks, "labels": blocks.masked_fill(is_padding, IGNORED)}
+        tells_nothing = is_eos if self.begin_id is None else is_eos | (blocks == self.begin_id)
+        is_ignored = torch.zeros_like(is_eos)
+        is_ignored[:, 1:] = tells_nothing[:, 1:] & is_eos[:, :-1]
+        return {"input_ids": blocks, "labels": blocks.masked_fill(is_ignored, IGNORED)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +157,6 @@ class DocumentCollator:
         return batch
 
 
-def text_collator(eos_id: int, *, document_mask: bool) -> PaddingCollator | DocumentCollator:
+def text_collator(data: shards.Data, *, document_mask: bool) -> PaddingCollator | DocumentCollator:
     """What makes batches whose labels are text alone, in evaluation always."""
-    return DocumentCollator(eos_id) if document_mask else PaddingCollator(eos_id)
+    return DocumentCollator(data.eos_id) if document_mask else PaddingCollator(data.eos_id, data.begin_id)

@@ -89,6 +89,7 @@ def _shard_faults(
     # Where EOS must stand: at the end of each document, and in all of the padding.
     padding = padding_positions(index, shard.num_blocks * manifest.block_tokens)
     expected_eos = np.sort(np.concatenate([index.document_ends - 1, padding]))
+    begins = np.sort(index.starts[index.boundaries[: 0 if manifest.tokenizer.begin_id is None else -1]])
     digest, start = blake3(), 0
     with open(path, "rb", buffering=0) as file:
         buffer = bytearray(_CHUNK_TOKENS * 4)
@@ -96,19 +97,23 @@ def _shard_faults(
             content = memoryview(buffer)[:num_bytes]
             digest.update(content)
             tokens = np.frombuffer(content[: num_bytes // 4 * 4], "<u4")
-            first, stop = np.searchsorted(expected_eos, [start, start + len(tokens)])
-            for position, fault in _token_faults(tokens, expected_eos[first:stop] - start, manifest):
+            stop = start + len(tokens)
+            eos_here, begins_here = (
+                own[slice(*own.searchsorted([start, stop]))] - start for own in (expected_eos, begins)
+            )
+            for position, fault in _token_faults(tokens, eos_here, begins_here, manifest):
                 yield f"{path}: offset {(start + position) * 4:,}: {fault}"
-            start += len(tokens)
+            start = stop
             progress(num_bytes)
     if digest.hexdigest() != shard.digest:
         yield f"{path}: expected digest {shard.digest}, found {digest.hexdigest()}; the file was changed"
 
 
 def _token_faults(
-    tokens: npt.NDArray[np.uint32], expected: npt.NDArray[np.int64], manifest: Manifest
+    tokens: npt.NDArray[np.uint32], expected: npt.NDArray[np.int64], begins: npt.NDArray[np.int64], manifest: Manifest
 ) -> Iterator[tuple[int, str]]:
-    """Where there are faults of `tokens`, the first of each kind, and what they are. EOS must stand at `expected`."""
+    """Where there are faults of `tokens`, the first of each kind, and what they are. EOS must stand at `expected`,
+    the begin token at `begins`."""
     eos_id, vocab_size = manifest.tokenizer.eos_id, manifest.tokenizer.vocab_size
     if len(tokens) and tokens.max() >= vocab_size:
         position = int(np.argmax(tokens >= vocab_size))
@@ -119,3 +124,6 @@ def _token_faults(
         position = int(np.setxor1d(found, expected)[0])
         kind = "EOS inside a document" if position in found else "no EOS at a document's end"
         yield position, f"{kind}; expected EOS exactly where the index says"
+    wrong = begins[tokens[begins] != manifest.tokenizer.begin_id]
+    if len(wrong):
+        yield int(wrong[0]), f"expected the begin token {manifest.tokenizer.begin_id}, found {tokens[wrong[0]]:,}"

@@ -133,9 +133,10 @@ def bits_per_byte(splits: Sequence[shards.Split], loss: float | None) -> float |
     """What `loss`, in nats a token, is in bits per byte of the texts of `splits`; None if that isn't known.
 
     These are whole texts: tokens that nothing predicts are taken to cost what the others do, so that packings can be
-    compared. A document's EOS is a token too: saying where a text ends is part of its price.
+    compared. A document's EOS is a token too: saying where a text ends is part of its price. A begin token is not.
     """
-    num_tokens, num_bytes = (sum(getattr(split, name) for split in splits) for name in ("num_tokens", "num_text_bytes"))
+    names = ("num_predicted_tokens", "num_text_bytes")
+    num_tokens, num_bytes = (sum(getattr(split, name) for split in splits) for name in names)
     return loss / math.log(2) * num_tokens / num_bytes if loss is not None and num_bytes else None
 
 
@@ -144,7 +145,8 @@ def gzip_bits_per_byte(data: shards.Data, splits: Sequence[shards.Split]) -> flo
     vocabulary = read_vocabulary(data.tokenizer_path)
     blocks = (split[number] for split in splits for number in range(len(split)))
     tokens = itertools.islice(blocks, _GZIP_TOKENS // data.block_tokens)
-    text = b"".join(vocabulary.piece(token) for block in tokens for token in block[block != data.eos_id].tolist())
+    no_text = {data.eos_id, data.begin_id}
+    text = b"".join(vocabulary.piece(token) for block in tokens for token in block.tolist() if token not in no_text)
     return 8 * len(zlib.compress(text, 9)) / len(text) if text else None
 
 
@@ -229,7 +231,7 @@ def evaluate(
         model,
         BlockDataset(shard_set, split_name),
         range(count),
-        text_collator(shard_set.eos_id, document_mask=masked),
+        text_collator(shard_set, document_mask=masked),
         device=model.device,
         batch_blocks=batch_blocks,
         autocast=functools.partial(torch.autocast, model.device.type, dtype=dtype, enabled=dtype is not None),

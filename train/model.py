@@ -125,7 +125,9 @@ class GatedMLP(nn.Module):
         return self.down_proj(self.act_fn(gate) * up)
 
 
-def build_config(settings: ModelSettings, *, vocab_size: int, eos_id: int, block_tokens: int) -> Qwen2Config:
+def build_config(
+    settings: ModelSettings, *, vocab_size: int, eos_id: int, begin_id: int | None = None, block_tokens: int
+) -> Qwen2Config:
     """A fresh configuration: none of it comes from a published model.
 
     There is no `pad_token_id` in it on purpose: the embedding row of that id gets no gradient, and the only id it
@@ -142,7 +144,7 @@ def build_config(settings: ModelSettings, *, vocab_size: int, eos_id: int, block
         rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
         use_sliding_window=False,
         layer_types=["full_attention"] * settings.num_hidden_layers,
-        bos_token_id=None,
+        bos_token_id=begin_id,
         eos_token_id=eos_id,
         pad_token_id=None,
     )
@@ -156,6 +158,7 @@ def build_model(
     *,
     vocab_size: int,
     eos_id: int,
+    begin_id: int | None = None,
     block_tokens: int,
     seed: int,
 ) -> Qwen2ForCausalLM:
@@ -164,7 +167,7 @@ def build_model(
     Saved with it is how any program generates with it. Ids from `vocab_size` on exist only to round the matrix up:
     `suppress_tokens` keeps them from ever being chosen.
     """
-    config = build_config(settings, vocab_size=vocab_size, eos_id=eos_id, block_tokens=block_tokens)
+    config = build_config(settings, vocab_size=vocab_size, eos_id=eos_id, begin_id=begin_id, block_tokens=block_tokens)
     set_seed(seed)
     try:
         model = Qwen2ForCausalLM(config)
@@ -172,7 +175,11 @@ def build_model(
         raise InputError(f"model: hidden_act: {settings.hidden_act!r} is unknown to transformers ({error})") from None
     unused = list(range(vocab_size, config.vocab_size)) or None
     model.generation_config = GenerationConfig(
-        **generation_options(generation), eos_token_id=eos_id, pad_token_id=eos_id, suppress_tokens=unused
+        **generation_options(generation),
+        eos_token_id=eos_id,
+        bos_token_id=begin_id,
+        pad_token_id=eos_id,
+        suppress_tokens=unused,
     )
     return model
 

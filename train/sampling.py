@@ -79,6 +79,8 @@ def continue_prompts(
     ends = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
     eos_ids = set(ends if isinstance(ends, list) else [ends]) - {None}
     padding = min(eos_ids, default=0)  # masked before a prompt, cut off after a text
+    # As documents begin in the training data; many published models name EOS here, and were trained without.
+    begin = [first for first in [config.bos_token_id] if first in range(num_ids) and first not in eos_ids]
     beyond = range(len(tokenizer), num_ids)  # ids that only round the matrix up
     options = {
         **generation_options(settings),
@@ -89,7 +91,9 @@ def continue_prompts(
         "use_cache": True,
         "streamer": streamer,
     }
-    wanted = [(prompt, _ids(tokenizer, prompt, num_ids)) for prompt in settings.prompts for _ in range(num_samples)]
+    wanted = [
+        (prompt, begin + _ids(tokenizer, prompt, num_ids)) for prompt in settings.prompts for _ in range(num_samples)
+    ]
     size = 1 if streamer else batch_sequences
     for start in range(0, len(wanted), size):
         batch = wanted[start : start + size]

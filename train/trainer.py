@@ -60,7 +60,7 @@ def data_position(settings: Settings, data: shards.Data, args: TrainingArguments
 
 def first_model(settings: Settings, data: shards.Data, args: TrainingArguments) -> Qwen2ForCausalLM:
     """The model as its training begins, on the CPU."""
-    ids: dict[str, int] = {"vocab_size": data.vocab_size, "eos_id": data.eos_id, "block_tokens": data.block_tokens}
+    ids: dict[str, Any] = {name: getattr(data, name) for name in ("vocab_size", "eos_id", "begin_id", "block_tokens")}
     with out_of_memory("the machine can't hold this model; choose a smaller one (section `model`)"):
         model = build_model(settings.model, settings.generation, seed=settings.seed, **ids)
     model.head_loss = chosen_loss(settings.loss, model.config.vocab_size, on_cpu=args.use_cpu)
@@ -82,8 +82,8 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self.settings, self.data = settings, data
         self.order, self.batch_blocks = order_of_run(settings, data, args)
         self.sampler = RunSampler(self.order, stop=args.max_steps * self.batch_blocks)
-        self._every_token_is_label = not (settings.document_mask or has_padding(data))
-        self._text_collator = text_collator(data.eos_id, document_mask=settings.document_mask)
+        self._every_token_is_label = not (settings.document_mask or has_padding(data) or data.begin_id is not None)
+        self._text_collator = text_collator(data, document_mask=settings.document_mask)
         self._peak_flops = peak_flops(device_name(args.device))
         self._group_settings: list[dict[str, Any]] = []  # of the groups of parameters, as the settings have them
         self.start_clock(step=0, seconds_before=0.0)

@@ -30,7 +30,7 @@ def batches(data: shards.Data, *, first_step: int, stop: int, rank: int = 0, wor
         world_size=world_size,
         micro_batch_blocks=MICRO_BLOCKS,
     )
-    collate = PaddingCollator(data.eos_id)
+    collate = PaddingCollator(data.eos_id, data.begin_id)
     return DataLoader(BlockDataset(data, "train"), batch_size=MICRO_BLOCKS, sampler=sampler, collate_fn=collate)
 
 

@@ -55,7 +55,7 @@ from shards.reader import ShardSet, Split, open_shard_set
 from shards.set_writer import DocumentBatch, NewSet, complete_set, new_directories, new_directory
 from shards.tokenizer_files import tokenizer_of_set
 
-_ALIKE = ("block_tokens", "packing", "tokenizer.sha256", "tokenizer.vocab_size", "tokenizer.eos_id")
+_ALIKE = ("block_tokens", "packing", *(f"tokenizer.{name}" for name in ("sha256", "vocab_size", "eos_id", "begin_id")))
 _MAX_PARTS = 500  # each has an open lock
 
 Progress = Callable[[int], None]
@@ -79,7 +79,7 @@ def merge(paths: Sequence[Path], out: Path, *, link: bool = False, progress: Pro
         if differences:
             raise InputError(
                 f"{path}: can't be merged with {paths[0]}, from which it differs in {', '.join(differences)}; "
-                "build both with the same tokenizer, block size and packing"
+                "build both with the same tokenizer, begin token, block size and packing"
             )
     left_out, rejected = Counter[str](), Counter[str]()
     for manifest in manifests:

@@ -266,9 +266,9 @@ class TokenCounter:
 
     @functools.cached_property
     def ranking(self) -> list[tuple[int, int]]:
-        """Each id that occurs, EOS aside, and its count: the most frequent first, then by id. Take it after all tokens."""
+        """Each id of text that occurs, and its count: the most frequent first, then by id. Take it after all tokens."""
         counts = self._counts.copy()
-        counts[self._shard_set.eos_id] = 0
+        counts[[own for own in (self._shard_set.eos_id, self._shard_set.begin_id) if own is not None]] = 0
         order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
         return list(zip(order.tolist(), counts[order].tolist(), strict=True))
 

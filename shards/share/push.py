@@ -70,6 +70,7 @@ def data_card(manifest: Manifest, url: str) -> str:
         f"| {name} | {split.num_documents:,} | {split.num_tokens:,} | {split.num_blocks:,} | {split.num_text_bytes:,} |"
         for name, split in manifest.splits.items()
     )
+    begin = "" if tokenizer.begin_id is None else f"begin with the token {tokenizer.begin_id} and "
     name = url.rpartition("/")[2].partition("@")[0]
     return f"""\
 ---
@@ -86,8 +87,8 @@ A tokenized text corpus, ready for training: blocks of {manifest.block_tokens} t
 |---|---:|---:|---:|---:|
 {rows}
 
-* Tokenizer: {_code(tokenizer.name)}, {tokenizer.vocab_size:,} entries, documents end with {_code(tokenizer.eos_token)} \
-({tokenizer.eos_id}); its files are in `tokenizer/`.
+* Tokenizer: {_code(tokenizer.name)}, {tokenizer.vocab_size:,} entries, documents {begin}end with \
+{_code(tokenizer.eos_token)} ({tokenizer.eos_id}); its files are in `tokenizer/`.
 * Fingerprint: `{manifest.fingerprint}`
 * A `.bin` is headerless little-endian uint32, a `.idx` is Megatron-Core's index; `manifest.json` has the digest of every \
 file.

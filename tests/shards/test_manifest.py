@@ -30,7 +30,9 @@ def test_what_is_written_is_read(own: Path) -> None:
     manifest = read_manifest(own)
     encoded = (own / "manifest.json").read_bytes()
     assert encode_manifest(manifest) == encoded and decode_manifest(encoded, "here") == manifest
-    assert dataclasses.asdict(manifest) == json.loads(encoded)
+    content = json.loads(encoded)
+    content["tokenizer"]["begin_id"] = None  # is not written
+    assert dataclasses.asdict(manifest) == content
     assert manifest.with_fingerprint() == manifest
     assert manifest.splits == sum_splits(manifest.shards, 16)
     assert manifest.total("num_documents") == 4 == manifest.num_records

@@ -78,7 +78,7 @@ def test_positions_are_grouped_by_powers_of_two() -> None:
 
 
 def test_texts_without_a_byte_have_no_bits_per_byte() -> None:
-    empty: Any = SimpleNamespace(num_tokens=3, num_text_bytes=0)
+    empty: Any = SimpleNamespace(num_predicted_tokens=3, num_text_bytes=0)
     assert bits_per_byte([empty], 1.0) is None
     result = dict.fromkeys(("num_tokens", "num_blocks", "loss", "perplexity", "document_mask"), 1)
     unknown: dict[str, Any] = {
@@ -123,7 +123,7 @@ def test_the_loss_is_the_mean_over_all_labels(
 ) -> None:
     data = shards.open(packed_sets["best-fit"])
     model = make_model()
-    dataset, collate = BlockDataset(data, "val"), text_collator(EOS_ID, document_mask=masked)
+    dataset, collate = BlockDataset(data, "val"), text_collator(data, document_mask=masked)
     sums, counts = [], []
     for rank in range(num_ranks):
         numbers = {"get_rank": functools.partial(int, rank), "get_world_size": functools.partial(int, num_ranks)}
