@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
 
 import shards
@@ -114,6 +115,7 @@ def test_a_loop_that_was_stopped_ends_like_one_that_was_not(
     shard_set_path: Path, tmp_path: Path, accelerator: Any, capsys: Capture
 ) -> None:
     data = shards.open_data(str(shard_set_path))
+    AcceleratorState._reset_state(reset_partial_state=True)  # which an earlier test's training in bf16 leaves
     made = accelerator(cpu=True) if accelerator else None
     whole = train(data, tmp_path / "whole.pt", stop=6, accelerator=made)
     lines = capsys.readouterr().out.splitlines()
