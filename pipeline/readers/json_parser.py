@@ -72,7 +72,7 @@ def in_words(error: json.JSONDecodeError, begin: int = 0) -> str:
         return "not valid JSON: a comma after the record: is it a JSON array without its '[' and ']'?"
     if found.startswith("]") and error.pos == begin:
         return "not valid JSON: a comma before the array's closing ']': expected a record after it"
-    fault = f"{error.msg} at byte {error.pos - begin:,} of the record"
+    fault = f"{error.msg.removesuffix(' at')} at byte {error.pos - begin:,} of the record"
     if _PYTHON.match(found):
         return f"not valid JSON: it is written as Python's print() does, not as json.dumps() does ({fault})"
     return f"not valid JSON: {fault}"
