@@ -41,7 +41,7 @@ TRAIN_SHARDS := --shards "$(SHARDS)"
 else ifeq ($(CONFIG) $(origin SHARDS),configs/sample.yaml file)
 TRAIN_NEEDS := shards
 SAMPLE_STEPS := .sample-steps
-SAMPLE_END := echo "The sample shows the whole way. Its model recites the articles it was trained on, and that is all it can: on other text it is worse than guessing. Next: your own corpus, see README.md."
+SAMPLE_END := $(if $(ARGS),,echo "The sample shows the whole way. Its model recites the articles it was trained on, and that is all it can: on other text it is worse than guessing. Next: your own corpus, see README.md.")
 endif
 ifneq ($(filter command line environment,$(origin SHARDS)),)
 TRAIN_SHARDS := --shards "$(SHARDS)"

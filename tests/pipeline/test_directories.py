@@ -199,3 +199,8 @@ def test_a_small_file_is_opened_and_read_once(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(SourceFile, name, counted)
     find_sources([str(tmp_path)])
     assert calls == ["__init__", "read"] * 3
+
+
+def test_a_web_server_that_does_not_answer_is_not_a_missing_file() -> None:
+    with pytest.raises(InputError, match=r"x.jsonl: Connect call failed .*; the same command goes on when the server"):
+        find_sources(["http://127.0.0.1:9/x.jsonl"])
