@@ -33,14 +33,15 @@ BUILD_ARGS := --tokenizer $(SAMPLE_TOKENIZER) $(SAMPLE_BUILD_ARGS)
 BUILD_NEEDS := $(SAMPLE_TOKENIZER)/tokenizer.json
 endif
 
-# Training needs shards built first where this Makefile knows from what: for the sample, and where CORPUS is given.
+# Training needs shards built first where this Makefile knows from what: where CORPUS is given, and for the sample if
+# SHARDS names no other set.
 ifneq ($(filter command line environment,$(origin CORPUS)),)
 TRAIN_NEEDS := shards
 TRAIN_SHARDS := --shards "$(SHARDS)"
-else ifeq ($(CONFIG),configs/sample.yaml)
+else ifeq ($(CONFIG) $(origin SHARDS),configs/sample.yaml file)
 TRAIN_NEEDS := shards
 SAMPLE_STEPS := .sample-steps
-SAMPLE_END := echo "The sample shows the whole way. Its model recites the articles it was trained on, and that is all it can: on other text it is worse than guessing. Next: your own corpus, see README.md."
+SAMPLE_END := $(if $(ARGS),,echo "The sample shows the whole way. Its model recites the articles it was trained on, and that is all it can: on other text it is worse than guessing. Next: your own corpus, see README.md.")
 endif
 ifneq ($(filter command line environment,$(origin SHARDS)),)
 TRAIN_SHARDS := --shards "$(SHARDS)"

@@ -84,22 +84,24 @@ def _columns(name: str) -> Iterator[str]:
 def _string(record: dict[str, Any], name: str) -> str | None:
     """The field `name` of `record`; where there is none, `name` is a path with a dot between its steps. After a step that
     is an array stands `[]`: its elements are joined, a line each."""
-    values: list[Any] = [record]
+    values, before = [record], ""
     for step in [name] if name in record else name.split("."):
-        values = [found for value in values for found in _step(value, step, name)]
+        values = [found for value in values for found in _step(value, step, name, before)]
+        before += f"{step}."
     strings = [_decoded(value, name) for value in values if value is not None]
     return "\n".join(strings) if strings or not values else None
 
 
-def _step(value: Any, step: str, name: str) -> list[Any]:
-    """The field `step` of `value`, or the elements of the array that `step` names with `[]`; null has null in it."""
+def _step(value: Any, step: str, name: str, before: str) -> list[Any]:
+    """The field `step` of `value`, or the elements of the array that `step` names with `[]`; null has null in it. In the
+    path `name`, `before` leads to `value`."""
     if value is None:
         return [None]
     known = list(value) if isinstance(value, dict) else []
     if step in known:
         return [value[step]]
     if step.endswith("[]"):
-        arrays = _step(value, step.removesuffix("[]"), name)
+        arrays = _step(value, step.removesuffix("[]"), name, before)
         for array in arrays:
             if not isinstance(array, list | None):
                 raise BadRecord(0, NOT_A_STRING, f"field {name!r}: expected an array before '[]', found {_kind(array)}")
@@ -109,7 +111,18 @@ def _step(value: Any, step: str, name: str) -> list[Any]:
             0, NOT_A_STRING, f"field {name!r}: {step!r} is looked for in an array; write '[]' after its name"
         )
     names = printable(", ".join(known[:12])) or "no fields at all"
-    raise BadRecord(0, NO_FIELD, f"no field {name!r}; this record has {names}{nearest(step, known)}")
+    owner = repr(before.removesuffix(".")) if before else "this record"
+    hint = nearest(step, known, before, name[len(before + step) :]) or _wrapped(value)
+    raise BadRecord(0, NO_FIELD, f"no field {name!r}; {owner} has {names}{hint}")
+
+
+def _wrapped(value: Any) -> str:
+    """What to do where `value` is no record but holds an array of them."""
+    for name, array in value.items() if isinstance(value, dict) else ():
+        if isinstance(array, list) and isinstance(next(iter(array), None), dict):
+            joined = printable(f"{name}[].FIELD")
+            return f"; '{joined}' joins the texts of an array; if its elements are the records, take them out with jq"
+    return ""
 
 
 def _decoded(value: Any, name: str) -> str:

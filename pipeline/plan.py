@@ -88,10 +88,16 @@ def settings_differences(
     """What differs, in words: `seed was 2333, now 7`. A setting that is absent in `before` had its default."""
     before = dataclasses.asdict(BuildSettings()) | before
     after = dataclasses.asdict(settings).items()
-    differences = [f"{name} was {before[name]}, now {value}" for name, value in after if before[name] != value]
+    differences = [
+        f"{name} was {_shown(before[name])}, now {_shown(value)}" for name, value in after if before[name] != value
+    ]
     if tokenizer_before != dataclasses.replace(tokenizer, begin_id=tokenizer_before.begin_id):  # a setting
         differences.append(f"the tokenizer was {tokenizer_before.name}, now {tokenizer.name}")
     return differences
+
+
+def _shown(value: object) -> object:
+    return "none" if value == "" else value
 
 
 def plan_differences(before: Plan, now: Plan) -> list[str]:

@@ -222,10 +222,12 @@ def _look_into(directory: str, files: list[tuple[str, str]], encoding: str) -> C
 
     manifests = [pair for pair in files if pair[1].rpartition("/")[2] == MANIFEST_NAME]
     sets = [own.removesuffix(MANIFEST_NAME) for own in _for_each(_set_manifest, manifests) if own]
+    if "" in sets:
+        raise InputError(f"{directory}: is a shard set, not a corpus; name the files that it was built from")
     found = _for_each(look, [pair for pair in files if not pair[1].startswith(tuple(sets))])
     sources = [what for _own, what in found if isinstance(what, Source)]
     errors = [(own, what) for own, what in found if isinstance(what, NotCorpus)]
-    kinds = [("shard set", own or "all of it") for own in sets] + [(error.kind, own) for own, error in errors]
+    kinds = [("shard set", own) for own in sets] + [(error.kind, own) for own, error in errors]
     unread = add_up(UnreadEntry(kind=kind, num_files=1, names=[printable(own)]) for kind, own in kinds)
     if not sources:
         found_text = unread_text(unread) if unread else "no file in this directory"

@@ -219,9 +219,9 @@ def read_manifest(directory: Path) -> Manifest:
         hint = f"; take {directory.parent}" if (directory.parent / MANIFEST_NAME).is_file() else ""
         raise InputError(f"{directory}: expected a shard set's directory, found a file{hint}")
     if not path.is_file():
-        raise InputError(
-            f"{directory}: no {MANIFEST_NAME}, so this is not a complete shard set; finish it with the same build command"
-        )
+        found = next((path.parent for path in sorted(directory.glob(f"*/{MANIFEST_NAME}"))), None)
+        cure = f"name one in it, such as {printable(str(found))}" if found else "finish it with the same build command"
+        raise InputError(f"{directory}: no {MANIFEST_NAME}, so this is not a complete shard set; {cure}")
     return decode_manifest(path.read_bytes(), str(path))
 
 

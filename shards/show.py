@@ -142,7 +142,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(str(value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(str(value)) or "none"
 
 
 def show_document(shard_set: ShardSet, split_name: str, number: int, *, with_ids: bool = False) -> str:

@@ -49,6 +49,7 @@ def test_every_target_without_a_file_is_phony() -> None:
         (["train", LARGE], [TRAINS], [BUILDS, "--shards"]),
         (["train", LARGE, "CORPUS=data/mine.json"], [BUILDS + '"data/mine.json"', '--shards "data/shards/mine"'], []),
         (["train", LARGE, "SHARDS=data/shards/other"], [TRAINS, '--shards "data/shards/other"'], [BUILDS]),
+        (["train", "SHARDS=data/shards/other"], [TRAINS, '--shards "data/shards/other"'], [BUILDS, "The sample shows"]),
         # A directory may end in a slash.
         (["shards", "CORPUS=data/mine/"], ['--out "data/shards/mine"'], []),
         # torchrun starts several processes, after a check by one.

@@ -38,7 +38,9 @@ _KINDS: dict[str, Any] = {
     "learning_rate": NotNegative,
     "weight_decay": NotNegative,
     "seed": Seed,
-    "max_steps": Annotated[int, Allowed("at most 2,147,483,647 steps", lambda value: value < 2**31)],
+    "max_steps": Annotated[
+        int, Allowed("1 to 2,147,483,647, or -1 (num_train_epochs)", lambda value: value == -1 or 0 < value < 2**31)
+    ],
     "num_train_epochs": Annotated[float, Allowed("above 0, at most 1,000,000", lambda value: 0 < value <= 1e6)],
     # An evaluation's; of each, less is better.
     "metric_for_best_model": Literal["loss", "eval_loss", "perplexity", "eval_perplexity"] | None,

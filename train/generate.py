@@ -173,7 +173,7 @@ def find_model(path: Path, checkpoint: str | None = None) -> Path:
     if checkpoint is not None:
         step = steps[-1] if steps and checkpoint == "latest" else checkpoint.rpartition("checkpoint-")[2]
         if step not in steps:
-            found = f"there are {', '.join(steps) or 'none'}{nearest(checkpoint, steps)}"
+            found = f"the run has {', '.join(steps) or 'none'}{nearest(checkpoint, steps)}"
             raise InputError(f"{path}: no checkpoint {printable(checkpoint)!r}; {found}")
         return path / f"checkpoint-{step}"
     for directory in (path / MODEL_NAME, path):

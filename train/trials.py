@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import math
 import shutil
 import statistics
@@ -154,7 +155,8 @@ def dry_run(settings: Settings, data: shards.Data) -> list[str]:
 
 def time_of_step(trainer: BlockTrainer) -> float:
     """Seconds of a step: its micro-batches, of which a few are tried after one that warms up, and the optimizer's."""
-    optimizer, batches, device = trainer.create_optimizer(), iter(trainer.get_train_dataloader()), trainer.args.device
+    optimizer, device = trainer.create_optimizer(), trainer.args.device
+    batches = itertools.cycle(trainer.get_train_dataloader())  # a short run has fewer than are tried
 
     def seconds(work: Callable[[], object]) -> float:
         begin = time.monotonic()

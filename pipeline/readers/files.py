@@ -168,6 +168,16 @@ def _is_skipped(name: str) -> bool:
     return any(part.startswith(".") or part.endswith(".partial") for part in name.split("/"))
 
 
+def _check_answers(system: Any, url: str) -> None:
+    """Raise `InputError` if the web server answers otherwise than that there is no such file, which a listing hides."""
+    with server_errors(url):
+        try:
+            system.info(url)
+        except FileNotFoundError as error:
+            if error.__cause__ is not None and getattr(error.__cause__, "status", 0) not in (404, 410):
+                raise error.__cause__ from None
+
+
 def find_urls(url: str) -> list[tuple[str, str]]:
     """The files that `url` means (a file, a directory, a pattern): the URL of each, and its name relative to `url`."""
     system, path = file_system(url)
@@ -177,6 +187,8 @@ def find_urls(url: str) -> list[tuple[str, str]]:
     with server_errors(url), contextlib.suppress(FileNotFoundError):  # no such bucket, or repository
         found = sorted(filter(system.isfile, system.glob(path)) if is_pattern else system.find(path))
     if not found:
+        if url.startswith("http"):
+            _check_answers(system, url)
         raise InputError(f"{url}: no such file, and no file below it")
     if found == [path]:
         return [(url, path.rpartition("/")[2])]

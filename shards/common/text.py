@@ -76,7 +76,8 @@ def visible(text: str) -> str:
     )
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'text'?"` for the known word closest to `word`, or an empty string."""
+def nearest(word: str, known: Iterable[str], before: str = "", after: str = "") -> str:
+    """`"; did you mean 'text'?"` for the known word closest to `word`, or an empty string. The word stands between
+    `before` and `after`, as a step of a path."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    return f"; did you mean {before + matches[0] + after!r}?" if matches else ""

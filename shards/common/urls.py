@@ -82,6 +82,8 @@ def file_system(url: str) -> tuple[Any, str]:
 def _options(url: str, protocol: str, configured: dict[str, Any]) -> dict[str, Any]:
     """How the file system is made, as far as fsspec's own configuration leaves it open."""
     options: dict[str, Any] = {}
+    if protocol in ("file", "local"):
+        options["auto_mkdir"] = True  # as object stores, where names have slashes and there are no directories to make
     if protocol in ("s3", "s3a"):
         options["config_kwargs"] = _S3_CLIENT
     if protocol == "oss":

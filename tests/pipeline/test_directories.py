@@ -136,7 +136,7 @@ def test_only_what_is_read_decides_whether_a_set_is_up_to_date(tmp_path: Path, r
         UnreadEntry(kind="shard set", num_files=2, names=["b/set/", "set/"]),
         UnreadEntry(kind="", num_files=1, names=["note.md"]),
     ]
-    with pytest.raises(InputError, match=r"set: 1 file is no corpus: shard set: all of it$"):
+    with pytest.raises(InputError, match=r"set: is a shard set, not a corpus; name the files that it was built from$"):
         find_sources([str(tmp_path / "set")])
     write_corpus(tmp_path / "c", RECORDS[20:30], "lines")
     with pytest.raises(InputError, match="the sources have changed"):
@@ -199,3 +199,8 @@ def test_a_small_file_is_opened_and_read_once(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(SourceFile, name, counted)
     find_sources([str(tmp_path)])
     assert calls == ["__init__", "read"] * 3
+
+
+def test_a_web_server_that_does_not_answer_is_not_a_missing_file() -> None:
+    with pytest.raises(InputError, match=r"x.jsonl: Connect call failed .*; the same command goes on when the server"):
+        find_sources(["http://127.0.0.1:9/x.jsonl"])

@@ -85,9 +85,14 @@ def test_a_name_counts_before_a_path() -> None:
         ("文件名[]", r"field '文件名\[\]': expected an array before '\[\]', found a string"),
         ("段落.内容", r"field '段落.内容': '内容' is looked for in an array; write '\[\]' after its name"),
         ("段落[].行号", r"expected a string, found a number"),
-        ("段落[].内溶", r"no field '段落\[\].内溶'; this record has 行号, 内容"),
-        ("段[]", r"no field '段\[\]'; this record has 文件名, 段落"),
-        ("page.bdy", r"no field 'page\.bdy'; this record has body, null; did you mean 'body'"),
+        ("段落[].内溶", r"no field '段落\[\].内溶'; '段落\[\]' has 行号, 内容"),
+        ("段[]", r"no field '段\[\]'; this record has 文件名, 段落.*; did you mean '段落\[\]'"),
+        ("pge.body", r"no field 'pge\.body'; this record has .*; did you mean 'page\.body'"),
+        ("page.bdy", r"no field 'page\.bdy'; 'page' has body, null; did you mean 'page\.body'"),
+        (
+            "标题",
+            r"; '段落\[\]\.FIELD' joins the texts of an array; if its elements are the records, take them out with jq",
+        ),
         ("grid[]", r"expected a string, found an array"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from shards.common.errors import InputError, TransientError
@@ -82,3 +84,8 @@ def test_a_package_that_is_missing_and_what_is_no_url_are_one_line() -> None:
         file_system("bucket/name")
     with pytest.raises(InputError, match="az://box/file: needs the package adlfs: pip install adlfs"):
         file_system("az://box/file")
+
+
+def test_a_directory_is_made_for_a_file_at_a_path_as_url(tmp_path: Path) -> None:
+    write_bytes(f"file://{tmp_path}/set/tokenizer/config.json", b"{}")
+    assert (tmp_path / "set/tokenizer/config.json").read_bytes() == b"{}"

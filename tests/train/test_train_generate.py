@@ -121,9 +121,9 @@ def test_checkpoints_of_a_run_that_goes_on(trained: Any, tmp_path: Path, capsys:
     assert capsys.readouterr().out.startswith("【ab】")  # the run's prompt
     assert find_model(run, "42") == find_model(run, "checkpoint-42") == run / "checkpoint-42"
     assert find_model(run, "latest") == run / "checkpoint-44"
-    with pytest.raises(InputError, match="no checkpoint '40'; there are 42, 44"):
+    with pytest.raises(InputError, match="no checkpoint '40'; the run has 42, 44"):
         main([str(run), "--checkpoint", "40"])
-    with pytest.raises(InputError, match="no checkpoint 'latest'; there are none"):
+    with pytest.raises(InputError, match="no checkpoint 'latest'; the run has none"):
         main([str(tmp_path), "--checkpoint", "latest"])
 
 

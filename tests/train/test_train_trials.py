@@ -38,6 +38,7 @@ def test_what_a_run_takes_is_said_and_nothing_is_written(
     [
         ("{0}:1,{1}:3", 22, "tiny 1.00, other 6.00"),
         ([{"until": 0.5, "mix": "{0}"}, {"mix": "{1}"}], 11, "tiny 1.00, other 2.00"),
+        ("{0}", 1, "tiny 0.18"),  # fewer micro-batches than are tried
     ],
 )
 def test_the_passes_are_those_of_the_run_over_each_set(
