@@ -69,7 +69,7 @@ def test_it_stands_before_each_document_for_any_number_of_workers(
 def test_a_set_without_one_has_no_field_for_it(plain: Path, builder: Builder) -> None:
     content = json.loads((plain / "manifest.json").read_bytes())
     assert "begin_id" not in content["tokenizer"] and "begin_token" not in content["settings"]
-    with pytest.raises(InputError, match=r"other inputs is there \(begin_token was , now <s>\)"):
+    with pytest.raises(InputError, match=r"other inputs is there \(begin_token was none, now <s>\)"):
         builder(SAMPLE, plain, begin_token="<s>")
 
 
