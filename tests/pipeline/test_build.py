@@ -75,17 +75,13 @@ def test_the_documents_are_the_corpus_and_the_bytes_the_same_in_any_order_of_uni
     }
     for seed in (0, 1):
         use_engine(monkeypatch, InlineEngine(seed=data.draw(st.integers(0, 99))))
-        result = run(paths, directory / f"set{seed}", **options)
-        assert result.manifest.packing == options["packing"]
+        manifest = run(paths, directory / f"set{seed}", **options).manifest
+        assert manifest.packing == options["packing"]
     expected = [unicodedata.normalize("NFC", own) for _kind, texts in sources for own in texts]
     found = texts_in(directory / "set0")
     assert found == expected if not options["val_fraction"] else sorted(found) == sorted(expected)
     assert verify(directory / "set0") == []
     assert directory_bytes(directory / "set0") == directory_bytes(directory / "set1")
-    splits, size = [shards.open(directory / "set0")[name] for name in SPLITS], result.manifest.block_tokens
-    lengths = [len(document) for split in splits for document in split.documents()]
-    assert result.num_short_documents == sum(length < size for length in lengths)
-    assert result.num_remainder_tokens == sum(length % size for length in lengths)
 
 
 def test_same_bytes_for_any_number_of_workers(tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,10 +91,14 @@ def test_same_bytes_for_any_number_of_workers(tmp_path: Path, run: Builder, monk
     for num_workers in (1, 2):
         run(corpus, tmp_path / f"with{num_workers}", num_workers=num_workers, **options)
     use_engine(monkeypatch, InlineEngine())
-    run(corpus, tmp_path / "inline", **options)
+    result = run(corpus, tmp_path / "inline", **options)
     expected = directory_bytes(tmp_path / "inline")
     assert len(list((tmp_path / "inline").glob("train-*.bin"))) > 10 and "rejected.jsonl" in expected
     assert directory_bytes(tmp_path / "with1") == directory_bytes(tmp_path / "with2") == expected
+    splits, size = [shards.open(tmp_path / "inline")[name] for name in SPLITS], result.manifest.block_tokens
+    lengths = [len(document) for split in splits for document in split.documents()]
+    assert result.num_short_documents == sum(length < size for length in lengths)
+    assert result.num_remainder_tokens == sum(length % size for length in lengths) > 0
 
 
 def reference_ids(tokenizer_dir: Path, texts: list[str]) -> list[list[int]]:
