@@ -67,6 +67,13 @@ def no_flushing() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def not_flushed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[str]]:
+    """What a power failure could take of what lies at a path: who flushes a file or directory gives it the time 0."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: os.utime(descriptor, ns=(0, 0)))
+    return lambda path: [str(one) for one in (path, *path.rglob("*")) if one.stat().st_mtime_ns]
+
+
 def needs_compiler() -> None:
     """Skip the test where the native encoder can't be compiled."""
     from pipeline.native import NoCompiler, compiled

@@ -21,6 +21,7 @@ from pipeline.native import NativeEncoder
 from pipeline.progress import summary
 from pipeline.tokenizers import FastEncoder, ReferenceEncoder
 from shards.common.errors import InputError
+from shards.layout import SPLITS
 from shards.verify import verify
 from tests.conftest import (
     SAMPLE,
@@ -90,10 +91,14 @@ def test_same_bytes_for_any_number_of_workers(tmp_path: Path, run: Builder, monk
     for num_workers in (1, 2):
         run(corpus, tmp_path / f"with{num_workers}", num_workers=num_workers, **options)
     use_engine(monkeypatch, InlineEngine())
-    run(corpus, tmp_path / "inline", **options)
+    result = run(corpus, tmp_path / "inline", **options)
     expected = directory_bytes(tmp_path / "inline")
     assert len(list((tmp_path / "inline").glob("train-*.bin"))) > 10 and "rejected.jsonl" in expected
     assert directory_bytes(tmp_path / "with1") == directory_bytes(tmp_path / "with2") == expected
+    splits, size = [shards.open(tmp_path / "inline")[name] for name in SPLITS], result.manifest.block_tokens
+    lengths = [len(document) for split in splits for document in split.documents()]
+    assert result.num_short_documents == sum(length < size for length in lengths)
+    assert result.num_remainder_tokens == sum(length % size for length in lengths) > 0
 
 
 def reference_ids(tokenizer_dir: Path, texts: list[str]) -> list[list[int]]:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline import dedup
 from pipeline.dedup import compute_signatures, encode_hashes, find_duplicates, hash_texts, hashes_name, read_duplicates
+from pipeline.readers.base import RangeReader
 from pipeline.receipts import Receipt
 from shards.verify import verify
 from tests.conftest import InlineEngine, directory_bytes, use_engine, write_corpus
@@ -179,6 +180,7 @@ def test_a_build_keeps_the_first_of_equal_texts(
     tmp_path: Path, run: Builder, unit_bytes: int, documents_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dedup, "DOCUMENTS_AT_ONCE", documents_at_once)
+    monkeypatch.setattr(RangeReader, "chunk_bytes", 300)  # so that a unit has many batches
     texts = [f"第{number * number % 37}篇" if number % 3 else "" for number in range(300)]
     corpus = write_corpus(tmp_path / "corpus.json", [{"text": text} for text in texts])
     manifest = run(corpus, tmp_path / "set", dedup="exact", unit_bytes=unit_bytes, val_fraction=0.0).manifest

@@ -170,13 +170,20 @@ def test_what_another_process_puts_is_seen_after_a_listing() -> None:
         assert len(listing(url)) == 2
 
 
+@pytest.mark.parametrize("content", [None, b"another build's\n"])
 @pytest.mark.parametrize("suffix", [".hashes", ".rejected"])
-def test_state_that_goes_while_a_set_is_built_is_missed(
-    memory: Any, corpus: Path, run: Builder, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, suffix: str
+def test_state_that_goes_or_changes_while_a_set_is_built_is_missed(
+    memory: Any,
+    corpus: Path,
+    run: Builder,
+    whole: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    content: bytes | None,
 ) -> None:
     read = ObjectStoreOutput.read
     monkeypatch.setattr(
-        ObjectStoreOutput, "read", lambda self, name: None if name.endswith(suffix) else read(self, name)
+        ObjectStoreOutput, "read", lambda self, name: content if name.endswith(suffix) else read(self, name)
     )
     with pytest.raises(TransientError, match=rf"{suffix}.*; repeat the command"):
         run(corpus, SET, **OPTIONS)

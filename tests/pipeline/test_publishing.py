@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,37 @@ def test_a_kill_at_each_system_call_of_publishing_loses_nothing(
             assert number > 20
             return
     raise AssertionError("publishing never ended")
+
+
+def test_what_a_power_failure_takes_is_not_counted_on(
+    tmp_path: Path,
+    corpus: Path,
+    run: Builder,
+    not_flushed: Callable[[Path], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A receipt comes after its unit's shards, the set's name after all of the set, the end of the state after that."""
+    rename, replace, remove, out = os.rename, os.replace, LocalOutput._remove_partial, tmp_path / "set"
+    lost: list[str] = []
+
+    def renamed(source: Path, target: Path) -> None:
+        lost.extend(not_flushed(source))
+        rename(source, target)
+
+    def replaced(source: Path, target: Path) -> None:
+        if target.parent.name == "receipts" and target.suffix == ".json":
+            lost.extend(not_flushed(out.with_name("set.partial") / "set"))
+        replace(source, target)
+
+    def removed(self: LocalOutput) -> None:
+        lost.extend(one for one in not_flushed(tmp_path) if one == str(tmp_path))
+        remove(self)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(LocalOutput, "_remove_partial", removed)
+    run(corpus, out, **OPTIONS)
+    assert lost == [] and verify(out) == []
 
 
 @pytest.mark.parametrize("force", [False, True])

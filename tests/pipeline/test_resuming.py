@@ -305,7 +305,7 @@ def test_of_two_builds_at_once_one_is_refused_naming_the_other(tmp_path: Path, r
     assert not (tmp_path / ".set.lock").exists()
 
 
-def test_a_build_of_unchanged_inputs_does_nothing(tmp_path: Path, run: Builder) -> None:
+def test_a_build_of_unchanged_inputs_does_nothing(tmp_path: Path, tokenizer_dir: Path, run: Builder) -> None:
     corpus = write_corpus(tmp_path / SAMPLE.name, sample_records()[:20])
     run(corpus, tmp_path / "set")
     before = directory_bytes(tmp_path / "set")
@@ -319,6 +319,10 @@ def test_a_build_of_unchanged_inputs_does_nothing(tmp_path: Path, run: Builder) 
         run(other, tmp_path / "set")
     with pytest.raises(InputError, match=r"\(seed was 2333, now 7\)"):
         run(corpus, tmp_path / "set", seed=7)
+    shutil.copytree(tokenizer_dir, tmp_path / tokenizer_dir.name)
+    change(tmp_path / tokenizer_dir.name / "tokenizer.json", lambda content: content.replace(b'"NFC"', b'"NFKC"'))
+    with pytest.raises(InputError, match="the tokenizer was"):
+        Builder(tmp_path / tokenizer_dir.name)(corpus, tmp_path / "set")
     other.write_bytes(other.read_bytes().replace(b'"text"', b'"txt"', 1))
     with pytest.raises(InputError, match="no field 'text'"):
         run(other, tmp_path / "set", force=True)

@@ -15,7 +15,7 @@ import shards
 from shards.common.errors import InputError
 from shards.common.files import FileLock, atomic_writer, write_atomically
 from shards.edit.sets import subset
-from shards.manifest import Packing
+from shards.manifest import Packing, write_manifest
 from shards.packing import PACKERS
 from shards.set_writer import new_directories, new_directory
 from shards.verify import verify
@@ -28,22 +28,25 @@ from tests.shards.sets import EOS, PACKINGS, names_in
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was flushed and renamed, in order: `flush file`, `flush directory`, and new names."""
     found: list[str] = []
-    replace, fsync = os.replace, os.fsync
+    rename, fsync = os.rename, os.fsync
 
     def noted(old: Path, new: Path) -> None:
         found.append(new.name)
-        replace(old, new)
+        rename(old, new)
 
     def flushed(descriptor: int) -> None:
         found.append("flush directory" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "flush file")
         fsync(descriptor)
 
+    monkeypatch.setattr(os, "rename", noted)
     monkeypatch.setattr(os, "replace", noted)
     monkeypatch.setattr(os, "fsync", flushed)
     return found
 
 
-def test_a_file_is_flushed_before_it_gets_its_name_and_its_directory_after(tmp_path: Path, events: list[str]) -> None:
+def test_a_file_is_flushed_before_it_gets_its_name_and_its_directory_after(
+    built_set: Path, tmp_path: Path, events: list[str]
+) -> None:
     write_atomically(tmp_path / "a", b"content")
     assert events == ["flush file", "a", "flush directory"]
     assert (tmp_path / "a").read_bytes() == b"content" and names_in(tmp_path) == ["a"]
@@ -55,6 +58,9 @@ def test_a_file_is_flushed_before_it_gets_its_name_and_its_directory_after(tmp_p
     with atomic_writer(tmp_path / "b", flush_parent=False):
         pass
     assert events == ["flush file", "b"]
+    events.clear()
+    write_manifest(tmp_path, shards.open(built_set).manifest)
+    assert events == ["flush directory", "flush file", "manifest.json", "flush directory"]
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -114,14 +120,14 @@ def test_a_lock_removed_while_it_was_waited_for_is_taken_anew(tmp_path: Path) ->
 # ---- new sets ----
 
 
-def test_it_appears_only_when_the_block_ends(tmp_path: Path) -> None:
+def test_it_appears_only_when_the_block_ends(tmp_path: Path, events: list[str]) -> None:
     out = tmp_path / "deep" / "new"
     with new_directory(out) as directory:
         (directory / "file").write_text("a")
         assert not out.exists()
         with pytest.raises(InputError, match="another process is writing it"), new_directory(out):
             raise AssertionError
-    assert names_in(out) == ["file"]
+    assert names_in(out) == ["file"] and events == ["flush directory", "new", "flush directory"]
     with pytest.raises(InputError, match="exists already"), new_directory(out):
         raise AssertionError
     assert names_in(out.parent) == ["new"]

@@ -22,6 +22,7 @@ from train.compare.__main__ import as_json, main
 from train.compare.page import loss_charts, render, thinned
 from train.compare.runs import Run, comparability, differences, find_runs, read_runs
 from train.compare.table import as_lines, remarks
+from train.evaluate import best_evaluation
 
 MakeRun = Callable[..., Path]
 EVIL = '</script><script>alert(1)</script><img src=x onerror="alert(2)">\x1b[31m\u202e'
@@ -102,6 +103,8 @@ def test_best_and_last_validation_loss(make_run: MakeRun) -> None:
         2,
         7.0,
     )
+    part, whole = {"eval_loss": 1.0, "eval_samples": 3}, {"eval_loss": 2.0, "eval_samples": 5}
+    assert best_evaluation([part, whole, part]) == whole, "losses of other texts"
 
 
 def test_non_finite_losses_are_gaps_and_damaged_lines_left_out(make_run: MakeRun) -> None:

@@ -28,9 +28,16 @@ from tests.conftest import flip
 from tests.train.runs import Capture, Patch, WriteConfig, as_stopped_at, losses, stop_after, train_to_the_end
 from train.__main__ import prepare
 from train.callbacks import MetricsFile
-from train.checkpoints import newest_complete_checkpoint, numbered_checkpoints
+from train.checkpoints import (
+    DataPosition,
+    newest_complete_checkpoint,
+    numbered_checkpoints,
+    read_position,
+    remove,
+    seal_checkpoint,
+)
 from train.run import train
-from train.run_directory import append_lines, lock_run, read_lines, read_record
+from train.run_directory import append_lines, lock_run, read_lines, read_record, write_record
 
 NUM_STEPS = 11  # 2 epochs of 22 blocks, 4 blocks a step
 
@@ -167,6 +174,24 @@ def train_and_be_killed_at(where: str, config: Path, *arguments: str, call: int 
         train_to_the_end(config, *arguments)
 
 
+def test_the_seal_says_that_all_is_on_the_disk(
+    tmp_path: Path, not_flushed: Callable[[Path], list[str]], monkeypatch: Patch
+) -> None:
+    """A seal that names a file elsewhere is none, and of a checkpoint that is deleted the seal goes first."""
+    (checkpoint := tmp_path / "checkpoint-1").mkdir()
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    position = DataPosition(step=1, global_batch_blocks=4, block_tokens=16, seed=42, fingerprint="0")
+    seal_checkpoint(checkpoint, position)
+    assert not_flushed(tmp_path) == [] and read_position(checkpoint) == position
+    seal = checkpoint / "checkpoint.json"
+    seal.write_text(seal.read_text().replace('"model', '"../checkpoint-1/model'))
+    with pytest.raises(InputError, match="expected names of files within the checkpoint"):
+        read_position(checkpoint)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_arguments, **_options: None)
+    remove(checkpoint)
+    assert [path.name for path in checkpoint.iterdir()] == ["model.safetensors"]
+
+
 def test_a_checkpoint_without_its_seal_is_passed_over_and_removed(
     write_config: WriteConfig, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -250,6 +275,10 @@ def test_what_is_not_ours_is_refused_and_stays(write_config: WriteConfig, tmp_pa
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: expected a directory for the run, found a file"):
         prepare(["--config", str(write_config()), "--output_dir", str(tmp_path / "file")])
+    (tmp_path / "trained").mkdir()
+    write_record(tmp_path / "trained", {}, "trained")
+    with pytest.raises(InputError, match="trained: holds a trained model and no checkpoint to continue from"):
+        prepare(["--config", str(write_config()), "--output_dir", str(tmp_path / "trained")])
 
 
 def test_a_run_in_use_is_refused_and_one_that_is_looked_at_is_not(write_config: WriteConfig, tmp_path: Path) -> None:
