@@ -40,7 +40,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 import shards  # noqa: E402
 from shards.order import RunOrder  # noqa: E402
-from shards.torch import DocumentCollator, collate_blocks  # noqa: E402
+from shards.torch import collate_blocks  # noqa: E402
 from train.model import GatedMLP, Qwen2ForCausalLM, build_config  # noqa: E402
 from train.optimizer import MuonWithAdamW, orthogonalize, parameter_groups  # noqa: E402
 from train.settings import GroupSettings, ModelSettings  # noqa: E402
@@ -54,8 +54,8 @@ SHAPES = {  # hidden size, layers, heads, key-value heads
 RUNS = """
     base seed=2 seed=3 learning_rate=1.6e-2 embedding_rate=3.0 embedding_rate=3.0,seed=2 embedding_rate=3.0,seed=3
     embedding_rate=0.3 embedding_rate=8.0 learning_rate=4e-3,embedding_rate=6.0 embedding_decay=0.0 output_init=0.0
-    output_init=0.0,embedding_rate=3.0 family=qwen3 normuon=true cautious=true schedule=wsd wide_heads=true
-    tokens=1e6 tokens=1e6,embedding_rate=3.0
+    output_init=0.0,embedding_rate=3.0 family=qwen3 normuon=true cautious=true schedule=wsd
+    embedding_rate=3.0,schedule=wsd wide_heads=true tokens=1e6 tokens=1e6,embedding_rate=3.0
 """
 
 
@@ -66,7 +66,6 @@ class Recipe:
     step_tokens: int = 2048
     block_tokens: int = 256
     packing: str = "concat"  # or "whole": each document's whole blocks alone, as the tutorial's
-    document_mask: bool = False
     learning_rate: float = 8e-3
     embedding_rate: float = 1.0  # times the rate
     embedding_decay: float = 0.1
@@ -83,7 +82,7 @@ class Recipe:
 
 
 def parse(name: str) -> Recipe:
-    changes = {}
+    changes: dict[str, Any] = {}
     for change in name.split(",") if name != "base" else ():
         key, value = change.split("=")
         default = getattr(Recipe, key)
@@ -203,7 +202,6 @@ def train(recipe: Recipe, work: Path) -> dict[str, float]:
     data = shards.open(work / "shards")
     blocks, eos_id, vocab_size = training_blocks(recipe, data["train"]), data.eos_id, data.vocab_size
     order = RunOrder((len(blocks),), recipe.seed)
-    collate: Any = DocumentCollator(eos_id) if recipe.document_mask else collate_blocks
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, rate = build_model(recipe, vocab_size, eos_id).to(device), recipe.learning_rate
     peak, decay = rate * recipe.embedding_rate, recipe.embedding_decay
@@ -220,7 +218,7 @@ def train(recipe: Recipe, work: Path) -> dict[str, float]:
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * share_of_rate(recipe, step + 1, steps)
         ids = torch.from_numpy(blocks[order.blocks(step * size, (step + 1) * size)].astype(np.int64))
-        batch = {key: value.to(device) for key, value in collate(ids).items()}
+        batch = {key: value.to(device) for key, value in collate_blocks(ids).items()}
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = model(**batch).loss
         loss.backward()
