@@ -1,29 +1,28 @@
-"""How many tokens our recipe needs to reach the loss at which the tutorial's recipe ends. Resumable.
+"""What a change of the training recipe is worth: one short run after another, each with one change. Resumable.
 
-    python bench/recipe.py prepare CORPUS WORK     # documents, a tokenizer, shard sets; --size tiny, small or 120m
-    python bench/recipe.py run WORK NAME [NAME …]  # train the runs of these names, one after another; skips what is done
-    python bench/recipe.py table WORK              # all runs that have ended
+    python bench/recipe.py prepare WORK CORPUS [--shape 120m]   # documents, a tokenizer, shard sets
+    python bench/recipe.py run WORK [NAME …]                    # trains these, else RUNS, but what is done
+    python bench/recipe.py table WORK                           # all results beside the base of as many tokens
 
-CORPUS is a JSON array or JSON Lines (also .gz) with a field `text`; no passage may come twice. Each text is cut at line
-ends into documents of log-normal lengths with a mean of 430 characters, as Wikipedia's articles have, each part in one.
+A NAME is what differs from `Recipe`'s values, `learning_rate=1.6e-2,seed=2`, or `base`. CORPUS is a JSON array or JSON
+Lines (also .gz) with a field `text`. Each text is cut at line ends into documents of log-normal lengths with a mean of 430
+characters, as Wikipedia's articles have.
 
-A NAME is a recipe and what is changed in it, `tutorial,learning_rate=1e-3,tokens=800k,seed=1`. Recipes are in RECIPES.
-`global_batch_blocks` is the blocks of a step. The model, the tokenizer, the held-out documents and the hardware are the
-same for all. A recipe with `shards: tutorial` trains on the blocks that the tutorial would have: of each document whole
-blocks only, no separator. `tokens` is what is trained on, with the schedule ending there.
-
-The measure is the loss a token on held-out documents, each by itself from its first token on, in windows of a block: EOS is
-no label, since the tutorial's model never sees one, and no document sees another. Several `run`s may go on side by side.
+The measure is the bits a byte of held-out documents, each by itself, in windows of a block that overlap by a token. Neither
+a document's first token nor EOS counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gzip
+import itertools
 import json
 import math
-import os
 import random
+import re
+import statistics
 import subprocess
 import sys
 import time
@@ -31,254 +30,268 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 import shards  # noqa: E402
-from bench.trainer import model_settings  # noqa: E402
+from shards.order import RunOrder  # noqa: E402
+from shards.torch import collate_blocks  # noqa: E402
+from train.model import GatedMLP, Qwen2ForCausalLM, build_config  # noqa: E402
+from train.optimizer import MuonWithAdamW, orthogonalize, parameter_groups  # noqa: E402
+from train.settings import GroupSettings, ModelSettings  # noqa: E402
 
-EVALUATED_TOKENS = 300_000
 MEAN_CHARS, SIGMA = 430, 1.35
-
-# `documents`: cut texts into documents of Wikipedia's lengths, or take them as they are. `vocab_size`: of a BPE trained on
-# them; without it Qwen2's tokenizer.
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "documents": "cut",
-        "vocab_size": 512,
-        "block_tokens": 64,
-        "batch_blocks": 4,
-        "model": model_settings(0),
-        "training": {"per_device_train_batch_size": 4},
-    },
-    "small": {  # 3.2 million parameters, on one CPU thread
-        "documents": "cut",
-        "vocab_size": 8192,
-        "block_tokens": 512,
-        "batch_blocks": 8,
-        "model": {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 3, "num_key_value_heads": 1}
-        | {"intermediate_size": 768},
-        "training": {"per_device_train_batch_size": 8, "use_cpu": True, "torch_compile": True},
-        "threads": "1",
-    },
-    "120m": {  # the tutorial's model, on a GPU
-        "documents": "whole",
-        "block_tokens": 512,
-        "batch_blocks": 256,
-        "model": {**model_settings(12), "rope_theta": 1e6},
-        "training": {"per_device_train_batch_size": 32, "dataloader_num_workers": 2, "torch_compile": "auto"},
-    },
+SHAPES = {  # hidden size, layers, heads, key-value heads
+    "tiny": (32, 1, 4, 2),
+    "small": (128, 2, 4, 2),  # with a vocabulary of 4,096 of its own; for one CPU thread
+    "120m": (512, 12, 8, 2),  # with Qwen2's, for a GPU
 }
-
-# What lies in `training` but for the names at the top level, in `model.` and `shards`.
-RECIPES: dict[str, dict[str, Any]] = {
-    "tutorial": {
-        "shards": "tutorial",
-        "optim": "adamw_torch_fused",
-        "learning_rate": 5e-4,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.05,
-        "weight_decay": 0.1,
-    },
-    "ours": {
-        "shards": "packed",
-        "optim": "muon",
-        "learning_rate": 4e-3,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": 0.02,
-        "weight_decay": 0.1,
-        "adam_beta2": 0.95,
-    },
-}
+RUNS = """
+    base seed=2 seed=3 learning_rate=1.6e-2 embedding_rate=3.0 embedding_rate=3.0,seed=2 embedding_rate=3.0,seed=3
+    embedding_rate=0.3 embedding_rate=8.0 learning_rate=4e-3,embedding_rate=6.0 embedding_decay=0.0 output_init=0.0
+    output_init=0.0,embedding_rate=3.0 family=qwen3 normuon=true cautious=true schedule=wsd
+    embedding_rate=3.0,schedule=wsd wide_heads=true tokens=1e6 tokens=1e6,embedding_rate=3.0
+"""
 
 
-def texts(path: Path) -> Iterator[str]:
-    """The field `text` of each record."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-        if file.read(1) == "[":
-            file.seek(0)
-            yield from (record["text"] for record in json.load(file))
-        else:
-            file.seek(0)
-            yield from (json.loads(line)["text"] for line in file)
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    seed: int = 1
+    tokens: float = 0.4e6
+    step_tokens: int = 2048
+    block_tokens: int = 256
+    packing: str = "concat"  # or "whole": each document's whole blocks alone, as the tutorial's
+    learning_rate: float = 8e-3
+    embedding_rate: float = 1.0  # times the rate
+    embedding_decay: float = 0.1
+    weight_decay: float = 0.1
+    warmup: float = 0.02
+    schedule: str = "linear"  # or "cosine"; "wsd": constant, then 1 − sqrt in the last fifth
+    optimizer: str = "muon"  # or "adamw"
+    normuon: bool = False
+    cautious: bool = False  # weight decay only where the update goes towards 0
+    family: str = "qwen2"  # or "qwen3": norms of queries and keys, no biases
+    output_init: float = 1.0  # times the first weights of o_proj and down_proj
+    shape: str = "small"
+    wide_heads: bool = False  # half as many, twice as wide
 
 
-def documents(path: Path, seed: int = 0) -> Iterator[str]:
-    """The texts cut at line ends, disjoint."""
-    source = random.Random(seed)
-    mu = math.log(MEAN_CHARS) - SIGMA**2 / 2
-    for text in texts(path):
-        piece, wanted = "", source.lognormvariate(mu, SIGMA)
-        for line in text.split("\n"):
-            piece += line + "\n"
-            if len(piece) >= wanted:
-                yield piece.strip()
-                piece, wanted = "", source.lognormvariate(mu, SIGMA)
-        if piece.strip():
-            yield piece.strip()
-
-
-def prepare(corpora: list[Path], work: Path, size_name: str) -> None:
-    work.mkdir(parents=True, exist_ok=True)
-    (work / "size").write_text(size_name)
-    size = SIZES[size_name]
-    pipeline = [sys.executable, "-m", "pipeline"]
-    sources = [str(path.resolve()) for path in corpora]
-    if size["documents"] == "cut":
-        corpus = work / "documents.jsonl"
-        if not corpus.exists():
-            with open(work / "documents.partial", "w", encoding="utf-8") as file:
-                for path in corpora:
-                    for text in documents(path):
-                        file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            os.replace(work / "documents.partial", corpus)
-        sources = [str(corpus)]
-    tokenizer = "qwen2"
-    if "vocab_size" in size:
-        tokenizer = str(work / "tokenizer")
-        if not (work / "tokenizer" / "tokenizer.json").exists():
-            command = [*pipeline, "tokenizer", *sources, "--vocab-size", str(size["vocab_size"]), "--out", tokenizer]
-            subprocess.run(command, check=True, cwd=REPOSITORY)
-    for name, packing in (("tutorial", "tutorial"), ("packed", "concat"), ("best-fit", "best-fit")):
-        command = [*pipeline, "build", *sources, "--out", str(work / name), "--tokenizer", tokenizer]
-        options = ["--packing", packing, "--block-tokens", str(size["block_tokens"]), "--val-fraction", "0.02"]
-        subprocess.run([*command, *options], check=True, cwd=REPOSITORY)
-
-
-def size_of(work: Path) -> dict[str, Any]:
-    """What `prepare` was told."""
-    return SIZES[(work / "size").read_text().strip()]
-
-
-def parse(name: str) -> tuple[dict[str, Any], int]:
-    """The recipe's settings and the tokens to train on."""
-    recipe, *changes = name.split(",")
-    settings = {"seed": 1, **RECIPES[recipe]}
-    tokens = 800_000
-    for change in changes:
+def parse(name: str) -> Recipe:
+    changes: dict[str, Any] = {}
+    for change in name.split(",") if name != "base" else ():
         key, value = change.split("=")
-        if key == "tokens":
-            tokens = int(float(value.rstrip("kM")) * {"k": 1e3, "M": 1e6}.get(value[-1], 1))
-        else:
-            settings[key] = value
-    return settings, tokens
+        default = getattr(Recipe, key)
+        changes[key] = value == "true" if isinstance(default, bool) else type(default)(value)
+    return Recipe(**changes)
 
 
-def config(name: str, work: Path) -> dict[str, Any]:
-    settings, tokens = parse(name)
-    size = size_of(work)
-    batch_blocks = int(settings.pop("global_batch_blocks", size["batch_blocks"]))
-    steps = max(1, round(tokens / size["block_tokens"] / batch_blocks))
-    top: dict[str, Any] = {key: settings.pop(key) for key in ("document_mask", "loss", "shuffle") if key in settings}
-    model = {key.removeprefix("model."): settings.pop(key) for key in list(settings) if key.startswith("model.")}
-    return {
-        "shards": str(work / settings.pop("shards")),
-        "global_batch_blocks": batch_blocks,
-        **top,
-        "model": {**size["model"], **model},
-        "training": {
-            "output_dir": str(work / "runs" / name),
-            "max_steps": steps,
-            "logging_steps": 50,
-            "save_steps": 100,
-            "save_total_limit": 1,
-            "eval_strategy": "no",
-            **size["training"],
-            **settings,
-        },
-        "tracking": {"mode": "disabled"},
-    }
+def documents(path: Path) -> Iterator[str]:
+    """The texts cut at line ends, disjoint."""
+    source, mu = random.Random(0), math.log(MEAN_CHARS) - SIGMA**2 / 2
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+        is_array = file.read(1) == "["
+        file.seek(0)
+        for record in json.load(file) if is_array else map(json.loads, file):
+            piece, wanted = "", source.lognormvariate(mu, SIGMA)
+            for line in record["text"].split("\n"):
+                piece += line + "\n"
+                if len(piece) >= wanted:
+                    yield piece.strip()
+                    piece, wanted = "", source.lognormvariate(mu, SIGMA)
+            if piece.strip():
+                yield piece.strip()
 
 
-def run(name: str, work: Path) -> None:
-    """Train (or go on) and evaluate; the result goes to WORK/results/NAME.json."""
-    import yaml
-
-    result = work / "results" / f"{name}.json"
-    if result.exists():
-        return
-    path = work / "configs" / f"{name}.yaml"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(config(name, work)))
-    size = size_of(work)
-    environment = {**os.environ, **({"OMP_NUM_THREADS": size["threads"]} if "threads" in size else {})}
-    directory = work / "runs" / name
-    start = time.perf_counter()
-    if not (directory / "model").exists():
-        command = [sys.executable, "-m", "train", "--config", str(path)]
-        with open(work / "configs" / f"{name}.log", "a") as log:
-            subprocess.run(command, check=True, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
-    command = [sys.executable, __file__, "evaluate", str(work), str(directory / "model")]
-    output = subprocess.run(command, check=True, capture_output=True, env=environment, text=True).stdout
-    result.parent.mkdir(exist_ok=True)
-    _, tokens = parse(name)
-    record = {"name": name, "tokens": tokens, "seconds": time.perf_counter() - start, **json.loads(output)}
-    result.write_text(json.dumps(record) + "\n")
-    print(f"{record['loss']:.4f}  {name}  {record['seconds']:.0f} s", flush=True)
+def prepare(work: Path, corpus: Path, shape: str) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    source, tokenizer, commands = corpus.resolve(), Path("qwen2"), []
+    if shape != "120m":
+        source, sample, tokenizer = (work / name for name in ("documents.jsonl", "sample.jsonl", "tokenizer"))
+        lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents(corpus)]
+        source.write_text("".join(lines), encoding="utf-8")
+        sample.write_text("".join(lines[9::10]), encoding="utf-8")  # training on all of it would take 4 GB of memory
+        commands = [["tokenizer", sample, "--vocab-size", 4096, "--out", tokenizer, "--force"]]
+    build = ["build", source, "--out", work / "shards", "--tokenizer", tokenizer, "--val-fraction", 0.008, "--force"]
+    for command in [*commands, build]:
+        subprocess.run([sys.executable, "-m", "pipeline", *map(str, command)], check=True, cwd=REPOSITORY)
 
 
-def evaluate(work: Path, model_path: Path) -> dict[str, float]:
-    """Mean loss a token on the first held-out documents."""
-    import torch
-    from transformers import AutoModelForCausalLM
+def training_blocks(recipe: Recipe, split: shards.Split) -> Any:
+    """Shape `(blocks, block_tokens)`."""
+    size = recipe.block_tokens
+    if recipe.packing == "whole":
+        return np.concatenate([ids[: len(ids) // size * size] for ids in split.documents()]).reshape(-1, size)
+    return np.asarray(split[np.arange(len(split))]).reshape(-1, size)
 
+
+class Optimizer(MuonWithAdamW):
+    """The project's, with what a recipe changes in it."""
+
+    def __init__(self, recipe: Recipe, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), eps=1e-8)
+        self.recipe = recipe
+
+    def _muon_step(self, group: dict[str, Any], matrices: list[Tensor]) -> None:
+        recipe, updates = self.recipe, []
+        for matrix in matrices:
+            momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+            assert matrix.grad is not None
+            momentum.lerp_(matrix.grad, 1 - group["momentum"])
+            updates.append(matrix.grad.lerp(momentum, group["momentum"]))
+        rows, columns = matrices[0].shape
+        stacked = orthogonalize(torch.stack(updates), torch.bfloat16 if updates[0].is_cuda else torch.float32)
+        for matrix, update in zip(matrices, stacked.unbind(), strict=True):
+            if recipe.normuon:  # Li et al. 2025: rows brought to equal sizes, the whole to the size that it had
+                squares = self.state[matrix].setdefault("squares", matrix.new_zeros(rows, 1))
+                squares.lerp_(update.square().mean(dim=1, keepdim=True), 0.05)
+                update = update / (squares.sqrt() + 1e-8)
+                update = update * (math.sqrt(min(rows, columns)) / update.norm())
+            decay = group["lr"] * group["weight_decay"]
+            matrix.mul_(1 - decay * (update * matrix > 0) if recipe.cautious else 1 - decay)
+            matrix.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(rows, columns)))
+
+
+class Qwen3(transformers.Qwen3ForCausalLM):  # type: ignore[misc]
+    forward = Qwen2ForCausalLM.forward
+
+
+def build_model(recipe: Recipe, vocab_size: int, eos_id: int) -> Any:
+    hidden, layers, heads, kv_heads = SHAPES[recipe.shape]
+    fewer = 2 if recipe.wide_heads else 1
+    settings = ModelSettings(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads // fewer,
+        num_key_value_heads=kv_heads // fewer,
+        intermediate_size=4 * hidden,
+        rope_theta=1e6,
+    )
+    config = build_config(settings, vocab_size=vocab_size, eos_id=eos_id, block_tokens=recipe.block_tokens)
+    transformers.set_seed(recipe.seed)
+    if recipe.family == "qwen3":
+        values = {key: value for key, value in config.to_dict().items() if key != "model_type"}
+        model = Qwen3(transformers.Qwen3Config(**values, head_dim=hidden // heads * fewer))
+        for layer in model.model.layers:
+            layer.mlp = GatedMLP(layer.mlp)
+    else:
+        model = Qwen2ForCausalLM(config)
+    model.head_loss = "chunked"
+    for layer in model.model.layers:
+        layer.mlp.down_proj.weight.data.mul_(recipe.output_init)
+        layer.self_attn.o_proj.weight.data.mul_(recipe.output_init)
+    return model
+
+
+def share_of_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Of the peak rate, in `step` of 1 … `steps`."""
+    warmup = round(recipe.warmup * steps)
+    if step < warmup:
+        return step / warmup
+    if recipe.schedule == "wsd":
+        return 1 - math.sqrt(max(0.0, (step / steps - 0.8) / 0.2))
+    left = (steps - step) / (steps - warmup)
+    return left if recipe.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
+
+
+def train(recipe: Recipe, work: Path) -> dict[str, float]:
+    data = shards.open(work / "shards")
+    blocks, eos_id, vocab_size = training_blocks(recipe, data["train"]), data.eos_id, data.vocab_size
+    order = RunOrder((len(blocks),), recipe.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(model_path).to(device).eval()
-    block_tokens = size_of(work)["block_tokens"]
-    windows: list[list[int]] = []
-    total = 0
-    for document in shards.open(work / "packed")["val"].documents():
-        if total >= EVALUATED_TOKENS:
-            break
-        ids = document.tolist()
-        windows += [ids[start : start + block_tokens] for start in range(0, len(ids), block_tokens)]
-        total += len(ids)
-    windows = sorted((window for window in windows if len(window) > 1), key=len)
-    losses, count = 0.0, 0
-    with torch.no_grad():
-        for start in range(0, len(windows), 16):
-            group = windows[start : start + 16]
-            width = len(group[-1])
-            ids = torch.tensor([window + [0] * (width - len(window)) for window in group], device=device)
-            wanted = [window + [-100] * (width - len(window)) for window in group]
-            labels = torch.tensor(wanted, device=device)[:, 1:]
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            losses += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
-            count += int((labels != -100).sum())
-    return {"loss": losses / count, "evaluated_tokens": count}
+    model, rate = build_model(recipe, vocab_size, eos_id).to(device), recipe.learning_rate
+    peak, decay = rate * recipe.embedding_rate, recipe.embedding_decay
+    settings = GroupSettings(embedding_learning_rate=peak, embedding_weight_decay=decay)
+    groups = parameter_groups(model, settings, learning_rate=rate, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "adamw":
+        optimizer: Any = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), fused=True)
+    else:
+        optimizer = Optimizer(recipe, groups)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    size, steps = recipe.step_tokens // recipe.block_tokens, round(recipe.tokens / recipe.step_tokens)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    for step in range(steps):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * share_of_rate(recipe, step + 1, steps)
+        ids = torch.from_numpy(blocks[order.blocks(step * size, (step + 1) * size)].astype(np.int64))
+        batch = {key: value.to(device) for key, value in collate_blocks(ids).items()}
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = model(**batch).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    record = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(work / "shards" / "tokenizer")
+    # In a byte-level vocabulary a letter of an entry stands for a byte.
+    lengths = torch.tensor([len(entry or "") for entry in tokenizer.convert_ids_to_tokens(range(vocab_size))])
+    texts = (ids.astype(np.int64) for ids in itertools.islice(data["val"].documents(), 0, None, 2))
+    return {"bits": bits_a_byte(model, texts, lengths, recipe.block_tokens), **record}
+
+
+@torch.no_grad()
+def bits_a_byte(model: Any, documents: Iterator[Any], lengths: Tensor, size: int) -> float:
+    windows = [ids[first : first + size] for ids in documents for first in range(0, len(ids) - 1, size - 1)]
+    windows.sort(key=len)
+    nats, count = 0.0, 0
+    while windows:
+        group = windows[-max(1, 4096 // len(windows[-1])) :]
+        del windows[-len(group) :]
+        labels = torch.full((len(group), len(group[-1])), -100)
+        for row, window in zip(labels, group, strict=True):
+            row[: len(window)] = torch.from_numpy(window)
+        targets = labels[:, 1:]
+        count += int(lengths[targets[targets >= 0]].sum())
+        labels = labels.to(model.device)
+        nats += model(labels.clamp(min=0), labels=labels, num_items_in_batch=1, want_token_losses=True).loss.item()
+    return nats / math.log(2) / count
+
+
+def results(work: Path) -> dict[str, dict[str, float]]:
+    path = work / "results.jsonl"
+    return {(row := json.loads(line)).pop("name"): row for line in path.open()} if path.exists() else {}
+
+
+def run(work: Path, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    for name in names:
+        if name not in results(work):
+            record = train(parse(name), work)
+            with open(work / "results.jsonl", "a") as file:
+                file.write(json.dumps({"name": name, **record}) + "\n")
+            print(f"{record['bits']:.4f}  {record['cpu_seconds']:4.0f} s  {name}", flush=True)
 
 
 def table(work: Path) -> None:
-    rows = [json.loads(path.read_text()) for path in sorted((work / "results").glob("*.json"))]
-    print("| run | tokens | held-out loss | seconds |\n|---|---|---|---|")
-    for row in sorted(rows, key=lambda row: (row["tokens"], row["loss"])):
-        print(f"| {row['name']} | {row['tokens'] / 1e6:.1f} M | {row['loss']:.4f} | {row['seconds']:,.0f} |")
+    seeds: dict[str, list[dict[str, float]]] = {}
+    for name, row in results(work).items():
+        seeds.setdefault(re.sub(r",?\bseed=\d+", "", name) or "base", []).append(row)
+    means = {name: statistics.mean(row["bits"] for row in rows) for name, rows in seeds.items()}
+    print("| run | bits a byte | against the base of as many tokens | CPU s |\n|---|---|---|---|")
+    for name, rows in seeds.items():
+        tokens = re.search(r"\btokens=[^,]+", name)
+        difference = means[name] / means.get(tokens.group() if tokens else "base", math.nan) - 1
+        bits = ", ".join(f"{row['bits']:.4f}" for row in rows)
+        seconds = statistics.mean(row["cpu_seconds"] for row in rows)
+        print(f"| {name} | {bits} | {100 * difference:+.2f} % | {seconds:.0f} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("prepare")
-    command.add_argument("corpus", type=Path, nargs="+")
-    command.add_argument("work", type=Path)
-    command.add_argument("--size", choices=sorted(SIZES), default="small")
-    command = commands.add_parser("run")
-    command.add_argument("work", type=Path)
-    command.add_argument("names", nargs="+", metavar="NAME")
-    command = commands.add_parser("table")
-    command.add_argument("work", type=Path)
-    command = commands.add_parser("evaluate")
-    command.add_argument("work", type=Path)
-    command.add_argument("model", type=Path)
+    parser.add_argument("command", choices=("prepare", "run", "table"))
+    parser.add_argument("work", type=Path)
+    parser.add_argument("names", nargs="*", metavar="CORPUS|NAME")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="small")
     options = parser.parse_args()
     work = options.work.resolve()
     if options.command == "prepare":
-        prepare(options.corpus, work, options.size)
+        prepare(work, Path(options.names[0]), options.shape)
     elif options.command == "run":
-        for name in options.names:
-            run(name, work)
-    elif options.command == "evaluate":
-        print(json.dumps(evaluate(work, options.model)))
+        run(work, options.names or RUNS.split())
     else:
         table(work)
 
