@@ -115,7 +115,7 @@ def collate_blocks(blocks: Any) -> Batch:
 @dataclasses.dataclass(frozen=True)
 class PaddingCollator:
     """As `collate_blocks`, but padding is no label: EOS after EOS, as every document has at least one token. Nor is a begin
-    token after EOS: nothing in the document before tells of it.
+    token after EOS: nothing in the document before it predicts it.
 
     The remainder of a cut document may be nothing but EOS; where it follows another document it is taken for padding.
     """
@@ -125,9 +125,9 @@ class PaddingCollator:
 
     def __call__(self, blocks: Any) -> Batch:
         is_eos = blocks == self.eos_id
-        tells_nothing = is_eos if self.begin_id is None else is_eos | (blocks == self.begin_id)
+        unpredicted = is_eos if self.begin_id is None else is_eos | (blocks == self.begin_id)
         is_ignored = torch.zeros_like(is_eos)
-        is_ignored[:, 1:] = tells_nothing[:, 1:] & is_eos[:, :-1]
+        is_ignored[:, 1:] = unpredicted[:, 1:] & is_eos[:, :-1]
         return {"input_ids": blocks, "labels": blocks.masked_fill(is_ignored, IGNORED)}
 
 
