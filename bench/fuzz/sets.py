@@ -243,7 +243,7 @@ def _some_places(num_blocks: int, data: bytes) -> Any:
 class _Set:
     """Stands for a shard set in a mixture."""
 
-    block_tokens, vocab_size, eos_id = 8, 10, 9
+    block_tokens, vocab_size, eos_id, begin_id = 8, 10, 9, None
     manifest = SimpleNamespace(tokenizer=SimpleNamespace(sha256="0", name="t"))
 
     def __init__(self, path: str, size: int) -> None:
