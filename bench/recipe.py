@@ -55,7 +55,8 @@ RUNS = """
     base seed=2 seed=3 learning_rate=1.6e-2 embedding_rate=3.0 embedding_rate=3.0,seed=2 embedding_rate=3.0,seed=3
     embedding_rate=0.3 embedding_rate=8.0 learning_rate=4e-3,embedding_rate=6.0 embedding_decay=0.0 output_init=0.0
     output_init=0.0,embedding_rate=3.0 family=qwen3 normuon=true cautious=true schedule=wsd
-    embedding_rate=3.0,schedule=wsd wide_heads=true tokens=1e6 tokens=1e6,embedding_rate=3.0
+    embedding_rate=3.0,schedule=wsd embedding_rate=3.0,schedule=wsd,seed=2 wide_heads=true tokens=1e6
+    tokens=1e6,embedding_rate=3.0
 """
 
 
