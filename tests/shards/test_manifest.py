@@ -161,7 +161,10 @@ def test_where_there_is_no_set(own: Path, tmp_path: Path) -> None:
         (tmp_path / "books[31m", r"no such shard set; did you mean '.*/books\\x1b\[31m'\? Or build it"),
         (tmp_path / "sett", "no such shard set; build it with"),
         (tmp_path / "nowhere" / "books", "no such shard set; build it with"),
-        (tmp_path, r"no manifest.json, so this is not a complete shard set; name one in it, such as .*/books\\x1b\[31m"),
+        (
+            tmp_path,
+            r"no manifest.json, so this is not a complete shard set; name one in it, such as .*/books\\x1b\[31m",
+        ),
         (tmp_path / "seta", "no manifest.json, so this is not a complete shard set; finish it"),
     ):
         for opened in (shards.open, shards.open_data):
