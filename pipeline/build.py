@@ -38,6 +38,7 @@ from shards.unread import unread_text
 
 # Bytes of the set for each byte of the source: Chinese with Qwen2's vocabulary needs 1.1. Far less can't be.
 _EXPECTED_GROWTH, _LEAST_GROWTH = 1.1, 0.05
+_MAX_THREADS = 3  # of a unit, beside the one that reads and writes: more would wait for that
 
 
 class Reporter:
@@ -242,6 +243,8 @@ def _do_units(
     _check_room(output, num_missing_bytes, reporter)
     num_busy = min(engine.num_workers, max(1, len(units) - num_reused))
     reporter.started(num_bytes, num_bytes - num_missing_bytes, num_busy)
+    if isinstance(engine, LocalEngine):  # Ray gives a task one core
+        decisions = dataclasses.replace(decisions, num_threads=min(engine.num_workers // num_busy, _MAX_THREADS))
     decisions.document_encoder()  # forked workers share it
     try:
         if decisions.settings.dedup != "off":

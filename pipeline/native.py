@@ -97,26 +97,31 @@ def compiled() -> Any:
     return encode
 
 
-class NativeEncoder:
-    """Encodes texts by the compiled part. Used by one thread at a time."""
+class _Own(threading.local):
+    """What each thread has for itself: made when it encodes for the first time."""
 
-    name = "native"
-
-    def __init__(self, tables: Tables, *, parse_special: bool = False) -> None:
-        self._tables, self._encode = tables, compiled()
+    def __init__(self, tables: Tables) -> None:
         self._characters = np.zeros(2**16, np.uint32)
         cache = np.zeros((2**_CACHE_BITS + 1) * 32, np.uint8)
         self._cache = cache[-cache.ctypes.data % 32 :]
         pointers = {
             name: getattr(tables, name).ctypes.data for name in ("classes", "joins", "merges", "made_ids", "byte_ids")
         }
-        self._state = _State(
+        self.state = _State(
             **pointers,
             merge_shift=int(tables.merge_shift),
             characters=self._characters.ctypes.data,
             cache=self._cache.ctypes.data,
         )
-        self._lock = threading.Lock()
+
+
+class NativeEncoder:
+    """Encodes texts by the compiled part, which releases the GIL, on any number of threads."""
+
+    name = "native"
+
+    def __init__(self, tables: Tables, *, parse_special: bool = False) -> None:
+        self._tables, self._own, self._encode = tables, _Own(tables), compiled()
         self._added = {content: number for content, number, special in tables.added if parse_special or not special}
         # The longest first, as the reference does.
         self._cut = re.compile(f"({'|'.join(map(re.escape, sorted(self._added, key=len, reverse=True)))})")
@@ -151,8 +156,7 @@ class NativeEncoder:
         ids, counts = np.empty(len(joined) + num_texts + _CACHED_IDS, np.uint32), np.empty(num_texts, np.int64)
         pointers = (array.ctypes.data for array in (ends, closing))
         found = (array.ctypes.data for array in (ids, counts))
-        with self._lock:
-            num_ids = self._encode(ctypes.byref(self._state), joined, *pointers, num_texts, *found, allowed)
+        num_ids = self._encode(ctypes.byref(self._own.state), joined, *pointers, num_texts, *found, allowed)
         if num_ids < 0:
             raise MemoryError("no room for merging a long word")
         ids = ids[:num_ids]

@@ -1,7 +1,7 @@
 """One unit of work: byte ranges of the corpus become shard files and a receipt, in a scratch directory.
 
-`process_unit` is a function of the unit and of what the build decided. Nothing in it knows of other workers, and no text
-leaves it but as tokens.
+`process_unit` is a function of the unit and of what the build decided, but for the number of its threads, which changes
+no byte. Nothing in it knows of other workers, and no text leaves it but as tokens.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import contextlib
 import dataclasses
 import itertools
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import numpy.typing as npt
 import xxhash
 
 from pipeline.cleaning import Cleaner, Transform, needed_columns
-from pipeline.encode import DocumentEncoder, load_document_encoder
+from pipeline.encode import DocumentEncoder, Documents, load_document_encoder
+from pipeline.native import NativeEncoder
 from pipeline.plan import Unit
 from pipeline.readers import open_range
 from pipeline.readers.base import BadRecord, Batch, Incomplete, LineCounter, ReadOptions, locate, raise_bad
@@ -57,6 +59,7 @@ class Decisions:
     check_every: int  # one document in so many is also encoded by the reference; 0 for none
     num_units: int
     transform: Transform | None = None
+    num_threads: int = 1  # that encode a unit, where there are fewer units than workers
 
     def document_encoder(self) -> DocumentEncoder:
         """Loaded once: a forked worker has its parent's at once."""
@@ -170,25 +173,66 @@ def process_unit(
     settings, path = decisions.settings, scratch / REJECTED_PART
     encoder, receipt = decisions.document_encoder(), Receipt(unit=unit.number)
     check = _ReferenceCheck(decisions, unit, encoder, receipt)
-    num_seen = num_rejected = 0
+    num_threads = decisions.num_threads if isinstance(encoder.encoder, NativeEncoder) else 1
+    num_rejected = 0
     with contextlib.ExitStack() as stack:
         packers: dict[SplitName, Packer] = {}
         for name in SPLITS:
             writer = ShardWriter(scratch, name, unit.number, block_tokens=settings.block_tokens)
             packers[name] = PACKERS[settings.packing](stack.enter_context(writer), decisions.eos_id)
         batches = read_texts(unit.ranges, settings, receipt, transform=decisions.transform, first=first, rejected=path)
-        for texts, batch in batches:
-            if duplicates:
-                reasons = [duplicates.get(number) for number in range(num_seen, num_seen + len(texts))]
-                num_seen += len(texts)
-                receipt.left_out.update(filter(None, reasons))
-                texts = [text for text, reason in zip(texts, reasons, strict=True) if not reason]
-            num_tokens = _add_documents(texts, encoder, decisions, packers, check, receipt) if texts else 0
+        if duplicates:
+            batches = _without(duplicates, batches, receipt)
+        encoded = stack.enter_context(contextlib.closing(_encoded(batches, encoder, num_threads)))
+        for texts, num_bytes, documents in encoded:
+            _add_documents(texts, documents, decisions, packers, check, receipt)
             num_rejected, num_rejected_before = receipt.rejected.total(), num_rejected
-            progress(batch.num_bytes, num_tokens, num_rejected - num_rejected_before)
+            progress(num_bytes, len(documents.ids), num_rejected - num_rejected_before)
         receipt.shards += filter(None, [packer.finish() for packer in packers.values()])
     receipt.rejected_digest = file_digest(path) if receipt.rejected else ""
     return receipt
+
+
+def _without(
+    duplicates: Mapping[int, str], batches: Iterable[tuple[list[str], Batch]], receipt: Receipt
+) -> Iterator[tuple[list[str], Batch]]:
+    num_seen = 0
+    for texts, batch in batches:
+        reasons = [duplicates.get(number) for number in range(num_seen, num_seen + len(texts))]
+        num_seen += len(texts)
+        receipt.left_out.update(filter(None, reasons))
+        yield [text for text, reason in zip(texts, reasons, strict=True) if not reason], batch
+
+
+def _encoded(
+    batches: Iterable[tuple[list[str], Batch]], encoder: DocumentEncoder, num_threads: int
+) -> Generator[tuple[list[str], int, Documents], None, None]:
+    """The texts of each batch, its bytes in the source and its documents, in order.
+
+    Several threads encode beside the one that reads, which is ahead by two batches for each. What it raises comes after
+    the batches before it, as with one.
+    """
+    if num_threads == 1:
+        for texts, batch in batches:
+            yield texts, batch.num_bytes, encoder.encode(texts)
+        return
+
+    def begun() -> Iterator[tuple[list[str], int, Future[Documents]]]:
+        try:
+            for texts, batch in batches:
+                yield texts, batch.num_bytes, pool.submit(encoder.encode, texts)
+        except Exception as error:
+            failed: Future[Documents] = Future()
+            failed.set_exception(error)
+            yield [], 0, failed
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        ahead = begun()
+        pending = deque(itertools.islice(ahead, 2 * num_threads))
+        while pending:
+            texts, num_bytes, documents = pending.popleft()
+            yield texts, num_bytes, documents.result()
+            pending.extend(itertools.islice(ahead, 1))
 
 
 class _ReferenceCheck:
@@ -251,15 +295,15 @@ def _difference(text: str, found: Any, expected: Any) -> str:
 
 def _add_documents(
     texts: list[str],
-    encoder: DocumentEncoder,
+    documents: Documents,
     decisions: Decisions,
     packers: Mapping[SplitName, Packer],
     check: _ReferenceCheck,
     receipt: Receipt,
-) -> int:
-    """Tokenize `texts`, close each with EOS and hand them to the split that each belongs to; the number of tokens."""
+) -> None:
+    """Hand the documents of `texts` to the split that each belongs to."""
     settings = decisions.settings
-    ids, counts, contents, num_chars = encoder.encode(texts)
+    ids, counts, contents, num_chars = documents
     ends = np.cumsum(counts)
     num_bytes = np.fromiter(map(len, contents), np.int64, len(texts))
     check.check(texts, ids, ends)
@@ -285,7 +329,6 @@ def _add_documents(
                 num_text_bytes=int(num_bytes[chosen].sum()),
                 num_text_chars=num_chosen_chars,
             )
-    return len(ids)
 
 
 def _chosen_tokens(ids: Ids, ends: Lengths, chosen: npt.NDArray[np.bool_]) -> Ids:

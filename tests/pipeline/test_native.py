@@ -124,9 +124,9 @@ def test_work_grows_with_the_length_of_a_text_and_no_faster(files: TokenizerFile
     ours, _ = encoders(files)
     steps = []
     for num_characters in (20_000, 200_000):
-        before = ours._state.num_steps
+        before = ours._own.state.num_steps
         ours.encode([repeated * num_characters + "b"])
-        steps.append(ours._state.num_steps - before)
+        steps.append(ours._own.state.num_steps - before)
     assert steps[1] <= 14 * steps[0] + 1000
 
 
