@@ -46,6 +46,7 @@ def process(
         encoder="native",
         tokenizer_json=tokenizer.tokenizer_json,
         eos_id=tokenizer.eos_id,
+        begin_id=None,
         check_every=1,
         num_units=1,
         num_threads=num_threads,
