@@ -196,6 +196,7 @@ def process_unit(
 def _without(
     duplicates: Mapping[int, str], batches: Iterable[tuple[list[str], Batch]], receipt: Receipt
 ) -> Iterator[tuple[list[str], Batch]]:
+    """The batches without the texts that `duplicates` numbers, which are counted in the receipt by their reasons."""
     num_seen = 0
     for texts, batch in batches:
         reasons = [duplicates.get(number) for number in range(num_seen, num_seen + len(texts))]

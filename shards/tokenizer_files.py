@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from shards.common.errors import InputError, refuse
+from shards.common.errors import InputError
 from shards.common.files import check_digest, regular_file_bytes, write_atomically
 from shards.common.text import nearest, printable
 from shards.layout import MANIFEST_NAME, TOKENIZER_DIRECTORY, TOKENIZER_FILES
@@ -141,9 +141,12 @@ def make_tokenizer_files(name: str, content: Any, config: dict[str, Any], *, whe
 
 def _eos_token(config: dict[str, Any], added: Iterable[str], where: str) -> str:
     named = config.get("eos_token")
-    named = named.get("content") if isinstance(named, dict) else named
-    for token in [named] if isinstance(named, str) else KNOWN_EOS_TOKENS:
-        if token is named or token in added:
+    if isinstance(named, dict):
+        named = named.get("content")
+    if isinstance(named, str):
+        return named
+    for token in KNOWN_EOS_TOKENS:
+        if token in added:
             return token
     raise InputError(
         f"tokenizer: {where}: nothing says which token ends a document; "
@@ -154,12 +157,12 @@ def _eos_token(config: dict[str, Any], added: Iterable[str], where: str) -> str:
 def with_begin_token(files: TokenizerFiles, token: str) -> TokenizerFiles:
     """The tokenizer of a set whose documents begin with `token`. Raises `InputError`."""
     ids = files.vocabulary.ids()
-    begin_id, hint = ids.get(token, -1), nearest(token, (piece for piece in ids if piece.startswith(("<", "["))))
-    faults = {
-        f"{token!r} is not in the tokenizer {files.entry.name!r}{hint}": begin_id not in range(files.entry.vocab_size),
-        f"{token!r} is EOS, which ends documents; choose another token, or none": begin_id == files.eos_id,
-    }
-    refuse("begin_token", faults)
+    begin_id = ids.get(token, -1)
+    if begin_id not in range(files.entry.vocab_size):
+        hint = nearest(token, (piece for piece in ids if piece.startswith(("<", "["))))
+        raise InputError(f"begin_token: {token!r} is not in the tokenizer {files.entry.name!r}{hint}")
+    if begin_id == files.eos_id:
+        raise InputError(f"begin_token: {token!r} is EOS, which ends documents; choose another token, or none")
     return dataclasses.replace(files, entry=dataclasses.replace(files.entry, begin_id=begin_id))
 
 

@@ -185,7 +185,7 @@ def build_model(
 
 
 def generation_options(settings: GenerationSettings) -> dict[str, Any]:
-    """The settings under the names of transformers, which warns of those of chance where there is none."""
+    """The settings under the names of transformers, which warns of sampling options where nothing is sampled."""
     chance = ("temperature", "top_p", "top_k")
     options = {name: getattr(settings, name) for name in (*chance, "repetition_penalty", "max_new_tokens")}
     is_by_chance = settings.temperature > 0

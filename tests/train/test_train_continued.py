@@ -177,7 +177,7 @@ def train_and_be_killed_at(where: str, config: Path, *arguments: str, call: int 
 def test_the_seal_says_that_all_is_on_the_disk(
     tmp_path: Path, not_flushed: Callable[[Path], list[str]], monkeypatch: Patch
 ) -> None:
-    """A seal that names a file elsewhere is none, and of a checkpoint that is deleted the seal goes first."""
+    """A seal that names a file elsewhere isn't one, and of a checkpoint that is deleted the seal goes first."""
     (checkpoint := tmp_path / "checkpoint-1").mkdir()
     (checkpoint / "model.safetensors").write_bytes(b"weights")
     position = DataPosition(step=1, global_batch_blocks=4, block_tokens=16, seed=42, fingerprint="0")
