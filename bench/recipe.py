@@ -40,15 +40,23 @@ sys.path.insert(0, str(REPOSITORY))
 
 import shards  # noqa: E402
 from shards.order import RunOrder  # noqa: E402
-from shards.torch import collate_blocks  # noqa: E402
+from shards.torch import collate_blocks, text_collator  # noqa: E402
 from train.model import GatedMLP, Qwen2ForCausalLM, build_config  # noqa: E402
 from train.optimizer import MuonWithAdamW, orthogonalize, parameter_groups  # noqa: E402
 from train.settings import GroupSettings, ModelSettings  # noqa: E402
 
 MEAN_CHARS, SIGMA = 430, 1.35
+POLAR_EXPRESS = (  # for five iterations, as in modded-nanogpt
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
 SHAPES = {  # hidden size, layers, heads, key-value heads
     "tiny": (32, 1, 4, 2),
     "small": (128, 2, 4, 2),  # with a vocabulary of 4,096 of its own; for one CPU thread
+    "medium": (192, 3, 6, 2),
     "120m": (512, 12, 8, 2),  # with Qwen2's, for a GPU
 }
 RUNS = """
@@ -66,7 +74,8 @@ class Recipe:
     tokens: float = 0.4e6
     step_tokens: int = 2048
     block_tokens: int = 256
-    packing: str = "concat"  # or "whole": each document's whole blocks alone, as the tutorial's
+    packing: str = "concat"  # or "best-fit"; "whole": each document's whole blocks alone, as the tutorial's
+    document_mask: bool = False
     learning_rate: float = 8e-3
     embedding_rate: float = 1.0  # times the rate
     embedding_decay: float = 0.1
@@ -75,6 +84,7 @@ class Recipe:
     schedule: str = "linear"  # or "cosine"; "wsd": constant, then 1 − sqrt in the last fifth
     optimizer: str = "muon"  # or "adamw"
     normuon: bool = False
+    polar: bool = False  # coefficients of Amsel et al. 2025, "The Polar Express"
     cautious: bool = False  # weight decay only where the update goes towards 0
     family: str = "qwen2"  # or "qwen3": norms of queries and keys, no biases
     output_init: float = 1.0  # times the first weights of o_proj and down_proj
@@ -117,8 +127,9 @@ def prepare(work: Path, corpus: Path, shape: str) -> None:
         source.write_text("".join(lines), encoding="utf-8")
         sample.write_text("".join(lines[9::10]), encoding="utf-8")  # training on all of it would take 4 GB of memory
         commands = [["tokenizer", sample, "--vocab-size", 4096, "--out", tokenizer, "--force"]]
-    build = ["build", source, "--out", work / "shards", "--tokenizer", tokenizer, "--val-fraction", 0.008, "--force"]
-    for command in [*commands, build]:
+    build = ["build", source, "--tokenizer", tokenizer, "--val-fraction", 0.008, "--force", "--out", work / "shards"]
+    best_fit = [*build[:-1], work / "shards-best-fit", "--packing", "best-fit", "--block-tokens", 256]
+    for command in [*commands, build, best_fit]:
         subprocess.run([sys.executable, "-m", "pipeline", *map(str, command)], check=True, cwd=REPOSITORY)
 
 
@@ -128,6 +139,16 @@ def training_blocks(recipe: Recipe, split: shards.Split) -> Any:
     if recipe.packing == "whole":
         return np.concatenate([ids[: len(ids) // size * size] for ids in split.documents()]).reshape(-1, size)
     return np.asarray(split[np.arange(len(split))]).reshape(-1, size)
+
+
+def polar_express(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    x = matrices.to(dtype)
+    x = x.mT if x.shape[-2] > x.shape[-1] else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
+    for a, b, c in POLAR_EXPRESS:
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
 
 
 class Optimizer(MuonWithAdamW):
@@ -145,7 +166,8 @@ class Optimizer(MuonWithAdamW):
             momentum.lerp_(matrix.grad, 1 - group["momentum"])
             updates.append(matrix.grad.lerp(momentum, group["momentum"]))
         rows, columns = matrices[0].shape
-        stacked = orthogonalize(torch.stack(updates), torch.bfloat16 if updates[0].is_cuda else torch.float32)
+        dtype = torch.bfloat16 if updates[0].is_cuda else torch.float32
+        stacked = (polar_express if recipe.polar else orthogonalize)(torch.stack(updates), dtype)
         for matrix, update in zip(matrices, stacked.unbind(), strict=True):
             if recipe.normuon:  # Li et al. 2025: rows brought to equal sizes, the whole to the size that it had
                 squares = self.state[matrix].setdefault("squares", matrix.new_zeros(rows, 1))
@@ -200,7 +222,9 @@ def share_of_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def train(recipe: Recipe, work: Path) -> dict[str, float]:
-    data = shards.open(work / "shards")
+    data = shards.open(work / ("shards-best-fit" if recipe.packing == "best-fit" else "shards"))
+    plain = recipe.packing != "best-fit" and not recipe.document_mask  # as the trainer chooses
+    collate = collate_blocks if plain else text_collator(data, document_mask=recipe.document_mask)
     blocks, eos_id, vocab_size = training_blocks(recipe, data["train"]), data.eos_id, data.vocab_size
     order = RunOrder((len(blocks),), recipe.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -219,7 +243,7 @@ def train(recipe: Recipe, work: Path) -> dict[str, float]:
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * share_of_rate(recipe, step + 1, steps)
         ids = torch.from_numpy(blocks[order.blocks(step * size, (step + 1) * size)].astype(np.int64))
-        batch = {key: value.to(device) for key, value in collate_blocks(ids).items()}
+        batch = {key: value.to(device) for key, value in collate(ids).items()}
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = model(**batch).loss
         loss.backward()

@@ -87,7 +87,7 @@ def add_build(commands: Any) -> None:
         type=check_every,
         default=DEFAULT_CHECK_EVERY,
         metavar="all|N|off",
-        help=f"encode one document in N by the reference tokenizer too ({DEFAULT_CHECK_EVERY})",
+        help=f"encode one Nth of the text by the reference tokenizer too ({DEFAULT_CHECK_EVERY})",
     )
     text = "native: compiled here, for tokenizers like Qwen2's; auto: that or fastokens, where they are exact"
     add_choice(run, "--encoder", ("auto", "native", "fastokens", "tokenizers"), text)
@@ -133,7 +133,7 @@ def add_settings(command: Any, names: Collection[str] = ()) -> dict[str, Any]:
 
 
 def check_every(value: str) -> int:
-    """`all` is every document, `off` none, N one in so many."""
+    """`all` is every document, `off` none, N one Nth of the text."""
     number = {"all": 1, "off": 0}.get(value, int(value) if value.isascii() and value.isdigit() else 0)
     if not number and value != "off":
         raise argparse.ArgumentTypeError(f"expected all, off or a number of at least 1, found {value!r}")

@@ -38,6 +38,7 @@ from shards.unread import unread_text
 
 # Bytes of the set for each byte of the source: Chinese with Qwen2's vocabulary needs 1.1. Far less can't be.
 _EXPECTED_GROWTH, _LEAST_GROWTH = 1.1, 0.05
+_CHECK_BYTES = 64 << 20  # documents of one unit in so many bytes are compared with the reference
 _MAX_THREADS = 3  # of a unit, beside the one that reads and writes: more would wait for that
 
 
@@ -89,8 +90,8 @@ def build(
     Raises `InputError`. `num_workers` is by default the number of cores: of this machine, or with the engine `ray` of the
     cluster at `ray_address` (without one: of a cluster of this machine alone, for trying).
 
-    One document in `check_every` (0: none) is also encoded by the reference tokenizer. `encoder` is `auto`, `native`,
-    `fastokens` or `tokenizers`.
+    One part in `check_every` (0: none) of the text is also encoded by the reference tokenizer. `encoder` is `auto`,
+    `native`, `fastokens` or `tokenizers`.
     """
     end_if_worker()
     begin = time.monotonic()
@@ -114,12 +115,13 @@ def build(
             _check_existing(output, manifest, plan)
             return BuildResult(out=str(out), manifest=manifest, up_to_date=True, seconds=time.monotonic() - begin)
         units = plan.units()
+        num_bytes = sum(unit.num_bytes for unit in units)
         _prepare(output, plan, units, force=force, reporter=reporter)
         encoder = choose_encoder(
             tokenizer,
             wanted=encoder,
             parse_special=settings.special_tokens == "parse",
-            num_bytes=sum(unit.num_bytes for unit in units),
+            num_bytes=num_bytes,
             notice=reporter.notice,
         )
         decisions = Decisions(
@@ -129,7 +131,7 @@ def build(
             eos_id=tokenizer.eos_id,
             begin_id=tokenizer.entry.begin_id,
             check_every=check_every,
-            num_units=len(units),
+            check_units=min(check_every, max(1, len(units) * _CHECK_BYTES // max(1, num_bytes))) or 1,
             transform=transform,
         )
         with _engine(engine, ray_address, num_workers, plan.sources, output) as runner:

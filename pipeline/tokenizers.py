@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -20,16 +21,24 @@ import orjson
 
 from pipeline.native import NativeEncoder, NoCompiler, load_native_encoder, tables_path, to_nfc
 from pipeline.native_tables import Unfit
-from pipeline.qwen2 import EOS_TOKEN, TOKENIZER_CONFIG, canonical_tokenizer_json, qwen2_tokenizer_json
+from pipeline.qwen2 import (
+    EOS_TOKEN,
+    NUM_RANKS,
+    SPECIAL_TOKENS,
+    TOKENIZER_CONFIG,
+    TOKENIZER_SHA256,
+    canonical_tokenizer_json,
+    qwen2_tokenizer_json,
+)
 from shards.common.errors import InputError
 from shards.common.text import nearest, printable
+from shards.manifest import TokenizerEntry
 from shards.share.hub import HubReference, is_reference, parse_reference, small_files
 from shards.tokenizer_files import (
     TOKENIZER_CONFIG_JSON,
     TOKENIZER_JSON,
     TokenizerFiles,
     load_tokenizer,
-    make_tokenizer_files,
     read_tokenizer_files,
 )
 
@@ -96,7 +105,16 @@ def _hub_tokenizer(reference: HubReference) -> TokenizerFiles:
 
 
 def _qwen2_files(tokenizer_json: bytes) -> TokenizerFiles:
-    return make_tokenizer_files("qwen2", orjson.loads(tokenizer_json), TOKENIZER_CONFIG, where="qwen2")
+    """As `make_tokenizer_files` makes them, which would have to parse what is known already."""
+    config = json.dumps(TOKENIZER_CONFIG, ensure_ascii=False, indent=2).encode()
+    entry = TokenizerEntry(
+        name="qwen2",
+        vocab_size=NUM_RANKS + len(SPECIAL_TOKENS),
+        eos_id=NUM_RANKS,
+        eos_token=EOS_TOKEN,
+        sha256=TOKENIZER_SHA256,
+    )
+    return TokenizerFiles(contents={TOKENIZER_JSON: tokenizer_json, TOKENIZER_CONFIG_JSON: config}, entry=entry)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,8 +44,7 @@ REJECTED_PART = "rejected"  # in the scratch directory, if any record was reject
 _REJECTED_CONTENT_BYTES = 1 << 16
 # A longer document is not compared with the reference, which takes some 200 bytes of memory a character.
 _MAX_CHECKED_CHARS = 1 << 20
-_MAX_FIRST_CHARS = 1 << 14  # of the first documents
-_SAMPLE_STRIDE = 619
+_MAX_FIRST_CHARS = 1 << 14  # of a unit, before the sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class Decisions:
     tokenizer_json: bytes
     eos_id: int
     begin_id: int | None
-    check_every: int  # one document in so many is also encoded by the reference; 0 for none
-    num_units: int
+    check_every: int  # one character in so many is also encoded by the reference; 0 for none
+    check_units: int  # in one unit of so many
     transform: Transform | None = None
     num_threads: int = 1  # that encode a unit, where there are fewer units than workers
 
@@ -239,21 +239,27 @@ def _encoded(
 class _ReferenceCheck:
     """Encodes a sample of a unit's documents by the reference tokenizer too; one difference ends the build.
 
-    The sample is one document in `check_every`, and the first ones: 16 Ki characters of the first unit, as many of all
-    the others together. One that would make it more than one character in `check_every` is left out.
+    The sample is the first documents, up to 16 Ki characters, and from there on one as soon as those since the last are
+    `check_every` times as long as that. Only the first of `check_units` units is looked at, that much closer: a worker
+    that never checks doesn't load the reference, which takes longer than encoding 30 MB.
     """
 
     def __init__(self, decisions: Decisions, unit: Unit, encoder: DocumentEncoder, receipt: Receipt) -> None:
         self._decisions, self._receipt = decisions, receipt
-        self._every = 0 if isinstance(encoder.encoder, ReferenceEncoder) else decisions.check_every
-        self._first_chars = _MAX_FIRST_CHARS // (decisions.num_units if unit.number else 1)
-        # In each unit the sample begins elsewhere: the first unit's with the first document.
-        self._num_seen = unit.number * _SAMPLE_STRIDE % max(1, self._every)
-        self._allowed_chars = float(_MAX_FIRST_CHARS)
+        is_checked = decisions.check_every and unit.number % decisions.check_units == 0
+        self._every = max(1, decisions.check_every // decisions.check_units)
+        self._allowed_chars = _MAX_FIRST_CHARS if is_checked else -math.inf
+        if isinstance(encoder.encoder, ReferenceEncoder):
+            self._allowed_chars = -math.inf
 
     def check(self, texts: list[str], ids: Ids, ends: Lengths) -> None:
         """`ids` are the encoded texts, EOS included, the last token of each before its position in `ends`."""
-        chosen = self._choose(texts) if self._every else []
+        chosen = []
+        for number, length in enumerate(map(len, texts)):
+            if self._allowed_chars > 0 and length <= _MAX_CHECKED_CHARS:
+                self._allowed_chars -= length
+                chosen.append(number)
+            self._allowed_chars += length / self._every
         if not chosen:
             return
         self._receipt.num_checked += len(chosen)
@@ -266,21 +272,6 @@ class _ReferenceCheck:
             found = ids[ends[number - 1] if number else 0 : ends[number] - 1]
             if not np.array_equal(found, right):
                 raise InputError(_difference(texts[number], found, right))
-
-    def _choose(self, texts: list[str]) -> list[int]:
-        numbers = set()
-        self._allowed_chars += sum(map(len, texts)) / self._every
-        for number in range(-self._num_seen % self._every, len(texts), self._every):
-            if len(texts[number]) <= self._allowed_chars:
-                self._allowed_chars -= len(texts[number])
-                numbers.add(number)
-        self._num_seen += len(texts)
-        for number, text in enumerate(texts):
-            if self._first_chars <= 0:
-                break
-            self._first_chars -= len(text)
-            numbers.add(number)
-        return [number for number in sorted(numbers) if len(texts[number]) <= _MAX_CHECKED_CHARS]
 
 
 def _difference(text: str, found: Any, expected: Any) -> str:

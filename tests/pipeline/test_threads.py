@@ -48,7 +48,7 @@ def process(
         eos_id=tokenizer.eos_id,
         begin_id=None,
         check_every=1,
-        num_units=1,
+        check_units=1,
         num_threads=num_threads,
     )
     (unit,) = plan_units(find_sources([f"{corpus}.gz"]), 1000)
