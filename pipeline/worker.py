@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import math
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -246,16 +245,15 @@ class _ReferenceCheck:
 
     def __init__(self, decisions: Decisions, unit: Unit, encoder: DocumentEncoder, receipt: Receipt) -> None:
         self._decisions, self._receipt = decisions, receipt
-        is_checked = decisions.check_every and unit.number % decisions.check_units == 0
+        is_fast = not isinstance(encoder.encoder, ReferenceEncoder)
+        self._is_on = is_fast and decisions.check_every > 0 and unit.number % decisions.check_units == 0
         self._every = max(1, decisions.check_every // decisions.check_units)
-        self._allowed_chars = _MAX_FIRST_CHARS if is_checked else -math.inf
-        if isinstance(encoder.encoder, ReferenceEncoder):
-            self._allowed_chars = -math.inf
+        self._allowed_chars = float(_MAX_FIRST_CHARS)
 
     def check(self, texts: list[str], ids: Ids, ends: Lengths) -> None:
         """`ids` are the encoded texts, EOS included, the last token of each before its position in `ends`."""
         chosen = []
-        for number, length in enumerate(map(len, texts)):
+        for number, length in enumerate(map(len, texts) if self._is_on else ()):
             if self._allowed_chars > 0 and length <= _MAX_CHECKED_CHARS:
                 self._allowed_chars -= length
                 chosen.append(number)
