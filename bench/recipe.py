@@ -76,6 +76,8 @@ class Recipe:
     block_tokens: int = 256
     packing: str = "concat"  # or "best-fit"; "whole": each document's whole blocks alone, as the tutorial's
     document_mask: bool = False
+    epochs: int = 1  # in which all tokens are seen: of fewer texts, if more than one
+    offset: int = 0  # tokens by which all blocks begin later in each epoch, cyclic
     learning_rate: float = 8e-3
     embedding_rate: float = 1.0  # times the rate
     embedding_decay: float = 0.1
@@ -136,9 +138,10 @@ def prepare(work: Path, corpus: Path, shape: str) -> None:
 def training_blocks(recipe: Recipe, split: shards.Split) -> Any:
     """Shape `(blocks, block_tokens)`."""
     size = recipe.block_tokens
+    number = round(recipe.tokens / recipe.epochs / size) if recipe.epochs > 1 else None
     if recipe.packing == "whole":
         return np.concatenate([ids[: len(ids) // size * size] for ids in split.documents()]).reshape(-1, size)
-    return np.asarray(split[np.arange(len(split))]).reshape(-1, size)
+    return np.asarray(split[np.arange(len(split))]).reshape(-1, size)[:number]
 
 
 def polar_express(matrices: Tensor, dtype: torch.dtype) -> Tensor:
@@ -242,7 +245,9 @@ def train(recipe: Recipe, work: Path) -> dict[str, float]:
     for step in range(steps):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * share_of_rate(recipe, step + 1, steps)
-        ids = torch.from_numpy(blocks[order.blocks(step * size, (step + 1) * size)].astype(np.int64))
+        later = step * size // len(blocks) * recipe.offset
+        moved = np.roll(blocks.reshape(-1), -later).reshape(blocks.shape) if later else blocks
+        ids = torch.from_numpy(moved[order.blocks(step * size, (step + 1) * size)].astype(np.int64))
         batch = {key: value.to(device) for key, value in collate(ids).items()}
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = model(**batch).loss
