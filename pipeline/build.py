@@ -247,7 +247,7 @@ def _do_units(
     reporter.started(num_bytes, num_bytes - num_missing_bytes, num_busy)
     if isinstance(engine, LocalEngine):  # Ray gives a task one core
         decisions = dataclasses.replace(decisions, num_threads=min(engine.num_workers // num_busy, _MAX_THREADS))
-    decisions.document_encoder()  # forked workers share it
+    decisions.load_encoder()  # forked workers share it
     try:
         if decisions.settings.dedup != "off":
             reporter.phase("looking for duplicates")

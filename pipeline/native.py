@@ -44,14 +44,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pipeline.native_tables import ANY, CHANGES, VERSION, Ids, Tables, Unfit, make_tables, read_tables
+from pipeline.encode import Counts, Documents, Encoder, Ids, Offsets
+from pipeline.native_tables import ANY, CHANGES, VERSION, Tables, Unfit, make_tables, read_tables
 from shards.common.files import user_cache, write_atomically
 from shards.common.text import printable
-
-Offsets = npt.NDArray[np.uint64]
-Counts = npt.NDArray[np.int64]
 
 SOURCE = Path(__file__).with_suffix(".c")
 _FLAGS = ("-O3", "-shared", "-fPIC")
@@ -115,10 +112,11 @@ class _Own(threading.local):
         )
 
 
-class NativeEncoder:
+class NativeEncoder(Encoder):
     """Encodes texts by the compiled part, which releases the GIL, on any number of threads."""
 
     name = "native"
+    uses_threads = True
 
     def __init__(self, tables: Tables, *, parse_special: bool = False) -> None:
         self._tables, self._own, self._encode = tables, _Own(tables), compiled()
@@ -128,31 +126,29 @@ class NativeEncoder:
         self._added_bytes = [*map(str.encode, self._added)]
 
     def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
-        """As `FastEncoder.encode`."""
         ids, counts, _contents = self.encode_closed(texts, 0)
         ends = np.cumsum(counts)
         return np.delete(ids, ends - 1), np.concatenate([[0], ends - np.arange(1, len(ends) + 1)]).astype(np.uint64)
 
-    def encode_closed(self, texts: list[str], closing: int) -> tuple[Ids, Counts, list[bytes]]:
-        """The ids of all texts, each followed by the id `closing`; how many each has, that one included; and UTF-8."""
+    def encode_closed(self, texts: list[str], closing: int) -> Documents:
         contents = list(map(str.encode, texts))
-        joined = b"".join(contents)
+        joined = _joined(contents)
         if not any(token in joined for token in self._added_bytes):
-            return *self._run(texts, contents, np.full(len(texts), closing, np.uint32)), contents
+            return Documents(*self._run(texts, contents, joined, np.full(len(texts), closing, np.uint32)), contents)
         # Pieces between added tokens are closed by these.
         cut = [self._cut.split(text) for text in texts]
         pieces = [piece for parts in cut for piece in parts[::2]]
         closings = [number for parts in cut for number in (*map(self._added.__getitem__, parts[1::2]), closing)]
-        ids, counts = self._run(pieces, list(map(str.encode, pieces)), np.array(closings, np.uint32))
+        encoded = list(map(str.encode, pieces))
+        ids, counts = self._run(pieces, encoded, _joined(encoded), np.array(closings, np.uint32))
         starts = np.cumsum([0, *(len(parts) // 2 + 1 for parts in cut)])[:-1]
-        return ids, np.add.reduceat(counts, starts), contents
+        return Documents(ids, np.add.reduceat(counts, starts), contents)
 
     def _run(
-        self, texts: list[str], contents: list[bytes], closing: Ids, allowed: int = ANY & ~CHANGES
+        self, texts: list[str], contents: list[bytes], joined: bytes, closing: Ids, allowed: int = ANY & ~CHANGES
     ) -> tuple[Ids, Counts]:
         """The ids of the texts, whose UTF-8 is `contents`, each closed by its own id; and how many each has."""
-        num_texts, joined = len(texts), b"".join([*contents, bytes(_CACHED_BYTES)])
-        ends = np.cumsum(np.fromiter(map(len, contents), np.int64, num_texts))
+        num_texts, ends = len(texts), np.cumsum(np.fromiter(map(len, contents), np.int64, len(texts)))
         ids, counts = np.empty(len(joined) + num_texts + _CACHED_IDS, np.uint32), np.empty(num_texts, np.int64)
         pointers = (array.ctypes.data for array in (ends, closing))
         found = (array.ctypes.data for array in (ids, counts))
@@ -165,9 +161,15 @@ class NativeEncoder:
             return ids, counts
         places = np.cumsum(counts)[changed]
         normalized = [to_nfc(texts[number]) for number in changed]
-        others, counts[changed] = self._run(normalized, list(map(str.encode, normalized)), closing[changed], ANY)
+        encoded = list(map(str.encode, normalized))
+        others, counts[changed] = self._run(normalized, encoded, _joined(encoded), closing[changed], ANY)
         between, inserted = np.split(ids, places), np.split(others, np.cumsum(counts[changed]))
         return np.concatenate([part for pair in zip(between, inserted, strict=True) for part in pair]), counts
+
+
+def _joined(contents: list[bytes]) -> bytes:
+    """As the C source takes them: it reads a little beyond the last."""
+    return b"".join([*contents, bytes(_CACHED_BYTES)])
 
 
 @functools.cache

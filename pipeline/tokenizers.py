@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
+from pipeline.encode import Encoder, Ids, Offsets
 from pipeline.native import NativeEncoder, NoCompiler, load_native_encoder, tables_path, to_nfc
 from pipeline.native_tables import Unfit
 from pipeline.qwen2 import (
@@ -41,9 +41,6 @@ from shards.tokenizer_files import (
     load_tokenizer,
     read_tokenizer_files,
 )
-
-Ids = npt.NDArray[np.uint32]
-Offsets = npt.NDArray[np.uint64]
 
 # Strings on which encoders tend to disagree: normalization, white space, digits, special tokens, rare scripts.
 PROBE_TEXTS = (
@@ -136,7 +133,7 @@ _NO_NORMALIZER = b'"normalizer":null'
 _ADDED_NOT_SPECIAL = b'"special":false'
 
 
-class FastEncoder:
+class FastEncoder(Encoder):
     """fastokens, on the calling thread alone: its parallelism is our worker processes.
 
     Where the tokenizer normalizes by NFC and does nothing else before it splits a text, that is done here: almost all text
@@ -159,7 +156,6 @@ class FastEncoder:
         self._parse_special = parse_special
 
     def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
-        """All ids, shape `(n,)`, and offsets, shape `(len(texts) + 1,)`: text i has ids[offsets[i]:offsets[i+1]]."""
         with _encoding():
             ids, offsets = self._tokenizer.encode_batch_flat(
                 self.normalized(texts), add_special_tokens=False, split_special_tokens=not self._parse_special
@@ -171,7 +167,7 @@ class FastEncoder:
         return [*map(to_nfc, texts)] if self._is_nfc else texts
 
 
-class ReferenceEncoder:
+class ReferenceEncoder(Encoder):
     """Hugging Face tokenizers: the definition of what is right."""
 
     name = "tokenizers"
@@ -186,7 +182,6 @@ class ReferenceEncoder:
         self._tokenizer.no_padding()
 
     def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
-        """As `FastEncoder.encode`."""
         with _encoding():
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         lists = [encoding.ids for encoding in encodings]
@@ -194,9 +189,6 @@ class ReferenceEncoder:
         np.cumsum([len(ids) for ids in lists], out=offsets[1:])
         ids = np.fromiter((token for ids in lists for token in ids), dtype=np.uint32, count=int(offsets[-1]))
         return ids, offsets
-
-
-Encoder = NativeEncoder | FastEncoder | ReferenceEncoder
 
 
 @functools.lru_cache(maxsize=4)

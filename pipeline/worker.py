@@ -21,8 +21,7 @@ import numpy.typing as npt
 import xxhash
 
 from pipeline.cleaning import Cleaner, Transform, needed_columns
-from pipeline.encode import DocumentEncoder, Documents, load_document_encoder
-from pipeline.native import NativeEncoder
+from pipeline.encode import Documents, Encoder
 from pipeline.plan import Unit
 from pipeline.readers import open_range
 from pipeline.readers.base import BadRecord, Batch, Incomplete, LineCounter, ReadOptions, locate, raise_bad
@@ -60,10 +59,10 @@ class Decisions:
     transform: Transform | None = None
     num_threads: int = 1  # that encode a unit, where there are fewer units than workers
 
-    def document_encoder(self) -> DocumentEncoder:
-        """Loaded once: a forked worker has its parent's at once."""
+    def load_encoder(self, name: str = "") -> Encoder:
+        """The encoder, or the one called `name`. Loaded once: a forked worker has its parent's at once."""
         parses = self.settings.special_tokens == "parse"
-        return load_document_encoder(self.encoder, self.tokenizer_json, self.eos_id, parse_special=parses)
+        return load_encoder(name or self.encoder, self.tokenizer_json, parse_special=parses)
 
 
 class _RejectedLog:
@@ -170,10 +169,8 @@ def process_unit(
     `duplicates` are the numbers of its documents (empty ones not counted) that are left out, with the reason.
     """
     settings, path = decisions.settings, scratch / REJECTED_PART
-    encoder, receipt = decisions.document_encoder(), Receipt(unit=unit.number)
-    check = _ReferenceCheck(decisions, unit, encoder, receipt)
-    num_threads = decisions.num_threads if isinstance(encoder.encoder, NativeEncoder) else 1
-    num_rejected = 0
+    receipt, num_rejected = Receipt(unit=unit.number), 0
+    check = _ReferenceCheck(decisions, unit, receipt)
     with contextlib.ExitStack() as stack:
         packers: dict[SplitName, Packer] = {}
         for name in SPLITS:
@@ -182,7 +179,7 @@ def process_unit(
         batches = read_texts(unit.ranges, settings, receipt, transform=decisions.transform, first=first, rejected=path)
         if duplicates:
             batches = _without(duplicates, batches, receipt)
-        encoded = stack.enter_context(contextlib.closing(_encoded(batches, encoder, num_threads)))
+        encoded = stack.enter_context(contextlib.closing(_encoded(batches, decisions)))
         for texts, num_bytes, documents in encoded:
             _add_documents(texts, documents, decisions, packers, check, receipt)
             num_rejected, num_rejected_before = receipt.rejected.total(), num_rejected
@@ -205,22 +202,24 @@ def _without(
 
 
 def _encoded(
-    batches: Iterable[tuple[list[str], Batch]], encoder: DocumentEncoder, num_threads: int
+    batches: Iterable[tuple[list[str], Batch]], decisions: Decisions
 ) -> Generator[tuple[list[str], int, Documents], None, None]:
     """The texts of each batch, its bytes in the source and its documents, in order.
 
     Several threads encode beside the one that reads, which is ahead by two batches for each. What it raises comes after
     the batches before it, as with one.
     """
+    encoder, eos_id = decisions.load_encoder(), decisions.eos_id
+    num_threads = decisions.num_threads if encoder.uses_threads else 1
     if num_threads == 1:
         for texts, batch in batches:
-            yield texts, batch.num_bytes, encoder.encode(texts)
+            yield texts, batch.num_bytes, encoder.encode_closed(texts, eos_id)
         return
 
     def begun() -> Iterator[tuple[list[str], int, Future[Documents]]]:
         try:
             for texts, batch in batches:
-                yield texts, batch.num_bytes, pool.submit(encoder.encode, texts)
+                yield texts, batch.num_bytes, pool.submit(encoder.encode_closed, texts, eos_id)
         except Exception as error:
             failed: Future[Documents] = Future()
             failed.set_exception(error)
@@ -243,9 +242,9 @@ class _ReferenceCheck:
     that never checks doesn't load the reference, which takes longer than encoding 30 MB.
     """
 
-    def __init__(self, decisions: Decisions, unit: Unit, encoder: DocumentEncoder, receipt: Receipt) -> None:
+    def __init__(self, decisions: Decisions, unit: Unit, receipt: Receipt) -> None:
         self._decisions, self._receipt = decisions, receipt
-        is_fast = not isinstance(encoder.encoder, ReferenceEncoder)
+        is_fast = decisions.load_encoder().name != ReferenceEncoder.name
         self._is_on = is_fast and decisions.check_every > 0 and unit.number % decisions.check_units == 0
         self._every = max(1, decisions.check_every // decisions.check_units)
         self._allowed_chars = float(_MAX_FIRST_CHARS)
@@ -261,10 +260,7 @@ class _ReferenceCheck:
         if not chosen:
             return
         self._receipt.num_checked += len(chosen)
-        settings = self._decisions.settings
-        reference = load_encoder(
-            ReferenceEncoder.name, self._decisions.tokenizer_json, parse_special=settings.special_tokens == "parse"
-        )
+        reference = self._decisions.load_encoder(ReferenceEncoder.name)
         expected, offsets = reference.encode([texts[number] for number in chosen])
         for number, right in zip(chosen, np.split(expected, offsets[1:-1].astype(np.int64)), strict=True):
             found = ids[ends[number - 1] if number else 0 : ends[number] - 1]
@@ -293,7 +289,7 @@ def _add_documents(
 ) -> None:
     """Hand the documents of `texts` to the split that each belongs to."""
     settings = decisions.settings
-    ids, counts, contents, num_chars = documents
+    ids, counts, contents = documents
     ends = np.cumsum(counts)
     num_bytes = np.fromiter(map(len, contents), np.int64, len(texts))
     check.check(texts, ids, ends)
@@ -308,7 +304,7 @@ def _add_documents(
     is_val = hashes < np.uint64(settings.val_fraction * 2.0**64)
     num_val_chars = sum(map(len, itertools.compress(texts, is_val.tolist())))
     choices: tuple[tuple[SplitName, npt.NDArray[np.bool_], int], ...] = (
-        ("train", ~is_val, num_chars - num_val_chars),
+        ("train", ~is_val, sum(map(len, texts)) - num_val_chars),
         ("val", is_val, num_val_chars),
     )
     for name, chosen, num_chosen_chars in choices:

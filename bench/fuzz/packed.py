@@ -13,9 +13,10 @@ from typing import Any
 import zstandard
 
 from bench.fuzz.oracle import expect
+from pipeline.encode import Encoder
 from pipeline.native import NativeEncoder
 from pipeline.readers.compression import unpack
-from pipeline.tokenizers import Encoder, ReferenceEncoder, load_encoder, load_tokenizer_files, same_ids
+from pipeline.tokenizers import ReferenceEncoder, load_encoder, load_tokenizer_files, same_ids
 from shards.common.errors import InputError
 
 KINDS = ("gzip", "zstd", "bzip2", "xz")

@@ -172,9 +172,9 @@ def test_one_wrong_id_stops_the_build(
         return ids, offsets
 
     def encode_closed_wrong(self: NativeEncoder, texts: list[str], closing: int) -> Any:
-        ids, *others = encode_closed(self, texts, closing)
-        ids[5] = 7
-        return ids, *others
+        documents = encode_closed(self, texts, closing)
+        documents.ids[5] = 7
+        return documents
 
     monkeypatch.setattr(FastEncoder, "encode", encode_wrong)
     monkeypatch.setattr(NativeEncoder, "encode_closed", encode_closed_wrong)

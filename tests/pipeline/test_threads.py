@@ -88,10 +88,10 @@ def test_the_first_error_ends_a_unit_for_any_number_of_threads(
     encode_closed, num_running = NativeEncoder.encode_closed, threading.active_count()
 
     def encode(self: NativeEncoder, texts: list[str], closing: int) -> Any:
-        ids, *others = encode_closed(self, texts, closing)
+        documents = encode_closed(self, texts, closing)
         if is_encoded_wrong and TEXTS[25] in texts:
-            ids[:] = 7
-        return ids, *others
+            documents.ids[:] = 7
+        return documents
 
     monkeypatch.setattr(NativeEncoder, "encode_closed", encode)
     records = [{"text": text} for text in TEXTS]

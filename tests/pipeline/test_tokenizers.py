@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 from pipeline import native, qwen2, tokenizers
 from pipeline.__main__ import main
-from pipeline.encode import DocumentEncoder
+from pipeline.encode import Encoder
 from pipeline.settings import BuildSettings
 from pipeline.tokenizers import (
     PROBE_TEXTS,
-    Encoder,
     FastEncoder,
     choose_encoder,
     load_encoder,
@@ -90,13 +89,12 @@ _MARKED = st.text("ae<\u0301\u0323\u0338\u212a\u2126\uac00\u1100\u1161\u11a8か\
 )
 def test_documents_are_the_reference_s_ids_closed_by_eos(own_files: TokenizerFiles, texts: list[str]) -> None:
     encoder, reference = loaded(own_files)
-    documents = DocumentEncoder(encoder, own_files.eos_id).encode(texts)
+    documents = encoder.encode_closed(texts, own_files.eos_id)
     expected = [[*reference.encode([text])[0].tolist(), own_files.eos_id] for text in texts]
     assert documents.ids.tolist() == [number for ids in expected for number in ids] and documents.counts.tolist() == [
         *map(len, expected)
     ]
     assert list(documents.contents) == [text.encode() for text in texts]
-    assert documents.num_chars == sum(map(len, texts))
 
 
 def test_normalization_is_left_to_fastokens_where_something_is_cut_out_before_it(own_files: TokenizerFiles) -> None:
