@@ -13,18 +13,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SEEDS = REPOSITORY / "tests" / "fuzz_seeds"
 
 
-def instrumented(*, by_coverage: bool) -> Any:
-    """Where our modules are imported, so that atheris sees which of their code runs."""
-    if not by_coverage:
-        return contextlib.nullcontext()
-    import atheris
-
-    return atheris.instrument_imports(include=["pipeline", "shards"])
-
-
 def main() -> int:
-    has_atheris = importlib.util.find_spec("atheris") is not None
-    with instrumented(by_coverage=has_atheris and "--random" not in sys.argv):
+    instrumented: Any = contextlib.nullcontext()
+    by_coverage = "--random" not in sys.argv and importlib.util.find_spec("atheris") is not None
+    if by_coverage:
+        import atheris
+
+        instrumented = atheris.instrument_imports(include=["pipeline", "shards"])
+    with instrumented:
         from bench.fuzz import loop
         from bench.fuzz.targets import TARGETS
     listing = "\n".join(f"  {name:12} {target.title}" for name, target in TARGETS.items())
@@ -43,7 +39,7 @@ def main() -> int:
     given = parser.parse_args()
     target = TARGETS[given.target]
     run = loop.Run(given.target, target, given.corpus, num_inputs=given.inputs, seconds=given.seconds)
-    if has_atheris and not given.random:
+    if by_coverage:
         loop.run_atheris(run, target, SEEDS / given.target)
     loop.run_random(run, target, SEEDS / given.target, given.seed)
     return 1 if run.num_failures else 0

@@ -44,8 +44,6 @@ class _File:
 
 def index(data: bytes) -> None:
     """An index is read if and only if it is that of a shard of so many tokens, and then its sequences are what it says."""
-    if len(data) < 6:
-        return
     num_sequences, num_documents, num_tokens, room, mode = data[0] % 16, data[1] % 16, data[2], data[3] * 4, data[4] % 4
     body = data[5:]
     if mode == 0:  # as it stands
@@ -151,8 +149,6 @@ _PLAIN = json.dumps(_MANIFEST).encode()
 
 def manifest(data: bytes) -> None:
     """A manifest is read or refused with a line; what is read can be written and read again; an unchanged one is read."""
-    if not data:
-        return
     is_right = len(data) < 3 and data[0] % 8 and data[0] != ord("{")
     try:
         found = decode_manifest(_manifest_bytes(data), "manifest.json")
@@ -207,8 +203,6 @@ def _change(parent: Any, key: Any, choice: int) -> None:
 
 def order(data: bytes) -> None:
     """Each block once an epoch, whatever the size, seed and epoch; a run's parts are parts of one order."""
-    if len(data) < 24:
-        return
     size_bits, seed, epoch = data[0] % 64, int.from_bytes(data[1:9], "little", signed=True), data[9] * 257
     num_blocks = (int.from_bytes(data[10:18], "little") & (2 ** (size_bits + 1) - 1)) + 1
     shuffle = SHUFFLES[data[18] % 3]
@@ -255,8 +249,6 @@ class _Set:
 
 def mixture(data: bytes) -> None:
     """A mixture as it is written is refused with a line, or gives whole weights and an order."""
-    if len(data) < 2:
-        return
     spec = data[1:].decode("utf-8", "replace")
     try:
         if spec.startswith("["):
