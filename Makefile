@@ -160,10 +160,10 @@ reference: $(VENV)/.dev-ready  ## fill docs/reference.md with the options of all
 	@$(RUN_PYTHON) -m tools.reference
 
 bench: $(VENV)/.dev-ready  ## measure the pipeline against its parts (see bench/RESULTS.md)
-	$(RUN_PYTHON) bench/pipeline.py $(ARGS)
+	$(RUN_PYTHON) -m bench.pipeline $(ARGS)
 
 bench-gpu: $(VENV)/.dev-ready  ## measure the trainer on a GPU: steps, memory, tokens to the same loss, on CORPUS
-	$(RUN_PYTHON) bench/gpu.py "$(CORPUS)" bench/gpu-work --out bench/gpu.md $(ARGS)
+	$(RUN_PYTHON) -m bench.gpu "$(CORPUS)" bench/gpu-work $(ARGS)
 
 # Their packages ask for older ones of ours, and of each other. Streaming asks for much that its reader doesn't need.
 PEERS_VENV := bench/.peers-venv
@@ -177,7 +177,7 @@ $(PEERS_VENV)/.ready: bench/peers-requirements.txt
 	@touch $@
 
 peers: $(VENV)/.dev-ready $(PEERS_VENV)/.ready  ## install the peers for the benchmarks, and read a set with each one's own reader
-	$(RUN_PYTHON) bench/peers_readers.py $(ARGS)
+	$(RUN_PYTHON) -m bench.peers $(ARGS)
 
 clean:  ## remove built shards, tokenizers and caches; keeps runs/, data/*.json and .venv
 	rm -rf data/shards data/tokenizers .pytest_cache .mypy_cache .ruff_cache .hypothesis

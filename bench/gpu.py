@@ -1,74 +1,56 @@
 """All that is to be measured on a GPU, in one command: steps against the tutorial's, and tokens to the same loss.
 
-    python bench/gpu.py CORPUS WORK [--tokens 1e9] [--out bench/gpu.md]
-    python bench/gpu.py CORPUS WORK --tiny     # the same way in a minute on a CPU, with a model of no use
+    python -m bench.gpu CORPUS WORK [--tokens 1e9]
+    python -m bench.gpu CORPUS WORK --tiny     # the same way in a minute on a CPU, with a model of no use
 
-CORPUS is a JSON array or JSON Lines with a field `text`, such as the published Wikipedia file. Resumable: what is done is
-not done again. Steps: the 123-million-parameter model, batches of 32 × 512 tokens in bf16, each loss, with and without
-torch.compile, in turns with the tutorial's script. Tokens: the tutorial's recipe trains on `--tokens`, ours on half of
-them, with three learning rates each, and once without the faster embedding (`bench/recipe.py`).
+CORPUS is a JSON array or JSON Lines with a field `text`, such as the published Wikipedia file. Steps: the
+123-million-parameter model, batches of 32 × 512 tokens in bf16, each loss, with and without torch.compile, in turns with
+the tutorial's script. Tokens (resumable): the tutorial's recipe trains on `--tokens`, ours on half of them, with three
+learning rates each, and once without the faster embedding (`bench/recipe.py`).
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from bench.measure import REPOSITORY, ours
+from shards.common.command_line import Parser, run_command
 
 
-def run(*command: str) -> str:
-    """The output of a Python program of `bench/`, shown as it comes."""
-    print(f"\n    python {' '.join(command)}\n", flush=True)
-    lines = []
-    with subprocess.Popen([sys.executable, *command], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            lines.append(line)
-    if process.returncode != 0:
-        raise SystemExit(f"failed with {process.returncode}: python {' '.join(command)}")
-    return "".join(lines)
+def show(*command: str) -> None:
+    """Run it, its output shown as it comes."""
+    print(f"\n    {' '.join(command)}\n", flush=True)
+    subprocess.run(command, cwd=REPOSITORY, check=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> None:
+    parser = Parser(description=__doc__)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--tokens", type=float, default=1e9, help="what the tutorial's recipe trains on")
-    parser.add_argument("--out", type=Path, help="append the results to this Markdown file")
     parser.add_argument("--tiny", action="store_true", help="a model of no use, on any device")
-    options = parser.parse_args()
-    corpus, work = str(options.corpus.resolve()), options.work.resolve()
-    results = []
-    shape = "tiny" if options.tiny else "120m"
-    run("bench/recipe.py", "prepare", str(work), corpus, "--shape", shape)
-
+    options = parser.parse_args(argv)
+    corpus, work, tokens = str(options.corpus.resolve()), str(options.work.resolve()), options.tokens
+    steps = ["--layers", "12", "--batch", "32", "--rounds", "2", "--steps", "22", "--bf16", "--gpu"]
+    shape, changes = "120m", "shape=120m,block_tokens=512,step_tokens=32768"
     if options.tiny:
-        steps = ["--layers", "0", "--batch", "2", "--rounds", "1", "--steps", "4"]
-        tokens, changes = 40_000.0, "shape=tiny"
-    else:
-        steps = ["--layers", "12", "--batch", "32", "--rounds", "2", "--steps", "22", "--bf16", "--gpu"]
-        tokens, changes = options.tokens, "shape=120m,block_tokens=512,step_tokens=32768"
-    losses = ["chunked", "plain"]
-    for loss in losses:
-        for training in ("{}", '{"torch_compile": true}'):
-            command = ["bench/trainer.py", str(work / "shards"), *steps, "--loss", loss, "--training", training]
-            results.append(f"{loss}, {training}:\n\n" + run(*command))
+        steps, tokens = ["--layers", "0", "--batch", "2", "--rounds", "1", "--steps", "4"], 40_000.0
+        shape, changes = "tiny", "shape=tiny"
 
+    recipe = (sys.executable, "bench/recipe.py")
+    show(*recipe, "prepare", work, corpus, "--shape", shape)
+    for loss in ("chunked", "plain"):
+        for training in ("{}", '{"torch_compile": true}'):
+            show(*ours("bench.trainer", f"{work}/shards", *steps, "--loss", loss, "--training", training))
     tutorial = f"{changes},packing=whole,optimizer=adamw,schedule=cosine,warmup=0.05,tokens={tokens:g}"
+    own = f"{changes},tokens={tokens / 2:g}"
     names = [f"{tutorial},learning_rate={rate}" for rate in ("5e-4", "1e-3", "2e-3")]
-    ours = f"{changes},tokens={tokens / 2:g}"
-    names += [f"{ours},learning_rate={rate},embedding_rate=3" for rate in ("2e-3", "4e-3", "8e-3")]
-    names += [f"{ours},learning_rate=4e-3"]
-    run("bench/recipe.py", "run", str(work), *names)
-    results.append(run("bench/recipe.py", "table", str(work)))
-    if options.out:
-        with open(options.out, "a", encoding="utf-8") as file:
-            file.write("\n".join(results))
+    names += [f"{own},learning_rate={rate},embedding_rate=3" for rate in ("2e-3", "4e-3", "8e-3")]
+    show(*recipe, "run", work, *names, f"{own},learning_rate=4e-3")
+    show(*recipe, "table", work)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

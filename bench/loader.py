@@ -1,6 +1,6 @@
 """What it costs to feed a trainer: batches of 32 random blocks from a shard set, in one process, in turns.
 
-    python bench/loader.py SET [--rounds 5] [--batches 2000] [--peers-venv DIR] [--only ours,tutorial,cold,…]
+    python -m bench.loader SET [--rounds 5] [--batches 2000] [--only ours,tutorial,cold,…]
 
 ours      the split's gather in the order of a run, against `memmap[numbers]` over the same tokens in one file
 manifest  decoding and checking a manifest of 20,000 shards
@@ -15,12 +15,9 @@ Prints Markdown tables for bench/RESULTS.md.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,78 +25,160 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))
+import numpy as np
 
-import numpy as np  # noqa: E402
+import shards
+from bench.measure import PEERS_VENV, every, print_head, print_machine, print_rounds, print_row, ratios, run
+from bench.peers import BATCH_BLOCKS, NUM_WARM_BATCHES, PEERS, exported, run_peer
+from shards.common.command_line import Parser, run_command
+from shards.layout import SPLITS, shard_name
+from shards.manifest import decode_manifest, encode_manifest, sum_splits
 
-import shards  # noqa: E402
-from bench.pipeline import machine  # noqa: E402
-from shards.layout import SPLITS, shard_name  # noqa: E402
-from shards.manifest import Manifest, decode_manifest, encode_manifest, sum_splits  # noqa: E402
-
-BATCH_BLOCKS = 32
 CHUNK_POSITIONS = 1 << 15  # as the trainer's sampler asks for them
-MEASURES = ("ours", "manifest", "tutorial", "cold", "growth", "peers")
+TABLE_BLOCKS = 200_000
 
 
-def seconds_a_batch(batches: Iterator[Any], count: int) -> float:
-    begin = time.perf_counter()
-    for _ in range(count):
-        next(batches)
-    return (time.perf_counter() - begin) / count
+class Bench:
+    def __init__(self, path: Path, work: Path, rounds: int, num_batches: int) -> None:
+        self.path, self.work, self.rounds, self.num_batches = path, work, rounds, num_batches
+        self.set = shards.open(path)
+        self.split = self.set["train"]
 
+    def in_turns(self, ways: dict[str, Callable[[], float]], target: str) -> None:
+        """A row for each way: its seconds a batch in every round. The first is ours."""
+        found: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(self.rounds):
+            for name, way in ways.items():
+                found[name].append(way())
+        own = next(iter(found.values()))
+        print_head("way", "µs a batch of 32, every round", "M tokens/s", "ours is faster by", "target")
+        for name, values in found.items():
+            rate = BATCH_BLOCKS * self.split.block_tokens / statistics.median(values) / 1e6
+            faster = f"{statistics.median(ratios(values, own)):.2f} ×"
+            rounds = every([1e6 * value for value in values], "{:.1f}")
+            print_row(name, rounds, f"{rate:,.0f}", faster, target if values is not own else "")
 
-def in_turns(ways: dict[str, Callable[[], Iterator[Any]]], rounds: int, count: int) -> dict[str, list[float]]:
-    """Seconds a batch of each way, in turns; each way's first batches are not counted."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    running = {name: way() for name, way in ways.items()}
-    for batches in running.values():
-        seconds_a_batch(batches, 20)
-    for _ in range(rounds):
-        for name, batches in running.items():
-            found[name].append(seconds_a_batch(batches, count))
-    return found
+    def ours(self) -> None:
+        bare = timed(bare_gather(self.blocks_in_one_file()), self.num_batches)
+        self.in_turns({"ours, gather": timed(self.gather(), self.num_batches), "memmap[numbers]": bare}, "≥ 0.4")
 
+    def gather(self) -> Iterator[np.ndarray]:
+        """As the trainer does it: the order in chunks, a gather for each batch."""
+        order = shards.run_order(self.set, seed=0)
+        for start in range(0, 1 << 62, CHUNK_POSITIONS):
+            for numbers in order.blocks(start, start + CHUNK_POSITIONS).reshape(-1, BATCH_BLOCKS):
+                yield self.split[numbers]
 
-def print_rates(found: dict[str, list[float]], ours: str, targets: dict[str, str], block_tokens: int) -> None:
-    print("\n| way | µs a batch of 32, every round | M tokens/s | ours is faster by | target |\n|---|---|---|---|---|")
-    for name, values in found.items():
-        median = statistics.median(values)
-        ratio = statistics.median(other / own for other, own in zip(values, found[ours], strict=True))
-        every = ", ".join(f"{1e6 * value:.1f}" for value in values)
-        rate = BATCH_BLOCKS * block_tokens / median / 1e6
-        print(f"| {name} | {every} | {rate:,.0f} | {ratio:.2f} × | {targets.get(name, '')} |", flush=True)
-
-
-# ---- the ways ----
-
-
-def one_file(split: shards.Split, path: Path) -> np.ndarray:
-    """The split's blocks in one file, as a plain memory map: what a bare reader would have."""
-    expected = len(split) * split.block_tokens * 4
-    if not path.exists() or path.stat().st_size != expected:
+    def blocks_in_one_file(self) -> np.ndarray:
+        """As a plain memory map: what a bare reader would have."""
+        path = self.work / "one.bin"
         with path.open("wb") as file:
-            for number in range(len(split.shards)):
-                file.write(split.shard_blocks(number).data)
-    return np.memmap(path, "<u4", "r").reshape(-1, split.block_tokens)
+            for number in range(len(self.split.shards)):
+                file.write(self.split.shard_blocks(number).data)
+        return np.memmap(path, "<u4", "r").reshape(-1, self.split.block_tokens)
+
+    def manifest(self) -> None:
+        """With 20,000 copies of the set's first shard."""
+        first, numbers = self.set.manifest.shards[0], range(10_000)
+        entries = [
+            dataclasses.replace(first, name=shard_name(split, number), split=split)
+            for split in SPLITS
+            for number in numbers
+        ]
+        splits = sum_splits(entries, self.set.manifest.block_tokens)
+        large = dataclasses.replace(self.set.manifest, shards=entries, splits=splits).with_fingerprint()
+        encoded, seconds = encode_manifest(large), []
+        for _ in range(self.rounds):
+            begin = time.perf_counter()
+            decode_manifest(encoded, "bench")
+            seconds.append(time.perf_counter() - begin)
+        print_head("measure", "median", "target", "every round")
+        print_rounds(f"a manifest of {len(entries):,} shards, {len(encoded):,} bytes: s", seconds, "{:.2f}", "0.5")
+
+    def tutorial(self) -> None:
+        count = max(50, self.num_batches // 20)
+        theirs = timed(tutorial_tensors(self.tutorial_table(), self.set.tokenizer_path), count)
+        ways = {"ours, tensors": timed(own_tensors(self.set), count), "datasets table, collator": theirs}
+        self.in_turns(ways, "≥ 50")
+
+    def tutorial_table(self) -> Any:
+        """What the tutorial's `map` leaves: a table with a list of ids and their number in each row."""
+        import datasets
+
+        numbers = {"input_ids": datasets.List(datasets.Value("int32")), "length": datasets.Value("int64")}
+
+        def rows() -> Iterable[dict[str, Any]]:
+            for block in self.split[: min(TABLE_BLOCKS, len(self.split))]:
+                yield {"input_ids": block.astype(np.int32), "length": len(block)}
+
+        datasets.disable_progress_bars()
+        features, cache = datasets.Features(numbers), str(self.work / "cache")
+        return datasets.Dataset.from_generator(rows, features=features, cache_dir=cache)
+
+    def cold(self) -> None:
+        opened, first = zip(*(cold_start(self.path) for _ in range(self.rounds)), strict=True)
+        print_head("measure", "median", "target", "every round")
+        print_rounds("cold: import and open, ms", opened, "{:.0f}", "200 with the next")
+        print_rounds("cold: then to the first batch, ms", first, "{:.1f}")
+
+    def growth(self) -> None:
+        permutation = "NumPy's permutation: M positions/s"
+        print_head("blocks", "M positions/s", "µs to the first 32", permutation, "s to the first")
+        for exponent in range(4, 11):
+            size, count = 10**exponent, 4_000_000
+            order, begin = shards.RunOrder((size,), 0), time.perf_counter()
+            order.blocks(size // 2, size // 2 + BATCH_BLOCKS)
+            first, begin = time.perf_counter() - begin, time.perf_counter()
+            for start in range(0, count, CHUNK_POSITIONS):
+                order.blocks(start * 7919 % size, start * 7919 % size + CHUNK_POSITIONS)
+            rate, cells = count / (time.perf_counter() - begin) / 1e6, ("–", "–")
+            if exponent <= 8:
+                begin = time.perf_counter()
+                np.random.default_rng(0).permutation(size)
+                seconds = time.perf_counter() - begin
+                cells = (f"{size / seconds / 1e6:.1f}", f"{seconds:.4f}")
+            print_row(f"10^{exponent}", f"{rate:.1f}", f"{1e6 * first:.0f}", *cells)
+
+    def peers(self) -> None:
+        """Each peer's reader in a process of its own."""
+        if not PEERS_VENV.exists():
+            print("peers: left out, not installed: `make peers`", file=sys.stderr)
+            return
+        ways = {"ours, gather": timed(self.gather(), self.num_batches)}
+        for name, peer in PEERS.items():
+            if peer.how:
+                ways[name] = self.peer_way(name, exported(self.path, peer.form, self.work))
+        self.in_turns(ways, "> 1")
+
+    def peer_way(self, name: str, export: Path) -> Callable[[], float]:
+        def way() -> float:
+            ended = run_peer(self.work, "time", name, self.path, export, max(100, self.num_batches // 10))
+            if ended.status:
+                raise SystemExit(f"{name}: {ended.errors[-2000:]}")
+            return float(ended.last_line()["seconds_a_batch"])
+
+        return way
+
+
+def timed(batches: Iterator[Any], count: int) -> Callable[[], float]:
+    """Seconds a batch of the next `count`; the first ones are not counted."""
+    for _ in range(NUM_WARM_BATCHES):
+        next(batches)
+
+    def way() -> float:
+        begin = time.perf_counter()
+        for _ in range(count):
+            next(batches)
+        return (time.perf_counter() - begin) / count
+
+    return way
 
 
 def bare_gather(blocks: np.ndarray) -> Iterator[np.ndarray]:
-    rng = np.random.default_rng(0)
+    rng, whole = np.random.default_rng(0), len(blocks) // BATCH_BLOCKS * BATCH_BLOCKS
     while True:
-        for numbers in rng.permutation(len(blocks))[: len(blocks) // BATCH_BLOCKS * BATCH_BLOCKS].reshape(
-            -1, BATCH_BLOCKS
-        ):
+        for numbers in rng.permutation(len(blocks))[:whole].reshape(-1, BATCH_BLOCKS):
             yield blocks[numbers]
-
-
-def own_gather(shard_set: shards.ShardSet, chunk: int = CHUNK_POSITIONS) -> Iterator[np.ndarray]:
-    """As the trainer does it: the order in chunks, a gather for each batch."""
-    split, order = shard_set["train"], shards.run_order(shard_set, seed=0)
-    for start in range(0, 1 << 62, chunk):
-        for numbers in order.blocks(start, start + chunk).reshape(-1, BATCH_BLOCKS):
-            yield split[numbers]
 
 
 def own_tensors(shard_set: shards.ShardSet) -> Iterator[Any]:
@@ -108,44 +187,21 @@ def own_tensors(shard_set: shards.ShardSet) -> Iterator[Any]:
 
     from shards.torch import BlockDataset, RunSampler, collate_blocks
 
-    order = shards.run_order(shard_set, seed=0)
-    sampler = RunSampler(order, stop=1 << 40)
+    sampler = RunSampler(shards.run_order(shard_set, seed=0), stop=1 << 40)
     dataset = BlockDataset(shard_set, "train", torch.int32)
     return iter(DataLoader(dataset, batch_size=BATCH_BLOCKS, sampler=sampler, collate_fn=collate_blocks))
 
 
-def tutorial_tensors(table: Path, tokenizer: Path) -> Iterator[Any]:
-    """A `datasets` table of lists, shuffled by the DataLoader, padded and labelled by the collator, batch after batch."""
-    import datasets
+def tutorial_tensors(table: Any, tokenizer: Path) -> Iterator[Any]:
+    """Rows shuffled by the DataLoader, padded and labelled by the collator, batch after batch."""
     from torch.utils.data import DataLoader
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
     qwen2 = AutoTokenizer.from_pretrained(tokenizer)
     qwen2.pad_token = qwen2.eos_token
-    rows = datasets.load_from_disk(str(table))
     collator = DataCollatorForLanguageModeling(qwen2, mlm=False)
     while True:
-        yield from DataLoader(rows, batch_size=BATCH_BLOCKS, shuffle=True, collate_fn=collator)
-
-
-def tutorial_table(split: shards.Split, directory: Path, num_blocks: int = 200_000) -> Path:
-    """What the tutorial's `map` leaves: a table with a list of ids and their number in each row."""
-    if not directory.exists():
-        import datasets
-
-        features = datasets.Features(
-            {"input_ids": datasets.List(datasets.Value("int32")), "length": datasets.Value("int64")}
-        )
-
-        def rows() -> Iterable[dict[str, Any]]:
-            for block in split[: min(num_blocks, len(split))]:
-                yield {"input_ids": block.astype(np.int32), "length": len(block)}
-
-        datasets.disable_progress_bars()
-        with tempfile.TemporaryDirectory(dir=directory.parent) as cache:
-            table = datasets.Dataset.from_generator(rows, features=features, cache_dir=cache)
-            table.save_to_disk(str(directory))
-    return directory
+        yield from DataLoader(table, batch_size=BATCH_BLOCKS, shuffle=True, collate_fn=collator)
 
 
 COLD = """
@@ -155,133 +211,36 @@ import numpy as np
 import shards
 opened = shards.open(sys.argv[1])
 now = time.perf_counter()
-order = shards.run_order(opened, seed=0)
-batch = opened["train"][order.blocks(10**6 % len(opened["train"]), 10**6 % len(opened["train"]) + 32)]
-print(now - begin, time.perf_counter() - now)
+start = 10**6 % len(opened["train"])
+batch = opened["train"][shards.run_order(opened, seed=0).blocks(start, start + 32)]
+print(f"[{1e3 * (now - begin)}, {1e3 * (time.perf_counter() - now)}]")
 """
 
 
 def cold_start(path: Path) -> tuple[float, float]:
-    """Seconds to import and open, and then to the first batch, with the set's pages dropped from the page cache."""
+    """Milliseconds to import and open, and then to the first batch, with the set's pages dropped from the page cache."""
     for file in path.glob("*.bin"):
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-    output = subprocess.check_output([sys.executable, "-c", COLD, str(path)], cwd=REPOSITORY, text=True)
-    opened, first = map(float, output.split())
-    return opened, first
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    found: tuple[float, float] = run([sys.executable, "-c", COLD, path]).last_line()
+    return found
 
 
-def growth_table() -> None:
-    print("\n| blocks | M positions/s | µs to the first 32 | NumPy's permutation: M positions/s | s to the first |")
-    print("|---|---|---|---|---|")
-    for exponent in range(4, 11):
-        order, count = shards.RunOrder((10**exponent,), 0), 4_000_000
-        begin = time.perf_counter()
-        order.blocks(10**exponent // 2, 10**exponent // 2 + BATCH_BLOCKS)
-        first, begin = time.perf_counter() - begin, time.perf_counter()
-        for start in range(0, count, CHUNK_POSITIONS):
-            order.blocks(start * 7919 % 10**exponent, start * 7919 % 10**exponent + CHUNK_POSITIONS)
-        rate = count / (time.perf_counter() - begin) / 1e6
-        cells = ["–", "–"]
-        if exponent <= 8:
-            begin = time.perf_counter()
-            np.random.default_rng(0).permutation(10**exponent)
-            seconds = time.perf_counter() - begin
-            cells = [f"{10**exponent / seconds / 1e6:.1f}", f"{seconds:.4f}"]
-        print(f"| 10^{exponent} | {rate:.1f} | {1e6 * first:.0f} | {' | '.join(cells)} |", flush=True)
-
-
-def manifest_row(manifest: Manifest, rounds: int) -> None:
-    """Of a manifest with 20,000 copies of the set's first shard."""
-    entries = [
-        dataclasses.replace(manifest.shards[0], name=shard_name(name, number), split=name)
-        for name in SPLITS
-        for number in range(10_000)
-    ]
-    splits = sum_splits(entries, manifest.block_tokens)
-    encoded = encode_manifest(dataclasses.replace(manifest, shards=entries, splits=splits).with_fingerprint())
-    seconds = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        decode_manifest(encoded, "bench")
-        seconds.append(time.perf_counter() - begin)
-    every = ", ".join(f"{value:.2f}" for value in seconds)
-    print(f"\na manifest of {len(entries):,} shards, {len(encoded):,} bytes: decoded in {every} s (target: 0.5)")
-
-
-def peers_table(path: Path, python: Path, work: Path, rounds: int, count: int) -> None:
-    """Each peer's reader in a process of its own, in turns with ours."""
-    script = REPOSITORY / "bench" / "peers_loaders.py"
-    forms: dict[str, str] = json.loads(subprocess.check_output([python, script, "--list"], text=True))
-    for form in sorted(set(forms.values()) - {""}):
-        if not (work / form).exists():
-            command = [sys.executable, "-m", "shards", "export", path.resolve(), "--to", form, "--out", work / form]
-            subprocess.run(list(map(str, command)), check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
-    shard_set = shards.open(path)
-    ours = own_gather(shard_set)
-    seconds_a_batch(ours, 20)
-    found: dict[str, list[float]] = {"ours, gather": [], **{name: [] for name in forms}}
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"TMPDIR": str(work), "HF_HOME": str(work), "HF_HUB_OFFLINE": "1"}
-    for _ in range(rounds):
-        found["ours, gather"].append(seconds_a_batch(ours, count))
-        for name, form in list(forms.items()):
-            command = [python, script, name, path.resolve(), work / form, max(100, count // 10)]
-            ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
-            if ended.returncode != 0:
-                print(f"{name}: failed: {ended.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-                del forms[name], found[name]
-                continue
-            found[name].append(json.loads(ended.stdout.splitlines()[-1])["seconds_a_batch"])
-    print_rates(found, "ours, gather", dict.fromkeys(forms, "> 1"), shard_set.block_tokens)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> None:
+    parser = Parser(description=__doc__)
     parser.add_argument("set", type=Path, help="a shard set; 500 million tokens or more say something")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=2000, help="in each round")
-    parser.add_argument("--only", default=",".join(MEASURES))
-    parser.add_argument("--work", type=Path, help="where copies are kept (a temporary directory)")
-    parser.add_argument("--peers-venv", type=Path, default=REPOSITORY / "bench" / ".peers-venv")
-    options = parser.parse_args()
-    wanted = options.only.split(",")
-    shard_set = shards.open(options.set)
-    split = shard_set["train"]
-    with tempfile.TemporaryDirectory() as temporary:
-        work = options.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
-        print(f"{machine()}; {split.num_tokens:,} training tokens in {len(split.shards):,} shards")
-        if "ours" in wanted:
-            blocks = one_file(split, work / "one.bin")
-            ways = {"ours, gather": lambda: own_gather(shard_set), "memmap[numbers]": lambda: bare_gather(blocks)}
-            found = in_turns(ways, options.rounds, options.batches)
-            print_rates(found, "ours, gather", {"memmap[numbers]": "≥ 0.4"}, split.block_tokens)
-        if "manifest" in wanted:
-            manifest_row(shard_set.manifest, options.rounds)
-        if "tutorial" in wanted:
-            table = tutorial_table(split, work / "table")
-            ways = {
-                "ours, tensors": lambda: own_tensors(shard_set),
-                "datasets table, collator": lambda: tutorial_tensors(table, shard_set.tokenizer_path),
-            }
-            found = in_turns(ways, options.rounds, max(50, options.batches // 20))
-            print_rates(found, "ours, tensors", {"datasets table, collator": "≥ 50"}, split.block_tokens)
-        if "cold" in wanted:
-            starts = [cold_start(options.set) for _ in range(options.rounds)]
-            print("\ncold: import and open, then to the first batch, ms: ", end="")
-            print(", ".join(f"{1e3 * opened:.0f} + {1e3 * first:.0f}" for opened, first in starts))
-        if "growth" in wanted:
-            growth_table()
-        if "peers" in wanted:
-            python = options.peers_venv / "bin" / "python"
-            if python.exists():
-                peers_table(options.set, python, work, options.rounds, options.batches)
-            else:
-                print("peers: left out, not installed: `make peers`", file=sys.stderr)
+    parser.add_argument("--only", default="ours,manifest,tutorial,cold,growth,peers", metavar="NAMES")
+    parser.add_argument("--work", type=Path, help="where copies of the set are written (temporary)")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(dir=options.work) as work:
+        bench = Bench(options.set.resolve(), Path(work).resolve(), options.rounds, options.batches)
+        print_machine(f"{bench.split.num_tokens:,} training tokens in {len(bench.split.shards):,} shards")
+        for name in options.only.split(","):
+            getattr(bench, name)()
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
