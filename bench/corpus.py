@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-from isal import igzip
 
 from bench.measure import REPOSITORY
 
@@ -79,26 +76,6 @@ def records(corpus: Path) -> Iterator[bytes]:
     with corpus.open("rb") as lines:
         stripped = (line.strip().rstrip(b",") for line in lines)
         yield from (record for record in stripped if record.startswith(b"{"))
-
-
-def convert(corpus: Path, name: str, work: Path) -> Path:
-    """The corpus as `array` (as it is), `jsonl`, `compact` (one line, every tenth record with \\uXXXX escapes) or `gz`."""
-    if name == "array":
-        return corpus
-    path = work / {"jsonl": "corpus.jsonl", "compact": "compact.json", "gz": f"{corpus.name}.gz"}[name]
-    if name == "gz":
-        with corpus.open("rb") as source, igzip.open(path, "wb", compresslevel=3) as compressed:
-            shutil.copyfileobj(source, compressed, 1 << 20)
-        return path
-    with path.open("wb") as file:
-        for number, record in enumerate(records(corpus)):
-            if name == "jsonl":
-                file.write(record + b"\n")
-                continue
-            file.write(b", " if number else b"[")
-            file.write(record if number % 10 else json.dumps(json.loads(record)).encode())
-        file.write(b"]" if name == "compact" else b"")
-    return path
 
 
 def write_part(corpus: Path, num_bytes: int, directory: Path, num_files: int) -> int:

@@ -1,11 +1,9 @@
 """What it costs to feed a trainer: batches of 32 random blocks from a shard set, in one process, in turns.
 
-    python -m bench.loader SET [--rounds 5] [--batches 2000] [--only ours,tutorial,cold,…]
+    python -m bench.loader SET [--rounds 5] [--batches 2000] [--only ours,manifest,cold,growth,peers]
 
 ours      the split's gather in the order of a run, against `memmap[numbers]` over the same tokens in one file
 manifest  decoding and checking a manifest of 20,000 shards
-tutorial  batches of tensors: DataLoader over `BlockDataset`, against DataLoader over a `datasets` table and the tutorial's
-          collator
 cold      from `import shards` to the first batch in a new process, the set's pages out of the page cache
 growth    the order's cost as the number of blocks grows, 10^4 to 10^10, against NumPy's permutation, held in memory
 peers     each peer's own reader on the same tokens (`make peers` installs them; left out where missing)
@@ -21,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +33,6 @@ from shards.layout import SPLITS, shard_name
 from shards.manifest import decode_manifest, encode_manifest, sum_splits
 
 CHUNK_POSITIONS = 1 << 15  # as the trainer's sampler asks for them
-TABLE_BLOCKS = 200_000
 
 
 class Bench:
@@ -94,26 +91,6 @@ class Bench:
             seconds.append(time.perf_counter() - begin)
         print_head("measure", "median", "target", "every round")
         print_rounds(f"a manifest of {len(entries):,} shards, {len(encoded):,} bytes: s", seconds, "{:.2f}", "0.5")
-
-    def tutorial(self) -> None:
-        count = max(50, self.num_batches // 20)
-        theirs = timed(tutorial_tensors(self.tutorial_table(), self.set.tokenizer_path), count)
-        ways = {"ours, tensors": timed(own_tensors(self.set), count), "datasets table, collator": theirs}
-        self.in_turns(ways, "≥ 50")
-
-    def tutorial_table(self) -> Any:
-        """What the tutorial's `map` leaves: a table with a list of ids and their number in each row."""
-        import datasets
-
-        numbers = {"input_ids": datasets.List(datasets.Value("int32")), "length": datasets.Value("int64")}
-
-        def rows() -> Iterable[dict[str, Any]]:
-            for block in self.split[: min(TABLE_BLOCKS, len(self.split))]:
-                yield {"input_ids": block.astype(np.int32), "length": len(block)}
-
-        datasets.disable_progress_bars()
-        features, cache = datasets.Features(numbers), str(self.work / "cache")
-        return datasets.Dataset.from_generator(rows, features=features, cache_dir=cache)
 
     def cold(self) -> None:
         opened, first = zip(*(cold_start(self.path) for _ in range(self.rounds)), strict=True)
@@ -181,29 +158,6 @@ def bare_gather(blocks: np.ndarray) -> Iterator[np.ndarray]:
             yield blocks[numbers]
 
 
-def own_tensors(shard_set: shards.ShardSet) -> Iterator[Any]:
-    import torch
-    from torch.utils.data import DataLoader
-
-    from shards.torch import BlockDataset, RunSampler, collate_blocks
-
-    sampler = RunSampler(shards.run_order(shard_set, seed=0), stop=1 << 40)
-    dataset = BlockDataset(shard_set, "train", torch.int32)
-    return iter(DataLoader(dataset, batch_size=BATCH_BLOCKS, sampler=sampler, collate_fn=collate_blocks))
-
-
-def tutorial_tensors(table: Any, tokenizer: Path) -> Iterator[Any]:
-    """Rows shuffled by the DataLoader, padded and labelled by the collator, batch after batch."""
-    from torch.utils.data import DataLoader
-    from transformers import AutoTokenizer, DataCollatorForLanguageModeling
-
-    qwen2 = AutoTokenizer.from_pretrained(tokenizer)
-    qwen2.pad_token = qwen2.eos_token
-    collator = DataCollatorForLanguageModeling(qwen2, mlm=False)
-    while True:
-        yield from DataLoader(table, batch_size=BATCH_BLOCKS, shuffle=True, collate_fn=collator)
-
-
 COLD = """
 import sys, time
 begin = time.perf_counter()
@@ -232,7 +186,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("set", type=Path, help="a shard set; 500 million tokens or more say something")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=2000, help="in each round")
-    parser.add_argument("--only", default="ours,manifest,tutorial,cold,growth,peers", metavar="NAMES")
+    parser.add_argument("--only", default="ours,manifest,cold,growth,peers", metavar="NAMES")
     parser.add_argument("--work", type=Path, help="where copies of the set are written (temporary)")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=options.work) as work:

@@ -90,14 +90,14 @@ def run_tests(tests: str, tree: Path) -> tuple[int, str]:
 class Trials:
     """Breaks tried one by one, or several at once, on the files that git tracks or would track, as they were at first."""
 
-    def __init__(self, repository: Path, work: Path) -> None:
+    def __init__(self, work: Path) -> None:
         self._work, self._tree = work, work / "tree"
         listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-        names = subprocess.run(listed, cwd=repository, stdout=subprocess.PIPE, check=True).stdout.decode().split("\0")
+        names = subprocess.run(listed, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True).stdout.decode().split("\0")
         for name in names:
-            if (repository / name).is_file():
+            if (REPOSITORY / name).is_file():
                 (self._tree / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(repository / name, self._tree / name)
+                shutil.copy2(REPOSITORY / name, self._tree / name)
         self._unbroken = functools.cache(self._run_unbroken)
 
     def try_one(self, change: Break) -> tuple[bool, str]:
@@ -132,18 +132,17 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="breaks, or how their names begin (all)")
     parser.add_argument("--list", action="store_true", help="list the breaks and say which no longer apply")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="so many at a time (one a core)")
-    parser.add_argument("--repo", type=Path, default=REPOSITORY, help="the checkout that is broken (this one)")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests of Ctrl-C need it, also in a job in the background
     breaks = read_breaks(BREAKS.read_text("utf-8"))
     chosen = [change for change in breaks if not options.names or change.name.startswith(tuple(options.names))]
     if options.list:
         for change in chosen:
-            gone = "" if change.applied(options.repo) is not None else "  (no longer applies)"
+            gone = "" if change.applied(REPOSITORY) is not None else "  (no longer applies)"
             print(f"{change.name:28} {change.file:32} {change.tests}{gone}")
         return 0
     with tempfile.TemporaryDirectory(prefix="mutations-") as work, ThreadPoolExecutor(options.jobs) as pool:
-        trials = Trials(options.repo, Path(work))
+        trials = Trials(Path(work))
         num_caught = 0
         for change, (caught, line) in zip(chosen, pool.map(trials.try_one, chosen), strict=True):
             num_caught += caught

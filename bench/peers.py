@@ -4,12 +4,12 @@
 
 Without `--set` it builds two small sets of the sample corpus, in many shards: one with Qwen2's tokenizer (151,646 entries,
 packing concat, documents cut between shards) and one with a small tokenizer (below 65,536 entries, packing best-fit), so
-that both forms of `mds` and `llm.c` occur. Prints a table; exit status 1 if anything differs, or a reader fails.
+that both forms of `mds` occur. Prints a table; exit status 1 if anything differs, or a reader fails.
 
 The peers run in an environment of their own (`make peers`), and know of this project no more than the files: `python -m
 bench.peers read NAME SET EXPORT` there, and `… time NAME SET EXPORT NUM_BATCHES` for the trainer's work, batches of 32
-blocks in random order, each in the way that its package means for that. llm.c is no package: its files are read by a
-reader of the documented layout.
+blocks in random order, each in the way that its package means for that. Parquet, `datasets` and llm.c's layout, which need
+no such environment, are read in tests/shards/test_exchange.py.
 """
 
 from __future__ import annotations
@@ -204,31 +204,8 @@ def mosaicml(_source: Source, export: Path, split: str, shuffle: bool) -> Any:
     return StreamingDataset(local=str(export), split=split, shuffle=shuffle, batch_size=BATCH_BLOCKS)
 
 
-def parquet(_source: Source, export: Path, split: str, _shuffle: bool) -> Any:
-    import pyarrow.parquet
-
-    return [row.values.to_numpy() for row in pyarrow.parquet.read_table(export / split)["input_ids"]]
-
-
-def datasets(_source: Source, export: Path, split: str, _shuffle: bool) -> Any:
-    from datasets import load_from_disk
-
-    return load_from_disk(str(export))["validation" if split == "val" else split].with_format("numpy")
-
-
-def llm_c(source: Source, export: Path, split: str, _shuffle: bool) -> Any:
-    """As dev/data/data_common.py of llm.c writes it."""
-    magic, version, dtype = (20240801, 7, "<u4") if source.vocab_size > 1 << 16 else (20240520, 1, "<u2")
-    parts = []
-    for path in sorted(export.glob(f"{split}_*.bin")):
-        header, tokens = np.fromfile(path, "<i4", 256), np.fromfile(path, dtype, offset=1024)
-        compare(f"{path}: header", [magic, version, len(tokens)], header[:3])
-        parts.append(tokens[:-1])
-    return np.concatenate(parts).reshape(-1, source.block_tokens)
-
-
 class Peer(NamedTuple):
-    package: str  # "" for none
+    package: str
     form: str  # of the export; "" for the set as it is
     read: Reader
     compare: Callable[[Source, Path, Reader], int] = compare_blocks
@@ -242,9 +219,6 @@ PEERS = {
     "datatrove DatatroveFolderDataset": Peer("datatrove", "datatrove", datatrove, how="by number"),
     "litdata StreamingDataset": Peer("litdata", "litdata", litdata, how="in turn"),
     "MosaicML StreamingDataset": Peer("mosaicml-streaming", "mds", mosaicml, how="in turn"),
-    "pyarrow read_table": Peer("pyarrow", "parquet", parquet),
-    "datasets load_from_disk": Peer("datasets", "hf", datasets),
-    "llm.c's documented layout": Peer("", "llm.c", llm_c),
 }
 
 
@@ -257,8 +231,7 @@ def read_all(name: str, source: Source, export: Path) -> dict[str, Any]:
         num_tokens, result = peer.compare(source, export, peer.read), "equal"
     except Difference as difference:
         num_tokens, result = 0, str(difference)
-    version = importlib.metadata.version(peer.package) if peer.package else "–"
-    return {"version": version, "num_tokens": num_tokens, "result": result}
+    return {"version": importlib.metadata.version(peer.package), "num_tokens": num_tokens, "result": result}
 
 
 def shuffled(name: str, source: Source, export: Path) -> Iterator[Any]:

@@ -8,7 +8,7 @@ seen, name a corpus of your own (JSON Lines, or an array with one record a line)
 All is measured in turns in one run, and the ratios' medians count, since machines are shared. Tokens are compared wherever
 both sides should have the same. Prints Markdown tables for bench/RESULTS.md.
 
-cpu     the encoder's CPU seconds for the same texts, in memory, / the build's; array, jsonl, compact, gz
+cpu     the encoder's CPU seconds for the same texts, in memory, / the build's
 wall    with 2 and 1 workers; a corpus of 1 MB; a second run with nothing to do
 memory  PSS of all processes together, for the corpus and for two such files
 peers   MB/s with 2 processes of the tutorial's `datasets.map`, datatrove, Megatron, litdata and dolma, on a part of the
@@ -25,14 +25,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.corpus import convert, write_part, write_rehearsal
+from bench.corpus import write_part, write_rehearsal
 from bench.measure import PEERS_VENV, Ended, ours, print_head, print_machine, print_rounds, ratios, run
 from shards.common.command_line import Parser, run_command
 from shards.common.errors import InputError
 from shards.manifest import SplitEntry, read_manifest
 
 MEASURES = ("cpu", "wall", "memory", "peers")
-EFFICIENCY_TARGETS = {"array": 0.90, "jsonl": 0.90, "compact": 0.80, "gz": 0.75}
 PEERS = ("datatrove", "megatron", "litdata", "dolma")
 NUM_WORKERS = 2
 
@@ -69,23 +68,18 @@ class Bench:
 
     def cpu(self) -> None:
         start_up = statistics.median(self.build(self.small).cpu_seconds for _ in range(max(3, self.rounds)))
-        for name, target in EFFICIENCY_TARGETS.items():
-            path = convert(self.corpus, name, self.work)
-            megabytes = self.megabytes if name == "gz" else path.stat().st_size / 1e6  # of .gz: unpacked
-            alone, builds = [], []
-            for _ in range(self.rounds):
-                reference = self.way("encoder", path)
-                builds.append(self.build(path))
-                if (found := self.num_tokens(with_eos=False)) != reference["num_tokens"]:
-                    raise SystemExit(f"{path}: {found:,} tokens, expected {reference['num_tokens']:,}")
-                alone.append(reference["cpu_seconds"])
-            cpu = [build.cpu_seconds for build in builds]
-            later = [seconds - start_up for seconds in cpu]
-            print_rounds(f"{name}: the encoder's CPU s / the build's", ratios(alone, cpu), "{:.3f}", f"≥ {target:.2f}")
-            print_rounds(f"{name}: the same without {start_up:.1f} CPU s of start-up", ratios(alone, later), "{:.3f}")
-            print_rounds(f"{name}: encoder alone, MB a CPU s", [megabytes / seconds for seconds in alone], "{:.1f}")
-            print_rounds(f"{name}: build, MB a CPU s", [megabytes / seconds for seconds in cpu], "{:.1f}")
-            print_rounds(f"{name}: wall s, 2 workers", [build.wall_seconds for build in builds], "{:.1f}")
+        alone, builds = [], []
+        for _ in range(self.rounds):
+            reference = self.way("encoder", self.corpus)
+            builds.append(self.build(self.corpus).cpu_seconds)
+            if (found := self.num_tokens(with_eos=False)) != reference["num_tokens"]:
+                raise SystemExit(f"{found:,} tokens, expected {reference['num_tokens']:,}")
+            alone.append(reference["cpu_seconds"])
+        later = [seconds - start_up for seconds in builds]
+        print_rounds("the encoder's CPU s / the build's", ratios(alone, builds), "{:.3f}")
+        print_rounds(f"the same without {start_up:.1f} CPU s of start-up", ratios(alone, later), "{:.3f}")
+        print_rounds("encoder alone, MB a CPU s", [self.megabytes / seconds for seconds in alone], "{:.1f}")
+        print_rounds("build, MB a CPU s", [self.megabytes / seconds for seconds in builds], "{:.1f}")
 
     def wall(self) -> None:
         two, one, small, again = [], [], [], []
