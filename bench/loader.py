@@ -1,12 +1,11 @@
 """What it costs to feed a trainer: batches of 32 random blocks from a shard set, in one process, in turns.
 
-    python -m bench.loader SET [--rounds 5] [--batches 2000] [--only ours,manifest,cold,growth,peers]
+    python -m bench.loader SET [--rounds 5] [--batches 2000] [--only ours,manifest,cold,growth]
 
 ours      the split's gather in the order of a run, against `memmap[numbers]` over the same tokens in one file
 manifest  decoding and checking a manifest of 20,000 shards
 cold      from `import shards` to the first batch in a new process, the set's pages out of the page cache
 growth    the order's cost as the number of blocks grows, 10^4 to 10^10, against NumPy's permutation, held in memory
-peers     each peer's own reader on the same tokens (`make peers` installs them; left out where missing)
 
 Prints Markdown tables for bench/RESULTS.md.
 """
@@ -15,23 +14,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import shards
-from bench.measure import PEERS_VENV, every, print_head, print_machine, print_rounds, print_row, ratios, run
-from bench.peers import BATCH_BLOCKS, NUM_WARM_BATCHES, PEERS, exported, run_peer
+from bench.measure import print_head, print_machine, print_rounds, print_row, ratios, run
 from shards.common.command_line import Parser, run_command
 from shards.layout import SPLITS, shard_name
 from shards.manifest import decode_manifest, encode_manifest, sum_splits
 
+BATCH_BLOCKS, NUM_WARM_BATCHES = 32, 20
 CHUNK_POSITIONS = 1 << 15  # as the trainer's sampler asks for them
 
 
@@ -41,23 +39,17 @@ class Bench:
         self.set = shards.open(path)
         self.split = self.set["train"]
 
-    def in_turns(self, ways: dict[str, Callable[[], float]], target: str) -> None:
-        """A row for each way: its seconds a batch in every round. The first is ours."""
-        found: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(self.rounds):
-            for name, way in ways.items():
-                found[name].append(way())
-        own = next(iter(found.values()))
-        print_head("way", "µs a batch of 32, every round", "M tokens/s", "ours is faster by", "target")
-        for name, values in found.items():
-            rate = BATCH_BLOCKS * self.split.block_tokens / statistics.median(values) / 1e6
-            faster = f"{statistics.median(ratios(values, own)):.2f} ×"
-            rounds = every([1e6 * value for value in values], "{:.1f}")
-            print_row(name, rounds, f"{rate:,.0f}", faster, target if values is not own else "")
-
     def ours(self) -> None:
-        bare = timed(bare_gather(self.blocks_in_one_file()), self.num_batches)
-        self.in_turns({"ours, gather": timed(self.gather(), self.num_batches), "memmap[numbers]": bare}, "≥ 0.4")
+        ways = {"ours, gather": self.gather(), "memmap[numbers]": bare_gather(self.blocks_in_one_file())}
+        found: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(self.rounds + 1):
+            for name, batches in ways.items():
+                seconds = timed(batches, self.num_batches if number else NUM_WARM_BATCHES)
+                found[name] += [1e6 * seconds] if number else []
+        print_head("µs a batch of 32 blocks", "median", "target", "every round")
+        for name, values in found.items():
+            print_rounds(name, values, "{:.1f}")
+        print_rounds("memmap[numbers] / ours", ratios(*reversed(found.values())), "{:.2f}", "≥ 0.4")
 
     def gather(self) -> Iterator[np.ndarray]:
         """As the trainer does it: the order in chunks, a gather for each batch."""
@@ -76,12 +68,9 @@ class Bench:
 
     def manifest(self) -> None:
         """With 20,000 copies of the set's first shard."""
-        first, numbers = self.set.manifest.shards[0], range(10_000)
-        entries = [
-            dataclasses.replace(first, name=shard_name(split, number), split=split)
-            for split in SPLITS
-            for number in numbers
-        ]
+        first = self.set.manifest.shards[0]
+        names = [(split, shard_name(split, number)) for split in SPLITS for number in range(10_000)]
+        entries = [dataclasses.replace(first, name=name, split=split) for split, name in names]
         splits = sum_splits(entries, self.set.manifest.block_tokens)
         large = dataclasses.replace(self.set.manifest, shards=entries, splits=splits).with_fingerprint()
         encoded, seconds = encode_manifest(large), []
@@ -116,39 +105,13 @@ class Bench:
                 cells = (f"{size / seconds / 1e6:.1f}", f"{seconds:.4f}")
             print_row(f"10^{exponent}", f"{rate:.1f}", f"{1e6 * first:.0f}", *cells)
 
-    def peers(self) -> None:
-        """Each peer's reader in a process of its own."""
-        if not PEERS_VENV.exists():
-            print("peers: left out, not installed: `make peers`", file=sys.stderr)
-            return
-        ways = {"ours, gather": timed(self.gather(), self.num_batches)}
-        for name, peer in PEERS.items():
-            if peer.how:
-                ways[name] = self.peer_way(name, exported(self.path, peer.form, self.work))
-        self.in_turns(ways, "> 1")
 
-    def peer_way(self, name: str, export: Path) -> Callable[[], float]:
-        def way() -> float:
-            ended = run_peer(self.work, "time", name, self.path, export, max(100, self.num_batches // 10))
-            if ended.status:
-                raise SystemExit(f"{name}: {ended.errors[-2000:]}")
-            return float(ended.last_line()["seconds_a_batch"])
-
-        return way
-
-
-def timed(batches: Iterator[Any], count: int) -> Callable[[], float]:
-    """Seconds a batch of the next `count`; the first ones are not counted."""
-    for _ in range(NUM_WARM_BATCHES):
+def timed(batches: Iterator[Any], count: int) -> float:
+    """Seconds a batch of the next `count`."""
+    begin = time.perf_counter()
+    for _ in range(count):
         next(batches)
-
-    def way() -> float:
-        begin = time.perf_counter()
-        for _ in range(count):
-            next(batches)
-        return (time.perf_counter() - begin) / count
-
-    return way
+    return (time.perf_counter() - begin) / count
 
 
 def bare_gather(blocks: np.ndarray) -> Iterator[np.ndarray]:
@@ -177,8 +140,8 @@ def cold_start(path: Path) -> tuple[float, float]:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    found: tuple[float, float] = run([sys.executable, "-c", COLD, path]).last_line()
-    return found
+    opened_ms, first_ms = run([sys.executable, "-c", COLD, path]).last_line()
+    return opened_ms, first_ms
 
 
 def main(argv: list[str]) -> None:
@@ -186,7 +149,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("set", type=Path, help="a shard set; 500 million tokens or more say something")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=2000, help="in each round")
-    parser.add_argument("--only", default="ours,manifest,cold,growth,peers", metavar="NAMES")
+    parser.add_argument("--only", default="ours,manifest,cold,growth", metavar="NAMES")
     parser.add_argument("--work", type=Path, help="where copies of the set are written (temporary)")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=options.work) as work:

@@ -23,13 +23,19 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BREAKS = Path(__file__).with_name("mutations.txt")
 TIMEOUT_SECONDS = 600  # a test that hangs is a test that notices
 FAILED, PASSED = 1, 0  # exit statuses of pytest; others mean that it could not run the tests
 PYTEST = (sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider")
+CAPTURE: dict[str, Any] = {
+    "stdin": subprocess.DEVNULL,
+    "capture_output": True,
+    "encoding": "utf-8",
+    "errors": "replace",
+}
 
 
 class Break(NamedTuple):
@@ -70,16 +76,7 @@ def run_tests(tests: str, tree: Path) -> tuple[int, str]:
     environment.pop("PYTHONPATH", None)
     command = [*PYTEST, *shlex.split(tests)]
     try:
-        ended = subprocess.run(
-            command,
-            cwd=tree,
-            env=environment,
-            capture_output=True,
-            timeout=TIMEOUT_SECONDS,
-            stdin=subprocess.DEVNULL,
-            encoding="utf-8",
-            errors="replace",
-        )
+        ended = subprocess.run(command, cwd=tree, env=environment, timeout=TIMEOUT_SECONDS, **CAPTURE)
     except subprocess.TimeoutExpired:
         return FAILED, f"not done after {TIMEOUT_SECONDS} s"
     lines = [line for line in ended.stdout.splitlines() if line.strip()]

@@ -1,15 +1,13 @@
 """Each peer's own reader reads a shard set, unmodified or exported; every token is compared with what `np.memmap` sees.
 
-    python -m bench.peers [--set DIR …] [--only NAME,…]
+    python -m bench.peers [--only NAME,…]
 
-Without `--set` it builds two small sets of the sample corpus, in many shards: one with Qwen2's tokenizer (151,646 entries,
+It builds two small sets of the sample corpus, in many shards: one with Qwen2's tokenizer (151,646 entries,
 packing concat, documents cut between shards) and one with a small tokenizer (below 65,536 entries, packing best-fit), so
 that both forms of `mds` occur. Prints a table; exit status 1 if anything differs, or a reader fails.
 
-The peers run in an environment of their own (`make peers`), and know of this project no more than the files: `python -m
-bench.peers read NAME SET EXPORT` there, and `… time NAME SET EXPORT NUM_BATCHES` for the trainer's work, batches of 32
-blocks in random order, each in the way that its package means for that. Parquet, `datasets` and llm.c's layout, which need
-no such environment, are read in tests/shards/test_exchange.py.
+The peers run in an environment of their own (`make peers`): `python -m bench.peers read NAME SET EXPORT` there. Parquet,
+`datasets` and llm.c's layout, which need no such environment, are read in tests/shards/test_exchange.py.
 """
 
 from __future__ import annotations
@@ -20,17 +18,15 @@ import json
 import os
 import sys
 import tempfile
-import time
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.measure import PEERS_VENV, Ended, ours, print_head, print_row, run
+from bench.measure import PEERS_VENV, ours, print_head, print_row, run
 
-BATCH_BLOCKS, NUM_WARM_BATCHES = 32, 20
 LIMIT_SECONDS = 600
 
 
@@ -94,7 +90,7 @@ def compare_blocks(source: Source, export: Path, read: Reader) -> int:
     """All blocks by number, and one after another where the reader can do that."""
     num_tokens = 0
     for split in source.splits():
-        dataset, blocks = read(source, export, split, False), source.blocks(split)
+        dataset, blocks = read(source, export, split), source.blocks(split)
         num_tokens += compare_all(split, blocks, (ids_of(dataset[number]) for number in range(len(dataset))))
         if hasattr(dataset, "__iter__"):
             compare_all(f"{split}, one after another", blocks, map(ids_of, dataset))
@@ -105,12 +101,12 @@ def ids_of(item: Any) -> Any:
     return item.get("input_ids", item.get("tokens")) if isinstance(item, dict) else item
 
 
-# ---- the readers: a data set of a split's blocks, shuffled if it is one that shuffles by itself ----
+# ---- the readers: a data set of a split's blocks ----
 
-Reader = Callable[[Source, Path, str, bool], Any]
+Reader = Callable[[Source, Path, str], Any]
 
 
-def megatron(source: Source, _export: Path, split_or_name: str, _shuffle: bool) -> Any:
+def megatron(source: Source, _export: Path, split_or_name: str) -> Any:
     """Megatron's GPTDataset over one shard (of a split: the first), in its own shuffled order."""
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
     from megatron.core.datasets.utils import Split
@@ -138,7 +134,7 @@ def compare_megatron_windows(source: Source, export: Path, read: Reader) -> int:
         pieces, _boundaries = source.sequences(name)
         if sum(map(len, pieces)) <= size:
             continue
-        dataset = read(source, export, name, False)
+        dataset = read(source, export, name)
         stream = np.concatenate([pieces[number] for number in dataset.document_index])
         for number in range(len(dataset)):
             begin = int(dataset.shuffle_index[number]) * size
@@ -162,7 +158,7 @@ def compare_megatron_documents(source: Source, _export: Path, _read: Reader) -> 
     return num_tokens
 
 
-def olmo_core(source: Source, _export: Path, split: str, _shuffle: bool) -> Any:
+def olmo_core(source: Source, _export: Path, split: str) -> Any:
     from olmo_core.data import NumpyFSLDataset
 
     dataset = NumpyFSLDataset(
@@ -178,20 +174,20 @@ def olmo_core(source: Source, _export: Path, split: str, _shuffle: bool) -> Any:
     return dataset
 
 
-def datatrove(source: Source, export: Path, split: str, _shuffle: bool) -> Any:
+def datatrove(source: Source, export: Path, split: str) -> Any:
     from datatrove.utils.dataset import DatatroveFolderDataset
 
     return DatatroveFolderDataset(str(export / split), seq_len=source.block_tokens - 1, token_size=4)
 
 
-def litdata(source: Source, export: Path, split: str, shuffle: bool) -> Any:
+def litdata(source: Source, export: Path, split: str) -> Any:
     from litdata import StreamingDataset, TokensLoader
 
     loader = TokensLoader(block_size=source.block_tokens)
-    return StreamingDataset(str(export / split), item_loader=loader, shuffle=shuffle)
+    return StreamingDataset(str(export / split), item_loader=loader, shuffle=False)
 
 
-def mosaicml(_source: Source, export: Path, split: str, shuffle: bool) -> Any:
+def mosaicml(_source: Source, export: Path, split: str) -> Any:
     """The package imports torchvision for its data sets of pictures, which we go round."""
     if "streaming" not in sys.modules:
         specification = importlib.util.find_spec("streaming")
@@ -201,7 +197,7 @@ def mosaicml(_source: Source, export: Path, split: str, shuffle: bool) -> Any:
         sys.modules["streaming"] = package
     from streaming.base import StreamingDataset
 
-    return StreamingDataset(local=str(export), split=split, shuffle=shuffle, batch_size=BATCH_BLOCKS)
+    return StreamingDataset(local=str(export), split=split, shuffle=False, batch_size=1)
 
 
 class Peer(NamedTuple):
@@ -209,67 +205,26 @@ class Peer(NamedTuple):
     form: str  # of the export; "" for the set as it is
     read: Reader
     compare: Callable[[Source, Path, Reader], int] = compare_blocks
-    how: str = ""  # it gives blocks in random order: "by number" or "in turn"; "" if it isn't timed
 
 
 PEERS = {
     "Megatron-Core IndexedDataset": Peer("megatron-core", "", megatron, compare_megatron_documents),
-    "Megatron-Core GPTDataset": Peer("megatron-core", "", megatron, compare_megatron_windows, "by number"),
-    "OLMo-core NumpyFSLDataset": Peer("ai2-olmo-core", "", olmo_core, how="by number"),
-    "datatrove DatatroveFolderDataset": Peer("datatrove", "datatrove", datatrove, how="by number"),
-    "litdata StreamingDataset": Peer("litdata", "litdata", litdata, how="in turn"),
-    "MosaicML StreamingDataset": Peer("mosaicml-streaming", "mds", mosaicml, how="in turn"),
+    "Megatron-Core GPTDataset": Peer("megatron-core", "", megatron, compare_megatron_windows),
+    "OLMo-core NumpyFSLDataset": Peer("ai2-olmo-core", "", olmo_core),
+    "datatrove DatatroveFolderDataset": Peer("datatrove", "datatrove", datatrove),
+    "litdata StreamingDataset": Peer("litdata", "litdata", litdata),
+    "MosaicML StreamingDataset": Peer("mosaicml-streaming", "mds", mosaicml),
 }
 
 
-# ---- in the peers' environment ----
-
-
 def read_all(name: str, source: Source, export: Path) -> dict[str, Any]:
+    """In the peers' environment."""
     peer = PEERS[name]
     try:
         num_tokens, result = peer.compare(source, export, peer.read), "equal"
     except Difference as difference:
         num_tokens, result = 0, str(difference)
     return {"version": importlib.metadata.version(peer.package), "num_tokens": num_tokens, "result": result}
-
-
-def shuffled(name: str, source: Source, export: Path) -> Iterator[Any]:
-    dataset, rng = PEERS[name].read(source, export, "train", True), np.random.default_rng(0)
-    while True:
-        if PEERS[name].how == "in turn":
-            yield from map(ids_of, dataset)
-        else:
-            yield from (ids_of(dataset[number]) for number in rng.integers(0, len(dataset), 100_000).tolist())
-
-
-def time_batches(name: str, source: Source, export: Path, num_batches: int) -> dict[str, float]:
-    rows, begin = shuffled(name, source, export), 0.0
-    for number in range(NUM_WARM_BATCHES + num_batches):
-        if number == NUM_WARM_BATCHES:
-            begin = time.perf_counter()
-        batch = np.stack([np.asarray(next(rows)) for _ in range(BATCH_BLOCKS)])
-        assert batch.shape == (BATCH_BLOCKS, source.block_tokens), batch.shape
-    return {"seconds_a_batch": (time.perf_counter() - begin) / num_batches}
-
-
-# ---- in ours ----
-
-
-def exported(directory: Path, form: str, work: Path) -> Path:
-    """The set in the form that a peer reads, made once."""
-    out = work / f"{directory.name}-{form}"
-    if form and not out.exists():
-        run(ours("shards", "export", directory, "--to", form, "--out", out))
-    return out if form else directory
-
-
-def run_peer(work: Path, *arguments: object) -> Ended:
-    """In a process of the peers' environment, which may write below `work` alone."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= dict.fromkeys(("TMPDIR", "HF_HOME", "LITDATA_CACHE_DIR"), str(work)) | {"HF_HUB_OFFLINE": "1"}
-    command = [PEERS_VENV / "bin" / "python", "-m", "bench.peers", *arguments]
-    return run(command, environment=environment, may_fail=True, limit_seconds=LIMIT_SECONDS)
 
 
 def build_sets(work: Path) -> list[Path]:
@@ -287,17 +242,23 @@ def main(argv: list[str]) -> int:
     from shards.common.command_line import Parser
 
     parser = Parser(description=__doc__)
-    parser.add_argument("--set", type=Path, action="append", default=[], metavar="DIR", help="a set (two are made)")
     parser.add_argument("--only", default="", metavar="NAME,…", help="peers whose names hold one of these")
     options = parser.parse_args(argv)
     wanted = options.only.lower().split(",")
     num_wrong = 0
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        # The peers may write below `work` alone.
+        environment |= dict.fromkeys(("TMPDIR", "HF_HOME", "LITDATA_CACHE_DIR"), temporary) | {"HF_HUB_OFFLINE": "1"}
         print_head("reader", "version", "set", "tokens compared", "result")
-        for directory in [path.resolve() for path in options.set] or build_sets(work):
+        for directory in build_sets(work):
             for name in (name for name in PEERS if any(part in name.lower() for part in wanted)):
-                ended = run_peer(work, "read", name, directory, exported(directory, PEERS[name].form, work))
+                export = work / f"{directory.name}-{PEERS[name].form}" if PEERS[name].form else directory
+                if not export.exists():
+                    run(ours("shards", "export", directory, "--to", PEERS[name].form, "--out", export))
+                command = [PEERS_VENV / "bin" / "python", "-m", "bench.peers", "read", name, directory, export]
+                ended = run(command, environment=environment, may_fail=True, limit_seconds=LIMIT_SECONDS)
                 failed = {"version": "?", "num_tokens": 0, "result": f"failed: {ended.errors.splitlines()[-1:]}"}
                 row = failed if ended.status else ended.last_line()
                 num_wrong += row["result"] != "equal"
@@ -306,10 +267,9 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] in (["read"], ["time"]):
-        command, name, directory, export, *number = sys.argv[1:]
-        arguments = (name, Source(Path(directory)), Path(export))
-        print(json.dumps(read_all(*arguments) if command == "read" else time_batches(*arguments, int(number[0]))))
+    if sys.argv[1:2] == ["read"]:
+        name, directory, export = sys.argv[2:]
+        print(json.dumps(read_all(name, Source(Path(directory)), Path(export))))
     else:
         from shards.common.command_line import run_command
 

@@ -1,6 +1,6 @@
-"""What `python -m pipeline build` costs: CPU, time, memory; against its encoder alone, the tutorial's way, and the peers.
+"""What `python -m pipeline build` costs: time and memory; against the tutorial's way, and the peers.
 
-    python -m bench.pipeline [--corpus FILE] [--only cpu,wall,memory,peers] [--rounds N]
+    python -m bench.pipeline [--corpus FILE] [--only wall,memory,peers] [--rounds N]
 
 The corpus that is made by default repeats its text, which suits encoders that remember words. For text that no encoder has
 seen, name a corpus of your own (JSON Lines, or an array with one record a line) and a part as large as all of it.
@@ -8,8 +8,7 @@ seen, name a corpus of your own (JSON Lines, or an array with one record a line)
 All is measured in turns in one run, and the ratios' medians count, since machines are shared. Tokens are compared wherever
 both sides should have the same. Prints Markdown tables for bench/RESULTS.md.
 
-cpu     the encoder's CPU seconds for the same texts, in memory, / the build's
-wall    with 2 and 1 workers; a corpus of 1 MB; a second run with nothing to do
+wall    and CPU s a GB, with 2 and 1 workers; a corpus of 1 MB; a second run with nothing to do
 memory  PSS of all processes together, for the corpus and for two such files
 peers   MB/s with 2 processes of the tutorial's `datasets.map`, datatrove, Megatron, litdata and dolma, on a part of the
         corpus (`--part-bytes`); what `make peers` hasn't installed is left out
@@ -19,7 +18,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -29,9 +27,9 @@ from bench.corpus import write_part, write_rehearsal
 from bench.measure import PEERS_VENV, Ended, ours, print_head, print_machine, print_rounds, ratios, run
 from shards.common.command_line import Parser, run_command
 from shards.common.errors import InputError
-from shards.manifest import SplitEntry, read_manifest
+from shards.manifest import read_manifest
 
-MEASURES = ("cpu", "wall", "memory", "peers")
+MEASURES = ("wall", "memory", "peers")
 PEERS = ("datatrove", "megatron", "litdata", "dolma")
 NUM_WORKERS = 2
 
@@ -54,11 +52,6 @@ class Bench:
         options = ("--out", self.out, "--workers", num_workers, "--quiet")
         return run(ours("pipeline", "build", *sources, *options), **watch)
 
-    def num_tokens(self, *, with_eos: bool) -> int:
-        """Of the set built last."""
-        splits: list[SplitEntry] = list(read_manifest(self.out).splits.values())
-        return sum(split.num_tokens - (0 if with_eos else split.num_documents) for split in splits)
-
     def way(self, name: str, texts: Path, python: Path = Path(sys.executable), num_workers: int = NUM_WORKERS) -> Any:
         directory = self.work / "way"
         shutil.rmtree(directory, ignore_errors=True)
@@ -66,31 +59,19 @@ class Bench:
         arguments = ("-m", "bench.ways", name, texts, self.tokenizer, directory / "tokens", num_workers)
         return run([python, *arguments]).last_line()
 
-    def cpu(self) -> None:
-        start_up = statistics.median(self.build(self.small).cpu_seconds for _ in range(max(3, self.rounds)))
-        alone, builds = [], []
-        for _ in range(self.rounds):
-            reference = self.way("encoder", self.corpus)
-            builds.append(self.build(self.corpus).cpu_seconds)
-            if (found := self.num_tokens(with_eos=False)) != reference["num_tokens"]:
-                raise SystemExit(f"{found:,} tokens, expected {reference['num_tokens']:,}")
-            alone.append(reference["cpu_seconds"])
-        later = [seconds - start_up for seconds in builds]
-        print_rounds("the encoder's CPU s / the build's", ratios(alone, builds), "{:.3f}")
-        print_rounds(f"the same without {start_up:.1f} CPU s of start-up", ratios(alone, later), "{:.3f}")
-        print_rounds("encoder alone, MB a CPU s", [self.megabytes / seconds for seconds in alone], "{:.1f}")
-        print_rounds("build, MB a CPU s", [self.megabytes / seconds for seconds in builds], "{:.1f}")
-
     def wall(self) -> None:
-        two, one, small, again = [], [], [], []
+        two, one, cpu, small, again = [], [], [], [], []
         for _ in range(self.rounds):
-            two.append(self.build(self.corpus).wall_seconds)
+            ended = self.build(self.corpus)
+            two.append(ended.wall_seconds)
+            cpu.append(ended.cpu_seconds / self.megabytes * 1e3)
             one.append(self.build(self.corpus, num_workers=1).wall_seconds)
         for _ in range(max(3, self.rounds)):
             small.append(self.build(self.small).wall_seconds)
             again.append(self.build(self.small, anew=False).wall_seconds)
         print_rounds("wall s, 2 workers", two, "{:.1f}", "< 30 at 1.9 GB")
         print_rounds("wall s, 1 worker", one, "{:.1f}")
+        print_rounds("CPU s a GB, 2 workers", cpu, "{:.1f}")
         print_rounds("wall s, 1 worker / 2", ratios(one, two), "{:.2f}", "< 2.1")
         print_rounds("1 MB: wall s from start to end", small, "{:.2f}", "first unit < 3")
         print_rounds("nothing changed since: wall s", again, "{:.2f}", "< 1")
@@ -116,16 +97,14 @@ class Bench:
         for _ in range(self.rounds):
             whole.append(self.megabytes / self.build(self.corpus).wall_seconds)
             same.append(megabytes / self.build(*sorted(part.iterdir())).wall_seconds)
-            expected = self.num_tokens(with_eos=True)
-            rates["datasets.map, 1 process"].append(
-                megabytes / self.way("tutorial", part, num_workers=1)["wall_seconds"]
-            )
-            rates["datasets.map"].append(megabytes / self.way("tutorial", part)["wall_seconds"])
+            expected = sum(split.num_tokens for split in read_manifest(self.out).splits.values())
+            rates["datasets.map, 1 process"].append(megabytes / self.way("tutorial", part, num_workers=1)[0])
+            rates["datasets.map"].append(megabytes / self.way("tutorial", part)[0])
             for name, python in pythons.items():
-                result = self.way(name, part, python)
-                if result["num_tokens"] != expected:
-                    raise SystemExit(f"{name}: {result['num_tokens']:,} tokens, expected {expected:,}")
-                rates[name].append(megabytes / result["wall_seconds"])
+                seconds, num_tokens = self.way(name, part, python)
+                if num_tokens != expected:
+                    raise SystemExit(f"{name}: {num_tokens:,} tokens, expected {expected:,}")
+                rates[name].append(megabytes / seconds)
         print_rounds("build, the corpus as it is, start-up included: MB/s", whole, "{:.1f}")
         print_rounds(f"build, {megabytes:.0f} MB in two files: MB/s", same, "{:.1f}")
         for name, measured in rates.items():
@@ -143,7 +122,7 @@ def main(argv: list[str]) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--corpus", type=Path, help="the texts (default: a rehearsal corpus that is made)")
     parser.add_argument("--records", type=int, default=60_000, help="of the rehearsal corpus (60,000, which are 80 MB)")
-    parser.add_argument("--only", default="cpu,wall,memory", metavar="NAMES", help="what to measure (cpu,wall,memory)")
+    parser.add_argument("--only", default="wall,memory", metavar="NAMES", help="what to measure (wall,memory)")
     parser.add_argument("--part-bytes", type=int, default=27_000_000, metavar="N", help="for the peers (27,000,000)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each is measured (3)")
     parser.add_argument("--work", type=Path, help="where corpora and sets are written, 3 times the corpus (temporary)")

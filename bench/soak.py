@@ -20,7 +20,7 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,8 @@ def make_builds(work: Path, num_builds: int) -> None:
 
 
 def soak_builds(work: Path, num_builds: int) -> bool:
-    temporary, place = fresh(work / "tmp"), fresh(work / "builds")
-    ended = run(ours("bench.soak", place, "--builds", num_builds, "--inside"), environment=environment(temporary))
+    place, environment = fresh(work / "builds"), os.environ | {"TMPDIR": str(fresh(work / "tmp"))}
+    ended = run(ours("bench.soak", place, "--builds", num_builds, "--inside"), environment=environment)
     left = sorted(path.name for path in place.iterdir() if not path.name.startswith("corpus."))
     if left:
         raise SystemExit(f"the builds have left {left}")
@@ -115,12 +115,22 @@ def soak_builds(work: Path, num_builds: int) -> bool:
 def soak_training(work: Path, minutes: float, seconds_between: float) -> bool:
     temporary, out, log = fresh(work / "tmp"), work / "run", work / "training.log"
     shutil.rmtree(out, ignore_errors=True)
-    config = ("--config", "configs/sample.yaml", "--shards", sample_set(work), "--output_dir", out)
+    shards, tokenizer = work / "sample-set", make_tokenizer(work / "tokenizer", 4096)
+    options = ("--tokenizer", tokenizer, "--block-tokens", 128, "--packing", "best-fit", "--val-fraction", 0.06)
+    run(ours("pipeline", "build", SAMPLE, "--out", shards, *options))
+    config = ("--config", "configs/sample.yaml", "--shards", shards, "--output_dir", out)
     command = ours("train", *config, "--num_train_epochs", 1_000_000, "--tracking.mode", "offline")
+    environment = os.environ | {"TMPDIR": str(temporary)}
     with log.open("wb") as lines:
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(temporary), stdout=lines, stderr=lines)
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=lines, stderr=lines)
+    samples, begin = [], time.monotonic()
     try:
-        samples = list(looks(process, out / "metrics.jsonl", temporary, 60 * minutes, seconds_between))
+        while time.monotonic() - begin < 60 * minutes and process.poll() is None:
+            time.sleep(seconds_between)
+            if (out / "metrics.jsonl").exists():
+                samples.append(look(process.pid, temporary, begin))
+            else:  # what is loaded before the first log line is no growth
+                begin = time.monotonic()
         process.send_signal(signal.SIGTERM)
         process.wait(_STOP_SECONDS)
     finally:
@@ -135,35 +145,10 @@ def soak_training(work: Path, minutes: float, seconds_between: float) -> bool:
     return grows
 
 
-def looks(
-    process: subprocess.Popen[bytes], metrics: Path, temporary: Path, seconds: float, seconds_between: float
-) -> Iterator[Sample]:
-    """From the first log line on: what is loaded before is no growth."""
-    begin = time.monotonic()
-    while time.monotonic() - begin < seconds and process.poll() is None:
-        time.sleep(seconds_between)
-        if metrics.exists():
-            yield look(process.pid, temporary, begin)
-        else:
-            begin = time.monotonic()
-
-
-def sample_set(work: Path) -> Path:
-    """The shard set of configs/sample.yaml, as `make shards` builds it."""
-    tokenizer, out = make_tokenizer(work / "tokenizer", 4096), work / "sample-set"
-    options = ("--block-tokens", 128, "--packing", "best-fit", "--val-fraction", 0.05, "--quiet")
-    run(ours("pipeline", "build", SAMPLE, "--out", out, "--tokenizer", tokenizer, *options))
-    return out
-
-
 def fresh(directory: Path) -> Path:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     return directory
-
-
-def environment(temporary: Path) -> dict[str, str]:
-    return {**os.environ, "TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1"}
 
 
 def main(argv: list[str]) -> int:
@@ -176,6 +161,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    os.environ["HF_HUB_OFFLINE"] = "1"
     if options.inside:
         make_builds(work, options.builds)
         return 0

@@ -1,10 +1,10 @@
-"""What a build is measured against, each in a process of its own: the encoder alone, the tutorial, and the peers' own ways.
+"""What a build is measured against, each in a process of its own: the tutorial's way and the peers' own.
 
     PYTHON -m bench.ways NAME TEXTS TOKENIZER OUT NUM_WORKERS
 
-TEXTS is a directory of `*.jsonl` with `id` and `text`, a file for each worker (for `encoder`: a corpus of any form). The
-peers run in environments of their own; what they write beside OUT lies in its parent directory. Prints the seconds of the
-work alone, imports left out, and the tokens, EOS included where it is written.
+TEXTS is a directory of `*.jsonl` with `id` and `text`, a file for each worker. The peers run in environments of their own;
+what they write beside OUT lies in its parent directory. Prints the seconds of the work alone, imports left out, and the
+tokens, EOS included where it is written.
 """
 
 from __future__ import annotations
@@ -21,40 +21,12 @@ from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as with each of the peers: the workers are the parallelism
 
+Found = tuple[float, int]  # seconds of the work alone, and the tokens
 EOS_TOKEN = "<|endoftext|>"
 BLOCK_TOKENS = 512
 
 
-class Clock:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-
-    def stop(self, num_tokens: int = 0) -> dict[str, float]:
-        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
-        return {"wall_seconds": wall, "cpu_seconds": cpu, "num_tokens": num_tokens}
-
-
-def encoder(texts: Path, tokenizer: Path, _out: Path, _num_workers: int) -> dict[str, float]:
-    """Ours, called with all texts, which are in memory and are encoded once."""
-    from pipeline.plan import plan_units
-    from pipeline.receipts import Receipt
-    from pipeline.settings import BuildSettings
-    from pipeline.sources import find_sources
-    from pipeline.tokenizers import choose_encoder, load_encoder, load_tokenizer_files
-    from pipeline.worker import read_texts
-
-    files = load_tokenizer_files(str(tokenizer))
-    own = load_encoder(choose_encoder(files), files.tokenizer_json)
-    ranges = [part for unit in plan_units(find_sources([str(texts)]), sys.maxsize) for part in unit.ranges]
-    batches = [batch for batch, _ in read_texts(ranges, BuildSettings(), Receipt(unit=0))]
-    clock = Clock()
-    num_tokens = sum(len(own.encode(batch)[0]) for batch in batches)
-    return clock.stop(num_tokens)
-
-
-def tutorial(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> dict[str, float]:
+def tutorial(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> Found:
     """The usual script's way: `datasets.map`, chunks of 512 tokens, shorter ones dropped, no cache."""
     import datasets
     from transformers import AutoTokenizer
@@ -73,20 +45,20 @@ def tutorial(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> dict[
 
     names = [str(path) for path in sorted(texts.glob("*.jsonl"))]
     raw = datasets.load_dataset("json", data_files=names, split="train", cache_dir=str(out))
-    clock, processes = Clock(), num_workers if num_workers > 1 else None
+    begin, processes = time.perf_counter(), num_workers if num_workers > 1 else None
     blocks = raw.map(tokenize, batched=True, remove_columns=raw.column_names, num_proc=processes)
-    return clock.stop(len(blocks) * BLOCK_TOKENS)
+    return time.perf_counter() - begin, len(blocks) * BLOCK_TOKENS
 
 
-def datatrove(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> dict[str, float]:
+def datatrove(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> Found:
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import DocumentTokenizer
 
-    clock, names = Clock(), {"save_filename": "part", "shuffle_documents": False, "eos_token": EOS_TOKEN}
+    begin, names = time.perf_counter(), {"save_filename": "part", "shuffle_documents": False, "eos_token": EOS_TOKEN}
     steps = [JsonlReader(str(texts)), DocumentTokenizer(str(out), str(tokenizer / "tokenizer.json"), **names)]
     LocalPipelineExecutor(steps, tasks=num_workers, workers=num_workers, logging_dir=str(out / "logs")).run()
-    return clock.stop(sum(path.stat().st_size for path in out.glob("*.ds")) // 4)
+    return time.perf_counter() - begin, sum(path.stat().st_size for path in out.glob("*.ds")) // 4
 
 
 _tokenizer: Any = None
@@ -103,12 +75,12 @@ def _encode_line(line: str) -> list[int]:
     return [*_tokenizer(json.loads(line)["text"]).input_ids, _tokenizer.eos_token_id]
 
 
-def megatron(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> dict[str, float]:
+def megatron(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> Found:
     """As tools/preprocess_data.py does it with --append-eod: a pool of encoders, one writer."""
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     out.mkdir(parents=True)
-    clock = Clock()
+    begin = time.perf_counter()
     builder = IndexedDatasetBuilder(str(out / "part.bin"), dtype=DType.optimal_dtype(151_646))
     with multiprocessing.Pool(num_workers, _load_tokenizer, (str(tokenizer),)) as pool:
         for path in sorted(texts.glob("*.jsonl")):
@@ -116,7 +88,7 @@ def megatron(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> dict[
                 for ids in pool.imap(_encode_line, lines, 32):
                     builder.add_document(ids, [len(ids)])
     builder.finalize(str(out / "part.idx"))
-    return clock.stop((out / "part.bin").stat().st_size // 4)
+    return time.perf_counter() - begin, (out / "part.bin").stat().st_size // 4
 
 
 def _tokens_of_file(path: str) -> Iterator[Any]:
@@ -129,7 +101,7 @@ def _tokens_of_file(path: str) -> Iterator[Any]:
             yield torch.tensor(_encode_line(line), dtype=torch.int32)
 
 
-def litdata(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> dict[str, float]:
+def litdata(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> Found:
     # Without these it removes the directories `chunks` and `data` of the temporary directory, whosever they are.
     os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = str(out.parent / "chunks")
     os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = str(out.parent / "data")
@@ -137,19 +109,19 @@ def litdata(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> dict[s
 
     os.environ["BENCH_TOKENIZER"] = str(tokenizer)
     names, options = sorted(map(str, texts.glob("*.jsonl"))), {"num_workers": num_workers, "chunk_bytes": "64MB"}
-    clock = Clock()
+    begin = time.perf_counter()
     optimize(fn=_tokens_of_file, inputs=names, output_dir=str(out), item_loader=TokensLoader(), **options)
-    seconds = clock.stop()
+    seconds = time.perf_counter() - begin
     chunks = json.loads((out / "index.json").read_bytes())["chunks"]
-    return seconds | {"num_tokens": sum(chunk["dim"] for chunk in chunks)}
+    return seconds, sum(chunk["dim"] for chunk in chunks)
 
 
-def dolma(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> dict[str, float]:
+def dolma(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> Found:
     from dolma.tokenizer import tokenize_in_parallel
 
     content = json.loads((tokenizer / "tokenizer.json").read_bytes())
     eos_id = next(token["id"] for token in content["added_tokens"] if token["content"] == EOS_TOKEN)
-    clock = Clock()
+    begin = time.perf_counter()
     tokenize_in_parallel(
         sources=sorted(map(str, texts.glob("*.jsonl"))),
         destination=str(out),
@@ -161,14 +133,14 @@ def dolma(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> dict[str
         dtype="uint32",
         encode_special_tokens=True,
     )
-    seconds, num_tokens = clock.stop(), 0
+    seconds, num_tokens = time.perf_counter() - begin, 0
     for path in out.rglob("*.csv.gz"):  # start, end, … of each document
         with gzip.open(path, "rt") as rows:
             num_tokens += sum(int(end) - int(start) for start, end, *_ in (row.split(",") for row in rows))
-    return seconds | {"num_tokens": num_tokens}
+    return seconds, num_tokens
 
 
-WAYS = {way.__name__: way for way in (encoder, tutorial, datatrove, megatron, litdata, dolma)}
+WAYS = {way.__name__: way for way in (tutorial, datatrove, megatron, litdata, dolma)}
 
 if __name__ == "__main__":
     name, *paths, number = sys.argv[1:]

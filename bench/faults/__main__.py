@@ -3,23 +3,21 @@
     python -m bench.faults WORK [--only build,train] [--kills 200] [--calls 12] [--damages 60] [--twice 20]
 
 After each fault there must be either the right bytes or one clear line, and the same command, if need be after what that
-line says, must end in the right bytes. What was tried is in WORK/trials.jsonl; a second run goes on after it. The commands
-are forks of a process that has imported what they need; the build is of 5 MB with 2 workers, the run of 24 steps. Needs a C
-compiler. Prints a Markdown table; exit status 1 if a promise was broken.
+line says, must end in the right bytes. The commands are forks of a process that has imported what they need; the build is
+of 5 MB with 2 workers, the run of 24 steps. Needs a C compiler. Prints what is broken, and at the end a Markdown table;
+exit status 1 if a promise was broken.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import random
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from bench.faults import cases
 from bench.faults.process import begin_with_injector
@@ -28,6 +26,7 @@ from bench.measure import print_head, print_row
 from shards.common.command_line import Parser, run_command
 from train.environment import prepare_environment
 
+BROKEN = "BROKEN"
 STOPS = [signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT]
 Trial = Callable[[Subject, random.Random], str]
 
@@ -45,26 +44,15 @@ def trials(subject: Subject, options: argparse.Namespace) -> Iterator[tuple[str,
         yield fault.name, functools.partial(cases.call_failed, fault=fault)
 
 
-def try_all(subject: Subject, options: argparse.Namespace, log: Path) -> None:
-    known, numbers = Counter(line["kind"] for line in read(log)), Counter[str]()
-    for name, trial in trials(subject, options):
-        kind = f"{subject.name}: {name}"
-        numbers[kind] += 1
-        if numbers[kind] <= known[kind]:
-            continue
-        line: dict[str, Any] = {"kind": kind, "number": numbers[kind], "broken": None}
+def try_all(subject: Subject, options: argparse.Namespace, ends: Counter[tuple[str, str]]) -> None:
+    for number, (name, trial) in enumerate(trials(subject, options)):
         try:
-            line["ended"] = trial(subject, random.Random(f"{kind} {numbers[kind]}"))
+            ended = trial(subject, random.Random(f"{name} {number}"))
         except (cases.Broken, TimeoutError) as error:
-            line |= {"ended": "BROKEN", "broken": str(error)}
             subject.remove()
-            print(f"{kind} {numbers[kind]}: {error}", flush=True)
-        with log.open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
-
-
-def read(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+            print(f"{subject.name}: {name}: {error}", flush=True)
+            ended = BROKEN
+        ends[f"{subject.name}: {name}", ended] += 1
 
 
 def train_in_one_thread(argv: list[str]) -> int | None:
@@ -93,17 +81,16 @@ def main(argv: list[str]) -> int:
     import train.run  # noqa: F401  so that no trial has to import torch
     from pipeline.__main__ import main as build_main
 
-    log = work / "trials.jsonl"
+    ends = Counter[tuple[str, str]]()
     if "build" in options.only:
-        try_all(BuildSubject(build_main, work), options, log)
+        try_all(BuildSubject(build_main, work), options, ends)
     if "train" in options.only:
-        try_all(TrainSubject(train_in_one_thread, work), options, log)
-    ends = Counter((line["kind"], line["ended"]) for line in read(log))
+        try_all(TrainSubject(train_in_one_thread, work), options, ends)
     print_head("fault", "trials", "how they ended")
     for kind in dict.fromkeys(kind for kind, _ in ends):
         own = {ended: number for (other, ended), number in sorted(ends.items()) if other == kind}
         print_row(kind, sum(own.values()), "; ".join(f"{number} {ended}" for ended, number in own.items()))
-    return int(any(ended == "BROKEN" for _, ended in ends))
+    return int(any(ended == BROKEN for _, ended in ends))
 
 
 if __name__ == "__main__":

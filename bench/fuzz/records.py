@@ -48,12 +48,12 @@ class _Text(InMemory, TextReader):
 def reader_of(
     kind: type[InMemory],
     content: bytes,
-    start: int,
-    stop: int,
+    span: tuple[int, int],
     options: ReadOptions,
     chunk: int,
     first: int | None = None,
 ) -> InMemory:
+    start, stop = span
     source = Source(path="memory", name="memory", format=kind.format, num_bytes=len(content), modified_ns=0)
     reader = kind(ByteRange(source=source, start=start, stop=stop, num_bytes=stop - start), options, first=first)
     reader.content, reader.chunk_bytes = content, chunk
@@ -83,7 +83,7 @@ def _read_chain(kind: type[InMemory], content: bytes, cuts: list[int], options: 
     values: list[Any] = []
     expected = 0
     for start, stop in zip([0, *cuts], [*cuts, len(content)], strict=True):
-        reader = reader_of(kind, content, start, stop, options, chunk)
+        reader = reader_of(kind, content, (start, stop), options, chunk)
         true_start = expected if expected < stop else None
         try:
             own = values_of(reader)
@@ -92,7 +92,7 @@ def _read_chain(kind: type[InMemory], content: bytes, cuts: list[int], options: 
                 raise
         if start and reader.first != true_start:
             expect(kind is _Array, "a false start in JSON Lines at", start)
-            reader = reader_of(kind, content, start, stop, options, chunk, expected)
+            reader = reader_of(kind, content, (start, stop), options, chunk, expected)
             own = values_of(reader)
             expect(reader.first == true_start, "a second false start:", reader.first, true_start)
         if reader.last is not None and (reader.first is not None or start == 0):
@@ -225,7 +225,7 @@ def json_array(data: bytes) -> None:
     else:
         options, bad = reading(skips=True)
         try:
-            values = values_of(reader_of(_Array, content, 0, len(content), options, chunk))
+            values = values_of(reader_of(_Array, content, (0, len(content)), options, chunk))
         except Incomplete:
             expect(expected is None or deep, "incomplete, and isn't")
         else:
@@ -249,7 +249,7 @@ def fields(data: bytes) -> None:
     """The text of any record is a string, or the record is one of the bad ones; also with a small limit for records."""
     content, chunk, _cut = parameters(data)
     for kind in (_Lines, _Array) if _is_array(content) else (_Lines,):
-        reader = reader_of(kind, content, 0, len(content), reading(True, 24)[0], chunk)
+        reader = reader_of(kind, content, (0, len(content)), reading(True, 24)[0], chunk)
         with contextlib.suppress(Incomplete):
             values_of(reader, _TEXT_OF[data[1] % len(_TEXT_OF)])
 
@@ -261,7 +261,7 @@ def plain_text(data: bytes) -> None:
         limit = cut if cut % 2 else 1 << 20
         bad: list[BadRecord] = []
         options = ReadOptions(on_bad=bad.append, document_separator=separator, max_record_bytes=limit)
-        values = [value["text"] for value in values_of(reader_of(_Text, content, 0, 1, options, chunk))]
+        values = [value["text"] for value in values_of(reader_of(_Text, content, (0, 1), options, chunk))]
         expect(all(len(value.encode()) <= limit for value in values), "longer than the limit")
         documents = _documents(content.removeprefix(BYTE_ORDER_MARK), separator)
         good = [text.decode() for text in documents if len(text) <= limit and is_utf8(text)]

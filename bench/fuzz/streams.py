@@ -38,7 +38,7 @@ def json_texts(data: bytes) -> None:
         expected = None
     options, bad = reading(data[1] % 2)
     try:
-        values = values_of(reader_of(_Texts, content, 0, len(content), options, chunk))
+        values = values_of(reader_of(_Texts, content, (0, len(content)), options, chunk))
     except BadRecord:
         expect(expected is None, "refused, and is valid:", expected)
     else:
@@ -59,7 +59,7 @@ def delimited(data: bytes) -> None:
         csv.writer(file, quoting=csv.QUOTE_ALL if data[0] % 2 else csv.QUOTE_MINIMAL).writerows(["abc", *rows])
         content = file.getvalue().encode()
     try:
-        values = values_of(reader_of(_Csv, content, 0, len(content), options, chunk))
+        values = values_of(reader_of(_Csv, content, (0, len(content)), options, chunk))
     except (BadRecord, InputError) as error:
         expect(expected is None, "refused, and is valid:", str(error), content)
     else:

@@ -44,10 +44,6 @@ class Target(NamedTuple):
         if len(data) >= self.least:
             self.check_bytes(data)
 
-    @property
-    def title(self) -> str:
-        return (self.check_bytes.__doc__ or "").split("\n")[0]
-
 
 TARGETS: dict[str, Target] = {
     "json-lines": Target(records.json_lines, _JSON),
