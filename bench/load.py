@@ -129,10 +129,8 @@ def short_records(work: Path, size: float) -> Iterator[Build]:
     yield Build(f"{len(texts):,} documents of 1 or 2 characters", source, texts)
 
 
-CASES = {
-    case.__name__.replace("_", "-"): case
-    for case in (workers, tiny_files, long_record, empty_records, records_without_field, short_records)
-}
+ALL = (workers, tiny_files, long_record, empty_records, records_without_field, short_records)
+CASES = {case.__name__.replace("_", "-"): case for case in ALL}
 
 
 # ---- building, and checking what came of it ----

@@ -1,10 +1,9 @@
 """What it costs to feed a trainer: batches of 32 random blocks from a shard set, in one process, in turns.
 
-    python -m bench.loader SET [--rounds 5] [--batches 2000] [--only ours,manifest,cold,growth]
+    python -m bench.loader SET [--rounds 5] [--batches 2000] [--only ours manifest growth]
 
 ours      the split's gather in the order of a run, against `memmap[numbers]` over the same tokens in one file
 manifest  decoding and checking a manifest of 20,000 shards
-cold      from `import shards` to the first batch in a new process, the set's pages out of the page cache
 growth    the order's cost as the number of blocks grows, 10^4 to 10^10, against NumPy's permutation, held in memory
 
 Prints Markdown tables for bench/RESULTS.md.
@@ -13,8 +12,6 @@ Prints Markdown tables for bench/RESULTS.md.
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,12 +21,13 @@ from typing import Any
 import numpy as np
 
 import shards
-from bench.measure import print_head, print_machine, print_rounds, print_row, ratios, run
+from bench.measure import print_head, print_machine, print_rounds, print_row, ratios
 from shards.common.command_line import Parser, run_command
 from shards.layout import SPLITS, shard_name
 from shards.manifest import decode_manifest, encode_manifest, sum_splits
 
 BATCH_BLOCKS, NUM_WARM_BATCHES = 32, 20
+MEASURES = ("ours", "manifest", "growth")
 CHUNK_POSITIONS = 1 << 15  # as the trainer's sampler asks for them
 
 
@@ -81,12 +79,6 @@ class Bench:
         print_head("measure", "median", "target", "every round")
         print_rounds(f"a manifest of {len(entries):,} shards, {len(encoded):,} bytes: s", seconds, "{:.2f}", "0.5")
 
-    def cold(self) -> None:
-        opened, first = zip(*(cold_start(self.path) for _ in range(self.rounds)), strict=True)
-        print_head("measure", "median", "target", "every round")
-        print_rounds("cold: import and open, ms", opened, "{:.0f}", "200 with the next")
-        print_rounds("cold: then to the first batch, ms", first, "{:.1f}")
-
     def growth(self) -> None:
         permutation = "NumPy's permutation: M positions/s"
         print_head("blocks", "M positions/s", "µs to the first 32", permutation, "s to the first")
@@ -121,41 +113,18 @@ def bare_gather(blocks: np.ndarray) -> Iterator[np.ndarray]:
             yield blocks[numbers]
 
 
-COLD = """
-import sys, time
-begin = time.perf_counter()
-import numpy as np
-import shards
-opened = shards.open(sys.argv[1])
-now = time.perf_counter()
-start = 10**6 % len(opened["train"])
-batch = opened["train"][shards.run_order(opened, seed=0).blocks(start, start + 32)]
-print(f"[{1e3 * (now - begin)}, {1e3 * (time.perf_counter() - now)}]")
-"""
-
-
-def cold_start(path: Path) -> tuple[float, float]:
-    """Milliseconds to import and open, and then to the first batch, with the set's pages dropped from the page cache."""
-    for file in path.glob("*.bin"):
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    opened_ms, first_ms = run([sys.executable, "-c", COLD, path]).last_line()
-    return opened_ms, first_ms
-
-
 def main(argv: list[str]) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("set", type=Path, help="a shard set; 500 million tokens or more say something")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=2000, help="in each round")
-    parser.add_argument("--only", default="ours,manifest,cold,growth", metavar="NAMES")
+    parser.add_argument("--only", nargs="+", default=MEASURES, choices=MEASURES)
     parser.add_argument("--work", type=Path, help="where copies of the set are written (temporary)")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         bench = Bench(options.set.resolve(), Path(work).resolve(), options.rounds, options.batches)
         print_machine(f"{bench.split.num_tokens:,} training tokens in {len(bench.split.shards):,} shards")
-        for name in options.only.split(","):
+        for name in options.only:
             getattr(bench, name)()
 
 

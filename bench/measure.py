@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PEERS_VENV = REPOSITORY / "bench" / ".peers-venv"  # made by `make peers`
@@ -72,17 +72,14 @@ def run(
         wall, cpu = time.perf_counter() - begin, usage.ru_utime + usage.ru_stime
         timer.cancel()
         memory = watch.stop() if watch else (0, 0)
-        texts = [_content(file) for file in (output, errors)]
+        for file in (output, errors):
+            file.seek(0)
+        texts = [file.read().decode(errors="replace") for file in (output, errors)]
     if limit_seconds is not None and wall > limit_seconds:
         raise TimeoutError(f"still running after {limit_seconds:,.0f} s: {' '.join(words)}")
     if process.returncode and not may_fail:
         raise SystemExit(f"failed with status {process.returncode}: {' '.join(words)}\n{texts[1][-2000:]}")
     return Ended(process.returncode, texts[0], texts[1], wall, cpu, *memory)
-
-
-def _content(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace")
 
 
 class MemoryWatch(threading.Thread):

@@ -30,10 +30,6 @@ from bench.measure import PEERS_VENV, ours, print_head, print_row, run
 LIMIT_SECONDS = 600
 
 
-class Difference(Exception):
-    """What a reader gave is not what is in the files."""
-
-
 class Source:
     """A shard set, seen with NumPy alone."""
 
@@ -67,13 +63,13 @@ class Source:
 
 
 def compare(where: str, expected: Any, found: Any) -> int:
-    """The number of tokens compared. Raises `Difference`."""
+    """The number of tokens compared. Raises `ValueError`."""
     expected, found = np.asarray(expected).reshape(-1), np.asarray(found).reshape(-1)
     if len(expected) != len(found):
-        raise Difference(f"{where}: {len(expected):,} tokens in the files, {len(found):,} from the reader")
+        raise ValueError(f"{where}: {len(expected):,} tokens in the files, {len(found):,} from the reader")
     if not np.array_equal(expected, found):
         place = int(np.argmax(expected != found))
-        raise Difference(f"{where}: token {place:,} is {expected[place]}, the reader gives {found[place]}")
+        raise ValueError(f"{where}: token {place:,} is {expected[place]}, the reader gives {found[place]}")
     return len(expected)
 
 
@@ -82,7 +78,7 @@ def compare_all(where: str, expected: Iterable[Any], found: Iterable[Any]) -> in
     items = iter(found)
     num_tokens = sum(compare(f"{where}: item {n:,}", item, next(items, [])) for n, item in enumerate(expected))
     if next(items, None) is not None:
-        raise Difference(f"{where}: more items than there are")
+        raise ValueError(f"{where}: more items than there are")
     return num_tokens
 
 
@@ -222,8 +218,8 @@ def read_all(name: str, source: Source, export: Path) -> dict[str, Any]:
     peer = PEERS[name]
     try:
         num_tokens, result = peer.compare(source, export, peer.read), "equal"
-    except Difference as difference:
-        num_tokens, result = 0, str(difference)
+    except ValueError as error:
+        num_tokens, result = 0, str(error)
     return {"version": importlib.metadata.version(peer.package), "num_tokens": num_tokens, "result": result}
 
 

@@ -1,6 +1,6 @@
 """What `python -m pipeline build` costs: time and memory; against the tutorial's way, and the peers.
 
-    python -m bench.pipeline [--corpus FILE] [--only wall,memory,peers] [--rounds N]
+    python -m bench.pipeline [--corpus FILE] [--only wall memory peers] [--rounds N]
 
 The corpus that is made by default repeats its text, which suits encoders that remember words. For text that no encoder has
 seen, name a corpus of your own (JSON Lines, or an array with one record a line) and a part as large as all of it.
@@ -26,7 +26,6 @@ from typing import Any
 from bench.corpus import write_part, write_rehearsal
 from bench.measure import PEERS_VENV, Ended, ours, print_head, print_machine, print_rounds, ratios, run
 from shards.common.command_line import Parser, run_command
-from shards.common.errors import InputError
 from shards.manifest import read_manifest
 
 MEASURES = ("wall", "memory", "peers")
@@ -45,12 +44,12 @@ class Bench:
         self.build(self.small)
         shutil.copytree(self.out / "tokenizer", self.tokenizer, dirs_exist_ok=True)
 
-    def build(self, *sources: Path, num_workers: int = NUM_WORKERS, anew: bool = True, **watch: bool) -> Ended:
+    def build(self, *sources: Path, num_workers: int = NUM_WORKERS, anew: bool = True, watch: bool = False) -> Ended:
         if anew:
             shutil.rmtree(self.out, ignore_errors=True)
         os.sync()  # what an earlier one left to be written is not this one's
         options = ("--out", self.out, "--workers", num_workers, "--quiet")
-        return run(ours("pipeline", "build", *sources, *options), **watch)
+        return run(ours("pipeline", "build", *sources, *options), watch_memory=watch)
 
     def way(self, name: str, texts: Path, python: Path = Path(sys.executable), num_workers: int = NUM_WORKERS) -> Any:
         directory = self.work / "way"
@@ -80,8 +79,8 @@ class Bench:
         twice = Path(shutil.copy(self.corpus, self.work / f"twice{self.corpus.suffix}"))
         once, both = [], []
         for _ in range(self.rounds):
-            once.append(self.build(self.corpus, watch_memory=True).total_bytes / 2**20)
-            both.append(self.build(self.corpus, twice, watch_memory=True).total_bytes / 2**20)
+            once.append(self.build(self.corpus, watch=True).total_bytes / 2**20)
+            both.append(self.build(self.corpus, twice, watch=True).total_bytes / 2**20)
         print_rounds("peak memory of all processes (PSS), 2 workers, MiB", once, "{:.0f}", "< 1,229")
         print_rounds("two files of that size / one", ratios(both, once), "{:.3f}", "0.9 – 1.1")
 
@@ -90,9 +89,8 @@ class Bench:
         megabytes = write_part(self.corpus, self.part_bytes, part, NUM_WORKERS) / 1e6
         pythons = {name: python for name in PEERS if (python := _peer_python(name))}
         print(f"{', '.join(sorted({*PEERS} - {*pythons})) or 'none'} left out: not installed", file=sys.stderr)
-        rates: dict[str, list[float]] = {"datasets.map, 1 process": [], "datasets.map": []} | {
-            name: [] for name in pythons
-        }
+        names = ("datasets.map, 1 process", "datasets.map", *pythons)
+        rates: dict[str, list[float]] = {name: [] for name in names}
         whole, same = [], []
         for _ in range(self.rounds):
             whole.append(self.megabytes / self.build(self.corpus).wall_seconds)
@@ -122,14 +120,11 @@ def main(argv: list[str]) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--corpus", type=Path, help="the texts (default: a rehearsal corpus that is made)")
     parser.add_argument("--records", type=int, default=60_000, help="of the rehearsal corpus (60,000, which are 80 MB)")
-    parser.add_argument("--only", default="wall,memory", metavar="NAMES", help="what to measure (wall,memory)")
+    parser.add_argument("--only", nargs="+", choices=MEASURES, default=MEASURES[:2], help="(wall memory)")
     parser.add_argument("--part-bytes", type=int, default=27_000_000, metavar="N", help="for the peers (27,000,000)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each is measured (3)")
     parser.add_argument("--work", type=Path, help="where corpora and sets are written, 3 times the corpus (temporary)")
     options = parser.parse_args(argv)
-    names = options.only.split(",")
-    if unknown := {*names} - {*MEASURES}:
-        raise InputError(f"--only: expected some of {','.join(MEASURES)}, found {','.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory(dir=options.work) as temporary:
         work = Path(temporary).resolve()
         corpus = options.corpus and options.corpus.resolve()
@@ -139,7 +134,7 @@ def main(argv: list[str]) -> None:
         bench = Bench(corpus, work, options.rounds, options.part_bytes)
         print_machine(f"{bench.megabytes:,.0f} MB")
         print_head("measure", "median", "target", "every round")
-        for name in names:
+        for name in options.only:
             getattr(bench, name)()
 
 

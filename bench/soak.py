@@ -41,7 +41,6 @@ MEASURES: dict[str, Callable[[int], float]] = {  # of a process; they are added 
     "processes": lambda process: 1,
 }
 _ALLOWED_SHARE, _ALLOWED_MIB = 0.02, 8.0
-_STOP_SECONDS = 120
 
 
 def look(process: int, temporary: Path, begin: float) -> Sample:
@@ -132,7 +131,7 @@ def soak_training(work: Path, minutes: float, seconds_between: float) -> bool:
             else:  # what is loaded before the first log line is no growth
                 begin = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        process.wait(_STOP_SECONDS)
+        process.wait(120)
     finally:
         process.kill()
         process.wait()

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import shards
 from bench.measure import every, ours, print_head, print_machine, print_row, ratios, run
 from shards.common.command_line import Parser, run_command
 
@@ -47,8 +48,6 @@ def tutorial(options: argparse.Namespace, out: str) -> list[float]:
     """When each step ended, as the tutorial's script trains."""
     import datasets
     import transformers
-
-    import shards
 
     blocks = shards.open(options.set)["train"][: options.batch * options.steps * 4]
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.set / "tokenizer")
@@ -123,11 +122,8 @@ def main(argv: list[str]) -> None:
         peak = torch.cuda.max_memory_allocated() if options.gpu else 0
         print(json.dumps({"seconds": statistics.median(seconds), "gpu_bytes": peak}))
         return
-    import shards
-
     block_tokens = shards.open(options.set).block_tokens
-    speeds: dict[str, list[float]] = {way: [] for way in WAYS}
-    memory: dict[str, list[float]] = {way: [] for way in WAYS}
+    speeds, memory = ({way: list[float]() for way in WAYS} for _ in range(2))
     for _ in range(options.rounds):
         for way in WAYS:
             ended = run(ours("bench.trainer", *argv, "--way", way), watch_memory=True)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from bench.measure import descendants, refusal
+from bench.measure import refusal
 from shards.common.command_line import run_command
 
 LIMIT_SECONDS = 300.0
@@ -56,9 +56,8 @@ class Ended(NamedTuple):
     @property
     def is_clear(self) -> bool:
         """Success, a signal's status, or exactly one line that says what is wrong."""
-        if "Traceback" in self.errors or "Exception ignored" in self.errors:
-            return False
-        return self.status in (0, 130, 143) or refusal(*self) is not None
+        has_trace = "Traceback" in self.errors or "Exception ignored" in self.errors
+        return not has_trace and (self.status in (0, 130, 143) or refusal(*self) is not None)
 
 
 class Command:
@@ -108,9 +107,6 @@ class Command:
         """To it alone; SIGKILL to all its processes."""
         (os.killpg if number == signal.SIGKILL else os.kill)(self.pid, number)
 
-    def children(self) -> list[int]:
-        return descendants(self.pid)[1:]
-
     def end(self) -> Ended:
         """Wait for it. Raises `TimeoutError`, and kills it, if it hangs."""
         hangs = not self.wait(LIMIT_SECONDS)
@@ -128,10 +124,7 @@ def begin_with_injector(work: Path) -> None:
     """Start this program again with the injector loaded, unless it is."""
     if hasattr(ctypes.CDLL(None), "fault_arm"):
         return
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise SystemExit("error: a C compiler is needed for the faults of system calls: install gcc")
-    library = work / "injector.so"
+    compiler, library = shutil.which("cc") or "gcc", work / "injector.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, INJECTOR, "-ldl"], check=True)
     command = [sys.executable, "-m", "bench.faults", *sys.argv[1:]]
     os.execve(sys.executable, command, {**os.environ, "LD_PRELOAD": str(library)})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
@@ -16,7 +17,7 @@ from shards.verify import verify
 from train.run_directory import read_lines, read_record
 
 
-class Subject(Protocol):
+class Subject(abc.ABC):
     """A command that makes `out`. `whole` is what it makes when nothing disturbs it, in `seconds`."""
 
     name = ""
@@ -44,16 +45,21 @@ class Subject(Protocol):
     def start(self, fault: Fault | None = None, *more: str) -> Command:
         return Command(self.main, [*self.arguments(), *more], self.work, fault)
 
+    @abc.abstractmethod
     def make_inputs(self) -> None: ...
 
+    @abc.abstractmethod
     def arguments(self) -> list[str]: ...
 
+    @abc.abstractmethod
     def is_done(self) -> bool:
         """Whether the result is there, as a person would see it."""
 
+    @abc.abstractmethod
     def wrong(self) -> str | None:
         """What is wrong with the result that is there."""
 
+    @abc.abstractmethod
     def repair(self) -> tuple[str, ...]:
         """Do what the error's line says for what can't be continued: arguments to add, after what was to be removed."""
 

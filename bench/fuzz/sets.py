@@ -114,13 +114,13 @@ def _deep(depth: int) -> Any:
 
 
 # What strangers write where something else is meant.
-_VALUES = [json.dumps(value) for value in (
+_VALUES = list(map(json.dumps, (
     0, 1, 2, 3, 15, 16, 17, -1, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**400, 1.0, 0.5, 1e308,
     float("inf"), float("nan"), True, False, None, "", "train", "val", "train-00001", "val-00000", "train-", "train-../x",
     "train-\u0661", "../../etc/passwd", "/etc/passwd", "a\x00b", "\x1b[31m", "\ud800", "x" * 300, "<script>", [], {}, [[]],
     {"": 0}, {"\x1b": "\x1b"}, _deep(60), _deep(300), _deep(600), "best-fit", "tutorial", "concat", 8,
     "rejected.jsonl", "tokenizer/../../x", "0" * 64, "0" * 63 + "G", "train-000001", "train-100000",
-)]  # fmt: skip
+)))  # fmt: skip
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -180,7 +180,6 @@ def order(data: bytes) -> None:
     """Each block once an epoch, whatever the size, seed and epoch; a run's parts are parts of one order."""
     size_bits, seed, epoch = data[0] % 64, int.from_bytes(data[1:9], "little", signed=True), data[9] * 257
     num_blocks = (int.from_bytes(data[10:18], "little") & (2 ** (size_bits + 1) - 1)) + 1
-    shuffle = SHUFFLES[data[18] % 3]
     if num_blocks > MAX_BLOCKS:
         try:
             epoch_order(num_blocks, seed, epoch, [0])
@@ -194,7 +193,7 @@ def order(data: bytes) -> None:
         expect(blocks.min() >= 0 and blocks.max() < num_blocks, "outside", num_blocks)
         expect(len(np.unique(blocks)) == len(places), "twice in an epoch of", num_blocks)
         return
-    run = RunOrder((num_blocks,), seed, shuffle)
+    run = RunOrder((num_blocks,), seed, SHUFFLES[data[18] % 3])
     start = (num_blocks * (data[9] % 3) + data[18]) % 2**61
     length = min(12, 2 * num_blocks)
     whole, cut = run.blocks(start, start + length), start + data[20] % (length + 1)
@@ -234,9 +233,8 @@ def mixture(data: bytes) -> None:
         return
     (weights,), sizes = mixed.weights, tuple(len(part["train"]) for part in sets.values())
     expect(sum(weights) <= MAX_TOTAL_WEIGHT and min(weights) >= 1, "weights", weights)
-    expect(
-        len(mixed.fingerprint) == 64 and mixed.description and 0 <= mixed.epoch_blocks < 2**63, "an epoch of too much"
-    )
+    expect(len(mixed.fingerprint) == 64 and mixed.description, "no fingerprint, or no description")
+    expect(0 <= mixed.epoch_blocks < 2**63, "an epoch of too much")
     blocks = _order_of(sizes, weights)
     expect(run_order(mixed, 1).sizes == sizes, "other sizes")
     expect(blocks.min() >= 0 and blocks.max() < sum(sizes), "outside the sets")
