@@ -159,7 +159,7 @@ licences: $(VENV)/.dev-ready  ## fill docs/licences.md with the licences of the 
 reference: $(VENV)/.dev-ready  ## fill docs/reference.md with the options of all commands
 	@$(RUN_PYTHON) -m tools.reference
 
-bench: $(VENV)/.dev-ready  ## measure the pipeline against its parts (see bench/RESULTS.md)
+bench: $(VENV)/.dev-ready  ## measure a build: time and memory, with ARGS="--only peers" beside the peers (see bench/RESULTS.md)
 	$(RUN_PYTHON) -m bench.pipeline $(ARGS)
 
 # The tutorial's recipe on so many tokens, ours on half of them, three rates each, and once without the faster embedding.
