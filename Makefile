@@ -159,11 +159,27 @@ licences: $(VENV)/.dev-ready  ## fill docs/licences.md with the licences of the 
 reference: $(VENV)/.dev-ready  ## fill docs/reference.md with the options of all commands
 	@$(RUN_PYTHON) -m tools.reference
 
-bench: $(VENV)/.dev-ready  ## measure the pipeline against its parts (see bench/RESULTS.md)
-	$(RUN_PYTHON) bench/pipeline.py $(ARGS)
+bench: $(VENV)/.dev-ready  ## measure a build: time and memory, with ARGS="--only peers" beside the peers (see bench/RESULTS.md)
+	$(RUN_PYTHON) -m bench.pipeline $(ARGS)
+
+# The tutorial's recipe on so many tokens, ours on half of them, three rates each, and once without the faster embedding.
+# To see on a CPU that it runs: make bench-gpu GPU_SHAPE=tiny GPU_RECIPE=shape=tiny GPU_TOKENS=40000 GPU_HALF=20000
+# GPU_STEPS="--layers 0 --batch 2 --rounds 1 --steps 4"
+GPU_SHAPE  ?= 120m
+GPU_RECIPE ?= shape=120m,block_tokens=512,step_tokens=32768
+GPU_TOKENS ?= 1e9
+GPU_HALF   ?= 5e8
+GPU_STEPS  ?= --layers 12 --batch 32 --rounds 2 --steps 22 --bf16 --gpu
+GPU_TUTORIAL = $(GPU_RECIPE),packing=whole,optimizer=adamw,schedule=cosine,warmup=0.05,tokens=$(GPU_TOKENS)
+GPU_OURS = $(GPU_RECIPE),tokens=$(GPU_HALF)
 
 bench-gpu: $(VENV)/.dev-ready  ## measure the trainer on a GPU: steps, memory, tokens to the same loss, on CORPUS
-	$(RUN_PYTHON) bench/gpu.py "$(CORPUS)" bench/gpu-work --out bench/gpu.md $(ARGS)
+	$(RUN_PYTHON) bench/recipe.py prepare bench/gpu-work "$(CORPUS)" --shape $(GPU_SHAPE)
+	set -e; for loss in chunked plain; do for compile in false true; do $(RUN_PYTHON) -m bench.trainer bench/gpu-work/shards \
+	  $(GPU_STEPS) --loss $$loss --training "{\"torch_compile\": $$compile}"; done; done
+	$(RUN_PYTHON) bench/recipe.py run bench/gpu-work $(foreach rate,5e-4 1e-3 2e-3,$(GPU_TUTORIAL),learning_rate=$(rate)) \
+	  $(foreach rate,2e-3 4e-3 8e-3,$(GPU_OURS),learning_rate=$(rate),embedding_rate=3) $(GPU_OURS),learning_rate=4e-3
+	$(RUN_PYTHON) bench/recipe.py table bench/gpu-work
 
 # Their packages ask for older ones of ours, and of each other. Streaming asks for much that its reader doesn't need.
 PEERS_VENV := bench/.peers-venv
@@ -177,7 +193,7 @@ $(PEERS_VENV)/.ready: bench/peers-requirements.txt
 	@touch $@
 
 peers: $(VENV)/.dev-ready $(PEERS_VENV)/.ready  ## install the peers for the benchmarks, and read a set with each one's own reader
-	$(RUN_PYTHON) bench/peers_readers.py $(ARGS)
+	$(RUN_PYTHON) -m bench.peers $(ARGS)
 
 clean:  ## remove built shards, tokenizers and caches; keeps runs/, data/*.json and .venv
 	rm -rf data/shards data/tokenizers .pytest_cache .mypy_cache .ruff_cache .hypothesis

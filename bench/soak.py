@@ -19,87 +19,72 @@ import shutil
 import signal
 import statistics
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.builds import REPOSITORY, descendants
-from bench.corpus import SAMPLE
+from bench.corpus import SAMPLE, articles, make_tokenizer, numbered, write_array, write_lines
+from bench.measure import REPOSITORY, descendants, kilobytes, ours, print_head, print_row, run
+from shards.common.command_line import Parser, run_command
 
-MEASURES = {
-    "rss": "memory (RSS), all processes, MiB",
-    "own_rss": "memory (RSS), the process itself, MiB",
-    "own_anon": "of that, its own (anonymous) pages, MiB",
-    "descriptors": "file descriptors, all processes",
-    "threads": "threads, all processes",
-    "processes": "processes",
-    "shared": "entries of /dev/shm, whoever made them",
-    "temporary": "files in TMPDIR",
-}
-_IN_MIB = ("rss", "own_rss", "own_anon")
-_ALLOWED_SHARE, _ALLOWED_MIB = 0.02, 8.0
-_STOP_SECONDS = 120
 Sample = dict[str, float]
+MEASURES: dict[str, Callable[[int], float]] = {  # of a process; they are added up
+    "memory (RSS), MiB": lambda process: kilobytes(process, "status", "VmRSS") / 1024,
+    "of that, the processes' own (anonymous) pages, MiB": lambda process: (
+        kilobytes(process, "status", "RssAnon") / 1024
+    ),
+    "file descriptors": lambda process: len(os.listdir(f"/proc/{process}/fd")),
+    "threads": lambda process: len(os.listdir(f"/proc/{process}/task")),
+    "processes": lambda process: 1,
+}
+_ALLOWED_SHARE, _ALLOWED_MIB = 0.02, 8.0
 
 
-def look(process: int, temporary: Path) -> Sample:
+def look(process: int, temporary: Path, begin: float) -> Sample:
     """All measures of a process with its children, now."""
-    found = dict.fromkeys(("rss", "own_rss", "own_anon", "descriptors", "threads", "processes"), 0.0)
+    found = {"seconds": time.monotonic() - begin, **dict.fromkeys(MEASURES, 0.0)}
     for number in descendants(process):
         try:
-            fields = dict(line.split(":", 1) for line in Path(f"/proc/{number}/status").read_text().splitlines())
-            rss, anon = (int(fields.get(name, "0 kB").split()[0]) / 1024 for name in ("VmRSS", "RssAnon"))
-            num_descriptors = len(os.listdir(f"/proc/{number}/fd"))
+            own = {name: measure(number) for name, measure in MEASURES.items()}
         except (FileNotFoundError, ProcessLookupError):
             continue
-        found["rss"] += rss
-        if number == process:
-            found["own_rss"], found["own_anon"] = rss, anon
-        found["descriptors"] += num_descriptors
-        found["threads"] += int(fields["Threads"])
-        found["processes"] += 1
-    found["shared"] = len(os.listdir("/dev/shm"))
-    found["temporary"] = sum(1 for path in temporary.rglob("*") if path.is_file())
+        found |= {name: found[name] + value for name, value in own.items()}
+    found["entries of /dev/shm, whoever made them"] = len(os.listdir("/dev/shm"))
+    found["files in TMPDIR"] = sum(1 for path in temporary.rglob("*") if path.is_file())
     return found
 
 
-def print_table(what: str, samples: Sequence[Sample], seconds: Sequence[float]) -> bool:
+def print_growth(what: str, samples: Sequence[Sample]) -> bool:
     """Whether anything grows."""
-    print(f"\n{what}, {len(samples):,} samples\n")
-    print("| measure | first quarter | last quarter | highest | slope of the second half, an hour | verdict |")
-    print("|---|---|---|---|---|---|")
-    quarter, half = max(1, len(samples) // 4), len(samples) // 2
-    grows = False
-    for name, words in MEASURES.items():
+    print(f"\n{what}, {len(samples):,} looks")
+    print_head("measure", "first quarter", "last quarter", "highest", "second half: an hour", "verdict")
+    quarter, half, grows = max(1, len(samples) // 4), len(samples) // 2, False
+    seconds = [sample["seconds"] for sample in samples]
+    for name in list(samples[0])[1:]:
         values = [sample[name] for sample in samples]
         first, last = statistics.median(values[:quarter]), statistics.median(values[-quarter:])
-        limit = first * (1 + _ALLOWED_SHARE) + _ALLOWED_MIB if name in _IN_MIB else first
+        limit = first * (1 + _ALLOWED_SHARE) + _ALLOWED_MIB if "MiB" in name else first
         grows |= last > limit
-        form = "{:,.1f}" if name in _IN_MIB else "{:,g}"
         slope = 3600 * float(np.polyfit(seconds[half:], values[half:], 1)[0]) if len(values) > 3 else 0.0
-        cells = [*(form.format(value) for value in (first, last, max(values))), f"{slope:+,.1f}"]
-        print(f"| {words} | {' | '.join(cells)} | {'GROWS' if last > limit else 'does not grow'} |", flush=True)
+        figures = [f"{value:,.1f}" for value in (first, last, max(values))]
+        print_row(name, *figures, f"{slope:+,.1f}", "GROWS" if last > limit else "does not grow")
     return grows
 
 
-def write_corpora(work: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
+def make_corpora(work: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Some megabytes in each format, and the settings of its build."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    records = json.loads(SAMPLE.read_text(encoding="utf-8"))
-    texts = [record["text"] + str(number) for number in range(20) for record in records]
-    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode()
-    (work / "corpus.jsonl").write_bytes(lines)
-    (work / "corpus.jsonl.gz").write_bytes(gzip.compress(lines, 1))
-    (work / "corpus.json").write_text(json.dumps([{"text": text} for text in texts * 2]), encoding="utf-8")
-    pq.write_table(pa.table({"text": texts}), work / "corpus.parquet", row_group_size=500)
-    options = {"corpus.jsonl": {}, "corpus.jsonl.gz": {}, "corpus.json": {"dedup": "exact"}, "corpus.parquet": {}}
-    return {name: (work / name, settings) for name, settings in options.items()}
+    texts = list(numbered(articles(), 20 * len(articles())))
+    lines, packed, table = (work / f"corpus.{suffix}" for suffix in ("jsonl", "jsonl.gz", "parquet"))
+    packed.write_bytes(gzip.compress(write_lines(lines, texts).read_bytes(), 1))
+    array = write_array(work / "corpus.json", 2 * lines.read_bytes().splitlines())
+    pq.write_table(pa.table({"text": texts}), table, row_group_size=500)
+    return [(lines, {}), (packed, {}), (array, {"dedup": "exact"}), (table, {})]
 
 
 def make_builds(work: Path, num_builds: int) -> None:
@@ -107,92 +92,56 @@ def make_builds(work: Path, num_builds: int) -> None:
     from pipeline.build import build
     from pipeline.settings import BuildSettings
 
-    corpora = list(write_corpora(work).values())
-    begin = time.monotonic()
+    corpora, begin = make_corpora(work), time.monotonic()
     for number in range(-len(corpora), num_builds):
         source, options = corpora[number % len(corpora)]
         settings = BuildSettings(unit_bytes=1 << 20, **options)
         build([str(source)], work / "set", tokenizer_name="qwen2", settings=settings, num_workers=2)
         shutil.rmtree(work / "set")
-        if number < 0:  # what is loaded and started once is no growth
-            continue
-        sample = look(os.getpid(), Path(os.environ["TMPDIR"]))
-        print(json.dumps({"seconds": time.monotonic() - begin, **sample}), flush=True)
+        if number >= 0:  # what is loaded and started once is no growth
+            print(json.dumps(look(os.getpid(), Path(os.environ["TMPDIR"]), begin)), flush=True)
 
 
 def soak_builds(work: Path, num_builds: int) -> bool:
-    temporary = fresh(work / "tmp")
-    command = [sys.executable, "-m", "bench.soak", str(fresh(work / "builds")), "--builds", str(num_builds), "--inside"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(temporary), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    samples = [json.loads(line) for line in process.stdout]
-    if process.wait():
-        raise SystemExit(f"error: the builds ended with status {process.returncode}")
-    left = sorted(path.name for path in (work / "builds").iterdir() if not path.name.startswith("corpus."))
+    place, environment = fresh(work / "builds"), os.environ | {"TMPDIR": str(fresh(work / "tmp"))}
+    ended = run(ours("bench.soak", place, "--builds", num_builds, "--inside"), environment=environment)
+    left = sorted(path.name for path in place.iterdir() if not path.name.startswith("corpus."))
     if left:
-        raise SystemExit(f"error: the builds have left {left}")
-    return print_table(f"{num_builds} builds in one process", samples, [sample.pop("seconds") for sample in samples])
+        raise SystemExit(f"the builds have left {left}")
+    return print_growth(f"{num_builds} builds in one process", list(map(json.loads, ended.output.splitlines())))
 
 
 def soak_training(work: Path, minutes: float, seconds_between: float) -> bool:
-    temporary, run = fresh(work / "tmp"), work / "run"
-    shutil.rmtree(run, ignore_errors=True)
-    config = ["--config", "configs/sample.yaml", "--shards", str(sample_set(work)), "--output_dir", str(run)]
-    options = ["--num_train_epochs", "1000000", "--tracking.mode", "offline"]
-    log = work / "training.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "train", *config, *options],
-            cwd=REPOSITORY,
-            env=environment(temporary),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    samples, seconds, begin = [], [], None
+    temporary, out, log = fresh(work / "tmp"), work / "run", work / "training.log"
+    shutil.rmtree(out, ignore_errors=True)
+    shards, tokenizer = work / "sample-set", make_tokenizer(work / "tokenizer", 4096)
+    options = ("--tokenizer", tokenizer, "--block-tokens", 128, "--packing", "best-fit", "--val-fraction", 0.06)
+    run(ours("pipeline", "build", SAMPLE, "--out", shards, *options))
+    config = ("--config", "configs/sample.yaml", "--shards", shards, "--output_dir", out)
+    command = ours("train", *config, "--num_train_epochs", 1_000_000, "--tracking.mode", "offline")
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    with log.open("wb") as lines:
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=lines, stderr=lines)
+    samples, begin = [], time.monotonic()
     try:
-        while begin is None or time.monotonic() - begin < 60 * minutes:
+        while time.monotonic() - begin < 60 * minutes and process.poll() is None:
             time.sleep(seconds_between)
-            if process.poll() is not None:
-                raise SystemExit(f"error: the training ended with status {process.returncode}: {log}")
-            if begin is None:  # what is loaded before the first log line is no growth
-                begin = time.monotonic() if (run / "metrics.jsonl").exists() else None
-                continue
-            seconds.append(time.monotonic() - begin)
-            samples.append(look(process.pid, temporary))
-            with (work / "samples.jsonl").open("a") as lines:
-                lines.write(json.dumps({"seconds": seconds[-1], **samples[-1]}) + "\n")
+            if (out / "metrics.jsonl").exists():
+                samples.append(look(process.pid, temporary, begin))
+            else:  # what is loaded before the first log line is no growth
+                begin = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        process.wait(_STOP_SECONDS)
+        process.wait(120)
     finally:
         process.kill()
         process.wait()
     if process.returncode != 128 + signal.SIGTERM:
-        raise SystemExit(f"error: expected status 143 after SIGTERM, found {process.returncode}: {log}")
-    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    num_evaluations = sum("eval_loss" in line for line in logged)
-    checkpoints = sorted(path.name for path in run.glob("checkpoint-*"))
-    speeds = [line["tokens_per_second"] for line in logged if "tokens_per_second" in line]
-    quarter = max(1, len(speeds) // 4)
-    first, last = statistics.median(speeds[:quarter]), statistics.median(speeds[-quarter:])
-    grows = print_table(f"{minutes:g} minutes of training", samples, seconds)
-    print(f"\n{logged[-1]['step']:,} steps, {num_evaluations} evaluations, checkpoints kept: {', '.join(checkpoints)}")
-    print(f"tokens a second: {first:,.0f} in the first quarter, {last:,.0f} in the last")
+        raise SystemExit(f"expected status 143, found {process.returncode}: {log}")
+    grows = print_growth(f"{minutes:g} minutes of training", samples)
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     left = sorted(path.name for path in temporary.rglob("*") if path.is_file())
-    print(f"left in TMPDIR after the end: {', '.join(left) or 'nothing'}")
+    print(f"\n{logged[-1]['step']:,} steps; left in TMPDIR after the end: {', '.join(left) or 'nothing'}")
     return grows
-
-
-def sample_set(work: Path) -> Path:
-    """The shard set of configs/sample.yaml, as `make shards` builds it."""
-    tokenizer, out = work / "tokenizer", work / "sample-set"
-    pipeline = [sys.executable, "-m", "pipeline"]
-    if not tokenizer.exists():
-        command = [*pipeline, "tokenizer", str(SAMPLE), "--vocab-size", "4096", "--out", str(tokenizer)]
-        subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
-    options = ["--block-tokens", "128", "--packing", "best-fit", "--val-fraction", "0.05", "--quiet"]
-    command = [*pipeline, "build", str(SAMPLE), "--out", str(out), "--tokenizer", str(tokenizer), *options]
-    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
-    return out
 
 
 def fresh(directory: Path) -> Path:
@@ -201,28 +150,25 @@ def fresh(directory: Path) -> Path:
     return directory
 
 
-def environment(temporary: Path) -> dict[str, str]:
-    return {**os.environ, "TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1"}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> int:
+    parser = Parser(description=__doc__)
     parser.add_argument("work", type=Path, help="directory for all of it")
     parser.add_argument("--minutes", type=float, default=60.0, help="of training (60); 0: none")
     parser.add_argument("--builds", type=int, default=20, help="builds, one after another (20); 0: none")
     parser.add_argument("--seconds-between", type=float, default=5.0, help="between two looks at the training (5)")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    os.environ["HF_HUB_OFFLINE"] = "1"
     if options.inside:
         make_builds(work, options.builds)
         return 0
     grows = options.builds > 0 and soak_builds(work, options.builds)
     if options.minutes > 0:
         grows |= soak_training(work, options.minutes, options.seconds_between)
-    return 1 if grows else 0
+    return int(grows)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

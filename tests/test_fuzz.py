@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -37,13 +36,12 @@ def test_the_command_on_seeds_changed_at_random(
         needs_compiler()
     num_inputs = NUM_EXAMPLES.get(name, 600)
     options = f"{name} --random --inputs {num_inputs} --seconds 1e9 --seed 2 --corpus {tmp_path}"
-    monkeypatch.setattr("sys.argv", ["fuzz", *options.split()])
     monkeypatch.setattr("bench.fuzz.loop.SLOW_SECONDS", 1e9)  # a busy machine is no fault
-    assert main() == 0
+    assert main(options.split()) == 0
     assert f"{name}: {num_inputs} inputs" in capsys.readouterr().out
 
 
-def test_a_failure_is_kept_and_the_counts_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_failure_of_a_kind_is_kept_and_the_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def fails_on_zeros(data: bytes) -> None:
         """Fails."""
         if data[:1] == b"\0":
@@ -54,8 +52,6 @@ def test_a_failure_is_kept_and_the_counts_go_on(tmp_path: Path, capsys: pytest.C
         run = Run("zeros", target, tmp_path, num_inputs=500, seconds=60)
         run_random(run, target, tmp_path / "none", seed=number)
         assert run.num_inputs == 500 and run.num_failures > 0
-    totals = json.loads((tmp_path / "zeros.json").read_text())
-    assert totals["inputs"] == 1000
     (kept,) = (tmp_path / "zeros.failures").iterdir()
     assert kept.read_bytes()[:1] == b"\0"
     assert "500 inputs in" in capsys.readouterr().out

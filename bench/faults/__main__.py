@@ -1,135 +1,209 @@
 """Faults by the hundred: the build and the trainer are killed, their system calls fail, their files are damaged.
 
     python -m bench.faults WORK [--only build,train] [--kills 200] [--calls 12] [--damages 60] [--twice 20]
-    python -m bench.faults WORK --table
 
 After each fault there must be either the right bytes or one clear line, and the same command, if need be after what that
-line says, must end in the right bytes. What was tried is in WORK/trials.jsonl; a second run goes on behind it. The commands
-are forks of a process that has imported what they need; the build is of 5 MB with 2 workers, the run of 24 steps. Needs a C
-compiler.
+line says, must end in the right bytes. The commands are forks of a process that has imported what they need; the build is
+of 5 MB with 2 workers, the run of 24 steps. Needs a C compiler. Prints what is broken, and at the end a Markdown table;
+exit status 1 if a promise was broken.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import random
 import signal
-import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.faults import cases
-from bench.faults.process import begin_with_injector
+from bench.faults.process import Ended, Fault, begin_with_injector, count_calls, damage
 from bench.faults.subjects import BuildSubject, Subject, TrainSubject
+from bench.measure import descendants, print_head, print_row
+from shards.common.command_line import Parser, run_command
 from train.environment import prepare_environment
 
-Trial = Callable[[random.Random], str]
+BROKEN, RIGHT = "BROKEN", "right"
+STOPS = [signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT]
+Trial = Callable[[Subject, random.Random], str]
+LOGS = ("metrics.jsonl", "samples.jsonl")  # for people: no digest is kept of them
+ERRORS = {  # what can go wrong with a call; "!": only once
+    "open": "EIO EMFILE! ENOSPC EINTR!",
+    "read": "EIO EINTR!",
+    "write": "ENOSPC EIO! EIO EINTR!",
+    "fsync": "EIO! ENOSPC",
+    "truncate": "ENOSPC",
+    "rename": "EIO! EACCES ENOSPC!",
+    "link": "EMLINK!",
+    "mkdir": "ENOSPC EACCES!",
+    "unlink": "EIO! EACCES",
+    "mmap": "ENOMEM! ENOMEM",
+}
 
 
-def without_chance(trial: Callable[[], str]) -> Trial:
-    return lambda _rng: trial()
+class Broken(Exception):
+    """The promise was broken: wrong bytes, a traceback, a hang, something left behind."""
+
+
+def clear(ended: Ended, *statuses: int) -> Ended:
+    """Raises `Broken` if it ended in any other way than in a clear line, or in none of the statuses, if any are named."""
+    if not ended.is_clear or (statuses and ended.status not in statuses):
+        raise Broken(f"status {ended.status}: {ended.errors[-2000:]}")
+    return ended
+
+
+def finish(subject: Subject, before: Ended | None = None) -> str:
+    """The same command again, undisturbed, must end in the right bytes, if need be after what its line says to do.
+
+    Where the result is there, but the command `before` failed at what comes after it, it is repeated too."""
+    phrase = RIGHT
+    if before is not None and before.status and subject.is_done():
+        clear(subject.start().end(), 0, 2)
+    if not subject.is_done() and clear(subject.start().end(), 0, 2).status == 2:
+        phrase = f"one line, then {RIGHT} after the repair"
+        clear(subject.start(None, *subject.repair()).end(), 0)
+    if wrong := subject.wrong():
+        raise Broken(wrong)
+    subject.remove()
+    return phrase
+
+
+def killed(subject: Subject, rng: random.Random, number: signal.Signals) -> str:
+    """Killed at a random moment. The next trial goes on with what is left; a whole result is compared."""
+    command = subject.start()
+    if not command.wait(rng.uniform(0, 1.1 * subject.seconds)):
+        command.signal(number)
+    ended = command.end()
+    if ended.status != 137 or number != signal.SIGKILL:
+        clear(ended)
+    return finish(subject, ended) if subject.is_done() else f"stopped, status {ended.status}"
+
+
+def worker_killed(subject: Subject, rng: random.Random) -> str:
+    """One worker is killed; the build goes on with another."""
+    command = subject.start()
+    command.wait(rng.uniform(0.1, 0.8) * subject.seconds)
+    if workers := descendants(command.pid)[1:]:
+        os.kill(rng.choice(workers), signal.SIGKILL)
+    ended = clear(command.end())
+    return finish(subject) if ended.status == 0 else f"one line, then {finish(subject)}"
+
+
+def call_failed(subject: Subject, _rng: random.Random, fault: Fault) -> str:
+    """A system call fails. Then the same command, undisturbed."""
+    ended = clear(subject.start(fault).end())
+    if ended.status == 0 and not subject.is_done():
+        raise Broken("status 0 and nothing there")
+    return finish(subject) if ended.status == 0 else f"one line, then {finish(subject, ended)}"
+
+
+def damaged(subject: Subject, rng: random.Random) -> str:
+    """Stopped at a random moment, then a file of what is left is damaged."""
+    command = subject.start()
+    if not command.wait(rng.uniform(0.2, 0.95) * subject.seconds):
+        command.signal(signal.SIGKILL)
+    command.end()
+    done = None if subject.is_done() else damage(subject.out.parent, rng)
+    if done is None:
+        subject.remove()
+        return "nothing to damage yet, or done before"
+    try:
+        return finish(subject)
+    except Broken as error:
+        if done.split()[0].endswith(LOGS) and str(error).startswith("other lines"):
+            subject.remove()
+            return f"{RIGHT}, but for what the damage took from a log"
+        raise Broken(f"{done}: {error}") from None
+
+
+def at_once(subject: Subject, rng: random.Random) -> str:
+    """Two commands with the same place."""
+    first = subject.start()
+    time.sleep(rng.uniform(0, subject.seconds))
+    second = subject.start()
+    statuses = sorted(clear(command.end(), 0, 2).status for command in (first, second))
+    if 0 not in statuses:
+        raise Broken(f"statuses {statuses}")
+    return f"statuses {statuses}, {finish(subject)}"
+
+
+def calls_to_fail(subject: Subject, most: int) -> list[Fault]:
+    """Each call that the command makes below its place, or `most` of each kind, spread evenly, with each error."""
+    found, below = [], subject.out.parent
+    for call, errors in ERRORS.items():
+        subject.remove()
+        number = count_calls(subject.main, subject.arguments(), subject.work, Fault(call, below, 0))
+        chosen = sorted({1 + place * number // most for place in range(most)} if number else ())
+        for error in errors.split():
+            found += [Fault(call, below, nth, error.rstrip("!"), error.endswith("!")) for nth in chosen]
+    subject.remove()
+    return found
 
 
 def trials(subject: Subject, options: argparse.Namespace) -> Iterator[tuple[str, Trial]]:
     """Each trial's kind, and what to do."""
-    stops = [signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT]
     for number in range(options.kills):
-        stop = stops[number % len(stops)]
-        yield f"{subject.name}: {stop.name}", functools.partial(cases.killed, subject, number=stop)
+        stop = STOPS[number % len(STOPS)]
+        yield stop.name, functools.partial(killed, number=stop)
     if isinstance(subject, BuildSubject):
-        for _ in range(options.damages):
-            yield f"{subject.name}: a worker killed", lambda rng: cases.worker_killed(subject, rng)
-    for _ in range(options.damages):
-        yield f"{subject.name}: a file damaged between two runs", lambda rng: cases.damaged(subject, rng)
-    for _ in range(options.twice):
-        yield f"{subject.name}: two at once", lambda rng: cases.at_once(subject, rng)
-    if options.calls:
-        for fault in cases.calls_to_fail(subject, options.calls):
-            yield f"{subject.name}: {fault.name}", without_chance(functools.partial(cases.call_failed, subject, fault))
+        yield from [("a worker killed", worker_killed)] * options.damages
+    yield from [("a file damaged between two runs", damaged)] * options.damages
+    yield from [("two at once", at_once)] * options.twice
+    for fault in calls_to_fail(subject, options.calls) if options.calls else ():
+        yield fault.name, functools.partial(call_failed, fault=fault)
 
 
-def run(options: argparse.Namespace) -> int:
-    import train.run  # noqa: F401  so that no trial has to import torch
-    from pipeline.__main__ import main as build_main
-    from train.__main__ import main as train_main
-
-    log = options.work / "trials.jsonl"
-    done = (
-        Counter(line["kind"] for line in map(json.loads, log.read_text().splitlines())) if log.exists() else Counter()
-    )
-    subjects: list[Subject] = [
-        BuildSubject("build", build_main, options.work / "build"),
-        TrainSubject("train", one_thread(train_main), options.work / "train"),
-    ]
-    num_broken = 0
-    for subject in subjects:
-        if subject.name not in options.only.split(","):
-            continue
-        subject.prepare()
-        subject.remove()
-        numbers: Counter[str] = Counter()
-        for kind, trial in trials(subject, options):
-            numbers[kind] += 1
-            if numbers[kind] <= done[kind]:
-                continue
-            try:
-                ended, broken = trial(random.Random(f"{kind} {numbers[kind]}")), None
-            except (cases.Broken, TimeoutError) as error:
-                ended, broken = "BROKEN", str(error)
-                num_broken += 1
-                subject.remove()
-                print(f"{kind} {numbers[kind]}: {broken}", flush=True)
-            with log.open("a") as lines:
-                lines.write(
-                    json.dumps({"kind": kind, "number": numbers[kind], "ended": ended, "broken": broken}) + "\n"
-                )
-    print_table(options.work)
-    return 1 if num_broken else 0
+def try_all(subject: Subject, options: argparse.Namespace, ends: Counter[tuple[str, str]]) -> None:
+    for number, (name, trial) in enumerate(trials(subject, options)):
+        try:
+            ended = trial(subject, random.Random(f"{name} {number}"))
+        except (Broken, TimeoutError) as error:
+            subject.remove()
+            print(f"{subject.name}: {name}: {error}", flush=True)
+            ended = BROKEN
+        ends[f"{subject.name}: {name}", ended] += 1
 
 
-def one_thread(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], int | None]:
-    def run_in_one_thread(argv: list[str]) -> int | None:
-        import torch
+def train_in_one_thread(argv: list[str]) -> None:
+    import torch
 
-        torch.set_num_threads(1)
-        return main(argv)
+    from train.__main__ import main
 
-    return run_in_one_thread
-
-
-def print_table(work: Path) -> None:
-    lines = [json.loads(line) for line in (work / "trials.jsonl").read_text().splitlines()]
-    counts = Counter((line["kind"], line["ended"]) for line in lines)
-    print("| fault | trials | how they ended |\n|---|---|---|")
-    for kind in dict.fromkeys(line["kind"] for line in lines):
-        ends = {ended: number for (other, ended), number in sorted(counts.items()) if other == kind}
-        print(f"| {kind} | {sum(ends.values())} | {'; '.join(f'{number} {ended}' for ended, number in ends.items())} |")
+    torch.set_num_threads(1)
+    main(argv)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> int:
+    parser = Parser(description=__doc__)
     parser.add_argument("work", type=Path, help="directory for all of it, 100 MB")
     parser.add_argument("--only", default="build,train", help="what to try (build,train)")
     parser.add_argument("--kills", type=int, default=200, help="how often each is stopped at a random moment (200)")
     parser.add_argument("--calls", type=int, default=12, help="of each system call, how many fail in turn (12)")
     parser.add_argument("--damages", type=int, default=60, help="damaged files; killed workers (60)")
     parser.add_argument("--twice", type=int, default=20, help="two at once (20)")
-    parser.add_argument("--table", action="store_true", help="only print what is known")
-    options = parser.parse_args()
-    options.work = options.work.resolve()
-    options.work.mkdir(parents=True, exist_ok=True)
-    if options.table:
-        print_table(options.work)
-        return 0
+    options = parser.parse_args(argv)
+    work = options.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
     os.environ["COLUMNS"] = "100"
     prepare_environment()
-    begin_with_injector(options.work)
-    return run(options)
+    begin_with_injector(work)
+    import train.run  # noqa: F401  so that no trial has to import torch
+    from pipeline.__main__ import main as build_main
+
+    ends = Counter[tuple[str, str]]()
+    if "build" in options.only:
+        try_all(BuildSubject(build_main, work), options, ends)
+    if "train" in options.only:
+        try_all(TrainSubject(train_in_one_thread, work), options, ends)
+    print_head("fault", "trials", "how they ended")
+    for kind in dict.fromkeys(kind for kind, _ in ends):
+        own = {ended: number for (other, ended), number in sorted(ends.items()) if other == kind}
+        print_row(kind, sum(own.values()), "; ".join(f"{number} {ended}" for ended, number in own.items()))
+    return int(any(ended == BROKEN for _, ended in ends))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

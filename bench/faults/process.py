@@ -1,14 +1,13 @@
 """Commands in processes that can be killed and whose system calls can be made to fail.
 
 A command is a fork of a process that has imported everything already: importing torch takes seconds, and is not what is
-tested. It leads a process group, has its own output files, and runs the command line's own `main`.
+tested. It leads a process group, and runs the command line's own `main`.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes
-import dataclasses
 import errno
 import os
 import random
@@ -20,17 +19,18 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
+from bench.measure import refusal
 from shards.common.command_line import run_command
 
 LIMIT_SECONDS = 300.0
 INJECTOR = Path(__file__).with_name("injector.c")
+Main = Callable[[list[str]], int | None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """From the `nth` call of this name on (only that one if `once`), below the directory, the call fails."""
+class Fault(NamedTuple):
+    """From the `nth` call of this name on (only that one if `once`), below the directory, the call fails. 0: it counts."""
 
     call: str
     below: Path
@@ -39,57 +39,46 @@ class Fault:
     once: bool = False
 
     def arm(self) -> None:
-        injector = ctypes.CDLL(None).fault_arm
-        injector(
-            self.call.encode(),
-            os.fsencode(self.below),
-            ctypes.c_long(self.nth),
-            getattr(errno, self.error),
-            int(self.once),
-        )
+        where, number = os.fsencode(self.below), getattr(errno, self.error)
+        ctypes.CDLL(None).fault_arm(self.call.encode(), where, ctypes.c_long(self.nth), number, int(self.once))
 
     @property
     def name(self) -> str:
         return f"{self.call} {self.error} {'once' if self.once else 'from then on'}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """How a command ended: its status as of a shell (137: killed), and what it said."""
+class Ended(NamedTuple):
+    """A command's status as of a shell (137: killed), and what it said on stderr."""
 
     status: int
-    output: str
     errors: str
 
     @property
     def is_clear(self) -> bool:
         """Success, a signal's status, or exactly one line that says what is wrong."""
-        lines = [line for line in self.errors.splitlines() if line.startswith("error: ")]
-        if "Traceback" in self.errors or "Exception ignored" in self.errors:
-            return False
-        return self.status in (0, 130, 143) or (self.status == 2 and len(lines) == 1)
+        has_trace = "Traceback" in self.errors or "Exception ignored" in self.errors
+        return not has_trace and (self.status in (0, 130, 143) or refusal(*self) is not None)
 
 
 class Command:
     """`main(arguments)` in a process of its own, begun at once."""
 
-    def __init__(
-        self, main: Callable[[list[str]], int | None], arguments: list[str], work: Path, fault: Fault | None = None
-    ):
-        self._files = [work / f"command-{time.monotonic_ns()}.{name}" for name in ("out", "err")]
+    def __init__(self, main: Main, arguments: list[str], work: Path, fault: Fault | None = None):
+        self._errors = work / f"command-{time.monotonic_ns()}.err"
+        self._errors.touch()
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
             self._run(main, arguments, fault)
 
-    def _run(self, main: Callable[[list[str]], int | None], arguments: list[str], fault: Fault | None) -> NoReturn:
+    def _run(self, main: Main, arguments: list[str], fault: Fault | None) -> NoReturn:
         status: object = 1
         try:
             os.setsid()
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            for number, path in enumerate(self._files, start=1):
-                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(os.open(self._errors, os.O_WRONLY), 2)
             if fault is not None:
                 fault.arm()
             run_command(main, arguments)
@@ -105,7 +94,7 @@ class Command:
             finally:
                 os._exit(status if isinstance(status, int) else 1)
 
-    def wait(self, seconds: float = LIMIT_SECONDS) -> bool:
+    def wait(self, seconds: float) -> bool:
         """Whether it has ended within so many seconds; it is not reaped."""
         deadline = time.monotonic() + seconds
         while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
@@ -114,52 +103,35 @@ class Command:
             time.sleep(0.005)
         return True
 
-    def signal(self, number: signal.Signals, *, group: bool = False) -> None:
-        (os.killpg if group else os.kill)(self.pid, number)
+    def signal(self, number: signal.Signals) -> None:
+        """To it alone; SIGKILL to all its processes."""
+        (os.killpg if number == signal.SIGKILL else os.kill)(self.pid, number)
 
-    def children(self) -> list[int]:
-        try:
-            return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
-        except FileNotFoundError:
-            return []
-
-    def end(self, seconds: float = LIMIT_SECONDS) -> Ended:
+    def end(self) -> Ended:
         """Wait for it. Raises `TimeoutError`, and kills it, if it hangs."""
-        hangs = not self.wait(seconds)
+        hangs = not self.wait(LIMIT_SECONDS)
         if hangs:
-            self.signal(signal.SIGKILL, group=True)
+            self.signal(signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        texts = []
-        for path in self._files:  # killed at once, it has made none
-            texts.append(path.read_text(errors="replace") if path.exists() else "")
-            path.unlink(missing_ok=True)
-        output, errors = texts
+        errors = self._errors.read_text(errors="replace")
+        self._errors.unlink()
         if hangs:
-            raise TimeoutError(f"still running after {seconds:.0f} s: {errors[-500:]}")
-        return Ended(status if status >= 0 else 128 - status, output, errors)
+            raise TimeoutError(f"still running after {LIMIT_SECONDS:.0f} s: {errors[-500:]}")
+        return Ended(status if status >= 0 else 128 - status, errors)
 
 
 def begin_with_injector(work: Path) -> None:
     """Start this program again with the injector loaded, unless it is."""
     if hasattr(ctypes.CDLL(None), "fault_arm"):
         return
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise SystemExit("error: a C compiler is needed for the faults of system calls: install gcc")
-    library = work / "injector.so"
+    compiler, library = shutil.which("cc") or "gcc", work / "injector.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, INJECTOR, "-ldl"], check=True)
-    os.execve(
-        sys.executable,
-        [sys.executable, "-m", "bench.faults", *sys.argv[1:]],
-        {**os.environ, "LD_PRELOAD": str(library)},
-    )
+    command = [sys.executable, "-m", "bench.faults", *sys.argv[1:]]
+    os.execve(sys.executable, command, {**os.environ, "LD_PRELOAD": str(library)})
 
 
-def count_calls(
-    main: Callable[[list[str]], int | None], arguments: list[str], work: Path, below: Path, call: str
-) -> int:
-    """How often the command makes this call on files below the directory."""
-    fault = Fault(call, below, 0)
+def count_calls(main: Main, arguments: list[str], work: Path, fault: Fault) -> int:
+    """How often the command makes the call of a fault that only counts."""
     counted = work / "count"
 
     def counting(argv: list[str]) -> int | None:
@@ -179,18 +151,21 @@ def damage(directory: Path, rng: random.Random) -> str | None:
         return None
     path = rng.choice(files)
     content = path.read_bytes()
-    how = rng.choice(["truncated", "emptied", "a byte changed", "removed", "replaced by noise", "grown"])
-    place = rng.randrange(len(content)) if content else 0
-    if how == "removed":
+    place = rng.randrange(len(content) or 1)
+    changed = bytearray(content)
+    if content:
+        changed[place] ^= 1 << rng.randrange(8)
+    ways: dict[str, bytes | None] = {
+        "truncated": content[:place],
+        "emptied": b"",
+        "a byte changed": bytes(changed),
+        "replaced by noise": rng.randbytes(len(content)),
+        "grown": content + b"\0",
+        "removed": None,
+    }
+    how, new = rng.choice(list(ways.items()))
+    if new is None:
         path.unlink()
-    elif how == "emptied":
-        path.write_bytes(b"")
-    elif how == "truncated":
-        path.write_bytes(content[:place])
-    elif how == "grown":
-        path.write_bytes(content + b"\0")
-    elif how == "replaced by noise":
-        path.write_bytes(rng.randbytes(len(content)))
-    elif content:
-        path.write_bytes(content[:place] + bytes([content[place] ^ (1 << rng.randrange(8))]) + content[place + 1 :])
+    else:
+        path.write_bytes(new)
     return f"{path.relative_to(directory)} {how}"

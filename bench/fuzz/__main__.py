@@ -1,53 +1,50 @@
-"""`python -m bench.fuzz TARGET`: many inputs through one reader. Goes on where it stopped, by its corpus directory."""
+"""Many inputs through one reader.
+
+    python -m bench.fuzz TARGET [--random] [--seconds 60] [--inputs N] [--corpus DIR]
+
+With atheris (`pip install atheris`) inputs are found by coverage of the readers' own code; without it, or with `--random`,
+seeds and what was kept earlier are changed at random. Exit status 1 where an input failed; it is kept in
+DIR/TARGET.failures.
+"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from bench.measure import REPOSITORY
+from shards.common.command_line import Parser, run_command
+
 SEEDS = REPOSITORY / "tests" / "fuzz_seeds"
 
 
-def instrumented(*, by_coverage: bool) -> Any:
-    """Where our modules are imported, so that atheris sees which of their code runs."""
-    if not by_coverage:
-        return contextlib.nullcontext()
-    import atheris
+def main(argv: list[str]) -> int:
+    instrumented: Any = contextlib.nullcontext()
+    by_coverage = "--random" not in argv and importlib.util.find_spec("atheris") is not None
+    if by_coverage:
+        import atheris
 
-    return atheris.instrument_imports(include=["pipeline", "shards"])
-
-
-def main() -> int:
-    has_atheris = importlib.util.find_spec("atheris") is not None
-    with instrumented(by_coverage=has_atheris and "--random" not in sys.argv):
+        instrumented = atheris.instrument_imports(include=["pipeline", "shards"])
+    with instrumented:
         from bench.fuzz import loop
         from bench.fuzz.targets import TARGETS
-    listing = "\n".join(f"  {name:12} {target.title}" for name, target in TARGETS.items())
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.fuzz",
-        description=__doc__,
-        epilog=f"targets:\n{listing}\n\nExit status 1 where an input failed; it is kept in DIR/TARGET.failures.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("target", metavar="TARGET", choices=TARGETS)
+    parser = Parser(description=__doc__)
+    parser.add_argument("target", metavar="TARGET", choices=TARGETS, help=", ".join(TARGETS))
     parser.add_argument("--inputs", type=int, default=10**12, metavar="N", help="stop after so many")
     parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="stop after so long (60)")
     parser.add_argument("--corpus", type=Path, default=REPOSITORY / "bench" / "fuzz-work", metavar="DIR")
     parser.add_argument("--random", action="store_true", help="don't use atheris, though it is there")
     parser.add_argument("--seed", type=int, default=0, help="of the random changes (0)")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     target = TARGETS[given.target]
     run = loop.Run(given.target, target, given.corpus, num_inputs=given.inputs, seconds=given.seconds)
-    if has_atheris and not given.random:
+    if by_coverage:
         loop.run_atheris(run, target, SEEDS / given.target)
     loop.run_random(run, target, SEEDS / given.target, given.seed)
     return 1 if run.num_failures else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

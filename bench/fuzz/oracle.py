@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -37,9 +38,26 @@ def _refuse(name: str) -> None:
 _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
+def parts(text: str, between: str) -> Iterator[str]:
+    """JSON values one after another as they stand, with the characters `between` among them. Raises `ValueError`."""
+    place = 0
+    while (place := len(text) - len(text[place:].lstrip(between))) < len(text):
+        _value, end = json.JSONDecoder().raw_decode(text, place)
+        yield text[place:end]
+        place = end
+
+
 def is_deep(content: bytes) -> bool:
     """Whether it may be nested more deeply than every parser takes."""
     return content.count(b"[") + content.count(b"{") > 500
+
+
+def is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def same(expected: Any, found: Any) -> bool:

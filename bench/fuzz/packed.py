@@ -36,8 +36,6 @@ def _pack(kind: str, content: bytes) -> bytes:
 
 def packed(data: bytes) -> None:
     """The content that Python's own decompressors find, or an error; nothing in between and nothing larger than asked."""
-    if len(data) < 4:
-        return
     number, mode, ask, body = data[0] % 4, data[1] % 4, data[2] * 3 + 1, data[3:]
     kind = KINDS[number]
     if mode == 0:

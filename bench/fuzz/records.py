@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.fuzz.oracle import BYTE_ORDER_MARK, expect, is_deep, load, same
+from bench.fuzz.oracle import BYTE_ORDER_MARK, expect, is_deep, is_utf8, load, parts, same
 from pipeline.fields import TextOf
 from pipeline.readers.base import BadRecord, Incomplete, ReadOptions, StreamReader, raise_bad
 from pipeline.readers.json_array import JsonArrayReader
@@ -48,12 +48,12 @@ class _Text(InMemory, TextReader):
 def reader_of(
     kind: type[InMemory],
     content: bytes,
-    start: int,
-    stop: int,
+    span: tuple[int, int],
     options: ReadOptions,
     chunk: int,
     first: int | None = None,
 ) -> InMemory:
+    start, stop = span
     source = Source(path="memory", name="memory", format=kind.format, num_bytes=len(content), modified_ns=0)
     reader = kind(ByteRange(source=source, start=start, stop=stop, num_bytes=stop - start), options, first=first)
     reader.content, reader.chunk_bytes = content, chunk
@@ -83,7 +83,7 @@ def _read_chain(kind: type[InMemory], content: bytes, cuts: list[int], options: 
     values: list[Any] = []
     expected = 0
     for start, stop in zip([0, *cuts], [*cuts, len(content)], strict=True):
-        reader = reader_of(kind, content, start, stop, options, chunk)
+        reader = reader_of(kind, content, (start, stop), options, chunk)
         true_start = expected if expected < stop else None
         try:
             own = values_of(reader)
@@ -92,7 +92,7 @@ def _read_chain(kind: type[InMemory], content: bytes, cuts: list[int], options: 
                 raise
         if start and reader.first != true_start:
             expect(kind is _Array, "a false start in JSON Lines at", start)
-            reader = reader_of(kind, content, start, stop, options, chunk, expected)
+            reader = reader_of(kind, content, (start, stop), options, chunk, expected)
             own = values_of(reader)
             expect(reader.first == true_start, "a second false start:", reader.first, true_start)
         if reader.last is not None and (reader.first is not None or start == 0):
@@ -109,76 +109,75 @@ def parameters(data: bytes) -> tuple[bytes, int, int]:
     return content, chunk % 64 + 1 if chunk < 192 else 1 << 16, 1 + cut * len(content) // 256
 
 
-def _lines(content: bytes, limit: int = 1 << 20) -> list[bytes]:
-    """The records: lines, or the objects of a line that holds several and nothing else."""
-    lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
-    return [part for line in lines if line and not line.isspace() for part in _objects(line, limit)]
+def reading(skips: object, limit: int = 1 << 20) -> tuple[ReadOptions, list[BadRecord]]:
+    """Options, and where the bad records are noted if they are skipped, and not raised."""
+    bad: list[BadRecord] = []
+
+    def note(error: BadRecord) -> None:
+        if isinstance(error, Incomplete):
+            raise error
+        bad.append(error)
+
+    return ReadOptions(on_bad=note if skips else raise_bad, max_record_bytes=limit), bad
+
+
+class _Expected(NamedTuple):
+    """Of lines: the values of the good ones, how many are bad, and whether the last is and isn't ended."""
+
+    good: list[Any]
+    num_bad: int
+    last_is_bad: bool
+    limit: int
+
+
+def _lines(content: bytes, limit: int = 1 << 20) -> _Expected:
+    good: list[Any] = []
+    num_bad, last_is_bad = 0, False
+    for line in content.removeprefix(BYTE_ORDER_MARK).split(b"\n"):
+        for part in _objects(line, limit) if line and not line.isspace() else ():
+            last_is_bad = False
+            try:
+                if len(part) > limit:
+                    raise ValueError("too large")
+                good.append(load(part))
+            except ValueError:
+                num_bad += 1
+                last_is_bad = not content.endswith(b"\n")
+    return _Expected(good, num_bad, last_is_bad, limit)
 
 
 def _objects(line: bytes, limit: int) -> list[bytes]:
-    text, place, found, decoder = line.decode("latin-1").rstrip(" \t\r"), 0, list[bytes](), json.JSONDecoder()
+    """The line, or the objects of one that holds several and nothing else."""
     try:
         load(line)
-        return [line]
     except ValueError:
-        pass
+        try:
+            found = list(parts(line.decode("latin-1"), " \t\r")) if len(line) <= limit else []
+        except (ValueError, RecursionError):
+            return [line]
+        if len(found) > 1 and all(part.startswith("{") for part in found):
+            return [part.encode("latin-1") for part in found]
+    return [line]
+
+
+def _check_lines(content: bytes, cuts: list[int], chunk: int, expected: _Expected, skips: bool) -> None:
+    options, bad = reading(skips, expected.limit)
+    is_small, deep = expected.limit == 24, is_deep(content)
     try:
-        while len(line) <= limit and place < len(text):
-            place += len(text[place:]) - len(text[place:].lstrip(" \t\r"))
-            end = decoder.raw_decode(text, place)[1]
-            if text[place] != "{":
-                return [line]
-            found.append(line[place:end])
-            place = end
-    except (ValueError, RecursionError):
-        return [line]
-    return found if len(found) > 1 else [line]
+        values = _read_chain(_Lines, content, cuts, options, chunk)
+    except BadRecord:
+        may_be = expected.last_is_bad if skips else expected.num_bad or is_small
+        expect(may_be or deep, "refused, and is valid:", cuts)
+    else:
+        all_bad = len(bad) == expected.num_bad or (skips and is_small)
+        expect(deep or (same(expected.good, values) and all_bad), "other records:", expected.good, values, cuts)
 
 
 def json_lines(data: bytes) -> None:
     """Each line is what Python's parser says; bad ones are refused, or counted and skipped; whole or in two units."""
-    if len(data) < 4:
-        return
     content, chunk, cut = parameters(data)
-    good: list[Any] = []
-    num_bad, last_is_bad, deep = 0, False, is_deep(content)
-    limit = 24 if data[1] % 5 == 0 else 1 << 20
-    for line in _lines(content, limit):
-        last_is_bad = False
-        try:
-            value = load(line)
-            if len(line) > limit:
-                raise ValueError("too large")
-            good.append(value)
-        except ValueError:
-            num_bad += 1
-            last_is_bad = not content.endswith(b"\n")
     cuts = [cut] if data[0] % 2 and cut < len(content) else []
-    bad: list[BadRecord] = []
-    if data[1] % 2:
-        options = ReadOptions(on_bad=lambda error: note(bad, error), max_record_bytes=limit)
-        try:
-            values = _read_chain(_Lines, content, cuts, options, chunk)
-        except Incomplete:
-            expect(last_is_bad or deep, "incomplete, and isn't")
-        else:
-            expect(
-                deep or (same(good, values) and (len(bad) == num_bad or limit == 24)), "other records:", good, values
-            )
-        return
-    options = ReadOptions(on_bad=raise_bad, max_record_bytes=limit)
-    try:
-        values = _read_chain(_Lines, content, cuts, options, chunk)
-    except BadRecord:
-        expect(num_bad or deep or limit == 24, "refused, and is valid")
-    else:
-        expect(deep or (not num_bad and same(good, values)), "accepted, and isn't valid")
-
-
-def note(bad: list[BadRecord], error: BadRecord) -> None:
-    if isinstance(error, Incomplete):
-        raise error
-    bad.append(error)
+    _check_lines(content, cuts, chunk, _lines(content, 24 if data[1] % 5 == 0 else 1 << 20), data[1] % 2 == 1)
 
 
 def _array(content: bytes) -> list[Any] | None:
@@ -190,27 +189,15 @@ def _array(content: bytes) -> list[Any] | None:
     return value if isinstance(value, list) else None
 
 
-def _records(content: bytes) -> list[bytes]:
-    """The records of a valid array as they stand."""
-    text, decoder = content.removeprefix(BYTE_ORDER_MARK).decode(), json.JSONDecoder()
-    found: list[bytes] = []
-    place = text.index("[") + 1
-    while text[place:].strip(" \t\r\n]"):
-        place += len(text[place:]) - len(text[place:].lstrip(" \t\r\n,"))
-        _value, end = decoder.raw_decode(text, place)
-        found.append(text[place:end].encode())
-        place = end
-    return found
-
-
 def _is_array(content: bytes) -> bool:
     """Whether the file would be taken for an array (`pipeline.sources.look_at`)."""
     return content.removeprefix(BYTE_ORDER_MARK).lstrip()[:1] == b"[" and content.rstrip().endswith(b"]")
 
 
-def _check_array(content: bytes, cuts: list[int], chunk: int, expected: list[Any] | None, deep: bool) -> None:
+def _check_array(content: bytes, cuts: list[int], chunk: int, expected: list[Any] | None) -> None:
+    deep = is_deep(content)
     try:
-        values = _read_chain(_Array, content, cuts, ReadOptions(on_bad=raise_bad), chunk)
+        values = _read_chain(_Array, content, cuts, reading(skips=False)[0], chunk)
     except (BadRecord, InputError) as error:
         expect(expected is None or deep, "refused, and is valid:", str(error), cuts)
     else:
@@ -219,93 +206,65 @@ def _check_array(content: bytes, cuts: list[int], chunk: int, expected: list[Any
 
 def json_array(data: bytes) -> None:
     """An array is what Python's parser says of the whole file, in one unit and in two; and bad records can be skipped."""
-    if len(data) < 4:
-        return
     content, chunk, cut = parameters(data)
     if not _is_array(content):
         return
-    deep = is_deep(content)
-    expected = _array(content)
-    way = data[1] % 4
+    deep, expected, way = is_deep(content), _array(content), data[1] % 4
     if way < 2:
-        _check_array(content, [cut] if way and cut < len(content) else [], chunk, expected, deep)
-        return
-    limit = 24 if way == 2 and expected is not None and not deep else 1 << 20
-    if limit == 24:
-        longest = max(map(len, _records(content)), default=0)
-        options = ReadOptions(on_bad=raise_bad, max_record_bytes=limit)
+        _check_array(content, [cut] if way and cut < len(content) else [], chunk, expected)
+    elif way == 2 and expected is not None and not deep:
+        text = content.removeprefix(BYTE_ORDER_MARK).decode().strip(" \t\r\n")
+        longest = max((len(part.encode()) for part in parts(text[1:-1], " \t\r\n,")), default=0)
         try:
-            values = _read_chain(_Array, content, [], options, chunk)
+            values = _read_chain(_Array, content, [], reading(False, 24)[0], chunk)
         except BadRecord:
             # White space after a record is held with it until it is known what follows.
-            expect(longest > limit or _LONG_WHITE_SPACE.search(content), "too large, and isn't")
+            expect(longest > 24 or _LONG_WHITE_SPACE.search(content), "too large, and isn't")
         else:
-            expect(longest <= limit and same(expected, values), "larger than the limit:", longest)
-        return
-    bad: list[BadRecord] = []
-    options = ReadOptions(on_bad=lambda error: note(bad, error))
-    try:
-        values = values_of(reader_of(_Array, content, 0, len(content), options, chunk))
-    except Incomplete:
-        expect(expected is None or deep, "incomplete, and isn't")
+            expect(longest <= 24 and same(expected, values), "larger than the limit:", longest)
     else:
-        expect(deep or expected is None or (same(expected, values) and not bad), "skipped from a valid array:", bad)
+        options, bad = reading(skips=True)
+        try:
+            values = values_of(reader_of(_Array, content, (0, len(content)), options, chunk))
+        except Incomplete:
+            expect(expected is None or deep, "incomplete, and isn't")
+        else:
+            expect(deep or expected is None or (same(expected, values) and not bad), "skipped from a valid array:", bad)
 
 
 def json_cuts(data: bytes) -> None:
     """Two units, cut at every byte: lines or an array."""
-    if len(data) < 4:
-        return
     content, chunk, _cut = parameters(data[:402])
     if is_deep(content):
         return
-    if _is_array(content):
-        expected = _array(content)
-        for cut in range(1, len(content)):
-            _check_array(content, [cut], chunk, expected, False)
-        return
-    try:
-        good: list[Any] | None = [load(line) for line in _lines(content)]
-    except ValueError:
-        good = None
+    is_array, lines, array = _is_array(content), _lines(content), _array(content)
     for cut in range(1, len(content)):
-        try:
-            values = _read_chain(_Lines, content, [cut], ReadOptions(on_bad=raise_bad), chunk)
-        except BadRecord:
-            expect(good is None, "refused, and is valid:", cut)
+        if is_array:
+            _check_array(content, [cut], chunk, array)
         else:
-            expect(good is not None and same(good, values), "other records:", values, good, cut)
+            _check_lines(content, [cut], chunk, lines, skips=False)
 
 
 def fields(data: bytes) -> None:
     """The text of any record is a string, or the record is one of the bad ones; also with a small limit for records."""
-    if len(data) < 4:
-        return
     content, chunk, _cut = parameters(data)
-    bad: list[BadRecord] = []
-    for kind in (_Lines, _Array):
-        if kind is _Array and not _is_array(content):
-            continue
-        options = ReadOptions(on_bad=lambda error: note(bad, error), max_record_bytes=24)
-        try:
-            values_of(reader_of(kind, content, 0, len(content), options, chunk), _TEXT_OF[data[1] % len(_TEXT_OF)])
-        except Incomplete:
-            continue
+    for kind in (_Lines, _Array) if _is_array(content) else (_Lines,):
+        reader = reader_of(kind, content, (0, len(content)), reading(True, 24)[0], chunk)
+        with contextlib.suppress(Incomplete):
+            values_of(reader, _TEXT_OF[data[1] % len(_TEXT_OF)])
 
 
 def plain_text(data: bytes) -> None:
     """Documents are what `str.split` makes of the text; with a limit none is longer."""
-    if len(data) < 4:
-        return
     content, chunk, cut = parameters(data)
     for separator in (SEPARATOR, ""):
         limit = cut if cut % 2 else 1 << 20
         bad: list[BadRecord] = []
         options = ReadOptions(on_bad=bad.append, document_separator=separator, max_record_bytes=limit)
-        values = [value["text"] for value in values_of(reader_of(_Text, content, 0, 1, options, chunk))]
+        values = [value["text"] for value in values_of(reader_of(_Text, content, (0, 1), options, chunk))]
         expect(all(len(value.encode()) <= limit for value in values), "longer than the limit")
         documents = _documents(content.removeprefix(BYTE_ORDER_MARK), separator)
-        good = [text.decode() for text in documents if len(text) <= limit and _is_utf8(text)]
+        good = [text.decode() for text in documents if len(text) <= limit and is_utf8(text)]
         # Nothing between two separators is an empty document; these are counted and go nowhere.
         expect([text for text in values if text] == [text for text in good if text], "other documents:", values, good)
         expect(len(bad) == len(documents) - len(good), "other bad ones:", bad, documents)
@@ -323,11 +282,3 @@ def _documents(content: bytes, separator: str) -> list[bytes]:
         else:
             documents[-1].append(line)
     return [b"\n".join(parts) for parts in documents]
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

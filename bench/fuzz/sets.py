@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 
 from bench.fuzz.oracle import expect
 from shards.common.errors import InputError
@@ -29,23 +31,8 @@ from shards.mixture import Mixture, _parse, _parse_stages, run_order
 from shards.order import MAX_BLOCKS, MAX_TOTAL_WEIGHT, RunOrder, epoch_order, window_order
 
 
-class _File:
-    """Stands for a path."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def read_bytes(self) -> bytes:
-        return self._content
-
-    def __str__(self) -> str:
-        return "train-00000.idx"
-
-
 def index(data: bytes) -> None:
     """An index is read if and only if it is that of a shard of so many tokens, and then its sequences are what it says."""
-    if len(data) < 6:
-        return
     num_sequences, num_documents, num_tokens, room, mode = data[0] % 16, data[1] % 16, data[2], data[3] * 4, data[4] % 4
     body = data[5:]
     if mode == 0:  # as it stands
@@ -65,12 +52,14 @@ def index(data: bytes) -> None:
             if mode == 2 and body[-1] % 2:
                 num_tokens = sum(lengths)
     numbers_of = {"num_sequences": num_sequences, "num_documents": num_documents, "num_tokens": num_tokens}
+    file: Any = SimpleNamespace(read_bytes=lambda: content)
+    is_right = _is_index(content, num_sequences, num_documents, num_tokens, room)
     try:
-        read = read_index(_File(content), **numbers_of, room_tokens=room)  # type: ignore[arg-type]
+        read = read_index(file, **numbers_of, room_tokens=room)
     except InputError:
-        expect(not _is_index(content, num_sequences, num_documents, num_tokens, room), "refused, and is right")
+        expect(not is_right, "refused, and is right")
         return
-    expect(_is_index(content, num_sequences, num_documents, num_tokens, room), "accepted, and is wrong")
+    expect(is_right, "accepted, and is wrong")
     expect(encode_index(read) == content, "written as other bytes")
     expect(len(padding_positions(read, room)) == room - num_tokens, "other padding")
 
@@ -82,11 +71,8 @@ def _is_index(content: bytes, num_sequences: int, num_documents: int, num_tokens
     if HEADER.unpack(content[:34]) != (MAGIC, VERSION, DTYPE_CODE_INT32, num_sequences, num_documents + 1):
         return False
     numbers = struct.unpack(f"<{num_sequences}i{num_sequences + num_documents + 1}q", content[34:])
-    lengths, offsets, boundaries = (
-        numbers[:num_sequences],
-        numbers[num_sequences : 2 * num_sequences],
-        numbers[2 * num_sequences :],
-    )
+    lengths, offsets = numbers[:num_sequences], numbers[num_sequences : 2 * num_sequences]
+    boundaries = numbers[2 * num_sequences :]
     if any(length < 1 for length in lengths) or sum(lengths) != num_tokens or any(offset % 4 for offset in offsets):
         return False
     if boundaries[0] != 0 or boundaries[-1] != num_sequences:
@@ -128,16 +114,13 @@ def _deep(depth: int) -> Any:
 
 
 # What strangers write where something else is meant.
-VALUES: list[Any] = [
+_VALUES = list(map(json.dumps, (
     0, 1, 2, 3, 15, 16, 17, -1, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**400, 1.0, 0.5, 1e308,
     float("inf"), float("nan"), True, False, None, "", "train", "val", "train-00001", "val-00000", "train-", "train-../x",
     "train-\u0661", "../../etc/passwd", "/etc/passwd", "a\x00b", "\x1b[31m", "\ud800", "x" * 300, "<script>", [], {}, [[]],
     {"": 0}, {"\x1b": "\x1b"}, _deep(60), _deep(300), _deep(600), "best-fit", "tutorial", "concat", 8,
     "rejected.jsonl", "tokenizer/../../x", "0" * 64, "0" * 63 + "G", "train-000001", "train-100000",
-]  # fmt: skip
-
-
-_VALUES = [json.dumps(value) for value in VALUES]
+)))  # fmt: skip
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -151,8 +134,6 @@ _PLAIN = json.dumps(_MANIFEST).encode()
 
 def manifest(data: bytes) -> None:
     """A manifest is read or refused with a line; what is read can be written and read again; an unchanged one is read."""
-    if not data:
-        return
     is_right = len(data) < 3 and data[0] % 8 and data[0] != ord("{")
     try:
         found = decode_manifest(_manifest_bytes(data), "manifest.json")
@@ -166,31 +147,21 @@ def manifest(data: bytes) -> None:
 
 def _manifest_bytes(data: bytes) -> bytes:
     """Bytes as they stand, or (usually) a right manifest with the fields changed that the bytes name, two for each:
-    which field, and the value of `VALUES` that it gets, or that it is left out or given under another name too."""
+    which field, and the value of `_VALUES` that it gets, or that it is left out or given under another name too."""
     if data[0] == ord("{"):
         return data
     content = json.loads(_PLAIN)
     for place, choice in zip(data[1::2], data[2::2], strict=False):
         path = _PATHS[place % len(_PATHS)]
         parent: Any = content
-        for step in path[:-1]:
-            try:
+        with contextlib.suppress(KeyError, IndexError, TypeError):  # an earlier change has taken the place away
+            for step in path[:-1]:
                 parent = parent[step]
-            except (KeyError, IndexError, TypeError):
-                parent = None
-        key = path[-1]
-        if (isinstance(parent, dict) and isinstance(key, str)) or (
-            isinstance(parent, list) and isinstance(key, int) and key < len(parent)
-        ):
-            _change(parent, key, choice)
-    try:
+            _change(parent, path[-1], choice)
+    with contextlib.suppress(ValueError, RecursionError):
         without = {key: value for key, value in content.items() if key != "fingerprint"}
         if data[0] % 8:
-            from blake3 import blake3
-
             content["fingerprint"] = blake3(canonical_json(without)).hexdigest()
-    except (ValueError, RecursionError):
-        pass
     return json.dumps(content).encode()
 
 
@@ -207,11 +178,8 @@ def _change(parent: Any, key: Any, choice: int) -> None:
 
 def order(data: bytes) -> None:
     """Each block once an epoch, whatever the size, seed and epoch; a run's parts are parts of one order."""
-    if len(data) < 24:
-        return
     size_bits, seed, epoch = data[0] % 64, int.from_bytes(data[1:9], "little", signed=True), data[9] * 257
     num_blocks = (int.from_bytes(data[10:18], "little") & (2 ** (size_bits + 1) - 1)) + 1
-    shuffle = SHUFFLES[data[18] % 3]
     if num_blocks > MAX_BLOCKS:
         try:
             epoch_order(num_blocks, seed, epoch, [0])
@@ -225,7 +193,7 @@ def order(data: bytes) -> None:
         expect(blocks.min() >= 0 and blocks.max() < num_blocks, "outside", num_blocks)
         expect(len(np.unique(blocks)) == len(places), "twice in an epoch of", num_blocks)
         return
-    run = RunOrder((num_blocks,), seed, shuffle)
+    run = RunOrder((num_blocks,), seed, SHUFFLES[data[18] % 3])
     start = (num_blocks * (data[9] % 3) + data[18]) % 2**61
     length = min(12, 2 * num_blocks)
     whole, cut = run.blocks(start, start + length), start + data[20] % (length + 1)
@@ -255,8 +223,6 @@ class _Set:
 
 def mixture(data: bytes) -> None:
     """A mixture as it is written is refused with a line, or gives whole weights and an order."""
-    if len(data) < 2:
-        return
     spec = data[1:].decode("utf-8", "replace")
     try:
         if spec.startswith("["):
@@ -267,9 +233,8 @@ def mixture(data: bytes) -> None:
         return
     (weights,), sizes = mixed.weights, tuple(len(part["train"]) for part in sets.values())
     expect(sum(weights) <= MAX_TOTAL_WEIGHT and min(weights) >= 1, "weights", weights)
-    expect(
-        len(mixed.fingerprint) == 64 and mixed.description and 0 <= mixed.epoch_blocks < 2**63, "an epoch of too much"
-    )
+    expect(len(mixed.fingerprint) == 64 and mixed.description, "no fingerprint, or no description")
+    expect(0 <= mixed.epoch_blocks < 2**63, "an epoch of too much")
     blocks = _order_of(sizes, weights)
     expect(run_order(mixed, 1).sizes == sizes, "other sizes")
     expect(blocks.min() >= 0 and blocks.max() < sum(sizes), "outside the sets")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 from typing import Any
 
-from bench.fuzz.oracle import BYTE_ORDER_MARK, expect, is_deep, load, same
-from bench.fuzz.records import InMemory, note, parameters, reader_of, values_of
-from pipeline.readers.base import BadRecord, ReadOptions, raise_bad
+from bench.fuzz.oracle import BYTE_ORDER_MARK, expect, is_deep, is_utf8, load, parts, same
+from bench.fuzz.records import InMemory, parameters, reader_of, reading, values_of
+from pipeline.readers.base import BadRecord
 from pipeline.readers.delimited import DelimitedReader
 from pipeline.readers.encodings import Decoded, check_encoding, codec_name, to_utf8
 from pipeline.readers.json_texts import JsonTextsReader
@@ -27,30 +26,19 @@ class _Csv(InMemory, DelimitedReader):
     format = "csv"
 
 
-def _texts(content: bytes) -> list[Any] | None:
-    """The JSON texts in a row, or None if they aren't valid."""
-    decoder, place, found = json.JSONDecoder(), 0, []
-    try:
-        text = content.removeprefix(BYTE_ORDER_MARK).decode()
-        while (place := len(text) - len(text[place:].lstrip(" \t\r\n"))) < len(text):
-            _value, end = decoder.raw_decode(text, place)
-            found.append(load(text[place:end].encode()))
-            place = end
-    except ValueError:
-        return None
-    return found
-
-
 def json_texts(data: bytes) -> None:
     """JSON texts in a row are what Python's parser says of each; what isn't valid is refused, or counted and skipped."""
-    if len(data) < 4 or is_deep(data):
+    if is_deep(data):
         return
     content, chunk, _cut = parameters(data)
-    expected, bad = _texts(content), list[BadRecord]()
-    skips = data[1] % 2
-    options = ReadOptions(on_bad=(lambda error: note(bad, error)) if skips else raise_bad)
     try:
-        values = values_of(reader_of(_Texts, content, 0, len(content), options, chunk))
+        text = content.removeprefix(BYTE_ORDER_MARK).decode()
+        expected: list[Any] | None = [load(part.encode()) for part in parts(text, " \t\r\n")]
+    except ValueError:
+        expected = None
+    options, bad = reading(data[1] % 2)
+    try:
+        values = values_of(reader_of(_Texts, content, (0, len(content)), options, chunk))
     except BadRecord:
         expect(expected is None, "refused, and is valid:", expected)
     else:
@@ -60,11 +48,8 @@ def json_texts(data: bytes) -> None:
 
 def delimited(data: bytes) -> None:
     """CSV as Python's `csv` writes it is read as what was written; any other is records, or refused with a line."""
-    if len(data) < 4:
-        return
     content, chunk, _cut = parameters(data)
-    bad: list[BadRecord] = []
-    options = ReadOptions(on_bad=(lambda error: note(bad, error)) if data[1] % 2 else raise_bad)
+    options, bad = reading(data[1] % 2)
     expected = None
     if data[1] % 4 < 2:
         cells = content.decode("utf-8", "ignore").replace("\0", "").split("|")
@@ -74,7 +59,7 @@ def delimited(data: bytes) -> None:
         csv.writer(file, quoting=csv.QUOTE_ALL if data[0] % 2 else csv.QUOTE_MINIMAL).writerows(["abc", *rows])
         content = file.getvalue().encode()
     try:
-        values = values_of(reader_of(_Csv, content, 0, len(content), options, chunk))
+        values = values_of(reader_of(_Csv, content, (0, len(content)), options, chunk))
     except (BadRecord, InputError) as error:
         expect(expected is None, "refused, and is valid:", str(error), content)
     else:
@@ -83,8 +68,6 @@ def delimited(data: bytes) -> None:
 
 def encodings(data: bytes) -> None:
     """Text in another encoding becomes the UTF-8 that Python makes of it, in whatever steps it is read."""
-    if len(data) < 4:
-        return
     wanted, ask, content = ENCODINGS[data[0] % len(ENCODINGS)], data[1] + 1, data[2:]
     encoding = ""
     for name in (data[2:].decode("latin-1"), "", wanted):
@@ -96,17 +79,14 @@ def encodings(data: bytes) -> None:
     if not encoding:
         return
     to_utf8(content, encoding)
-    stream, parts = Decoded(io.BytesIO(content), encoding), list[bytes]()
+    stream, found = Decoded(io.BytesIO(content), encoding), b""
     while part := stream.read(ask):
         expect(len(part) <= max(ask, 12), "more than asked for")
-        parts.append(part)
+        found += part
     expect(stream.num_read == len(content), "not all is read")
     try:
         text = codecs.decode(content, encoding)
     except UnicodeDecodeError:
-        try:
-            b"".join(parts).decode()
-        except UnicodeDecodeError:
-            return
-        expect(False, "invalid, and became valid:", content)
-    expect(b"".join(parts) == text.encode("utf-8", "surrogatepass"), "other text:", text)
+        expect(not is_utf8(found), "invalid, and became valid:", content)
+        return
+    expect(found == text.encode("utf-8", "surrogatepass"), "other text:", text)

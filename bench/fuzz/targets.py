@@ -19,22 +19,7 @@ _JSON = (
 _TEXT = (b"----", b"\n----\n", b"-----", b"\n", b"\r\n", b"\xef\xbb\xbf", b"\xe5\xad\x97", b"\xff", b" ")
 _CSV = (b"a,b,c\n", b",", b'"', b'""', b'","', b"\n", b"\r\n", b"\r", b"|", *_TEXT)
 _ENCODED = (b"\xff\xfe", b"\xfe\xff", b"\0", b"\xd8\x3d\xde\x00", b"\x816\xa5\x30", b"\xb5\xc4", b"\xa4\xa4", *_TEXT)
-_SPECS = (
-    b",",
-    b":",
-    b"epochs",
-    b"epoch",
-    b"0.7",
-    b"1e308",
-    b"1e-308",
-    b"1e999",
-    b"0",
-    b"a",
-    b"a:1,b:2",
-    b"..",
-    b"-1",
-    b"nan",
-)
+_SPECS = tuple(b", : epochs epoch 0.7 1e308 1e-308 1e999 0 a a:1,b:2 .. -1 nan".split())
 _SCRIPTS = (b"\xff", *(
     word.encode()
     for word in (
@@ -48,14 +33,16 @@ _NUMBERS = tuple(bytes([number]) for number in (0, 1, 2, 3, 4, 8, 15, 16, 252, 2
 
 
 class Target(NamedTuple):
-    """A check, what it is of, and words for its inputs."""
+    """A check, words for its inputs, and the fewest bytes that mean something to it."""
 
-    check: Check
+    check_bytes: Check
     words: tuple[bytes, ...]
+    least: int = 4
 
-    @property
-    def title(self) -> str:
-        return (self.check.__doc__ or "").split("\n")[0]
+    def check(self, data: bytes) -> None:
+        """Raises what it finds."""
+        if len(data) >= self.least:
+            self.check_bytes(data)
 
 
 TARGETS: dict[str, Target] = {
@@ -68,9 +55,9 @@ TARGETS: dict[str, Target] = {
     "fields": Target(records.fields, _JSON),
     "plain-text": Target(records.plain_text, _TEXT),
     "packed": Target(packed.packed, _NUMBERS),
-    "native-ids": Target(packed.native_ids, _SCRIPTS),
-    "index": Target(sets.index, _NUMBERS),
-    "manifest": Target(sets.manifest, (*_NUMBERS, *_JSON)),
-    "order": Target(sets.order, _NUMBERS),
-    "mixture": Target(sets.mixture, _SPECS),
+    "native-ids": Target(packed.native_ids, _SCRIPTS, 0),
+    "index": Target(sets.index, _NUMBERS, 6),
+    "manifest": Target(sets.manifest, (*_NUMBERS, *_JSON), 1),
+    "order": Target(sets.order, _NUMBERS, 24),
+    "mixture": Target(sets.mixture, _SPECS, 2),
 }
