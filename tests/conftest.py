@@ -46,7 +46,7 @@ def sample_records() -> list[dict[str, str]]:
 
 
 def write_corpus(path: Path, records: Sequence[Any], layout: str = "array") -> Path:
-    """Write `records` as JSON Lines (`lines`) or as an array: one a line, `pretty`, `compact` or `escaped`."""
+    """Write `records` as JSON Lines (`lines`), one after another (`joined`, `jq`), or as an array, in several ways."""
     dumped = [json.dumps(record, ensure_ascii=layout == "escaped") for record in records]
     contents = {
         "lines": "".join(line + "\n" for line in dumped),
@@ -54,6 +54,8 @@ def write_corpus(path: Path, records: Sequence[Any], layout: str = "array") -> P
         "pretty": json.dumps(list(records), ensure_ascii=False, indent=2),
         "compact": "[" + ", ".join(dumped) + "]",
         "escaped": "[" + ",".join(dumped) + "]",
+        "joined": "".join(dumped),
+        "jq": "\n".join(json.dumps(record, ensure_ascii=False, indent=2) for record in records),
     }
     path.write_text(contents[layout], encoding="utf-8")
     return path

@@ -59,6 +59,7 @@ def running() -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", find_here)
         patch.setattr(S3FileSystem, "retries", 1)
+        patch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_context: 0)
         for client in (urls._S3_CLIENT, urls._OSS_CLIENT):
             patch.setitem(client, "retries", {"mode": "standard", "max_attempts": 2})
         for name, value in {

@@ -2,7 +2,7 @@
 
 What is tested elsewhere: compressed files in test_packed.py, manifests that don't agree with themselves in
 test_manifest.py, pages and cards in test_report.py, test_train_compare.py and test_train_model_card.py, terminal escapes
-in texts in test_show.py and test_train_generate.py, objects in checkpoints in test_train_resume.py.
+in texts in test_verify.py and test_train_generate.py, objects in checkpoints in test_train_resume.py.
 """
 
 from __future__ import annotations

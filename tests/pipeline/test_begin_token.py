@@ -38,22 +38,16 @@ def builder(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Bu
 
 @pytest.fixture(scope="module")
 def plain(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("sets") / "plain"
-    builder(SAMPLE, out)
-    return out
+    return Path(builder(SAMPLE, tmp_path_factory.mktemp("sets") / "plain").out)
 
 
 @pytest.fixture(scope="module")
 def begun(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("sets") / "begun"
-    builder(SAMPLE, out, begin_token="<s>")
-    return out
+    return Path(builder(SAMPLE, tmp_path_factory.mktemp("sets") / "begun", begin_token="<s>").out)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_it_stands_before_each_document_for_any_number_of_workers(
-    builder: Builder, plain: Path, tmp_path: Path, packing: Packing
-) -> None:
+def test_it_stands_before_each_document(builder: Builder, plain: Path, tmp_path: Path, packing: Packing) -> None:
     outs = [tmp_path / "1", tmp_path / "3"]
     for out in outs:
         builder(SAMPLE, out, begin_token="<s>", packing=packing, num_workers=int(out.name), check_every=1)
@@ -81,9 +75,7 @@ def test_a_set_without_one_has_no_field_for_it(plain: Path, builder: Builder) ->
         ("<|endoftext|>", "begin_token: '<|endoftext|>' is EOS"),
     ],
 )
-def test_another_token_is_refused_before_anything_is_written(
-    builder: Builder, tmp_path: Path, token: str, message: str
-) -> None:
+def test_another_token_is_refused_before_all_else(builder: Builder, tmp_path: Path, token: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         builder(SAMPLE, tmp_path / "out", begin_token=token)
     assert message in str(caught.value)
@@ -119,9 +111,7 @@ def test_parts_keep_it_and_only_alike_sets_go_together(plain: Path, begun: Path,
         Mixture([("", [(shards.open(begun), "1"), (shards.open(plain), "1")])])
 
 
-def test_another_set_by_the_tokenizer_of_such_a_set_has_none(
-    builder: Builder, plain: Path, begun: Path, tmp_path: Path
-) -> None:
+def test_a_set_by_such_a_sets_tokenizer_has_none(builder: Builder, plain: Path, begun: Path, tmp_path: Path) -> None:
     assert builder(SAMPLE, tmp_path / "set", tokenizer_name=str(begun)).manifest == read_manifest(plain)
 
 

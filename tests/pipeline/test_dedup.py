@@ -26,16 +26,14 @@ from tests.pipeline.building import Builder, texts_in
 NEAR: dict[str, Any] = {"dedup": "near", "unit_bytes": 3_000, "val_fraction": 0.0}
 
 
-def found_in(
-    units: Sequence[list[str]], documents_at_once: int = 1 << 22, *, near: bool = True
-) -> list[dict[int, str]]:
+def found_in(units: Sequence[list[str]], num_at_once: int = 1 << 22, *, near: bool = True) -> list[dict[int, str]]:
     """What is left out of each unit, and why."""
     written = dict[str, bytes]()
     for number, texts in enumerate(units):
         written[hashes_name(number)] = encode_hashes(Receipt(unit=number), hash_texts([texts], near=near))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dedup, "DOCUMENTS_AT_ONCE", documents_at_once)
-        patch.setattr(dedup, "_PAIRS_AT_ONCE", min(documents_at_once, 1 << 16))
+        patch.setattr(dedup, "DOCUMENTS_AT_ONCE", num_at_once)
+        patch.setattr(dedup, "_PAIRS_AT_ONCE", min(num_at_once, 1 << 16))
         find_duplicates(len(units), written.get, written.__setitem__, near=near)
     found = [np.frombuffer(content, "<u4") for name, content in written.items() if name.endswith("duplicates")]
     assert all((numbers[1:] > numbers[:-1]).all() for numbers in found)
@@ -108,9 +106,7 @@ def edited(rng: random.Random, text: str, share: float) -> str:
     documents_at_once=st.sampled_from([1, 4, 1 << 22]),
     near=st.booleans(),
 )
-def test_what_is_left_out_is_what_the_plain_rule_says(
-    plans: list[list[tuple[int, int]]], seed: int, documents_at_once: int, near: bool
-) -> None:
+def test_the_plain_rule(plans: list[list[tuple[int, int]]], seed: int, documents_at_once: int, near: bool) -> None:
     rng = random.Random(seed)
     originals = ["短", chinese(rng, 30), chinese(rng, 150)]
     units = [[edited(rng, originals[which], share / 50) for which, share in plan] for plan in plans]
@@ -176,7 +172,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.usefixtures("inline_engine")
 @pytest.mark.parametrize("documents_at_once", [7, 1 << 22])
 @pytest.mark.parametrize("unit_bytes", [500, 10**7])
-def test_a_build_keeps_the_first_of_equal_texts(
+def test_a_build_keeps_the_first(
     tmp_path: Path, run: Builder, unit_bytes: int, documents_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dedup, "DOCUMENTS_AT_ONCE", documents_at_once)
@@ -190,9 +186,7 @@ def test_a_build_keeps_the_first_of_equal_texts(
     assert manifest.num_records == len(texts)
 
 
-def test_near_duplicates_are_the_same_for_any_workers_and_units(
-    tmp_path: Path, run: Builder, corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_near_duplicates_in_builds(tmp_path: Path, run: Builder, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(corpus, tmp_path / "two", num_workers=2, **NEAR)
     use_engine(monkeypatch, InlineEngine(seed=1))
     manifest = run(corpus, tmp_path / "inline", **NEAR).manifest

@@ -11,11 +11,13 @@ import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 import shards
 from pipeline.progress import summary
+from pipeline.readers.files import SourceFile
 from pipeline.sources import find_corpus, find_sources
 from pipeline.train_tokenizer import train_tokenizer
 from shards.common.errors import InputError
@@ -66,19 +68,17 @@ def test_a_note_that_begins_like_records_is_none_in_a_directory(tmp_path: Path, 
     (tmp_path / "note").write_bytes(content)
     assert find_corpus([str(tmp_path)]).unread == [UnreadEntry(kind="", num_files=1, names=["note"])]
     (tmp_path / "note").rename(tmp_path / "note.jsonl")
-    is_array = content.startswith(b"[")
-    with pytest.raises(InputError, match="truncated") if is_array else contextlib.nullcontext():
+    with pytest.raises(InputError, match="truncated") if content[:1] == b"[" else contextlib.nullcontext():
         assert len(find_sources([str(tmp_path)])) == 2
 
 
 def make_tree(directory: Path) -> list[str]:
     """As several programs write them, with what nobody wants to read. Returns the names of those that are read."""
-    for name in ("AA", "AB", "体育", ".git", "table.partial"):
+    for name in ("AA", "AB", "体育", ".git", "table.partial", "z"):
         (directory / name).mkdir(parents=True)
     write_corpus(directory / "AA" / "wiki_00", RECORDS[:50], "lines")  # WikiExtractor's
-    lines = write_corpus(directory / "AA" / "wiki_01", RECORDS[50:100], "lines")
-    (directory / "AB" / "wiki_02.bz2").write_bytes(bz2.compress(lines.read_bytes()))
-    lines.unlink()
+    lines = write_corpus(directory / "AB" / "wiki_02.bz2", RECORDS[50:100], "lines")
+    lines.write_bytes(bz2.compress(lines.read_bytes()))
     write_corpus(directory / "array", RECORDS[100:150], "pretty")
     write_table(directory / "part-0", "parquet")
     for number in range(150, 160):  # THUCNews's
@@ -87,7 +87,6 @@ def make_tree(directory: Path) -> list[str]:
     for name in (".git/x.jsonl", "table.partial/x.jsonl", ".hidden.jsonl", "x.jsonl.partial"):
         (directory / name).write_text("[]")
     for name in ("README.md", "notes", "AA/log", "z/.gitignore", "体育/a.csv.md"):
-        (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text("no corpus")
     with tarfile.open(directory / "more.tar.gz", "w:gz") as archive:
         archive.add(directory / "notes")
@@ -102,9 +101,7 @@ UNREAD = [
 LINE = "5 files are no corpus: AA/log, README.md, notes and 1 more; tar archive: more.tar.gz"
 
 
-def test_a_tree_of_several_formats_is_read_and_what_is_left_out_is_named(
-    tmp_path: Path, memory: Any, run: Builder
-) -> None:
+def test_a_tree_of_formats_is_read_and_what_is_left_out_is_named(tmp_path: Path, memory: Any, run: Builder) -> None:
     directory = tmp_path / "corpus"
     names = make_tree(directory)
     memory.put(str(directory), "/", recursive=True)
@@ -163,9 +160,7 @@ def test_a_directory_without_a_corpus_says_what_was_found(tmp_path: Path) -> Non
         (os.fsdecode("语料".encode("gbk")), b'{"text": "a"}', "the name isn't UTF-8"),
     ],
 )
-def test_a_damaged_corpus_is_an_error_in_a_directory_too(
-    tmp_path: Path, name: str, content: bytes, reason: str
-) -> None:
+def test_a_damaged_corpus_is_an_error_in_a_directory(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     write_corpus(tmp_path / "b", RECORDS, "lines")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=reason):
@@ -181,24 +176,17 @@ def test_a_directory_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeyp
         find_sources([str(tmp_path)])
 
 
-def test_a_small_file_is_opened_and_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_file_is_opened_and_read_once(tmp_path: Path) -> None:
     """A hundred thousand of them take no longer than they must."""
-    from pipeline.readers.files import SourceFile
-
     write_corpus(tmp_path / "a", RECORDS[:9])
     (tmp_path / "b.txt").write_text("文")
     (tmp_path / "c.md").write_text("x")
-    calls: list[str] = []
-    for name in ("__init__", "read"):
-        original = getattr(SourceFile, name)
-
-        def counted(*arguments: Any, original: Any = original, name: str = name, **options: Any) -> Any:
-            calls.append(name)
-            return original(*arguments, **options)
-
-        monkeypatch.setattr(SourceFile, name, counted)
-    find_sources([str(tmp_path)])
-    assert calls == ["__init__", "read"] * 3
+    with (
+        mock.patch.object(SourceFile, "__init__", autospec=True, side_effect=SourceFile.__init__) as opened,
+        mock.patch.object(SourceFile, "read", autospec=True, side_effect=SourceFile.read) as read,
+    ):
+        find_sources([str(tmp_path)])
+    assert opened.call_count == read.call_count == 3
 
 
 def test_a_web_server_that_does_not_answer_is_not_a_missing_file() -> None:

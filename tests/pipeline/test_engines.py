@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from pipeline.engines import base
 from pipeline.engines.base import Task, outcome_of
 from pipeline.engines.local import LocalEngine, num_cores
 from pipeline.plan import Unit
 from pipeline.sources import ByteRange, Source
-from pipeline.train_tokenizer import train_tokenizer
 from shards.common.errors import InputError, TransientError
-from tests.conftest import REPOSITORY, SAMPLE, run_python
+from tests.conftest import REPOSITORY, run_python
 
 SOURCE = Source(path="/corpus", name="corpus", format="json-lines", num_bytes=1000, modified_ns=0)
 
@@ -77,24 +77,20 @@ def test_all_tasks_are_done_also_those_that_are_added_while_it_runs(may_fork: bo
 
 
 @pytest.mark.parametrize(
-    "error",
-    [ConnectionResetError(errno.ECONNRESET, "reset"), BrokenPipeError(), TimeoutError(), TransientError("gone")],
+    ("error", "line"),
+    [
+        (ConnectionResetError(errno.ECONNRESET, "reset"), r"/corpus: unit 4 \(from 40 on\): reset; the same command c"),
+        (TimeoutError(), r"/corpus: unit 4 \(from 40 on\): TimeoutError; the same command continues"),
+        (TransientError("gone"), "gone"),
+    ],
 )
-def test_a_transient_error_is_retried_with_pauses_and_then_is_one_line(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_transient_error_is_retried_with_pauses(error: Exception, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     assert outcome_of(Faulty(raises(*[error] * 3)), task(4), ignore) == b"4"
     assert pauses == [1.0, 4.0, 16.0]
     outcome = outcome_of(Faulty(raises(*[error] * 4)), task(4), ignore)
-    line = str(outcome)
-    assert isinstance(outcome, InputError)
-    if isinstance(error, TransientError):
-        assert line == "gone"
-    else:
-        assert line.startswith("/corpus: unit 4 (from 40 on): ") and line.endswith("; the same command continues")
-        assert (getattr(error, "strerror", None) or type(error).__name__) in line
+    assert isinstance(outcome, InputError) and re.match(line, str(outcome))
 
 
 def test_an_error_of_a_source_is_not_taken_for_the_parents_death(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,23 +102,26 @@ def test_an_error_of_a_source_is_not_taken_for_the_parents_death(monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("error", "line"),
+    ("error", "kind", "line"),
     [
-        (InputError("bad input"), "bad input"),
-        (MemoryError(), "a tokenizer worker ran out of memory; use fewer workers; the same command continues"),
-        (OSError(errno.ENOSPC, "No space", "/disk"), "/disk: No space; make room, then the same command continues"),
-        (OSError(errno.EIO, "I/O error", "/disk"), "/disk: I/O error; the same command continues"),
+        (InputError("bad input"), InputError, "bad input"),
+        (
+            MemoryError(),
+            InputError,
+            "a tokenizer worker ran out of memory; use fewer workers; the same command continues",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space", "/disk"),
+            InputError,
+            "/disk: No space; make room, then the same command con",
+        ),
+        (OSError(errno.EIO, "I/O error", "/disk"), InputError, "/disk: I/O error; the same command continues"),
+        (KeyError("what"), RuntimeError, r".*failed in unit 0:\n(.*\n)*KeyError: 'what'"),
     ],
 )
-def test_bad_input_and_what_the_machine_refuses_are_one_line(error: Exception, line: str) -> None:
+def test_all_but_a_fault_of_ours_is_one_line(error: Exception, kind: type[Exception], line: str) -> None:
     outcome = outcome_of(Faulty(raises(error)), task(0), ignore)
-    assert isinstance(outcome, InputError) and str(outcome).startswith(line)
-
-
-def test_a_fault_of_ours_keeps_its_traceback() -> None:
-    outcome = outcome_of(Faulty(raises(KeyError("what"))), task(7), ignore)
-    assert isinstance(outcome, RuntimeError)
-    assert re.search(r"failed in unit 7:\n(.*\n)*KeyError: 'what'", str(outcome))
+    assert isinstance(outcome, kind) and re.match(line, str(outcome))
 
 
 def test_a_worker_that_dies_is_replaced_once(tmp_path: Path) -> None:
@@ -137,15 +136,9 @@ def test_a_worker_that_dies_is_replaced_once(tmp_path: Path) -> None:
 
 
 def test_a_unit_that_kills_its_workers_fails_by_name() -> None:
-    def die(number: int) -> None:
-        if number == 3:
-            os._exit(9)
-
-    done: list[int] = []
+    running = LocalEngine(1).run(Faulty(lambda number: number == 3 and os._exit(9)), deque(map(task, range(6))), ignore)
     with pytest.raises(InputError, match=r"/corpus: unit 3 \(from 30 on\): .* died 2 times \(exit code 9\); if memory"):
-        done += [
-            ended.unit.number for ended, _result in LocalEngine(1).run(Faulty(die), deque(map(task, range(6))), ignore)
-        ]
+        list(running)
     assert multiprocessing.active_children() == []
 
 
@@ -210,25 +203,25 @@ except InputError as error:
 
 def test_a_script_without_a_main_guard_ends_in_one_line(tmp_path: Path) -> None:
     """Of a table: its workers are spawned, and each begins with running the script again."""
-    script, corpus, tokenizer = tmp_path / "script.py", tmp_path / "corpus.csv", tmp_path / "tokenizer"
+    script, corpus = tmp_path / "script.py", tmp_path / "corpus.csv"
     script.write_text(UNGUARDED)
     corpus.write_text("text\n一\n", encoding="utf-8")
-    train_tokenizer([str(SAMPLE)], tokenizer, vocab_size=5000)  # more than fits in a pipe
-    result = run_python(script, corpus, tmp_path / "set", tokenizer)
+    tokenizer = Tokenizer(models.BPE({f"w{number}": number for number in range(9_000)}, []))
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))  # more than fits in a pipe
+    result = run_python(script, corpus, tmp_path / "set", tmp_path / "tokenizer.json")
     assert re.fullmatch(
         r".*corpus\.csv: unit 0 \(from 0 on\): the tokenizer workers end as they start \(exit code \d+\); "
         r"in a script, which has to be a file, call `build` below `if __name__ == '__main__':`; .*\n",
         result.stderr,
-    )
+    ), result.stderr
     assert result.returncode == 1 and not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize(
     ("limit", "expected"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("", 8), (None, 8)]
 )
-def test_cores_are_those_of_the_affinity_and_the_control_group(
-    limit: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cores_of_affinity_and_control_group(limit: str | None, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_text(path: Path, *_more: Any) -> str:
         assert path == Path("/sys/fs/cgroup/cpu.max")
         if limit is None:

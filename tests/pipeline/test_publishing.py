@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +76,7 @@ def test_a_kill_at_each_system_call_of_publishing_loses_nothing(
 
 
 def test_what_a_power_failure_takes_is_not_counted_on(
-    tmp_path: Path,
-    corpus: Path,
-    run: Builder,
-    not_flushed: Callable[[Path], list[str]],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, corpus: Path, run: Builder, not_flushed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A receipt comes after its unit's shards, the set's name after all of the set, the end of the state after that."""
     rename, replace, remove, out = os.rename, os.replace, LocalOutput._remove_partial, tmp_path / "set"
@@ -109,7 +104,7 @@ def test_what_a_power_failure_takes_is_not_counted_on(
 
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("is_remote", [False, True])
-def test_a_kill_at_any_call_of_a_build_changes_no_byte(
+def test_a_kill_at_any_call_of_a_build(
     tmp_path: Path, memory: Any, corpus: Path, run: Builder, is_remote: bool, force: bool
 ) -> None:
     """Each run is killed a little later than the one before, which it continues, or begins anew."""

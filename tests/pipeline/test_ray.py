@@ -16,10 +16,9 @@ import pytest
 pytest.importorskip("ray", reason="needs the package ray: pip install '.[ray]'")
 
 from pipeline.engines import ray as ray_module
-from pipeline.engines.ray import RayEngine, ray_engine
+from pipeline.engines.ray import ray_engine
 from shards.common.errors import InputError
 from tests.conftest import REPOSITORY, SAMPLE, directory_bytes, sample_records, write_corpus
-from tests.object_stores import Server
 from tests.pipeline.building import Builder, stored
 from tests.pipeline.test_engines import Faulty, ignore, task
 
@@ -37,11 +36,13 @@ def options(corpus: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def cluster(running: Server) -> Iterator[Any]:
-    """A node of two cores, whose workers know the object store by the environment; nodes may be added and lost."""
+def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A node of two cores; nodes may be added and lost."""
     import ray
     from ray.cluster_utils import Cluster
 
+    if any(item.get_closest_marker("slow") for item in request.session.items):
+        request.getfixturevalue("running")  # workers know the object store by the environment
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY), prepend=os.pathsep)
         patch.setenv("RAY_worker_register_timeout_seconds", "300")  # a busy machine takes its time
@@ -82,13 +83,8 @@ def expected(corpus: Path, tokenizer_dir: Path, tmp_path_factory: pytest.TempPat
     return directory_bytes(out)
 
 
-def test_the_bytes_errors_and_deaths_are_those_of_the_local_engine(
-    tmp_path: Path,
-    run: Builder,
-    corpus: Path,
-    expected: dict[str, bytes],
-    cluster: Any,
-    monkeypatch: pytest.MonkeyPatch,
+def test_bytes_errors_and_deaths_are_those_of_the_local_engine(
+    tmp_path: Path, run: Builder, corpus: Path, expected: Any, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_module, "MAX_RETRIES", 1)
 
@@ -101,20 +97,18 @@ def test_the_bytes_errors_and_deaths_are_those_of_the_local_engine(
             raise KeyError("ours")
 
     with ray_engine(cluster.address, None) as engine:
-        assert isinstance(engine, RayEngine)
         assert engine.num_workers in (2, 3)  # a node that another test lost may still be counted
-        ended = engine.run(Faulty(act), deque(map(task, range(3))), ignore)
-        results = {done.unit.number: result for done, result in ended}
-        assert (results[0], str(results[1]), results[2]) == (b"0", "bad input", b"2")
-        with pytest.raises(InputError, match=r"/corpus: unit 3 \(from 30 on\): the tokenizer worker died 2 times"):
-            list(engine.run(Faulty(act), deque([task(3)]), ignore))
-        ((_task, fault),) = engine.run(Faulty(act), deque([task(4)]), ignore)
-        assert isinstance(fault, RuntimeError) and "KeyError: 'ours'" in str(fault)
         # A build uses the connection that is there.
         run(corpus, tmp_path / "out" / "set", **options(corpus), engine="ray", num_workers=None)
         assert directory_bytes(tmp_path / "out") == {f"set/{name}": content for name, content in expected.items()}
         with pytest.raises(InputError, match="field 'text': expected a string, found a number"):
             run(corpus, tmp_path / "bad", engine="ray", num_workers=None)
+        ended = engine.run(Faulty(act), deque(map(task, (0, 1, 4))), ignore)
+        results = {done.unit.number: result for done, result in ended}
+        assert (results[0], str(results[1])) == (b"0", "bad input")
+        assert isinstance(results[4], RuntimeError) and "KeyError: 'ours'" in str(results[4])
+        with pytest.raises(InputError, match=r"/corpus: unit 3 \(from 30 on\): the tokenizer worker died 2 times"):
+            list(engine.run(Faulty(act), deque([task(3)]), ignore))
 
 
 def start(corpus: Path, name: str, tokenizer_dir: Path, cluster: Any) -> subprocess.Popen[str]:
@@ -154,9 +148,7 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, run: Builder) -
         run(SAMPLE, tmp_path / "set", engine="ray", ray_address="127.0.0.1:1")
 
 
-def test_without_ray_the_error_says_what_to_install(
-    tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_ray_a_line_says_what_to_install(tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"pip install '.\[ray\]'"):
         run(SAMPLE, tmp_path / "set", engine="ray")

@@ -52,7 +52,7 @@ json_value = st.recursive(
     max_leaves=6,
 )
 record = st.builds(lambda text, extra: {"refs": extra, "text": text}, tricky_text, json_value)
-with_paths = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+with_paths = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def join(records: list[bytes], layout: str) -> bytes:
@@ -67,10 +67,15 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RangeReader, "chunk_bytes", 1 << 18)
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "joined", "jq"])
 @with_paths
 @given(
-    values=st.lists(record, min_size=1, max_size=8), range_bytes=st.integers(1, 400), chunk_bytes=st.integers(1, 200)
+    values=st.lists(record, min_size=2, max_size=8), range_bytes=st.integers(1, 400), chunk_bytes=st.integers(1, 200)
 )
 def test_each_record_exactly_once_in_order(
     tmp_path: Path, layout: str, values: list[Any], range_bytes: int, chunk_bytes: int
@@ -121,11 +126,11 @@ def test_blank_lines_are_no_records_and_of_equal_keys_the_last_counts(tmp_path: 
     assert read_all(path) == [{"text": "a"}, {"text": "b"}]
 
 
-def test_white_space_around_the_brackets_of_an_array_is_not_kept(tmp_path: Path) -> None:
-    spaces = b" " * 20_000_000
+def test_white_space_around_the_brackets_of_an_array_is_not_kept(tmp_path: Path, small_chunks: None) -> None:
+    spaces = b" " * 5_000_000
     for content in (b"[" + spaces + b"]" + spaces, b"[" + spaces + b'{"text": "a"}]'):
         num_records, peak = read_and_peak(find(write(tmp_path / "corpus", gzip.compress(content))))
-        assert num_records == content.count(b"{") and peak < 10_000_000
+        assert num_records == content.count(b"{") and peak < 2_500_000
     with pytest.raises(BadRecord, match="before the array's closing"):
         read_all(write(tmp_path / "corpus", b'[]\n{"text": "a"}]'))
 
@@ -154,9 +159,7 @@ def good(number: int) -> bytes:
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("layout", ["lines", "array", "compact", "joined", "spaced"])
-def test_a_bad_record_is_found_where_it_stands_or_skipped_and_no_other(
-    tmp_path: Path, layout: str, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bad_record_is_found(tmp_path: Path, layout: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the last one, which doesn't break off."""
     bad, kind, reason = BAD[name]
     records = [good(number) for number in range(40)]
@@ -197,9 +200,7 @@ def test_a_file_that_breaks_off_is_an_incomplete_download(tmp_path: Path, conten
         texts_and_bad(path) if skips else read_all(path)
 
 
-def test_all_that_is_read_to_look_ahead_is_searched_for_the_next_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_that_is_read_ahead_is_searched_for_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read may end with what seems to begin a record, and, as more shows, doesn't."""
     monkeypatch.setattr(RangeReader, "chunk_bytes", 4096)
     opening = b"[" + good(0) + b',\n{"text" x "'
@@ -224,9 +225,7 @@ def test_numbers_of_any_size_are_valid(tmp_path: Path, layout: str, number: str)
 
 @pytest.mark.parametrize("layout", ["lines", "array", "compact"])
 @pytest.mark.parametrize("chunk_bytes", [700, 1 << 21])
-def test_depth_is_the_same_in_every_layout(
-    tmp_path: Path, layout: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_depth_in_every_layout(tmp_path: Path, layout: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where Python's parser, which takes less by default, has to look at the record."""
     monkeypatch.setattr(RangeReader, "chunk_bytes", chunk_bytes)
     for depth, is_read in ((900, True), (1015, True), (1100, False), (100_000, False)):
@@ -239,15 +238,14 @@ def test_depth_is_the_same_in_every_layout(
                 read_all(path)
 
 
-@pytest.mark.parametrize(("layout", "num_mb"), [("compact", 45), ("joined", 25), ("strings", 25)])
-def test_memory_for_a_range_does_not_grow_with_the_corpus(tmp_path: Path, layout: str, num_mb: int) -> None:
+@pytest.mark.parametrize(("layout", "num_mb"), [("compact", 6), ("joined", 4), ("strings", 4)])
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, small_chunks: None, layout: str, num_mb: int) -> None:
     """A reader holds a chunk or two, never the file, also where reading can't begin in the middle."""
     value: Any = "文" * 300 if layout == "strings" else {"text": "文" * 300}
-    records = [json.dumps(value, ensure_ascii=False).encode()] * 60_000
+    records = [json.dumps(value, ensure_ascii=False).encode()] * 10_000
     source = find(write(tmp_path / "corpus", join(records, "compact" if layout == "strings" else layout)))
     num_records, peak = read_and_peak(source)
-    assert num_records == 60_000
-    assert peak < num_mb * 10**6 < source.num_bytes
+    assert num_records == 10_000 and peak < num_mb * 10**6 < source.num_bytes
 
 
 # ---- bad records of a build ----
@@ -290,9 +288,7 @@ def test_skipped_records_are_counted_and_written_down(corpus: Path, run: Builder
     assert verify(out) == []
 
 
-def test_lines_are_counted_from_each_unit_on_and_not_from_the_front(
-    corpus: Path, run: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_are_counted_within_each_unit(corpus: Path, run: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus.write_bytes(join([record for number in range(2000) for record in (good(number), b"broken")], "lines"))
     num_read, read = 0, SourceFile.read
 
@@ -323,33 +319,23 @@ def test_files_that_share_a_unit_are_opened_one_after_another(tmp_path: Path, ru
 
 
 def test_memory_does_not_grow_with_the_rejected_records(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RangeReader, "chunk_bytes", 1 << 13)
-    num_bad = 12_000  # 6 MB, if they were kept until the unit is done
+    monkeypatch.setattr(RangeReader, "chunk_bytes", 1 << 11)
+    num_bad = 4_000  # 2 MB, if they were kept until the unit is done
     corpus.write_bytes(b"{}\n" * num_bad)
-    sources = find_sources([str(corpus)])
-    (unit,) = plan_units(sources, 10**6)
+    (unit,) = plan_units(find_sources([str(corpus)]), 10**6)
+    receipt, log = Receipt(unit=0), corpus.parent / "rejected.jsonl"
     tracemalloc.start()
     try:
-        receipt, log = Receipt(unit=0), corpus.parent / "rejected.jsonl"
         for _texts in read_texts(unit.ranges, BuildSettings(on_bad_record="skip"), receipt, rejected=log):
             pass
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert len(rejected(corpus.parent)) == receipt.rejected.total() == num_bad
-    assert peak < 3e6
+    assert peak < 1.2e6
 
 
-def test_a_build_that_fails_leaves_no_rejected_records(corpus: Path, run: Builder) -> None:
-    corpus.write_bytes(b'{"text": 5}\n{"text": "a"}\n{"text": "b')
-    with pytest.raises(InputError, match="incomplete"):
-        run(corpus, corpus.parent / "set", **SMALL, on_bad_record="skip")
-    assert list((corpus.parent / "set.partial" / "receipts").iterdir()) == []
-
-
-def test_bad_records_of_both_kinds_stand_in_their_order_and_empty_texts_are_counted(
-    corpus: Path, run: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_records_of_both_kinds_stand_in_order(corpus: Path, run: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some are found when the line is parsed, others when its text is looked for. Progress counts each once."""
     monkeypatch.setattr(RangeReader, "chunk_bytes", 60)  # many batches after a bad record
     records = [b'{"text": 1}', b"broken", b'{"text": 2}', good(1), b"broken", b'{"title": ""}', b'{"text": ""}']

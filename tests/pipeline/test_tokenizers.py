@@ -1,9 +1,9 @@
-"""The Qwen2 tokenizer is exact, from wherever it comes, and both encoders give the same ids."""
+"""The Qwen2 tokenizer is exact, from wherever it comes, and all encoders give the same ids."""
 
 from __future__ import annotations
 
 import hashlib
-import tomllib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from pipeline.tokenizers import (
 from pipeline.train_tokenizer import train_tokenizer
 from shards.common.errors import InputError
 from shards.tokenizer_files import TokenizerFiles
-from tests.conftest import REPOSITORY, SAMPLE, sample_records, write_corpus
+from tests.conftest import SAMPLE, sample_records, write_corpus
 from tests.hub_server import Hub
 
 
@@ -36,22 +36,22 @@ def qwen2_files() -> TokenizerFiles:
     return load_tokenizer_files("qwen2")
 
 
-def test_qwen2_has_the_published_size_and_special_tokens(qwen2_files: TokenizerFiles) -> None:
-    content = orjson.loads(qwen2_files.tokenizer_json)
-    assert len(content["model"]["vocab"]) == 151_643
-    assert len(content["model"]["merges"]) == 151_387
+@pytest.fixture(scope="module")
+def qwen2_encoders(qwen2_files: TokenizerFiles) -> tuple[Encoder, Encoder]:
+    return loaded(qwen2_files)
+
+
+def test_qwen2_has_the_published_tokens_and_ids(
+    qwen2_files: TokenizerFiles, qwen2_encoders: tuple[Encoder, Encoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids as the model's authors publish them: `tokenizer("Hello world!")` and the first words of the model card."""
+    model = orjson.loads(qwen2_files.tokenizer_json)["model"]
+    assert (len(model["vocab"]), len(model["merges"])) == (151_643, 151_387)
+    assert model["merges"][:3] == ["Ġ Ġ", "ĠĠ ĠĠ", "i n"]
     assert (qwen2_files.entry.vocab_size, qwen2_files.entry.sha256) == (151_646, qwen2.TOKENIZER_SHA256)
     assert qwen2_files.eos_id == 151_643
-    assert content["model"]["merges"][:3] == ["Ġ Ġ", "ĠĠ ĠĠ", "i n"]
-
-
-def test_qwen2_gives_the_published_ids(qwen2_files: TokenizerFiles) -> None:
-    """Ids as the model's authors publish them: `tokenizer("Hello world!")` and the first words of the model card."""
-    ids, _ = loaded(qwen2_files)[1].encode(["Hello world!", "人工智能"])
+    ids, _ = qwen2_encoders[1].encode(["Hello world!", "人工智能"])
     assert ids.tolist() == [9707, 1879, 0, 104455]
-
-
-def test_changed_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qwen2, "RANKS_SHA256", hashlib.sha256(b"other").hexdigest())
     with pytest.raises(InputError, match=r"expected sha256 .*, found "):
         qwen2.read_ranks()
@@ -71,13 +71,13 @@ def own_files(tokenizer_dir: Path) -> TokenizerFiles:
     return load_tokenizer_files(str(tokenizer_dir))
 
 
-def test_both_encoders_agree_on_the_sample_and_the_probes(
-    qwen2_files: TokenizerFiles, own_files: TokenizerFiles
+def test_both_encoders_agree_on_sample_and_probes(
+    qwen2_files: TokenizerFiles, own_files: TokenizerFiles, qwen2_encoders: tuple[Encoder, Encoder]
 ) -> None:
     texts = [record["text"] for record in sample_records()] + list(PROBE_TEXTS)
-    for files in (qwen2_files, own_files):
+    for files, encoders in ((qwen2_files, qwen2_encoders), (own_files, loaded(own_files))):
         assert choose_encoder(files) in ("native", "fastokens")
-        assert same_ids(*loaded(files), texts)
+        assert same_ids(*encoders, texts)
 
 
 # Starters, marks of different classes, singletons, jamo, kana marks: what normalization moves, joins and takes apart.
@@ -91,9 +91,8 @@ def test_documents_are_the_reference_s_ids_closed_by_eos(own_files: TokenizerFil
     encoder, reference = loaded(own_files)
     documents = encoder.encode_closed(texts, own_files.eos_id)
     expected = [[*reference.encode([text])[0].tolist(), own_files.eos_id] for text in texts]
-    assert documents.ids.tolist() == [number for ids in expected for number in ids] and documents.counts.tolist() == [
-        *map(len, expected)
-    ]
+    assert documents.ids.tolist() == list(itertools.chain(*expected))
+    assert documents.counts.tolist() == [*map(len, expected)]
     assert list(documents.contents) == [text.encode() for text in texts]
 
 
@@ -121,18 +120,12 @@ def test_a_tokenizer_that_fastokens_does_not_take_falls_back(tmp_path: Path) -> 
     assert choose_encoder(files) == "tokenizers"
 
 
-def test_training_gives_the_same_tokenizer_every_time(tmp_path: Path) -> None:
-    contents = []
-    for name in ("a", "b"):
-        assert train_tokenizer([str(SAMPLE)], tmp_path / name, vocab_size=700) == 700
-        contents.append((tmp_path / name / "tokenizer.json").read_bytes())
-    assert contents[0] == contents[1]
-
-
-@pytest.mark.parametrize("vocab_size", [0, 256, 2**25])
-def test_impossible_vocabulary_sizes_are_refused(tmp_path: Path, vocab_size: int) -> None:
-    with pytest.raises(InputError, match="vocab_size: expected 257 to"):
-        train_tokenizer([str(SAMPLE)], tmp_path, vocab_size=vocab_size)
+def test_training_gives_the_same_tokenizer_every_time(tmp_path: Path, tokenizer_dir: Path) -> None:
+    assert train_tokenizer([str(SAMPLE)], tmp_path, vocab_size=600) == 600
+    assert (tmp_path / "tokenizer.json").read_bytes() == (tokenizer_dir / "tokenizer.json").read_bytes()
+    for vocab_size in (256, 2**25):
+        with pytest.raises(InputError, match="vocab_size: expected 257 to"):
+            train_tokenizer([str(SAMPLE)], tmp_path, vocab_size=vocab_size)
 
 
 def test_a_tokenizer_is_trained_on_the_texts_of_a_set(tmp_path: Path) -> None:
@@ -165,6 +158,7 @@ def served(hub: Hub) -> Hub:
     return hub
 
 
+@pytest.fixture(scope="module")
 def built_in() -> dict[str, Any]:
     content: dict[str, Any] = orjson.loads(qwen2.qwen2_tokenizer_json())
     return content
@@ -172,56 +166,47 @@ def built_in() -> dict[str, Any]:
 
 @both
 def test_it_has_the_repository_s_name_and_needs_no_network_the_second_time(served: Hub, name: str) -> None:
+    """Both files are of one commit."""
+    commit = served.head("models/org/model")
     first = load_tokenizer_files(name)
     assert (first.entry.name, first.entry.eos_token, first.entry.vocab_size) == ("org/model", "</s>", 2)
+    assert name[:2] == "ms" or not [one for one in served.questions if "/resolve/" in one and commit not in one]
     served.put("models/org/model", "tokenizer.json", b"changed")
     served.status = 503
     assert load_tokenizer_files(name) == first
 
 
-def test_both_files_are_of_one_commit(served: Hub) -> None:
-    served.put("models/org/model", "tokenizer_config.json", b'{"eos_token": "a"}')
-    commit = served.head("models/org/model")
-    first = load_tokenizer_files("hf:org/model")
-    assert first.entry.eos_token == "a"
-    assert [one for one in served.questions if "/resolve/" in one and commit not in one] == []
-
-
-def test_a_published_qwen2_is_the_built_in_one(hub: Hub) -> None:
+def test_a_published_qwen2_is_the_built_in_one(hub: Hub, built_in: dict[str, Any], qwen2_files: TokenizerFiles) -> None:
     """In the words of newer files: merges as pairs, other defaults, another order of keys."""
-    content = built_in()
-    content["model"]["merges"] = [merge.split(" ") for merge in content["model"]["merges"]]
-    content["model"] |= {"ignore_merges": False, "continuing_subword_prefix": None}
-    content["model"] = dict(reversed(content["model"].items()))
+    changes = {"merges": [merge.split(" ") for merge in built_in["model"]["merges"]], "ignore_merges": False}
+    model = built_in["model"] | changes | {"continuing_subword_prefix": None}
+    content = {**built_in, "model": dict(reversed(model.items()))}
     config = b'{"eos_token": "<|endoftext|>", "chat_template": "x"}'
     spelled_otherwise = orjson.dumps(dict(reversed(content.items())), option=orjson.OPT_INDENT_2)
     hub.commit("models/org/model", {"tokenizer.json": spelled_otherwise, "tokenizer_config.json": config})
-    assert load_tokenizer_files("hf:org/model") == load_tokenizer_files("qwen2")
+    assert load_tokenizer_files("hf:org/model") == qwen2_files
 
 
-def test_what_is_not_qwen2_is_not_taken_for_it() -> None:
-    content = built_in()
+def test_what_is_not_qwen2_is_not_taken_for_it(built_in: dict[str, Any]) -> None:
+    content, model = built_in, built_in["model"]
     assert qwen2.canonical_tokenizer_json(content) == orjson.dumps(content)
     changes: list[tuple[str, Any]] = [
-        ("normalizer", None),
         ("normalizer", {"type": "NFKC"}),
         ("added_tokens", content["added_tokens"][:2]),
         ("added_tokens", [{**token, "normalized": True} for token in content["added_tokens"]]),
         ("pre_tokenizer", content["pre_tokenizer"]["pretokenizers"][1]),
         ("truncation", {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}),
-        ("model", {**content["model"], "merges": content["model"]["merges"][::-1]}),
-        ("model", {**content["model"], "dropout": 0.5}),
-        ("model", {**content["model"], "byte_fallback": True}),
-        ("model", {**content["model"], "vocab": {**content["model"]["vocab"], "!": 1, '"': 0}}),
+        *(("model", model | change) for change in ({"merges": model["merges"][::-1]}, {"dropout": 0.5})),
+        ("model", {**model, "vocab": {**model["vocab"], "!": 1, '"': 0}}),
         ("model", None),
     ]
     for key, value in changes:
         assert qwen2.canonical_tokenizer_json({**content, key: value}) is None, (key, str(value)[:60])
 
 
-def test_another_eos_is_another_tokenizer(hub: Hub) -> None:
+def test_another_eos_is_another_tokenizer(hub: Hub, built_in: dict[str, Any]) -> None:
     """The chat models have the same `tokenizer.json`, and end a text with another token."""
-    hub.put("models/org/model", "tokenizer.json", orjson.dumps(built_in()))
+    hub.put("models/org/model", "tokenizer.json", orjson.dumps(built_in))
     hub.put("models/org/model", "tokenizer_config.json", b'{"eos_token": "<|im_end|>"}')
     entry = load_tokenizer_files("hf:org/model").entry
     assert (entry.name, entry.eos_token, entry.eos_id) == ("org/model", "<|im_end|>", 151_645)
@@ -259,9 +244,7 @@ def test_a_mistyped_tokenizer_suggests_the_right_one(tmp_path: Path, name: str, 
     assert hint.format(beside=tmp_path) in str(raised.value)
 
 
-def test_without_a_compiler_fastokens_is_used_and_a_line_says_so(
-    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_compiler(tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = load_tokenizer_files(str(tokenizer_dir))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", str(tmp_path / "none"))
@@ -276,9 +259,3 @@ def test_without_a_compiler_fastokens_is_used_and_a_line_says_so(
             choose_encoder(files, wanted="native")
     finally:
         native.compiled.cache_clear()
-
-
-def test_the_c_source_is_installed_with_the_package() -> None:
-    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-    assert settings["tool"]["setuptools"]["package-data"]["pipeline"] == [native.SOURCE.name]
-    assert native.SOURCE.is_file()

@@ -119,15 +119,13 @@ def text_units(
     texts: Sequence[str],
     *,
     per_unit: int = 20,
-    val_every: int = 5,
     encode: Callable[[str], Sequence[int]] = lambda text: list(text.encode()),
 ) -> list[Unit]:
-    """The texts in units of `per_unit`, each `val_every`th of them in val."""
+    """The texts in units of `per_unit`, each fifth of them in val."""
     units: list[Unit] = []
     for first in range(0, len(texts), per_unit):
         ids = [encode(text) for text in texts[first : first + per_unit]]
-        train = [own for number, own in enumerate(ids) if number % val_every != 1]
-        units.append({"train": train, "val": ids[1::val_every]})
+        units.append({"train": [own for number, own in enumerate(ids) if number % 5 != 1], "val": ids[1::5]})
     return units
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from shards.common.errors import InputError
 from shards.exchange import importing, token_files
 from shards.exchange.importing import ImportSettings, import_files
 from shards.exchange.token_files import open_datatrove, open_files, open_megatron
-from shards.manifest import Manifest, Packing
+from shards.manifest import Manifest
 from shards.verify import verify
 from tests.conftest import flip
 from tests.shards.sets import PACKINGS, documents_of, names_in
@@ -70,49 +69,33 @@ def take(paths: Sequence[Path], out: Path, tokenizer: Path, **options: Any) -> M
     return manifest
 
 
-document_lists = st.lists(
-    st.tuples(st.lists(st.integers(0, 126), max_size=40), st.integers(0, 2)),  # ids, and how many EOS follow them
-    min_size=1,
-    max_size=30,
-)
-
-
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    document_lists,
-    st.sampled_from([*DTYPE_CODES, "ds<u2", "ds<u4"]),
-    st.sampled_from(PACKINGS),
-    st.integers(0, 5),
-    st.tuples(st.integers(1, 60), st.integers(1, 8), st.integers(1, 200)),
-)
+@given(data=st.data())
 def test_every_document_comes_back_without_its_eos(
-    tmp_path_factory: pytest.TempPathFactory,
-    small_tokenizer: Path,
-    drawn: list[tuple[list[int], int]],
-    dtype: str,
-    packing: Packing,
-    cut: int,
-    sizes: tuple[int, int, int],
+    tmp_path_factory: pytest.TempPathFactory, small_tokenizer: Path, data: st.DataObject
 ) -> None:
-    work = tmp_path_factory.mktemp("import")
+    ids_and_num_eos = st.tuples(st.lists(st.integers(0, 126), max_size=40), st.integers(0, 2))
+    drawn = data.draw(st.lists(ids_and_num_eos, min_size=1, max_size=30))
+    dtype, packing = data.draw(st.sampled_from([*DTYPE_CODES, "ds<u2", "ds<u4"])), data.draw(st.sampled_from(PACKINGS))
+    work, cut = tmp_path_factory.mktemp("import"), data.draw(st.integers(0, 5))
     documents = [[*ids, *[127] * num_eos] for ids, num_eos in drawn]
     halves = [documents[: len(documents) // 2], documents[len(documents) // 2 :]]
     paths = [write_any(work / f"{n}", half, dtype, cut) for n, half in enumerate(halves)]
     expected = [ids for ids, _num_eos in drawn if ids]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token_files, "_BATCH_TOKENS", sizes[0])
-        patch.setattr(token_files, "_BATCH_DOCUMENTS", sizes[1])
-        patch.setattr(importing, "UNIT_TOKENS", sizes[2])
+        patch.setattr(token_files, "_BATCH_TOKENS", data.draw(st.integers(1, 60)))
+        patch.setattr(token_files, "_BATCH_DOCUMENTS", data.draw(st.integers(1, 8)))
+        patch.setattr(importing, "UNIT_TOKENS", data.draw(st.integers(1, 200)))
         if not expected:
             with pytest.raises(InputError, match="no document is left"):
                 take(paths, work / "set", small_tokenizer, packing=packing, val_fraction=0.0)
             return
         manifest = take(paths, work / "set", small_tokenizer, packing=packing, val_fraction=0.0)
-        assert documents_of(work / "set", "train") == expected
-        assert manifest.left_out.get("empty", 0) == len(documents) - len(expected)
-        assert [source.num_records for source in manifest.sources] == [len(half) for half in halves]
-        assert manifest.num_records == len(documents)
-        assert manifest.splits["train"].num_tokens == sum(len(ids) + 1 for ids in expected)
+    assert documents_of(work / "set", "train") == expected
+    assert manifest.left_out.get("empty", 0) == len(documents) - len(expected)
+    assert [source.num_records for source in manifest.sources] == [len(half) for half in halves]
+    assert manifest.num_records == len(documents)
+    assert manifest.splits["train"].num_tokens == sum(len(ids) + 1 for ids in expected)
 
 
 def test_the_split_depends_on_the_ids_and_the_seed_alone(tmp_path: Path, small_tokenizer: Path) -> None:
@@ -123,25 +106,21 @@ def test_the_split_depends_on_the_ids_and_the_seed_alone(tmp_path: Path, small_t
         write_megatron(tmp_path / "narrow", closed_ones, "<i1", cut=2),
         write_datatrove(tmp_path / "ends.ds", closed_ones, "<u2"),
     ]
-    sets = []
-    for number, path in enumerate(paths):
-        take([path], tmp_path / f"{number}", small_tokenizer)
-        sets.append(documents_of(tmp_path / f"{number}", "val"))
-    assert sets[0] == sets[1] == sets[2] and 70 < len(sets[0]) < 130
     key = (2333).to_bytes(32, "little")
     hashes = [blake3(np.array(ids, "<u4").tobytes(), key=key).digest(length=8) for ids in documents]
-    held_out = [int.from_bytes(value, "little") < 0.1 * 2**64 for value in hashes]
-    assert sets[0] == list(itertools.compress(documents, held_out))
-    assert documents_of(tmp_path / "0", "train") == list(
-        itertools.compress(documents, [not is_val for is_val in held_out])
-    )
+    held_out = [
+        ids for ids, value in zip(documents, hashes, strict=True) if int.from_bytes(value, "little") < 2**64 / 10
+    ]
+    assert 70 < len(held_out) < 130
+    for number, path in enumerate(paths):
+        take([path], tmp_path / f"{number}", small_tokenizer)
+        assert documents_of(tmp_path / f"{number}", "val") == held_out
+        assert documents_of(tmp_path / f"{number}", "train") == [ids for ids in documents if ids not in held_out]
     take(paths[:1], tmp_path / "other", small_tokenizer, seed=1)
-    assert documents_of(tmp_path / "other", "val") != sets[0]
+    assert documents_of(tmp_path / "other", "val") != held_out
 
 
-def test_a_unit_is_as_many_batches_as_fill_it(
-    tmp_path: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_unit_is_batches_until_full(tmp_path: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So memory doesn't grow with the files: a unit's packing is done before the next unit is read."""
     monkeypatch.setattr(token_files, "_BATCH_TOKENS", 10)
     monkeypatch.setattr(importing, "UNIT_TOKENS", 30)
@@ -160,9 +139,6 @@ def test_sequences_without_tokens_are_empty_documents(tmp_path: Path, small_toke
     path.with_suffix(".idx").write_bytes(content)
     manifest = take([path], tmp_path / "set", small_tokenizer, val_fraction=0.0, block_tokens=2)
     assert documents_of(tmp_path / "set", "train") == [[1, 2], [4, 5, 6]] and manifest.left_out.get("empty", 0) == 2
-    path = write_megatron(tmp_path / "b", [[], [7, 8], []])
-    take([path], tmp_path / "other", small_tokenizer, val_fraction=0.0, block_tokens=2)
-    assert documents_of(tmp_path / "other", "train") == [[7, 8]]
 
 
 def test_the_manifest_says_where_it_came_from(tmp_path: Path, small_tokenizer: Path) -> None:
@@ -179,9 +155,7 @@ def test_the_manifest_says_where_it_came_from(tmp_path: Path, small_tokenizer: P
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_sets_own_shards_give_its_documents(
-    packed_sets: dict[str, Path], tmp_path: Path, split: str, packing: str
-) -> None:
+def test_shards_give_their_documents(packed_sets: dict[str, Path], tmp_path: Path, split: str, packing: str) -> None:
     packed_set = packed_sets[packing]
     manifest = take(sorted(packed_set.glob(f"{split}-*.bin")), tmp_path / "new", packed_set, val_fraction=0.0)
     assert documents_of(tmp_path / "new", "train") == documents_of(packed_set, split)
@@ -226,9 +200,7 @@ def test_documents_of_best_fit_are_not_taken_from_datatrove(packed_sets: dict[st
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.sampled_from([1, 2, 127]), max_size=8), min_size=1, max_size=20))
-def test_any_place_of_eos(
-    tmp_path_factory: pytest.TempPathFactory, small_tokenizer: Path, documents: Documents
-) -> None:
+def test_eos_anywhere(tmp_path_factory: pytest.TempPathFactory, small_tokenizer: Path, documents: Documents) -> None:
     work = tmp_path_factory.mktemp("eos")
     path = write_datatrove(work / "a.ds", [*documents, [9]])
     manifest = take([path], work / "split", small_tokenizer, eos_inside="split", val_fraction=0.0)
@@ -275,28 +247,26 @@ def test_sources_are_prefixes_files_directories_and_patterns(tmp_path: Path, sma
 def test_wrong_usage_is_one_clear_line(tmp_path: Path, small_tokenizer: Path) -> None:
     write_megatron(tmp_path / "a", [[1] * 10])
     good = {"--from": "megatron", "--tokenizer": small_tokenizer, "--out": tmp_path / "set"}
-    for options, expected in (
-        ({"--from": "megatorn"}, "--from: expected megatron or datatrove, found 'megatorn'; did you mean 'megatron'"),
-        ({"--block-tokens": "1"}, "block_tokens: expected 2 to 1,048,576 tokens, found 1"),
-        ({"--val-fraction": "1"}, "val_fraction: expected 0 or more and less than 1"),
-        ({"--seed": "-1"}, "seed: expected 0 to"),
-        ({"--packing": "tutorial"}, "packing: expected concat or best-fit, found 'tutorial'"),
+    for source, option, value, expected in (
         (
-            {"--eos-inside": "spilt"},
-            "eos_inside: expected refuse or keep or split, found 'spilt'; did you mean 'split'",
+            "a",
+            "--from",
+            "megatorn",
+            "--from: expected megatron or datatrove, found 'megatorn'; did you mean 'megatron'",
         ),
-        (
-            {"--tokenizer": tmp_path / "nowhere"},
-            "nowhere: no such file or directory; expected a shard set, a directory",
-        ),
-        ({"--tokenizer": tmp_path}, "no tokenizer.json in it"),
-        ({"--out": small_tokenizer}, "exists already; choose another name"),
+        ("a", "--block-tokens", "1", "block_tokens: expected 2 to 1,048,576 tokens, found 1"),
+        ("a", "--val-fraction", "1", "val_fraction: expected 0 or more and less than 1"),
+        ("a", "--seed", "-1", "seed: expected 0 to"),
+        ("a", "--packing", "tutorial", "packing: expected concat or best-fit, found 'tutorial'"),
+        ("a", "--eos-inside", "spilt", "eos_inside: expected refuse or keep or split, .*; did you mean 'split'"),
+        ("a", "--tokenizer", tmp_path / "no", "no: no such file or directory; expected a shard set, a directory"),
+        ("a", "--tokenizer", tmp_path, "no tokenizer.json in it"),
+        ("a", "--out", small_tokenizer, "exists already; choose another name"),
+        ("nothing", "--seed", "1", r"nothing: no \*\.(bin|ds) there"),
     ):
-        arguments = [part for pair in {**good, **options}.items() for part in pair]
+        arguments = [part for pair in {**good, option: value}.items() for part in pair]
         with pytest.raises(InputError, match=expected):
-            run("import", tmp_path / "a", *arguments)
-    with pytest.raises(InputError, match=r"nothing: no \*\.(bin|ds) there"):
-        run("import", tmp_path / "nothing", *[part for pair in good.items() for part in pair])
+            run("import", tmp_path / source, *arguments)
     assert names_in(tmp_path) == ["a.bin", "a.idx"]
 
 
@@ -319,10 +289,8 @@ DAMAGES: list[tuple[str, Callable[[bytearray], None], str]] = [
     ("a.idx", shortened(102), r"which begins with b'MMIDIDX\\x00\\x00', found b''"),
     ("a.idx", shortened(80), r"expected an index of Megatron-Core, which begins with"),
     ("a.idx", shortened(8), "has 102 bytes, the file has 94; it is damaged"),
-    ("a.idx", edited(0, "<9s", b"TNTIDX\0\0\0"), r"found b'TNTIDX"),
     ("a.idx", edited(9, "<Q", 2), "expected version 1 .* found version 2"),
-    ("a.idx", edited(17, "<B", 9), "a dtype of ids, code 1, 2, 3, 4, 5, 8; found version 1, code 9"),
-    ("a.idx", edited(17, "<B", 7), "code 7"),  # float32
+    ("a.idx", edited(17, "<B", 7), "a dtype of ids, code 1, 2, 3, 4, 5, 8; found version 1, code 7"),  # float32
     ("a.idx", edited(18, "<Q", 4), "4 sequences"),
     ("a.idx", edited(26, "<Q", 0), "0 document boundaries"),
     ("a.idx", lambda content: content.extend(b"\0" * 3), "damaged, or for more modalities than text"),
@@ -330,13 +298,11 @@ DAMAGES: list[tuple[str, Callable[[bytearray], None], str]] = [
     ("a.idx", edited(42, "<i", 5), f"sequence 2: {SEQUENCE} 5 from byte 20 on"),
     ("a.idx", edited(54, "<q", -4), f"sequence 1: {SEQUENCE} 2 from byte -4 on"),
     ("a.idx", edited(54, "<q", 13), f"sequence 1: {SEQUENCE} 2 from byte 13 on"),
-    ("a.idx", edited(62, "<q", 40), f"sequence 2: {SEQUENCE} 4 from byte 40 on"),
     ("a.idx", edited(62, "<q", 2**63 - 4), f"sequence 2: {SEQUENCE} 4 from byte 9,223"),
     ("a.idx", edited(70, "<q", 1), "boundaries that rise from 0 to 3"),
     ("a.idx", edited(94, "<q", 2), "boundaries that rise from 0 to 3"),
     ("a.idx", edited(78, "<q", 3), "boundaries that rise from 0 to 3"),
     ("a.bin", shortened(1), "within the 35 of the .bin"),
-    ("a.bin", shortened(36), "within the 0 of the .bin"),
     (
         "a.ds.index",
         shortened(8),
@@ -345,15 +311,12 @@ DAMAGES: list[tuple[str, Callable[[bytearray], None], str]] = [
     ("a.ds.index", shortened(3), "its index of 21 bytes"),
     ("a.ds.index", shortened(24), "each of the 0 tokens"),
     ("a.ds.index", edited(8, "<Q", 2), "ends of documents that rise"),
-    ("a.ds.index", edited(8, "<Q", 10), "ends of documents that rise"),
     ("a.ds.index", edited(8, "<Q", 2**64 - 1), "ends of documents that rise"),
 ]
 
 
 @pytest.mark.parametrize(("name", "damage", "expected"), DAMAGES)
-def test_a_damaged_file_is_refused(
-    tmp_path: Path, name: str, damage: Callable[[bytearray], None], expected: str
-) -> None:
+def test_damage_is_refused(tmp_path: Path, name: str, damage: Callable[[bytearray], None], expected: str) -> None:
     paths = write_megatron(tmp_path / "a", DOCUMENTS), write_datatrove(tmp_path / "a.ds", DOCUMENTS)
     content = bytearray((tmp_path / name).read_bytes())
     damage(content)
@@ -378,7 +341,7 @@ def test_a_missing_file_and_a_loss_mask_are_not_passed_over(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("dtype", "token"), [("<i4", 128), ("<i4", -1), ("<i8", 2**40), ("<u1", 200), ("<i2", -5), ("ds<u4", 2**32 - 1)]
 )
-def test_ids_that_are_not_the_tokenizers_are_refused(
+def test_other_ids_are_refused(
     tmp_path: Path, small_tokenizer: Path, dtype: str, token: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_any(tmp_path / "a", [[1, 2, 3], [], [4], [5, 6, token, 7]], dtype)

@@ -81,8 +81,17 @@ def test_what_older_builds_wrote_is_to_be_built_again(own: Path, older: dict[str
         shards.open(own)
 
 
+def updated(*path: Any, **changes: Any) -> Callable[[dict[str, Any]], None]:
+    def edit(content: Any) -> None:
+        for step in path:
+            content = content[step]
+        content.update(changes)
+
+    return edit
+
+
 def first_shard(**changes: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda content: content["shards"][0].update(changes)
+    return updated("shards", 0, **changes)
 
 
 def rename_both(content: dict[str, Any]) -> None:
@@ -91,10 +100,13 @@ def rename_both(content: dict[str, Any]) -> None:
 
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "nothing but the fingerprint": (lambda content: None, ""),
-    "another version": (lambda content: content.update(format_version=3), "expected format version 1, found 3"),
-    "no tokens in a block": (lambda content: content.update(block_tokens=0), "block_tokens: expected at least 1"),
-    "another type": (lambda content: content.update(dtype="uint16"), "dtype: expected 'uint32', found 'uint16'"),
-    "EOS beyond the vocabulary": (lambda content: content["tokenizer"].update(eos_id=257), "eos_id must be below"),
+    "another version": (updated(format_version=3), "expected format version 1, found 3"),
+    "no tokens in a block": (updated(block_tokens=0), "block_tokens: expected at least 1"),
+    "another type": (updated(dtype="uint16"), "dtype: expected 'uint32', found 'uint16'"),
+    "another packing": (updated(packing="tutorial"), "expected one of concat, best-fit, found"),
+    "no rejected.jsonl": (updated(rejected={}), "'rejected.jsonl' is not a file of a shard set"),
+    "an empty list that should be left out": (updated(unread=[]), "unread: expected at least one"),
+    "EOS beyond the vocabulary": (updated("tokenizer", eos_id=257), "eos_id must be below"),
     "a name beside its like": (rename_both, "expected a name such as train-00000"),
     "a name of the other split": (first_shard(name="val-00000"), "expected a name such as"),
     "a name twice": (first_shard(name="train-00001"), "shard 'train-00001': listed twice, or not in ascending order"),
@@ -109,34 +121,16 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a field more": (first_shard(more=1), "unknown field 'more'"),
     "a field less": (lambda content: content["shards"][0].pop("digest"), "no field 'digest'"),
     "a shard that is a list": (lambda content: content["shards"].insert(0, []), r"shards\[0\]: expected an object"),
-    "other sums": (
-        lambda content: content["splits"]["train"].update(num_documents=9),
-        "split train: num_documents is 9, its shards hold 3",
-    ),
-    "padding that isn't there": (
-        lambda content: content["splits"]["val"].update(num_padding_tokens=0),
-        "split val: num_padding_tokens is 0, its shards hold 11",
-    ),
+    "other sums": (updated("splits", "train", num_documents=9), "train: num_documents is 9, its shards hold 3"),
+    "no padding": (updated("splits", "val", num_padding_tokens=0), "num_padding_tokens is 0, its shards hold 11"),
     "a third split": (
         lambda content: content["splits"].update(test=content["splits"]["val"]),
         "splits: expected train",
     ),
-    "another packing": (lambda content: content.update(packing="tutorial"), "expected one of concat, best-fit, found"),
-    "no tokenizer": (lambda content: content.update(other_files=content["other_files"][1:]), "json is not listed"),
-    "no rejected.jsonl": (lambda content: content.update(rejected={}), "'rejected.jsonl' is not a file of a shard set"),
-    "names of more files than there are": (
-        lambda content: content["unread"][0].update(num_files=2),
-        "unread: expected the names of the first files, at most 3",
-    ),
-    "an empty list that should be left out": (
-        lambda content: content.update(unread=[]),
-        "unread: expected at least one",
-    ),
+    "no tokenizer": (lambda content: content["other_files"].pop(0), "json is not listed"),
+    "more names than files": (updated("unread", 0, num_files=2), "expected the names of the first files, at most 3"),
     "a file twice": (lambda content: content["other_files"].append(content["other_files"][0]), "is listed twice"),
-    "a file of no tokenizer": (
-        lambda content: content["other_files"][0].update(name="tokenizer/model.py"),
-        "'tokenizer/model.py' is not a file of a shard set",
-    ),
+    "a file of no tokenizer": (updated("other_files", 0, name="tokenizer/model.py"), "model.py' is not a file of a sh"),
 }
 
 
@@ -155,17 +149,14 @@ def test_a_manifest_that_does_not_agree_with_itself_is_refused(own: Path, name: 
 def test_where_there_is_no_set(own: Path, tmp_path: Path) -> None:
     """Its neighbour is suggested if that is a set, and can't write to the terminal."""
     (tmp_path / "seta").mkdir()
-    own = own.rename(tmp_path / "books\x1b[31m")
+    own, incomplete = own.rename(tmp_path / "books\x1b[31m"), "no manifest.json, so this is not a complete shard set"
     for path, expected in (
         (own / "manifest.json", "expected a shard set's directory, found a file; take "),
         (tmp_path / "books[31m", r"no such shard set; did you mean '.*/books\\x1b\[31m'\? Or build it"),
         (tmp_path / "sett", "no such shard set; build it with"),
         (tmp_path / "nowhere" / "books", "no such shard set; build it with"),
-        (
-            tmp_path,
-            r"no manifest.json, so this is not a complete shard set; name one in it, such as .*/books\\x1b\[31m",
-        ),
-        (tmp_path / "seta", "no manifest.json, so this is not a complete shard set; finish it"),
+        (tmp_path, rf"{incomplete}; name one in it, such as .*/books\\x1b\[31m"),
+        (tmp_path / "seta", f"{incomplete}; finish it"),
     ):
         for opened in (shards.open, shards.open_data):
             with pytest.raises(InputError, match=expected):

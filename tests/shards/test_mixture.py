@@ -74,9 +74,7 @@ def test_shares_may_be_any_decimals(built_set: Path, other_set: Path) -> None:
     assert repr(rounded[2:]) == "(1, 0)"  # and not True, which would be another fingerprint
 
 
-def test_info_says_what_a_run_takes_of_each_set(
-    built_set: Path, other_set: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_info_says_what_each_set_gives(built_set: Path, other_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = [len(shards.open(path)["train"]) for path in (built_set, other_set)]
     main(["info", f"{built_set}:0.75,{other_set}:0.25", "--tokens", "6.4e4"])
     _, whole, *parts = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -90,9 +88,7 @@ def test_info_says_what_a_run_takes_of_each_set(
         main(["info", f"{built_set},{other_set}", "--tokens", "nan"])
 
 
-def test_stages_change_the_mix_where_they_say_and_each_set_goes_on(
-    built_set: Path, other_set: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_stages_change_and_each_goes_on(built_set: Path, other_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = [len(shards.open(path)["train"]) for path in (built_set, other_set)]
     stages: list[dict[str, Any]] = [
         {"until": 0.5, "mix": f"{built_set}:0.9,{other_set}:0.1"},
@@ -138,18 +134,15 @@ def test_stages_that_make_no_sense_are_refused(built_set: Path) -> None:
         ([{"mix": mix}, {"mix": mix}], r"shards\[0\]: expected `until` and `mix`"),
         ([mix, {"mix": mix}], r"shards\[0\]: expected `until` and `mix`"),
         ([{"mix": "[]"}], r"shards\[0\]: expected only `mix`"),
-        ([{"until": 1.5, "mix": mix}, {"mix": mix}], "until: expected a share of the run"),
-        ([{"until": "0steps", "mix": mix}, {"mix": mix}], "until: expected a share of the run"),
-        ([{"until": "1e-999999999", "mix": mix}, {"mix": mix}], "until: expected a share of the run"),
+        *(([{"until": u, "mix": mix}, {"mix": mix}], "a share of the run") for u in (1.5, "0steps", "1e-999999999")),
         ([{"until": 0.5, "mix": f"{mix}:1,{mix}"}, {"mix": mix}], "expected PATH:WEIGHT for each set"),
     ):
         with pytest.raises(shards.InputError, match=message):
             shards.open_data(stages)  # type: ignore[arg-type]
     data = shards.open_data([{"until": 0.5, "mix": mix}, {"until": "3steps", "mix": mix}, {"mix": mix}])
-    with pytest.raises(shards.InputError, match="only a training run has steps"):
-        shards.run_order(data, 1, run_blocks=100)
-    with pytest.raises(shards.InputError, match="expected a place in the run after the stage before"):
-        shards.run_order(data, 1, run_blocks=100, batch_blocks=10)
+    for batch_blocks, message in ((None, "only a training run has steps"), (10, "in the run after the stage before")):
+        with pytest.raises(shards.InputError, match=message):
+            shards.run_order(data, 1, run_blocks=100, batch_blocks=batch_blocks)
 
 
 def test_fingerprints_of_mixtures_differ_by_sets_and_shares(built_set: Path, other_set: Path) -> None:

@@ -34,12 +34,13 @@ def test_every_block_exactly_once_for_all_small_numbers_of_blocks_and_around_pow
         assert np.array_equal(np.sort(found), np.arange(num_blocks)), num_blocks
 
 
-def test_any_shape_and_any_number_of_positions() -> None:
-    whole = epoch_order(100_000, 1, 2, np.arange(100_000))
-    assert np.array_equal(epoch_order(100_000, 1, 2, np.arange(100_000).reshape(100, 10, 100)).reshape(-1), whole)
-    assert epoch_order(100_000, 1, 2, 77_777).tolist() == whole[77_777]
-    assert epoch_order(100_000, 1, 2, []).shape == (0,)
-    assert np.array_equal(epoch_order(100_000, 1, 2, np.arange(100_000)[::-1]), whole[::-1])
+@pytest.mark.parametrize("order", [epoch_order, window_order])
+def test_it_is_a_function_of_the_position_alone_of_any_shape(order: Callable[..., Int64s]) -> None:
+    whole = order(100_000, 1, 2, np.arange(100_000))
+    places = np.random.default_rng(0).permutation(100_000)
+    assert np.array_equal(order(100_000, 1, 2, places), whole[places])
+    assert np.array_equal(order(100_000, 1, 2, places.reshape(100, 10, 100)).reshape(-1), whole[places])
+    assert order(100_000, 1, 2, []).shape == (0,) and order(10**10, 3, 1, [10**10 - 1])[0] < 10**10
 
 
 # As good as random.
@@ -121,8 +122,8 @@ def test_memory_does_not_grow_with_the_number_of_blocks() -> None:
 
     assert max(peak_bytes(num_blocks, 1000) for num_blocks in (2**12, 10**6, 10**10, 2**61 + 1)) < 200_000
     # Of many positions, only the result is kept: 8 bytes each.
-    few, many = (peak_bytes(10**10, num_positions) for num_positions in (100_000, 1_000_000))
-    assert many - few < 900_000 * 8 * 1.1
+    few, many = (peak_bytes(10**10, num_positions) for num_positions in (100_000, 500_000))
+    assert many - few < 400_000 * 8 * 1.1
 
 
 def test_the_order_is_frozen() -> None:
@@ -167,14 +168,6 @@ def test_the_last_and_shorter_window_is_shuffled_too() -> None:
     assert (np.diff(order) == 1).sum() < 10
 
 
-def test_window_order_is_a_function_of_the_position_alone() -> None:
-    whole = window_order(10_000, 3, 1, np.arange(10_000))
-    places = np.random.default_rng(0).permutation(10_000)
-    assert np.array_equal(window_order(10_000, 3, 1, places), whole[places])
-    assert window_order(10_000, 3, 1, np.array([[5], [6]])).shape == (2, 1)
-    assert window_order(10**10, 3, 1, [10**10 - 1])[0] < 10**10
-
-
 @pytest.mark.parametrize("shuffle", shards.SHUFFLES)
 @pytest.mark.parametrize("num_blocks", [1, 9, WINDOW_BLOCKS - 1, WINDOW_BLOCKS, WINDOW_BLOCKS + 1, 5 * WINDOW_BLOCKS])
 def test_each_epoch_has_each_block_once_for_every_shuffle(shuffle: shards.Shuffle, num_blocks: int) -> None:
@@ -209,9 +202,7 @@ def test_no_set_is_ever_farther_from_its_share_than_the_tree_says(weights: tuple
 
 
 @given(weights=weights, cuts=st.lists(st.integers(0, 300), min_size=2, max_size=2).map(sorted), data=st.data())
-def test_a_mixture_is_a_function_of_the_position_alone(
-    weights: tuple[int, ...], cuts: list[int], data: st.DataObject
-) -> None:
+def test_a_mixture_follows_from_the_position(weights: tuple[int, ...], cuts: list[int], data: st.DataObject) -> None:
     sizes = tuple(data.draw(st.integers(5, 900)) for _ in weights)
     later = (
         shards.Stage(90, weights[::-1]),
@@ -223,12 +214,6 @@ def test_a_mixture_is_a_function_of_the_position_alone(
     assert np.array_equal(order.blocks(*cuts), whole[slice(*cuts)])
     sets = np.searchsorted(np.cumsum(sizes), whole[: cuts[0]], side="right")
     assert order.counts(cuts[0]) == np.bincount(sets, minlength=len(sizes)).tolist()
-
-
-def test_one_pass_over_each_of_two_very_different_sets_is_exactly_that() -> None:
-    sizes = (1_499, 998_501)
-    blocks = shards.RunOrder(sizes, 7, weights=sizes).blocks(0, sum(sizes))
-    assert np.array_equal(np.sort(blocks), np.arange(sum(sizes)))
 
 
 def test_each_set_of_a_mixture_comes_whole_before_it_repeats() -> None:
@@ -260,10 +245,7 @@ def test_any_number_of_ranks_trains_on_the_same_global_batches(world_size: int, 
 
 
 def test_rank_positions_are_as_accelerate_deals_batches_out() -> None:
-    from accelerate.data_loader import BatchSamplerShard
-    from torch.utils.data import BatchSampler, SequentialSampler
-
-    sampler = SequentialSampler(range(4 * 3 * 2 * 5))
+    """Micro-batch by micro-batch to one rank after another, as its `BatchSamplerShard` does."""
+    micro_batches = [list(range(4 * number, 4 * number + 4)) for number in range(3 * 2 * 5)]
     for rank in range(3):
-        expected = list(BatchSamplerShard(BatchSampler(sampler, 4, True), 3, rank))
-        assert [batch for step in range(5) for batch in dealt(step, 3, 4, 2)[rank]] == expected
+        assert [batch for step in range(5) for batch in dealt(step, 3, 4, 2)[rank]] == micro_batches[rank::3]

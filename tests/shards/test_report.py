@@ -38,10 +38,6 @@ from tests.pages import PageParser, assert_harmless, look_at
 from tests.shards.sets import MIXED, TEXTS, build_set, documents_of, page_of, source
 
 
-def report(*arguments: object) -> None:
-    assert main(["report", *map(str, arguments)]) == 0
-
-
 @pytest.fixture
 def own_mixed_set(mixed_set: Path, tmp_path: Path) -> Path:
     """A copy that the test may damage."""
@@ -51,18 +47,8 @@ def own_mixed_set(mixed_set: Path, tmp_path: Path) -> Path:
 # ---- the page ----
 
 
-def test_every_packing_has_a_page_that_needs_nothing_else(mixed_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics_module, "NUM_EXCERPTS", 500)  # enough to see a document's end
-    parser = assert_harmless(page_of(mixed_set))
-    manifest = shards.open(mixed_set).manifest
-    assert manifest.fingerprint in parser.text and f"packed by {manifest.packing} ," in parser.text
-    assert "end of the document · EOS, id 599" in parser.text
-    assert parser.tags["figure"] == 4
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_in_a_browser(tmp_path: Path, tokenizer_dir: Path, scheme: str) -> None:
-    look_at(page_of(build_set(tmp_path, tokenizer_dir, MIXED)).encode(), scheme, tmp_path)
+def test_the_page_in_a_browser(tmp_path: Path, tokenizer_dir: Path) -> None:
+    look_at(page_of(build_set(tmp_path, tokenizer_dir, MIXED)).encode(), tmp_path)
 
 
 HOSTILE = [
@@ -118,8 +104,12 @@ def test_excerpts_are_the_blocks_token_by_token(mixed_set: Path, monkeypatch: py
     assert all(part.tokens[:3] in heads for part in parts if part.begins and part.num_tokens > 3)
     assert all((shard_set.eos_id in part.tokens) == (part.ends or part.is_padding) for part in parts)
     assert sum(part.begins for part in parts) == sum(part.ends for part in parts) == len(MIXED)
-    _head, *articles = page_of(mixed_set).split('<article class="excerpt">')
+    page, manifest = page_of(mixed_set), shard_set.manifest
+    _head, *articles = page.split('<article class="excerpt">')
     assert [ids_shown(article, shard_set.eos_id) for article in articles] == blocks
+    text = assert_harmless(page).text
+    assert manifest.fingerprint in text and f"packed by {manifest.packing} ," in text
+    assert "end of the document · EOS, id 599" in text
 
 
 def ids_shown(article: str, eos_id: int) -> list[int]:
@@ -157,12 +147,9 @@ def test_records_and_sources_are_listed(tmp_path: Path, tokenizer_dir: Path) -> 
 
 
 def test_the_same_set_and_seed_give_the_same_bytes(mixed_set: Path, tmp_path: Path) -> None:
-    shutil.copytree(mixed_set, tmp_path / "another name")
     page = page_of(mixed_set)
-    assert page_of(tmp_path / "another name") == page
-    assert page_of(mixed_set, seed=1) != page
-    for part in (*mixed_set.parts[1:], *tmp_path.parts[1:]):
-        assert len(part) < 5 or part not in page
+    assert page_of(Path(shutil.copytree(mixed_set, tmp_path / "another name"))) == page
+    assert not [part for part in (*mixed_set.parts[1:], *tmp_path.parts[1:]) if len(part) > 4 and part in page]
 
 
 def test_a_damaged_shard_is_one_clear_line(own_mixed_set: Path) -> None:
@@ -171,27 +158,24 @@ def test_a_damaged_shard_is_one_clear_line(own_mixed_set: Path) -> None:
         compute(shards.open(own_mixed_set), seed=0)
 
 
-def test_the_page_is_beside_the_set_which_stays_whole(
+def test_where_it_lies(
     own_mixed_set: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Beside the set, which stays whole; with another seed, over the page that is there."""
     before, page = directory_bytes(own_mixed_set), own_mixed_set.parent / "set.html"
-    report(own_mixed_set)
+    monkeypatch.chdir(own_mixed_set)
+    main(["report", "."])
     first, numbers = capsys.readouterr().out.splitlines()
     assert first == str(page) and re.fullmatch(r"  \d+ documents; \d+ of \d+ compared equal an earlier one", numbers)
     assert page.read_text(encoding="utf-8") == page_of(own_mixed_set)
     assert directory_bytes(own_mixed_set) == before and verify(own_mixed_set) == []
-    report(own_mixed_set, "--seed", 7)  # over the page that is there
+    main(["report", str(own_mixed_set), "--seed", "7"])
     assert page.read_text(encoding="utf-8") == page_of(own_mixed_set, seed=7)
-    page.unlink()
-    monkeypatch.chdir(own_mixed_set)
-    report(".")
-    assert page.exists()
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("set --out set/report.html", "lies inside the shard set"),
         ("set --out other/../set/tokenizer/report.html", "lies inside the shard set"),
         ("set --out nowhere/report.html", "no directory"),
         ("set --out .", "is a directory"),
@@ -206,7 +190,7 @@ def test_what_is_refused(own_mixed_set: Path, monkeypatch: pytest.MonkeyPatch, l
     Path("corpus.json").write_text("[]")
     before = directory_bytes(Path("."))
     with pytest.raises(InputError, match=message):
-        report(*line.split())
+        main(["report", *line.split()])
     assert directory_bytes(Path(".")) == before
 
 
@@ -361,12 +345,12 @@ def test_a_large_set_is_sampled_and_the_page_says_so(mixed_set: Path, monkeypatc
     shard_set, steps = shards.open(mixed_set), list[int]()
     num_blocks = shard_set.manifest.total("num_blocks")
     monkeypatch.setattr(statistics_module, "MAX_COUNTED_TOKENS", num_blocks * 64 // 10)
-    tokens = compute(shard_set, seed=5, progress=steps.append).tokens
+    statistics = compute(shard_set, seed=5, progress=steps.append)
+    tokens, text = statistics.tokens, PageParser(page_of(mixed_set, statistics=statistics)).text
     assert sum(steps) == num_blocks
     assert 0 < tokens.num_counted_blocks <= num_blocks / 10 + len(shard_set.manifest.shards)
-    num_tokens, text = tokens.num_counted_blocks * 64, PageParser(page_of(mixed_set, seed=5)).text
-    assert f"From a sample of {num_tokens:,} of {num_blocks * 64:,} tokens: {tokens.num_counted_blocks} whole" in text
-    assert "occur in the sample" in text
+    sizes = f"{tokens.num_counted_blocks * 64:,} of {num_blocks * 64:,} tokens: {tokens.num_counted_blocks} whole"
+    assert f"From a sample of {sizes}" in text and "occur in the sample" in text
     assert compute(shard_set, seed=6).tokens.ranking != tokens.ranking
 
 

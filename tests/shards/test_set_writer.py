@@ -44,9 +44,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_a_file_is_flushed_before_it_gets_its_name_and_its_directory_after(
-    built_set: Path, tmp_path: Path, events: list[str]
-) -> None:
+def test_a_file_is_flushed_before_it_gets_its_name(built_set: Path, tmp_path: Path, events: list[str]) -> None:
     write_atomically(tmp_path / "a", b"content")
     assert events == ["flush file", "a", "flush directory"]
     assert (tmp_path / "a").read_bytes() == b"content" and names_in(tmp_path) == ["a"]
@@ -121,6 +119,7 @@ def test_a_lock_removed_while_it_was_waited_for_is_taken_anew(tmp_path: Path) ->
 
 
 def test_it_appears_only_when_the_block_ends(tmp_path: Path, events: list[str]) -> None:
+    """And replaces none, also not one that another process finished meanwhile."""
     out = tmp_path / "deep" / "new"
     with new_directory(out) as directory:
         (directory / "file").write_text("a")
@@ -130,7 +129,9 @@ def test_it_appears_only_when_the_block_ends(tmp_path: Path, events: list[str]) 
     assert names_in(out) == ["file"] and events == ["flush directory", "new", "flush directory"]
     with pytest.raises(InputError, match="exists already"), new_directory(out):
         raise AssertionError
-    assert names_in(out.parent) == ["new"]
+    with pytest.raises(OSError, match="not empty"), new_directory(tmp_path / "other"):
+        shutil.copytree(out, tmp_path / "other")
+    assert names_in(out.parent) == ["new"] and names_in(tmp_path) == ["deep", "other"]
 
 
 @pytest.mark.parametrize("last", ["a", "b", "c"])
@@ -158,22 +159,6 @@ def test_several_appear_together_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert names_in(tmp_path) == ["a", "b", "c"]
 
 
-def test_one_that_another_process_finished_meanwhile_is_not_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rename = os.rename
-
-    def appear(source: Path, target: Path) -> None:
-        Path(target).mkdir()
-        (Path(target) / "theirs").write_text("a")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", appear)
-    with pytest.raises(OSError, match="not empty"), new_directory(tmp_path / "new"):
-        pass
-    assert names_in(tmp_path) == ["new"] and names_in(tmp_path / "new") == ["theirs"]
-
-
 def test_what_is_not_ours_is_left_alone(own_set: Path, tmp_path: Path) -> None:
     partial = tmp_path / "new.partial"
     own_set.rename(partial)  # a build that was killed while it was published
@@ -196,9 +181,7 @@ def test_what_killed_attempts_left_is_replaced(built_set: Path, tmp_path: Path) 
     assert not partial.exists()
 
 
-def test_where_no_set_can_be_made_is_one_clear_line(
-    own_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_no_set_can_be_made_is_one_line(own_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own_set)
     (tmp_path / "file").write_text("a")
     before = directory_bytes(tmp_path)

@@ -28,7 +28,7 @@ PIECES = [["<unk>", 0.0], ['é\x7f\u2028"\\', -1.5e-5], ["b", -1e-7], ["c", -123
     ],
     ids=["unigram", "named in the config", "known by name"],
 )
-def test_a_tokenizer_is_read_and_brought_to_one_form(
+def test_it_is_read_and_brought_to_one_form(
     tmp_path: Path, vocabulary: Any, eos_id: int, config: str | None, expected: tuple[int, int, str]
 ) -> None:
     added = [{"id": eos_id, "content": "</s>", "special": True}]
@@ -67,22 +67,18 @@ def test_a_sets_tokenizer_is_taken_as_the_manifest_says(own_set: Path, name: str
 @pytest.mark.parametrize(
     ("content", "config", "expected"),
     [
-        ("{", None, "not a tokenizer.json that can be read"),
-        ("[]", None, "not a tokenizer.json that can be read"),
-        ('{"model": {"vocab": {}}}', None, "not a tokenizer.json that can be read"),
-        ('{"model": {"vocab": {"a": 16777216}}}', None, "expected ids below 16,777,216, found 16777216"),
-        ('{"model": {"vocab": {"a": 0}}}', None, "nothing says which token ends a document"),
+        ("{", "{}", "not a tokenizer.json that can be read"),
+        ('{"model": {"vocab": {}}}', "{}", "not a tokenizer.json that can be read"),
+        ('{"model": {"vocab": {"a": 16777216}}}', "{}", "expected ids below 16,777,216, found 16777216"),
+        ('{"model": {"vocab": {"a": 0}}}', "{}", "nothing says which token ends a document"),
         ('{"model": {"vocab": {"a": 0}}}', '{"eos_token": "b"}', "the EOS token 'b' is not in the vocabulary"),
         ('{"model": {"vocab": {"a": 0}}}', "{", "tokenizer_config.json: not valid JSON"),
         ('{"model": {"vocab": {"a": 0}}}', "[]", "tokenizer_config.json: expected an object, found list"),
     ],
 )
-def test_a_tokenizer_that_cannot_be_read_is_refused(
-    tmp_path: Path, content: str, config: str | None, expected: str
-) -> None:
+def test_one_that_cannot_be_read_is_refused(tmp_path: Path, content: str, config: str, expected: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
-    if config is not None:
-        (tmp_path / "tokenizer_config.json").write_text(config)
+    (tmp_path / "tokenizer_config.json").write_text(config)
     with pytest.raises(InputError, match=expected):
         load_tokenizer(tmp_path)
 

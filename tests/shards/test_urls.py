@@ -80,10 +80,12 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
 
 
 def test_a_package_that_is_missing_and_what_is_no_url_are_one_line() -> None:
-    with pytest.raises(InputError, match="expected a URL such as s3://bucket/name"):
-        file_system("bucket/name")
-    with pytest.raises(InputError, match="az://box/file: needs the package adlfs: pip install adlfs"):
-        file_system("az://box/file")
+    for url, line in (
+        ("bucket/name", "expected a URL such as s3://bucket/name"),
+        ("az://box/file", "az://box/file: needs the package adlfs: pip install adlfs"),
+    ):
+        with pytest.raises(InputError, match=line):
+            file_system(url)
 
 
 def test_a_directory_is_made_for_a_file_at_a_path_as_url(tmp_path: Path) -> None:
