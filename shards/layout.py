@@ -20,8 +20,8 @@ from typing import Literal
 SplitName = Literal["train", "val"]
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 
-Shuffle = Literal["global", "window", "none"]
-SHUFFLES: tuple[Shuffle, ...] = ("global", "window", "none")  # how a run's order of blocks is made
+Shuffle = Literal["global", "offset", "window", "none"]
+SHUFFLES: tuple[Shuffle, ...] = ("global", "offset", "window", "none")  # how a run's order of blocks is made
 
 TOKEN_BYTES = 4
 BIN_SUFFIX = ".bin"

@@ -102,8 +102,14 @@ def run_order(
     """The order in which a run visits the training blocks of `data`, as `data["train"]` numbers them.
 
     Where stages are to end by shares of the run or by steps, the blocks of the whole run or of a step say where that is;
-    raises `InputError` where they are missing.
+    raises `InputError` where they are missing, and for the shuffle `offset` of a set whose blocks can't be cut anew.
     """
+    packed = [part.path for part in data.sets if part.manifest.packing != "concat"]
+    if shuffle == "offset" and packed:
+        raise InputError(
+            f"shuffle: offset would cut the documents of {packed[0]}, which is packed by best-fit; take global, or build "
+            "with --packing concat"
+        )
     sizes = tuple(len(part["train"]) for part in data.sets)
     if not isinstance(data, Mixture):
         return RunOrder(sizes, seed, shuffle)

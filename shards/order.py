@@ -180,6 +180,10 @@ class RunOrder:
 
     Blocks are numbered through the sets, one set after another. `weights` are in proportion to the sets' shares until the
     first of the `later` stages begins. Raises `ValueError` for what makes no sense.
+
+    With the shuffle `offset` the order is that of `global`, and each epoch of a set cuts its blocks anew: what stands at a
+    position is a block's number and so many times the number of all blocks as epochs are over, which `Split.offset_blocks`
+    and `shards.torch.BlockDataset` take.
     """
 
     sizes: tuple[int, ...]  # blocks in each set
@@ -241,11 +245,13 @@ class RunOrder:
         places = np.arange(start, start + count)
         if self.shuffle == "none":
             return places % size
-        order = epoch_order if self.shuffle == "global" else window_order
+        order = window_order if self.shuffle == "window" else epoch_order
         for epoch in range(start // size, -(-(start + count) // size)):
             own = places[max(0, epoch * size - start) : (epoch + 1) * size - start]
             own -= epoch * size
             own[:] = order(size, seed, epoch, own)
+            if self.shuffle == "offset":
+                own += epoch * sum(self.sizes)
         return places
 
 

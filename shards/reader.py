@@ -36,6 +36,7 @@ from shards.order import epoch_order
 
 Tokens = npt.NDArray[np.uint32]
 
+_GOLDEN_RATIO = 0.618  # of a block: multiples of it lie evenly in a block, however many there are
 _MAX_MAPPED = 4096  # a process may have some 65,000 maps, and each takes an open file
 
 
@@ -211,6 +212,23 @@ class Split:
         content = blocks.reshape(-1).view(np.uint8).data
         for start, number in zip(range(0, len(content), self._block_bytes), numbers.tolist(), strict=True):
             content[start : start + self._block_bytes] = self._block(number)
+        return blocks
+
+    def offset_blocks(self, numbers: npt.NDArray[np.integer]) -> Tokens:
+        """Blocks as an order with the shuffle `offset` numbers them, shape `(n, block_tokens)`.
+
+        Number e × len(self) + n is block n as epoch e cuts it: each shard is a ring of its tokens, and all blocks begin
+        e × 0.618 blocks later on it. So every token comes once in an epoch, and with other neighbours in the next.
+        """
+        blocks = np.empty((len(numbers), self.block_tokens), dtype=np.uint32)
+        step = round(self.block_tokens * _GOLDEN_RATIO)
+        for block, virtual in zip(blocks, numbers.tolist(), strict=True):
+            epoch, number = divmod(virtual, len(self))
+            shard = bisect.bisect_right(self.first_blocks, number) - 1
+            ring = self.shard_blocks(shard).reshape(-1)
+            start = ((number - self.first_blocks[shard]) * self.block_tokens + epoch * step) % len(ring)
+            part = ring[start : start + self.block_tokens]
+            block[: len(part)], block[len(part) :] = part, ring[: self.block_tokens - len(part)]
         return blocks
 
     def epoch(self, seed: int, epoch: int, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:

@@ -43,11 +43,14 @@ class BlockDataset(Dataset[torch.Tensor]):
 
     def __getitem__(self, number: int) -> torch.Tensor:
         """Shape `(block_tokens,)`."""
-        return self.__getitems__([number])[0]
+        return self.__getitems__([range(len(self))[number]])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> torch.Tensor:
         """Shape `(n, block_tokens)`: what the DataLoader asks for instead of n single blocks."""
-        return torch.from_numpy(self._split[np.asarray(numbers, dtype=np.int64)].view(np.int32)).to(self._dtype)
+        wanted = np.asarray(numbers, dtype=np.int64)
+        is_plain = wanted.max(initial=0) < len(self)
+        blocks = self._split[wanted] if is_plain else self._split.offset_blocks(wanted)
+        return torch.from_numpy(blocks.view(np.int32)).to(self._dtype)
 
 
 class RunSampler(Sampler[int]):

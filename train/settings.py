@@ -130,7 +130,11 @@ class Settings:
         "of stages: {until: 0.8, mix: wiki:0.9,books:0.1}",
         dataclasses.MISSING,
     )
-    shuffle: Shuffle = _option("global|window|none", "blocks are shuffled: all, in windows, or not (global)", "global")
+    shuffle: Shuffle = _option(
+        "global|offset|window|none",
+        "blocks are shuffled: all; all, and cut anew in each epoch; in windows; or not (global)",
+        "global",
+    )
     document_mask: bool = _option("true|false", "mask documents in a block from each other (false)", False)
     global_batch_blocks: Count | None = _option("BLOCKS", "blocks a step, over all processes and micro-batches")
     eval_blocks: Count | None = _option("BLOCKS", "validation blocks in an evaluation before the last one (all)")

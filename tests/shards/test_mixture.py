@@ -15,6 +15,7 @@ import pytest
 
 import shards
 from shards.__main__ import main
+from shards.common.errors import InputError
 from shards.mixture import whole_weights
 from shards.order import MAX_TOTAL_WEIGHT, Stage
 from tests.shards.sets import TEXTS, byte_fallback_tokenizer, text_units, write_set
@@ -171,3 +172,13 @@ def test_mixtures_that_make_no_sense_are_refused(built_set: Path, other_set: Pat
     ):
         with pytest.raises(shards.InputError, match=message):
             shards.open_data(spec)
+
+
+def test_documents_that_best_fit_keeps_whole_are_not_cut_anew(packed_sets: dict[str, Path]) -> None:
+    for name, path in packed_sets.items():
+        data = shards.open(path)
+        if name == "concat":
+            assert shards.run_order(data, 1, "offset").shuffle == "offset"
+            continue
+        with pytest.raises(InputError, match=r"offset would cut the documents of .*best-fit"):
+            shards.run_order(data, 1, "offset")

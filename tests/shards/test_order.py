@@ -173,13 +173,24 @@ def test_the_last_and_shorter_window_is_shuffled_too() -> None:
 def test_each_epoch_has_each_block_once_for_every_shuffle(shuffle: shards.Shuffle, num_blocks: int) -> None:
     order = shards.RunOrder((num_blocks,), 5, shuffle)
     epochs = order.blocks(0, 3 * num_blocks).reshape(3, num_blocks)
-    for epoch in epochs:
-        assert np.array_equal(np.sort(epoch), np.arange(num_blocks))
     assert np.array_equal(
         order.blocks(num_blocks // 2, 2 * num_blocks), epochs.reshape(-1)[num_blocks // 2 : 2 * num_blocks]
     )
+    if shuffle == "offset":
+        epochs = epochs - num_blocks * np.arange(3)[:, None]
+    for epoch in epochs:
+        assert np.array_equal(np.sort(epoch), np.arange(num_blocks))
     in_order = [np.array_equal(epoch, np.arange(num_blocks)) for epoch in epochs]
     assert all(in_order) if shuffle == "none" or num_blocks == 1 else not any(in_order)
+
+
+def test_with_offset_each_set_counts_its_own_epochs() -> None:
+    deal = {"weights": (1, 1), "later": (shards.Stage(8, (0, 1)),)}
+    blocks, plain = (shards.RunOrder((3, 2), 5, shuffle, **deal).blocks(0, 14) for shuffle in ("offset", "global"))
+    epochs, numbers = np.divmod(blocks, 5)
+    assert np.array_equal(numbers, plain)
+    for of_set, size in ((numbers < 3, 3), (numbers >= 3, 2)):
+        assert epochs[of_set].tolist() == [place // size for place in range(of_set.sum())]
 
 
 # Of one size, of very different ones, and a few heavy ones among many light ones.

@@ -169,6 +169,18 @@ def test_any_slice_and_any_list_of_numbers_is_that_of_an_array(many_shards: Path
     assert np.array_equal(split[:], bare)
 
 
+def test_in_later_epochs_offset_blocks_begin_later_on_the_ring_of_each_shard(
+    built_set: Path, many_shards: Path
+) -> None:
+    """So each epoch has every token once."""
+    for split in (shards.open(built_set)["train"], shards.open(many_shards)["train"]):
+        for epoch in (0, 1, 7):
+            found = split.offset_blocks(epoch * len(split) + np.arange(len(split)))
+            later = epoch * round(split.block_tokens * 0.618)
+            rings = [np.roll(split.shard_blocks(number), -later) for number in range(len(split.shards))]
+            assert np.array_equal(found, np.concatenate(rings))
+
+
 def test_a_block_and_a_slice_within_a_shard_are_read_only_views(built_set: Path) -> None:
     split = shards.open(built_set)["train"]
     for view in (split[0], split[1:3], split[np.int64(2)]):

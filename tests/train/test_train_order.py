@@ -71,6 +71,21 @@ def test_batches_are_the_blocks_with_eos_as_a_label(shard_set_path: Path, num_wo
     assert torch.equal(dataset.__getitems__([3, 1]), torch.stack([dataset[3], dataset[1]]))
 
 
+def test_blocks_are_cut_anew_in_each_epoch_where_the_order_says_so(shard_set_path: Path) -> None:
+    split = shards.open(shard_set_path)["train"]
+    dataset, order = BlockDataset(shards.open(shard_set_path), "train"), shards.RunOrder((len(split),), 3, "offset")
+    start, stop = 2 * len(split) - 2, 2 * len(split) + 6
+    loader = DataLoader(
+        dataset, batch_size=4, sampler=RunSampler(order, start=start, stop=stop), collate_fn=collate_blocks
+    )
+    found = np.concatenate([batch["input_ids"] for batch in loader])
+    assert np.array_equal(found, split.offset_blocks(order.blocks(start, stop)))
+    assert not np.array_equal(found[2:], split[order.blocks(start, stop)[2:] % len(split)])
+    assert torch.equal(dataset[-1], dataset[len(split) - 1])
+    with pytest.raises(IndexError):  # or a loop over the dataset would not end
+        dataset[len(split)]
+
+
 def test_padding_is_no_label_nor_is_the_first_token_of_a_masked_document() -> None:
     blocks = torch.tensor([[1, 9, 9, 9], [9, 2, 9, 3]])
     labels = PaddingCollator(9)(blocks)["labels"]
