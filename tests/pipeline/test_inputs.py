@@ -124,6 +124,9 @@ def test_plain_text_is_cut_at_a_separator(tmp_path: Path, monkeypatch: pytest.Mo
     path, documents = tmp_path / "corpus.txt", ["甲\n乙", "----x", "丙\n----", "x" * 19]
     path.write_text("\n-----\n".join(documents) + "\n-----\n-----\n", encoding="utf-8")
     assert [text for text in texts_of(path, document_separator="-----", max_record_bytes=20) if text] == documents
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    texts = texts_of(path, document_separator="-----", max_record_bytes=20)
+    assert [text.replace("\r\n", "\n") for text in texts if text] == documents
     monkeypatch.setattr(RangeReader, "chunk_bytes", 16)
     path.write_text("甲\n-----\n" + "x" * 90 + "\n-----\n乙\n-----\n" + "y" * 90, encoding="utf-8")
     texts, bad = texts_and_bad(path, document_separator="-----", max_record_bytes=20)
