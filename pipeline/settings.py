@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pipeline.readers.encodings import codec_name
 from shards.common.errors import InputError, choice
+from shards.common.text import in_utf8
 from shards.manifest import Packing
 from shards.order import DEFAULT_SEED, check_seed
 
@@ -95,8 +96,11 @@ class BuildSettings:
             if not least <= getattr(self, name) <= most:
                 raise InputError(f"{name}: expected {least:,} to {most:,}, found {getattr(self, name):,}")
         for name, kind in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
             if typing.get_origin(kind) is Literal:
-                choice(name, getattr(self, name), typing.get_args(kind))
+                choice(name, value, typing.get_args(kind))
+            elif kind is str and in_utf8(value) != value:
+                raise InputError(f"{name}: expected text in UTF-8, found {value!r}")
 
     def as_dict(self) -> dict[str, Any]:
         """As manifests have it: an option that came later is left out where it isn't used."""

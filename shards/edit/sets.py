@@ -38,6 +38,7 @@ import numpy as np
 
 from shards.common.errors import InputError
 from shards.common.files import atomic_writer, check_digest
+from shards.common.text import in_utf8
 from shards.index import Int64s
 from shards.layout import (
     BIN_SUFFIX,
@@ -300,7 +301,7 @@ def _batches(
 
 def _source(shard_set: ShardSet, part: Part) -> SourceEntry:
     return SourceEntry(
-        path=os.path.basename(os.path.abspath(shard_set.path)),
+        path=in_utf8(os.path.basename(os.path.abspath(shard_set.path))),
         format="shard-set",
         num_bytes=shard_set.manifest.num_bytes,
         digest=shard_set.manifest.fingerprint,

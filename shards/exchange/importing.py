@@ -22,6 +22,7 @@ from blake3 import blake3
 
 from shards.common.errors import InputError, choice
 from shards.common.files import check_digest, file_digest
+from shards.common.text import in_utf8
 from shards.exchange.token_files import Batch, TokenFile, file_bytes
 from shards.layout import SPLITS
 from shards.manifest import EMPTY, Manifest, Packing, SourceEntry
@@ -105,7 +106,7 @@ def import_files(
             new_set.add_unit(number, unit(itertools.chain([batch], batches)))
         sources = [
             SourceEntry(
-                path=file.path.name,
+                path=in_utf8(file.path.name),
                 format=settings.imported_from,
                 num_bytes=file_bytes(file.path),
                 digest=digest,

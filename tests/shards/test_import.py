@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 import struct
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 
 import shards
 from shards.common.errors import InputError
+from shards.edit.sets import subset
 from shards.exchange import importing, token_files
 from shards.exchange.importing import ImportSettings, import_files
 from shards.exchange.token_files import open_datatrove, open_files, open_megatron
@@ -210,6 +214,15 @@ def test_a_shard_that_was_changed_is_refused(own_set: Path, tmp_path: Path, suff
     with pytest.raises(InputError, match=f"{path.name}: expected digest .* the file was changed"):
         take(sorted(own_set.glob("train-*.bin")), tmp_path / "new", own_set)
     assert not (tmp_path / "new").exists()
+
+
+def test_names_that_are_not_utf8_are_recorded_readably(tmp_path: Path, small_tokenizer: Path) -> None:
+    name = os.fsdecode(b"a\xff")
+    tokenizer = shutil.copytree(small_tokenizer, tmp_path / "tokenizers" / name)
+    manifest = take([write_megatron(tmp_path / name, [[1, 2, 3] * 5])], tmp_path / "sets" / name, tokenizer)
+    part = subset(tmp_path / "sets" / name, tmp_path / "part", fraction=Fraction(1))
+    found = (manifest.tokenizer.name, manifest.sources[0].path, part.sources[0].path)
+    assert found == ("a\\udcff", "a\\udcff.bin", "a\\udcff")
 
 
 def test_a_manifest_of_something_else_is_none_of_ours(tmp_path: Path, small_tokenizer: Path) -> None:
