@@ -170,6 +170,8 @@ def run_build(options: argparse.Namespace) -> None:
     from pipeline.build import Reporter, build
     from pipeline.progress import BarReporter, print_summary
 
+    if options.ray_address and options.engine != "ray":
+        raise InputError(f"--ray-address: expected --engine ray beside it, found {options.engine}")
     result = build(
         options.sources,
         options.out,

@@ -83,8 +83,9 @@ def make_parser() -> Parser:
     cat = add(run_cat, "show a block or a document as text")
     cat.add_argument("directory", type=Path, metavar="DIR", help="the shard set")
     cat.add_argument("--split", default="train", metavar="NAME", help=f"{' or '.join(SPLITS)} (default train)")
-    cat.add_argument("--block", type=int, default=0, metavar="N", help="block number, from 0 (default 0)")
-    cat.add_argument("--document", type=int, metavar="N", help="show document N, from 0, instead of a block")
+    which = cat.add_mutually_exclusive_group()
+    which.add_argument("--block", type=int, default=0, metavar="N", help="block number, from 0 (default 0)")
+    which.add_argument("--document", type=int, metavar="N", help="show document N, from 0, instead of a block")
     cat.add_argument("--tokens", action="store_true", help="show ids beside the pieces")
 
     report = add(run_report, "make a page (HTML) with charts, tables and excerpts of a shard set")
@@ -175,9 +176,13 @@ def run_info(options: argparse.Namespace) -> None:
     if options.tokens is not None and not 1 <= options.tokens <= MAX_TOKENS:
         raise InputError(f"--tokens: expected 1 to {MAX_TOKENS:,}, found {options.tokens:g}")
     if is_mixture(options.directory):
+        if options.json or options.other:
+            raise InputError(f"--json and OTHER: expected one shard set, found several: {options.directory}")
         mixture = open_data(options.directory)
         assert isinstance(mixture, Mixture)
         return say(describe_mixture(mixture, options.tokens))
+    if options.tokens is not None:
+        raise InputError(f"--tokens: expected several shard sets, such as a:0.7,b:0.3, found {options.directory}")
     shard_set = open_shard_set(options.directory)
     if options.other is not None:
         return say("\n".join(differences(shard_set, open_shard_set(options.other))) or "no difference")

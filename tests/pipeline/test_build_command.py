@@ -95,6 +95,8 @@ MISTAKES: dict[str, tuple[str | None, list[str], str]] = {
     "mistyped option": ('{"text": "a"}\n', ["--blok-tokens", "5"], "--blok-tokens.*did you mean '--block-tokens'"),
     "mistyped choice": ('{"text": "a"}\n', ["--packing", "concta"], "packing: expected concat or best-fit, found"),
     "a check of nothing": ('{"text": "a"}\n', ["--check-tokenizer", "0"], "--check-tokenizer: expected all, off or"),
+    "a template that isn't UTF-8": ("", ["--template", "{text}\udcff"], "template: expected text in UTF-8, found"),
+    "a cluster without its engine": ("", ["--ray-address", "auto"], "--ray-address: expected --engine ray beside it"),
     "a hub": ('{"text": "a"}\n', ["--out", "hf://datasets/a/b"], "build in a directory, then `python -m shards push"),
 }
 
