@@ -1,20 +1,9 @@
-r"""Other programs' token files, opened and checked: which documents they hold is the same question for both formats.
+"""Other programs' token files, opened and checked: which documents they hold is the same question for both formats.
 
-Megatron-Core: `PREFIX.bin` with `PREFIX.idx` (megatron/core/datasets/indexed_dataset.py, `_IndexWriter`), unaligned:
-
-    offset            type         field
-    0                 9 bytes      magic  b"MMIDIDX\x00\x00"
-    9                 u64          version = 1
-    17                u8           dtype code: 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 6 float64, 7 float32, 8 uint16
-    18                u64          S = number of sequences
-    26                u64          number of document boundaries: D + 1 for D documents
-    34                i32[S]       tokens in each sequence; 0 is allowed
-    34 + 4 S          i64[S]       byte offset of each sequence in the `.bin`
-    34 + 12 S         i64[D + 1]   document boundaries as sequence numbers: from 0 to S, never falling; two equal ones are
-                                   an empty document
-
-A set for several modalities has i8[S] more; it is refused, as floats are. The `.bin` is headerless; bytes in it that no
-sequence covers are passed over, as Megatron does (in a shard set they are padding).
+Megatron-Core: `PREFIX.bin` with `PREFIX.idx`, whose bytes `shards.index` describes. In other programs' files the dtype code
+may be 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64 or 8 uint16, a sequence may have no token, and two equal boundaries
+are an empty document. A set for several modalities has i8[S] more; it is refused, as floats are. The `.bin` is headerless;
+bytes in it that no sequence covers are passed over, as Megatron does (in a shard set they are padding).
 
 datatrove: `NAME.ds` (datatrove/pipeline/tokens/tokenizer.py, `TokenizedFile`) is a headerless array of u16 or u32: u32 for
 a vocabulary above 65,536 there, always u32 in a shard set, whose `.bin` is such a file as it is. `NAME.ds.index`:
