@@ -89,6 +89,8 @@ class BuildSettings:
         object.__setattr__(self, "encoding", codec_name(self.encoding or "utf-8"))
         if self.transform and (self.template or self.text_field != "text"):
             raise InputError("transform: the function makes the text; leave out text_field and template")
+        if self.template and self.text_field != "text":
+            raise InputError("template: it names the fields itself; leave out text_field")
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"val_fraction: expected 0 or more and less than 1, found {self.val_fraction}")
         check_seed(self.seed)

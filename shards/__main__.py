@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.common.command_line import Parser, progress_bar, run_command, say
+from shards.common.command_line import Parser, notice, progress_bar, run_command, say
 from shards.common.errors import InputError, choice
 from shards.common.text import plural, printable
 from shards.layout import SPLITS, bin_bytes
@@ -198,7 +198,7 @@ def run_verify(options: argparse.Namespace) -> None:
     with progress_bar(num_bytes, "verifying", show=not options.quick) as progress:
         faults = verify(options.directory, quick=options.quick, progress=progress.update)
     for fault in faults[1:]:
-        print(f"error: {printable(fault)}", file=sys.stderr)
+        notice(f"error: {fault}")
     if faults:
         raise InputError(faults[0])
     extent = "names and sizes" if options.quick else f"{num_bytes:,} bytes"
@@ -343,9 +343,6 @@ def run_import(options: argparse.Namespace) -> None:
 
 def run_push(options: argparse.Namespace) -> None:
     from shards.share.push import push
-
-    def notice(line: str) -> None:
-        print(printable(line), file=sys.stderr, flush=True)
 
     changed = push(options.directory, options.url, force=options.force, notice=notice)
     print(f"{printable(options.url)}: {'complete' if changed else 'up to date'}")

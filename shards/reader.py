@@ -17,6 +17,7 @@ import collections
 import functools
 import itertools
 import mmap
+import operator
 import os
 import resource
 from collections.abc import Callable, Iterator, Sequence
@@ -105,6 +106,19 @@ class ShardSet:
         if name not in self._splits:
             self._splits[name] = Split(name, self.sets)
         return self._splits[name]
+
+
+def check_alike(sets: Sequence[ShardSet], fields: Sequence[str], done: str) -> None:
+    """Raise `InputError` unless these `fields` of all manifests have the values that those of the first set have."""
+    first = sets[0]
+    for other in sets[1:]:
+        values = [(name, *(operator.attrgetter(name)(own.manifest) for own in (first, other))) for name in fields]
+        differences = [f"{name} (expected {want}, found {found})" for name, want, found in values if want != found]
+        if differences:
+            raise InputError(
+                f"{other.path}: can't be {done} with {first.path}, from which it differs in {', '.join(differences)}; "
+                "build one of them anew, as the other is"
+            )
 
 
 class Split:

@@ -177,5 +177,9 @@ class NewSet:
 
     def finish(self, **more: Any) -> Manifest:
         """`complete_set` with what else it needs."""
-        kinds = {"block_tokens": self._block_tokens, "packing": self._packing, "tokenizer": self._tokenizer}
+        kinds: dict[str, Any] = {
+            "block_tokens": self._block_tokens,
+            "packing": self._packing,
+            "tokenizer": self._tokenizer,
+        }
         return complete_set(self.directory, self.shards, **kinds, **more)

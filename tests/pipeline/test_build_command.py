@@ -88,6 +88,7 @@ MISTAKES: dict[str, tuple[str | None, list[str], str]] = {
         "leave out text_field and template",
     ),
     "a transform and a field": ("", ["--transform", "x.py", "--text-field", "a"], "leave out text_field and template"),
+    "a template and a field": ("", ["--template", "{a}", "--text-field", "a"], "template: .* leave out text_field"),
     "unknown tokenizer": ('{"text": "a"}\n', ["--tokenizer", "gwen2"], "tokenizer 'gwen2'.*qwen2"),
     "block of nothing": ('{"text": "a"}\n', ["--block-tokens", "0"], "block_tokens: expected 2 to"),
     "no workers": ('{"text": "a"}\n', ["--workers", "0"], "num_workers: expected at least 1, found 0"),
