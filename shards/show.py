@@ -168,8 +168,8 @@ def show_block(shard_set: ShardSet, split_name: str, number: int, *, with_ids: b
     split = _split_with(shard_set, split_name, "block", number)
     vocabulary = read_vocabulary(shard_set.tokenizer_path)
     lines = [f"block {number:,} of {len(split):,}, split {split_name}, {shard_set.block_tokens} tokens"]
-    shard = bisect.bisect_right(range(len(split.shards)), number, key=split.first_block) - 1
-    place = number - split.first_block(shard)
+    shard = bisect.bisect_right(split.first_blocks, number) - 1
+    place = number - split.first_blocks[shard]
     for segment in segments(split.shard_index(shard), split.shard_blocks(shard), place, shard_set.block_tokens):
         if segment.is_padding:
             lines.append(f"── {plural(segment.num_tokens, 'padding token')} ──")

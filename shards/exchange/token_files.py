@@ -41,16 +41,8 @@ _DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 _SEQUENCES_AT_ONCE = 1 << 20
 
 Integers = npt.NDArray[np.integer[Any]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Some documents of a file, from number `first` on: all their tokens, and the tokens in each."""
-
-    path: Path
-    first: int
-    tokens: Integers
-    lengths: Lengths
+# Some documents of the file at a path, from a number on: all their tokens, and the tokens in each.
+Batch = tuple[Path, int, Integers, Lengths]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,16 +58,14 @@ class TokenFile:
     shard: ShardEntry | None  # of the manifest beside the file, if it is a shard set's
 
     def batches(self) -> Iterator[Batch]:
-        """All documents, whole ones, about a million tokens at a time."""
+        """All documents in order, whole ones, about a million tokens at a time."""
         first = 0
         while first < self.num_documents:
             starts, sizes, boundaries = self.sequences(first, min(first + _BATCH_DOCUMENTS, self.num_documents))
             ends = np.concatenate([[0], np.cumsum(sizes)])[boundaries]
             count = max(1, int(np.searchsorted(ends, _BATCH_TOKENS, side="right")) - 1)
             starts, sizes = starts[: boundaries[count]], sizes[: boundaries[count]]
-            yield Batch(
-                path=self.path, first=first, tokens=self._joined(starts, sizes), lengths=np.diff(ends[: count + 1])
-            )
+            yield self.path, first, self._joined(starts, sizes), np.diff(ends[: count + 1])
             first += count
 
     def _joined(self, starts: Lengths, sizes: Lengths) -> Integers:

@@ -145,7 +145,7 @@ def compute(shard_set: ShardSet, *, seed: int, progress: Callable[[int], None] =
             for block in sorted(block - first_block for block in chosen.tolist()):
                 if 0 <= block < shard.num_blocks:
                     parts = list(segments(index, shard_blocks, block, MAX_SHOWN_TOKENS))
-                    excerpts.append((name, split.first_block(number) + block, parts))
+                    excerpts.append((name, split.first_blocks[number] + block, parts))
             first_block += shard.num_blocks
             progress(shard.num_blocks)
     _, copies = np.unique(np.concatenate(hashes), return_counts=True)
