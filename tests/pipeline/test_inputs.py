@@ -66,6 +66,21 @@ def test_rows_are_numbered_from_the_file(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow-stream"])
+def test_text_in_a_table_that_is_not_utf8_is_a_bad_record(tmp_path: Path, kind: str) -> None:
+    """Its column is one of text, which whoever wrote the file didn't check."""
+    content = pa.array([b"good", b"b\xff", "文".encode()])
+    text = pa.StringArray.from_buffers(3, *content.buffers()[1:])
+    parts = pa.StructArray.from_arrays([text, pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), text)], "ab")
+    path = write_table(tmp_path / "corpus", kind, pa.table({"text": text, "page": parts}))
+    for field in ("text", "page.a", "page.b[]"):
+        texts, bad = texts_and_bad(path, field=field)
+        assert texts == ["good", "文"] and [(error.offset, error.kind) for error in bad] == [(1, "invalid UTF-8")]
+    strange = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.int32()), text)
+    if kind != "parquet":
+        assert len(texts_and_bad(write_table(path, kind, pa.table({"text": strange})))[1]) == 1
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow-stream"])
 def test_ranges_of_tables_have_digests_of_their_own(tmp_path: Path, kind: str) -> None:
     """Of any row groups; of Parquet without the columns that aren't needed."""
     path = tmp_path / "corpus"
