@@ -10,8 +10,8 @@ import pytest
 from blake3 import blake3
 
 import shards
-from shards import verify as verify_module
 from shards.__main__ import main
+from shards.common import files
 from shards.common.errors import InputError
 from shards.verify import verify
 from tests.conftest import flip
@@ -136,7 +136,7 @@ def test_documents_may_hold_eos_where_special_tokens_are_parsed(tmp_path: Path) 
 
 
 def test_faults_are_found_in_every_chunk(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_module, "_CHUNK_TOKENS", 5)
+    monkeypatch.setattr(files, "_READ_BYTES", 4 * 5)
     assert verify(own) == []
     for position in (4, 5, 19):
         set_tokens(own, {position: 300})
