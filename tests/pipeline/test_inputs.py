@@ -81,6 +81,15 @@ def test_text_in_a_table_that_is_not_utf8_is_a_bad_record(tmp_path: Path, kind: 
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow-stream"])
+def test_what_python_has_no_value_or_no_name_for_in_a_table(tmp_path: Path, kind: str) -> None:
+    """Of two columns with one name the last counts, as in JSON."""
+    arrays = [pa.array(["a"]), pa.array(["b"]), pa.array([10**9], pa.date32())]
+    path = write_table(tmp_path / "corpus", kind, pa.Table.from_arrays(arrays, names=["text", "text", "when"]))
+    assert texts_of(path) == ["b"]
+    assert [error.kind for error in texts_and_bad(path, field="when")[1]] == ["text is not a string"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow-stream"])
 def test_ranges_of_tables_have_digests_of_their_own(tmp_path: Path, kind: str) -> None:
     """Of any row groups; of Parquet without the columns that aren't needed."""
     path = tmp_path / "corpus"
