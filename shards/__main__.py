@@ -237,7 +237,7 @@ def run_report(options: argparse.Namespace) -> None:
 
 
 def run_merge(options: argparse.Namespace) -> None:
-    from shards.edit.sets import merge
+    from shards.edit import merge
     from shards.manifest import read_manifest
 
     total = sum(manifest.num_bytes for manifest in map(read_manifest, options.sets))
@@ -247,7 +247,7 @@ def run_merge(options: argparse.Namespace) -> None:
 
 
 def run_split(options: argparse.Namespace) -> None:
-    from shards.edit.sets import split
+    from shards.edit import split
 
     if options.fractions is not None:
         fractions = [parse_fraction("--fractions", text) for text in options.fractions.split(",")]
@@ -265,7 +265,7 @@ def run_split(options: argparse.Namespace) -> None:
 
 
 def run_subset(options: argparse.Namespace) -> None:
-    from shards.edit.sets import subset
+    from shards.edit import subset
 
     fraction = None if options.fraction is None else parse_fraction("--fraction", options.fraction)
     asked = {"num_documents": options.documents, "num_tokens": options.tokens, "fraction": fraction}

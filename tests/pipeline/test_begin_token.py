@@ -11,7 +11,7 @@ import pytest
 
 import shards
 from shards.common.errors import InputError
-from shards.edit.sets import merge, subset
+from shards.edit import merge, subset
 from shards.manifest import Packing, read_manifest
 from shards.mixture import Mixture
 from shards.show import describe, show_block, show_document

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import shards
 from shards.common.errors import InputError
-from shards.edit.sets import subset
+from shards.edit import subset
 from shards.exchange import importing, token_files
 from shards.exchange.importing import ImportSettings, import_files
 from shards.exchange.token_files import open_datatrove, open_files, open_megatron
