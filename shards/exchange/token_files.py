@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import glob
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def open_files(sources: Sequence[str], source_format: str) -> list[TokenFile]:
     Sorted within each source, and each file once. Raises `InputError` for a source without a file, and for every file that
     can't be one of the format.
     """
-    open_file, suffix, index_suffix = _FORMATS[choice("--from", source_format, tuple(_FORMATS))]
+    open_file, suffix, index_suffix, beside = _FORMATS[choice("--from", source_format, tuple(_FORMATS))]
     paths: dict[Path, Path] = {}
     for source in sources:
         stem, below = glob.escape(source.removesuffix(index_suffix)), f"{glob.escape(source)}/**/*{suffix}"
@@ -96,14 +96,13 @@ def open_files(sources: Sequence[str], source_format: str) -> list[TokenFile]:
             raise InputError(f"{source}: no *{suffix} there; expected a file, a directory of such files, or a pattern")
         for path in found:
             paths.setdefault(path.resolve(), path)
-    shards_of = functools.cache(own_shards)
-    return [open_file(path, shards_of) for path in paths.values()]
+    shards_of = functools.cache(_own_shards)
+    return [
+        open_file(path, shards_of(path.parent / beside).get(path.name.removesuffix(suffix))) for path in paths.values()
+    ]
 
 
-ShardsOf = Callable[[Path], Mapping[str, ShardEntry]]
-
-
-def own_shards(directory: Path) -> dict[str, ShardEntry]:
+def _own_shards(directory: Path) -> dict[str, ShardEntry]:
     """The shards, by name, of the set whose manifest lies in `directory`; none where a file of that name is another's."""
     path = directory / MANIFEST_NAME
     content = path.read_bytes() if path.is_file() else b""
@@ -111,8 +110,8 @@ def own_shards(directory: Path) -> dict[str, ShardEntry]:
     return {shard.name: shard for shard in read_manifest(directory).shards} if is_ours else {}
 
 
-def open_megatron(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
-    """A `.bin` with its `.idx`, checked. Raises `InputError` for every pair that can't be one."""
+def open_megatron(path: Path, shard: ShardEntry | None = None) -> TokenFile:
+    """A `.bin` with its `.idx`, checked; maybe a `shard` of a set. Raises `InputError` for every pair that can't be one."""
     index_path, num_bytes = path.with_suffix(INDEX_SUFFIX), file_bytes(path)
     dtype, num_sequences, num_documents = _read_header(index_path)
     content, tokens = _map_array(index_path, "u1"), _map_array(path, dtype)
@@ -134,7 +133,6 @@ def open_megatron(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
         raise InputError(
             f"{index_path}: expected document boundaries that rise from 0 to {num_sequences:,}; it is damaged"
         )
-    shard = shards_of(path.parent).get(path.name.removesuffix(BIN_SUFFIX))
     if shard is not None:
         check_digest(index_path, shard.index_digest)
 
@@ -169,8 +167,8 @@ def _read_header(path: Path) -> tuple[str, int, int]:
     return _DTYPES[code], num_sequences, num_boundaries - 1
 
 
-def open_datatrove(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
-    """A `.ds` with its `.ds.index`, checked. Raises `InputError` for every pair that can't be one."""
+def open_datatrove(path: Path, shard: ShardEntry | None = None) -> TokenFile:
+    """A `.ds` with its `.ds.index`, checked; maybe of a `shard`. Raises `InputError` for every pair that can't be one."""
     ends_path = path.with_name(path.name + ".index")
     if path.with_name(path.name + ".loss").exists():
         raise InputError(f"{path}: has a loss mask, which a shard set can't hold; move {path.name}.loss elsewhere")
@@ -186,7 +184,6 @@ def open_datatrove(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
         )
     if not _rises(ends):
         raise InputError(f"{ends_path}: expected ends of documents that rise; it is damaged")
-    shard = shards_of(path.parent.parent).get(path.name.removesuffix(TOKENS_SUFFIX))
     if shard is not None and shard.num_sequences > shard.num_documents:
         raise InputError(f"{path}: packed best-fit, so documents lie in two places; import the set's own shards")
 
@@ -199,9 +196,10 @@ def open_datatrove(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
     return TokenFile(path=path, num_documents=len(ends), tokens=tokens, sequences=sequences, shard=shard)
 
 
-_FORMATS: dict[str, tuple[Callable[[Path, ShardsOf], TokenFile], str, str]] = {
-    "megatron": (open_megatron, BIN_SUFFIX, INDEX_SUFFIX),
-    "datatrove": (open_datatrove, TOKENS_SUFFIX, ENDS_SUFFIX),
+# The last is where the manifest is if the file is of a shard set, from the file's directory.
+_FORMATS: dict[str, tuple[Callable[[Path, ShardEntry | None], TokenFile], str, str, str]] = {
+    "megatron": (open_megatron, BIN_SUFFIX, INDEX_SUFFIX, "."),
+    "datatrove": (open_datatrove, TOKENS_SUFFIX, ENDS_SUFFIX, ".."),
 }
 
 

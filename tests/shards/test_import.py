@@ -234,7 +234,7 @@ def test_a_manifest_of_something_else_is_none_of_ours(tmp_path: Path, small_toke
 def test_documents_of_best_fit_are_not_taken_from_datatrove(packed_sets: dict[str, Path], tmp_path: Path) -> None:
     run("export", packed_sets["best-fit"], "--to", "datatrove", "--out", tmp_path / "out")
     with pytest.raises(InputError, match="packed best-fit, so documents lie in two places; import the set's own"):
-        open_datatrove(sorted((tmp_path / "out").rglob("*.ds"))[0])
+        open_files([str(tmp_path / "out")], "datatrove")
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
