@@ -41,7 +41,7 @@ def default_unit_bytes(num_bytes: int) -> int:
     >>> [default_unit_bytes(size) >> 20 for size in (0, 51_000_000, 2_000_000_000, 10**13)]
     [2, 2, 32, 1024]
     """
-    near = 2 ** round(math.log2(max(num_bytes, 64) / 64))
+    near = 2 ** round(math.log2(max(1, num_bytes) / 64)) if num_bytes > 64 else 1
     unit_bytes = min(max(near, MIN_UNIT_BYTES), MAX_UNIT_BYTES)
     while num_bytes > unit_bytes * MAX_UNITS:
         unit_bytes *= 2

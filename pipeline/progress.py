@@ -86,7 +86,8 @@ def summary(result: BuildResult) -> dict[str, str]:
     time = f"{result.seconds:.1f} s, {num_bytes / 1e6 / max(result.seconds, 1e-9):,.1f} MB/s"
     if result.num_units_reused:
         time += f"; {plural(result.num_units_reused, 'unit')} from an earlier run"
-    lost, share = result.num_remainder_tokens, 100 * result.num_remainder_tokens / max(1, num_tokens - num_documents)
+    num_text_tokens = num_tokens - (1 if manifest.tokenizer.begin_id is None else 2) * num_documents
+    lost, share = result.num_remainder_tokens, 100 * result.num_remainder_tokens / max(1, num_text_tokens)
     return {
         "shard set": result.out,
         "documents": f"{num_documents:,}" + (f"; left out: {left_out}" if left_out else ""),

@@ -14,6 +14,7 @@ from shards.common.errors import InputError
 from shards.edit import merge, subset
 from shards.manifest import Packing, read_manifest
 from shards.mixture import Mixture
+from shards.report.statistics import compute
 from shards.show import describe, show_block, show_document
 from shards.verify import verify
 from tests.conftest import SAMPLE, write_corpus
@@ -77,7 +78,7 @@ def test_a_set_without_one_has_no_field_for_it(plain: Path, builder: Builder) ->
     ("token", "message"),
     [
         ("<strt>", "begin_token: '<strt>' is not in the tokenizer 'tokenizer'; did you mean '<start>'?"),
-        ("\udce4", "'\\udce4' is not in"),
+        ("\udce4", "begin_token: expected text in UTF-8, found '\\udce4'"),
         ("<|endoftext|>", "begin_token: '<|endoftext|>' is EOS"),
     ],
 )
@@ -125,6 +126,11 @@ def test_another_set_by_the_tokenizer_of_such_a_set_has_none(
     builder: Builder, plain: Path, begun: Path, tmp_path: Path
 ) -> None:
     assert builder(SAMPLE, tmp_path / "set", tokenizer_name=str(begun)).manifest == read_manifest(plain)
+
+
+def test_the_report_measures_text_without_it(plain: Path, begun: Path) -> None:
+    with_it, without = (compute(shards.open(path), seed=0) for path in (begun, plain))
+    assert with_it.lengths == without.lengths and with_it.tokens.ranking == without.tokens.ranking
 
 
 def test_it_is_shown_but_is_no_text(builder: Builder, tmp_path: Path) -> None:
