@@ -244,7 +244,7 @@ class _Set:
     """Stands for a shard set in a mixture."""
 
     block_tokens, vocab_size, eos_id, begin_id = 8, 10, 9, None
-    manifest = SimpleNamespace(tokenizer=SimpleNamespace(sha256="0", name="t"))
+    manifest = SimpleNamespace(tokenizer=SimpleNamespace(sha256="0", begin_id=None), block_tokens=1)
 
     def __init__(self, path: str, size: int) -> None:
         self.path, self._size, self.fingerprint, self.tokenizer_path = path, size, "0" * 64, path

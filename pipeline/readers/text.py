@@ -10,6 +10,8 @@ from typing import Any
 
 from pipeline.readers.base import INVALID_UTF8, BadRecord, Batch, StreamReader
 
+_LINE_BYTES = 1 << 16  # of the first line, up to which its end is looked for
+
 
 class TextReader(StreamReader):
     """The documents of a `.txt` file, each as the record `{"text": …}`."""
@@ -38,7 +40,7 @@ class TextReader(StreamReader):
 
     def _documents(self) -> Iterator[tuple[bytes, int]]:
         """Each document with its offset; of one that is too large, a part that is too large itself."""
-        separator, start = self._options.document_separator.encode(), self._read_start()
+        separator, start = self._options.document_separator.encode(), self._read_up_to(_LINE_BYTES, self._read_start())
         newline = b"\r\n" if start.partition(b"\n")[0].endswith(b"\r") else b"\n"
         mark = newline + separator + newline
         # The first has a made-up newline before it, so that a separator on the first line is one like any other.
