@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.common.command_line import Parser, byte_count, run_command
+from shards.common.command_line import Parser, byte_count, notice, run_command
 from shards.common.errors import InputError
 from shards.common.text import printable, size_text
 
@@ -150,10 +150,13 @@ def settings_of(options: argparse.Namespace) -> Any:
 def run_fetch(options: argparse.Namespace) -> None:
     from pipeline.fetch import fetch
 
-    notice = (lambda _line: None) if options.quiet else print_notice
-    shown = sys.stderr.isatty() and not options.quiet
     fetched = fetch(
-        options.name, options.out, origin=getattr(options, "from"), force=options.force, notice=notice, shows_bars=shown
+        options.name,
+        options.out,
+        origin=getattr(options, "from"),
+        force=options.force,
+        notice=(lambda _line: None) if options.quiet else notice,
+        shows_bars=sys.stderr.isatty() and not options.quiet,
     )
     facts = [f"up to date, {size_text(fetched.num_bytes)}" if fetched.was_there else size_text(fetched.num_bytes)]
     facts += [f"sha256 {fetched.sha256}"] if fetched.sha256 else []
@@ -162,14 +165,12 @@ def run_fetch(options: argparse.Namespace) -> None:
         print(f"next: make shards CORPUS={shlex.quote(printable(str(fetched.path)))}")
 
 
-def print_notice(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
-
-
 def run_build(options: argparse.Namespace) -> None:
     from pipeline.build import Reporter, build
     from pipeline.progress import BarReporter, print_summary
 
+    if options.ray_address and options.engine != "ray":
+        raise InputError(f"--ray-address: expected --engine ray beside it, found {options.engine}")
     result = build(
         options.sources,
         options.out,
@@ -195,9 +196,8 @@ def run_tokenizer(options: argparse.Namespace) -> None:
     path = options.out / "tokenizer.json"
     if path.exists() and not options.force:
         raise InputError(f"{path}: exists already; choose another --out, or replace it with --force")
-    settings, notice = settings_of(options), print_notice
     num_entries = train_tokenizer(
-        options.sources, options.out, vocab_size=options.vocab_size, settings=settings, notice=notice
+        options.sources, options.out, vocab_size=options.vocab_size, settings=settings_of(options), notice=notice
     )
     print(f"{path}: {num_entries:,} entries")
 

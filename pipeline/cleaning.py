@@ -15,7 +15,7 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +54,6 @@ class Transform:
         except (SyntaxError, ValueError, RecursionError) as error:
             raise InputError(f"transform {self.describe(error)}") from None
 
-    def texts(self, batch: Batch, options: ReadOptions) -> Iterator[tuple[Any, list[str]]]:
-        """Each record with its texts, none where it is to be left out. Bad records are reported, and do not come."""
-        function = load(self)
-        gc.enable()  # what the user's code makes may hold cycles
-        for number, record in enumerate(batch.values):
-            try:
-                texts = _as_list(function(record))
-            except MemoryError:
-                raise
-            except (Exception, SystemExit) as error:
-                offset, content = batch.place(number)
-                options.on_bad(BadRecord(offset, TRANSFORM_FAILED, self.describe(error), content))
-            else:
-                yield record, texts
-
     def describe(self, error: BaseException) -> str:
         """An exception of the function's in a line: `clean.py, line 3: KeyError: 'title'`."""
         frames = traceback.walk_tb(error.__traceback__)
@@ -102,6 +87,7 @@ def read_transform(value: str) -> Transform:
 def load(transform: Transform) -> Callable[[Any], Any]:
     """Run the file, in a worker, once: its function. Raises `InputError` where that fails, or it has no such function."""
     code = transform.compile()
+    gc.enable()  # what the user's code makes may hold cycles
     module = sys.modules[_MODULE] = types.ModuleType(_MODULE)  # where dataclasses look for it
     try:
         exec(code, module.__dict__)
@@ -146,8 +132,16 @@ class Cleaner:
         return documents
 
     def _transformed(self, transform: Transform, batch: Batch, options: ReadOptions) -> list[str | None]:
-        texts: list[str | None] = []
-        for record, own in transform.texts(batch, options):
+        function, texts = load(transform), list[str | None]()
+        for number, record in enumerate(batch.values):
+            try:
+                own = _as_list(function(record))
+            except MemoryError:
+                raise
+            except (Exception, SystemExit) as error:
+                offset, content = batch.place(number)
+                options.on_bad(BadRecord(offset, TRANSFORM_FAILED, transform.describe(error), content))
+                continue
             if own:
                 texts += own
                 self._receipt.num_added += len(own) - 1

@@ -158,7 +158,7 @@ def _fetch_folder(
 
 
 def _stamp_path(out: Path) -> Path:
-    return out.with_name(f".{out.name}.fetched.json")
+    return out.parent / f".{out.name}.fetched.json"  # `.` has no name
 
 
 def _write_stamp(out: Path, paths: list[Path], reference: HubReference) -> Fetched:

@@ -52,23 +52,16 @@ class TextOf:
 
     def _text(self, record: Any) -> str | None:
         """The text of one record, None if all of its fields are null. Raises `BadRecord`, without the record's place."""
-        parts = self._parts
         if record is None or (isinstance(record, str) and not self._template):
-            values, parts = [record], [("", "")]
-        elif isinstance(record, dict):
-            values = [_string(record, name) for _literal, name in parts if name is not None]
-        else:
+            return record
+        if not isinstance(record, dict):
             expected = "expected an object, whose fields the template names" if self._template else "expected an object"
             raise BadRecord(0, NOT_AN_OBJECT, f"{expected}, found {_kind(record)}")
+        values = [_string(record, name) for _literal, name in self._parts if name is not None]
         if not any(values):
             return None if set(values) == {None} else ""
         found = iter(values)
-        text = "".join(literal + ((next(found) or "") if name is not None else "") for literal, name in parts)
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise BadRecord(0, NOT_A_STRING, "a lone surrogate is no text") from None
-        return text
+        return "".join(literal + ((next(found) or "") if name is not None else "") for literal, name in self._parts)
 
 
 def _columns(name: str) -> Iterator[str]:

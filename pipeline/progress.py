@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.build import BuildResult, Reporter
+from shards.common.command_line import notice
 from shards.common.text import plural, printable, size_text
 from shards.unread import unread_text
 
@@ -27,7 +28,7 @@ class BarReporter(Reporter):
 
     def started(self, num_bytes: int, num_bytes_done: int, num_workers: int) -> None:
         kept = f", {size_text(num_bytes_done)} of it done by an earlier run" if num_bytes_done else ""
-        _say(f"reading {size_text(num_bytes)} with {plural(num_workers, 'worker')}{kept}")
+        notice(f"reading {size_text(num_bytes)} with {plural(num_workers, 'worker')}{kept}")
         shown: dict[str, Any] = {"dynamic_ncols": True, "mininterval": 0.2}
         if not sys.stderr.isatty():
             shown = {"file": _Lines(), "bar_format": _LINE, "mininterval": 10, "delay": 10}
@@ -38,7 +39,7 @@ class BarReporter(Reporter):
         if self._bar is not None and sys.stderr.isatty():
             self._bar.set_description(name)
         else:
-            _say(name)
+            notice(name)
 
     def progress(self, num_bytes: int, num_tokens: int, num_rejected: int) -> None:
         self._num_tokens += num_tokens
@@ -51,8 +52,7 @@ class BarReporter(Reporter):
     def finished(self) -> None:
         self._bar.close()
 
-    def notice(self, line: str) -> None:
-        _say(printable(line))
+    notice = staticmethod(notice)
 
 
 class _Lines(io.StringIO):
@@ -60,12 +60,8 @@ class _Lines(io.StringIO):
 
     def write(self, text: str) -> int:
         if line := text.strip():
-            _say(line)
+            notice(line)
         return len(text)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def print_summary(result: BuildResult) -> None:
@@ -90,7 +86,8 @@ def summary(result: BuildResult) -> dict[str, str]:
     time = f"{result.seconds:.1f} s, {num_bytes / 1e6 / max(result.seconds, 1e-9):,.1f} MB/s"
     if result.num_units_reused:
         time += f"; {plural(result.num_units_reused, 'unit')} from an earlier run"
-    lost, share = result.num_remainder_tokens, 100 * result.num_remainder_tokens / max(1, num_tokens - num_documents)
+    num_text_tokens = num_tokens - (1 if manifest.tokenizer.begin_id is None else 2) * num_documents
+    lost, share = result.num_remainder_tokens, 100 * result.num_remainder_tokens / max(1, num_text_tokens)
     return {
         "shard set": result.out,
         "documents": f"{num_documents:,}" + (f"; left out: {left_out}" if left_out else ""),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pipeline.readers.encodings import codec_name
 from shards.common.errors import InputError, choice
+from shards.common.text import in_utf8
 from shards.manifest import Packing
 from shards.order import DEFAULT_SEED, check_seed
 
@@ -88,6 +89,8 @@ class BuildSettings:
         object.__setattr__(self, "encoding", codec_name(self.encoding or "utf-8"))
         if self.transform and (self.template or self.text_field != "text"):
             raise InputError("transform: the function makes the text; leave out text_field and template")
+        if self.template and self.text_field != "text":
+            raise InputError("template: it names the fields itself; leave out text_field")
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"val_fraction: expected 0 or more and less than 1, found {self.val_fraction}")
         check_seed(self.seed)
@@ -95,8 +98,11 @@ class BuildSettings:
             if not least <= getattr(self, name) <= most:
                 raise InputError(f"{name}: expected {least:,} to {most:,}, found {getattr(self, name):,}")
         for name, kind in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
             if typing.get_origin(kind) is Literal:
-                choice(name, getattr(self, name), typing.get_args(kind))
+                choice(name, value, typing.get_args(kind))
+            elif kind is str and in_utf8(value) != value:
+                raise InputError(f"{name}: expected text in UTF-8, found {value!r}")
 
     def as_dict(self) -> dict[str, Any]:
         """As manifests have it: an option that came later is left out where it isn't used."""

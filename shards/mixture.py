@@ -28,7 +28,7 @@ from shards.common.urls import is_url
 from shards.layout import Shuffle
 from shards.manifest import canonical_json
 from shards.order import MAX_TOTAL_WEIGHT, RunOrder, Stage
-from shards.reader import ShardSet, Split, open_shard_set
+from shards.reader import ShardSet, Split, check_alike, open_shard_set
 
 MAX_SETS = 100
 MAX_WEIGHT = 10**12
@@ -37,6 +37,7 @@ MAX_STAGES = 100
 _UNTIL = re.compile(r"(?P<amount>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?) ?(?P<unit>steps|tokens|)")
 _WEIGHTED = re.compile(r"(?P<path>.+):(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)(?P<passes>epochs?)?")
 _PASSES = "epochs"
+_ALIKE = ("tokenizer.sha256", "tokenizer.begin_id", "block_tokens")
 
 
 def open_data(spec: str | Sequence[Mapping[str, Any]], notice: Callable[[str], None] = lambda _line: None) -> Data:
@@ -75,7 +76,7 @@ def validation_sets(data: Data, named: Mapping[str, str] | None = None) -> dict[
         names = distinct_names([part.path for part in data.sets])
         return {name: part for name, part in zip(names, data.sets, strict=True) if len(part["val"])}
     sets = {name: _open_part(path, lambda _line: None) for name, path in named.items()}
-    _check_same([data.sets[0], *sets.values()])
+    check_alike([data.sets[0], *sets.values()], _ALIKE, "evaluated")
     for part in sets.values():
         if not len(part["val"]):
             raise InputError(f"{part.path}: has no validation blocks to evaluate")
@@ -104,8 +105,7 @@ def run_order(
     Where stages are to end by shares of the run or by steps, the blocks of the whole run or of a step say where that is;
     raises `InputError` where they are missing, and for the shuffle `offset` of a set whose blocks can't be cut anew.
     """
-    packed = [part.path for part in data.sets if part.manifest.packing != "concat"]
-    if shuffle == "offset" and packed:
+    if shuffle == "offset" and (packed := [part.path for part in data.sets if part.manifest.packing != "concat"]):
         raise InputError(
             f"shuffle: offset would cut the documents of {packed[0]}, which is packed by best-fit; take global, or build "
             "with --packing concat"
@@ -131,7 +131,7 @@ class Mixture:
         Raises `InputError` if the sets don't go together.
         """
         self.sets = list({part.path: part for _, parts in stages for part, _ in parts}.values())
-        _check_same(self.sets)
+        check_alike(self.sets, _ALIKE, "mixed")
         sizes = {part.path: len(part["train"]) for part in self.sets}
         for path, size in sizes.items():
             if not size:
@@ -276,18 +276,3 @@ def whole_weights(amounts: Sequence[Fraction]) -> tuple[int, ...]:
     if total // (divisor := math.gcd(*counts)) > most:
         return tuple(max(min(count, 1), count * most // total) for count in counts)
     return tuple(count // divisor for count in counts)
-
-
-def _check_same(sets: Sequence[ShardSet]) -> None:
-    first = sets[0]
-    for part in sets[1:]:
-        if part.manifest.tokenizer.sha256 != first.manifest.tokenizer.sha256:
-            names = f"{first.manifest.tokenizer.name} and {part.manifest.tokenizer.name}"
-            raise InputError(f"{part.path}: has another tokenizer than {first.path} ({printable(names)})")
-        if part.begin_id != first.begin_id:
-            shown = ["without a begin token" if own.begin_id is None else "with one" for own in (part, first)]
-            raise InputError(f"{part.path}: was built {shown[0]}, {first.path} {shown[1]}")
-        if part.block_tokens != first.block_tokens:
-            raise InputError(
-                f"{part.path}: has blocks of {part.block_tokens:,} tokens, {first.path} of {first.block_tokens:,}"
-            )

@@ -17,6 +17,7 @@ import collections
 import functools
 import itertools
 import mmap
+import operator
 import os
 import resource
 from collections.abc import Callable, Iterator, Sequence
@@ -108,6 +109,19 @@ class ShardSet:
         return self._splits[name]
 
 
+def check_alike(sets: Sequence[ShardSet], fields: Sequence[str], done: str) -> None:
+    """Raise `InputError` unless these `fields` of all manifests have the values that those of the first set have."""
+    first = sets[0]
+    for other in sets[1:]:
+        values = [(name, *(operator.attrgetter(name)(own.manifest) for own in (first, other))) for name in fields]
+        differences = [f"{name} (expected {want}, found {found})" for name, want, found in values if want != found]
+        if differences:
+            raise InputError(
+                f"{other.path}: can't be {done} with {first.path}, from which it differs in {', '.join(differences)}; "
+                "build one of them anew, as the other is"
+            )
+
+
 class Split:
     """The blocks of one split of a set, or of several, numbered from 0 through the shards, mapped when first touched."""
 
@@ -130,7 +144,7 @@ class Split:
         self.num_text_bytes = entry.num_text_bytes
         self.num_text_chars = entry.num_text_chars
         # Where each shard's blocks and documents begin, and the numbers of all.
-        self._first_blocks = [0, *itertools.accumulate(shard.num_blocks for shard in self.shards)]
+        self.first_blocks = [0, *itertools.accumulate(shard.num_blocks for shard in self.shards)]
         self._first_documents = [0, *itertools.accumulate(shard.num_documents for shard in self.shards)]
         self._block_bytes = bin_bytes(1, self.block_tokens)
         self._maps: list[memoryview | None] = [None] * len(self.shards)
@@ -145,7 +159,7 @@ class Split:
 
     def __len__(self) -> int:
         """Number of blocks."""
-        return self._first_blocks[-1]
+        return self.first_blocks[-1]
 
     def shard_blocks(self, number: int) -> Tokens:
         """All blocks of the split's shard `number`, shape `(num_blocks, block_tokens)`, a read-only view.
@@ -167,10 +181,6 @@ class Split:
             self._maps[self._mapped.popleft()] = None  # views of it that are in use keep it mapped
         return content
 
-    def first_block(self, shard: int) -> int:
-        """The number of the first block of a shard; for the number after the last shard, the number of blocks."""
-        return self._first_blocks[shard]
-
     @overload
     def __getitem__(self, key: int | np.integer) -> Tokens: ...
     @overload
@@ -190,18 +200,18 @@ class Split:
         """The bytes of a block."""
         if number < 0:
             number += len(self)
-        shard = bisect.bisect_right(self._first_blocks, number) - 1
+        shard = bisect.bisect_right(self.first_blocks, number) - 1
         if not 0 <= shard < len(self.shards):
             raise IndexError(f"block numbers must lie in 0 … {len(self) - 1:,} (split {self.name!r})")
-        start = (number - self._first_blocks[shard]) * self._block_bytes
+        start = (number - self.first_blocks[shard]) * self._block_bytes
         return (self._maps[shard] or self._map(shard))[start : start + self._block_bytes]
 
     def _slice(self, key: slice) -> Tokens:
         start, stop, step = key.indices(len(self))
         if step == 1 and start < stop:
-            shard = bisect.bisect_right(self._first_blocks, start) - 1
-            if stop <= self._first_blocks[shard + 1]:
-                first = self._first_blocks[shard]
+            shard = bisect.bisect_right(self.first_blocks, start) - 1
+            if stop <= self.first_blocks[shard + 1]:
+                first = self.first_blocks[shard]
                 return self.shard_blocks(shard)[start - first : stop - first]
         return self._gather(np.arange(start, stop, step))
 

@@ -175,15 +175,11 @@ class NewSet:
                 packers[name].add(tokens, lengths, num_text_bytes=num_bytes, num_text_chars=num_chars)
             self.shards += filter(None, [packer.finish() for packer in packers.values()])
 
-    def finish(self, *, sources: list[SourceEntry], settings: dict[str, Any], **counts: Any) -> Manifest:
-        """Write the manifest; `counts` as for `complete_set`. Raises `InputError` if there is no document."""
-        return complete_set(
-            self.directory,
-            self.shards,
-            block_tokens=self._block_tokens,
-            packing=self._packing,
-            tokenizer=self._tokenizer,
-            settings=settings,
-            sources=sources,
-            **counts,
-        )
+    def finish(self, **more: Any) -> Manifest:
+        """`complete_set` with what else it needs."""
+        kinds: dict[str, Any] = {
+            "block_tokens": self._block_tokens,
+            "packing": self._packing,
+            "tokenizer": self._tokenizer,
+        }
+        return complete_set(self.directory, self.shards, **kinds, **more)

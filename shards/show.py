@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from shards.common.errors import InputError
-from shards.common.text import nearest, plural, printable, size_text, visible
+from shards.common.errors import InputError, choice
+from shards.common.text import plural, printable, size_text, visible
 from shards.index import Index
 from shards.layout import SPLITS
 from shards.mixture import Mixture, run_order
@@ -147,33 +147,29 @@ def _shown(value: Any) -> str:
 
 def show_document(shard_set: ShardSet, split_name: str, number: int, *, with_ids: bool = False) -> str:
     """Document `number` of a split, counted from 0 in the corpus's order."""
-    split = _split(shard_set, split_name)
-    _check_number("document", number, split.num_documents, split_name)
+    split = _split_with(shard_set, split_name, "document", number)
     tokens = split.document(number).tolist()
     head = f"document {number:,} of {split.num_documents:,}, split {split_name}, {plural(len(tokens), 'token')}"
     return "\n".join([head, *_document_lines(shard_set, read_vocabulary(shard_set.tokenizer_path), tokens, with_ids)])
 
 
-def _check_number(what: str, number: int, count: int, split_name: str) -> None:
+def _split_with(shard_set: ShardSet, name: str, what: str, number: int) -> Split:
+    """The split `name`. Raises `InputError` if there is none, or it has no block or document (`what`) of this number."""
+    split = shard_set[choice("split", name, SPLITS)]
+    count = len(split) if what == "block" else split.num_documents
     if not 0 <= number < count:
         expected = f"expected 0 to {count - 1:,}" if count else "this split is empty"
-        raise InputError(f"no {what} {number:,} in split {split_name!r}: {expected}")
-
-
-def _split(shard_set: ShardSet, name: str) -> Split:
-    if name not in SPLITS:
-        raise InputError(f"no split {name!r}: expected {' or '.join(SPLITS)}{nearest(name, SPLITS)}")
-    return shard_set[name]
+        raise InputError(f"no {what} {number:,} in split {name!r}: {expected}")
+    return split
 
 
 def show_block(shard_set: ShardSet, split_name: str, number: int, *, with_ids: bool = False) -> str:
     """Block `number` as text, a line where each document ends and for padding; `with_ids` shows ids and pieces."""
-    split = _split(shard_set, split_name)
-    _check_number("block", number, len(split), split_name)
+    split = _split_with(shard_set, split_name, "block", number)
     vocabulary = read_vocabulary(shard_set.tokenizer_path)
     lines = [f"block {number:,} of {len(split):,}, split {split_name}, {shard_set.block_tokens} tokens"]
-    shard = bisect.bisect_right(range(len(split.shards)), number, key=split.first_block) - 1
-    place = number - split.first_block(shard)
+    shard = bisect.bisect_right(split.first_blocks, number) - 1
+    place = number - split.first_blocks[shard]
     for segment in segments(split.shard_index(shard), split.shard_blocks(shard), place, shard_set.block_tokens):
         if segment.is_padding:
             lines.append(f"── {plural(segment.num_tokens, 'padding token')} ──")

@@ -23,7 +23,7 @@ import orjson
 
 from shards.common.errors import InputError
 from shards.common.files import check_digest, regular_file_bytes, write_atomically
-from shards.common.text import nearest, printable
+from shards.common.text import in_utf8, nearest, printable
 from shards.layout import MANIFEST_NAME, TOKENIZER_DIRECTORY, TOKENIZER_FILES
 from shards.manifest import Manifest, TokenizerEntry, read_manifest
 
@@ -89,7 +89,7 @@ def load_tokenizer(path: Path) -> TokenizerFiles:
         raise InputError(
             f"tokenizer: {path}: {reason}; expected a shard set, a directory with a {TOKENIZER_JSON}, or such a file"
         )
-    return read_tokenizer_files(file.resolve().parent.name, file)
+    return read_tokenizer_files(in_utf8(file.resolve().parent.name), file)
 
 
 def tokenizer_of_set(path: Path, manifest: Manifest) -> TokenizerFiles:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from blake3 import blake3
 
 from shards.common.errors import InputError
 from shards.common.files import file_digest, regular_file_bytes
@@ -21,8 +20,6 @@ from shards.index import padding_positions
 from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, MANIFEST_NAME, STAMPS_NAME, TOKENIZER_DIRECTORY
 from shards.manifest import Manifest, ShardEntry, read_manifest
 from shards.reader import check_shard_sizes, read_shard_index
-
-_CHUNK_TOKENS = 1 << 20
 
 
 def verify(directory: Path, *, quick: bool = False, progress: Callable[[int], None] = lambda _: None) -> list[str]:
@@ -90,23 +87,21 @@ def _shard_faults(
     padding = padding_positions(index, shard.num_blocks * manifest.block_tokens)
     expected_eos = np.sort(np.concatenate([index.document_ends - 1, padding]))
     begins = np.sort(index.starts[index.boundaries[: 0 if manifest.tokenizer.begin_id is None else -1]])
-    digest, start = blake3(), 0
-    with open(path, "rb", buffering=0) as file:
-        buffer = bytearray(_CHUNK_TOKENS * 4)
-        while num_bytes := file.readinto(buffer):
-            content = memoryview(buffer)[:num_bytes]
-            digest.update(content)
-            tokens = np.frombuffer(content[: num_bytes // 4 * 4], "<u4")
-            stop = start + len(tokens)
-            eos_here, begins_here = (
-                own[slice(*own.searchsorted([start, stop]))] - start for own in (expected_eos, begins)
-            )
-            for position, fault in _token_faults(tokens, eos_here, begins_here, manifest):
-                yield f"{path}: offset {(start + position) * 4:,}: {fault}"
-            start = stop
-            progress(num_bytes)
-    if digest.hexdigest() != shard.digest:
-        yield f"{path}: expected digest {shard.digest}, found {digest.hexdigest()}; the file was changed"
+    faults, start = list[str](), 0
+
+    def look(content: memoryview) -> None:
+        nonlocal start
+        tokens = np.frombuffer(content[: len(content) // 4 * 4], "<u4")
+        stop = start + len(tokens)
+        eos_here, begins_here = (own[slice(*own.searchsorted([start, stop]))] - start for own in (expected_eos, begins))
+        for position, fault in _token_faults(tokens, eos_here, begins_here, manifest):
+            faults.append(f"{path}: offset {(start + position) * 4:,}: {fault}")
+        start = stop
+
+    digest = file_digest(path, write=look, progress=progress)
+    yield from faults
+    if digest != shard.digest:
+        yield f"{path}: expected digest {shard.digest}, found {digest}; the file was changed"
 
 
 def _token_faults(

@@ -275,10 +275,10 @@ def _documents(content: bytes, separator: str) -> list[bytes]:
     if not separator:
         return [content]
     documents: list[list[bytes]] = [[]]
-    lines = content.split(b"\n")
-    for line in lines:
+    newline = b"\r\n" if content.partition(b"\n")[0].endswith(b"\r") else b"\n"
+    for line in content.split(newline):
         if line == separator.encode():
             documents.append([])
         else:
             documents[-1].append(line)
-    return [b"\n".join(parts) for parts in documents]
+    return [newline.join(parts) for parts in documents]

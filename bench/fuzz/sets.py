@@ -193,13 +193,14 @@ def order(data: bytes) -> None:
         expect(blocks.min() >= 0 and blocks.max() < num_blocks, "outside", num_blocks)
         expect(len(np.unique(blocks)) == len(places), "twice in an epoch of", num_blocks)
         return
-    run = RunOrder((num_blocks,), seed, SHUFFLES[data[18] % 3])
+    run = RunOrder((num_blocks,), seed, SHUFFLES[data[18] % 4])
     start = (num_blocks * (data[9] % 3) + data[18]) % 2**61
     length = min(12, 2 * num_blocks)
     whole, cut = run.blocks(start, start + length), start + data[20] % (length + 1)
     parts = np.concatenate([run.blocks(start, cut), run.blocks(cut, start + length)])
     expect(np.array_equal(parts, whole), "cut elsewhere")
-    expect(whole.min() >= 0 and whole.max() < num_blocks, "a run outside", num_blocks)
+    epochs = np.arange(start, start + length) // num_blocks * (run.shuffle == "offset")
+    expect(np.array_equal(whole // num_blocks, epochs), "a run outside", num_blocks)
 
 
 def _some_places(num_blocks: int, data: bytes) -> Any:
@@ -212,7 +213,7 @@ class _Set:
     """Stands for a shard set in a mixture."""
 
     block_tokens, vocab_size, eos_id, begin_id = 8, 10, 9, None
-    manifest = SimpleNamespace(tokenizer=SimpleNamespace(sha256="0", name="t"))
+    manifest = SimpleNamespace(tokenizer=SimpleNamespace(sha256="0", begin_id=None), block_tokens=1)
 
     def __init__(self, path: str, size: int) -> None:
         self.path, self._size, self.fingerprint, self.tokenizer_path = path, size, "0" * 64, path

@@ -32,13 +32,30 @@ def row_group_bytes(source: Source) -> list[int]:
 
 
 def rows_of(batch: pa.RecordBatch) -> list[Any]:
-    """The rows as objects; binary columns are text where they are UTF-8."""
+    """The rows as objects; binary columns are text where they are UTF-8, and text that isn't UTF-8 is bytes."""
     for number, field in enumerate(batch.schema):
         if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
             with contextlib.suppress(pa.ArrowInvalid):
                 batch = batch.set_column(number, field.name, batch.column(number).cast(pa.large_string()))
-    values: list[Any] = batch.to_pylist()
+    try:
+        values: list[Any] = batch.to_pylist()
+    except (ValueError, OverflowError):  # not all that a table holds is a value of Python's
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        values = [{name: _value(column[row]) for name, column in columns.items()} for row in range(batch.num_rows)]
     return values
+
+
+def _value(scalar: Any) -> Any:
+    """As Python has it; bytes for text that isn't UTF-8, the number for a time in no year of Python's."""
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError):
+        if isinstance(scalar, pa.StructScalar):
+            return {name: _value(own) for name, own in scalar.items()}
+        if isinstance(scalar, pa.ListScalar) and not isinstance(scalar, pa.MapScalar):
+            return [_value(own) for own in scalar]
+        value = scalar.as_buffer().to_pybytes() if hasattr(scalar, "as_buffer") else getattr(scalar, "value", b"\xff")
+        return _value(value) if isinstance(value, pa.Scalar) else value
 
 
 class TableReader(RangeReader):
@@ -53,8 +70,10 @@ class TableReader(RangeReader):
                     row += batch.num_rows
 
     def _batch(self, batch: pa.RecordBatch, row: int) -> Batch:
-        known = self._known_columns(batch.schema.names)
-        values = rows_of(batch.select(known) if known else batch)
+        names = batch.schema.names
+        if known := self._known_columns(names):  # by number: of two columns with one name the last counts, as in JSON
+            batch = batch.select([number for number, name in enumerate(names) if name in known])
+        values = rows_of(batch)
         return Batch(
             values,
             batch.nbytes,
@@ -148,7 +167,7 @@ def readable(source: Source) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise removed(source.path) from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if getattr(error, "errno", None):  # the machine's
             raise
         reason = " ".join(str(error).split())

@@ -1,4 +1,7 @@
-"""Plain text: a document a file, or the parts between the lines that hold a separator and nothing else."""
+"""Plain text: a document a file, or the parts between the lines that hold a separator and nothing else.
+
+The first line of a file, if it ends within 64 KiB, says how lines end in it: with LF or with CR LF.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.readers.base import INVALID_UTF8, BadRecord, Batch, StreamReader
+
+_LINE_BYTES = 1 << 16  # of the first line, up to which its end is looked for
 
 
 class TextReader(StreamReader):
@@ -35,32 +40,33 @@ class TextReader(StreamReader):
 
     def _documents(self) -> Iterator[tuple[bytes, int]]:
         """Each document with its offset; of one that is too large, a part that is too large itself."""
-        mark = b"\n" + self._options.document_separator.encode() + b"\n"
-        is_cut = len(mark) > 2
-        # The first has a made-up line feed before it, so that a separator on the first line is one like any other.
-        pending = b"\n" + self._read_start()
-        offset, begin = self._position - len(pending), 0  # of what is pending; in it, the line feed before a document
+        separator, start = self._options.document_separator.encode(), self._read_up_to(_LINE_BYTES, self._read_start())
+        newline = b"\r\n" if start.partition(b"\n")[0].endswith(b"\r") else b"\n"
+        mark = newline + separator + newline
+        # The first has a made-up newline before it, so that a separator on the first line is one like any other.
+        pending = newline + start
+        offset, begin = self._position - len(pending), 0  # of what is pending; in it, the newline before a document
         is_given = False  # the document that begins there, in part
         while True:
-            end = pending.find(mark, begin) if is_cut else -1
+            end = pending.find(mark, begin) if separator else -1
             if end >= 0:
                 if not is_given:
-                    yield pending[begin + 1 : end], offset + begin + 1
+                    yield pending[begin + len(newline) : end], offset + begin + len(newline)
                 is_given = False
-                begin = end + len(mark) - 1
+                begin = end + len(mark) - len(newline)
                 continue
             offset, pending, begin = offset + begin, pending[begin:], 0
             # No end in it: this is one document, maybe with the beginning of a separator after it.
             if len(pending) - len(mark) > self._options.max_record_bytes:
                 if not is_given:
-                    yield pending[1:], offset + 1
+                    yield pending[len(newline) :], offset + len(newline)
                 is_given = True
                 offset, pending = offset + len(pending) - len(mark), pending[-len(mark) :]
             more = self._read_next(len(pending))
             if not more:
                 break
             pending += more
-        if is_cut and pending.endswith(mark[:-1]):
-            pending = pending[: 1 - len(mark)]
+        if separator:
+            pending = pending.removesuffix(newline + separator)
         if pending and not is_given:
-            yield pending[1:], offset + 1
+            yield pending[len(newline) :], offset + len(newline)

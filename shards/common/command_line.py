@@ -87,6 +87,11 @@ def say(*lines: str) -> None:
     sys.stdout.flush()
 
 
+def notice(line: str) -> None:
+    """Write a line to standard error, at once."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
 def progress_bar(total: int | None, what: str, *, unit: str = "B", show: bool = True) -> Any:
     """A `tqdm` bar on standard error that goes away at the end; nothing where that isn't a terminal."""
     from tqdm import tqdm

@@ -97,6 +97,8 @@ def _translated(error: BaseException, where: str, writes: bool) -> InputError | 
         bucket = f"{where}: no such bucket ({root_reason(error)}); make it, or choose another output"
         return InputError(bucket) if writes else None
     status, reason, unreachable = _status(error), root_reason(error), _UNREACHABLE.get(where.partition(":")[0])
+    if isinstance(error, ValueError) and not status:  # a client that doesn't even ask
+        return InputError(f"{where}: {reason}")
     if unreachable is None:
         if status in (401, 403):
             return InputError(f"{where}: {reason}; check the credentials in the environment")
@@ -104,8 +106,6 @@ def _translated(error: BaseException, where: str, writes: bool) -> InputError | 
     if 400 <= status < 500 and status not in (408, 425, 429):
         login = "; log in, or ask for permission" if status in (401, 403) else ""
         return InputError(f"{where}: refused (HTTP {status}): {reason}{login}")
-    if isinstance(error, ValueError):
-        return InputError(f"{where}: {reason}")
     return TransientError(f"{where}: {unreachable.format((f'HTTP {status}' if status else reason) + _proxy())}")
 
 

@@ -69,6 +69,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def in_utf8(name: str) -> str:
+    """A name to be recorded: bytes of a file's name that aren't UTF-8 are written as `\\udcff`."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def visible(text: str) -> str:
     """`text` with control and format characters (terminal escapes included) written as `\\x1b`; lines stay lines."""
     return "".join(

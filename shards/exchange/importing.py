@@ -22,7 +22,8 @@ from blake3 import blake3
 
 from shards.common.errors import InputError, choice
 from shards.common.files import check_digest, file_digest
-from shards.exchange.token_files import Batch, TokenFile, file_bytes
+from shards.common.text import in_utf8
+from shards.exchange.token_files import Batch, Integers, TokenFile, file_bytes
 from shards.layout import SPLITS
 from shards.manifest import EMPTY, Manifest, Packing, SourceEntry
 from shards.order import DEFAULT_SEED, check_seed
@@ -74,24 +75,24 @@ def import_files(
     def unit(batches: Iterator[Batch]) -> Iterator[DocumentBatch]:
         """The documents of as many batches as make a unit."""
         num_tokens = 0
-        for batch in batches:
-            check_ids(batch, own.entry.vocab_size)
-            tokens = np.ascontiguousarray(batch.tokens, dtype="<u4")
-            starts, sizes, refused = find_bodies(tokens, batch.lengths, eos_id, settings.eos_inside)
+        for path, first, found, lengths in batches:
+            check_ids(path, first, found, lengths, own.entry.vocab_size)
+            tokens = np.ascontiguousarray(found, dtype="<u4")
+            starts, sizes, refused = find_bodies(tokens, lengths, eos_id, settings.eos_inside)
             if refused is not None:
                 raise InputError(
-                    f"{batch.path}: document {batch.first + refused:,}: EOS ({eos_id}) in its middle; choose "
+                    f"{path}: document {first + refused:,}: EOS ({eos_id}) in its middle; choose "
                     "eos_inside split (each EOS ends a document) or keep (as it is)"
                 )
             if sizes.max(initial=0) >= _MAX_DOCUMENT_TOKENS:
-                raise InputError(f"{batch.path}: a document of {sizes.max():,} tokens; expected fewer than 2**31 - 1")
-            num_records[batch.path] += len(sizes)
+                raise InputError(f"{path}: a document of {sizes.max():,} tokens; expected fewer than 2**31 - 1")
+            num_records[path] += len(sizes)
             left_out.update({EMPTY: int((sizes == 0).sum())})
             is_val = held_out(tokens, starts, sizes, settings)
             for name, chosen in zip(SPLITS, (~is_val & (sizes > 0), is_val & (sizes > 0)), strict=True):
                 if chosen.any():
                     yield name, *closed(tokens, starts[chosen], sizes[chosen], eos_id)
-            progress(batch.tokens.nbytes)
+            progress(found.nbytes)
             num_tokens += len(tokens)
             if num_tokens >= UNIT_TOKENS:
                 return
@@ -105,7 +106,7 @@ def import_files(
             new_set.add_unit(number, unit(itertools.chain([batch], batches)))
         sources = [
             SourceEntry(
-                path=file.path.name,
+                path=in_utf8(file.path.name),
                 format=settings.imported_from,
                 num_bytes=file_bytes(file.path),
                 digest=digest,
@@ -127,14 +128,13 @@ def _checked_digest(file: TokenFile, progress: Callable[[int], None]) -> str:
     return file.shard.digest
 
 
-def check_ids(batch: Batch, vocab_size: int) -> None:
+def check_ids(path: Path, first: int, tokens: Integers, lengths: Lengths, vocab_size: int) -> None:
     """Raise `InputError` for the first id that can't be the tokenizer's."""
-    tokens = batch.tokens
     if len(tokens) and not (tokens.min() >= 0 and tokens.max() < vocab_size):
         position = int(np.argmax((tokens >= vocab_size) | (tokens < 0)))
-        number = batch.first + int(np.searchsorted(np.cumsum(batch.lengths), position, side="right"))
+        number = first + int(np.searchsorted(np.cumsum(lengths), position, side="right"))
         raise InputError(
-            f"{batch.path}: document {number:,}: expected ids from 0 to {vocab_size - 1:,}, found "
+            f"{path}: document {number:,}: expected ids from 0 to {vocab_size - 1:,}, found "
             f"{int(tokens[position]):,}; is this the tokenizer that made them?"
         )
 

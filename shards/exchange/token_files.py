@@ -1,20 +1,9 @@
-r"""Other programs' token files, opened and checked: which documents they hold is the same question for both formats.
+"""Other programs' token files, opened and checked: which documents they hold is the same question for both formats.
 
-Megatron-Core: `PREFIX.bin` with `PREFIX.idx` (megatron/core/datasets/indexed_dataset.py, `_IndexWriter`), unaligned:
-
-    offset            type         field
-    0                 9 bytes      magic  b"MMIDIDX\x00\x00"
-    9                 u64          version = 1
-    17                u8           dtype code: 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 6 float64, 7 float32, 8 uint16
-    18                u64          S = number of sequences
-    26                u64          number of document boundaries: D + 1 for D documents
-    34                i32[S]       tokens in each sequence; 0 is allowed
-    34 + 4 S          i64[S]       byte offset of each sequence in the `.bin`
-    34 + 12 S         i64[D + 1]   document boundaries as sequence numbers: from 0 to S, never falling; two equal ones are
-                                   an empty document
-
-A set for several modalities has i8[S] more; it is refused, as floats are. The `.bin` is headerless; bytes in it that no
-sequence covers are passed over, as Megatron does (in a shard set they are padding).
+Megatron-Core: `PREFIX.bin` with `PREFIX.idx`, whose bytes `shards.index` describes. In other programs' files the dtype code
+may be 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64 or 8 uint16, a sequence may have no token, and two equal boundaries
+are an empty document. A set for several modalities has i8[S] more; it is refused, as floats are. The `.bin` is headerless;
+bytes in it that no sequence covers are passed over, as Megatron does (in a shard set they are padding).
 
 datatrove: `NAME.ds` (datatrove/pipeline/tokens/tokenizer.py, `TokenizedFile`) is a headerless array of u16 or u32: u32 for
 a vocabulary above 65,536 there, always u32 in a shard set, whose `.bin` is such a file as it is. `NAME.ds.index`:
@@ -30,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import glob
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +41,8 @@ _DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 _SEQUENCES_AT_ONCE = 1 << 20
 
 Integers = npt.NDArray[np.integer[Any]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Some documents of a file, from number `first` on: all their tokens, and the tokens in each."""
-
-    path: Path
-    first: int
-    tokens: Integers
-    lengths: Lengths
+# Some documents of the file at a path, from a number on: all their tokens, and the tokens in each.
+Batch = tuple[Path, int, Integers, Lengths]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,16 +58,14 @@ class TokenFile:
     shard: ShardEntry | None  # of the manifest beside the file, if it is a shard set's
 
     def batches(self) -> Iterator[Batch]:
-        """All documents, whole ones, about a million tokens at a time."""
+        """All documents in order, whole ones, about a million tokens at a time."""
         first = 0
         while first < self.num_documents:
             starts, sizes, boundaries = self.sequences(first, min(first + _BATCH_DOCUMENTS, self.num_documents))
             ends = np.concatenate([[0], np.cumsum(sizes)])[boundaries]
             count = max(1, int(np.searchsorted(ends, _BATCH_TOKENS, side="right")) - 1)
             starts, sizes = starts[: boundaries[count]], sizes[: boundaries[count]]
-            yield Batch(
-                path=self.path, first=first, tokens=self._joined(starts, sizes), lengths=np.diff(ends[: count + 1])
-            )
+            yield self.path, first, self._joined(starts, sizes), np.diff(ends[: count + 1])
             first += count
 
     def _joined(self, starts: Lengths, sizes: Lengths) -> Integers:
@@ -105,7 +84,7 @@ def open_files(sources: Sequence[str], source_format: str) -> list[TokenFile]:
     Sorted within each source, and each file once. Raises `InputError` for a source without a file, and for every file that
     can't be one of the format.
     """
-    open_file, suffix, index_suffix = _FORMATS[choice("--from", source_format, tuple(_FORMATS))]
+    open_file, suffix, index_suffix, beside = _FORMATS[choice("--from", source_format, tuple(_FORMATS))]
     paths: dict[Path, Path] = {}
     for source in sources:
         stem, below = glob.escape(source.removesuffix(index_suffix)), f"{glob.escape(source)}/**/*{suffix}"
@@ -117,14 +96,13 @@ def open_files(sources: Sequence[str], source_format: str) -> list[TokenFile]:
             raise InputError(f"{source}: no *{suffix} there; expected a file, a directory of such files, or a pattern")
         for path in found:
             paths.setdefault(path.resolve(), path)
-    shards_of = functools.cache(own_shards)
-    return [open_file(path, shards_of) for path in paths.values()]
+    shards_of = functools.cache(_own_shards)
+    return [
+        open_file(path, shards_of(path.parent / beside).get(path.name.removesuffix(suffix))) for path in paths.values()
+    ]
 
 
-ShardsOf = Callable[[Path], Mapping[str, ShardEntry]]
-
-
-def own_shards(directory: Path) -> dict[str, ShardEntry]:
+def _own_shards(directory: Path) -> dict[str, ShardEntry]:
     """The shards, by name, of the set whose manifest lies in `directory`; none where a file of that name is another's."""
     path = directory / MANIFEST_NAME
     content = path.read_bytes() if path.is_file() else b""
@@ -132,8 +110,8 @@ def own_shards(directory: Path) -> dict[str, ShardEntry]:
     return {shard.name: shard for shard in read_manifest(directory).shards} if is_ours else {}
 
 
-def open_megatron(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
-    """A `.bin` with its `.idx`, checked. Raises `InputError` for every pair that can't be one."""
+def open_megatron(path: Path, shard: ShardEntry | None = None) -> TokenFile:
+    """A `.bin` with its `.idx`, checked; maybe a `shard` of a set. Raises `InputError` for every pair that can't be one."""
     index_path, num_bytes = path.with_suffix(INDEX_SUFFIX), file_bytes(path)
     dtype, num_sequences, num_documents = _read_header(index_path)
     content, tokens = _map_array(index_path, "u1"), _map_array(path, dtype)
@@ -155,7 +133,6 @@ def open_megatron(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
         raise InputError(
             f"{index_path}: expected document boundaries that rise from 0 to {num_sequences:,}; it is damaged"
         )
-    shard = shards_of(path.parent).get(path.name.removesuffix(BIN_SUFFIX))
     if shard is not None:
         check_digest(index_path, shard.index_digest)
 
@@ -190,8 +167,8 @@ def _read_header(path: Path) -> tuple[str, int, int]:
     return _DTYPES[code], num_sequences, num_boundaries - 1
 
 
-def open_datatrove(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
-    """A `.ds` with its `.ds.index`, checked. Raises `InputError` for every pair that can't be one."""
+def open_datatrove(path: Path, shard: ShardEntry | None = None) -> TokenFile:
+    """A `.ds` with its `.ds.index`, checked; maybe of a `shard`. Raises `InputError` for every pair that can't be one."""
     ends_path = path.with_name(path.name + ".index")
     if path.with_name(path.name + ".loss").exists():
         raise InputError(f"{path}: has a loss mask, which a shard set can't hold; move {path.name}.loss elsewhere")
@@ -207,7 +184,6 @@ def open_datatrove(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
         )
     if not _rises(ends):
         raise InputError(f"{ends_path}: expected ends of documents that rise; it is damaged")
-    shard = shards_of(path.parent.parent).get(path.name.removesuffix(TOKENS_SUFFIX))
     if shard is not None and shard.num_sequences > shard.num_documents:
         raise InputError(f"{path}: packed best-fit, so documents lie in two places; import the set's own shards")
 
@@ -220,9 +196,10 @@ def open_datatrove(path: Path, shards_of: ShardsOf = own_shards) -> TokenFile:
     return TokenFile(path=path, num_documents=len(ends), tokens=tokens, sequences=sequences, shard=shard)
 
 
-_FORMATS: dict[str, tuple[Callable[[Path, ShardsOf], TokenFile], str, str]] = {
-    "megatron": (open_megatron, BIN_SUFFIX, INDEX_SUFFIX),
-    "datatrove": (open_datatrove, TOKENS_SUFFIX, ENDS_SUFFIX),
+# The last is where the manifest is if the file is of a shard set, from the file's directory.
+_FORMATS: dict[str, tuple[Callable[[Path, ShardEntry | None], TokenFile], str, str, str]] = {
+    "megatron": (open_megatron, BIN_SUFFIX, INDEX_SUFFIX, "."),
+    "datatrove": (open_datatrove, TOKENS_SUFFIX, ENDS_SUFFIX, ".."),
 }
 
 

@@ -1,4 +1,1 @@
-"""`python -m shards report`: a page of HTML about a shard set, for a person to look at before training from it.
-
-`statistics` computes the numbers, `plot` and `page` show them.
-"""
+"""A page about a shard set: `statistics` computes the numbers, `plot` and `page` show them, `document` writes the file."""

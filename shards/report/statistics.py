@@ -46,7 +46,7 @@ _BINS_PER_DOUBLING = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Documents by their tokens, EOS not counted: `counts[3]` documents of 3 tokens."""
+    """Documents by their tokens of text, without EOS and begin token: `counts[3]` documents of 3 tokens."""
 
     counts: Counter[int]
     block_tokens: int
@@ -115,7 +115,7 @@ def compute(shard_set: ShardSet, *, seed: int, progress: Callable[[int], None] =
 
     `progress` is called after each shard, with the number of its blocks.
     """
-    manifest, size = shard_set.manifest, shard_set.block_tokens
+    manifest, size, num_marks = shard_set.manifest, shard_set.block_tokens, 1 if shard_set.begin_id is None else 2
     num_blocks, num_documents = manifest.total("num_blocks"), max(1, manifest.total("num_documents"))
     lengths, sharing, padding, num_cut = Counter[int](), Counter[int](), Counter[int](), 0
     tokens = TokenCounter(shard_set, read_vocabulary(shard_set.tokenizer_path))
@@ -130,7 +130,11 @@ def compute(shard_set: ShardSet, *, seed: int, progress: Callable[[int], None] =
         for number, shard in enumerate(split.shards):
             index, shard_blocks = split.shard_index(number), split.shard_blocks(number)
             documents, (documents_of_block, used) = index.document_lengths, occupancy(index, shard.num_blocks, size)
-            for totals, values in ((lengths, documents - 1), (sharing, documents_of_block), (padding, size - used)):
+            for totals, values in (
+                (lengths, documents - num_marks),
+                (sharing, documents_of_block),
+                (padding, size - used),
+            ):
                 found, counts = np.unique(values, return_counts=True)
                 totals.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
             # A document of several sequences is longer than a block.
@@ -145,7 +149,7 @@ def compute(shard_set: ShardSet, *, seed: int, progress: Callable[[int], None] =
             for block in sorted(block - first_block for block in chosen.tolist()):
                 if 0 <= block < shard.num_blocks:
                     parts = list(segments(index, shard_blocks, block, MAX_SHOWN_TOKENS))
-                    excerpts.append((name, split.first_block(number) + block, parts))
+                    excerpts.append((name, split.first_blocks[number] + block, parts))
             first_block += shard.num_blocks
             progress(shard.num_blocks)
     _, copies = np.unique(np.concatenate(hashes), return_counts=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import glob
 import hashlib
 import logging
 import os
@@ -202,7 +203,8 @@ def snapshot(reference: HubReference, directory: Path, patterns: list[str], *, s
     They lie as in the repository below `directory`; where the reference itself lies is returned. Raises `InputError`.
     """
     with server_errors(reference):
-        wanted = [reference.at(pattern).path for pattern in patterns]
+        folder = dataclasses.replace(reference, path=glob.escape(reference.path))
+        wanted = [folder.at(pattern).path for pattern in patterns]
         _download(reference, wanted, shows_bars=shows_bars, local_dir=directory)
     return directory / reference.path
 

@@ -11,9 +11,10 @@ import pytest
 
 import shards
 from shards.common.errors import InputError
-from shards.edit.sets import merge, subset
+from shards.edit import merge, subset
 from shards.manifest import Packing, read_manifest
 from shards.mixture import Mixture
+from shards.report.statistics import compute
 from shards.show import describe, show_block, show_document
 from shards.verify import verify
 from tests.conftest import SAMPLE, write_corpus
@@ -71,7 +72,7 @@ def test_a_set_without_one_has_no_field_for_it(plain: Path, builder: Builder) ->
     ("token", "message"),
     [
         ("<strt>", "begin_token: '<strt>' is not in the tokenizer 'tokenizer'; did you mean '<start>'?"),
-        ("\udce4", "'\\udce4' is not in"),
+        ("\udce4", "begin_token: expected text in UTF-8, found '\\udce4'"),
         ("<|endoftext|>", "begin_token: '<|endoftext|>' is EOS"),
     ],
 )
@@ -107,12 +108,19 @@ def test_parts_keep_it_and_only_alike_sets_go_together(plain: Path, begun: Path,
     assert merge([begun, begun], tmp_path / "twice").tokenizer.begin_id == BEGIN
     with pytest.raises(InputError, match=rf"differs in tokenizer.begin_id \(expected {BEGIN}, found None\)"):
         merge([begun, plain], tmp_path / "mixed")
-    with pytest.raises(InputError, match=r"plain: was built without a begin token, .*begun with one"):
+    with pytest.raises(
+        InputError, match=r"plain: can't be mixed with .*begun, .*begin_id \(expected 600, found None\)"
+    ):
         Mixture([("", [(shards.open(begun), "1"), (shards.open(plain), "1")])])
 
 
 def test_a_set_by_such_a_sets_tokenizer_has_none(builder: Builder, plain: Path, begun: Path, tmp_path: Path) -> None:
     assert builder(SAMPLE, tmp_path / "set", tokenizer_name=str(begun)).manifest == read_manifest(plain)
+
+
+def test_the_report_measures_text_without_it(plain: Path, begun: Path) -> None:
+    with_it, without = (compute(shards.open(path), seed=0) for path in (begun, plain))
+    assert with_it.lengths == without.lengths and with_it.tokens.ranking == without.tokens.ranking
 
 
 def test_it_is_shown_but_is_no_text(builder: Builder, tmp_path: Path) -> None:

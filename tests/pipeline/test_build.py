@@ -269,12 +269,15 @@ MISTAKES: dict[str, tuple[str | None, list[str], str]] = {
         r"no text in 1 records; nothing to build \(1 shorter than 1,234 characters\)",
     ),
     "a transform and a field": ("", ["--transform", "x.py", "--text-field", "a"], "leave out text_field and template"),
+    "a template and a field": ("", ["--template", "{a}", "--text-field", "a"], "template: .* leave out text_field"),
     "block of nothing": ('{"text": "a"}\n', ["--block-tokens", "0"], "block_tokens: expected 2 to"),
     "no workers": ('{"text": "a"}\n', ["--workers", "0"], "num_workers: expected at least 1, found 0"),
     "no number": ('{"text": "a"}\n', ["--seed", "x"], "--seed: expected a whole number, found 'x'"),
     "mistyped option": ('{"text": "a"}\n', ["--blok-tokens", "5"], "--blok-tokens.*did you mean '--block-tokens'"),
     "mistyped choice": ('{"text": "a"}\n', ["--packing", "concta"], "packing: expected concat or best-fit, found"),
     "a check of nothing": ('{"text": "a"}\n', ["--check-tokenizer", "0"], "--check-tokenizer: expected all, off or"),
+    "a template that isn't UTF-8": ("", ["--template", "{text}\udcff"], "template: expected text in UTF-8, found"),
+    "a cluster without its engine": ("", ["--ray-address", "auto"], "--ray-address: expected --engine ray beside it"),
     "a hub": ('{"text": "a"}\n', ["--out", "hf://datasets/a/b"], "build in a directory, then `python -m shards push"),
 }
 

@@ -23,7 +23,7 @@ from pipeline.settings import BuildSettings
 from pipeline.sources import find_sources
 from pipeline.worker import read_texts
 from shards.common.errors import InputError
-from shards.edit.sets import merge
+from shards.edit import merge
 from shards.report.page import make_page
 from shards.report.statistics import compute
 from shards.tokenizer_files import read_vocabulary

@@ -157,11 +157,15 @@ def test_a_file_put_there_by_hand_is_compared_and_never_replaced_unasked(served:
     assert out.read_bytes() == CONTENT
 
 
-def test_out_is_a_file_or_a_directory_that_is_there(served: Hub, tmp_path: Path) -> None:
+def test_out_is_a_file_or_a_directory_that_is_there(
+    served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match=r"no such corpus; did you mean 'wikipedia-zh'\?"):
         fetch("wikipedia-hz", directory=tmp_path)
     assert fetch("wikipedia-zh", tmp_path / "new" / "zh.json").path == tmp_path / "new" / "zh.json"
     assert fetch("wikipedia-zh", tmp_path / "new").path == tmp_path / "new" / NAME
+    monkeypatch.chdir(tmp_path)
+    assert fetch("wikipedia-zh", Path()).path == Path(NAME)
     assert fetch("wikipedia-zh", tmp_path / "wiki", origin="ms").path == tmp_path / "wiki"
     assert fetch("wikipedia-zh", tmp_path / "wiki", origin="ms").was_there
 

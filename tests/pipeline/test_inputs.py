@@ -67,6 +67,30 @@ def test_rows_are_numbered_from_the_file(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow-stream"])
+def test_text_in_a_table_that_is_not_utf8_is_a_bad_record(tmp_path: Path, kind: str) -> None:
+    """Its column is one of text, which whoever wrote the file didn't check."""
+    content = pa.array([b"good", b"b\xff", "文".encode()])
+    text = pa.StringArray.from_buffers(3, *content.buffers()[1:])
+    parts = pa.StructArray.from_arrays([text, pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), text)], "ab")
+    path = write_table(tmp_path / "corpus", kind, pa.table({"text": text, "page": parts}))
+    for field in ("text", "page.a", "page.b[]"):
+        texts, bad = texts_and_bad(path, field=field)
+        assert texts == ["good", "文"] and [(error.offset, error.kind) for error in bad] == [(1, "invalid UTF-8")]
+    strange = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.int32()), text)
+    if kind != "parquet":
+        assert len(texts_and_bad(write_table(path, kind, pa.table({"text": strange})))[1]) == 1
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow-stream"])
+def test_what_python_has_no_value_or_no_name_for_in_a_table(tmp_path: Path, kind: str) -> None:
+    """Of two columns with one name the last counts, as in JSON."""
+    arrays = [pa.array(["a"]), pa.array(["b"]), pa.array([10**9], pa.date32())]
+    path = write_table(tmp_path / "corpus", kind, pa.Table.from_arrays(arrays, names=["text", "text", "when"]))
+    assert texts_of(path) == ["b"]
+    assert [error.kind for error in texts_and_bad(path, field="when")[1]] == ["text is not a string"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow-stream"])
 def test_ranges_of_tables_have_digests_of_their_own(tmp_path: Path, kind: str) -> None:
     """Of any row groups; of Parquet without the columns that aren't needed."""
     path = tmp_path / "corpus"
@@ -121,6 +145,9 @@ def test_plain_text_is_cut_at_a_separator(tmp_path: Path, monkeypatch: pytest.Mo
     path, documents = tmp_path / "corpus.txt", ["甲\n乙", "----x", "丙\n----", "x" * 19]
     path.write_text("\n-----\n".join(documents) + "\n-----\n-----\n", encoding="utf-8")
     assert [text for text in texts_of(path, document_separator="-----", max_record_bytes=20) if text] == documents
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    texts = texts_of(path, document_separator="-----", max_record_bytes=20)
+    assert [text.replace("\r\n", "\n") for text in texts if text] == documents
     monkeypatch.setattr(RangeReader, "chunk_bytes", 16)
     path.write_text("甲\n-----\n" + "x" * 90 + "\n-----\n乙\n-----\n" + "y" * 90, encoding="utf-8")
     texts, bad = texts_and_bad(path, document_separator="-----", max_record_bytes=20)

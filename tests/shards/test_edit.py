@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shards.__main__ import main
 from shards.common.errors import InputError
-from shards.edit.sets import merge, split, subset
+from shards.edit import merge, split, subset
 from shards.layout import SPLITS
 from shards.manifest import read_manifest
 from shards.unread import UnreadEntry

@@ -17,15 +17,15 @@ import pytest
 from tqdm import tqdm
 
 import shards
-from shards.__main__ import main
+from shards.__main__ import EXPORT_FORMATS, main
 from shards.common.errors import InputError
-from shards.exchange import arrow, command, exporting
+from shards.exchange import arrow, exporting
 from shards.layout import SPLITS
 from shards.verify import verify
 from tests.conftest import directory_bytes
 from tests.shards.sets import Unit, names_in, tokenizer_files, write_set
 
-FORMATS = command.EXPORT_FORMATS
+FORMATS = EXPORT_FORMATS
 
 
 def run(*arguments: object) -> int:

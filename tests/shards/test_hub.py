@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def served(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub.commit(
         "models/org/model", {"config.json": CONFIG, "model.safetensors": b"weights", "x.py": b"raise SystemExit"}
     )
-    hub.commit("datasets/org/data", {"zh/a.jsonl": DATA, "zh/b.jsonl": b"{}", "en/c.jsonl": b"{}"})
+    hub.commit("datasets/org/data", {"zh/a.jsonl": DATA, "zh/b.jsonl": b"{}", "en/c.jsonl": b"{}", "[1]/d": b""})
     hub.questions.clear()
     return hub
 
@@ -157,6 +158,8 @@ def test_a_snapshot_has_the_files_that_match(served: Hub, tmp_path: Path, name: 
     served.requests.clear()
     snapshot(reference, tmp_path, ["*"])
     assert served.requests == ["zh/b.jsonl"] and not (tmp_path / "en").exists()
+    folder = dataclasses.replace(reference, path="[1]")  # is no pattern
+    assert [path.name for path in snapshot(folder, tmp_path, ["*"]).iterdir()] == ["d"]
 
 
 # ---- failures ----

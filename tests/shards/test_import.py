@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import struct
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 
 import shards
 from shards.common.errors import InputError
+from shards.edit import subset
 from shards.exchange import importing, token_files
 from shards.exchange.importing import ImportSettings, import_files
 from shards.exchange.token_files import open_datatrove, open_files, open_megatron
@@ -186,6 +190,15 @@ def test_a_shard_that_was_changed_is_refused(own_set: Path, tmp_path: Path, suff
     assert not (tmp_path / "new").exists()
 
 
+def test_names_that_are_not_utf8_are_recorded_readably(tmp_path: Path, small_tokenizer: Path) -> None:
+    name = os.fsdecode(b"a\xff")
+    tokenizer = shutil.copytree(small_tokenizer, tmp_path / "tokenizers" / name)
+    manifest = take([write_megatron(tmp_path / name, [[1, 2, 3] * 5])], tmp_path / "sets" / name, tokenizer)
+    part = subset(tmp_path / "sets" / name, tmp_path / "part", fraction=Fraction(1))
+    found = (manifest.tokenizer.name, manifest.sources[0].path, part.sources[0].path)
+    assert found == ("a\\udcff", "a\\udcff.bin", "a\\udcff")
+
+
 def test_a_manifest_of_something_else_is_none_of_ours(tmp_path: Path, small_tokenizer: Path) -> None:
     path = write_megatron(tmp_path / "train-00000", [[1, 2, 3] * 5])
     (tmp_path / "manifest.json").write_text('{"version": 3}')
@@ -195,7 +208,7 @@ def test_a_manifest_of_something_else_is_none_of_ours(tmp_path: Path, small_toke
 def test_documents_of_best_fit_are_not_taken_from_datatrove(packed_sets: dict[str, Path], tmp_path: Path) -> None:
     run("export", packed_sets["best-fit"], "--to", "datatrove", "--out", tmp_path / "out")
     with pytest.raises(InputError, match="packed best-fit, so documents lie in two places; import the set's own"):
-        open_datatrove(sorted((tmp_path / "out").rglob("*.ds"))[0])
+        open_files([str(tmp_path / "out")], "datatrove")
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,6 +7,7 @@ about one in 100,000 for each, whatever the seeds.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import tracemalloc
@@ -185,8 +186,8 @@ def test_each_epoch_has_each_block_once_for_every_shuffle(shuffle: shards.Shuffl
 
 
 def test_with_offset_each_set_counts_its_own_epochs() -> None:
-    deal = {"weights": (1, 1), "later": (shards.Stage(8, (0, 1)),)}
-    blocks, plain = (shards.RunOrder((3, 2), 5, shuffle, **deal).blocks(0, 14) for shuffle in ("offset", "global"))
+    order = shards.RunOrder((3, 2), 5, "offset", (1, 1), (shards.Stage(8, (0, 1)),))
+    blocks, plain = order.blocks(0, 14), dataclasses.replace(order, shuffle="global").blocks(0, 14)
     epochs, numbers = np.divmod(blocks, 5)
     assert np.array_equal(numbers, plain)
     for of_set, size in ((numbers < 3, 3), (numbers >= 3, 2)):

@@ -14,7 +14,7 @@ import pytest
 import shards
 from shards.common.errors import InputError
 from shards.common.files import FileLock, atomic_writer, write_atomically
-from shards.edit.sets import subset
+from shards.edit import subset
 from shards.manifest import Packing, write_manifest
 from shards.packing import PACKERS
 from shards.set_writer import new_directories, new_directory

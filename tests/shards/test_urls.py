@@ -74,6 +74,12 @@ def test_each_error_is_of_its_kind(server: Server) -> None:
     assert read_bytes(join(url, "file")) == b"tried again"
 
 
+def test_what_a_client_refuses_without_asking_is_not_tried_again() -> None:
+    with pytest.raises(InputError, match="no bucket's name") as refused, server_errors("s3://a b/file"):
+        raise ValueError("no bucket's name")
+    assert not isinstance(refused.value, TransientError)
+
+
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
     with pytest.raises(TypeError), server_errors("s3://bucket/file"):
         raise TypeError("an argument too many")

@@ -11,8 +11,8 @@ import pytest
 from blake3 import blake3
 
 import shards
-from shards import verify as verify_module
 from shards.__main__ import main
+from shards.common import files
 from shards.common.errors import InputError
 from shards.show import describe, differences, show_block, show_document, table_text
 from shards.tokenizer_files import read_vocabulary
@@ -133,7 +133,7 @@ def test_documents_may_hold_eos_where_special_tokens_are_parsed(tmp_path: Path) 
 
 
 def test_faults_are_found_in_every_chunk(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_module, "_CHUNK_TOKENS", 5)
+    monkeypatch.setattr(files, "_READ_BYTES", 4 * 5)
     assert verify(own) == []
     for position in (4, 5, 19):
         set_tokens(own, {position: 300})
@@ -208,7 +208,7 @@ def test_each_document_ends_once_and_padding_is_one_line(mixed_set: Path) -> Non
 def test_what_is_not_there_is_refused(mixed_set: Path, show: object, number: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         show(shards.open(mixed_set), "train", number)  # type: ignore[operator]
-    with pytest.raises(InputError, match="no split 'vall': expected train or val; did you mean 'val'"):
+    with pytest.raises(InputError, match="split: expected train or val, found 'vall'; did you mean 'val'"):
         show(shards.open(mixed_set), "vall", 0)  # type: ignore[operator]
 
 
@@ -221,6 +221,19 @@ def test_info_of_two_sets(tmp_path: Path, tokenizer_dir: Path, capsys: pytest.Ca
     assert not any(line.startswith(("tokenizer", "splits.train.num_documents", "settings.seed")) for line in lines)
     assert main(["info", str(one), str(one)]) == main(["info", str(one), str(two)]) == 0
     assert capsys.readouterr().out.splitlines() == ["no difference", *lines]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["{set}", "--tokens", "5"], "--tokens: expected several shard sets"),
+        (["{set}:1,{set}:2", "--json"], "--json and OTHER: expected one shard set"),
+        (["{set}:1,{set}:2", "{set}"], "--json and OTHER: expected one shard set"),
+    ],
+)
+def test_an_option_that_says_nothing_is_refused(mixed_set: Path, options: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        main(["info", *(option.format(set=mixed_set) for option in options)])
 
 
 def test_a_mistyped_command_is_answered_with_the_nearest() -> None:

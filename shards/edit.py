@@ -26,7 +26,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import operator
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,6 +37,7 @@ import numpy as np
 
 from shards.common.errors import InputError
 from shards.common.files import atomic_writer, check_digest
+from shards.common.text import in_utf8
 from shards.index import Int64s
 from shards.layout import (
     BIN_SUFFIX,
@@ -51,7 +51,7 @@ from shards.layout import (
 )
 from shards.manifest import Manifest, ShardEntry, SourceEntry
 from shards.order import DEFAULT_SEED, check_seed, epoch_order
-from shards.reader import ShardSet, Split, open_shard_set
+from shards.reader import ShardSet, Split, check_alike, open_shard_set
 from shards.set_writer import DocumentBatch, NewSet, complete_set, new_directories, new_directory
 from shards.tokenizer_files import tokenizer_of_set
 
@@ -71,16 +71,9 @@ def merge(paths: Sequence[Path], out: Path, *, link: bool = False, progress: Pro
     if not paths:
         raise InputError("paths: expected at least one shard set, found none")
     sets = [open_shard_set(path) for path in paths]
+    check_alike(sets, _ALIKE, "merged")
     manifests = [shard_set.manifest for shard_set in sets]
     first = manifests[0]
-    for path, manifest in zip(paths, manifests, strict=True):
-        values = [(name, *(operator.attrgetter(name)(one) for one in (first, manifest))) for name in _ALIKE]
-        differences = [f"{name} (expected {want}, found {found})" for name, want, found in values if want != found]
-        if differences:
-            raise InputError(
-                f"{path}: can't be merged with {paths[0]}, from which it differs in {', '.join(differences)}; "
-                "build both with the same tokenizer, begin token, block size and packing"
-            )
     left_out, rejected = Counter[str](), Counter[str]()
     for manifest in manifests:
         left_out.update(manifest.left_out)
@@ -300,7 +293,7 @@ def _batches(
 
 def _source(shard_set: ShardSet, part: Part) -> SourceEntry:
     return SourceEntry(
-        path=os.path.basename(os.path.abspath(shard_set.path)),
+        path=in_utf8(os.path.basename(os.path.abspath(shard_set.path))),
         format="shard-set",
         num_bytes=shard_set.manifest.num_bytes,
         digest=shard_set.manifest.fingerprint,

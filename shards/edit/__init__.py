@@ -1,1 +1,0 @@
-"""New shard sets of old ones, without tokenizing: merge, split, subset."""
