@@ -1,22 +1,26 @@
-"""What all commands do the same way: Ctrl-C as early as may be, a full disk, the words of an error, counts."""
+"""What all commands do the same way: Ctrl-C as early as may be, a full disk, the words of an error, counts.
+
+The installed command `tokenize-once` reaches them all, and is packed with all they need.
+"""
 
 from __future__ import annotations
 
-import doctest
 import functools
+import importlib
 import signal
 import subprocess
+import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import shards.common.command_line
-import shards.common.text
+import tokenize_once
 from shards.common.command_line import Parser, byte_count, progress_bar
 from shards.common.errors import InputError
-from tests.conftest import run_python
+from tests.conftest import REPOSITORY, run_python
 
 # Each imports NumPy on its way.
 PROGRAMS = [
@@ -123,11 +127,6 @@ def main(argv):
     assert (ended.returncode, ended.stdout, ended.stderr) == (status, "", f"{line}\n")
 
 
-def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(shards.common.text).failed == 0
-    assert doctest.testmod(shards.common.command_line).failed == 0
-
-
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_progress_is_shown_where_somebody_looks(
     is_terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -137,3 +136,39 @@ def test_progress_is_shown_where_somebody_looks(
         with progress_bar(200, "verifying", show=show) as progress:
             progress.update(200)
         assert ("verifying" in capsys.readouterr().err) == (is_terminal and show)
+
+
+# ---- tokenize-once, which reaches every command ----
+
+
+@pytest.mark.parametrize("name", tokenize_once.COMMANDS)
+def test_each_command_answers_for_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        tokenize_once.main([name, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
+def test_a_mistyped_command_is_answered_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"no command 'biuld'; did you mean 'build'\?"):
+        tokenize_once.main(["biuld"])
+
+
+def test_all_packages_are_installed_with_their_data() -> None:
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    module, function = settings["project"]["scripts"]["tokenize-once"].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    tops = [pattern.removesuffix("*") for pattern in settings["tool"]["setuptools"]["packages"]["find"]["include"]]
+    files = {path for top in tops for path in Path(REPOSITORY, top).rglob("*.*") if path.is_file()}
+    packed = {path for path in files if (path.parent / "__init__.py").is_file() and path.suffix == ".py"}
+    for package, patterns in settings["tool"]["setuptools"]["package-data"].items():
+        packed |= {path for pattern in patterns for path in Path(REPOSITORY, *package.split(".")).glob(pattern)}
+    assert tops == ["pipeline", "shards", "train"]
+    assert {path for path in files if "__pycache__" not in path.parts} == packed
+
+
+def test_a_closed_stdout_is_no_fault() -> None:
+    command = f"exec '{sys.executable}' -c \"$1\" >&-"
+    program = "from shards.common.command_line import run_command; run_command(lambda arguments: None, [])"
+    finished = subprocess.run(["sh", "-c", command, "sh", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (finished.returncode, finished.stderr) == (0, "")

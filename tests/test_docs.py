@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import doctest
 import importlib
 import re
 import shlex
@@ -31,9 +32,7 @@ PAGES = sorted(
     str(path.relative_to(REPOSITORY)) for path in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"))
 )
 PACKAGES = ("pipeline", "shards", "train")
-FENCE = re.compile(
-    r"^(?P<mark><!-- runs(?P<slowly> slowly)? -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S
-)
+FENCE = re.compile(r"^(?P<mark><!-- runs -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 
 
 def content(page: str) -> str:
@@ -233,6 +232,15 @@ def test_the_index_by_error_text_leads_to_what_it_names() -> None:
 def test_the_index_leads_to_every_page() -> None:
     named = {Path(link.partition("#")[0]).name for link in links("docs/index.md")}
     assert {Path(page).name for page in PAGES} - named <= {"index.md"}
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    paths = (
+        path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py") if ">>> " in path.read_text()
+    )
+    names = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths]
+    results = {name: doctest.testmod(importlib.import_module(name)) for name in names}
+    assert len(results) > 12 and all(result.attempted and not result.failed for result in results.values()), results
 
 
 def test_versions_agree() -> None:

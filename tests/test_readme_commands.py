@@ -6,7 +6,7 @@ in which those before it in the page have been run. What a reader has to fill in
 more machines, is replaced by the rules in `STAND_INS`; a command that no rule fits is run unchanged.
 
 A fenced block of any page after the line `<!-- runs -->` is executed, all such blocks of a page one after another; so are
-the reference's Python examples. `<!-- runs slowly -->` is for `make test-all`.
+the reference's Python examples. A few of all are quick enough for `make test`, the rest is for `make test-all`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ STAND_INS = [
     # Another machine, more processes than here, all tests within a test.
     (r"https://hf-mirror\.com", "$HF_ENDPOINT"),
     (r"NPROC=8", "NPROC=2"),
-    (r"^make test$", 'make test ARGS="tests/test_console.py -k mistyped"'),
+    (r"^make test$", 'make test ARGS="tests/test_command_line.py -k mistyped"'),
     (r"--tokens 100000000 ", "--tokens 20000 "),
     # An account.
     (r"^(\.venv/bin/swanlab (login|sync))\b.*", r"\1 --help"),
@@ -85,7 +85,11 @@ NEEDS_RUNS = re.compile(
     r"make (train|sweep|generate|compare)|^ARGS=\"(?!--tokenizer)|-m train|^transformers|^\w+(\.\w+)?\("
 )
 # The rest is run by `make test-all`; that all of them parse, test_docs.py finds.
-QUICK = re.compile(r"^make (help|report|shards CORPUS=data/mine)|^python -m shards (info|verify|cat|merge)|^source")
+QUICK = re.compile(r"make help|python -m shards (info data/shards/wiki:|merge)|docs/format\.md")
+
+
+def run_slowly(name: str) -> list[pytest.MarkDecorator]:
+    return [] if QUICK.match(name) else [pytest.mark.slow]
 
 
 def written(pages: list[tuple[str, str]]) -> str:
@@ -211,9 +215,7 @@ def tree_with_runs(tree_with_sets: Path, hub_environment: dict[str, str]) -> Pat
     return tree
 
 
-@pytest.mark.parametrize(
-    "command", [pytest.param(command, marks=[] if QUICK.search(command) else pytest.mark.slow) for command in ALL]
-)
+@pytest.mark.parametrize("command", [pytest.param(command, marks=run_slowly(command)) for command in ALL])
 def test_command_runs(
     command: str, request: pytest.FixtureRequest, tmp_path: Path, hub_environment: dict[str, str]
 ) -> None:
@@ -233,17 +235,15 @@ def test_command_runs(
 
 
 def examples() -> Iterator[Any]:
-    """Each page's marked blocks as commands; where some are slow, also those before and between them alone."""
+    """Each page's marked blocks as commands."""
     for page in PAGES:
-        marked = [block for block in FENCE.finditer(content(page)) if block["mark"]]
-        quick = [block for block in marked if not block["slowly"]]
-        for blocks, marks in ((quick, []), (marked if marked != quick else [], [pytest.mark.slow])):
-            code = [
-                block["code"] if block["language"] == "bash" else f"python -c {shlex.quote(block['code'])}"
-                for block in blocks
-            ]
-            if code:
-                yield pytest.param(code, id=page, marks=marks)
+        code = [
+            block["code"] if block["language"] == "bash" else f"python -c {shlex.quote(block['code'])}"
+            for block in FENCE.finditer(content(page))
+            if block["mark"]
+        ]
+        if code:
+            yield pytest.param(code, id=page, marks=run_slowly(page))
 
 
 @pytest.mark.parametrize("blocks", [*examples()])

@@ -1,17 +1,14 @@
 """The sample corpus is what it is said to be, and of real text Qwen2's tokenizer makes the reference tokenizer's tokens,
-from which the documents come back exactly. Larger corpora than the sample run where they lie beside the checkout.
+from which the documents come back exactly.
 """
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import json
 import unicodedata
 from collections import Counter
 from pathlib import Path
 
-import pytest
 from tokenizers import Tokenizer
 
 import shards
@@ -19,14 +16,7 @@ from pipeline.build import build
 from pipeline.settings import BuildSettings
 from pipeline.tokenizers import ReferenceEncoder
 from shards.verify import verify
-from tests.conftest import REPOSITORY, SAMPLE, sample_records
-
-CORPORA = REPOSITORY.parent / "shared" / "corpus"
-LARGER = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CORPORA.exists(), reason="no larger corpus beside the checkout"),
-]
-
+from tests.conftest import SAMPLE, sample_records
 
 REQUIRED_TITLES = {"人工智能", "牛顿", "北京市", "亚洲历史", "数学", "哲学", "文学", "历史", "计算机科学"}
 
@@ -44,18 +34,9 @@ def test_the_sample_has_the_published_shape_and_articles_of_all_lengths_that_har
     assert sum(count for count in pieces.values() if count > 1) < 0.01 * pieces.total()
 
 
-def texts_of(corpus: Path) -> list[str]:
-    if corpus.suffix == ".gz":
-        return [json.loads(line)["text"] for line in gzip.decompress(corpus.read_bytes()).splitlines()]
-    return [record["text"] for record in json.loads(corpus.read_text(encoding="utf-8"))]
-
-
-@pytest.mark.parametrize(
-    "corpus", [SAMPLE, *(pytest.param(CORPORA / name, marks=LARGER) for name in ("wiki-zh.json", "prose-zh.jsonl.gz"))]
-)
-def test_texts_come_back_exactly(corpus: Path, tmp_path: Path) -> None:
-    texts, out = texts_of(corpus), tmp_path / "set"
-    build([str(corpus)], out, tokenizer_name="qwen2", settings=BuildSettings(unit_bytes=1 << 20), num_workers=2)
+def test_texts_come_back_exactly(tmp_path: Path) -> None:
+    texts, out = [record["text"] for record in sample_records()], tmp_path / "set"
+    build([str(SAMPLE)], out, tokenizer_name="qwen2", settings=BuildSettings(unit_bytes=1 << 20), num_workers=2)
     assert verify(out) == []
     shard_set = shards.open(out)
     assert shard_set.eos_id == 151_643

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import gc
+import importlib
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pytest
 import torch
 import yaml
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models
 
-from shards.manifest import Packing, SourceEntry
-from shards.tokenizer_files import read_tokenizer_files
+from shards.manifest import Packing
+from shards.tokenizer_files import TokenizerFiles, bytes_of_characters, make_tokenizer_files
 from tests.conftest import made_once
-from tests.shards.sets import PACKINGS, write_set
+from tests.shards.sets import PACKINGS, Unit, source, write_set
 from tests.train.processes import command
 from tests.train.runs import train_to_the_end
 from train.__main__ import main
@@ -55,38 +54,22 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def make_tokenizer(directory: Path) -> Path:
-    """A tokenizer of one token a byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: number for number, c in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}|\s+|."), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+def byte_tokenizer() -> TokenizerFiles:
+    """A token a byte, as transformers loads it."""
+    tokenizer = Tokenizer(models.BPE(dict(bytes_of_characters()), []))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>"])
-    directory.mkdir(parents=True)
-    tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}'
-    )
-    return directory / "tokenizer.json"
+    return make_tokenizer_files("bytes", json.loads(tokenizer.to_str()), {}, where="tests")
 
 
 def write_texts(directory: Path, train: list[str], val: list[str], packing: Packing = "concat") -> Path:
-    """A shard set of ASCII texts, made by the real writer."""
-    path = make_tokenizer(directory.with_name(f"{directory.name}-tokenizer"))
-    encode, number = Tokenizer.from_file(str(path)).encode, len(train) + len(val)
-    return write_set(
-        directory,
-        [{"train": [encode(text).ids for text in train], "val": [encode(text).ids for text in val]}],
-        packing=packing,
-        block_tokens=BLOCK_TOKENS,
-        tokenizer=read_tokenizer_files("bytes", path),
-        sources=[SourceEntry(path="tiny", format="text", num_bytes=1, digest="", num_ranges=1, num_records=number)],
-    )
+    """A shard set of ASCII texts, made by the real writer; a token is a byte."""
+    unit: Unit = {"train": [[*text.encode()] for text in train], "val": [[*text.encode()] for text in val]}
+    own: dict[str, Any] = {
+        "tokenizer": byte_tokenizer(),
+        "sources": [source("tiny", num_records=len(train) + len(val))],
+    }
+    return write_set(directory, [unit], packing=packing, block_tokens=BLOCK_TOKENS, **own)
 
 
 def make_shard_set(
@@ -107,23 +90,8 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_ends() -> Iterator[None]:
-    """A run ends with a full garbage collection: of what it left, and not of all that torch and transformers are.
-
-    And with the model's card, whose template is compiled once: that took a sixth of a run.
-    """
-    import train.run  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(jinja2, "Template", functools.cache(jinja2.Template))
-        yield
-
-
-@pytest.fixture(scope="session")
-def make_set() -> Callable[..., Path]:
-    return make_shard_set
+def quick_runs() -> None:
+    importlib.import_module("tests.train.quick")
 
 
 @pytest.fixture(scope="session")
@@ -183,17 +151,9 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory, shard_set_path: Path) ->
     return made_once(tmp_path_factory, "whole", make) / "run"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What a finished training left."""
-
-    run: Path
-    output: str
-
-
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, shard_set_path: Path) -> Trained:
-    """A run in a process of its own, with SwanLab offline; for the tests that only look at it."""
+def trained(tmp_path_factory: pytest.TempPathFactory, shard_set_path: Path) -> Path:
+    """A run in a process of its own, with SwanLab offline, its output beside it; for tests that only look at it."""
     training: dict[str, Any] = {"num_train_epochs": 8, "save_steps": 21, "save_total_limit": 2}
     training |= {"eval_strategy": "steps", "eval_steps": 10}
 
@@ -209,8 +169,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shard_set_path: Path) -> T
         with command(main, "--config", config, files=directory / "train", prepare=alone) as started:
             assert started.status() == 0, started.errors
 
-    directory = made_once(tmp_path_factory, "trained", make)
-    return Trained(run=directory / "run", output=(directory / "train.out").read_text())
+    return made_once(tmp_path_factory, "trained", make) / "run"
 
 
 def without_swanlab_login(home: Path) -> None:

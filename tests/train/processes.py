@@ -19,7 +19,7 @@ from shards.common.command_line import run_command
 from train.environment import prepare_environment
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train.run", "train.generate"])
+FORKS.set_forkserver_preload(["tests.train.quick"])
 PATIENCE_SECONDS = 120
 Main = Callable[[list[str]], int | None]
 

@@ -19,7 +19,6 @@ from train.checkpoints import numbered_checkpoints
 from train.run_directory import read_lines, read_record
 
 WriteConfig = Callable[..., Path]
-MakeSet = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import shards
-from shards.tokenizer_files import read_tokenizer_files, with_begin_token
+from shards.tokenizer_files import with_begin_token
 from shards.torch import IGNORED, BlockDataset, PaddingCollator, text_collator
 from tests.shards.sets import write_set
-from tests.train.conftest import BLOCK_TOKENS, EOS_ID, make_tokenizer
+from tests.train.conftest import BLOCK_TOKENS, EOS_ID, byte_tokenizer
 from tests.train.runs import WriteConfig
 from train.__main__ import main
 from train.arguments import check
@@ -29,20 +29,10 @@ from train.trainer import BlockTrainer
 @pytest.fixture
 def begun(tmp_path: Path) -> shards.ShardSet:
     """Documents of 1 to 20 letters that begin with `~`, which is no special token."""
-    path = make_tokenizer(tmp_path / "tokenizer")
-    tokenizer = with_begin_token(read_tokenizer_files("bytes", path), "~")
-    begin_id = tokenizer.entry.begin_id
-    assert begin_id is not None
-    letters = [tokenizer.vocabulary.ids()[chr(97 + number)] for number in range(20)]
-    documents = [[begin_id, *letters[: 1 + number % 20]] for number in range(90)]
+    tokenizer = with_begin_token(byte_tokenizer(), "~")
+    documents = [[*b"~abcdefghijklmnopqrst"[: 2 + number % 20]] for number in range(90)]
     units: Any = [{"train": documents[:60], "val": documents[60:]}]
     return shards.open(write_set(tmp_path / "set", units, block_tokens=BLOCK_TOKENS, tokenizer=tokenizer))
-
-
-def is_label(blocks: Any, begin_id: int | None) -> Any:
-    """Where the tokens of blocks are labels that something before them tells of; the first ones count nowhere."""
-    after_eos = np.pad(blocks[:, :-1] == EOS_ID, ((0, 0), (1, 0)))
-    return ~(after_eos & ((blocks == begin_id) | (blocks == EOS_ID)))
 
 
 def test_it_is_no_label_after_another_document() -> None:
@@ -63,7 +53,8 @@ def test_a_run_learns_evaluates_and_generates_with_it(
     blocks = begun["train"][:]
     found = trainer.data_collator(BlockDataset(begun, "train").__getitems__(range(len(blocks))))["labels"]
     after_eos = np.pad(blocks[:, :-1] == EOS_ID, ((0, 0), (1, 0)))
-    assert np.array_equal(found.numpy() != IGNORED, ~after_eos if masked else is_label(blocks, begin_id))
+    untold = after_eos if masked else after_eos & ((blocks == begin_id) | (blocks == EOS_ID))
+    assert np.array_equal(found.numpy() == IGNORED, untold)
     assert (blocks[after_eos] == begin_id).any()
 
     main(["--config", str(config)])
@@ -74,10 +65,8 @@ def test_a_run_learns_evaluates_and_generates_with_it(
     evaluated = evaluate(tmp_path / "run" / "model", begun, "val", batch_blocks=2)
     for bits_per_byte in (results["eval_bits_per_byte"], evaluated["bits_per_byte"]):
         assert bits_per_byte == pytest.approx(bits, rel=1e-4)
-    labels = text_collator(begun, document_mask=masked)(BlockDataset(begun, "val").__getitems__(range(len(val))))[
-        "labels"
-    ]
-    assert evaluated["num_tokens"] == (labels[:, 1:] != IGNORED).sum()
+    collated = text_collator(begun, document_mask=masked)(torch.from_numpy(val[:].astype(int)))
+    assert evaluated["num_tokens"] == (collated["labels"][:, 1:] != IGNORED).sum()
 
     model, tokenizer = load_model(tmp_path / "run" / "model")
     assert model.config.bos_token_id == model.generation_config.bos_token_id == begin_id
@@ -99,8 +88,8 @@ def test_gzip_sees_the_text_alone(begun: shards.ShardSet) -> None:
     assert b"~" not in compress.call_args.args[0]
 
 
-def test_eos_as_the_first_token_of_a_published_model_is_left_out(trained: Any) -> None:
-    model, tokenizer = load_model(trained.run / "model")
+def test_eos_as_the_first_token_of_a_published_model_is_left_out(trained: Path) -> None:
+    model, tokenizer = load_model(trained / "model")
     model.generation_config.bos_token_id = EOS_ID
     with mock.patch.object(model, "generate", wraps=model.generate) as generate:
         list(continue_prompts(model, tokenizer, GenerationSettings(prompts=["ab"], max_new_tokens=3)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import fcntl
 import itertools
 import json
@@ -13,8 +12,6 @@ from typing import Any
 
 import pytest
 
-import train.compare.page
-import train.compare.runs
 from shards.common.errors import InputError
 from shards.common.text import printable
 from tests.pages import assert_harmless, look_at
@@ -32,23 +29,20 @@ def log(step: int, loss: float | None, **more: Any) -> dict[str, Any]:
     return {"step": step, "loss": loss, "tokens": step * 100, "tokens_per_second": 50.0, "seconds": step * 2.0, **more}
 
 
-LOGS = [
-    log(1, 8.0),
-    log(2, 6.0),
-    {"step": 2, "eval_loss": 6.5, "tokens": 200, "seconds": 4.0},
+LOGS = [log(1, 8.0), log(2, 6.0), {"step": 2, "eval_loss": 6.5, "tokens": 200, "seconds": 4.0}]
+LOGS += [
     log(3, 5.0),
     log(4, 4.5),
+    {"step": 4, "train_loss": 5.9},
+    {"step": 4, "eval_loss": 7.0, "tokens": 400, "seconds": 8.0},
 ]
-LOGS += [{"step": 4, "train_loss": 5.9}, {"step": 4, "eval_loss": 7.0, "tokens": 400, "seconds": 8.0}]
 
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """A run's directory, written by hand."""
 
-    def make(
-        name: str = "a", logs: Any = LOGS, samples: Any = (), tokenizer: str | None = "one", **record: Any
-    ) -> Path:
+    def make(name: str = "a", logs: Any = LOGS, samples: Any = (), tokenizer: str = "one", **record: Any) -> Path:
         run = tmp_path / "runs" / name
         run.mkdir(parents=True)
         base: dict[str, Any] = {
@@ -62,7 +56,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         lines = logs if isinstance(logs, str) else "".join(json.dumps(entry) + "\n" for entry in logs)
         (run / "metrics.jsonl").write_text(lines, encoding="utf-8")
         (run / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
-        if tokenizer is not None:
+        if tokenizer:
             (run / "model").mkdir()
             (run / "model" / "tokenizer.json").write_text(tokenizer)
         return run
@@ -77,8 +71,8 @@ def read(*paths: Path) -> list[Run]:
 # ---- what is read ----
 
 
-def test_a_real_run_is_read_whole(trained: Any) -> None:
-    (run,) = read(trained.run)
+def test_a_real_run_is_read_whole(trained: Path) -> None:
+    (run,) = read(trained)
     found = run.summary
     assert (found["state"], found["steps"], found["tokens"]) == ("finished", 44, 44 * 64)
     assert [point["step"] for point in run.training] == list(range(1, 45))
@@ -88,7 +82,7 @@ def test_a_real_run_is_read_whole(trained: Any) -> None:
     expected_seconds = [seconds[point["step"] - 1] for point in run.validation]
     assert [point["seconds"] for point in run.validation] == pytest.approx(expected_seconds, abs=0.1)
     # What a step of 64 tokens took is what the logged rate says.
-    logs = [json.loads(line) for line in (trained.run / "metrics.jsonl").read_text().splitlines()]
+    logs = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     expected = sum(64 / entry["tokens_per_second"] for entry in logs if "loss" in entry)
     assert found["seconds"] == pytest.approx(expected, rel=0.05)
     assert [point["tokens"] for point in run.validation] == [640, 1280, 1920, 2560, 2816]
@@ -98,11 +92,8 @@ def test_a_real_run_is_read_whole(trained: Any) -> None:
 
 def test_best_and_last_validation_loss(make_run: MakeRun) -> None:
     found = read(make_run())[0].summary
-    assert (found["best_validation_loss"], found["best_validation_step"], found["last_validation_loss"]) == (
-        6.5,
-        2,
-        7.0,
-    )
+    expected = {"best_validation_loss": 6.5, "best_validation_step": 2, "last_validation_loss": 7.0}
+    assert found.items() >= expected.items()
     part, whole = {"eval_loss": 1.0, "eval_samples": 3}, {"eval_loss": 2.0, "eval_samples": 5}
     assert best_evaluation([part, whole, part]) == whole, "losses of other texts"
 
@@ -119,7 +110,7 @@ def test_non_finite_losses_are_gaps_and_damaged_lines_left_out(make_run: MakeRun
 
 
 def test_missing_and_odd_parts_work(make_run: MakeRun) -> None:
-    run = make_run(tokenizer=None)
+    run = make_run(tokenizer="")
     (run / "metrics.jsonl").unlink()
     (run / "samples.jsonl").unlink()
     odd = {"sessions": {"a": 1}, "results": {"steps": "4"}, "training_arguments": {"max_steps": [4]}}
@@ -134,11 +125,7 @@ def test_a_run_that_goes_on_is_told_from_one_that_stopped(make_run: MakeRun) -> 
     with open(run / ".lock", "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (found,) = read(run)
-    assert (found.summary["state"], found.summary["steps"], found.summary["planned_steps"]) == (
-        "training, running",
-        2,
-        4,
-    )
+    assert found.summary.items() >= {"state": "training, running", "steps": 2, "planned_steps": 4}.items()
 
 
 def test_directories_that_are_no_runs_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
@@ -257,12 +244,6 @@ def test_a_thinned_curve_keeps_spikes_gaps_and_the_trend() -> None:
     assert len(raw) <= 200 and len(means) == 100
     assert all(loss is not None and abs(loss - 5) < 0.01 for _, loss in means)
     assert thinned([]) == ([], [])
-
-
-def test_doctests() -> None:
-    for module in (train.compare.page, train.compare.runs):
-        result = doctest.testmod(module)
-        assert result.attempted and not result.failed
 
 
 # ---- the page ----

@@ -7,7 +7,6 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,8 @@ import torch
 import shards
 from shards.common.errors import InputError
 from shards.torch import IGNORED, BlockDataset, text_collator
+from tests.train.conftest import make_shard_set
+from tests.train.runs import Capture, Patch, WriteConfig
 from tests.train.test_train_model import make_model
 from train.__main__ import main as main_train
 from train.compare.runs import read_runs
@@ -26,32 +27,29 @@ from train.compare.table import summary_rows
 from train.evaluate import bits_per_byte, by_position, evaluate_blocks, lines, main, spread_evenly
 from train.run_directory import read_lines, read_record
 
-EOS_ID = 256
-WriteConfig = Callable[..., Path]
 
-
-def test_a_finished_run_is_evaluated_to_the_loss_that_it_ended_with(
-    trained: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main([str(trained.run), "--json", "--batch", "3"])
+def test_a_finished_run_is_evaluated_to_the_loss_that_it_ended_with(trained: Path, capsys: Capture) -> None:
+    main([str(trained), "--json", "--batch", "3"])
     result = json.loads(capsys.readouterr().out)
-    assert result["loss"] == pytest.approx(read_record(trained.run)["results"]["eval_loss"], rel=1e-5)
+    assert result["loss"] == pytest.approx(read_record(trained)["results"]["eval_loss"], rel=1e-5)
     assert (result["num_blocks"], result["num_tokens"], result["precision"]) == (5, 5 * 15, "fp32")
     weights = [last - first + 1 for first, last, _loss in result["loss_by_position"]]
     assert weights == [1, 2, 4, 8]
     mean = sum(weight * row[2] for weight, row in zip(weights, result["loss_by_position"], strict=True)) / 15
     assert mean == pytest.approx(result["loss"])
-    main([str(trained.run)])
+    main([str(trained)])
     assert f"bits per byte  {result['bits_per_byte']:.4f}" in capsys.readouterr().out
 
 
 def test_each_set_of_a_mixture_is_evaluated_by_its_name(
-    write_config: WriteConfig, shard_set_path: Path, make_set: Callable[..., Path], tmp_path: Path, capsys: Any
+    write_config: WriteConfig, shard_set_path: Path, tmp_path: Path, capsys: Any
 ) -> None:
     """Their losses, weighed by their tokens, are the loss; other sets may be named instead."""
-    other, empty = make_set(tmp_path / "other", val_blocks=3, seed=30), make_set(tmp_path / "empty", val_blocks=0)
+    other = make_shard_set(tmp_path / "other", val_blocks=3, seed=30)
+    empty = make_shard_set(tmp_path / "empty", val_blocks=0)
     run, spec = tmp_path / "run", f"{shard_set_path}:0.5,{other}:0.25,{empty}:0.25"
-    main_train(["--config", str(write_config(shards=spec)), "--max_steps", "50", "--save_steps", "50"])
+    training = {"max_steps": 10, "save_steps": 10, "per_device_train_batch_size": 10}
+    main_train(["--config", str(write_config(shards=spec, training=training))])
     output, results = capsys.readouterr().out, read_record(run)["results"]
     assert (5 * results["eval_tiny_loss"] + 3 * results["eval_other_loss"]) / 8 == pytest.approx(results["eval_loss"])
     assert f"(tiny {results['eval_tiny_loss']:.4f}, other {results['eval_other_loss']:.4f})" in output
@@ -80,31 +78,26 @@ def test_positions_are_grouped_by_powers_of_two() -> None:
 def test_texts_without_a_byte_have_no_bits_per_byte() -> None:
     empty: Any = SimpleNamespace(num_predicted_tokens=3, num_text_bytes=0)
     assert bits_per_byte([empty], 1.0) is None
-    result = dict.fromkeys(("num_tokens", "num_blocks", "loss", "perplexity", "document_mask"), 1)
-    unknown: dict[str, Any] = {
-        "precision": "fp32",
-        "bits_per_byte": None,
-        "bits_per_char": None,
-        "loss_by_position": [],
-    }
-    assert "bits per byte  –" in lines(result | unknown)
+    result: dict[str, Any] = dict.fromkeys(("num_tokens", "num_blocks", "loss", "perplexity", "document_mask"), 1)
+    result |= {"precision": "fp32", "bits_per_byte": None, "bits_per_char": None, "loss_by_position": []}
+    assert "bits per byte  –" in lines(result)
 
 
-def test_what_does_not_go_together_is_refused(trained: Any, make_set: Callable[..., Path], tmp_path: Path) -> None:
-    other, model = make_set(tmp_path / "set", train_blocks=3, val_blocks=0), tmp_path / "model"
-    shutil.copytree(trained.run / "model", model)
+def test_what_does_not_go_together_is_refused(trained: Path, tmp_path: Path) -> None:
+    other, model = make_shard_set(tmp_path / "set", train_blocks=3, val_blocks=0), tmp_path / "model"
+    shutil.copytree(trained / "model", model)
     for arguments, message in (
-        ([trained.run, "--split", "vall"], "did you mean 'val'"),
-        ([trained.run, "--blocks", "0"], "--blocks: expected at least 1, found 0"),
-        ([trained.run, "--shards", tmp_path / "none"], "no such shard set"),
-        ([trained.run, "--shards", other], "split val has no blocks"),
+        ([trained, "--split", "vall"], "did you mean 'val'"),
+        ([trained, "--blocks", "0"], "--blocks: expected at least 1, found 0"),
+        ([trained, "--shards", tmp_path / "none"], "no such shard set"),
+        ([trained, "--shards", other], "split val has no blocks"),
         ([model], "give --shards DIR"),
     ):
         with pytest.raises(InputError, match=message):
             main(list(map(str, arguments)))
     (model / "tokenizer.json").write_text((model / "tokenizer.json").read_text() + "\n")
     with pytest.raises(InputError, match="another tokenizer than the model's"):
-        main([str(model), "--shards", read_record(trained.run)["shards"]["path"]])
+        main([str(model), "--shards", read_record(trained)["shards"]["path"]])
 
 
 @pytest.mark.parametrize(("total", "limit"), [(4097, 4096), (7, 3), (5, 5), (5, 9), (1, 1), (10**7, 4096), (5, None)])
@@ -119,7 +112,7 @@ def test_exactly_as_many_blocks_as_asked_are_spread_evenly(total: int, limit: in
 @pytest.mark.parametrize(("micro_batch", "num_ranks"), [(1, 1), (2, 1), (3, 1), (8, 1), (2, 3), (8, 2)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_loss_is_the_mean_over_all_labels(
-    packed_sets: dict[str, Path], micro_batch: int, num_ranks: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+    packed_sets: dict[str, Path], micro_batch: int, num_ranks: int, masked: bool, monkeypatch: Patch
 ) -> None:
     data = shards.open(packed_sets["best-fit"])
     model = make_model()
@@ -129,9 +122,8 @@ def test_the_loss_is_the_mean_over_all_labels(
         numbers = {"get_rank": functools.partial(int, rank), "get_world_size": functools.partial(int, num_ranks)}
         for name, value in (numbers | {"is_initialized": lambda: True, "all_reduce": lambda _totals: None}).items():
             monkeypatch.setattr(torch.distributed, name, value)
-        found = evaluate_blocks(
-            model, dataset, range(len(dataset)), collate, device=torch.device("cpu"), batch_blocks=micro_batch
-        )
+        where: Any = {"device": torch.device("cpu"), "batch_blocks": micro_batch}
+        found = evaluate_blocks(model, dataset, range(len(dataset)), collate, **where)
         sums.append(found[0].sum())
         counts.append(found[1].sum())
     batch = collate(dataset.__getitems__(range(len(dataset))))
@@ -152,7 +144,7 @@ def test_evaluations_before_the_last_take_some_blocks_and_never_mix(write_config
 
 
 def test_a_model_is_evaluated_in_the_precision_of_its_run(
-    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write_config: WriteConfig, tmp_path: Path, capsys: Capture
 ) -> None:
     main_train(["--config", str(write_config(training={"max_steps": 3, "bf16": True}))])
     run, losses = tmp_path / "run", {}

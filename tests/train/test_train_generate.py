@@ -5,31 +5,32 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import os
 import pty
 import select
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 from shards.common.errors import InputError
 from shards.common.text import visible
-from tests.conftest import run_python
 from tests.train.processes import PATIENCE_SECONDS
 from tests.train.processes import command as start
+from tests.train.runs import Capture, Patch, WriteConfig, assert_same_bits, losses, stop_after, train_to_the_end
 from train import generate as command
 from train.__main__ import main as train
-from train.callbacks import sample_text
+from train.callbacks import SamplesAtEvaluation, sample_text
 from train.generate import find_model, main, read_prompts
-from train.run_directory import read_record
+from train.run_directory import read_lines, read_record
 from train.sampling import Continuation, continue_prompts, load_model
 from train.settings import GenerationSettings
 
@@ -39,8 +40,8 @@ VOCAB_SIZE = 257
 
 
 @pytest.fixture(scope="module")
-def loaded(trained: Any) -> Loaded:
-    return load_model(trained.run / "model")
+def loaded(trained: Path) -> Loaded:
+    return load_model(trained / "model")
 
 
 def texts(loaded: Loaded, settings: GenerationSettings, **options: Any) -> list[str]:
@@ -74,10 +75,10 @@ def test_a_text_is_what_generate_samples_after_its_seed(loaded: Loaded) -> None:
     assert sample.num_tokens == output.shape[1] - 3 - sample.ended
 
 
-def test_ids_without_a_token_are_never_chosen(loaded: Loaded, trained: Any, tmp_path: Path) -> None:
+def test_ids_without_a_token_are_never_chosen(loaded: Loaded, trained: Path, tmp_path: Path) -> None:
     """Also where the file that says so is missing, and nothing else is likely."""
     _, tokenizer = loaded
-    shutil.copytree(trained.run / "model", tmp_path / "model")
+    shutil.copytree(trained / "model", tmp_path / "model")
     (tmp_path / "model" / "generation_config.json").unlink()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", tie_word_embeddings=False)
     with torch.no_grad():
@@ -99,22 +100,20 @@ def test_terminal_escapes_are_shown_and_not_obeyed() -> None:
     assert (json.loads(line)["prompt"], json.loads(line)["text"]) == (sample.prompt, sample.text)
 
 
-def test_json_lines_from_a_file_of_prompts(
-    trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], loaded: Loaded
-) -> None:
+def test_json_lines_from_a_file_of_prompts(trained: Path, tmp_path: Path, capsys: Capture, loaded: Loaded) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufefff\r\n\n  \nXYZ[\n".encode())
     options = ["--json", "--num", "2", "--seed", "3", "--top-p", "0.9", "--max_new_tokens", "7"]
-    main([str(trained.run), "--prompt", "abc", "--prompt-file", str(file), *options])
+    main([str(trained), "--prompt", "abc", "--prompt-file", str(file), *options])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["prompt"] for line in lines] == [prompt for prompt in ("abc", "f", "XYZ[") for _ in range(2)]
     settings = {(line["top_p"], line["max_new_tokens"], line["temperature"], line["seed"]) for line in lines}
     assert settings == {(0.9, 7, 1.0, 3)}
 
 
-def test_checkpoints_of_a_run_that_goes_on(trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoints_of_a_run_that_goes_on(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     run = tmp_path / "run"
-    shutil.copytree(trained.run, run, ignore=shutil.ignore_patterns("model", "swanlab"))
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("model", "swanlab"))
     with pytest.raises(InputError, match=r"no model here.*its newest checkpoint can be used with --checkpoint 44"):
         main([str(run)])
     main([str(run), "--checkpoint", "42", "--temperature", "0", "--max-new-tokens", "3"])
@@ -127,9 +126,7 @@ def test_checkpoints_of_a_run_that_goes_on(trained: Any, tmp_path: Path, capsys:
         main([str(tmp_path), "--checkpoint", "latest"])
 
 
-def test_a_mistyped_run_is_answered_with_the_nearest(
-    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistyped_run_is_answered_with_the_nearest(trained: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "sample").mkdir(parents=True)
     for typed in ("runs/sampel", "sample", "sampel"):
@@ -151,23 +148,21 @@ def test_a_mistyped_run_is_answered_with_the_nearest(
     ],
 )
 def test_wrong_options_are_refused(
-    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    trained: Path, tmp_path: Path, monkeypatch: Patch, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "prompts.txt").write_text("\n \n")
     (tmp_path / "latin1.csv").write_bytes(b"a\xe9")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
-        main([str(trained.run), *arguments])
+        main([str(trained), *arguments])
 
 
-def test_prompts_come_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_come_from_standard_input(monkeypatch: Patch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("一\n二".encode())))
     assert read_prompts(Path("-")) == ["一", "二"]
 
 
-def test_conversation_without_a_terminal(
-    loaded: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_conversation_without_a_terminal(loaded: Loaded, monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("abc\n \nXYZ\n"))
     settings = GenerationSettings(max_new_tokens=4, temperature=0.0)
     command.converse(*loaded, settings, num_samples=1)
@@ -189,7 +184,7 @@ def take_terminal(name: str) -> None:
     os.environ["TERM"] = "dumb"
 
 
-def test_conversation_on_a_terminal(trained: Any, tmp_path: Path) -> None:
+def test_conversation_on_a_terminal(trained: Path, tmp_path: Path) -> None:
     """Streams, survives Ctrl-C in the middle of a text, and ends with status 0 at Ctrl-D."""
     terminal, child_side = pty.openpty()
     seen = ""
@@ -202,7 +197,7 @@ def test_conversation_on_a_terminal(trained: Any, tmp_path: Path) -> None:
         seen = seen.partition(part)[2]
 
     take = functools.partial(take_terminal, os.ttyname(child_side))
-    with start(main, trained.run, "--interactive", *OPTIONS, files=tmp_path / "generate", prepare=take) as conversation:
+    with start(main, trained, "--interactive", *OPTIONS, files=tmp_path / "generate", prepare=take) as conversation:
         expect("> ")
         os.write(terminal, b"abc\n")
         expect("【abc】")
@@ -214,43 +209,14 @@ def test_conversation_on_a_terminal(trained: Any, tmp_path: Path) -> None:
     os.close(child_side)
 
 
-def test_saved_model_works_in_transformers_alone(trained: Any, tmp_path: Path) -> None:
-    """In a process that doesn't know this project: the pipeline, and the Auto classes."""
-    code = """
-import importlib.util, json, sys
-assert importlib.util.find_spec("train") is None and importlib.util.find_spec("shards") is None
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
-model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
-assert model.config.use_cache and model.generation_config.use_cache is not False
-inputs = tokenizer("CDE", return_tensors="pt")
-direct = tokenizer.decode(model.generate(**inputs, do_sample=False, min_new_tokens=3)[0], skip_special_tokens=True)
-(answer,) = pipeline("text-generation", model=sys.argv[1], device="cpu")("CDE", do_sample=False, min_new_tokens=3)
-print(json.dumps([direct, answer["generated_text"]]))
-"""
-    alone = {"PYTHONPATH": "", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    finished = run_python("-c", code, trained.run / "model", cwd=tmp_path, env=alone)
-    assert finished.returncode == 0, finished.stderr
-    direct, answer = json.loads(finished.stdout)
-    assert direct == answer
-    assert direct.startswith("CDE") and len(direct) > 3
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ({"temperature": "hot"}, "temperature: expected a number, found 'hot'"),
-        ({"max_new_tokens": [1]}, r"max_new_tokens: expected a whole number, found \[1\]"),
-        ({"temperature": 1e-45}, "temperature: expected 0, or 0.001 to 100"),
-    ],
-)
-def test_saved_settings_of_another_kind_are_refused(tmp_path: Path, content: dict[str, Any], expected: str) -> None:
-    (tmp_path / "generation_config.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=rf"generation_config.json: .*{expected}"):
+def test_saved_settings_of_another_kind_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"temperature": "hot"}')
+    with pytest.raises(InputError, match=r"generation_config.json: .*temperature: expected a number, found 'hot'"):
         command.generation_settings(tmp_path, {})
 
 
-def test_a_prompt_with_an_id_that_the_model_lacks_is_refused(trained: Any) -> None:
-    model, tokenizer = load_model(trained.run / "model")
+def test_a_prompt_with_an_id_that_the_model_lacks_is_refused(trained: Path) -> None:
+    model, tokenizer = load_model(trained / "model")
     tokenizer.add_tokens([f"<{number}>" for number in range(200)])
     with pytest.raises(InputError, match=r"the prompt 'a<199>' has the token id 456, the model has 384 ids"):
         list(continue_prompts(model, tokenizer, GenerationSettings(prompts=["a<199>"])))
@@ -258,7 +224,7 @@ def test_a_prompt_with_an_id_that_the_model_lacks_is_refused(trained: Any) -> No
 
 @pytest.mark.parametrize("temperature", ["0", "1"])
 def test_a_run_that_diverged_is_finished_without_samples(
-    write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], temperature: str
+    write_config: WriteConfig, tmp_path: Path, capsys: Capture, temperature: str
 ) -> None:
     options = f"--learning_rate 1e5 --max_steps 8 --model.initializer_range 1e30 --generation.temperature {temperature}"
     train(["--config", str(write_config(generation={"prompts": ["ab"]})), *options.split()])
@@ -266,3 +232,61 @@ def test_a_run_that_diverged_is_finished_without_samples(
     assert read_record(tmp_path / "run")["state"] == "finished"
     with pytest.raises(InputError, match="the model's outputs are non-finite"):
         main([str(tmp_path / "run")])
+
+
+# ---- in training ----
+
+
+def written(run: Path) -> list[tuple[int, str, str]]:
+    return [(line["step"], line["prompt"], line["text"]) for line in read_lines(run / "samples.jsonl")]
+
+
+def test_samples_change_no_bit_of_the_losses_and_a_continued_run_has_each_once(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    """With dropout, so that random numbers matter in each step. One was stopped after step 6's evaluation, at step 4."""
+    training = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 4}
+    config = write_config(training=training, generation={"prompts": ["ab", "xyz"]}, model={"attention_dropout": 0.3})
+    whole, without, stopped = (tmp_path / name for name in ("whole", "without", "stopped"))
+    train_to_the_end(config, "--output_dir", str(whole))
+    samples = written(whole)
+    assert [sample[:2] for sample in samples] == [*itertools.product((2, 4, 6, 8, 10, 11), ("ab", "xyz"))]
+    assert samples[0][2] != samples[-2][2], "the model learnt something"
+
+    train_to_the_end(config, "--output_dir", str(without), "--generation.every_evaluation", "false")
+    assert written(without) == samples[-2:]
+    assert_same_bits(without, whole)
+    train_to_the_end(config, "--output_dir", str(tmp_path / "unevaluated"), "--eval_strategy", "no")
+    assert losses(tmp_path / "unevaluated") == losses(whole), "nor does evaluation change any"
+
+    stop_after(7, config, "--output_dir", str(stopped))
+    assert [step for step, _, _ in written(stopped)] == [2, 2, 4, 4, 6, 6]
+    train_to_the_end(config, "--output_dir", str(stopped))
+    assert written(stopped) == samples
+    assert_same_bits(stopped, whole)
+
+
+def test_a_failure_ends_the_samples_and_not_the_training(trained: Path, monkeypatch: Patch, capsys: Capture) -> None:
+    model, tokenizer = load_model(trained / "model")
+    shown: list[tuple[list[Continuation], int]] = []
+    settings = GenerationSettings(prompts=["ab"], max_new_tokens=10_000)
+    callback = SamplesAtEvaluation(settings, tokenizer, lambda samples, step: shown.append((samples, step)))
+
+    def evaluate(step: int) -> None:
+        callback.on_evaluate(None, SimpleNamespace(global_step=step, max_steps=9), None, model=model)
+
+    model.train()
+    evaluate(3)
+    assert all(module.training for module in model.modules())
+    evaluate(9)  # the end's are written from the saved model
+    assert [step for _, step in shown] == [3]
+    assert shown[0][0][0].num_tokens <= 64
+
+    def fail(*_arguments: Any, **_options: Any) -> None:
+        raise RuntimeError("CUDA out of memory\nmore")
+
+    monkeypatch.setattr(Qwen2ForCausalLM, "generate", fail)
+    evaluate(5)
+    evaluate(6)
+    assert capsys.readouterr().out == "no samples from step 5 on: CUDA out of memory\n"
+    assert len(shown) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import types
 
@@ -35,10 +36,8 @@ def assert_near(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> None:
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 def test_loss_and_gradients_are_those_of_the_plain_loss(chunk_rows: int, scale: float) -> None:
     hidden, weight, labels = example(90)
-    found, expected = (
-        chunked_cross_entropy(hidden, weight, labels, chunk_rows=chunk_rows),
-        plain_cross_entropy(hidden, weight, labels),
-    )
+    found = chunked_cross_entropy(hidden, weight, labels, chunk_rows=chunk_rows)
+    expected = plain_cross_entropy(hidden, weight, labels)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
     pair = gradients(found * scale, hidden, weight), gradients(expected * scale, hidden, weight)
     torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-6)
@@ -155,26 +154,16 @@ def test_auto_is_chosen_by_the_vocabulary() -> None:
     assert chosen_loss("plain", 151_680, on_cpu=True) == "plain"
 
 
-@pytest.mark.parametrize(
-    ("package", "gpu", "compiler", "expected"),
-    [
-        ("triton", 8, "gcc", True),
-        ("triton", 6, "gcc", False),
-        ("triton", None, "gcc", False),
-        (None, 8, "gcc", False),
-        ("triton", 8, None, False),
-    ],
-)
-def test_triton_needs_its_package_a_gpu_and_a_compiler(
-    monkeypatch: pytest.MonkeyPatch, package: str | None, gpu: int | None, compiler: str | None, expected: bool
-) -> None:
+def test_triton_needs_its_package_a_gpu_and_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: package)
-    monkeypatch.setattr("shutil.which", lambda name: compiler)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu is not None)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (gpu, 0))
-    has_triton.cache_clear()
-    try:
-        assert has_triton() == expected
-    finally:
-        has_triton.cache_clear()
+    cases: list[tuple[str | None, int | None, str | None]] = [("triton", 8, "gcc"), ("triton", 6, "gcc")]
+    cases += [("triton", None, "gcc"), (None, 8, "gcc"), ("triton", 8, None)]
+    found = []
+    for package, gpu, compiler in cases:
+        with monkeypatch.context() as patched:
+            patched.setattr("importlib.util.find_spec", functools.partial(lambda package, _: package, package))
+            patched.setattr("shutil.which", functools.partial(lambda compiler, _: compiler, compiler))
+            patched.setattr("torch.cuda.is_available", functools.partial(bool, gpu))
+            patched.setattr("torch.cuda.get_device_capability", functools.partial(tuple, (gpu, 0)))
+            found.append(has_triton.__wrapped__())
+    assert found == [True, False, False, False, False]

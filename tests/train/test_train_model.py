@@ -22,18 +22,10 @@ VOCAB_SIZE, EOS_ID, BLOCK_TOKENS = 700, 600, 24
 
 
 def make_model(*, tied: bool = True, loss: str = "plain") -> Qwen2ForCausalLM:
-    settings = ModelSettings(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        tie_word_embeddings=tied,
-        initializer_range=0.2,
-    )
-    model = build_model(
-        settings, GenerationSettings(), vocab_size=VOCAB_SIZE, eos_id=EOS_ID, block_tokens=BLOCK_TOKENS, seed=1
-    )
+    shape: Any = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    settings = ModelSettings(**shape, intermediate_size=48, tie_word_embeddings=tied, initializer_range=0.2)
+    sizes = {"vocab_size": VOCAB_SIZE, "eos_id": EOS_ID, "block_tokens": BLOCK_TOKENS}
+    model = build_model(settings, GenerationSettings(), **sizes, seed=1)
     model.head_loss = loss
     return model
 
@@ -96,9 +88,8 @@ def test_copies_and_replicas_have_the_loss_of_their_own_weights() -> None:
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.mul_(1.5)
-    assert copied(**make_batch()).loss.item() == pytest.approx(
-        plain(copied)(**wide(make_batch())).loss.item(), rel=1e-6
-    )
+    expected = plain(copied)(**wide(make_batch())).loss
+    torch.testing.assert_close(copied(**make_batch()).loss, expected, rtol=1e-6, atol=0)
     assert all("forward" not in vars(module) for module in model.modules())
     replica = model._replicate_for_data_parallel()
     assert replica.forward.__self__ is replica and replica.head_loss == "chunked"

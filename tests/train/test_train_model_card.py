@@ -22,17 +22,17 @@ from train.sampling import Continuation
 HOSTILE = "a](http://x)<img src=x>|`b`\n# c*_~&$@d\x1b[2J www.evil.org"
 
 
-def test_card_of_a_finished_run(trained: Any) -> None:
-    record = read_record(trained.run)
+def test_card_of_a_finished_run(trained: Path) -> None:
+    record = read_record(trained)
     data, results = shards.open(record["shards"]["path"]), record["results"]
-    card = (trained.run / "model" / "README.md").read_text(encoding="utf-8")
+    card = (trained / "model" / "README.md").read_text(encoding="utf-8")
     head = yaml.safe_load(card.split("---\n")[1])
     assert (head["library_name"], head["pipeline_tag"]) == ("transformers", "text-generation")
     assert "license" not in head and "language" not in head
     split = data["val"]
     bits = results["eval_loss"] / math.log(2) * split.num_tokens / split.num_text_bytes
     assert results["eval_bits_per_byte"] == pytest.approx(bits)
-    size = sum(weight.numel() for weight in load_file(trained.run / "model" / "model.safetensors").values())
+    size = sum(weight.numel() for weight in load_file(trained / "model" / "model.safetensors").values())
     for part in (
         f"| Fingerprint | `{data.fingerprint}` |",
         "tiny: 27 records",
@@ -51,16 +51,16 @@ def test_card_of_a_finished_run(trained: Any) -> None:
         assert part in card, part
 
 
-def test_example_in_the_card_runs(trained: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.chdir(trained.run / "model")
+def test_example_in_the_card_runs(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(trained / "model")
     card = Path("README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     exec(code, {})
     assert capsys.readouterr().out.startswith("ab")
 
 
-def test_nothing_in_the_files_becomes_markup(trained: Any) -> None:
-    record = copy.deepcopy(read_record(trained.run))
+def test_nothing_in_the_files_becomes_markup(trained: Path) -> None:
+    record = copy.deepcopy(read_record(trained))
     record["settings"]["tracking"]["name"] = HOSTILE
     record["settings"]["generation"]["prompts"] = [f'"""{HOSTILE}```']
     record["training_arguments"]["lr_scheduler_type"] = HOSTILE
@@ -79,7 +79,7 @@ def test_nothing_in_the_files_becomes_markup(trained: Any) -> None:
     renamed: Any = Renamed()
     renamed.manifest, renamed.sets = manifest, [renamed]
     sample = Continuation(prompt=HOSTILE, text=f"````\n{HOSTILE}\n```", num_tokens=1, ended=True)
-    card = model_card(record, renamed, trained.run / "model", [sample])
+    card = model_card(record, renamed, trained / "model", [sample])
     assert "\x1b" not in card
     outside = re.sub(r"(?ms)^(`{3,})\w+\n.*?^\1$", "", card)
     outside = outside.split("---\n", 2)[2]
@@ -93,15 +93,15 @@ def test_nothing_in_the_files_becomes_markup(trained: Any) -> None:
     assert fenced("x ```` y").startswith("`````text\n")
 
 
-def test_a_card_that_can_not_be_written_stops_nothing(trained: Any, tmp_path: Path) -> None:
-    record = read_record(trained.run)
+def test_a_card_that_can_not_be_written_stops_nothing(trained: Path, tmp_path: Path) -> None:
+    record = read_record(trained)
     data = shards.open(record["shards"]["path"])
     (line,) = write_model_card(tmp_path, record, data)
     assert line.startswith("the model card can't be written: ")
 
 
-def test_record_has_the_commit_of_the_code(trained: Any, tmp_path: Path) -> None:
-    (session,) = read_record(trained.run)["sessions"]
+def test_record_has_the_commit_of_the_code(trained: Path, tmp_path: Path) -> None:
+    (session,) = read_record(trained)["sessions"]
     assert "git" in session and "torch" in session["packages"]
     file = tmp_path / "file.py"
     file.touch()

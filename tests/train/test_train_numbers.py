@@ -16,10 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, T
 import shards
 from shards.common.errors import InputError
 from shards.torch import BlockDataset
-from tests.train.runs import Capture, MakeSet, Patch, WriteConfig
+from tests.train.conftest import make_shard_set
+from tests.train.runs import Capture, Patch, WriteConfig
+from tests.train.test_train_model import make_model
 from train import evaluate, generate
 from train.__main__ import main
 from train.arguments import check
+from train.callbacks import log_line
+from train.flops import flops_a_token, peak_flops, peak_memory_bytes
 from train.run_directory import read_lines, read_record
 from train.settings import load_settings
 from train.trainer import BlockTrainer
@@ -27,6 +31,7 @@ from train.trainer import BlockTrainer
 EOS_ID, BLOCK_TOKENS, BATCH_BLOCKS = 256, 16, 4
 VOCAB_SIZE, PADDED_VOCAB_SIZE = 257, 384
 WAYS = [("concat", False), ("concat", True), ("best-fit", False), ("best-fit", True)]
+OWN = [("plain", "none"), ("chunked", "window"), ("plain", "global"), ("chunked", "global")]
 
 
 def without_padding(block: list[int]) -> list[int]:
@@ -64,25 +69,18 @@ def trainer_of(config: Path, data: shards.Data) -> BlockTrainer:
     return BlockTrainer(settings, data, args)
 
 
-@pytest.mark.parametrize(
-    ("packing", "masked", "loss"), [(*way, loss) for way, loss in zip(WAYS, ["plain", "chunked"] * 2, strict=True)]
-)
+@pytest.mark.parametrize("way", [(*way, *own) for way, own in zip(WAYS, OWN, strict=True)])
 def test_run_and_evaluation_agree_with_a_plain_model(
-    write_config: WriteConfig,
-    packed_sets: dict[str, Path],
-    tmp_path: Path,
-    capsys: Capture,
-    packing: str,
-    masked: bool,
-    loss: str,
+    write_config: WriteConfig, packed_sets: dict[str, Path], tmp_path: Path, capsys: Capture, way: Any
 ) -> None:
     """A token is a byte here: bits per byte are the loss in bits, times the tokens that the EOS add."""
+    packing, masked, loss, shuffle = way
     path, run = packed_sets[packing], tmp_path / "run"
-    config = write_config(shards=str(path), document_mask=masked, loss=loss, training={"max_steps": 3})
+    config = write_config(shards=str(path), document_mask=masked, loss=loss, shuffle=shuffle, training={"max_steps": 3})
     main(["--config", str(config)])
     data = shards.open(str(path))
 
-    blocks = data["train"][shards.run_order(data, 42).blocks(0, BATCH_BLOCKS)]
+    blocks = data["train"][shards.run_order(data, 42, shuffle).blocks(0, BATCH_BLOCKS)]
     expected, count = plain_loss(untrained(config, data), blocks, masked=masked, keep_padding=packing == "concat")
     assert (count < BATCH_BLOCKS * (BLOCK_TOKENS - 1)) == (masked or packing == "best-fit")
     first = next(line["loss"] for line in read_lines(run / "metrics.jsonl") if "loss" in line)
@@ -140,9 +138,6 @@ def test_labels_of_a_step_are_counted_over_its_batches(
 def test_utilization_is_of_all_devices(write_config: WriteConfig, shard_set_path: Path, monkeypatch: Patch) -> None:
     """Two steps of 4 blocks in half a second, on three devices of 1 GFLOP/s."""
     trainer = trainer_of(write_config(), shards.open(str(shard_set_path)))
-    matrices = [parameter for name, parameter in trainer.model.model.layers.named_parameters() if parameter.ndim == 2]
-    parameters = sum(matrix.numel() for matrix in matrices) + trainer.model.lm_head.weight.numel()
-    flops_a_token = 6 * parameters + 6 * 2 * 16 * BLOCK_TOKENS  # 2 layers with heads of 16 numbers together
     now = [100.0]
     monkeypatch.setattr("train.trainer.time.monotonic", lambda: now[0])
     monkeypatch.setattr(TrainingArguments, "world_size", 3)
@@ -152,11 +147,11 @@ def test_utilization_is_of_all_devices(write_config: WriteConfig, shard_set_path
     logs = {"loss": 1.0}
     trainer.log(logs)
     assert logs["tokens_per_second"] == 2 * BATCH_BLOCKS * BLOCK_TOKENS / 0.5
-    assert logs["mfu"] == pytest.approx(256 * flops_a_token / 3e9)
+    assert logs["mfu"] == pytest.approx(256 * flops_a_token(trainer.model.config, BLOCK_TOKENS) / 3e9)
 
 
-def test_finished_run_holds_everything(trained: Any) -> None:
-    record = read_record(trained.run)
+def test_finished_run_holds_everything(trained: Path) -> None:
+    record = read_record(trained)
     assert record["state"] == "finished"
     assert record["settings"]["training"]["learning_rate"] == 0.01
     assert record["shards"]["train_blocks"] == 22
@@ -164,26 +159,17 @@ def test_finished_run_holds_everything(trained: Any) -> None:
     results = record["results"]
     assert (results["steps"], results["tokens"], results["epochs"]) == (44, 44 * 4 * 16, 8.0)
     assert results["last_train_loss"] < results["first_train_loss"] - 1
-    assert sorted(path.name for path in trained.run.glob("checkpoint-*")) == ["checkpoint-42", "checkpoint-44"]
-    for part in ("training loss", "validation loss", "model            ", "【ab】"):
-        assert part in trained.output
+    assert sorted(path.name for path in trained.glob("checkpoint-*")) == ["checkpoint-42", "checkpoint-44"]
+    output = (trained.parent / "train.out").read_text()
+    assert all(part in output for part in ("training loss", "validation loss", "model            ", "【ab】")), output
+    lines = read_lines(trained / "metrics.jsonl")
+    for line in (line for line in lines if "loss" in line):
+        assert (line["epoch"], line["tokens"]) == (pytest.approx(line["step"] * 4 / 22), line["step"] * 64)
+    assert lines[-1]["eval_perplexity"] == pytest.approx(math.exp(lines[-1]["eval_loss"]), rel=1e-6)
 
 
-def test_metrics_have_true_epochs_and_tokens(trained: Any) -> None:
-    lines = read_lines(trained.run / "metrics.jsonl")
-    train_lines = [line for line in lines if "loss" in line]
-    assert [line["step"] for line in train_lines] == list(range(1, 45))
-    for line in train_lines:
-        assert line["epoch"] == pytest.approx(line["step"] * 4 / 22)
-        assert line["tokens"] == line["step"] * 64
-        assert line["tokens_per_second"] > 0
-    evaluations = [line for line in lines if "eval_loss" in line]
-    assert [line["step"] for line in evaluations] == [10, 20, 30, 40, 44]
-    assert evaluations[-1]["eval_perplexity"] == pytest.approx(2.718281828 ** evaluations[-1]["eval_loss"], rel=1e-6)
-
-
-def test_saved_model_loads_without_this_project(trained: Any) -> None:
-    directory = trained.run / "model"
+def test_saved_model_loads_without_this_project(trained: Path) -> None:
+    directory = trained / "model"
     model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     config, generation = model.config, model.generation_config
@@ -200,17 +186,45 @@ def test_saved_model_loads_without_this_project(trained: Any) -> None:
     assert not list(directory.glob("*.bin"))
 
 
-def test_a_model_that_was_cut_short_is_one_line(trained: Any, tmp_path: Path) -> None:
-    model = shutil.copytree(trained.run / "model", tmp_path / "model") / "model.safetensors"
+def test_a_model_that_was_cut_short_is_one_line(trained: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(trained / "model", tmp_path / "model") / "model.safetensors"
     model.write_bytes(model.read_bytes()[:100])
     with pytest.raises(InputError, match="the model can't be loaded"):
         generate.main([str(model.parent), "--prompt", "a"])
 
 
-def test_no_validation_blocks_is_no_fault(
-    write_config: WriteConfig, tmp_path: Path, make_set: MakeSet, capsys: Capture
-) -> None:
-    shard_set = make_set(tmp_path / "set", val_blocks=0)
+def test_no_validation_blocks_is_no_fault(write_config: WriteConfig, tmp_path: Path, capsys: Capture) -> None:
+    shard_set = make_shard_set(tmp_path / "set", val_blocks=0)
     main(["--config", str(write_config()), "--shards", str(shard_set), "--eval_strategy", "steps", "--max_steps", "2"])
     assert "no validation blocks in the shard set: evaluation skipped" in capsys.readouterr().out
     assert read_record(tmp_path / "run")["state"] == "finished"
+
+
+# ---- what a token costs, and the log ----
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_flops_are_those_of_all_matrices(tied: bool) -> None:
+    model = make_model(tied=tied)
+    matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
+    num_weights = sum(matrix.numel() for matrix in [*matrices, model.lm_head.weight])
+    assert flops_a_token(model.config, BLOCK_TOKENS) == 6 * num_weights + 6 * 2 * 32 * BLOCK_TOKENS
+
+
+def test_peaks_are_found_by_name() -> None:
+    peaks = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA GeForce RTX 4090": 165e12}
+    peaks |= {"NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA L4": 121e12, "NVIDIA L40S": 362e12}
+    assert {name: peak_flops(name) for name in peaks} == peaks and peak_flops("Some GPU") is None
+
+
+def test_memory_is_that_of_this_process() -> None:
+    before = peak_memory_bytes(torch.device("cpu"))
+    block = torch.ones(20_000_000)
+    assert max(before, block.numel() * 4) <= peak_memory_bytes(torch.device("cpu")) < 64 * 2**30
+
+
+def test_log_lines_say_what_is_left() -> None:
+    logs = {"loss": 2.0, "epoch": 0.5, "tokens_per_second": 1234.5, "mfu": 0.412, "peak_memory_bytes": 4.1e9}
+    line = log_line({**logs, "seconds_left": 11_100.0, "tokens": 13_107_200}, 5, 1000)
+    assert line is not None
+    assert line.endswith("  13.11 M tokens  loss 2.0000  1,234 tokens/s  MFU 41.2 %  4.1 GB  3 h 5 min left")

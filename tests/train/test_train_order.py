@@ -23,20 +23,8 @@ from tests.conftest import REPOSITORY
 from tests.train.runs import Capture
 
 
-def test_the_sampler_goes_on_from_its_state() -> None:
-    order = shards.RunOrder((9,), 1)
-    whole = list(RunSampler(order, stop=1_000))
-    sampler = RunSampler(order, stop=1_000)
-    first = list(itertools.islice(sampler, 33))
-    state = sampler.state_dict()
-    assert (first, state, len(sampler)) == (whole[:33], {"position": 33}, 1_000)
-    other = RunSampler(order, stop=1_000)
-    other.load_state_dict(state)
-    assert list(other) == whole[33:] and list(other) == []
-
-
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_ranks_get_the_micro_batches_in_turn_and_go_on_in_any_number(world_size: int) -> None:
+def test_the_samplers_of_ranks_deal_micro_batches_in_turn_and_go_on_in_any_number(world_size: int) -> None:
     """Also where a rank stopped in the middle of a micro-batch, and where the positions don't come out even."""
     order = shards.RunOrder((90,), 1)
     deal = {"stop": 103, "world_size": world_size, "micro_batch_blocks": 4}

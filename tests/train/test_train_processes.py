@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from torch.multiprocessing.spawn import ProcessRaisedException
 
 from tests.conftest import REPOSITORY
 from tests.train.processes import command, in_two_processes
@@ -43,11 +42,6 @@ def test_a_signal_ends_a_training_cleanly(
 SAME_BATCHES = ["--global_batch_blocks", "4"]
 
 
-def train_with_output(arguments: list[str], output: Path) -> None:
-    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-    main(arguments)
-
-
 def assert_same_training(found: Path, expected: Path) -> None:
     assert [step for step, _, _ in losses(found)] == [step for step, _, _ in losses(expected)]
     assert [loss for _, loss, _ in losses(found)] == pytest.approx([loss for _, loss, _ in losses(expected)], rel=1e-5)
@@ -55,35 +49,26 @@ def assert_same_training(found: Path, expected: Path) -> None:
     assert held_out[0] == pytest.approx(held_out[1], rel=1e-5)
 
 
+def train_with_output(arguments: list[str], output: Path) -> None:
+    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    main(arguments)
+
+
 def test_two_processes_train_on_the_same_batches_as_one(
-    whole_run: Path, write_config: WriteConfig, tmp_path: Path
-) -> None:
-    """From the start, and a run of either continued by the other, in each epoch."""
-    one, two, output = whole_run, tmp_path / "two", tmp_path / "output"
-    arguments = ["--config", str(write_config()), *SAME_BATCHES, "--output_dir"]
-    in_two_processes(train_with_output, [*arguments, str(two)], output)
-    assert_same_training(two, one)
-    assert output.read_text().count("step  1/11") == 1
-    by_two, by_one = as_stopped_at(one, 4, tmp_path / "by-two"), as_stopped_at(two, 8, tmp_path / "by-one")
-    in_two_processes(train_with_output, [*arguments, str(by_two)], output)
-    assert f"continuing from {by_two}/checkpoint-4" in output.read_text()
-    main([*arguments, str(by_one)])
-    for continued in (by_two, by_one):
-        assert_same_training(continued, one)
-    with pytest.raises(ProcessRaisedException, match=f"InputError: {two}: holds a finished run; choose another"):
-        in_two_processes(main, [*arguments, str(two)])
-
-
-def test_two_processes_leave_out_the_padding_of_both(
     write_config: WriteConfig, packed_sets: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Their batches have unequal numbers of labels, and one mean is taken over all."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    config = write_config(shards=str(packed_sets["best-fit"]), training={"max_steps": 4, "save_steps": 4})
+    """From the start, and a run of either continued by the other. Padding makes their batches unequal."""
+    one, two, by_two, output = (tmp_path / name for name in ("one", "two", "by-two", "output"))
+    config = write_config(shards=str(packed_sets["best-fit"]), training={"max_steps": 4, "save_steps": 2})
     arguments = ["--config", str(config), *SAME_BATCHES, "--output_dir"]
     main([*arguments, str(one)])
-    in_two_processes(main, [*arguments, str(two)])
-    assert_same_training(two, one)
+    for run in (two, as_stopped_at(one, 2, by_two)):
+        in_two_processes(train_with_output, [*arguments, str(run)], output)
+    by_one = as_stopped_at(two, 2, tmp_path / "by-one")
+    main([*arguments, str(by_one)])
+    for found in (two, by_two, by_one):
+        assert_same_training(found, one)
+    assert output.read_text().count("step 1/4") == 1 and f"continuing from {by_two}/checkpoint-2" in output.read_text()
 
 
 def start_torchrun(config: Path, out: Path, *options: str) -> subprocess.Popen[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import signal
@@ -15,9 +16,9 @@ import torch
 
 from shards.common.command_line import Terminated
 from shards.common.errors import InputError
+from tests.train.conftest import make_shard_set
 from tests.train.runs import (
     Capture,
-    MakeSet,
     WriteConfig,
     as_stopped_at,
     assert_same_bits,
@@ -32,7 +33,7 @@ from train.run_directory import read_record
 NUM_STEPS = 11  # 2 epochs of 22 blocks, 4 blocks a step
 
 
-@pytest.mark.parametrize(("step", "continues_at"), [(1, 0), (6, 4), (7, 6), (11, 10)], ids=lambda step: str(step))
+@pytest.mark.parametrize(("step", "continues_at"), [(1, 0), (7, 6), (11, 10)], ids=str)
 def test_interrupted_run_continues_to_the_same_bits(
     whole_run: Path, write_config: WriteConfig, tmp_path: Path, capsys: Capture, step: int, continues_at: int
 ) -> None:
@@ -56,15 +57,6 @@ def test_interrupted_twice_with_loader_workers(whole_run: Path, write_config: Wr
     stop_after(9, config)
     train_to_the_end(config)
     assert losses(run) == losses(whole_run)
-
-
-def test_with_dropout_too_and_whether_it_is_evaluated_or_not(write_config: WriteConfig, tmp_path: Path) -> None:
-    config = write_config(model={"attention_dropout": 0.5})
-    train_to_the_end(config, "--output_dir", str(tmp_path / "whole"))
-    evaluated = ["--output_dir", str(tmp_path / "evaluated"), "--eval_strategy", "steps", "--eval_steps", "2"]
-    stop_after(7, config, *evaluated)
-    train_to_the_end(config, *evaluated)
-    assert losses(tmp_path / "evaluated") == losses(tmp_path / "whole")
 
 
 def test_sigterm_saves_a_checkpoint_before_the_run_ends(
@@ -125,6 +117,7 @@ def test_checkpoints_name_their_data_and_all_their_files(stopped_run: Path) -> N
     ("arguments", "expected"),
     [
         (["--seed", "7"], "can't be continued with these settings: seed 42 before, 7 now"),
+        (["--shuffle", "window"], "shuffle 'global' before, 'window' now"),
         (["--per_device_train_batch_size", "3"], "global_batch_blocks 4 before, 6 now"),
         (["--model.hidden_size", "32"], "model.hidden_size 16 before, 32 now"),
         (["--max_steps", "5"], "checkpoint-11: has 11 steps already, the settings ask for 5"),
@@ -139,9 +132,9 @@ def test_other_settings_are_refused(
 
 
 def test_other_data_is_refused_and_can_be_allowed(
-    stopped_run: Path, whole_run: Path, write_config: WriteConfig, tmp_path: Path, make_set: MakeSet, capsys: Capture
+    stopped_run: Path, whole_run: Path, write_config: WriteConfig, tmp_path: Path, capsys: Capture
 ) -> None:
-    other = make_set(tmp_path / "other", seed=1)
+    other = make_shard_set(tmp_path / "other", seed=1)
     options = ["--shards", str(other), "--num_train_epochs", "3", "--seed", "7"]
     with pytest.raises(InputError, match=r"fingerprint '.*, or --allow_data_change to go on with the new"):
         train_to_the_end(write_config(), *options)
@@ -165,29 +158,11 @@ def test_another_tokenizer_is_never_allowed(stopped_run: Path, write_config: Wri
         train_to_the_end(write_config(), "--allow_data_change", "--num_train_epochs", "3")
 
 
-def test_a_mixture_in_windows_continues_to_the_same_bits(
-    write_config: WriteConfig, shard_set_path: Path, make_set: MakeSet, tmp_path: Path
-) -> None:
-    other = make_set(tmp_path / "other", train_blocks=2, val_blocks=3, seed=30)
-    config = write_config(shards=f"{shard_set_path}:1epochs,{other}:3epochs", shuffle="window")
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    options = ["--num_train_epochs", "1", "--save_steps", "5"]
-    train_to_the_end(config, *options, "--output_dir", str(whole))
-    record = read_record(whole)
-    assert len(losses(whole)) == (22 + 3 * 2) / 4
-    assert record["shards"]["val_blocks"] == 5 + 3
-    stop_after(6, config, *options, "--output_dir", str(stopped))
-    with pytest.raises(InputError, match="shuffle 'window' before, 'global' now"):
-        train_to_the_end(config, *options, "--output_dir", str(stopped), "--shuffle", "global")
-    train_to_the_end(config, *options, "--output_dir", str(stopped))
-    assert_same_bits(stopped, whole)
-
-
 def test_later_stages_of_an_unfinished_run_may_change_and_begun_ones_may_not(
-    write_config: WriteConfig, shard_set_path: Path, make_set: MakeSet, tmp_path: Path
+    write_config: WriteConfig, shard_set_path: Path, tmp_path: Path
 ) -> None:
     other, third = (
-        make_set(tmp_path / name, train_blocks=6, seed=seed) for name, seed in (("other", 30), ("third", 9))
+        make_shard_set(tmp_path / name, train_blocks=6, seed=seed) for name, seed in (("other", 30), ("third", 9))
     )
     first, run, whole = f"{shard_set_path}:0.7,{other}:0.3", tmp_path / "run", tmp_path / "whole"
 
@@ -230,8 +205,18 @@ class Harm:
         return (Path.touch, (self.path,))
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
-@pytest.mark.parametrize("content", [None, pickle.dumps(Harm(Path("owned"))), b"", b"PK\x03\x04" + bytes(60)])
+HARM = pickle.dumps(Harm(Path("owned")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *itertools.product(("optimizer.pt", "scheduler.pt", "rng_state.pth"), (None, HARM)),
+        ("optimizer.pt", b""),
+        ("scheduler.pt", b"PK\x03\x04" + bytes(60)),
+        ("model.safetensors", HARM),
+    ],
+)
 def test_a_checkpoint_from_a_stranger_is_refused_with_a_line(
     stopped_run: Path, write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes | None
 ) -> None:

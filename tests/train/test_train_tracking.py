@@ -60,14 +60,7 @@ UNUSABLE = "SwanLab offline can't be used (no room for offline): this run is rec
     ],
 )
 def test_mode_follows_login_network_and_what_swanlab_can(
-    tmp_path: Path,
-    monkeypatch: Patch,
-    mode: Any,
-    key: str | None,
-    reachable: bool,
-    failing: str,
-    expected: str | None,
-    notices: list[str],
+    tmp_path: Path, monkeypatch: Patch, mode: Any, key: Any, reachable: bool, failing: str, expected: Any, notices: Any
 ) -> None:
     started, added = list[str](), list[Any]()
 
@@ -109,12 +102,12 @@ def test_key_is_found_without_a_question(tmp_path: Path, monkeypatch: Patch) -> 
     assert tracking.api_key_and_host() == ("made-up", CLOSED)
 
 
-def test_offline_run_on_disk_has_curves_config_and_texts(trained: Any) -> None:
+def test_offline_run_on_disk_has_curves_config_and_texts(trained: Path) -> None:
     """As SwanLab's own reader finds them, which `swanlab sync` sends."""
     from swanlab.proto.swanlab.record.v1.record_pb2 import Record
     from swanlab.sdk.internal.core_python.store import DataStoreReader
 
-    (run,) = (trained.run / "swanlab").glob("run-*")
+    (run,) = (trained / "swanlab").glob("run-*")
     (file,) = run.glob("*.swanlab")
     reader = DataStoreReader()
     reader.open(file)
@@ -128,19 +121,18 @@ def test_offline_run_on_disk_has_curves_config_and_texts(trained: Any) -> None:
         scalars = [record.scalar for record in records if record.HasField("scalar")]
         return {scalar.step: scalar.value.number for scalar in scalars if scalar.key == key}
 
-    lines = read_lines(trained.run / "metrics.jsonl")
+    lines = read_lines(trained / "metrics.jsonl")
     for name in ("loss", "learning_rate", "tokens_per_second"):
         assert curve(f"train/{name}") == pytest.approx({line["step"]: line[name] for line in lines if "loss" in line})
-    assert curve("eval/loss") == pytest.approx(
-        {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
-    )
+    evaluated = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    assert curve("eval/loss") == pytest.approx(evaluated)
     texts = [
         (record.media.step, item.caption, (run / "media" / "text" / item.filename).read_text(encoding="utf-8"))
         for record in records
         if record.HasField("media") and record.media.key == "samples"
         for item in record.media.value.items
     ]
-    samples = read_lines(trained.run / "samples.jsonl")
+    samples = read_lines(trained / "samples.jsonl")
     assert texts == [(line["step"], line["prompt"], line["text"]) for line in samples]
     assert [step for step, _, _ in texts] == [10, 20, 30, 40, 44]
     config = yaml.safe_load((run / "files" / "config.yaml").read_text(encoding="utf-8"))

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from shards.common.errors import InputError
-from tests.train.runs import Capture, MakeSet, Patch, WriteConfig, stop_after, train_to_the_end
+from tests.train.conftest import make_shard_set
+from tests.train.runs import Capture, Patch, WriteConfig, stop_after, train_to_the_end
 from train.run_directory import record_part
 from train.trials import largest_micro_batch
 
@@ -42,37 +43,24 @@ def test_what_a_run_takes_is_said_and_nothing_is_written(
     ],
 )
 def test_the_passes_are_those_of_the_run_over_each_set(
-    write_config: WriteConfig,
-    shard_set_path: Path,
-    make_set: MakeSet,
-    tmp_path: Path,
-    capsys: Capture,
-    shards: object,
-    max_steps: int,
-    passes: str,
+    write_config: WriteConfig, tmp_path: Path, capsys: Capture, shards: object, max_steps: int, passes: str
 ) -> None:
-    other = make_set(tmp_path / "other", train_blocks=11, seed=30)
-    spec = json.dumps(shards).replace("{0}", str(shard_set_path)).replace("{1}", str(other))
+    tiny, other = make_shard_set(tmp_path / "tiny"), make_shard_set(tmp_path / "other", train_blocks=11, seed=30)
+    spec = json.dumps(shards).replace("{0}", str(tiny)).replace("{1}", str(other))
     train_to_the_end(write_config(), "--shards", spec.strip('"'), "--max_steps", str(max_steps), "--dry_run")
     assert f"passes   {passes}\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("share_blocks", "most_blocks", "expected"),
-    [(256, 1000, 256), (256, 100, 64), (96, 100, 32), (96, 9, 8), (5, 3, 1), (8, 0, None)],
-)
-def test_the_largest_power_of_two_that_fits_and_divides_the_share(
-    share_blocks: int, most_blocks: int, expected: int | None
-) -> None:
+@pytest.mark.parametrize(("share", "most", "expected"), [(256, 1000, 256), (256, 100, 64), (96, 9, 8), (5, 3, 1)])
+def test_the_largest_power_of_two_that_fits_and_divides_the_share(share: int, most: int, expected: int) -> None:
     def attempt(blocks: int) -> None:
-        if blocks > most_blocks:
+        if blocks > most:
             raise torch.OutOfMemoryError("simulated")
 
-    if expected is None:
-        with pytest.raises(torch.OutOfMemoryError):
-            largest_micro_batch(attempt, share_blocks)
-    else:
-        assert largest_micro_batch(attempt, share_blocks) == expected
+    assert largest_micro_batch(attempt, share) == expected
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        largest_micro_batch(attempt, share)
 
 
 def test_a_run_keeps_the_micro_batch_that_was_found(
