@@ -151,7 +151,7 @@ FAULTS: list[tuple[dict[str, Any] | str, str]] = [
     ("--torch_compile true --torch_compile_backend nope", "training: torch_compile: .*nope"),
     ("--metric_for_best_model nope", "metric_for_best_model: expected loss or eval_loss"),
     ("--fsdp full_shard", "fsdp: shards a model over GPUs"),
-    ("--output_dir /proc/x", "/proc/x: can't be made there; choose another --output_dir"),
+    ("--output_dir /proc/x", "/proc/x: can't write here: No such file or directory; choose another"),
     ("--model.hidden_size 100000000000", "^out of memory.*: the machine can't hold this model; choose a smaller one"),
     ("--model.hidden_act nope", "model: hidden_act: 'nope' is unknown to transformers"),
 ]
