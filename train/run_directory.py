@@ -180,16 +180,13 @@ def git_state(file: Path) -> dict[str, Any] | None:
     git = ["git", "-c", "core.fsmonitor=false", "--no-optional-locks", "-C", str(file.parent)]
     questions = (
         ["ls-files", "--error-unmatch", "--", file.name],
-        ["status", "--porcelain", "--untracked-files=no"],
-        ["rev-parse", "--verify", "HEAD"],
+        ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # COMMIT or COMMIT-dirty
     )
     try:
-        _, changes, commit = (
-            subprocess.run([*git, *question], check=True, **options).stdout.strip() for question in questions
-        )
+        _, commit = (subprocess.run([*git, *question], check=True, **options).stdout.strip() for question in questions)
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit.decode(), "dirty": changes != b""}
+    return {"commit": commit.removesuffix(b"-dirty").decode(), "dirty": commit.endswith(b"-dirty")}
 
 
 def device_name(device: Any) -> str:
@@ -200,14 +197,24 @@ def device_name(device: Any) -> str:
     return torch.cuda.get_device_name(device) if is_gpu else f"{device.type}, {torch.get_num_threads()} threads"
 
 
-def changed_settings(before: Any, after: Any, prefix: str = "") -> list[str]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """
+    >>> flatten({"model": {"hidden_size": 64}, "loss": "auto", "groups": {}})
+    {'model.hidden_size': 64, 'loss': 'auto'}
+    """
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def changed_settings(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
     """`["training.learning_rate 0.001 before, 0.0005 now", …]` for two nested mappings."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        phrases = []
-        for key in sorted({*before, *after}):
-            phrases += changed_settings(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else str(key))
-        return phrases
-    return [] if before == after else [f"{prefix} {before!r} before, {after!r} now"]
+    was, is_now = flatten(before, prefix), flatten(after, prefix)
+    values = {name: (was.get(name), is_now.get(name)) for name in sorted({*was, *is_now})}
+    return [f"{name} {old!r} before, {new!r} now" for name, (old, new) in values.items() if old != new]
 
 
 @contextlib.contextmanager

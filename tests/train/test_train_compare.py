@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import train.compare.page
-import train.compare.runs
+import train.run_directory
 from shards.common.errors import InputError
 from shards.common.text import printable
 from tests.pages import assert_harmless, look_at
@@ -260,7 +260,7 @@ def test_a_thinned_curve_keeps_spikes_gaps_and_the_trend() -> None:
 
 
 def test_doctests() -> None:
-    for module in (train.compare.page, train.compare.runs):
+    for module in (train.compare.page, train.run_directory):
         result = doctest.testmod(module)
         assert result.attempted and not result.failed
 

@@ -23,6 +23,7 @@ from train.run_directory import (
     MODEL_NAME,
     RECORD_NAME,
     SAMPLES_NAME,
+    flatten,
     is_locked,
     read_lines,
     read_record,
@@ -133,19 +134,6 @@ def _newest(logs: Sequence[dict[str, Any]], key: str) -> Any:
 def _curve(logs: Sequence[dict[str, Any]], key: str) -> list[Point]:
     names = {"step": "step", "tokens": "tokens", "seconds": "seconds", "loss": key, "num_blocks": "eval_samples"}
     return [{name: log.get(own) for name, own in names.items()} for log in logs if key in log]
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """
-    >>> flatten({"model": {"hidden_size": 64}, "loss": "auto"})
-    {'model.hidden_size': 64, 'loss': 'auto'}
-    """
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
