@@ -276,8 +276,10 @@ def _check_same(sets: Sequence[ShardSet]) -> None:
     first = sets[0]
     for part in sets[1:]:
         if part.manifest.tokenizer.sha256 != first.manifest.tokenizer.sha256:
-            names = f"{first.manifest.tokenizer.name} and {part.manifest.tokenizer.name}"
-            raise InputError(f"{part.path}: has another tokenizer than {first.path} ({printable(names)})")
+            name, wanted = (printable(own.manifest.tokenizer.name) for own in (part, first))
+            raise InputError(
+                f"{part.path}: has another tokenizer ({name}) than {first.path} ({wanted}); build both with one"
+            )
         if part.begin_id != first.begin_id:
             shown = ["without a begin token" if own.begin_id is None else "with one" for own in (part, first)]
             raise InputError(f"{part.path}: was built {shown[0]}, {first.path} {shown[1]}")

@@ -131,15 +131,16 @@ FAULTS: list[tuple[dict[str, Any] | str, str]] = [
     ("--resume_from_checkpoint /nowhere", "/nowhere: no such checkpoint"),
     ("--push_to_hub", "--push_to_hub: can't be set: .*`hf upload`"),
     ("--learning_rate fast", "--learning_rate: expected a number, found 'fast'"),
-    ("--bf16 sometimes", "--bf16: .*sometimes"),
+    ("--bf16 sometimes", "--bf16: expected auto or true or false, found 'sometimes'"),
     ("--eval_strategy sometimes", "--eval_strategy: expected no or steps or epoch, found 'sometimes'"),
+    ("--optim moun", r"--optim: expected one of \d+ names, found 'moun'; did you mean 'muon'\?"),
     ("--optim adamw_bnb_8bit", "training: optim: adamw_bnb_8bit: .*bitsandbytes"),
     ("--optim galore_adamw", "training: optim: galore_adamw: .*"),
     ("--optim adamw_torch --optim_args foo", "training: optim: adamw_torch: .*"),
     ("--adam_beta1 2.0", "training: optim: adamw_torch\\w*: Invalid beta parameter"),
     ("--optim muon --learning_rate -1", "--learning_rate: expected 0 or more, found '-1'"),
     ("--dataloader_num_workers -1", "training: dataloader: .*num_workers"),
-    ("--per_device_train_batch_size 0", "per_device_train_batch_size: expected at least 1, found '0'"),
+    ("--per_device_train_batch_size 0", "per_device_train_batch_size: expected auto or at least 1, found '0'"),
     ("--num_train_epochs 0", "num_train_epochs: expected above 0, at most 1,000,000, found '0'"),
     ("--max_steps 99999999999999999999", "--max_steps: expected 1 to 2,147,483,647, or -1"),
     ("--max_steps 0", "--max_steps: expected 1 to 2,147,483,647, or -1 .num_train_epochs., found '0'"),
@@ -153,7 +154,7 @@ FAULTS: list[tuple[dict[str, Any] | str, str]] = [
     ("--fsdp full_shard", "fsdp: shards a model over GPUs"),
     ("--output_dir /proc/x", "/proc/x: can't write here: No such file or directory; choose another"),
     ("--model.hidden_size 100000000000", "^out of memory.*: the machine can't hold this model; choose a smaller one"),
-    ("--model.hidden_act nope", "model: hidden_act: 'nope' is unknown to transformers"),
+    ("--model.hidden_act silo", "model: hidden_act: expected one of .* names, found 'silo'; did you mean 'silu'"),
 ]
 
 
