@@ -133,7 +133,8 @@ def check_continuation(
         )
     if plan.position.step > args.max_steps:
         has = plural(plan.position.step, "step")
-        raise InputError(f"{checkpoint}: has {has} already, the settings ask for {args.max_steps:,}")
+        asked = f"the settings ask for {args.max_steps:,}; ask for more, or choose another --output_dir"
+        raise InputError(f"{checkpoint}: has {has} already, {asked}")
     return changes
 
 
