@@ -171,7 +171,7 @@ def main(argv: list[str]) -> None:
     for name in ("batch", "blocks"):
         convert(getattr(options, name), Count | None, f"--{name}")
     if not len(shard_set[options.split]):
-        raise InputError(f"{shard_set.path}: split {options.split} has no blocks")
+        raise InputError(f"{shard_set.path}: split {options.split} has no blocks; choose another --split or --shards")
     check_model(directory, shard_set)
     prepare_environment()
     with out_of_memory("choose a smaller --batch"):
