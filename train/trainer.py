@@ -87,6 +87,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self._peak_flops = peak_flops(device_name(args.device))
         self._group_settings: list[dict[str, Any]] = []  # of the groups of parameters, as the settings have them
         self.start_clock(step=0, seconds_before=0.0)
+        self._saved_step = -1  # in this session
         self.has_begun = False  # a step: what had to be loaded was loaded
         # Old checkpoints are deleted after the new one is sealed.
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
@@ -254,6 +255,9 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         # Private, because no hook runs before files are written: checkpoints of a course that was left must go.
         run, step, is_saver = Path(self.args.output_dir), self.state.global_step, self.args.should_save
         checkpoint = run / f"checkpoint-{step}"
+        if step == self._saved_step:  # at SIGTERM, then at the end of the epoch
+            return
+        self._saved_step = step
         with self.untimed():
             if is_saver:
                 checkpoints.remove_from(run, step)
