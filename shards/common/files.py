@@ -168,10 +168,9 @@ class FileLock:
         os.write(self._descriptor, f"{os.getpid()}\n".encode())
         return self
 
-    @staticmethod
-    def _try(descriptor: int) -> bool:
-        """Take the lock if no process holds it for longer than `is_held` does."""
-        for _ in range(_LOCK_TRIES):
+    def _try(self, descriptor: int) -> bool:
+        """Take the lock if no process holds it for longer than `is_held` does; who waits anyway tries once."""
+        for _ in range(1 if self._wait else _LOCK_TRIES):
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
