@@ -216,8 +216,9 @@ def read_manifest(directory: Path) -> Manifest:
         how = "build it with `make shards CORPUS=FILE` or `python -m pipeline build`"
         raise InputError(f"{directory}: no such shard set{f'{hint} Or' if hint else ';'} {how}")
     if directory.is_file():
-        hint = f"; take {directory.parent}" if (directory.parent / MANIFEST_NAME).is_file() else ""
-        raise InputError(f"{directory}: expected a shard set's directory, found a file{hint}")
+        is_inside = (directory.parent / MANIFEST_NAME).is_file()
+        cure = f"take {directory.parent}" if is_inside else "a corpus becomes one with `make shards CORPUS=FILE`"
+        raise InputError(f"{directory}: expected a shard set's directory, found a file; {cure}")
     if not path.is_file():
         found = next((path.parent for path in sorted(directory.glob(f"*/{MANIFEST_NAME}"))), None)
         cure = f"name one in it, such as {printable(str(found))}" if found else "finish it with the same build command"

@@ -111,10 +111,10 @@ def load(argv: list[str]) -> tuple[Settings, shards.Data, dict[str, Any]]:
     shards.validation_sets(data, settings.eval_shards)
     limit = settings.model.max_position_embeddings
     if limit is not None and limit < data.block_tokens:
-        raise InputError(
-            f"{options['config']}: model: max_position_embeddings: {limit:,} positions are too few for "
-            f"{data.description}, whose blocks have {data.block_tokens:,} tokens"
-        )
+        name = "model.max_position_embeddings"
+        where = f"--{name}" if name in values else f"{options['config']}: {name.replace('.', ': ')}"
+        blocks = f"{data.description}, whose blocks have {data.block_tokens:,} tokens"
+        raise InputError(f"{where}: {limit:,} positions are too few for {blocks}")
     check_tracking(settings.tracking.mode)
     return settings, data, options
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments
+from transformers.activations import ACT2FN
 
 import shards
 from shards.common.errors import InputError, choice
@@ -22,7 +23,7 @@ from shards.common.text import printable
 from train.head_loss import has_triton
 from train.model import bf16_pays
 from train.settings import MUON, Settings
-from train.values import Allowed, Count, NotNegative, Seed, convert, require
+from train.values import Allowed, Count, NotNegative, Seed, convert
 
 MEMORY_REMEDY = (
     "choose a smaller --per_device_train_batch_size (with global_batch_blocks, or as many times more "
@@ -55,6 +56,7 @@ for _name in ("logging", "eval", "save"):
 def check(settings: Settings, data: shards.Data) -> tuple[Settings, TrainingArguments]:
     """The settings with typed values, and the arguments for this machine. Raises `InputError`; writes nothing."""
     settings = typed(settings)
+    choice("model: hidden_act", settings.model.hidden_act, sorted(ACT2FN))
     return settings, build_arguments(settings, data)
 
 
@@ -81,7 +83,10 @@ def build_arguments(settings: Settings, data: shards.Data, *, auto_blocks: int =
     training, micro_batch = settings.training, settings.training.get("per_device_train_batch_size", 8)
     if micro_batch == "auto":
         where = settings.origin["per_device_train_batch_size"]
-        require(settings.global_batch_blocks is not None, where, "global_batch_blocks, so that a step is known", "auto")
+        if settings.global_batch_blocks is None:
+            raise InputError(
+                f"{where}: auto finds how many blocks fit at a time; set global_batch_blocks, those of a step"
+            )
         micro_batch = auto_blocks
     on_cpu = bool(training.get("use_cpu")) or not torch.accelerator.is_available()
     values: dict[str, Any] = {

@@ -19,7 +19,7 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 import shards
 from shards.common.command_line import Terminated, say
 from shards.common.files import write_atomically
-from shards.common.text import duration, plural, printable, visible
+from shards.common.text import duration, plural, printable
 from train.evaluate import by_set
 from train.run_directory import METRICS_NAME, MODEL_NAME, SAMPLES_NAME, Plan, append_lines, json_lines, read_lines
 from train.sampling import Continuation, continue_prompts
@@ -221,10 +221,5 @@ def end_lines(run: Path, record: dict[str, Any], samples: Sequence[Continuation]
         ]
     values = {"seconds": record["sessions"][-1]["seconds"], **record["results"]}
     known = {key: _Missing() if value is None else value for key, value in values.items()}
-    texts = [f"{sample_text(sample)}\n" for sample in samples]
+    texts = [f"{sample}\n" for sample in samples]
     return ["", *texts, *(line.format_map(known) for line in lines), f"model            {run / MODEL_NAME}"]
-
-
-def sample_text(sample: Continuation) -> str:
-    """The text as a reader sees it, the prompt in 【】."""
-    return f"【{visible(sample.prompt)}】{visible(sample.text)}".rstrip()

@@ -2,8 +2,9 @@
 
 Trainer writes into `RUN/checkpoint-STEP`. When every file is there `checkpoint.json` is written last: the seal, with the
 size and BLAKE3 of each file and the position in the data. A directory without one was cut short: it is passed over, and
-removed when the run goes on. A sealed one whose files have since been damaged is recognized by them. An older checkpoint of
-the same name is `checkpoint-STEP.old` until the new one is sealed, so that at each instant one of the two is whole.
+removed when the run goes on. A sealed one whose files have since been damaged is recognized by them. A run that goes back
+to an earlier checkpoint leaves its old course: the later ones are removed before it writes its first, which may have the
+name of one of them. The one that it went back to is whole all the while.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from train.settings import build
 from train.values import Allowed, convert
 
 RECORD_NAME = "checkpoint.json"
-_OLD_SUFFIX = ".old"
 Whole = Annotated[int, Allowed("0 or more", lambda value: value >= 0)]
 
 
@@ -67,15 +67,6 @@ def is_sealed(directory: Path) -> bool:
     return (directory / RECORD_NAME).is_file()
 
 
-def set_aside(directory: Path) -> Path:
-    """Make room for a new directory of that name; returns where the old one is then, if there is one."""
-    old = directory.with_name(directory.name + _OLD_SUFFIX)
-    if directory.exists():
-        remove(old)
-        os.rename(directory, old)
-    return old
-
-
 def remove(directory: Path) -> None:
     """Delete a directory, its seal first: what a kill leaves of it is no checkpoint."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -85,23 +76,27 @@ def remove(directory: Path) -> None:
 
 def replace_directory(new: Path, final: Path) -> None:
     """Rename `new` to `final`; an older `final` is deleted after that."""
-    old = set_aside(final)
+    old = final.with_name(f"{final.name}.old")
+    remove(old)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(final, old)
     os.rename(new, final)
     flush_directory(final.parent)
     remove(old)
 
 
-def tidy_checkpoints(run: Path) -> None:
-    """Remove what was cut short, and give a checkpoint that was set aside its name back where no new one was sealed."""
+def remove_unsealed(run: Path) -> None:
+    """Remove what was cut short."""
     for path in numbered_checkpoints(run):
         if not is_sealed(path):
             remove(path)
-    for old in numbered_checkpoints(run, _OLD_SUFFIX):
-        plain = old.with_suffix("")
-        if plain.exists() or not is_sealed(old):
-            remove(old)
-        else:
-            os.rename(old, plain)
+
+
+def remove_from(run: Path, step: int) -> None:
+    """Remove the checkpoints of `step` and later ones: a run that is about to save at `step` has left their course."""
+    for path in numbered_checkpoints(run):
+        if _step_of(path) >= step:
+            remove(path)
 
 
 def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPosition:
@@ -134,14 +129,14 @@ def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPositi
     return position
 
 
-def numbered_checkpoints(run: Path, suffix: str = "") -> list[Path]:
-    """The directories `checkpoint-STEP`, or with a `suffix`, in `run`, by step, sealed or not. Others aren't ours."""
-    found = (path for path in run.glob(f"checkpoint-*{suffix}") if path.suffix == suffix and path.is_dir())
-    return sorted((path for path in found if path.stem[len("checkpoint-") :].isdecimal()), key=_step_of)
+def numbered_checkpoints(run: Path) -> list[Path]:
+    """The directories `checkpoint-STEP` in `run`, by step, sealed or not. Others aren't ours."""
+    found = (path for path in run.glob("checkpoint-*") if path.name[len("checkpoint-") :].isdecimal())
+    return sorted(filter(Path.is_dir, found), key=_step_of)
 
 
 def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.stem.partition("-")[2])
+    return int(checkpoint.name.partition("-")[2])
 
 
 def newest_complete_checkpoint(
@@ -149,14 +144,12 @@ def newest_complete_checkpoint(
 ) -> tuple[Path | None, DataPosition | None, list[str]]:
     """The complete checkpoint of the highest step, its position, and a line about each newer one that is damaged.
 
-    Unsealed ones don't count. One that was set aside is given by the name that `tidy_checkpoints` gives it back.
+    Unsealed ones don't count.
     """
     faults: list[str] = []
-    found = (*numbered_checkpoints(run, _OLD_SUFFIX), *numbered_checkpoints(run))
-    sealed = {path.with_suffix(""): path for path in found if is_sealed(path)}
-    for path in sorted(sealed, key=_step_of, reverse=True):
+    for path in filter(is_sealed, reversed(numbered_checkpoints(run))):
         try:
-            return path, read_position(sealed[path], check_content=check_content), faults
+            return path, read_position(path, check_content=check_content), faults
         except InputError as error:
             faults.append(str(error))
     return None, None, faults

@@ -86,8 +86,7 @@ def evaluate_blocks(
     mine = list(numbers[rank::num_ranks])
     batch_blocks = min(batch_blocks, most)
     batches = range(0, most, batch_blocks)
-    precision = torch.float32 if device.type == "mps" else torch.float64
-    totals = torch.zeros(2, len(dataset[numbers[0]]) - 1, dtype=precision, device=device)
+    totals = torch.zeros(2, len(dataset[numbers[0]]) - 1, dtype=torch.float64, device=device)
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -99,13 +98,13 @@ def evaluate_blocks(
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             with autocast():
                 losses = model(**batch, num_items_in_batch=1, want_token_losses=True).token_losses
-            totals[0] += losses.sum(dim=0, dtype=precision)
+            totals[0] += losses.sum(dim=0, dtype=torch.float64)
             totals[1] += (batch["labels"][:, 1:] != IGNORED).sum(dim=0)
             on_batch(batches)
     if num_ranks > 1:
         dist.all_reduce(totals)
     model.train(was_training)
-    sums, counts = totals.double().cpu().numpy()
+    sums, counts = totals.cpu().numpy()
     return sums, counts
 
 
@@ -172,7 +171,7 @@ def main(argv: list[str]) -> None:
     for name in ("batch", "blocks"):
         convert(getattr(options, name), Count | None, f"--{name}")
     if not len(shard_set[options.split]):
-        raise InputError(f"{shard_set.path}: split {options.split} has no blocks")
+        raise InputError(f"{shard_set.path}: split {options.split} has no blocks; choose another --split or --shards")
     check_model(directory, shard_set)
     prepare_environment()
     with out_of_memory("choose a smaller --batch"):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import resource
-import sys
 
 import torch
 from transformers import Qwen2Config
@@ -54,5 +53,4 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most that was allocated on a GPU, or the most that this process has had in memory."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

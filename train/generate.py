@@ -77,7 +77,6 @@ def main(argv: list[str]) -> None:
     if options.num > 1 and settings.temperature == 0:
         raise InputError(f"--num {options.num}: without chance all are the same; give --temperature above 0")
     prepare_environment()
-    from train.callbacks import sample_text
     from train.sampling import continue_prompts, load_model
 
     with out_of_memory("choose a smaller --batch or --max-new-tokens"):
@@ -90,7 +89,7 @@ def main(argv: list[str]) -> None:
         else:
             sizes = {"num_samples": options.num, "batch_sequences": options.batch or BATCH_SEQUENCES}
             for sample in continue_prompts(model, tokenizer, settings, **sizes):
-                say(json_line(sample, settings) if options.json else f"{sample_text(sample)}\n")
+                say(json_line(sample, settings) if options.json else f"{sample}\n")
 
 
 def show_as_written(model: Any, tokenizer: Any, settings: GenerationSettings, num_samples: int) -> None:

@@ -19,7 +19,6 @@ from transformers import GenerationConfig, Qwen2Config, set_seed
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from shards.common.errors import InputError
 from shards.torch import IGNORED
 from train.head_loss import TiedGradient, chunked_cross_entropy, plain_cross_entropy, tied_embedding, token_losses
 from train.settings import GenerationSettings, ModelSettings
@@ -110,12 +109,8 @@ class GatedMLP(nn.Module):
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj, self.act_fn = (
-            mlp.gate_proj,
-            mlp.up_proj,
-            mlp.down_proj,
-            mlp.act_fn,
-        )
+        self.gate_proj, self.up_proj = mlp.gate_proj, mlp.up_proj
+        self.down_proj, self.act_fn = mlp.down_proj, mlp.act_fn
 
     def forward(self, hidden: Tensor) -> Any:
         gate, up = self.gate_proj(hidden), self.up_proj(hidden)
@@ -169,10 +164,7 @@ def build_model(
     """
     config = build_config(settings, vocab_size=vocab_size, eos_id=eos_id, begin_id=begin_id, block_tokens=block_tokens)
     set_seed(seed)
-    try:
-        model = Qwen2ForCausalLM(config)
-    except KeyError as error:  # an activation function that transformers doesn't know
-        raise InputError(f"model: hidden_act: {settings.hidden_act!r} is unknown to transformers ({error})") from None
+    model = Qwen2ForCausalLM(config)
     unused = list(range(vocab_size, config.vocab_size)) or None
     model.generation_config = GenerationConfig(
         **generation_options(generation),

@@ -20,7 +20,6 @@ from safetensors import SafetensorError, safe_open
 import shards
 from shards.common.files import write_atomically
 from shards.common.text import plural, printable, visible
-from train.callbacks import sample_text
 from train.run_directory import MODEL_NAME
 from train.sampling import Continuation
 
@@ -69,7 +68,7 @@ def model_card(record: Mapping[str, Any], data: shards.Data, model: Path, sample
         batch=batch,
         results=record.get("results"),
         prompt=_python_text(str((settings["generation"]["prompts"] or ["Once"])[0])),
-        samples=[fenced(sample_text(sample)) for sample in samples],
+        samples=[fenced(str(sample)) for sample in samples],
         escaped=escaped,
         plural=plural,
         number=lambda value: "–" if value is None else f"{value:,.4f}",

@@ -28,7 +28,7 @@ from shards.common.errors import InputError
 from shards.common.text import plural, printable
 from train import callbacks, run_directory
 from train.arguments import MEMORY_REMEDY, check
-from train.checkpoints import newest_complete_checkpoint, tidy_checkpoints
+from train.checkpoints import newest_complete_checkpoint, remove_unsealed
 from train.environment import out_of_memory
 from train.evaluate import best_evaluation, bits_per_byte, by_set, gzip_bits_per_byte
 from train.model_card import write_model_card
@@ -56,7 +56,7 @@ def train(
         if is_first:  # it alone reads and hashes checkpoints
             stack.enter_context(run_directory.lock_run(run))
             plans = [run_directory.plan_run(run, resume)]
-            tidy_checkpoints(run)
+            remove_unsealed(run)
         if dist.is_initialized():
             dist.broadcast_object_list(plans)
         (plan,) = plans
@@ -133,7 +133,8 @@ def check_continuation(
         )
     if plan.position.step > args.max_steps:
         has = plural(plan.position.step, "step")
-        raise InputError(f"{checkpoint}: has {has} already, the settings ask for {args.max_steps:,}")
+        asked = f"the settings ask for {args.max_steps:,}; ask for more, or choose another --output_dir"
+        raise InputError(f"{checkpoint}: has {has} already, {asked}")
     return changes
 
 

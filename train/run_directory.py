@@ -15,14 +15,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
 import subprocess
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,7 +28,7 @@ from typing import Any
 
 import shards
 from shards.common.errors import InputError
-from shards.common.files import write_atomically
+from shards.common.files import FileLock, write_atomically
 from shards.common.text import printable
 from train.checkpoints import DataPosition, newest_complete_checkpoint, read_position
 from train.settings import Settings
@@ -42,7 +40,6 @@ MODEL_NAME = "model"
 SWANLAB_NAME = "swanlab"
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "swanlab")
 _GIT_SECONDS = 5
-_LOCK_TRIES, _SECONDS_BETWEEN_TRIES = 20, 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +72,7 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
         raise InputError(f"{run}: holds a finished run; {another}")
     newest, position, notices = newest_complete_checkpoint(run, check_content=check_content)
     if newest is not None and (record or resume):
-        micro_batch = part_of(record, run, "training_arguments").get("per_device_train_batch_size")
+        micro_batch = record_part(run, "training_arguments").get("per_device_train_batch_size")
         return Plan(checkpoint=newest, position=position, notices=notices, micro_batch_blocks=micro_batch)
     if resume == "latest":
         raise InputError(f"{run}: no complete checkpoint to continue from{''.join(f' ({line})' for line in notices)}")
@@ -92,27 +89,23 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
     return Plan(notices=[again] if state == "training" else [])
 
 
-def read_record(run: Path, *, remedy: str = "; delete it or choose another --output_dir") -> dict[str, Any]:
-    """The content of `run.json`; empty if there is none. Raises `InputError`, with a `remedy`, if it can't be read."""
-    path = run / RECORD_NAME
+def read_record(run: Path) -> dict[str, Any]:
+    """The content of `run.json`; empty if there is none. Raises `InputError` if it can't be read."""
+    path, remedy = run / RECORD_NAME, "the file is damaged: delete it, or use another run's directory"
     try:
         content = json.loads(path.read_bytes(), parse_constant=lambda _word: None)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path}: can't be read ({error}){remedy}") from None
+        raise InputError(f"{path}: can't be read ({error}); {remedy}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected an object, found {type(content).__name__}{remedy}")
+        raise InputError(f"{path}: expected an object, found {type(content).__name__}; {remedy}")
     return content
 
 
 def record_part(run: Path, *keys: str) -> dict[str, Any]:
     """The object at `keys` in `run.json`; empty if there is none. Raises `InputError` if something else is there."""
-    return part_of(read_record(run), run, *keys)
-
-
-def part_of(record: dict[str, Any], run: Path, *keys: str) -> dict[str, Any]:
-    """As `record_part`, of the content of `run.json`."""
+    record = read_record(run)
     for number, key in enumerate(keys, start=1):
         part = {} if record.get(key) is None else record[key]
         if not isinstance(part, dict):
@@ -187,16 +180,13 @@ def git_state(file: Path) -> dict[str, Any] | None:
     git = ["git", "-c", "core.fsmonitor=false", "--no-optional-locks", "-C", str(file.parent)]
     questions = (
         ["ls-files", "--error-unmatch", "--", file.name],
-        ["status", "--porcelain", "--untracked-files=no"],
-        ["rev-parse", "--verify", "HEAD"],
+        ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # COMMIT or COMMIT-dirty
     )
     try:
-        _, changes, commit = (
-            subprocess.run([*git, *question], check=True, **options).stdout.strip() for question in questions
-        )
+        _, commit = (subprocess.run([*git, *question], check=True, **options).stdout.strip() for question in questions)
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit.decode(), "dirty": changes != b""}
+    return {"commit": commit.removesuffix(b"-dirty").decode(), "dirty": commit.endswith(b"-dirty")}
 
 
 def device_name(device: Any) -> str:
@@ -207,50 +197,44 @@ def device_name(device: Any) -> str:
     return torch.cuda.get_device_name(device) if is_gpu else f"{device.type}, {torch.get_num_threads()} threads"
 
 
-def changed_settings(before: Any, after: Any, prefix: str = "") -> list[str]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """
+    >>> flatten({"model": {"hidden_size": 64}, "loss": "auto", "groups": {}})
+    {'model.hidden_size': 64, 'loss': 'auto'}
+    """
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def changed_settings(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
     """`["training.learning_rate 0.001 before, 0.0005 now", …]` for two nested mappings."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        phrases = []
-        for key in sorted({*before, *after}):
-            phrases += changed_settings(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else str(key))
-        return phrases
-    return [] if before == after else [f"{prefix} {before!r} before, {after!r} now"]
+    was, is_now = flatten(before, prefix), flatten(after, prefix)
+    values = {name: (was.get(name), is_now.get(name)) for name in sorted({*was, *is_now})}
+    return [f"{name} {old!r} before, {new!r} now" for name, (old, new) in values.items() if old != new]
 
 
 @contextlib.contextmanager
 def lock_run(run: Path) -> Iterator[None]:
     """Make `run` and hold it. Raises `InputError` if another process does. One with nothing in it goes at the end."""
     try:
-        run.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, FileNotFoundError):  # a file in the way; in /proc
-        raise InputError(f"{run}: can't be made there; choose another --output_dir (make: RUN=NAME)") from None
-    path = run / ".lock"
-    with open(path, "ab") as file:
-        for _ in range(_LOCK_TRIES):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(_SECONDS_BETWEEN_TRIES)
-        else:
-            raise InputError(f"{run}: another process is training there; wait for it or choose another --output_dir")
-        try:
+        with _lock_of(run):
             yield
-        finally:
-            if list(run.iterdir()) == [path]:
-                path.unlink()
-                run.rmdir()
+    finally:
+        with contextlib.suppress(OSError):
+            run.rmdir()
 
 
 def is_locked(run: Path) -> bool:
-    """Whether a process is training in `run`. For an instant this holds a lock too, which `lock_run` waits out."""
-    try:
-        with open(run / ".lock", "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    """Whether a process is training in `run`."""
+    return _lock_of(run).is_held()
+
+
+def _lock_of(run: Path) -> FileLock:
+    return FileLock(run / RECORD_NAME, "another process is training there; wait for it or choose another --output_dir")
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:
@@ -269,26 +253,16 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return read_lines_and_damage(path)[0]
-
-
-def read_lines_and_damage(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """The records of a JSON Lines file, none if there is no file; and the numbers of damaged lines, which are left out.
+    """The records of a JSON Lines file, none if there is no file; damaged lines are left out.
 
     The last line of a running run may be torn. Only a line feed ends a line: what a model wrote may hold other characters
     that `str.splitlines` cuts at.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-    records, damaged = [], []
-    for number, line in enumerate(lines, start=1):
-        record = None
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
         with contextlib.suppress(ValueError, RecursionError):
-            record = json.loads(line)
-        if isinstance(record, dict):
-            records.append(record)
-        elif line.strip() and number < len(lines):
-            damaged.append(number)
-    return records, damaged
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
 
 
 def process_rank() -> int:

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from shards.common.errors import InputError
-from shards.common.text import printable
+from shards.common.text import printable, visible
 from train.model import generation_options
 from train.settings import BATCH_SEQUENCES, GenerationSettings
 
@@ -37,6 +37,10 @@ class Continuation:
     text: str
     num_tokens: int  # without EOS
     ended: bool  # by EOS; else it has as many tokens as were allowed
+
+    def __str__(self) -> str:
+        """The text as a reader sees it, the prompt in 【】."""
+        return f"【{visible(self.prompt)}】{visible(self.text)}".rstrip()
 
 
 class NonFiniteError(InputError):

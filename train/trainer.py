@@ -87,6 +87,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self._peak_flops = peak_flops(device_name(args.device))
         self._group_settings: list[dict[str, Any]] = []  # of the groups of parameters, as the settings have them
         self.start_clock(step=0, seconds_before=0.0)
+        self._saved_step = -1  # in this session
         self.has_begun = False  # a step: what had to be loaded was loaded
         # Old checkpoints are deleted after the new one is sealed.
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
@@ -251,19 +252,21 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # Private, because no hook runs before files are written: an older checkpoint of that name must step aside.
+        # Private, because no hook runs before files are written: checkpoints of a course that was left must go.
         run, step, is_saver = Path(self.args.output_dir), self.state.global_step, self.args.should_save
         checkpoint = run / f"checkpoint-{step}"
+        if step == self._saved_step:  # at SIGTERM, then at the end of the epoch
+            return
+        self._saved_step = step
         with self.untimed():
             if is_saver:
-                checkpoints.set_aside(checkpoint)
+                checkpoints.remove_from(run, step)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # each rank has written its random state
             if is_saver:
                 self.add_tokenizer(checkpoint)
                 checkpoints.seal_checkpoint(checkpoint, data_position(self.settings, self.data, self.args, step))
-                checkpoints.tidy_checkpoints(run)  # what was set aside for it
                 best = self.state.best_model_checkpoint
                 rotate_checkpoints(run, self.save_total_limit, best and str(run / Path(best).name))
             self.accelerator.wait_for_everyone()

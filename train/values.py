@@ -40,16 +40,17 @@ NotNegative = Annotated[float, Allowed("0 or more", lambda value: value >= 0)]
 Seed = Annotated[int, Allowed("0 to 2**32 - 1", lambda value: 0 <= value < 2**32)]
 
 
-def convert(value: Any, kind: Any, where: str) -> Any:
+def convert(value: Any, kind: Any, where: str, *, also: str = "") -> Any:
     """`value`, from YAML or (a string) from the command line, as a field annotated with `kind`. Raises `InputError`.
 
+    Its message begins with what is expected `also`, such as `auto or `.
     YAML reads `5e-4` as a string, so strings that spell numbers are numbers where a number is wanted.
     """
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        found = convert(value, parts[0], where)
+        found = convert(value, parts[0], where, also=also)
         for allowed in parts[1:]:
-            require(allowed.holds(found), where, allowed.expected, value)
+            require(allowed.holds(found), where, also + allowed.expected, value)
         return found
     word = value.strip().lower() if isinstance(value, str) else value
     is_structured = {list, dict} & {typing.get_origin(part) or part for part in (kind, *parts)}
@@ -62,11 +63,12 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         for other in others:
             with contextlib.suppress(InputError):
                 return convert(value, other, where)
-        return convert(value, last, where)
+        words = (word for part in others if typing.get_origin(part) is Literal for word in typing.get_args(part))
+        return convert(value, last, where, also="".join(f"{word} or " for word in words))
     if origin is Literal:
         return choice(where, str(value), [str(part) for part in parts])
     if origin is list:
-        require(isinstance(value, list), where, "a list", value)
+        require(isinstance(value, list), where, 'a list, such as ["a", "b"]', value)
         return [convert(item, parts[0], f"{where}[{number}]") for number, item in enumerate(value)]
     if dict in (origin, kind):
         require(isinstance(value, dict), where, "a mapping", value)
@@ -77,7 +79,7 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     if kind is bool and isinstance(word, str):
         value = _BOOLEANS.get(word, value)
     found = _number(value, kind) if kind in (int, float) else value
-    require(kind is Any or type(found) is kind, where, _KINDS.get(kind, "another value"), value)
+    require(kind is Any or type(found) is kind, where, also + _KINDS.get(kind, "another value"), value)
     return found
 
 
@@ -143,7 +145,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such config file{nearest_path(path, Path.is_file)}") from None
     except RecursionError:
         raise InputError(f"{path}: nested too deeply") from None
-    except (yaml.YAMLError, IsADirectoryError, ValueError, OverflowError) as error:
+    except IsADirectoryError:
+        raise InputError(f"{path}: expected a config file, found a directory") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected a config file, in UTF-8; found other bytes at byte {error.start}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         mark = getattr(error, "problem_mark", None)  # of YAML's own errors
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise InputError(f"{path}: {place}{getattr(error, 'problem', None) or ' '.join(str(error).split())}") from None

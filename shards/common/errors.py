@@ -13,6 +13,8 @@ from pathlib import Path
 
 from shards.common.text import nearest, printable
 
+_MAX_LISTED = 12  # choices; of more than these the nearest is named, if there is one
+
 
 class InputError(ValueError):
     """Something the user gave (a file, an option, a setting) can't be used.
@@ -43,7 +45,9 @@ def machine_error(error: OSError) -> str | None:
 def choice(option: str, value: str, allowed: Sequence[str]) -> str:
     """`value`, if it is one of the `allowed` ones. Raises `InputError`."""
     if value not in allowed:
-        raise InputError(f"{option}: expected {' or '.join(allowed)}, found {value!r}{nearest(value, allowed)}")
+        hint = nearest(value, allowed)
+        expected = f"one of {len(allowed)} names" if hint and len(allowed) > _MAX_LISTED else " or ".join(allowed)
+        raise InputError(f"{option}: expected {expected}, found {value!r}{hint}")
     return value
 
 

@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,7 @@ from shards.common.text import printable, size_text
 
 TEMPORARY_SUFFIX = ".tmp"
 _READ_BYTES = 1 << 22
+_LOCK_TRIES, _SECONDS_BETWEEN_TRIES = 20, 0.05
 _SHARED_BYTES = 1 << 25  # read at a time where all cores share the work
 
 
@@ -151,9 +153,7 @@ class FileLock:
                 descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             except OSError as error:
                 raise InputError(f"{self._path.parent}: can't write here: {error.strerror}; choose another") from None
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not self._try(descriptor):
                 if self._wait is None:
                     holder = os.read(descriptor, 100).decode("utf-8", "replace").strip() or "unknown"
                     os.close(descriptor)
@@ -167,6 +167,26 @@ class FileLock:
         os.truncate(self._descriptor, 0)
         os.write(self._descriptor, f"{os.getpid()}\n".encode())
         return self
+
+    def _try(self, descriptor: int) -> bool:
+        """Take the lock if no process holds it for longer than `is_held` does; who waits anyway tries once."""
+        for _ in range(1 if self._wait else _LOCK_TRIES):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+        return False
+
+    def is_held(self) -> bool:
+        """Whether a process holds it. To find out, this holds it for an instant."""
+        try:
+            with open(self._lock_path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def _is_current(self, descriptor: int) -> bool:
         try:

@@ -25,7 +25,8 @@ def push(directory: Path, url: str, *, force: bool = False, notice: Callable[[st
     anything to do. Raises `InputError`: a damaged set, another one there, no permission.
     """
     if not is_url(url):
-        raise InputError(f"{url}: expected a URL such as hf://datasets/USER/NAME/FOLDER or s3://bucket/name")
+        examples = "hf://datasets/USER/NAME/FOLDER, s3://bucket/name or file:///shared/name"
+        raise InputError(f"{url}: expected a URL such as {examples}")
     manifest = read_manifest(directory)
     target = remote_to_write(url)
     encoded = target.read(MANIFEST_NAME)

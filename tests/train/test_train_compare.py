@@ -122,7 +122,7 @@ def test_missing_and_odd_parts_work(make_run: MakeRun) -> None:
 
 def test_a_run_that_goes_on_is_told_from_one_that_stopped(make_run: MakeRun) -> None:
     run = make_run(state="training", results=None, logs=LOGS[:2])
-    with open(run / ".lock", "ab") as lock:
+    with open(run / ".run.json.lock", "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (found,) = read(run)
     assert found.summary.items() >= {"state": "training, running", "steps": 2, "planned_steps": 4}.items()

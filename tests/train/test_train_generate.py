@@ -28,7 +28,7 @@ from tests.train.processes import command as start
 from tests.train.runs import Capture, Patch, WriteConfig, assert_same_bits, losses, stop_after, train_to_the_end
 from train import generate as command
 from train.__main__ import main as train
-from train.callbacks import SamplesAtEvaluation, sample_text
+from train.callbacks import SamplesAtEvaluation
 from train.generate import find_model, main, read_prompts
 from train.run_directory import read_lines, read_record
 from train.sampling import Continuation, continue_prompts, load_model
@@ -94,7 +94,7 @@ def test_ids_without_a_token_are_never_chosen(loaded: Loaded, trained: Path, tmp
 def test_terminal_escapes_are_shown_and_not_obeyed() -> None:
     assert visible("a\x1b[2J\r\u202eb\x9b\t\n\u3000中") == "a\\x1b[2J\\r\\u202eb\\x9b\t\n\u3000中"
     sample = Continuation(prompt="\x1b]0;p\x07", text="x\x1b[31m\u202e\n", num_tokens=1, ended=True)
-    assert sample_text(sample) == "【\\x1b]0;p\\x07】x\\x1b[31m\\u202e"
+    assert str(sample) == "【\\x1b]0;p\\x07】x\\x1b[31m\\u202e"
     line = command.json_line(sample, GenerationSettings())
     assert line.isprintable()
     assert (json.loads(line)["prompt"], json.loads(line)["text"]) == (sample.prompt, sample.text)

@@ -131,13 +131,14 @@ FAULTS: list[tuple[dict[str, Any] | str, str]] = [
     ("--resume_from_checkpoint /nowhere", "/nowhere: no such checkpoint"),
     ("--push_to_hub", "--push_to_hub: can't be set: .*`hf upload`"),
     ("--learning_rate fast", "--learning_rate: expected a number, found 'fast'"),
-    ("--bf16 sometimes", "--bf16: .*sometimes"),
+    ("--bf16 sometimes", "--bf16: expected auto or true or false, found 'sometimes'"),
+    ("--optim moun", r"--optim: expected one of \d+ names, found 'moun'; did you mean 'muon'\?"),
     ("--optim adamw_bnb_8bit", "training: optim: adamw_bnb_8bit: .*bitsandbytes"),
     ("--optim adamw_torch --optim_args foo", "training: optim: adamw_torch: .*"),
     ("--adam_beta1 2.0", "training: optim: adamw_torch\\w*: Invalid beta parameter"),
     ("--optim muon --learning_rate -1", "--learning_rate: expected 0 or more, found '-1'"),
     ("--dataloader_num_workers -1", "training: dataloader: .*num_workers"),
-    ("--per_device_train_batch_size 0", "per_device_train_batch_size: expected at least 1, found '0'"),
+    ("--per_device_train_batch_size 0", "per_device_train_batch_size: expected auto or at least 1, found '0'"),
     ("--num_train_epochs 0", "num_train_epochs: expected above 0, at most 1,000,000, found '0'"),
     ("--max_steps 0", "--max_steps: expected 1 to 2,147,483,647, or -1 .num_train_epochs., found '0'"),
     ("--save_steps -5", "save_steps: expected above 0 .for never: save_strategy: 'no'., found '-5'"),
@@ -148,9 +149,9 @@ FAULTS: list[tuple[dict[str, Any] | str, str]] = [
     ("--torch_compile true --torch_compile_backend nope", "training: torch_compile: .*nope"),
     ("--metric_for_best_model nope", "metric_for_best_model: expected loss or eval_loss"),
     ("--fsdp full_shard", "fsdp: shards a model over GPUs"),
-    ("--output_dir /proc/x", "/proc/x: can't be made there; choose another --output_dir"),
+    ("--output_dir /proc/x", "/proc/x: can't write here: No such file or directory; choose another"),
     ("--model.hidden_size 100000000000", "^out of memory.*: the machine can't hold this model; choose a smaller one"),
-    ("--model.hidden_act nope", "model: hidden_act: 'nope' is unknown to transformers"),
+    ("--model.hidden_act silo", "model: hidden_act: expected one of .* names, found 'silo'; did you mean 'silu'"),
 ]
 
 

@@ -101,7 +101,7 @@ def test_names_are_safe(write_sweep: WriteConfig) -> None:
     ("content", "message"),
     [
         ({"grid": {"learning_rat": [1]}}, "run 1: unknown key 'learning_rat'; did you mean 'learning_rate'?"),
-        ({"grid": {"learning_rate": 1}}, "grid: learning_rate: expected a list, found 1"),
+        ({"grid": {"learning_rate": 1}}, 'grid: learning_rate: expected a list, such as ["a", "b"], found 1'),
         ({"grid": {"seed": [1, 2, 1]}}, "two runs with the name 'seed=1'"),
         ({"grid": {"output_dir": ["a"]}}, "unknown key 'output_dir'"),
         ({"fixed": {"resume_from_checkpoint": "x"}, "grid": {"seed": [1]}}, "fixed: unknown key 'resume"),

@@ -67,7 +67,7 @@ def test_a_run_keeps_the_micro_batch_that_was_found(
     write_config: WriteConfig, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     auto = ["--max_steps", "4", "--per_device_train_batch_size", "auto"]
-    with pytest.raises(InputError, match="per_device_train_batch_size: expected global_batch_blocks"):
+    with pytest.raises(InputError, match="per_device_train_batch_size: auto finds how many blocks fit"):
         train_to_the_end(write_config(), *auto)
     auto += ["--global_batch_blocks", "4"]
     with monkeypatch.context() as patch:

@@ -23,10 +23,11 @@ from train.run_directory import (
     MODEL_NAME,
     RECORD_NAME,
     SAMPLES_NAME,
+    flatten,
     is_locked,
-    part_of,
     read_lines,
     read_record,
+    record_part,
 )
 
 _IGNORED_SETTINGS = {"output_dir", "tracking.name"}  # they differ always
@@ -74,8 +75,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def _read_run(path: Path, name: str) -> Run:
-    record = read_record(path, remedy="; leave this run out")
-    settings, planned = (part_of(record, path, key) for key in ("settings", "training_arguments"))
+    record = read_record(path)
+    settings, planned = (record_part(path, key) for key in ("settings", "training_arguments"))
     if session := last_session(record):
         settings["session"] = {key: session[key] for key in _SESSION_KEYS if key in session}
     logs = [log for log in map(_numbers, read_lines(path / METRICS_NAME)) if "step" in log]
@@ -94,10 +95,10 @@ def _read_run(path: Path, name: str) -> Run:
 
 
 def _summary(path: Path, record: dict[str, Any], logs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    state, data = printable(str(record.get("state"))), part_of(record, path, "shards")
+    state, data = printable(str(record.get("state"))), record_part(path, "shards")
     if state == "training":  # else `trained` or `finished`
         state += ", running" if is_locked(path) else ", stopped"
-    planned, results = (_numbers(part_of(record, path, key)) for key in ("training_arguments", "results"))
+    planned, results = (_numbers(record_part(path, key)) for key in ("training_arguments", "results"))
     best = best_evaluation(logs) or {}
     rates = [log["tokens_per_second"] for log in logs if log.get("tokens_per_second")]
     tokenizers = (directory / "tokenizer.json" for directory in (path / MODEL_NAME, *numbered_checkpoints(path)))
@@ -133,19 +134,6 @@ def _newest(logs: Sequence[dict[str, Any]], key: str) -> Any:
 def _curve(logs: Sequence[dict[str, Any]], key: str) -> list[Point]:
     names = {"step": "step", "tokens": "tokens", "seconds": "seconds", "loss": key, "num_blocks": "eval_samples"}
     return [{name: log.get(own) for name, own in names.items()} for log in logs if key in log]
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """
-    >>> flatten({"model": {"hidden_size": 64}, "loss": "auto"})
-    {'model.hidden_size': 64, 'loss': 'auto'}
-    """
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
