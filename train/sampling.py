@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.generation.streamers import BaseStreamer
 
@@ -62,8 +62,8 @@ def load_model(directory: Path, kind: Any = AutoModelForCausalLM) -> tuple[PreTr
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `directory`, as any program loads it."""
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    """The tokenizer in `directory`. AutoTokenizer would split text as Qwen2 does, whatever `tokenizer.json` says."""
+    return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
 
 
 def continue_prompts(

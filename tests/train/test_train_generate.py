@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import tokenizers
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
@@ -31,7 +32,7 @@ from train.__main__ import main as train
 from train.callbacks import SamplesAtEvaluation
 from train.generate import find_model, main, read_prompts
 from train.run_directory import read_lines, read_record
-from train.sampling import Continuation, continue_prompts, load_model
+from train.sampling import Continuation, continue_prompts, load_model, load_tokenizer
 from train.settings import GenerationSettings
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -73,6 +74,19 @@ def test_a_text_is_what_generate_samples_after_its_seed(loaded: Loaded) -> None:
     assert tokenizer.decode(output[0, 3:], skip_special_tokens=True) == sample.text
     assert sample.ended == (output[0, -1].item() == 256)
     assert sample.num_tokens == output.shape[1] - 3 - sample.ended
+
+
+def test_a_prompt_is_split_as_the_tokenizer_says(trained: Path, tmp_path: Path) -> None:
+    """AutoTokenizer splits and normalizes as Qwen2 does for any such model, and adds Qwen2's padding token."""
+    shutil.copytree(trained / "model", tmp_path, dirs_exist_ok=True)
+    path, config = tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json"
+    content = json.loads(path.read_bytes())
+    content |= {"normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "Whitespace"}}
+    path.write_text(json.dumps(content))
+    config.write_text(json.dumps({"eos_token": json.loads(config.read_bytes())["eos_token"]}))
+    tokenizer, expected = load_tokenizer(tmp_path), tokenizers.Tokenizer.from_file(str(path))
+    assert tokenizer("Abc D  e").input_ids == expected.encode("Abc D  e").ids
+    assert len(tokenizer) == expected.get_vocab_size()
 
 
 def test_ids_without_a_token_are_never_chosen(loaded: Loaded, trained: Path, tmp_path: Path) -> None:
