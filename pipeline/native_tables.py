@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from pipeline.qwen2 import SPLIT_PATTERN
+from pipeline.qwen2 import FLAGS, SPLIT_PATTERN
 from shards.tokenizer_files import bytes_of_characters
 
 Ids = npt.NDArray[np.uint32]
@@ -84,9 +84,7 @@ def make_tables(tokenizer_json: bytes) -> Tables:
             and steps[0]["pattern"] == {"Regex": SPLIT_PATTERN}
             and (steps[0]["behavior"], steps[0]["invert"]) == ("Isolated", False)
             and (steps[1]["add_prefix_space"], steps[1]["use_regex"]) == (False, False)
-            and not any(
-                token.get(flag) for token in added for flag in ("single_word", "lstrip", "rstrip", "normalized")
-            )
+            and not any(token.get(flag) for token in added for flag in FLAGS)
         )
         if not fits:
             raise Unfit("it has another split pattern, or other steps")

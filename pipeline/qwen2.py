@@ -32,7 +32,7 @@ SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 TOKENIZER_CONFIG: dict[str, Any] = {
     "add_prefix_space": False,
     "bos_token": None,
@@ -149,7 +149,7 @@ def tokenizer_json(*, vocabulary: dict[str, int], merges: list[str], special_tok
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": number, "content": token, **dict.fromkeys(_FLAGS, False), "special": True}
+            {"id": number, "content": token, **dict.fromkeys(FLAGS, False), "special": True}
             for number, token in enumerate(special_tokens, len(vocabulary))
         ],
         "normalizer": {"type": "NFC"},

@@ -43,7 +43,7 @@ from shards.tokenizer_files import (
 )
 
 # Strings on which encoders tend to disagree: normalization, white space, digits, special tokens, rare scripts.
-PROBE_TEXTS = (
+PROBE_TEXTS = [
     "",
     " ",
     "人工智能是研究如何使机器具有智能的学科。",
@@ -56,7 +56,7 @@ PROBE_TEXTS = (
     "\x00\x01\x7f\u2028\u2029",
     "日本語テキスト 한국어 ไทย العربية עברית हिन्दी",
     "def f(x):\n    return x ** 2  # 平方\n",
-)
+]
 
 
 def load_tokenizer_files(name: str) -> TokenizerFiles:
@@ -208,7 +208,7 @@ def load_encoder(name: str, tokenizer_json: bytes, *, parse_special: bool = Fals
 def _load_native(tokenizer_json: bytes, *, parse_special: bool) -> NativeEncoder:
     def agrees(encoder: NativeEncoder) -> bool:
         reference = load_encoder(ReferenceEncoder.name, tokenizer_json, parse_special=parse_special)
-        return same_ids(encoder, reference, list(PROBE_TEXTS))
+        return same_ids(encoder, reference, PROBE_TEXTS)
 
     return load_native_encoder(tokenizer_json, parse_special=parse_special, agrees=agrees)
 
@@ -250,7 +250,7 @@ def choose_encoder(
         raise InputError(f"tokenizer {files.entry.name!r}: tokenizers can't load it: {error}") from None
     try:
         fast = load_encoder(FastEncoder.name, files.tokenizer_json, parse_special=parse_special)
-        agree = same_ids(fast, reference, list(PROBE_TEXTS))
+        agree = same_ids(fast, reference, PROBE_TEXTS)
     except Exception:
         return ReferenceEncoder.name
     return FastEncoder.name if agree else ReferenceEncoder.name

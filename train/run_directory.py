@@ -163,7 +163,7 @@ def write_record(run: Path, record: dict[str, Any], state: str) -> None:
     """Replace `run.json`."""
     record |= {"state": state, "written_at": now()}
     text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
-    write_atomically(run / RECORD_NAME, (text + "\n").encode())
+    write_atomically(run / RECORD_NAME, (text + "\n").encode("utf-8", "backslashreplace"))
 
 
 def now() -> str:
@@ -244,7 +244,8 @@ def finite(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def json_lines(records: Iterable[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(finite(record), ensure_ascii=False) + "\n" for record in records).encode()
+    lines = (json.dumps(finite(record), ensure_ascii=False) + "\n" for record in records)
+    return "".join(lines).encode("utf-8", "backslashreplace")
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:

@@ -294,3 +294,10 @@ def test_a_run_in_use_is_refused_and_one_that_is_looked_at_is_not(write_config: 
             assert time.monotonic() - started > 0.1
         timer.join()
     assert not run.exists(), "nothing was written"
+
+
+def test_names_that_are_not_utf8_are_written_and_read(tmp_path: Path) -> None:
+    name = os.fsdecode(b"set\xff")
+    write_record(tmp_path, {"shards": name}, "training")
+    append_lines(tmp_path / "metrics.jsonl", [{"shards": name}])
+    assert read_record(tmp_path)["shards"] == read_lines(tmp_path / "metrics.jsonl")[0]["shards"] == name
