@@ -6,6 +6,7 @@ import errno
 import fcntl
 import itertools
 import math
+import os
 import pydoc
 import shutil
 import stat
