@@ -43,7 +43,7 @@ from tests.conftest import (
     use_engine,
     write_corpus,
 )
-from tests.pipeline.building import TEXTS, Builder, texts_in
+from tests.pipeline.building import TEXTS, Builder, Heard, texts_in
 
 FORGED = '0"}, {"text": "1"}, {"'  # looks like the end of a record and the beginning of the next
 KINDS = ("lines", "array", "pretty", "compact", "escaped", "gz", "parquet", "txt")
@@ -256,6 +256,19 @@ def test_a_full_disk_keeps_finished_units(tmp_path: Path, run: Builder, monkeypa
     assert not list((tmp_path / "set.partial").rglob("*.tmp")) and not any((tmp_path / "set.partial/scratch").iterdir())
     assert run(corpus, tmp_path / "set").num_units_reused == kept > 3
     assert verify(tmp_path / "set") == []
+
+
+@pytest.mark.usefixtures("inline_engine")
+def test_a_source_that_is_written_to_after_its_last_unit_is_noticed(tmp_path: Path, run: Builder) -> None:
+    corpus, out = write_corpus(tmp_path / "corpus.jsonl", sample_records(), "lines"), tmp_path / "set"
+
+    class Late(Heard):
+        def finished(self) -> None:
+            corpus.write_bytes(corpus.read_bytes() + b"\n")
+
+    with pytest.raises(InputError, match="the file was changed while it was read"):
+        run(corpus, out, reporter=Late())
+    assert not out.exists()
 
 
 MISTAKES: dict[str, tuple[str | None, list[str], str]] = {

@@ -82,7 +82,7 @@ def test_grid_is_every_combination_with_a_readable_name(write_sweep: WriteConfig
 def test_values_reach_the_settings_of_each_run(write_sweep: WriteConfig) -> None:
     changes: dict[str, Any] = {"learning_rate": -0.0, "bf16": False, "document_mask": True, "eval_steps": None}
     changes |= {"lr_scheduler_kwargs": {"num_cycles": 2}, "generation.prompts": ["一, 二"]}
-    file = write_sweep(fixed={"weight_decay": 0.5}, runs=[{"name": "all", **changes}])
+    file = write_sweep(fixed={"weight_decay": 0.5, "document_mask": False}, runs=[{"name": "all", **changes}])
     _, (run,) = plan_sweep(file)
     settings = typed(load(run.arguments)[0])
     assert settings.training["lr_scheduler_kwargs"] == {"num_cycles": 2}
