@@ -199,3 +199,8 @@ def test_near_duplicates_in_builds(tmp_path: Path, run: Builder, corpus: Path, m
     )
     run(corpus, tmp_path / "one-unit", **NEAR | {"unit_bytes": 10**7})
     assert texts_in(tmp_path / "one-unit") == texts_in(tmp_path / "two") and verify(tmp_path / "two") == []
+
+
+def test_hashes_are_compared_in_all_of_their_bits() -> None:
+    entries = np.array([(1, 1, 0), (1, 2, 1), (1, 2, 2), (2, 2, 3)], dedup._ENTRIES)
+    assert dedup._firsts(entries).tolist() == [0, 1, 1, 3]

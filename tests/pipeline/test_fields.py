@@ -74,6 +74,7 @@ def test_columns_are_all_that_a_name_may_mean() -> None:
 def test_a_name_counts_before_a_path() -> None:
     record = {"a[].b": "1", "a[]": "2", "a": [{"b": "3"}], "c": {"d[]": "4", "d": ["5"]}, "e.f": "6", "e": {"f": "7"}}
     assert [text_of(record, field) for field in ("a[].b", "a[]", "c.d[]", "e.f")] == ["1", "2", "4", "6"]
+    assert text_of(record, template="{e.f}") == "6"
     del record["a[].b"], record["a[]"], record["e.f"]
     assert [text_of(record, field) for field in ("a[].b", "e.f")] == ["3", "7"]
 

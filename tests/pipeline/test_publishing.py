@@ -130,3 +130,29 @@ def test_a_kill_at_any_call_of_a_build(
     assert 5 < num_runs < 200
     assert stored(out) == directory_bytes(tmp_path / "whole") and stored(f"{out}.partial") == {}
     assert sorted(path.name for path in tmp_path.glob("*set*")) == ([] if is_remote else ["set"])
+
+
+@pytest.mark.usefixtures("inline_engine")
+def test_of_two_sets_that_a_killed_replacement_has_left_a_whole_one_is_taken(tmp_path: Path, run: Builder) -> None:
+    corpus, out = write_corpus(tmp_path / "corpus", sample_records()[:20]), tmp_path / "set"
+    run(corpus, out)
+    old, new = tmp_path / "set.partial" / "replaced", tmp_path / "set.partial" / "set"
+    for damaged in (False, True):
+        shutil.copytree(out, new)
+        shutil.move(out, old)
+        expected = (old if damaged else new).stat().st_ino
+        if damaged:
+            (new / "train-00000.bin").write_bytes(b"")
+        LocalOutput(out).existing()
+        assert out.stat().st_ino == expected
+        shutil.rmtree(out.with_name("set.partial"))
+
+
+def test_what_a_killed_worker_has_left_goes_when_the_build_goes_on(tmp_path: Path) -> None:
+    output = LocalOutput(tmp_path / "set")
+    for _ in range(2):
+        output.prepare(b"{}", replace=False)
+        (left := tmp_path / "set.partial" / "scratch").joinpath("tmpleft").mkdir()
+        (left / "tmpleft" / "train-00000.bin.tmp").touch()
+    output.prepare(b"{}", replace=False)
+    assert not any(left.iterdir())

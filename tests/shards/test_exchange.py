@@ -109,13 +109,16 @@ def read_mds(out: Path, split: str, width: int) -> list[np.ndarray]:
 
 
 def read_llm_c(out: Path, split: str, width: int) -> list[np.ndarray]:
-    """As dataloader.h with a batch of one row of `width`: it takes width + 1 tokens and goes on by width."""
-    found = []
+    """As dataloader.h with a batch of one row of `width`: it takes width + 1 tokens and goes on by width. The last token
+    of a file is the first of the next."""
+    found: list[np.ndarray] = []
+    after = None
     for path in sorted(out.glob(f"{split}_*.bin")):
         header = np.fromfile(path, "<i4", 256)
         dtype = {(20240520, 1): "<u2", (20240801, 7): "<u4"}[header[0], header[1]]
         tokens = np.fromfile(path, dtype, offset=1024)
-        assert header[2] == len(tokens) and not header[3:].any()
+        assert header[2] == len(tokens) and not header[3:].any() and after in (None, tokens[0])
+        after = tokens[-1]
         found += [tokens[begin : begin + width] for begin in range(0, len(tokens) - width, width)]
     return found
 

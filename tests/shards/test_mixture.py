@@ -105,6 +105,9 @@ def test_stages_change_and_each_goes_on(built_set: Path, other_set: Path, capsys
     assert np.array_equal(blocks[blocks < sizes[0]], alone)
     assert shards.open_data(data.description).fingerprint == data.fingerprint
     assert shards.open_data([{"mix": str(built_set)}]).fingerprint != data.fingerprint
+    assert (
+        shards.run_order(data, 7, run_blocks=1001, batch_blocks=10).later[0].start == 501
+    )  # 500.5 blocks are not done
     del stages[1]
     main(["info", json.dumps(stages), "--tokens", "64000"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

@@ -185,6 +185,11 @@ def test_each_epoch_has_each_block_once_for_every_shuffle(shuffle: shards.Shuffl
     assert all(in_order) if shuffle == "none" or num_blocks == 1 else not any(in_order)
 
 
+def test_the_sets_of_a_mixture_are_not_shuffled_alike() -> None:
+    blocks = shards.RunOrder((50, 50), 5, weights=(1, 1)).blocks(0, 100)
+    assert blocks[blocks < 50].tolist() != (blocks[blocks >= 50] - 50).tolist()
+
+
 def test_with_offset_each_set_counts_its_own_epochs() -> None:
     order = shards.RunOrder((3, 2), 5, "offset", (1, 1), (shards.Stage(8, (0, 1)),))
     blocks, plain = order.blocks(0, 14), dataclasses.replace(order, shuffle="global").blocks(0, 14)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import shards
 from shards import packing
 from shards.common.errors import InputError
-from shards.index import Index, contiguous_index, encode_index, padding_positions, read_index
+from shards.index import HEADER, Index, contiguous_index, encode_index, padding_positions, read_index
 from shards.layout import SPLITS
 from shards.packing import best_fit_decreasing
 from shards.verify import verify
@@ -87,6 +87,20 @@ def test_best_fit_cuts_no_document_that_fits_a_block(tmp_path: Path) -> None:
     index = split.shard_index(0)
     assert np.diff(index.boundaries).tolist() == [1, 1, 2, 2, 1, 1, 1]
     assert (index.starts // 16 == (index.ends - 1) // 16)[index.lengths <= 16].all()
+
+
+def test_best_fit_fills_the_blocks_of_each_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "WINDOW_TOKENS", 32)  # four documents of half a block
+    path = write_set(tmp_path / "set", [{"train": [[1] * 7] * 10}], packing="best-fit", block_tokens=16)
+    assert len(shards.open(path)["train"]) == 5
+
+
+def test_an_offset_between_two_tokens_is_refused(tmp_path: Path) -> None:
+    content = bytearray(encode_index(contiguous_index(np.array([2, 1]))))
+    content[HEADER.size + 4 * 2 + 8] += 1
+    (tmp_path / "a.idx").write_bytes(content)
+    with pytest.raises(InputError, match="byte offset is not a multiple of 4"):
+        read_index(tmp_path / "a.idx", num_sequences=2, num_documents=2, num_tokens=3, room_tokens=4)
 
 
 WRONG_INDEXES = {

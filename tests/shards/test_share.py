@@ -25,6 +25,7 @@ from shards.manifest import read_manifest
 from shards.share import pull as pull_module
 from shards.share.pull import pull
 from shards.share.push import push
+from shards.share.remote import StoreFolder
 from shards.verify import verify
 from tests.conftest import directory_bytes, flip
 from tests.hub_server import Hub
@@ -209,6 +210,15 @@ def test_a_broken_copy_goes_on(built: Path, place: Place, tmp_path: Path, monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1000))
     with pytest.raises(InputError, match=r"more are needed, 1.00 kB are free; make room"):
         pull(place.url, tmp_path / "another")
+
+
+@in_a_store
+def test_a_file_that_is_cut_on_its_way_is_noticed(built: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = StoreFolder.sizes
+    monkeypatch.setattr(StoreFolder, "sizes", lambda folder: {**sizes(folder), "val-00000.bin": 1})
+    with pytest.raises(InputError, match=r"val-00000\.bin: expected .* bytes there after it was put, found 1"):
+        push(built, place.url)
+    assert "manifest.json" not in place.files()
 
 
 @in_a_store
