@@ -54,6 +54,8 @@ def test_tables(tmp_path: Path, memory: Any, kind: str) -> None:
     memory.pipe_file("/corpus", path.read_bytes())
     assert texts_of("memory://corpus") == TEXTS
     assert len(ranges_of(find(path), 1)) == (1 if kind == "arrow-stream" else 5)
+    (whole,) = plan_units([find(path)], 10**9)
+    assert whole.num_bytes == sum(unit.num_bytes for unit in plan_units([find(path)], 1))
     path.write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(InputError, match=f"pyarrow can't read this {kind} file: "):
         texts_of(path)

@@ -35,7 +35,7 @@ from shards.unread import UnreadEntry
 from shards.verify import verify
 from tests.conftest import directory_bytes, flip
 from tests.pages import PageParser, assert_harmless, look_at
-from tests.shards.sets import MIXED, TEXTS, build_set, documents_of, page_of, source
+from tests.shards.sets import MIXED, TEXTS, build_set, documents_of, page_of, source, write_set
 
 
 @pytest.fixture
@@ -260,6 +260,14 @@ def test_characters(mixed_set: Path) -> None:
     assert compute(shard_set, seed=0).tokens.scripts() == recount
     if shard_set.manifest.packing == "concat":
         assert recount == Counter(map(script_of, "".join(MIXED)))
+
+
+def test_bytes_with_a_token_between_them_make_no_character(tmp_path: Path) -> None:
+    vocabulary = read_vocabulary(shards.open(write_set(tmp_path / "any", [{"train": [[1]]}])).tokenizer_path)
+    id_of = {vocabulary.piece(number): number for number in range(256)}
+    document = [id_of[piece] for piece in (b"\xe4", b"a", b"\xbd", b"\xa0", b"a", b"\xe4", b"\xbd", b"\xa0")]
+    found = compute(shards.open(write_set(tmp_path / "set", [{"train": [document]}])), seed=0).tokens.scripts()
+    assert found == Counter(map(script_of, "aa你"))
 
 
 def test_scripts_of_characters() -> None:

@@ -130,6 +130,9 @@ def test_documents_may_hold_eos_where_special_tokens_are_parsed(tmp_path: Path) 
     assert verify(write_set(tmp_path / "a", [{"train": written}], settings={"special_tokens": "parse"})) == []
     (fault,) = verify(write_set(tmp_path / "b", [{"train": written}]))
     assert "train-00000.bin: offset 4: EOS inside a document" in fault
+    set_tokens(tmp_path / "a", {3: 2})
+    (fault,) = verify(tmp_path / "a")
+    assert "train-00000.bin: offset 12: no EOS at a document's end" in fault
 
 
 def test_faults_are_found_in_every_chunk(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
