@@ -65,7 +65,7 @@ class Subject(abc.ABC):
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    files = (path for path in directory.rglob("*") if path.is_file())
+    files = (path for path in directory.rglob("*") if path.is_file() and path.suffix != ".lock")
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
