@@ -125,6 +125,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="times that each is measured (3)")
     parser.add_argument("--work", type=Path, help="where corpora and sets are written, 3 times the corpus (temporary)")
     options = parser.parse_args(argv)
+    if options.work:
+        options.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.work) as temporary:
         work = Path(temporary).resolve()
         corpus = options.corpus and options.corpus.resolve()
