@@ -87,7 +87,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         self._peak_flops = peak_flops(device_name(args.device))
         self._group_settings: list[dict[str, Any]] = []  # of the groups of parameters, as the settings have them
         self.start_clock(step=0, seconds_before=0.0)
-        self._saved_step = -1  # in this session
+        self.saved_step = 0  # the last one whose checkpoint is there
         self.has_begun = False  # a step: what had to be loaded was loaded
         # Old checkpoints are deleted after the new one is sealed.
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
@@ -255,9 +255,9 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         # Private, because no hook runs before files are written: checkpoints of a course that was left must go.
         run, step, is_saver = Path(self.args.output_dir), self.state.global_step, self.args.should_save
         checkpoint = run / f"checkpoint-{step}"
-        if step == self._saved_step:  # at SIGTERM, then at the end of the epoch
+        if step == self.saved_step:  # the run went on from it, or SIGTERM came at the end of an epoch
             return
-        self._saved_step = step
+        self.saved_step = step
         with self.untimed():
             if is_saver:
                 checkpoints.remove_from(run, step)
@@ -309,6 +309,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             trainer.apply_settings()
         seconds = max((log.get("seconds", 0.0) for log in state.log_history), default=0.0)
         trainer.start_clock(step=state.global_step, seconds_before=seconds)
+        trainer.saved_step = state.global_step
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._trainer.has_begun = True
