@@ -228,6 +228,24 @@ def test_a_run_that_goes_back_leaves_its_later_checkpoints_and_keeps_the_one_it_
     assert [path.name for path in numbered_checkpoints(run)] == ["checkpoint-5"]
 
 
+def test_the_checkpoint_that_a_run_goes_on_from_is_not_written_anew(
+    whole_run: Path, write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever asks for one at that step: it is the only whole one."""
+    run, found = as_stopped_at(whole_run, 6, tmp_path / "run"), []
+
+    def save(callback: Any, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        callback._trainer.has_begun = True
+        if state.global_step == 6:
+            callback._trainer._save_checkpoint(callback._trainer.model, None)
+            found.append((run / "checkpoint-6").stat().st_ino)
+
+    monkeypatch.setattr("train.trainer.RunCallback.on_step_begin", save)
+    expected = (run / "checkpoint-6").stat().st_ino
+    train_to_the_end(write_config(), "--max_steps", "7")
+    assert found == [expected]
+
+
 def test_old_checkpoints_go_after_the_new_one_is_sealed(write_config: WriteConfig, tmp_path: Path) -> None:
     config = write_config(training={"save_steps": 1, "max_steps": 4, "save_total_limit": 1})
     train_and_be_killed_at("train.checkpoints.seal_checkpoint", config, call=4)
