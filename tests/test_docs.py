@@ -89,7 +89,7 @@ def test_every_picture_is_used() -> None:
 def test_the_figures_of_the_picture_are_measured(suffix: str) -> None:
     picture = re.sub(r"<style>.*?</style>|<[^d][^>]*>", " ", content(f"docs/images/speed{suffix}.svg"), flags=re.S)
     figures, measured = set(re.findall(r"\d+\.\d+", picture)), content("bench/RESULTS.md")
-    assert len(figures) > 8 and all(figure in measured for figure in figures), figures
+    assert len(figures) >= 8 and all(figure in measured for figure in figures), figures
 
 
 # ---- commands ----
