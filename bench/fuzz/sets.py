@@ -172,7 +172,7 @@ def _change(parent: Any, key: Any, choice: int) -> None:
         parent["other"] = parent.get(key)
     elif choice == 253 and isinstance(parent, list):
         parent.append(parent[key])
-    else:
+    elif isinstance(key, int) == isinstance(parent, list):  # an earlier change may have put another kind there
         parent[key] = json.loads(_VALUES[choice % len(_VALUES)])
 
 

@@ -69,8 +69,8 @@ class JsonLinesReader(StreamReader):
         self.first = offset
         while chunk := read or self._read_next(len(pending)):
             read = b""
-            if self._position > stop:  # only the line that is begun belongs to us
-                end = chunk.find(b"\n") + 1
+            if self._position > stop:  # only lines that are begun before it belong to us
+                end = chunk.find(b"\n", max(0, stop - self._position + len(chunk) - 1)) + 1
                 pending += chunk[: end or len(chunk)]
                 if end:
                     break

@@ -112,9 +112,9 @@ def test_a_range_knows_the_digest_and_the_newlines_of_its_own_bytes(tmp_path: Pa
         assert reader.num_newlines == own.count(b"\n")
 
 
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\n", b"\n\n"])
 @pytest.mark.parametrize("layout", ["compact", "lines"])
-def test_a_byte_order_mark_is_no_text(tmp_path: Path, layout: str, mark: bytes) -> None:
+def test_a_byte_order_mark_is_no_text_nor_is_an_empty_line(tmp_path: Path, layout: str, mark: bytes) -> None:
     path = write_corpus(tmp_path / "corpus", [{"text": "甲"}, {"text": "乙"}], layout)
     write(path, mark + path.read_bytes())
     for range_bytes in (1, 2, 3, 4, 1000):
