@@ -39,7 +39,6 @@ from shards.unread import unread_text
 # Bytes of the set for each byte of the source: Chinese with Qwen2's vocabulary needs 1.1. Far less can't be.
 _EXPECTED_GROWTH, _LEAST_GROWTH = 1.1, 0.05
 _CHECK_BYTES = 64 << 20  # documents of one unit in so many bytes are compared with the reference
-_MAX_THREADS = 3  # of a unit, beside the one that reads and writes: more would wait for that
 
 
 class Reporter:
@@ -245,8 +244,7 @@ def _do_units(
     _check_room(output, num_missing_bytes, reporter)
     num_busy = min(engine.num_workers, max(1, len(units) - num_reused))
     reporter.started(num_bytes, num_bytes - num_missing_bytes, num_busy)
-    if isinstance(engine, LocalEngine):  # Ray gives a task one core
-        decisions = dataclasses.replace(decisions, num_threads=min(engine.num_workers // num_busy, _MAX_THREADS))
+    decisions = dataclasses.replace(decisions, num_threads=min(engine.num_workers // num_busy, engine.max_threads))
     decisions.load_encoder()  # forked workers share it
     try:
         if decisions.settings.dedup != "off":

@@ -52,6 +52,7 @@ from shards.common.text import printable
 
 SOURCE = Path(__file__).with_suffix(".c")
 _FLAGS = ("-O3", "-shared", "-fPIC")
+_POINTERS = ("classes", "joins", "merges", "made_ids", "byte_ids")  # to what is in `Tables`
 _CACHED_BYTES, _CACHED_IDS, _CACHE_BITS = 16, 3, 18  # as in the C source
 
 
@@ -63,7 +64,7 @@ class _State(ctypes.Structure):
     """`struct encoder` of the C source."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("classes", "joins", "merges", "made_ids", "byte_ids")),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
         ("merge_shift", ctypes.c_uint64),
         *((name, ctypes.c_void_p) for name in ("characters", "cache")),
         ("num_steps", ctypes.c_uint64),
@@ -101,9 +102,7 @@ class _Own(threading.local):
         self._characters = np.zeros(2**16, np.uint32)
         cache = np.zeros((2**_CACHE_BITS + 1) * 32, np.uint8)
         self._cache = cache[-cache.ctypes.data % 32 :]
-        pointers = {
-            name: getattr(tables, name).ctypes.data for name in ("classes", "joins", "merges", "made_ids", "byte_ids")
-        }
+        pointers = {name: getattr(tables, name).ctypes.data for name in _POINTERS}
         self.state = _State(
             **pointers,
             merge_shift=int(tables.merge_shift),

@@ -196,14 +196,15 @@ class Split:
             return np.frombuffer(self._block(int(key)), "<u4")
         return self._gather(np.asarray(key))
 
-    def _shard_of(self, block: int) -> int:
+    def shard_of(self, block: int) -> int:
+        """The number of the split's shard that the block is in, -1 or the number of shards for none."""
         return bisect.bisect_right(self.first_blocks, block) - 1
 
     def _block(self, number: int) -> memoryview:
         """The bytes of a block."""
         if number < 0:
             number += len(self)
-        shard = self._shard_of(number)
+        shard = self.shard_of(number)
         if not 0 <= shard < len(self.shards):
             raise IndexError(f"block numbers must lie in 0 … {len(self) - 1:,} (split {self.name!r})")
         start = (number - self.first_blocks[shard]) * self._block_bytes
@@ -212,7 +213,7 @@ class Split:
     def _slice(self, key: slice) -> Tokens:
         start, stop, step = key.indices(len(self))
         if step == 1 and start < stop:
-            shard = self._shard_of(start)
+            shard = self.shard_of(start)
             if stop <= self.first_blocks[shard + 1]:
                 first = self.first_blocks[shard]
                 return self.shard_blocks(shard)[start - first : stop - first]
@@ -237,7 +238,7 @@ class Split:
         step = round(self.block_tokens * _GOLDEN_RATIO)
         for block, virtual in zip(blocks, numbers.tolist(), strict=True):
             epoch, number = divmod(virtual, len(self))
-            shard = self._shard_of(number)
+            shard = self.shard_of(number)
             ring = self.shard_blocks(shard).reshape(-1)
             start = ((number - self.first_blocks[shard]) * self.block_tokens + epoch * step) % len(ring)
             part = ring[start : start + self.block_tokens]

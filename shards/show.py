@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import itertools
 import json
@@ -168,7 +167,7 @@ def show_block(shard_set: ShardSet, split_name: str, number: int, *, with_ids: b
     split = _split_with(shard_set, split_name, "block", number)
     vocabulary = read_vocabulary(shard_set.tokenizer_path)
     lines = [f"block {number:,} of {len(split):,}, split {split_name}, {shard_set.block_tokens} tokens"]
-    shard = bisect.bisect_right(split.first_blocks, number) - 1
+    shard = split.shard_of(number)
     place = number - split.first_blocks[shard]
     for segment in segments(split.shard_index(shard), split.shard_blocks(shard), place, shard_set.block_tokens):
         if segment.is_padding:

@@ -114,7 +114,7 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class InlineEngine:
     """Units are done in the test's own process, the last first or in an order that follows from `seed`."""
 
-    num_workers = 1
+    num_workers = max_threads = 1
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed) if seed is not None else None

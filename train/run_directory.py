@@ -72,7 +72,7 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
         raise InputError(f"{run}: holds a finished run; {another}")
     newest, position, notices = newest_complete_checkpoint(run, check_content=check_content)
     if newest is not None and (record or resume):
-        micro_batch = record_part(run, "training_arguments").get("per_device_train_batch_size")
+        micro_batch = part_of(record, run, "training_arguments").get("per_device_train_batch_size")
         return Plan(checkpoint=newest, position=position, notices=notices, micro_batch_blocks=micro_batch)
     if resume == "latest":
         raise InputError(f"{run}: no complete checkpoint to continue from{''.join(f' ({line})' for line in notices)}")
@@ -105,7 +105,11 @@ def read_record(run: Path) -> dict[str, Any]:
 
 def record_part(run: Path, *keys: str) -> dict[str, Any]:
     """The object at `keys` in `run.json`; empty if there is none. Raises `InputError` if something else is there."""
-    record = read_record(run)
+    return part_of(read_record(run), run, *keys)
+
+
+def part_of(record: dict[str, Any], run: Path, *keys: str) -> dict[str, Any]:
+    """As `record_part`, of the content of `run.json` that was read already."""
     for number, key in enumerate(keys, start=1):
         part = {} if record.get(key) is None else record[key]
         if not isinstance(part, dict):

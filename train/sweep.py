@@ -34,7 +34,7 @@ from shards.common.text import printable
 from train.__main__ import load
 from train.compare.__main__ import main as compare
 from train.compare.page import check_out
-from train.run_directory import RECORD_NAME, changed_settings, lock_run, plan_run, read_record, record_part
+from train.run_directory import RECORD_NAME, changed_settings, lock_run, part_of, plan_run, read_record
 from train.settings import build, option_names
 from train.values import Allowed, Text, read_yaml, require, require_known
 
@@ -171,7 +171,8 @@ def check_run(run: SweptRun, file: Path) -> str:
 
     Raises `InputError` unless it can be trained, continued or passed over.
     """
-    state = str(read_record(run.directory).get("state") or "")
+    record = read_record(run.directory)
+    state = str(record.get("state") or "")
     try:
         settings, data, _ = load(run.arguments)
         from train.arguments import check
@@ -181,7 +182,7 @@ def check_run(run: SweptRun, file: Path) -> str:
             plan_run(settings.output_dir, None)
     except InputError as error:
         raise InputError(f"{file}: run {run.directory.name}: {error}") from None
-    before = record_part(run.directory, "settings") | record_part(run.directory, "shards")
+    before = part_of(record, run.directory, "settings") | part_of(record, run.directory, "shards")
     now = json.loads(json.dumps(settings.as_record(), default=str)) | {"fingerprint": data.fingerprint}
     decisive = [key for key in _DECISIVE if key in before]
     if changes := changed_settings({key: before[key] for key in decisive}, {key: now[key] for key in decisive}):

@@ -40,6 +40,7 @@ class Engine(Protocol):
     """Runs the tasks of a queue, to which the caller may add while it runs."""
 
     num_workers: int
+    max_threads: int  # that a worker may use where there are fewer tasks than workers
 
     def run(self, work: Work, tasks: deque[Task], progress: Progress) -> Results:
         """Yields each task that has ended, with what came of it. Raises `InputError` where a worker keeps dying."""

@@ -52,6 +52,8 @@ class _Worker:
 class LocalEngine:
     """Worker processes of this machine."""
 
+    max_threads = 3  # beside the one that reads and writes: more would wait for that
+
     def __init__(self, num_workers: int | None = None, *, may_fork: bool = True) -> None:
         """Forked workers share the loaded tokenizer; `may_fork` is off where a library may have started threads."""
         self.num_workers = num_workers or num_cores()

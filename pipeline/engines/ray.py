@@ -77,6 +77,8 @@ def _one_line(error: Exception) -> str:
 class RayEngine:
     """Tasks on the cluster that this process is connected to."""
 
+    max_threads = 1  # a task has one core
+
     def __init__(self, num_workers: int | None) -> None:
         """Without `num_workers` all cores of the cluster are used, also those that join later."""
         self._limit = num_workers

@@ -25,9 +25,9 @@ from train.run_directory import (
     SAMPLES_NAME,
     flatten,
     is_locked,
+    part_of,
     read_lines,
     read_record,
-    record_part,
 )
 
 _IGNORED_SETTINGS = {"output_dir", "tracking.name"}  # they differ always
@@ -76,7 +76,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 def _read_run(path: Path, name: str) -> Run:
     record = read_record(path)
-    settings, planned = (record_part(path, key) for key in ("settings", "training_arguments"))
+    settings, planned = (part_of(record, path, key) for key in ("settings", "training_arguments"))
     if session := last_session(record):
         settings["session"] = {key: session[key] for key in _SESSION_KEYS if key in session}
     logs = [log for log in map(_numbers, read_lines(path / METRICS_NAME)) if "step" in log]
@@ -95,10 +95,10 @@ def _read_run(path: Path, name: str) -> Run:
 
 
 def _summary(path: Path, record: dict[str, Any], logs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    state, data = printable(str(record.get("state"))), record_part(path, "shards")
+    state, data = printable(str(record.get("state"))), part_of(record, path, "shards")
     if state == "training":  # else `trained` or `finished`
         state += ", running" if is_locked(path) else ", stopped"
-    planned, results = (_numbers(record_part(path, key)) for key in ("training_arguments", "results"))
+    planned, results = (_numbers(part_of(record, path, key)) for key in ("training_arguments", "results"))
     best = best_evaluation(logs) or {}
     rates = [log["tokens_per_second"] for log in logs if log.get("tokens_per_second")]
     tokenizers = (directory / "tokenizer.json" for directory in (path / MODEL_NAME, *numbered_checkpoints(path)))
