@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 
 import orjson
 
-from pipeline.readers.base import BadRecord, Batch, Incomplete
+from pipeline.readers.base import NOT_JSON, BadRecord, Batch, Incomplete
 from pipeline.readers.json_parser import end_of_text
-from pipeline.readers.json_texts import LOOK_BACK_BYTES, WHITE_SPACE, JsonTextsReader
+from pipeline.readers.json_texts import LOOK_AHEAD_BYTES, LOOK_BACK_BYTES, WHITE_SPACE, JsonTextsReader
 
 _MAX_TRIES = 4
 _CANDIDATE = re.compile(rb"\}[ \t\r\n]*,[ \t\r\n]*\{")
@@ -63,16 +63,19 @@ class JsonArrayReader(JsonTextsReader):
         return self._next_plausible(content, origin, skip=look_back, limit=self._stop)
 
     def _opening(self) -> tuple[bytes, int]:
-        """What follows the array's opening bracket, with its offset; nothing, with the source's end, where it is empty."""
+        """From the first record on, with its offset; nothing, with the source's end, where the array is empty."""
         rest = self._skip_white_space(self._skip_white_space(self._read_start()).removeprefix(b"["))
         if not rest:
             raise Incomplete(self._position)
-        if rest.startswith(b"]"):
-            more = self._skip_white_space(rest[1:])
-            if not more:
-                return b"", self._position
-            rest = b"]" + more  # which is no record
-        return rest, self._position - len(rest)
+        if not rest.startswith(b"]"):
+            return rest, self._position - len(rest)
+        rest = self._skip_white_space(rest[1:])
+        offset = self._position - len(rest)
+        if not rest:
+            return rest, offset
+        reason = "the array has ended, but the file goes on"
+        self._options.on_bad(BadRecord(offset, NOT_JSON, reason, rest[:LOOK_AHEAD_BYTES]))
+        return self._next_plausible(rest, offset, skip=1)
 
 
 def _ends_from_the_back(content: bytes) -> Iterator[tuple[int, int]]:

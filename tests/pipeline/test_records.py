@@ -131,8 +131,35 @@ def test_white_space_around_the_brackets_of_an_array_is_not_kept(tmp_path: Path,
     for content in (b"[" + spaces + b"]" + spaces, b"[" + spaces + b'{"text": "a"}]'):
         num_records, peak = read_and_peak(find(write(tmp_path / "corpus", gzip.compress(content))))
         assert num_records == content.count(b"{") and peak < 2_500_000
-    with pytest.raises(BadRecord, match="before the array's closing"):
-        read_all(write(tmp_path / "corpus", b'[]\n{"text": "a"}]'))
+
+
+HAS_ENDED, ENDS, COMMA = "the array has ended, but", "the array ends after this record, but", "a comma before the array"
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b" \n"])
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        (b"[]  ", b'{"text": "b"}]', HAS_ENDED),
+        (b"[ ]\n", b', {"a": 1}, {"text": "b"}]', HAS_ENDED),
+        (b"[\n]\n", b'{\n"a": 1}, {"text": "b"}]', HAS_ENDED),
+        (b"[] ", b"[]", HAS_ENDED),
+        (b"[]", b"x]", HAS_ENDED),
+        (b"[{}, ", b'] {"text": "b"}]', COMMA),
+        (b"[", b'{"text": "a"}]  {"b": 1}]', ENDS),
+        (b'[{"a": 1}, ', b'{"text": "a"}] x ]', ENDS),
+    ],
+)
+def test_what_follows_an_array_is_found_wherever_the_file_is_cut(
+    tmp_path: Path, mark: bytes, before: bytes, after: bytes, reason: str
+) -> None:
+    path = write(tmp_path / "corpus", mark + before + after)
+    whole = texts_and_bad(path)[0]
+    for range_bytes in range(1, path.stat().st_size + 1):
+        with pytest.raises(BadRecord, match=reason) as caught:
+            read_all(path, range_bytes)
+        texts, found = texts_and_bad(path, range_bytes=range_bytes)
+        assert caught.value.offset == len(mark + before) in {error.offset for error in found} and texts == whole
 
 
 # What stands in the file, the kind under which it is counted, and a part of the reason.
