@@ -194,14 +194,16 @@ def _is_array(content: bytes) -> bool:
     return content.removeprefix(BYTE_ORDER_MARK).lstrip()[:1] == b"[" and content.rstrip().endswith(b"]")
 
 
-def _check_array(content: bytes, cuts: list[int], chunk: int, expected: list[Any] | None) -> None:
+def _check_array(content: bytes, cuts: list[int], chunk: int, expected: list[Any] | None) -> str:
+    """What is wrong with the array, and where; nothing if it is read."""
     deep = is_deep(content)
     try:
         values = _read_chain(_Array, content, cuts, reading(skips=False)[0], chunk)
     except (BadRecord, InputError) as error:
         expect(expected is None or deep, "refused, and is valid:", str(error), cuts)
-    else:
-        expect(deep or (expected is not None and same(expected, values)), "accepted:", values, expected, cuts)
+        return f"{error} {vars(error).get('offset')}"
+    expect(deep or (expected is not None and same(expected, values)), "accepted:", values, expected, cuts)
+    return ""
 
 
 def json_array(data: bytes) -> None:
@@ -233,16 +235,17 @@ def json_array(data: bytes) -> None:
 
 
 def json_cuts(data: bytes) -> None:
-    """Two units, cut at every byte: lines or an array."""
+    """Two units, cut at every byte: lines, or an array, of which the same is wrong that is wrong with it as a whole."""
     content, chunk, _cut = parameters(data[:402])
     if is_deep(content):
         return
-    is_array, lines, array = _is_array(content), _lines(content), _array(content)
-    for cut in range(1, len(content)):
+    is_array, lines, array, faults = _is_array(content), _lines(content), _array(content), set[str]()
+    for cuts in [[], *([cut] for cut in range(1, len(content)))]:
         if is_array:
-            _check_array(content, [cut], chunk, array)
+            faults.add(_check_array(content, cuts, chunk, array))
         else:
-            _check_lines(content, [cut], chunk, lines, skips=False)
+            _check_lines(content, cuts, chunk, lines, skips=False)
+    expect(len(faults) <= 1, "cut elsewhere, other faults:", faults)
 
 
 def fields(data: bytes) -> None:

@@ -209,6 +209,9 @@ def _some_places(num_blocks: int, data: bytes) -> Any:
     return np.unique(places)
 
 
+_RUN_BLOCKS = 40
+
+
 class _Set:
     """Stands for a shard set in a mixture."""
 
@@ -223,24 +226,38 @@ class _Set:
 
 
 def mixture(data: bytes) -> None:
-    """A mixture as it is written is refused with a line, or gives whole weights and an order."""
+    """A mixture or stages as they are written are refused with a line, or give whole weights and an order."""
     spec = data[1:].decode("utf-8", "replace")
+    parts = spec.split("|")
+    if len(parts) > 1:  # until|mix|…|mix, of which few changes make bad JSON
+        pairs = [{"until": until, "mix": mix} for until, mix in zip(parts[::2], parts[1::2], strict=False)]
+        spec = json.dumps([*pairs, {"mix": parts[-1]}])
+    sets: dict[str, _Set] = {}
     try:
-        if spec.startswith("["):
-            spec = _parse_stages(spec)[0][1]
-        sets = {path: _Set(path, (data[0] * (number + 1)) % 90) for number, (path, _) in enumerate(_parse(spec))}
-        mixed = Mixture([("", [(sets[path], weight) for path, weight in _parse(spec)])])  # type: ignore[misc]
+        stages = [(until, _parse(mix)) for until, mix in (_parse_stages(spec) if spec[:1] == "[" else [("", spec)])]
+        for path, _weight in itertools.chain(*(mix for _until, mix in stages)):
+            sets.setdefault(path, _Set(path, data[0] * (len(sets) + 1) % 90))
+        mixed = Mixture([(until, [(sets[path], weight) for path, weight in mix]) for until, mix in stages])  # type: ignore[misc]
+        order = run_order(mixed, 1, run_blocks=_RUN_BLOCKS, batch_blocks=4)
     except InputError:
         return
-    (weights,), sizes = mixed.weights, tuple(len(part["train"]) for part in sets.values())
-    expect(sum(weights) <= MAX_TOTAL_WEIGHT and min(weights) >= 1, "weights", weights)
     expect(len(mixed.fingerprint) == 64 and mixed.description, "no fingerprint, or no description")
     expect(0 <= mixed.epoch_blocks < 2**63, "an epoch of too much")
-    blocks = _order_of(sizes, weights)
-    expect(run_order(mixed, 1).sizes == sizes, "other sizes")
-    expect(blocks.min() >= 0 and blocks.max() < sum(sizes), "outside the sets")
+    expect(order.sizes == tuple(len(part["train"]) for part in sets.values()), "other sizes")
+    for stage, (_until, mix) in zip(order.stages, stages, strict=True):
+        expect([weight > 0 for weight in stage.weights] == [path in dict(mix) for path in sets], "weights", stage)
+        expect(sum(stage.weights) <= MAX_TOTAL_WEIGHT, "weights", stage)
+    _check_stages(order)
 
 
 @functools.lru_cache(maxsize=64)
-def _order_of(sizes: tuple[int, ...], weights: tuple[int, ...]) -> Any:
-    return RunOrder(sizes, 1, weights=weights).blocks(0, 40)
+def _check_stages(order: RunOrder) -> None:
+    """In each stage blocks of its sets alone; of each set, through all stages, each block once before one comes again."""
+    blocks, ends = order.blocks(0, _RUN_BLOCKS), np.cumsum(order.sizes)
+    owners = np.searchsorted(ends, blocks, side="right")
+    for stage, after in itertools.zip_longest(order.stages, order.later):
+        own = owners[stage.start : after and after.start]
+        expect(all(stage.weights[owner] for owner in own), "not of the stage:", own, stage)
+    for number, size in enumerate(order.sizes):
+        own = blocks[owners == number][:size]
+        expect(len(np.unique(own)) == len(own), "twice:", own)

@@ -19,7 +19,7 @@ _JSON = (
 _TEXT = (b"----", b"\n----\n", b"-----", b"\n", b"\r\n", b"\xef\xbb\xbf", b"\xe5\xad\x97", b"\xff", b" ")
 _CSV = (b"a,b,c\n", b",", b'"', b'""', b'","', b"\n", b"\r\n", b"\r", b"|", *_TEXT)
 _ENCODED = (b"\xff\xfe", b"\xfe\xff", b"\0", b"\xd8\x3d\xde\x00", b"\x816\xa5\x30", b"\xb5\xc4", b"\xa4\xa4", *_TEXT)
-_SPECS = tuple(b", : epochs epoch 0.7 1e308 1e-308 1e999 0 a a:1,b:2 .. -1 nan".split())
+_SPECS = tuple(b", : epochs epoch 0.7 1e308 1e-308 1e999 0 a a:1,b:2 .. -1 nan | 3steps 70tokens".split())
 _SCRIPTS = (b"\xff", *(
     word.encode()
     for word in (
