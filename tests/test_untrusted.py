@@ -201,18 +201,22 @@ def test_a_pattern_that_backtracks_without_end(tmp_path: Path) -> None:
         ("a: &a [*a]", "aliases .* aren't taken"),
         ("a: '" + "x" * MAX_YAML_BYTES + "'", "more than 1,048,576 bytes"),
         ("a: " + "[" * 2000, "nested too deeply"),
-        ("a: 1" + "0" * 5000, "4300 digits"),
-        ("a: 2026-99-99", "month must be in 1..12"),
+        ("a: 1" + "0" * 5000, "line 1, column 4: '10.* as !!int"),
+        ("a: 0x" + "f" * 5000, "line 1, column 4: '0xff.* as !!int"),
+        ("a: 1" + ":1" * 200_000, "line 1, column 4: '1:1.* as !!int"),
+        ("a: !!int ''", "line 1, column 4: '' can't be read as !!int"),
+        ("a: !!timestamp x", "line 1, column 4: 'x' can't be read as !!timestamp"),
+        ("a: 2026-99-99", "line 1, column 4: '2026-99-99' can't be read as !!timestamp"),
         ("? [a]\n: 1", "unhashable"),
     ],
 )
 def test_a_config_made_to_harm(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(InputError, match=message):
         read_yaml(path)
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20
 
 
 # ---- checkpoints and models ----

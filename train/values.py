@@ -21,6 +21,7 @@ from shards.common.errors import InputError, choice, nearest_path
 from shards.common.text import nearest, printable
 
 MAX_YAML_BYTES = 1 << 20
+_MAX_DIGITS = 1000
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -116,7 +117,20 @@ def require_known(keys: Iterable[object], known: Iterable[str], where: str) -> N
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses aliases, which can stand for more than memory holds, and a key that is given twice."""
+    """A safe loader that refuses aliases, which can stand for more than memory holds, and a key that is given twice.
+
+    It says where a value is bad, and reads none of very many digits.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        kind = node.tag.replace("tag:yaml.org,2002:", "!!")
+        try:
+            if kind == "!!int" and len(node.value) > _MAX_DIGITS:
+                raise ValueError
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError, LookupError, AttributeError):
+            problem = f"{printable(str(node.value))[:80]!r} can't be read as {kind}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -149,7 +163,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: expected a config file, found a directory") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: expected a config file, in UTF-8; found other bytes at byte {error.start}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)  # of YAML's own errors
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise InputError(f"{path}: {place}{getattr(error, 'problem', None) or ' '.join(str(error).split())}") from None

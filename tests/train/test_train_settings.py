@@ -171,6 +171,7 @@ def test_what_cannot_be_trained_with_is_refused_before_anything_is_written(
         ("- 1", "expected a mapping of settings, found"),
         ("", "expected a mapping"),
         ("shards: a\nshards: b", "line 2, column 1: key 'shards' is given twice"),
+        ("seed: !!bool maybe", "line 1, column 7: 'maybe' can't be read as !!bool"),
     ],
 )
 def test_faults_of_yaml_name_the_line(tmp_path: Path, text: str, expected: str) -> None:
