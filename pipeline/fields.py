@@ -5,6 +5,7 @@ Of `{"title": "T", "body": [{"p": "a"}, {"p": "b"}]}` the path `body[].p` takes 
 
 from __future__ import annotations
 
+import functools
 import string
 from collections.abc import Iterator
 from typing import Any
@@ -103,10 +104,16 @@ def _step(value: Any, step: str, name: str, before: str) -> list[Any]:
         raise BadRecord(
             0, NOT_A_STRING, f"field {name!r}: {step!r} is looked for in an array; write '[]' after its name"
         )
+    fault, hint = _missing(name, before, step, tuple(known))
+    raise BadRecord(0, NO_FIELD, fault + (hint or _wrapped(value)))
+
+
+@functools.lru_cache(maxsize=16)  # where many records are refused, most have the fields of another
+def _missing(name: str, before: str, step: str, known: tuple[str, ...]) -> tuple[str, str]:
+    """What to say of a record without the field `name`, and the field that may be meant."""
     names = printable(", ".join(known[:12])) or "no fields at all"
     owner = repr(before.removesuffix(".")) if before else "this record"
-    hint = nearest(step, known, before, name[len(before + step) :]) or _wrapped(value)
-    raise BadRecord(0, NO_FIELD, f"no field {name!r}; {owner} has {names}{hint}")
+    return f"no field {name!r}; {owner} has {names}", nearest(step, known, before, name[len(before + step) :])
 
 
 def _wrapped(value: Any) -> str:

@@ -209,7 +209,7 @@ def locate(source: Source, error: BadRecord) -> InputError:
     return InputError(f"{text} {remedy[0].upper()}{remedy[1:]}" if text.endswith("?") else f"{text}; {remedy}")
 
 
-def open_stream(file: io.RawIOBase, source: Source) -> Readable:
+def open_stream(file: io.RawIOBase | io.BufferedReader, source: Source) -> Readable:
     """The content of `file`, which is opened for `source`: unpacked, and in UTF-8."""
     stream = unpack(file, source.compression, source.path)
     return Decoded(stream, source.encoding) if source.encoding else stream
@@ -229,14 +229,15 @@ class LineCounter:
 
     def __init__(self, source: Source, start: int = 0) -> None:
         self._source, self._line, self._position = source, 1, start
-        self._raw: SourceFile | None = None
+        self._raw: io.BufferedReader | None = None
 
     def place(self, offset: int) -> tuple[int, int]:
         """The line of an offset, and the offset in the (unpacked) file."""
         assert offset >= self._position, "asked in descending order"
         if self._raw is None:
-            self._raw = SourceFile(self._source.path)
-            self._raw.seek(self._position)
+            file = SourceFile(self._source.path)
+            file.seek(self._position)
+            self._raw = io.BufferedReader(file, 1 << 10)  # places may be few bytes apart
             self._file: Any = open_stream(self._raw, self._source)
         while self._position < offset and (chunk := self._file.read(min(offset - self._position, 1 << 20))):
             self._line += chunk.count(b"\n")

@@ -43,7 +43,7 @@ def compression_of(head: bytes) -> str:
     return next((kind for kind, (magic, _open) in _KINDS.items() if re.match(magic, head)), "")
 
 
-def unpack(file: io.RawIOBase, compression: str, path: str) -> Readable:
+def unpack(file: io.RawIOBase | io.BufferedReader, compression: str, path: str) -> Readable:
     """The content of `file`, unpacked; the file itself where it isn't compressed. `path` is for error messages."""
     return _Unpacked(compression, io.BufferedReader(file, _READ_BYTES), path) if compression else file
 
