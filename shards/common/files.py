@@ -86,8 +86,8 @@ def file_digest(
     """
     digest = blake3(max_threads=blake3.AUTO if all_cores else 1)
     with open(path, "rb", buffering=0) as file:
-        most = min(os.fstat(file.fileno()).st_size, _SHARED_BYTES) if all_cores else 0
-        buffer = memoryview(bytearray(max(most, _READ_BYTES)))
+        most = _SHARED_BYTES if all_cores else _READ_BYTES
+        buffer = memoryview(bytearray(min(most, max(os.fstat(file.fileno()).st_size, 1 << 12))))
         while num_bytes := file.readinto(buffer):
             digest.update(buffer[:num_bytes])
             write(buffer[:num_bytes])
