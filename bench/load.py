@@ -1,4 +1,4 @@
-"""Builds under load: many workers, many files, huge and empty records.
+"""Builds under load: many workers, files, units and shards, huge and empty records.
 
     python -m bench.load WORK [--only NAME ...] [--scale 1.0]
 
@@ -10,9 +10,15 @@ Needs 8 GB of disk and, for the record of 1 GB, 16 GB of memory.
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import threading
+import time
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +26,14 @@ from blake3 import blake3
 
 from bench.corpus import articles, json_line, numbered, write_array, write_lines
 from bench.measure import Ended, ours, print_head, print_machine, print_row, refusal, run
+from pipeline.outputs.local import LocalOutput
+from pipeline.plan import make_plan
+from pipeline.receipts import RangeReceipt, Receipt, encode_receipt, receipt_name
+from pipeline.settings import BuildSettings
+from pipeline.sources import find_sources
+from pipeline.tokenizers import load_tokenizer_files
 from shards.common.command_line import Parser, run_command
+from shards.edit import merge
 from shards.reader import open_shard_set
 from shards.tokenizer_files import read_vocabulary
 from shards.verify import verify
@@ -44,6 +57,7 @@ class Build(NamedTuple):
     options: tuple[object, ...] = ()
     refusal: str = ""
     anew: bool = True
+    command: tuple[str, ...] = ()  # instead
 
 
 # ---- the cases: `size` makes numbers smaller for a trial; a case goes on when its build has been made ----
@@ -51,22 +65,20 @@ class Build(NamedTuple):
 
 def workers(work: Path, size: float) -> Iterator[Build]:
     """64 processes on few cores."""
-    texts, digests = list(numbered(ARTICLES, int(180_000 * size))), []
+    texts, manifests = list(numbered(ARTICLES, int(180_000 * size))), []
     source = write_lines(work / "corpus.jsonl", texts)
     num_bytes = source.stat().st_size
     for number in (2, 64):
         options = ("--workers", number, "--unit-bytes", num_bytes // 75)
         yield Build(f"{num_bytes / 1e6:.0f} MB of JSON Lines, {number} workers", source, texts, options)
-        files = sorted(path for path in (work / "set").rglob("*") if path.is_file())
-        digests.append([blake3().update_mmap(path).digest() for path in files])
-    if digests[0] != digests[1]:
+        manifests.append((work / "set" / "manifest.json").read_bytes())
+    if manifests[0] != manifests[1]:
         raise Wrong("other bytes with 64 workers than with 2")
 
 
 def tiny_files(work: Path, size: float) -> Iterator[Build]:
     """100,000 files of a hundred characters."""
-    source, pool = work / "files", [text[:100].strip() for text in ARTICLES]
-    texts = [f"{number} {pool[number % len(pool)]}" for number in range(int(100_000 * size))]
+    source, texts = work / "files", list(numbered([text[:100] for text in ARTICLES], int(100_000 * size)))
     for number, text in enumerate(texts):
         path = source / f"{number // 1000:03}" / f"{number:06}.{'txt' if number % 2 else 'jsonl'}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +114,7 @@ def _millions(work: Path, line: bytes, size: float, documents: list[str]) -> Pat
 
 
 def empty_records(work: Path, size: float) -> Iterator[Build]:
-    """Ten million records without a text, as lines and as an array."""
+    """Ten million records without a text, as lines and as an array, and as many of one or two characters."""
     line, what = b'{"text": ""}\n', f'{10 * int(1_000_000 * size):,} records `{{"text": ""}}`'
     source = _millions(work, line, size, TEN)
     yield Build(f"{what}, JSON Lines", source, TEN)
@@ -110,6 +122,8 @@ def empty_records(work: Path, size: float) -> Iterator[Build]:
         array = write_array(work / "corpus.json", lines)
     yield Build(f"{what}, JSON array", array, TEN)
     yield Build("the same, and no text at all", _millions(work, line, size, []), refusal="nothing to build")
+    texts = [f"文{place % 10}" if place % 2 else "字" for place in range(20)] * int(500_000 * size)
+    yield Build(f"{len(texts):,} documents of 1 or 2 characters", write_lines(work / "corpus.jsonl", texts), texts)
 
 
 def records_without_field(work: Path, size: float) -> Iterator[Build]:
@@ -122,14 +136,46 @@ def records_without_field(work: Path, size: float) -> Iterator[Build]:
             raise Wrong(f"expected {number:,} lines in rejected.jsonl, found {num_lines:,}")
 
 
-def short_records(work: Path, size: float) -> Iterator[Build]:
-    """Ten million documents of one or two characters."""
-    texts = [f"文{place % 10}" if place % 2 else "字" for place in range(20)] * int(500_000 * size)
+def receipts(work: Path, size: float) -> Iterator[Build]:
+    """100,000 units of one record each, of which an earlier run did all but two, as made-up receipts say."""
+    line, number, source = b'{"text": ""}\n', int(100_000 * size), work / "corpus.jsonl"
+    source.write_bytes(line * number + json_line("篇"))
+    settings, tokenizer = BuildSettings(val_fraction=0, unit_bytes=len(line)), load_tokenizer_files("qwen2").entry
+    plan, output = make_plan(settings, tokenizer, find_sources([str(source)])), LocalOutput(work / "set")
+    output.prepare(plan.encode(), replace=False)
+    for unit in plan.units()[:number]:
+        place = {"first": unit.ranges[0].start, "last": unit.ranges[0].stop}
+        done = RangeReceipt(**place, digest=blake3(line).hexdigest(), num_records=1, num_newlines=0)
+        receipt = Receipt(unit=unit.number, ranges=[done], left_out=Counter(empty=1))
+        (output.partial / receipt_name(unit.number)).write_bytes(encode_receipt(receipt))
+    yield Build(
+        f"{number:,} units with a receipt, two without", source, ["篇"], ("--unit-bytes", len(line)), anew=False
+    )
+
+
+def many_shards(work: Path, size: float) -> Iterator[Build]:
+    """20,000 shards, links to those of a small set: opened, read at random, and pulled by eight processes at once."""
+    texts, copies = list(numbered(ARTICLES, 1_500)), int(1_000 * size)
     source = write_lines(work / "corpus.jsonl", texts)
-    yield Build(f"{len(texts):,} documents of 1 or 2 characters", source, texts)
+    yield Build("a set in 20 shards", source, texts, ("--unit-bytes", source.stat().st_size // 20 + 1))
+    small, many = (work / "set").rename(work / "small"), work / "many"
+    merge([small] * copies, many, link=True)
+    part, begin = open_shard_set(small)["train"], time.process_time()
+    split = open_shard_set(many)["train"]
+    opened, numbers = time.process_time(), split.epoch(0, 0)[:20_000]
+    if (split[numbers] != part[numbers % len(part)]).any():
+        raise Wrong("other blocks")
+    seconds = f"{opened - begin:.2f}; {time.process_time() - opened:.2f}"
+    print_row(f"{20 * copies:,} shards opened; 20,000 blocks of them at random", "right", "", seconds, "", "")
+    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=work))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    pull = ours("shards", "pull", f"http://127.0.0.1:{server.server_port}/many", "--out", work / "set")
+    what = f"{split.num_tokens * 4e-9:.1f} GB of them pulled by eight processes at once"
+    yield Build(what, source, texts * copies, command=("sh", "-c", f"{shlex.join(pull)} & " * 8 + "wait"), anew=False)
 
 
-ALL = (workers, tiny_files, long_record, empty_records, records_without_field, short_records)
+ALL = (workers, tiny_files, long_record, empty_records, records_without_field, receipts, many_shards)
 CASES = {case.__name__.replace("_", "-"): case for case in ALL}
 
 
@@ -141,7 +187,7 @@ def make(build: Build, out: Path) -> Ended:
         for path in (out, out.with_name("set.partial")):
             shutil.rmtree(path, ignore_errors=True)
     options = ("--val-fraction", 0, "--workers", 2, *build.options)
-    command = ours("pipeline", "build", build.source, "--out", out, *options)
+    command = build.command or ours("pipeline", "build", build.source, "--out", out, *options)
     return run(command, watch_memory=True, may_fail=True, limit_seconds=LIMIT_SECONDS)
 
 

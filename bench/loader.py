@@ -1,17 +1,13 @@
 """What it costs to feed a trainer: batches of 32 random blocks from a shard set, in one process, in turns.
 
-    python -m bench.loader SET [--rounds 5] [--batches 2000] [--only ours manifest growth]
+    python -m bench.loader SET [--rounds 5] [--batches 2000] [--only ours growth]
 
-ours      the split's gather in the order of a run, against `memmap[numbers]` over the same tokens in one file
-manifest  decoding and checking a manifest of 20,000 shards
-growth    the order's cost as the number of blocks grows, 10^4 to 10^10, against NumPy's permutation, held in memory
-
-Prints Markdown tables for bench/RESULTS.md.
+ours    the split's gather in the order of a run, against `memmap[numbers]` over the same tokens in one file
+growth  the order's cost as the number of blocks grows, 10^4 to 10^10, against NumPy's permutation, held in memory
 """
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,11 +19,9 @@ import numpy as np
 import shards
 from bench.measure import print_head, print_machine, print_rounds, print_row, ratios
 from shards.common.command_line import Parser, run_command
-from shards.layout import SPLITS, shard_name
-from shards.manifest import decode_manifest, encode_manifest, sum_splits
 
 BATCH_BLOCKS, NUM_WARM_BATCHES = 32, 20
-MEASURES = ("ours", "manifest", "growth")
+MEASURES = ("ours", "growth")
 CHUNK_POSITIONS = 1 << 15  # as the trainer's sampler asks for them
 
 
@@ -63,21 +57,6 @@ class Bench:
             for number in range(len(self.split.shards)):
                 file.write(self.split.shard_blocks(number).data)
         return np.memmap(path, "<u4", "r").reshape(-1, self.split.block_tokens)
-
-    def manifest(self) -> None:
-        """With 20,000 copies of the set's first shard."""
-        first = self.set.manifest.shards[0]
-        names = [(split, shard_name(split, number)) for split in SPLITS for number in range(10_000)]
-        entries = [dataclasses.replace(first, name=name, split=split) for split, name in names]
-        splits = sum_splits(entries, self.set.manifest.block_tokens)
-        large = dataclasses.replace(self.set.manifest, shards=entries, splits=splits).with_fingerprint()
-        encoded, seconds = encode_manifest(large), []
-        for _ in range(self.rounds):
-            begin = time.perf_counter()
-            decode_manifest(encoded, "bench")
-            seconds.append(time.perf_counter() - begin)
-        print_head("measure", "median", "target", "every round")
-        print_rounds(f"a manifest of {len(entries):,} shards, {len(encoded):,} bytes: s", seconds, "{:.2f}", "0.5")
 
     def growth(self) -> None:
         permutation = "NumPy's permutation: M positions/s"
