@@ -102,8 +102,13 @@ def test_bytes_are_a_number_or_one_with_a_unit(text: str, expected: int | None) 
             "def main(argv): raise InputError('\\x1b]0;a\\x07\\x9b2J\\u202e')",
             (2, "error: \\x1b]0;a\\x07\\x9b2J\\u202e\n"),
         ),
+        (
+            "import signal\ndef main(argv):\n    try: signal.raise_signal(signal.SIGTERM)\n"
+            "    except KeyboardInterrupt: raise KeyboardInterrupt from None",
+            (143, "terminated\n"),
+        ),
     ],
-    ids=["Ctrl-C while a library cleans up", "no more memory", "escapes in an error"],
+    ids=["Ctrl-C while a library cleans up", "no more memory", "escapes in an error", "a library's Ctrl-C at SIGTERM"],
 )
 def test_what_ends_a_command_leaves_no_traceback(body: str, ended: tuple[int, str]) -> None:
     found = run_as_command(body)

@@ -12,6 +12,7 @@ import functools
 import gc
 import logging
 import os
+import signal
 import socket
 from collections import deque
 from collections.abc import Iterator
@@ -47,13 +48,14 @@ def ray_engine(address: str | None, num_workers: int | None) -> Iterator[RayEngi
     packages = [str(Path(str(package.__file__)).parent) for package in (pipeline, shards)]
     try:
         _check_reachable(address or "")
-        ray.init(
-            address=address or "local",
-            runtime_env={"py_modules": packages},  # every node runs the code of this machine
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **({} if address else {"include_dashboard": False}),
-        )
+        with _sigterm_kept():
+            ray.init(
+                address=address or "local",
+                runtime_env={"py_modules": packages},  # every node runs the code of this machine
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({} if address else {"include_dashboard": False}),
+            )
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         reason = _one_line(error)
         raise InputError(f"ray_address {address}: can't connect to a Ray cluster there: {reason}") from None
@@ -61,6 +63,21 @@ def ray_engine(address: str | None, num_workers: int | None) -> Iterator[RayEngi
         yield RayEngine(num_workers)
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray makes SIGTERM end the process: put back what the caller does at it, and do that if it came meanwhile."""
+    answer = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        signal.signal(signal.SIGTERM, answer)
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        with contextlib.suppress(ValueError):  # not in the main thread, where Ray doesn't either
+            signal.signal(signal.SIGTERM, answer)
 
 
 def _check_reachable(address: str) -> None:

@@ -42,6 +42,8 @@ def byte_count(text: str) -> int:
 class Terminated(KeyboardInterrupt):
     """SIGTERM, raised in the main thread so that it unwinds like Ctrl-C does."""
 
+    came = False  # a library may make a plain `KeyboardInterrupt` of it: Ray does
+
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """At most 100 columns, the explanations side by side with all but the longest options."""
@@ -103,6 +105,7 @@ def progress_bar(total: int | None, what: str, *, unit: str = "B", show: bool = 
 
 
 def _raise_terminated(_signal_number: int, _frame: FrameType | None) -> None:
+    Terminated.came = True
     raise Terminated
 
 
@@ -116,10 +119,10 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
             sys.stdout.flush()
     except InputError as error:
         status = _fail(str(error))
-    except Terminated as stop:
-        status = _fail(": ".join(("terminated", *stop.args)), status=143, prefix="")
     except KeyboardInterrupt as stop:
-        status = _fail(": ".join(("interrupted", *stop.args)), status=130, prefix="")
+        is_terminated = Terminated.came or isinstance(stop, Terminated)
+        word, status = ("terminated", 143) if is_terminated else ("interrupted", 130)
+        _fail(": ".join((word, *stop.args)), status=status, prefix="")
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0

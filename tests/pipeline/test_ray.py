@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -96,7 +97,9 @@ def test_bytes_errors_and_deaths_are_those_of_the_local_engine(
         if number == 4:
             raise KeyError("ours")
 
+    answer = signal.getsignal(signal.SIGTERM)
     with ray_engine(cluster.address, None) as engine:
+        assert signal.getsignal(signal.SIGTERM) is answer  # Ray's own ends the process
         assert engine.num_workers in (2, 3)  # a node that another test lost may still be counted
         # A build uses the connection that is there.
         run(corpus, tmp_path / "out" / "set", **options(corpus), engine="ray", num_workers=None)
@@ -146,6 +149,23 @@ def test_what_dies_in_the_middle_changes_no_byte(
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, run: Builder) -> None:
     with pytest.raises(InputError, match=r"ray_address 127\.0\.0\.1:1: can't connect to a Ray cluster there"):
         run(SAMPLE, tmp_path / "set", engine="ray", ray_address="127.0.0.1:1")
+
+
+def test_sigterm_while_ray_starts_is_answered_as_the_caller_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    came: list[int] = []
+    answer = signal.signal(signal.SIGTERM, lambda number, _frame: came.append(number))
+
+    def start_and_end(**_options: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.exit(15)
+
+    monkeypatch.setattr("ray.init", start_and_end)
+    try:
+        with pytest.raises(SystemExit), ray_engine(None, None):
+            pass
+        assert came == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, answer)
 
 
 def test_without_ray_a_line_says_what_to_install(tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
