@@ -22,7 +22,7 @@ class Server:
 
     port: int = 0
     requests: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    statuses: list[int] = dataclasses.field(default_factory=list)  # instead of the next answers
+    statuses: list[int] = dataclasses.field(default_factory=list)  # instead of the next answers; 0: hang up
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,9 @@ def running() -> Iterator[Server]:
     def recorded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         server.requests.append(environ)
         if server.statuses:
-            status = server.statuses.pop(0)
+            if not (status := server.statuses.pop(0)):
+                environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+                return []
             start_response(f"{status} No", [("Content-Type", "application/xml")])
             code = {403: "AccessDenied", 503: "ServiceUnavailable"}[status]
             body = f"<Error><Code>{code}</Code><Message>not now</Message></Error>".encode()
@@ -58,7 +60,6 @@ def running() -> Iterator[Server]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", find_here)
-        patch.setattr(S3FileSystem, "retries", 1)
         patch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_context: 0)
         for client in (urls._S3_CLIENT, urls._OSS_CLIENT):
             patch.setitem(client, "retries", {"mode": "standard", "max_attempts": 2})

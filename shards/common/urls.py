@@ -27,12 +27,13 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://.+")
 _VERSION_KEYS = ("md5Hash", "ETag", "etag", "blob_id", "LastModified", "last_modified", "updated", "mtime", "created")
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "oss": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 _REQUESTS_AT_ONCE = 32
-# A server that answers 500 or not at all is asked again for two minutes or so, with growing pauses.
+# A server that answers 500, or hangs up, is asked again for two minutes or so, with growing pauses.
 _S3_CLIENT: dict[str, Any] = {
     "retries": {"mode": "standard", "max_attempts": 10},
     "connect_timeout": 20,
-    "read_timeout": 60,
+    "read_timeout": 20,
 }
+_S3_TRIES = 2  # of all that by s3fs, which begins it anew up to 25 times by itself: an answer may break off
 # OSS serves no bucket as a path, and refuses the checksums that S3's client adds to what it sends.
 _OSS_CLIENT = _S3_CLIENT | {
     "s3": {"addressing_style": "virtual"},
@@ -76,6 +77,8 @@ def file_system(url: str) -> tuple[Any, str]:
     except Exception as error:  # no such protocol, or a client that reads its credentials when it is made
         cure = "" if isinstance(error, ValueError) else "; check the credentials in the environment"
         raise InputError(f"{url}: {root_reason(error)}{cure}") from None
+    if package == "s3fs":
+        system.retries = _S3_TRIES
     return system, str(path)
 
 

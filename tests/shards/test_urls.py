@@ -74,6 +74,13 @@ def test_each_error_is_of_its_kind(server: Server) -> None:
     assert read_bytes(join(url, "file")) == b"tried again"
 
 
+def test_a_server_that_hangs_up_is_asked_for_minutes_not_for_hours(server: Server) -> None:
+    server.statuses += [0] * 99
+    with pytest.raises(TransientError, match="the same command goes on when the server answers"):
+        read_bytes("s3://bucket-s3/file")
+    assert len(server.requests) <= 12  # s3fs repeats what its client has already repeated
+
+
 def test_what_a_client_refuses_without_asking_is_not_tried_again() -> None:
     with pytest.raises(InputError, match="no bucket's name") as refused, server_errors("s3://a b/file"):
         raise ValueError("no bucket's name")
