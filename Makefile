@@ -183,13 +183,11 @@ bench-gpu: $(VENV)/.dev-ready  ## measure the trainer on a GPU: steps, memory, t
 
 # Their packages ask for older ones of ours, and of each other. Streaming asks for much that its reader doesn't need.
 PEERS_VENV := bench/.peers-venv
-PEERS_DOLMA_VENV := bench/.peers-venv-dolma
 
 $(PEERS_VENV)/.ready: bench/peers-requirements.txt
 	"$(PYTHON)" -m venv $(PEERS_VENV)
 	$(PEERS_VENV)/bin/pip install --disable-pip-version-check --quiet --requirement bench/peers-requirements.txt
 	$(PEERS_VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps mosaicml-streaming==0.13.0
-	-"$(PYTHON)" -m venv $(PEERS_DOLMA_VENV) && $(PEERS_DOLMA_VENV)/bin/pip install --disable-pip-version-check --quiet --requirement bench/peers-dolma-requirements.txt
 	@touch $@
 
 peers: $(VENV)/.dev-ready $(PEERS_VENV)/.ready  ## install the peers for the benchmarks, and read a set with each one's own reader

@@ -10,7 +10,7 @@ both sides should have the same. Prints Markdown tables for bench/RESULTS.md.
 
 wall    and CPU s a GB, with 2 and 1 workers; a corpus of 1 MB; a second run with nothing to do
 memory  PSS of all processes together, for the corpus and for two such files
-peers   MB/s with 2 processes of the tutorial's `datasets.map`, datatrove, Megatron, litdata and dolma, on a part of the
+peers   MB/s with 2 processes of the tutorial's `datasets.map`, datatrove, Megatron and litdata, on a part of the
         corpus (`--part-bytes`); what `make peers` hasn't installed is left out
 """
 
@@ -29,7 +29,7 @@ from shards.common.command_line import Parser, run_command
 from shards.manifest import read_manifest
 
 MEASURES = ("wall", "memory", "peers")
-PEERS = ("datatrove", "megatron", "litdata", "dolma")
+PEERS = ("datatrove", "megatron", "litdata")
 NUM_WORKERS = 2
 
 
@@ -87,9 +87,9 @@ class Bench:
     def peers(self) -> None:
         part = self.work / "part"
         megabytes = write_part(self.corpus, self.part_bytes, part, NUM_WORKERS) / 1e6
-        pythons = {name: python for name in PEERS if (python := _peer_python(name))}
-        print(f"{', '.join(sorted({*PEERS} - {*pythons})) or 'none'} left out: not installed", file=sys.stderr)
-        names = ("datasets.map, 1 process", "datasets.map", *pythons)
+        peers = [name for name in PEERS if any(PEERS_VENV.glob(f"lib/*/site-packages/{name}"))]
+        print(f"{', '.join(sorted({*PEERS} - {*peers})) or 'none'} left out: not installed", file=sys.stderr)
+        names = ("datasets.map, 1 process", "datasets.map", *peers)
         rates: dict[str, list[float]] = {name: [] for name in names}
         whole, same = [], []
         for _ in range(self.rounds):
@@ -98,8 +98,8 @@ class Bench:
             expected = sum(split.num_tokens for split in read_manifest(self.out).splits.values())
             rates["datasets.map, 1 process"].append(megabytes / self.way("tutorial", part, num_workers=1)[0])
             rates["datasets.map"].append(megabytes / self.way("tutorial", part)[0])
-            for name, python in pythons.items():
-                seconds, num_tokens = self.way(name, part, python)
+            for name in peers:
+                seconds, num_tokens = self.way(name, part, PEERS_VENV / "bin" / "python")
                 if num_tokens != expected:
                     raise SystemExit(f"{name}: {num_tokens:,} tokens, expected {expected:,}")
                 rates[name].append(megabytes / seconds)
@@ -108,12 +108,6 @@ class Bench:
         for name, measured in rates.items():
             print_rounds(f"{name}, imports left out: MB/s", measured, "{:.2f}")
             print_rounds(f"build of the corpus / {name}", ratios(whole, measured), "{:.1f}")
-
-
-def _peer_python(name: str) -> Path | None:
-    """dolma needs older packages than the others: its environment stands beside theirs."""
-    directory = PEERS_VENV.with_name(f"{PEERS_VENV.name}-dolma") if name == "dolma" else PEERS_VENV
-    return directory / "bin" / "python" if any(directory.glob(f"lib/*/site-packages/{name}")) else None
 
 
 def main(argv: list[str]) -> None:

@@ -9,7 +9,6 @@ tokens, EOS included where it is written.
 
 from __future__ import annotations
 
-import gzip
 import json
 import multiprocessing
 import os
@@ -116,31 +115,7 @@ def litdata(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> Found:
     return seconds, sum(chunk["dim"] for chunk in chunks)
 
 
-def dolma(texts: Path, tokenizer: Path, out: Path, num_workers: int) -> Found:
-    from dolma.tokenizer import tokenize_in_parallel
-
-    content = json.loads((tokenizer / "tokenizer.json").read_bytes())
-    eos_id = next(token["id"] for token in content["added_tokens"] if token["content"] == EOS_TOKEN)
-    begin = time.perf_counter()
-    tokenize_in_parallel(
-        sources=sorted(map(str, texts.glob("*.jsonl"))),
-        destination=str(out),
-        num_writers=num_workers,
-        tokenizer_name_or_path=str(tokenizer / "tokenizer.json"),
-        eos_token_id=eos_id,
-        pad_token_id=eos_id,
-        metadata_dir=str(out.parent / "dolma"),  # what it has done; by default kept in the temporary directory for good
-        dtype="uint32",
-        encode_special_tokens=True,
-    )
-    seconds, num_tokens = time.perf_counter() - begin, 0
-    for path in out.rglob("*.csv.gz"):  # start, end, … of each document
-        with gzip.open(path, "rt") as rows:
-            num_tokens += sum(int(end) - int(start) for start, end, *_ in (row.split(",") for row in rows))
-    return seconds, num_tokens
-
-
-WAYS = {way.__name__: way for way in (tutorial, datatrove, megatron, litdata, dolma)}
+WAYS = {way.__name__: way for way in (tutorial, datatrove, megatron, litdata)}
 
 if __name__ == "__main__":
     name, *paths, number = sys.argv[1:]
