@@ -1,11 +1,11 @@
-"""Faults by the hundred: the build and the trainer are killed, their system calls fail, their files are damaged.
+"""Faults by the hundred: builds and runs are killed, their system calls fail, their files are damaged, their server fails.
 
-    python -m bench.faults WORK [--only build,train] [--kills 200] [--calls 12] [--damages 60] [--twice 20]
+    python -m bench.faults WORK [--only build,store,ray,train] [--kills 200] [--calls 12] [--damages 60] [--twice 20]
 
 After each fault there must be either the right bytes or one clear line, and the same command, if need be after what that
 line says, must end in the right bytes. The commands are forks of a process that has imported what they need; the build is
-of 5 MB with 2 workers, the run of 24 steps. Needs a C compiler. Prints what is broken, and at the end a Markdown table;
-exit status 1 if a promise was broken.
+of 2 MB with 2 workers (build: in a directory; store: in an object store; ray: by that engine), the run of 24 steps. Needs
+a C compiler. Prints what is broken, and at the end a Markdown table; exit status 1 if a promise was broken.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from bench.faults.process import Ended, Fault, begin_with_injector, count_calls, damage
-from bench.faults.subjects import BuildSubject, Subject, TrainSubject
-from bench.measure import descendants, print_head, print_row
+from bench.faults.process import Ended, Fault, begin_with_injector, count_calls
+from bench.faults.store import ENVIRONMENT, StoreSubject
+from bench.faults.subjects import BuildSubject, RaySubject, Subject, TrainSubject
+from bench.measure import print_head, print_row
 from shards.common.command_line import Parser, run_command
 from train.environment import prepare_environment
 
 BROKEN, RIGHT = "BROKEN", "right"
+SUBJECTS = {kind.name: kind for kind in (BuildSubject, StoreSubject, RaySubject, TrainSubject)}
 STOPS = [signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT]
-Trial = Callable[[Subject, random.Random], str]
+Trial = Callable[[Any, random.Random], str]
+SERVERS = ((0.05, 0.0), (0.3, 0.0), (1.0, 0.0), (0.0, 0.3), (0.1, 0.5))  # the share of requests that fail, mean seconds
 LOGS = ("metrics.jsonl", "samples.jsonl")  # for people: no digest is kept of them
 ERRORS = {  # what can go wrong with a call; "!": only once
     "open": "EIO EMFILE! ENOSPC EINTR!",
@@ -71,6 +75,10 @@ def finish(subject: Subject, before: Ended | None = None) -> str:
     return phrase
 
 
+def finish_after(subject: Subject, ended: Ended) -> str:
+    return finish(subject) if ended.status == 0 else f"one line, then {finish(subject, ended)}"
+
+
 def killed(subject: Subject, rng: random.Random, number: signal.Signals) -> str:
     """Killed at a random moment. The next trial goes on with what is left; a whole result is compared."""
     command = subject.start()
@@ -78,18 +86,17 @@ def killed(subject: Subject, rng: random.Random, number: signal.Signals) -> str:
         command.signal(number)
     ended = command.end()
     if ended.status != 137 or number != signal.SIGKILL:
-        clear(ended)
+        clear(ended, 0, 2, 128 + number)
     return finish(subject, ended) if subject.is_done() else f"stopped, status {ended.status}"
 
 
-def worker_killed(subject: Subject, rng: random.Random) -> str:
+def worker_killed(subject: BuildSubject, rng: random.Random) -> str:
     """One worker is killed; the build goes on with another."""
     command = subject.start()
     command.wait(rng.uniform(0.1, 0.8) * subject.seconds)
-    if workers := descendants(command.pid)[1:]:
+    if workers := subject.workers(command):
         os.kill(rng.choice(workers), signal.SIGKILL)
-    ended = clear(command.end())
-    return finish(subject) if ended.status == 0 else f"one line, then {finish(subject)}"
+    return finish_after(subject, clear(command.end()))
 
 
 def call_failed(subject: Subject, _rng: random.Random, fault: Fault) -> str:
@@ -97,7 +104,7 @@ def call_failed(subject: Subject, _rng: random.Random, fault: Fault) -> str:
     ended = clear(subject.start(fault).end())
     if ended.status == 0 and not subject.is_done():
         raise Broken("status 0 and nothing there")
-    return finish(subject) if ended.status == 0 else f"one line, then {finish(subject, ended)}"
+    return finish_after(subject, ended)
 
 
 def damaged(subject: Subject, rng: random.Random) -> str:
@@ -106,7 +113,7 @@ def damaged(subject: Subject, rng: random.Random) -> str:
     if not command.wait(rng.uniform(0.2, 0.95) * subject.seconds):
         command.signal(signal.SIGKILL)
     command.end()
-    done = None if subject.is_done() else damage(subject.out.parent, rng)
+    done = None if subject.is_done() else subject.damage(rng)
     if done is None:
         subject.remove()
         return "nothing to damage yet, or done before"
@@ -130,6 +137,24 @@ def at_once(subject: Subject, rng: random.Random) -> str:
     return f"statuses {statuses}, {finish(subject)}"
 
 
+def server_died(subject: StoreSubject, rng: random.Random) -> str:
+    """The object store's server dies, and comes back a little later."""
+    command = subject.start()
+    command.wait(rng.uniform(0.2, 0.9) * subject.seconds)
+    subject.stop_serving()
+    time.sleep(rng.uniform(0, 15))
+    subject.serve()
+    return finish_after(subject, clear(command.end(), 0, 2))
+
+
+def served_badly(subject: StoreSubject, _rng: random.Random, share: float, seconds: float) -> str:
+    """The server fails in such a share of all requests, and takes so long on average; then it works again."""
+    subject.serve(share, seconds)
+    ended = clear(subject.start().end(), 0, 2)
+    subject.serve()
+    return finish_after(subject, ended)
+
+
 def calls_to_fail(subject: Subject, most: int) -> list[Fault]:
     """Each call that the command makes below its place, or `most` of each kind, spread evenly, with each error."""
     found, below = [], subject.out.parent
@@ -150,16 +175,21 @@ def trials(subject: Subject, options: argparse.Namespace) -> Iterator[tuple[str,
         yield stop.name, functools.partial(killed, number=stop)
     if isinstance(subject, BuildSubject):
         yield from [("a worker killed", worker_killed)] * options.damages
+    if isinstance(subject, StoreSubject):
+        yield from [("the server dies, and comes back", server_died)] * options.damages
+        for share, seconds in SERVERS:
+            served = functools.partial(served_badly, share=share, seconds=seconds)
+            yield from [(f"{share:.0%} of requests fail, {seconds:g} s each", served)] * options.twice
     yield from [("a file damaged between two runs", damaged)] * options.damages
     yield from [("two at once", at_once)] * options.twice
-    for fault in calls_to_fail(subject, options.calls) if options.calls else ():
+    for fault in calls_to_fail(subject, options.calls) if options.calls and subject.calls_can_fail else ():
         yield fault.name, functools.partial(call_failed, fault=fault)
 
 
 def try_all(subject: Subject, options: argparse.Namespace, ends: Counter[tuple[str, str]]) -> None:
     for number, (name, trial) in enumerate(trials(subject, options)):
         try:
-            ended = trial(subject, random.Random(f"{name} {number}"))
+            ended = trial(subject, random.Random(f"{options.seed} {name} {number}"))
         except (Broken, TimeoutError) as error:
             subject.remove()
             print(f"{subject.name}: {name}: {error}", flush=True)
@@ -167,41 +197,32 @@ def try_all(subject: Subject, options: argparse.Namespace, ends: Counter[tuple[s
         ends[f"{subject.name}: {name}", ended] += 1
 
 
-def train_in_one_thread(argv: list[str]) -> None:
-    import torch
-
-    from train.__main__ import main
-
-    torch.set_num_threads(1)
-    main(argv)
-
-
 def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("work", type=Path, help="directory for all of it, 100 MB")
-    parser.add_argument("--only", default="build,train", help="what to try (build,train)")
+    parser.add_argument("--only", default=",".join(SUBJECTS), help=f"what to try ({','.join(SUBJECTS)})")
     parser.add_argument("--kills", type=int, default=200, help="how often each is stopped at a random moment (200)")
     parser.add_argument("--calls", type=int, default=12, help="of each system call, how many fail in turn (12)")
     parser.add_argument("--damages", type=int, default=60, help="damaged files; killed workers (60)")
     parser.add_argument("--twice", type=int, default=20, help="two at once (20)")
+    parser.add_argument("--seed", type=int, default=0, help="other moments, other damage (0)")
     options = parser.parse_args(argv)
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    os.environ["COLUMNS"] = "100"
+    os.environ |= ENVIRONMENT | {"COLUMNS": "100"}
     prepare_environment()
     begin_with_injector(work)
     import train.run  # noqa: F401  so that no trial has to import torch
-    from pipeline.__main__ import main as build_main
 
     ends = Counter[tuple[str, str]]()
-    if "build" in options.only:
-        try_all(BuildSubject(build_main, work), options, ends)
-    if "train" in options.only:
-        try_all(TrainSubject(train_in_one_thread, work), options, ends)
-    print_head("fault", "trials", "how they ended")
-    for kind in dict.fromkeys(kind for kind, _ in ends):
-        own = {ended: number for (other, ended), number in sorted(ends.items()) if other == kind}
-        print_row(kind, sum(own.values()), "; ".join(f"{number} {ended}" for ended, number in own.items()))
+    try:
+        for name in options.only.split(","):
+            try_all(SUBJECTS[name](work), options, ends)
+    finally:  # also of what was tried until Ctrl-C
+        print_head("fault", "trials", "how they ended")
+        for kind in dict.fromkeys(kind for kind, _ in ends):
+            own = {ended: number for (other, ended), number in sorted(ends.items()) if other == kind}
+            print_row(kind, sum(own.values()), "; ".join(f"{number} {ended}" for ended, number in own.items()))
     return int(any(ended == BROKEN for _, ended in ends))
 
 

@@ -132,16 +132,9 @@ def begin_with_injector(work: Path) -> None:
 
 def count_calls(main: Main, arguments: list[str], work: Path, fault: Fault) -> int:
     """How often the command makes the call of a fault that only counts."""
-    counted = work / "count"
-
-    def counting(argv: list[str]) -> int | None:
-        try:
-            return main(argv)
-        finally:
-            counted.write_text(str(ctypes.CDLL(None).fault_count()))
-
-    Command(counting, arguments, work, fault).end()
-    return int(counted.read_text())
+    fault.arm()
+    Command(main, arguments, work).end()
+    return int(ctypes.CDLL(None).fault_count())
 
 
 def damage(directory: Path, rng: random.Random) -> str | None:

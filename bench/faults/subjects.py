@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import random
 import shutil
 import time
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import yaml
 
+import pipeline.__main__
 from bench.corpus import articles, json_line, make_tokenizer, numbered, write_array, write_lines
-from bench.faults.process import Command, Fault, Main
+from bench.faults.process import Command, Fault, damage
+from bench.measure import descendants
 from shards.common.errors import InputError
 from shards.verify import verify
 from train.run_directory import read_lines, read_record
@@ -20,10 +23,10 @@ from train.run_directory import read_lines, read_record
 class Subject(abc.ABC):
     """A command that makes `out`. `whole` is what it makes when nothing disturbs it, in `seconds`."""
 
-    name = ""
+    name, calls_can_fail = "", True
 
-    def __init__(self, main: Main, work: Path) -> None:
-        self.main, self.work = main, work / self.name
+    def __init__(self, work: Path) -> None:
+        self.work = work / self.name
         self.whole, self.out = self.work / "whole", self.work / "place" / "out"
         self.work.mkdir(parents=True, exist_ok=True)
         self.make_inputs()
@@ -33,6 +36,8 @@ class Subject(abc.ABC):
         self.seconds = time.monotonic() - begin
         if ended.status:
             raise SystemExit(f"{self.name}: failed undisturbed: {ended.errors}")
+        if not self.is_done():
+            raise SystemExit(f"{self.name}: nothing there: {ended.errors}")
         shutil.rmtree(self.whole, ignore_errors=True)
         self.out.rename(self.whole)
         self.remove()
@@ -45,6 +50,14 @@ class Subject(abc.ABC):
     def start(self, fault: Fault | None = None, *more: str) -> Command:
         return Command(self.main, [*self.arguments(), *more], self.work, fault)
 
+    def damage(self, rng: random.Random) -> str | None:
+        """Damage a file of what is there; says what was done."""
+        return damage(self.out.parent, rng)
+
+    @staticmethod
+    @abc.abstractmethod
+    def main(argv: list[str], /) -> int | None: ...
+
     @abc.abstractmethod
     def make_inputs(self) -> None: ...
 
@@ -53,7 +66,7 @@ class Subject(abc.ABC):
 
     @abc.abstractmethod
     def is_done(self) -> bool:
-        """Whether the result is there, as a person would see it."""
+        """Whether the result is there, as a person would see it; what is in an object store is then seen here too."""
 
     @abc.abstractmethod
     def wrong(self) -> str | None:
@@ -70,15 +83,19 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 class BuildSubject(Subject):
-    name = "build"
+    name, url, unit_bytes, main = "build", "", 60_000, staticmethod(pipeline.__main__.main)
 
     def make_inputs(self) -> None:
         make_tokenizer(self.work / "tokenizer", 600)
         write_array(self.work / "corpus.json", map(json_line, numbered(articles(), 12 * len(articles()))))
 
     def arguments(self) -> list[str]:
-        options = ["--tokenizer", str(self.work / "tokenizer"), "--unit-bytes", "60000", "--block-tokens", "64"]
-        return ["build", str(self.work / "corpus.json"), "--out", str(self.out), "--workers", "2", *options]
+        options = ["--tokenizer", self.work / "tokenizer", "--unit-bytes", self.unit_bytes, "--block-tokens", 64]
+        command = ["build", self.work / "corpus.json", "--out", self.url or self.out, "--workers", 2, *options]
+        return list(map(str, command))
+
+    def workers(self, command: Command) -> list[int]:
+        return descendants(command.pid)[1:]
 
     def is_done(self) -> bool:
         return self.out.exists()
@@ -98,6 +115,21 @@ class BuildSubject(Subject):
         return ("--force",)
 
 
+class RaySubject(BuildSubject):
+    """By the engine ray, each time on a cluster of its own."""
+
+    name, unit_bytes, calls_can_fail = "ray", 400_000, False
+
+    def arguments(self) -> list[str]:
+        return [*super().arguments(), "--engine", "ray"]
+
+    def workers(self, command: Command) -> list[int]:
+        """Not Ray's own processes, with which a node dies, and with its node the driver."""
+        names = {process: Path(f"/proc/{process}/cmdline") for process in super().workers(command)}
+        own = (b"ray::IDLE", b"ray::_run_task")
+        return [process for process, name in names.items() if name.exists() and name.read_bytes().startswith(own)]
+
+
 SETTINGS: dict[str, Any] = {
     "model": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
     | {"intermediate_size": 32},
@@ -111,16 +143,23 @@ SETTINGS: dict[str, Any] = {
 class TrainSubject(Subject):
     name = "train"
 
-    def make_inputs(self) -> None:
-        from pipeline.__main__ import main
+    @staticmethod
+    def main(argv: list[str]) -> None:
+        import torch
 
+        from train.__main__ import main
+
+        torch.set_num_threads(1)
+        main(argv)
+
+    def make_inputs(self) -> None:
         out, letters = self.work / "set", "".join(chr(33 + number) for number in range(90))
         if out.exists():
             return
         source = write_lines(self.work / "source.jsonl", (letters[n % 60 :][:40] + str(n) for n in range(40)))
         options = ["--tokenizer", str(make_tokenizer(self.work / "tokenizer", 600)), "--block-tokens", "16", "--quiet"]
         build = ["build", str(source), "--out", str(out), "--val-fraction", "0.2", *options]
-        Command(main, build, self.work).end()
+        Command(BuildSubject.main, build, self.work).end()
         (self.work / "config.yaml").write_text(yaml.safe_dump({"shards": str(out), **SETTINGS}))
 
     def arguments(self) -> list[str]:
