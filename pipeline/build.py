@@ -215,7 +215,7 @@ def _prepare(output: Output, plan: Plan, units: Sequence[Unit], *, force: bool, 
                 f"{output}: an unfinished build with other inputs ({'; '.join(differences)}); repeat the command "
                 "it was begun with, or begin anew with --force"
             )
-    output.prepare(plan.encode(), replace=bool(differences))
+    output.prepare(plan.encode(), replace=bool(differences), force=force)
 
 
 def _changed_sources(output: Output, before: Plan, plan: Plan, units: Sequence[Unit]) -> list[str]:

@@ -40,8 +40,8 @@ class Output(abc.ABC):
         """Whether the sources of the set that is there had these sizes and times."""
 
     @abc.abstractmethod
-    def prepare(self, plan: bytes, *, replace: bool) -> None:
-        """Have `plan.json` there. With `replace`, an unfinished build goes first."""
+    def prepare(self, plan: bytes, *, replace: bool, force: bool = False) -> None:
+        """Have `plan.json` there. With `replace`, an unfinished build goes first; with `force`, a set may be replaced."""
 
     def begun_ns(self) -> int | None:
         """When `plan.json` was written, where that can be compared with the times of local files."""

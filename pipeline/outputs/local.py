@@ -89,7 +89,7 @@ class LocalOutput(Output):
             return (self.final / STAMPS_NAME).read_bytes() == stamps
         return False
 
-    def prepare(self, plan: bytes, *, replace: bool) -> None:
+    def prepare(self, plan: bytes, *, replace: bool, force: bool = False) -> None:
         self._check_replaceable()
         self._check_partial()
         if replace:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pipeline.outputs.base import STATE_FILES, Output
 from pipeline.plan import PLAN_NAME
-from pipeline.receipts import Receipt, read_receipt, rejected_name
+from pipeline.receipts import Receipt, decode_receipt, read_receipt, rejected_name
 from shards.common.errors import InputError, TransientError
 from shards.common.server_errors import server_errors
 from shards.common.urls import file_system, join, listing, read_bytes, remove, version, write_bytes
@@ -30,6 +30,7 @@ from shards.manifest import Manifest, decode_manifest
 _REPLACED_NAME = "replaced.json"  # the manifest of a set whose files are being removed
 _STATE_FILE = re.compile(rf"(plan|replaced)\.json|{STATE_FILES}")
 _RECEIPT = re.compile(r"receipts/(\d+)\.json")
+_SEALED = re.compile(r"(?:receipts|dedup)/(\d+)\.(?:json|hashes)")  # these begin with a receipt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +60,23 @@ class ObjectStoreOutput(Output):
             if force:
                 return None
             raise
-        if has_plan:  # the build was killed between its last two steps
+        if has_plan or self._is_left():  # the build was killed between its last two steps
             self._remove_state()
         return manifest
+
+    def _is_left(self) -> bool:
+        """Whether there is what a build has added after another one had published the set and removed the plan."""
+        for name in listing(self.partial):
+            if match := _SEALED.fullmatch(name):
+                line = (self.read(name) or b"").partition(b"\n")[0]
+                if decode_receipt(line, int(match[1])):
+                    return True
+        return False
 
     def same_sources(self, stamps: bytes) -> bool:
         return read_bytes(join(self.url, STAMPS_NAME)) == stamps
 
-    def prepare(self, plan: bytes, *, replace: bool) -> None:
+    def prepare(self, plan: bytes, *, replace: bool, force: bool = False) -> None:
         if replace:
             self._remove_unfinished()
         if self.read(PLAN_NAME) is None:
@@ -74,6 +84,9 @@ class ObjectStoreOutput(Output):
                 where = join(self.partial, min(names))
                 raise InputError(f"{where}: not of an unfinished build (no {PLAN_NAME}); move it elsewhere")
             self._create_plan(plan)
+        if not force and read_bytes(join(self.url, MANIFEST_NAME)) is not None:
+            self._remove_state()
+            raise InputError(f"{self}: another build has finished here meanwhile; repeat the command")
         self._remove_set()
 
     def _create_plan(self, plan: bytes) -> None:

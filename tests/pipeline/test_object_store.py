@@ -11,6 +11,7 @@ import pytest
 from pipeline.outputs.object_store import ObjectStoreOutput
 from shards.common.errors import InputError, TransientError
 from shards.common.urls import file_system, listing, read_bytes, write_bytes
+from shards.manifest import Manifest
 from shards.share.pull import pull
 from shards.verify import verify
 from tests.conftest import SAMPLE, InlineEngine, directory_bytes, sample_records, use_engine, write_corpus
@@ -90,6 +91,38 @@ def test_the_later_of_two_is_refused(memory: Any, corpus: Path, run: Builder, mo
     with pytest.raises(InputError, match="another build with other inputs began at the same time"):
         run(corpus, SET, **OPTIONS)
     assert stored(SET) == {}
+
+
+@pytest.mark.usefixtures("inline_engine")
+def test_a_set_that_another_build_has_finished_meanwhile_stays(
+    memory: Any, corpus: Path, run: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    existing = ObjectStoreOutput.existing
+
+    def existing_then_finished(self: ObjectStoreOutput, *, force: bool = False) -> Manifest | None:
+        found = existing(self, force=force)
+        monkeypatch.setattr(ObjectStoreOutput, "existing", existing)
+        run(corpus, SET, **OPTIONS, seed=7)
+        return found
+
+    monkeypatch.setattr(ObjectStoreOutput, "existing", existing_then_finished)
+    with pytest.raises(InputError, match="another build has finished here meanwhile; repeat the command"):
+        run(corpus, SET, **OPTIONS)
+    assert run(corpus, SET, **OPTIONS, seed=7).up_to_date and stored(f"{SET}.partial") == {}
+
+
+@pytest.mark.parametrize("kind", ["receipts", "dedup"])
+def test_what_a_build_adds_after_another_has_published_goes(
+    memory: Any, corpus: Path, run: Builder, whole: dict[str, bytes], kind: str
+) -> None:
+    with killed_before_publishing():
+        run(corpus, SET, **OPTIONS)
+    state = {name: content for name, content in stored(f"{SET}.partial").items() if name.startswith(kind)}
+    run(corpus, SET, **OPTIONS)
+    for name, content in state.items():
+        memory.pipe_file(f"/bucket/set.partial/{name}", content)
+    assert run(corpus, SET, **OPTIONS).up_to_date
+    assert stored(SET) == whole and stored(f"{SET}.partial") == {}
 
 
 @pytest.mark.usefixtures("inline_engine")
