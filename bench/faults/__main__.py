@@ -131,10 +131,11 @@ def at_once(subject: Subject, rng: random.Random) -> str:
     first = subject.start()
     time.sleep(rng.uniform(0, subject.seconds))
     second = subject.start()
-    statuses = sorted(clear(command.end(), 0, 2).status for command in (first, second))
+    both = sorted(clear(command.end(), 0, 2) for command in (first, second))
+    statuses = [ended.status for ended in both]
     if 0 not in statuses:
         raise Broken(f"statuses {statuses}")
-    return f"statuses {statuses}, {finish(subject)}"
+    return f"statuses {statuses}, {finish(subject, both[-1])}"
 
 
 def server_died(subject: StoreSubject, rng: random.Random) -> str:
