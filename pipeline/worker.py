@@ -120,6 +120,7 @@ def read_texts(
         on_bad=log.note if skips else raise_bad,
         max_record_bytes=settings.max_record_bytes,
         document_separator=settings.document_separator,
+        text_field=settings.text_field,
         columns=needed_columns(settings),
         counts_lines=skips,
     )

@@ -46,6 +46,8 @@ class BadRecord(Exception):
     """A record that can't be used: `offset` in bytes of the (unpacked) source, or its row's number; `content` as it
     stands, maybe cut short."""
 
+    decoded = b""  # its content as `Decoded` gave it, where that is invalid in its encoding
+
     def __init__(self, offset: int, kind: str, reason: str, content: bytes = b"") -> None:
         super().__init__(reason)
         self.offset, self.kind, self.reason, self.content = offset, kind, reason, content
@@ -86,6 +88,7 @@ class ReadOptions:
     on_bad: Callable[[BadRecord], None]
     max_record_bytes: int = 256 * 2**20
     document_separator: str = ""
+    text_field: str = "text"  # of the record that a document of plain text becomes
     columns: tuple[str, ...] | None = None  # the top-level fields that are needed, None for all
     counts_lines: bool = False
 
@@ -204,7 +207,10 @@ def locate(source: Source, error: BadRecord) -> InputError:
     text = f"{source.path}: {place}: {error.reason}"
     if isinstance(error, Incomplete):
         return InputError(text)
-    encoded = hint(error.content) if error.kind == INVALID_UTF8 else ""
+    is_invalid = error.kind in (INVALID_UTF8, INVALID_BYTES)
+    encoded = hint(error.decoded or error.content, source.encoding) if is_invalid else ""
+    if source.encoding and error.kind == INVALID_UTF8:  # a field of CSV
+        encoded = f"give another --encoding than {source.encoding}"
     remedy = f"{encoded or _REMEDIES.get(error.kind, 'mend it')}, or leave such records out with --on-bad-record skip"
     return InputError(f"{text} {remedy[0].upper()}{remedy[1:]}" if text.endswith("?") else f"{text}; {remedy}")
 
@@ -219,7 +225,9 @@ def _in_encoding(error: BadRecord, encoding: str) -> BadRecord:
     """What isn't valid UTF-8, as it wasn't valid before it was decoded."""
     if error.kind == INVALID_UTF8:
         place, shown = invalid_bytes(error.content, encoding)
-        return BadRecord(error.offset, INVALID_BYTES, f"invalid {encoding} at byte {place:,} of the record", shown)
+        found = BadRecord(error.offset, INVALID_BYTES, f"invalid {encoding} at byte {place:,} of the record", shown)
+        found.decoded = error.content
+        return found
     return error
 
 

@@ -30,6 +30,7 @@ _LEAST_SHARE = 0.7
 _SURE_CHARS = 8
 _HINT_BYTES = 1 << 12
 _INVALID = f"{__name__}.invalid"
+_STAND_IN = "[\udc00-\udcff]"
 
 
 def codec_name(name: str) -> str:
@@ -78,14 +79,21 @@ def to_utf8(head: bytes, encoding: str) -> bytes:
     return codecs.getincrementaldecoder(encoding)("replace").decode(head).encode("utf-8", "replace")
 
 
-def hint(content: bytes) -> str:
-    """What to do about the record `content`, which isn't UTF-8; empty if no encoding comes to mind."""
+def hint(content: bytes, wanted: str) -> str:
+    """What to do about the record `content`, which isn't UTF-8; empty if no encoding comes to mind.
+
+    Where the encoding `wanted` was named, `content` is as `Decoded` gave it.
+    """
+    if wanted:
+        text, place = _with_stand_ins(content)
+        content = b"".join(_in_original(character, wanted) for character in text[place : place + _HINT_BYTES])
     try:
         content.decode()
         return ""
     except UnicodeDecodeError as error:
         probable = _probably(content[error.start : error.start + _HINT_BYTES], 1)
-    return f"if the file is in {probable.upper()}, build with --encoding {probable}" if probable else ""
+    is_other = probable not in ("", wanted)
+    return f"if the file is in {probable.upper()}, build with --encoding {probable}" if is_other else ""
 
 
 def _probably(content: bytes, at_least: int) -> str:
@@ -156,7 +164,18 @@ class Decoded:
 def invalid_bytes(content: bytes, encoding: str) -> tuple[int, bytes]:
     """Of a record that `Decoded` gave and that isn't valid UTF-8: the number of the first invalid byte in the original, and
     the record in UTF-8 with `\\xff` for an invalid byte."""
-    text = codecs.getincrementaldecoder("utf-8")("surrogatepass").decode(content)  # which may be cut short
-    place = next((number for number, character in enumerate(text) if "\udc00" <= character <= "\udcff"), len(text))
-    shown = re.sub("[\udc00-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+    text, place = _with_stand_ins(content)
+    shown = re.sub(_STAND_IN, lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
     return len(text[:place].encode(encoding, "replace")), shown.encode("utf-8", "backslashreplace")
+
+
+def _with_stand_ins(content: bytes) -> tuple[str, int]:
+    """What `Decoded` gave, which may be cut short, and where its first invalid byte is."""
+    text = codecs.getincrementaldecoder("utf-8")("surrogatepass").decode(content)
+    found = re.search(_STAND_IN, text)
+    return text, found.start() if found else len(text)
+
+
+def _in_original(character: str, encoding: str) -> bytes:
+    is_stand_in = re.match(_STAND_IN, character)
+    return bytes([ord(character) - 0xDC00]) if is_stand_in else character.encode(encoding, "ignore")

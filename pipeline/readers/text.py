@@ -14,7 +14,7 @@ _LINE_BYTES = 1 << 16  # of the first line, up to which its end is looked for
 
 
 class TextReader(StreamReader):
-    """The documents of a `.txt` file, each as the record `{"text": …}`."""
+    """The documents of a `.txt` file, each as the record `{"text": …}`, or with the field that was asked for."""
 
     def _batches(self) -> Iterator[Batch]:
         self.first = 0
@@ -27,7 +27,7 @@ class TextReader(StreamReader):
                 self._options.on_bad(self._too_large(offset, content))
                 continue
             try:
-                values.append({"text": content.decode("utf-8")})
+                values.append({self._options.text_field: content.decode("utf-8")})
                 places.append((offset, content))
             except UnicodeDecodeError as error:
                 reason = f"invalid UTF-8 at byte {error.start:,} of the document"

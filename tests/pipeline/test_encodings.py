@@ -182,17 +182,16 @@ def test_nothing_is_named_that_it_hardly_is(tmp_path: Path, text: str) -> None:
 
 def test_a_record_in_another_encoding_far_back_is_named_in_its_error(tmp_path: Path) -> None:
     good, path = encoded(["plain ASCII"] * 5000, "ascii", "lines"), tmp_path / "corpus"
-    place = f"line 5,001, byte {len(good):,}: invalid UTF-8 at byte 10 of the record"
-    for bad, rest in (
-        (
-            encoded([SIMPLIFIED], "gb18030", "lines"),
-            "if the file is in GB18030, build with --encoding gb18030, or leave ",
-        ),
-        (b'{"text": "\xe6\x96"}\n', "convert the file to UTF-8, or "),
+    option = "if the file is in GB18030, build with --encoding gb18030, or leave "
+    for bad, encoding, fault, rest in (
+        (encoded([SIMPLIFIED], "gb18030", "lines"), "", "UTF-8 at byte 10", option),
+        (b'{"text": "\xe6\x96"}\n', "", "UTF-8 at byte 10", "convert the file to UTF-8, or "),
+        (encoded(["镕" + SIMPLIFIED], "gb18030", "lines"), "gb2312", "gb2312 at byte 10", option),
+        (encoded(["全" + SIMPLIFIED], "gb18030", "lines"), "big5", "big5 at byte 10", option),
     ):
         path.write_bytes(good + bad)
-        with pytest.raises(InputError, match=f"{place}; {rest}"):
-            read(path)
+        with pytest.raises(InputError, match=f"line 5,001, byte {len(good):,}: invalid {fault} of the record; {rest}"):
+            read(path, encoding=encoding)
 
 
 def test_utf_8_is_not_read_as_anything_else(tmp_path: Path) -> None:
@@ -223,9 +222,15 @@ def test_only_encodings_of_text_are_taken(name: str) -> None:
     assert [BuildSettings(encoding=name).encoding for name in names] == [*names.values()]
 
 
-def test_csv_is_decoded_too(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_bytes(f"标题,正文\n甲,{SIMPLIFIED}\n".encode("gb18030"))
-    assert read(path, encoding="gb18030", text_field="正文") == ([SIMPLIFIED], [])
+def test_csv_is_decoded_too_and_goes_with_plain_text(tmp_path: Path) -> None:
+    """Which has no fields, so it is the text whatever field is asked for."""
+    for name, content in (("a.csv", f"标题,正文\n甲,{SIMPLIFIED}\n"), ("b.txt", SIMPLIFIED[1:])):
+        (tmp_path / name).write_bytes(content.encode("gb18030"))
+    assert read(tmp_path, encoding="gb18030", text_field="正文") == ([SIMPLIFIED, SIMPLIFIED[1:]], [])
     with pytest.raises(InputError, match="isn't UTF-8 but probably GB18030; build with --encoding gb18030"):
-        read(path, text_field="正文")
+        read(tmp_path, text_field="正文")
+    (tmp_path / "a.csv").write_bytes("正文\n镕\n".encode("gb18030"))
+    with pytest.raises(
+        InputError, match=r"row 2: field '正文': .*; give another --encoding than gb2312, or leave such"
+    ):
+        read(tmp_path / "a.csv", encoding="gb2312", text_field="正文")
