@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from shards.common.errors import InputError
-from shards.common.files import FileLock, file_digest, flush_directory, write_atomically
+from shards.common.files import FileLock, file_digest, flush_directory, named_when_full, write_atomically
 from shards.layout import LEFT_OUT_NAME, MANIFEST_NAME, REJECTED_NAME, SPLITS, TOKENIZER_DIRECTORY, SplitName
 from shards.manifest import (
     FORMAT_VERSION,
@@ -123,7 +123,8 @@ def new_directories(outs: Sequence[Path]) -> Iterator[list[Path]]:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
                 (partial / _MARK).touch()
-            yield partials
+            with named_when_full(outs[0]):
+                yield partials
             for partial in partials:
                 (partial / _MARK).unlink()
                 flush_directory(partial)

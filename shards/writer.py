@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from shards.common.files import TEMPORARY_SUFFIX, atomic_writer
+from shards.common.files import TEMPORARY_SUFFIX, atomic_writer, named_when_full
 from shards.index import Index, encode_index
 from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, SplitName, shard_name
 from shards.manifest import ShardEntry
@@ -39,8 +39,9 @@ class ShardWriter:
             self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 (closed by __exit__)
         content = np.ascontiguousarray(tokens, dtype="<u4").view(np.uint8).data
         self._digest.update(content)
-        while content:
-            content = content[self._file.write(content) :]
+        with named_when_full(self._path):
+            while content:
+                content = content[self._file.write(content) :]
         self.num_tokens += len(tokens)
 
     def finish(self, index: Index, *, num_text_bytes: int, num_text_chars: int) -> ShardEntry | None:
@@ -52,8 +53,9 @@ class ShardWriter:
             return None
         num_tokens = int(index.lengths.sum())
         assert self.num_tokens % self.block_tokens == 0 and 0 < num_tokens <= self.num_tokens
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with named_when_full(self._path):
+            os.fsync(self._file.fileno())
+            self._file.close()
         os.replace(self._temporary, self._path)
         content = encode_index(index)
         with atomic_writer(self._path.with_suffix(INDEX_SUFFIX), flush_parent=False) as file:

@@ -64,7 +64,8 @@ def test_a_full_disk_under_standard_output_is_named(num_lines: int, unbuffered: 
     with open("/dev/full", "w") as full:
         program = f"def main(argv):\n  for _ in range({num_lines}): print('line')"
         finished = run_as_command(program, stdout=full, env={"PYTHONUNBUFFERED": unbuffered})
-    assert (finished.returncode, finished.stderr) == (2, "error: standard output: No space left on device\n")
+    line = "error: standard output: No space left on device; make room, then repeat the command\n"
+    assert (finished.returncode, finished.stderr) == (2, line)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ fault of ours and ends the run with the worker's traceback.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import time
 import traceback
 from collections import deque
@@ -17,7 +16,7 @@ from typing import Protocol
 
 from pipeline.plan import Unit
 from pipeline.worker import Progress
-from shards.common.errors import InputError, TransientError, machine_error
+from shards.common.errors import InputError, TransientError, is_full, machine_error
 
 MAX_TRIES = 2  # of a unit whose worker dies
 PAUSES_SECONDS = (1.0, 4.0, 16.0)  # before a unit is tried again after a transient error
@@ -65,7 +64,7 @@ def outcome_of(work: Work, task: Task, progress: Progress) -> Outcome:
             return InputError("a tokenizer worker ran out of memory; use fewer workers; the same command continues")
         except Exception as error:
             if isinstance(error, OSError) and (refused := machine_error(error)):
-                cure = "make room, then " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+                cure = "make room, then " if is_full(error) else ""
                 return InputError(f"{refused}; {cure}the same command continues")
             return RuntimeError(f"a tokenizer worker failed in unit {task.unit.number}:\n{traceback.format_exc()}")
     raise AssertionError

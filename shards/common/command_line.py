@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from shards.common.errors import InputError, machine_error
+from shards.common.errors import InputError, is_full, machine_error
 from shards.common.text import nearest, printable, visible
 
 _KINDS = {"int": "a whole number", "float": "a number", "byte_count": "bytes, such as 64MiB"}
@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
         """As argparse's, but that there is nothing unknown: a sub-command knows its own options best."""
         values, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            hint = nearest(unknown[0].split("=")[0], self.options)
+            hint = nearest(unknown[0].split("=")[0], self._option_string_actions)
             self.error(f"unrecognized argument {printable(unknown[0])!r}{hint}")
         return values, unknown
 
@@ -132,7 +132,8 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
         line = machine_error(error)
         if line is None:
             raise
-        status = _fail(line if error.filename or not _cannot_flush() else f"standard output: {line}")
+        where = "" if error.filename or not _cannot_flush() else "standard output: "
+        status = _fail(f"{where}{line}{'; make room, then repeat the command' if is_full(error) else ''}")
     atexit.register(_end_at_signals)
     sys.exit(status)
 

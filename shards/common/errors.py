@@ -39,7 +39,13 @@ def machine_error(error: OSError) -> str | None:
     """`PATH: No space left on device` if the disk or the system refused, None if the fault may be ours."""
     if error.errno not in _MACHINE_ERRNOS:
         return None
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    path = error.filename2 or error.filename  # the second is the one that is written
+    return f"{path}: {error.strerror}" if path else str(error.strerror)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk has no room left, or the user may not take more of it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def choice(option: str, value: str, allowed: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from blake3 import blake3
 
-from shards.common.errors import InputError
+from shards.common.errors import InputError, is_full
 from shards.common.text import printable, size_text
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -48,6 +48,17 @@ def flush_directory(directory: Path) -> None:
 
 
 @contextlib.contextmanager
+def named_when_full(path: Path) -> Iterator[None]:
+    """A full disk is reported with the name of `path`, which is written: the system's error often has none."""
+    try:
+        yield
+    except OSError as error:
+        if is_full(error) and not error.filename:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_writer(path: Path, *, flush_parent: bool = True) -> Iterator[BinaryIO]:
     """Open `path` for writing; it appears under its name only if the block ends without an exception.
 
@@ -55,7 +66,7 @@ def atomic_writer(path: Path, *, flush_parent: bool = True) -> Iterator[BinaryIO
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
-        with open(temporary, "wb") as file:
+        with named_when_full(path), open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -165,7 +176,8 @@ class FileLock:
             else:
                 os.close(descriptor)  # its holder has just removed it: take the new one
         os.truncate(self._descriptor, 0)
-        os.write(self._descriptor, f"{os.getpid()}\n".encode())
+        with named_when_full(self._lock_path):
+            os.write(self._descriptor, f"{os.getpid()}\n".encode())
         return self
 
     def _try(self, descriptor: int) -> bool:
