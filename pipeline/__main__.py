@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.common.command_line import Parser, byte_count, notice, run_command
+from shards.common.command_line import Parser, byte_count, notice, progress_bar, run_command
 from shards.common.errors import InputError
 from shards.common.text import printable, size_text
 
@@ -196,10 +196,13 @@ def run_tokenizer(options: argparse.Namespace) -> None:
     path = options.out / "tokenizer.json"
     if path.exists() and not options.force:
         raise InputError(f"{path}: exists already; choose another --out, or replace it with --force")
-    num_entries = train_tokenizer(
-        options.sources, options.out, vocab_size=options.vocab_size, settings=settings_of(options), notice=notice
-    )
-    print(f"{path}: {num_entries:,} entries")
+    settings, size = settings_of(options), options.vocab_size
+    with progress_bar(None, "learning") as bar:
+        num_entries = train_tokenizer(
+            options.sources, options.out, vocab_size=size, settings=settings, notice=notice, progress=bar.update
+        )
+    few = f"; the corpus has no more pairs to merge, {size:,} were asked for"
+    print(f"{path}: {num_entries:,} entries{few if num_entries < size else ''}")
 
 
 if __name__ == "__main__":

@@ -135,6 +135,8 @@ def build(
         )
         with _engine(engine, ray_address, num_workers, plan.sources, output) as runner:
             receipts, num_reused = _do_units(output, decisions, units, runner, reporter)
+        if not any(receipt.shards for receipt in receipts):
+            output.prepare(plan.encode(), replace=True)  # nothing to keep: the next build may have other inputs
         check_unchanged(plan.sources)
         with output.scratch() as directory:
             manifest = write_set(directory, plan, units, tokenizer, receipts, output.read, unread=corpus.unread)
@@ -189,8 +191,8 @@ def _check_existing(output: Output, manifest: Manifest, plan: Plan) -> None:
         differences.append("the sources have changed")
     if differences:
         raise InputError(
-            f"{output}: a shard set from other inputs is there ({'; '.join(differences)}); choose another --out, "
-            "or build it anew with --force"
+            f"{output}: a shard set from other inputs is there ({'; '.join(differences)}); choose another --out "
+            "(make: SHARDS=DIR), or build it anew with --force"
         )
 
 

@@ -16,6 +16,7 @@ from pipeline.receipts import Receipt, rejected_name
 from pipeline.sources import ByteRange, Source
 from shards.common.errors import InputError, TransientError
 from shards.common.files import atomic_writer, write_atomically
+from shards.common.text import plural
 from shards.layout import EXAMPLES_PER_SET, LEFT_OUT_NAME, REJECTED_NAME, STAMPS_NAME
 from shards.manifest import EMPTY, Manifest, SourceEntry
 from shards.set_writer import complete_set
@@ -56,7 +57,7 @@ def write_set(
         names = ", ".join(source.path for source in plan.sources[:3])
         why = ", ".join(f"{number:,} {reason}" for reason, number in (left_out | rejected).items() if reason != EMPTY)
         why = f" ({why})" if why else ""
-        raise InputError(f"{names}: no text in {num_records:,} records; nothing to build{why}")
+        raise InputError(f"{names}: no text in {plural(num_records, 'record')}; nothing to build{why}")
     if rejected:
         with atomic_writer(directory / REJECTED_NAME) as file:
             for part in _rejected_parts(units, receipts, read):

@@ -9,6 +9,7 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
+from pipeline.fields import TextOf
 from pipeline.readers.encodings import codec_name
 from shards.common.errors import InputError, choice
 from shards.common.text import in_utf8
@@ -91,6 +92,7 @@ class BuildSettings:
             raise InputError("transform: the function makes the text; leave out text_field and template")
         if self.template and self.text_field != "text":
             raise InputError("template: it names the fields itself; leave out text_field")
+        TextOf(self.text_field, self.template)
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"val_fraction: expected 0 or more and less than 1, found {self.val_fraction}")
         check_seed(self.seed)

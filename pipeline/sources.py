@@ -19,8 +19,8 @@ from pipeline.readers.compression import compression_of, unpack
 from pipeline.readers.encodings import check_encoding, encoding_of, to_utf8
 from pipeline.readers.files import FileStatus, SourceFile, file_status, find_files, find_urls, removed
 from pipeline.readers.json_parser import is_in_lines
-from shards.common.errors import InputError
-from shards.common.text import nearest, printable
+from shards.common.errors import InputError, nearest_path
+from shards.common.text import printable
 from shards.common.urls import in_parallel, is_url
 from shards.layout import MANIFEST_NAME
 from shards.unread import UnreadEntry, add_up, unread_text
@@ -175,6 +175,8 @@ def changed(source: Source) -> str:
 
 def _find(name: str) -> tuple[list[tuple[str, str]], bool]:
     """The files that `name` means, each with its name in the manifest; and whether it means a directory's."""
+    if not name:
+        raise InputError("expected a source's name, found an empty string")
     if name.startswith(_HUB_URL):
         from shards.share.hub import pin_url
 
@@ -298,8 +300,7 @@ def _missing(path_name: str) -> InputError:
     path = Path(path_name)
     if path.name in {corpus.file for corpus in CORPORA.values()}:
         return InputError(f"{path_name}: no such file; fetch it with `make data`")
-    siblings = os.listdir(path.parent) if not is_url(path_name) and path.parent.is_dir() else []
-    return InputError(f"{path_name}: no such file{nearest(path.name, siblings)}")
+    return InputError(f"{path_name}: no such file{'' if is_url(path_name) else nearest_path(path)}")
 
 
 def _detect_format(name: str, head: bytes, encoding: str, *, is_named: bool) -> Format:
@@ -329,5 +330,5 @@ def _detect_format(name: str, head: bytes, encoding: str, *, is_named: bool) -> 
         raise NotCorpus(f"{name}: expected records, found only white space", "empty")
     raise NotCorpus(
         f"{name}: expected JSON Lines (first character '{{'), a JSON array ('['), Parquet, Arrow or a .txt, .csv or .tsv "
-        f"file, found {printable(first)!r}"
+        f"file, found {printable(first)!r}; rename it if it is one of the last three, else convert it"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.plan import plan_units
@@ -28,11 +28,13 @@ def train_tokenizer(
     vocab_size: int,
     settings: BuildSettings | None = None,
     notice: Callable[[str], None] = lambda _line: None,
+    progress: Callable[[int], object] = lambda _num_bytes: None,
 ) -> int:
     """Train on all texts of the sources, write `tokenizer.json` and its config into `out`; the number of entries.
 
     `settings` say what the texts are. The result has fewer entries than `vocab_size` if the corpus has too few pairs to
-    merge. `notice` is called with a line about files that aren't read. Raises `InputError`.
+    merge. `notice` is called with a line about files that aren't read, `progress` with the bytes just read. Raises
+    `InputError`.
     """
     if not SMALLEST_VOCABULARY <= vocab_size <= 2**24:
         raise InputError(f"vocab_size: expected {SMALLEST_VOCABULARY} to {2**24:,} entries, found {vocab_size:,}")
@@ -43,7 +45,15 @@ def train_tokenizer(
     if corpus.unread:
         notice(unread_text(corpus.unread))
     ranges = [byte_range for unit in plan_units(corpus.sources, sys.maxsize) for byte_range in unit.ranges]
-    batches = read_texts(ranges, settings, Receipt(unit=0))
+    num_texts = 0
+
+    def texts() -> Iterator[list[str]]:
+        nonlocal num_texts
+        for found, batch in read_texts(ranges, settings, Receipt(unit=0)):
+            num_texts += len(found)
+            progress(batch.num_bytes)
+            yield found
+
     untrained = tokenizer_json(vocabulary={}, merges=[], special_tokens=())
     tokenizer = Tokenizer.from_str(json.dumps(untrained))
     trainer = trainers.BpeTrainer(
@@ -52,7 +62,9 @@ def train_tokenizer(
         show_progress=False,
         special_tokens=[],
     )
-    tokenizer.train_from_iterator((texts for texts, _batch in batches), trainer)
+    tokenizer.train_from_iterator(texts(), trainer)
+    if not num_texts:
+        raise InputError(f"{', '.join(source_names[:3])}: no text; nothing to learn a vocabulary from")
     model = json.loads(tokenizer.to_str())["model"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     content = tokenizer_json(vocabulary=model["vocab"], merges=merges, special_tokens=(EOS_TOKEN,))

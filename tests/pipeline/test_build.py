@@ -32,7 +32,6 @@ from pipeline.tokenizers import FastEncoder, ReferenceEncoder
 from shards.common.errors import InputError
 from shards.layout import SPLITS
 from shards.verify import verify
-from shards.writer import ShardWriter
 from tests.conftest import (
     REPOSITORY,
     SAMPLE,
@@ -242,15 +241,19 @@ def test_a_signal_ends_the_build_at_once_and_keeps_finished_units(tmp_path: Path
 
 @pytest.mark.usefixtures("inline_engine")
 def test_a_full_disk_keeps_finished_units(tmp_path: Path, run: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: ShardWriter, tokens: Any, write: Any = ShardWriter.write) -> None:
-        if self._name == "train-00005":
-            raise OSError(errno.ENOSPC, "No space left on device", str(self._path))
-        write(self, tokens)
+    """And names the file that it has no room for, as the system doesn't."""
+
+    def fail(descriptor: int, fsync: Any = os.fsync) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("train-00005.idx.tmp"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
 
     corpus = write_corpus(tmp_path / "corpus.jsonl", sample_records(), "lines")
     with monkeypatch.context() as patch:
-        patch.setattr(ShardWriter, "write", fail)
-        with pytest.raises(InputError, match="No space left on device; make room, then the same command continues"):
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(
+            InputError, match=r"/train-00005\.idx: No space .*; make room, then the same command continues"
+        ):
             run(corpus, tmp_path / "set")
     kept = num_receipts(tmp_path / "set")
     assert not list((tmp_path / "set.partial").rglob("*.tmp")) and not any((tmp_path / "set.partial/scratch").iterdir())
@@ -279,8 +282,9 @@ MISTAKES: dict[str, tuple[str | None, list[str], str]] = {
     "no text that is long enough": (
         '{"text": "ab"}\n',
         ["--min-chars", "1234"],
-        r"no text in 1 records; nothing to build \(1 shorter than 1,234 characters\)",
+        r"no text in 1 record; nothing to build \(1 shorter than 1,234 characters\)",
     ),
+    "a template without a field": ("", ["--template", "title"], "template: expected at least one field such as {text}"),
     "a transform and a field": ("", ["--transform", "x.py", "--text-field", "a"], "leave out text_field and template"),
     "a template and a field": ("", ["--template", "{a}", "--text-field", "a"], "template: .* leave out text_field"),
     "block of nothing": ('{"text": "a"}\n', ["--block-tokens", "0"], "block_tokens: expected 2 to"),

@@ -175,6 +175,8 @@ def test_directories_and_patterns_in_a_fixed_order(tmp_path: Path, memory: Any) 
         assert find(f"{base}/a.jsonl").name == "a.jsonl"
         with pytest.raises(InputError, match=r"no such file|no file matches"):
             find_sources([f"{base}/*.nothing"])
+    with pytest.raises(InputError, match="expected a source's name, found an empty string"):
+        find_sources([""])
     with pytest.raises(InputError, match="given twice"):
         find_sources([str(corpus), f"{corpus}/a.jsonl"])
     for name in (os.fsdecode("语料.jsonl".encode("gbk")), "empty.jsonl"):

@@ -203,12 +203,14 @@ def test_a_setting_that_an_older_plan_or_manifest_lacks_had_its_default(stopped:
 
 
 def test_a_build_that_stopped_before_its_first_unit_begins_anew(tmp_path: Path, run: Builder) -> None:
-    """After a wrong --text-field the right one needs no --force, nor does a disk that was full at the plan."""
+    """After a wrong option the right one needs no --force, nor does a disk that was full at the plan."""
     partial = tmp_path / "set.partial"
     partial.mkdir()
     (partial / "plan.json.tmp").write_bytes(b"{")
     with pytest.raises(InputError, match="no field 'txet'"):
         run(SAMPLE, tmp_path / "set", text_field="txet")
+    with pytest.raises(InputError, match="no text in 110 records"):
+        run(SAMPLE, tmp_path / "set", min_chars=10**6)
     assert (partial / "plan.json").exists()
     run(SAMPLE, tmp_path / "set")
 

@@ -126,6 +126,10 @@ def test_training_gives_the_same_tokenizer_every_time(tmp_path: Path, tokenizer_
     for vocab_size in (256, 2**25):
         with pytest.raises(InputError, match="vocab_size: expected 257 to"):
             train_tokenizer([str(SAMPLE)], tmp_path, vocab_size=vocab_size)
+    empty = write_corpus(tmp_path / "empty", [{"text": ""}, {"text": None}], "lines")
+    with pytest.raises(InputError, match="empty: no text; nothing to learn"):
+        train_tokenizer([str(empty)], tmp_path / "never", vocab_size=600)
+    assert not (tmp_path / "never").exists()
 
 
 def test_a_tokenizer_is_trained_on_the_texts_of_a_set(tmp_path: Path) -> None:
@@ -135,6 +139,13 @@ def test_a_tokenizer_is_trained_on_the_texts_of_a_set(tmp_path: Path) -> None:
     assert train_tokenizer([str(corpus)], tmp_path / "made", vocab_size=500, settings=settings) == 500
     with pytest.raises(InputError, match="no field"):
         train_tokenizer([str(corpus)], tmp_path / "made", vocab_size=500)
+
+
+def test_fewer_entries_than_were_asked_for_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = write_corpus(tmp_path / "corpus", [{"text": "abab"}], "lines")
+    main(["tokenizer", str(corpus), "--vocab-size", "400", "--out", str(tmp_path / "made")])
+    line = "tokenizer.json: 259 entries; the corpus has no more pairs to merge, 400 were asked for\n"
+    assert capsys.readouterr().out == f"{tmp_path}/made/{line}"
 
 
 def test_a_tokenizer_in_place_of_a_file_is_one_clear_line(tmp_path: Path) -> None:
