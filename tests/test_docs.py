@@ -26,7 +26,7 @@ from shards.writer import ShardWriter
 from tests.conftest import REPOSITORY
 from tests.test_makefile import make
 from tools.licences import filled
-from train.settings import load_settings, option_names, training_fields
+from train.settings import load_settings, option_types, training_fields
 
 PAGES = sorted(
     str(path.relative_to(REPOSITORY)) for path in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"))
@@ -128,7 +128,7 @@ def parse(module: str, arguments: list[str]) -> None:
     options = vars(tools.reference.command_parser(main, []).parse_args(arguments))
     if module == "train" and (REPOSITORY / options["config"]).is_file():
         # Of the options, those that are settings; the others are the command's own.
-        names = {*option_names()} - {"resume_from_checkpoint"}
+        names = {*option_types()} - {"resume_from_checkpoint"}
         settings = {name: value for name, value in options.items() if name in names}
         load_settings(REPOSITORY / options["config"], settings)
 
@@ -176,7 +176,7 @@ def test_the_reference_is_what_the_commands_say() -> None:
 
 def test_every_setting_and_every_subcommand_is_in_the_reference() -> None:
     page = content("docs/reference.md")
-    for name in set(option_names()) - set(training_fields()):
+    for name in set(option_types()) - set(training_fields()):
         assert f"`--{name}" in page, name
     for package in ("pipeline", "shards"):
         parser = tools.reference.command_parser(f"{package}.__main__", [])

@@ -34,7 +34,7 @@ from tests.conftest import REPOSITORY, SAMPLE, sample_records, write_corpus
 from tests.hub_server import environment, serve
 from tests.test_docs import FENCE, PAGES, commands, content
 from tests.test_makefile import outside_make
-from train.settings import option_names
+from train.settings import option_types
 
 # Pages, and the heading from which on their commands are run.
 ENGLISH = [("README.md", ""), ("docs/reference.md", ""), ("docs/troubleshooting.md", "## Questions and answers")]
@@ -115,7 +115,7 @@ def test_every_option_is_one_of_a_command() -> None:
     known = re.findall(r"--[\w.-]+", "".join(tools.reference.contents().values()))
     options = re.findall(r"`(--[\w.-]+)[^`\n]*`", written(ENGLISH + CHINESE))
     assert len(options) > 30
-    assert set(options) <= {"--help", *known, *(f"--{name}" for name in option_names())}
+    assert set(options) <= {"--help", *known, *(f"--{name}" for name in option_types())}
 
 
 @pytest.fixture(scope="module")

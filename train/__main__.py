@@ -18,7 +18,7 @@ from shards.common.command_line import Parser, run_command, say
 from shards.common.errors import InputError
 from train.environment import check_tracking, prepare_environment
 from train.run_directory import plan_run, process_rank
-from train.settings import OPTIONS, Settings, load_settings, option_names
+from train.settings import OPTIONS, Settings, load_settings, option_types
 
 RANK_PATIENCE_SECONDS = 10
 
@@ -37,9 +37,14 @@ def build_parser() -> Parser:
     description = "Train a model on a shard set."
     parser = Parser(prog="python -m train", description=description, epilog=EPILOG, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE.yaml", help="the settings of the run")
-    switch: dict[str, Any] = {"nargs": "?", "const": "true"}
+    types = option_types()
+
+    def switch(name: str) -> dict[str, Any]:
+        """An option that may be true needn't have a value."""
+        return {"nargs": "?", "const": "true"} if "bool" in types[name] else {}
+
     for name, option in OPTIONS.items():
-        parser.add_argument(f"--{name}", **option, **(switch if option["metavar"] == "true|false" else {}))
+        parser.add_argument(f"--{name}", **option, **switch(name))
     parser.add_argument(
         "--resume_from_checkpoint",
         nargs="?",
@@ -54,9 +59,9 @@ def build_parser() -> Parser:
         ("dry_run", "only say what the run would take (steps, time, memory, disk), from a few micro-batches of it"),
     ):
         parser.add_argument(f"--{name}", action="store_true", default=False, help=text)
-    for name in option_names():
+    for name in types:
         if f"--{name}" not in parser.options:
-            parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **switch)
+            parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **switch(name))
     return parser
 
 

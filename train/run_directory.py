@@ -58,11 +58,11 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
     `resume` is None (continue an interrupted run, else start), "latest", or a checkpoint's path; without `check_content`
     its files are not read. Raises `InputError` if `run` must not be overwritten or can't be, or without the checkpoint.
     """
-    another = "choose another --output_dir (make: RUN=NAME)"
+    elsewhere = "choose another --output_dir (make: RUN=NAME)"
     parent = next((path for path in (run, *run.parents) if path.exists()), run)
     if parent.is_dir() and not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{run}: can't write to {parent}: Permission denied; {another}")
-    another += ", or delete it to train again"
+        raise InputError(f"{run}: can't write to {parent}: Permission denied; {elsewhere}")
+    another = f"{elsewhere}, or delete it to train again"
     record = read_record(run)
     state = record.get("state")
     if resume not in (None, "latest"):
@@ -82,7 +82,7 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
         if not run.is_dir():
             raise InputError(f"{run}: expected a directory for the run, found a file")
         if foreign := sorted(path.name for path in run.iterdir() if not path.name.startswith(".")):
-            raise InputError(f"{run}: holds something else ({printable(foreign[0])}, …), not a run; {another}")
+            raise InputError(f"{run}: holds something else ({printable(foreign[0])}, …), not a run; {elsewhere}")
     if notices:
         raise InputError(f"{run}: no complete checkpoint to continue from ({'; '.join(notices)}); {another}")
     again = f"{run}: was interrupted before its first checkpoint; starting again"

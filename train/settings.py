@@ -169,8 +169,8 @@ SECTIONS = {name: kind for name, kind in typing.get_type_hints(Settings).items()
 
 
 @functools.cache
-def training_fields() -> tuple[str, ...]:
-    """The names of the fields of TrainingArguments, read from the source: importing it takes seconds, with torch.
+def training_fields() -> dict[str, str]:
+    """The fields of TrainingArguments and their types, read from the source: importing it takes seconds, with torch.
 
     So a misspelt setting is an error within milliseconds, and the fields are those of the version that is installed.
     """
@@ -178,14 +178,18 @@ def training_fields() -> tuple[str, ...]:
     assert spec is not None and spec.origin is not None
     tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
     (fields,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
-    names = (node.target.id for node in fields if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name))
-    return tuple(name for name in names if not name.startswith("_"))
+    nodes = [node for node in fields if isinstance(node, ast.AnnAssign)]
+    types = {ast.unparse(node.target): ast.unparse(node.annotation) for node in nodes}
+    return {name: kind for name, kind in types.items() if not name.startswith("_")}
 
 
-def option_names() -> list[str]:
-    """All settings as on the command line: `shards`, `learning_rate`, `model.hidden_size`."""
-    names = [f"{name}.{field.name}" for name, kind in SECTIONS.items() for field in dataclasses.fields(kind)]
-    return [*OPTIONS, "model.config", *names, *(name for name in training_fields() if name not in OPTIONS)]
+def option_types() -> dict[str, str]:
+    """All settings as on the command line, with their types: `shards`, `learning_rate`, `model.hidden_size`."""
+    own = {field.name: str(field.type) for field in dataclasses.fields(Settings) if field.metadata}
+    parts = {
+        f"{name}.{field.name}": str(field.type) for name, kind in SECTIONS.items() for field in dataclasses.fields(kind)
+    }
+    return training_fields() | own | {"model.config": "str"} | parts
 
 
 def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
@@ -207,8 +211,9 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
     for name in (*SECTIONS, "training"):
         content[name] = convert(content.get(name), dict[str, Any] | None, place(name)) or {}
     training, shape = content["training"], content["model"]
-    for one, other in itertools.permutations(("global_batch_blocks", "gradient_accumulation_steps")):
-        if one in overrides and other not in overrides:  # of two ways to set the batch the command line's wins
+    pairs = [*itertools.permutations(("global_batch_blocks", "gradient_accumulation_steps"))]
+    for one, other in [*pairs, ("num_train_epochs", "max_steps")]:
+        if one in overrides and other not in overrides:  # of two ways to say the same the command line's wins
             content.pop(other, None)
             training.pop(other, None)
     for option, value in overrides.items():

@@ -35,7 +35,7 @@ from train.__main__ import load
 from train.compare.__main__ import main as compare
 from train.compare.page import check_out
 from train.run_directory import RECORD_NAME, changed_settings, lock_run, part_of, plan_run, read_record
-from train.settings import build, option_names
+from train.settings import build, option_types
 from train.values import Allowed, Text, read_yaml, require, require_known
 
 PAGE_NAME = "compare.html"
@@ -126,7 +126,7 @@ def plan_sweep(file: Path) -> tuple[Path, list[SweptRun]]:
     require(num_runs <= _MAX_RUNS, str(file), f"at most {_MAX_RUNS:,} runs", num_runs)
     # Every combination, the last setting changing fastest.
     combinations = (dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values()))
-    known = [name for name in option_names() if name not in ("output_dir", "resume_from_checkpoint")]
+    known = [name for name in option_types() if name not in ("output_dir", "resume_from_checkpoint")]
     require_known(sweep.fixed, known, f"{file}: fixed")
     runs: dict[str, SweptRun] = {}
     for number, entry in enumerate(sweep.runs or combinations, start=1):

@@ -156,7 +156,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise ValueError(f"more than {MAX_YAML_BYTES:,} bytes; expected a config")
         content = yaml.load(text.decode(), _Loader)
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: no such config file{nearest_path(path, Path.is_file)}") from None
+        hint = nearest_path(path, Path.is_file) or "; expected one such as configs/sample.yaml"
+        raise InputError(f"{path}: no such config file{hint}") from None
     except RecursionError:
         raise InputError(f"{path}: nested too deeply") from None
     except IsADirectoryError:

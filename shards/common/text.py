@@ -82,7 +82,13 @@ def visible(text: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str], before: str = "", after: str = "") -> str:
-    """`"; did you mean 'text'?"` for the known word closest to `word`, or an empty string. The word stands between
-    `before` and `after`, as a step of a path."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    """`"; did you mean 'text'?"` for the first known word that begins with `word`, else for the closest; or an empty
+    string. The word stands between `before` and `after`, as a step of a path.
+
+    >>> nearest("adam", ["adalomo", "adamw_torch"])
+    "; did you mean 'adamw_torch'?"
+    """
+    words = list(known)
+    beginning = [found for found in words if found.startswith(word or " ")]
+    matches = beginning or difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f"; did you mean {before + matches[0] + after!r}?" if matches else ""

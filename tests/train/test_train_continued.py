@@ -299,7 +299,10 @@ def test_a_run_goes_on_after_the_samples_of_its_checkpoint(tmp_path: Path) -> No
 def test_what_is_not_ours_is_refused_and_stays(write_config: WriteConfig, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").touch()
-    with pytest.raises(InputError, match=r"run: holds something else \(thesis.txt, …\), not a run"):
+    with pytest.raises(
+        InputError,
+        match=r"holds something else \(thesis.txt, …\), not a run; choose another [^,]+$",
+    ):
         prepare(["--config", str(write_config())])
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: expected a directory for the run, found a file"):

@@ -94,14 +94,16 @@ def test_options_win_over_the_file(write_config: WriteConfig, tmp_path: Path) ->
     assert not args.torch_compile and args.save_total_limit is None
 
 
-def test_of_two_ways_to_set_the_batch_the_command_lines_wins(write_config: WriteConfig) -> None:
+def test_of_two_ways_to_set_the_same_the_command_lines_wins(write_config: WriteConfig) -> None:
     accumulating = write_config("accumulating.yaml")  # gradient_accumulation_steps: 2
     settings = load_settings(accumulating, {"global_batch_blocks": "8"})
     assert settings.global_batch_blocks == 8 and "gradient_accumulation_steps" not in settings.training
     content = yaml.safe_load(accumulating.read_text())
     del content["training"]["gradient_accumulation_steps"]
     by_blocks = accumulating.with_name("by-blocks.yaml")
+    content["training"]["max_steps"] = 9
     by_blocks.write_text(yaml.safe_dump({**content, "global_batch_blocks": 8}))
+    assert "max_steps" not in load_settings(by_blocks, {"num_train_epochs": "2"}).training
     settings = load_settings(by_blocks, {"gradient_accumulation_steps": "4"})
     assert settings.global_batch_blocks is None and settings.training["gradient_accumulation_steps"] == "4"
     with pytest.raises(InputError, match="sets gradient_accumulation_steps too"):
@@ -130,6 +132,7 @@ FAULTS: list[tuple[dict[str, Any] | str, str]] = [
     ("--resume_from_checkpoint", "run: no complete checkpoint to continue from"),
     ("--resume_from_checkpoint /nowhere", "/nowhere: no such checkpoint"),
     ("--push_to_hub", "--push_to_hub: can't be set: .*`hf upload`"),
+    ("--learning_rate", "--learning_rate: expected one argument .see `python -m train --help`."),
     ("--learning_rate fast", "--learning_rate: expected a number, found 'fast'"),
     ("--bf16 sometimes", "--bf16: expected auto or true or false, found 'sometimes'"),
     ("--optim moun", r"--optim: expected one of \d+ names, found 'moun'; did you mean 'muon'\?"),
@@ -179,7 +182,7 @@ def test_faults_of_yaml_name_the_line(tmp_path: Path, text: str, expected: str) 
     path.write_text(text)
     with pytest.raises(InputError, match=f"bad.yaml: .*{expected}|bad.yaml: {expected}"):
         load_settings(path, {})
-    with pytest.raises(InputError, match=r"bad\.yaml/b\.yaml: no such config file"):
+    with pytest.raises(InputError, match=r"bad\.yaml/b\.yaml: no such config file; expected one such as configs"):
         load_settings(path / "b.yaml", {})
 
 
