@@ -233,7 +233,7 @@ def run_report(options: argparse.Namespace) -> None:
         statistics = compute(shard_set, seed=options.seed, progress=progress.update)
     write_atomically(out, make_page(shard_set.manifest, statistics, read_vocabulary(shard_set.tokenizer_path)))
     documents, found = plural(statistics.lengths.num_documents, "document"), statistics.duplicates
-    say(str(out), f"  {documents}; {found.num_duplicates:,} of {found.num_compared:,} compared equal an earlier one")
+    say(str(out), f"  {documents}; of {found.num_compared:,} compared, {plural(found.num_duplicates, 'duplicate')}")
 
 
 def run_merge(options: argparse.Namespace) -> None:

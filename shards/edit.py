@@ -205,8 +205,10 @@ def split(
     if not fractions or min(fractions) <= 0 or sum(fractions) != 1:
         found = ", ".join(map(str, fractions))
         raise InputError(f"fractions: expected shares above 0 whose sum is 1, found {found} (sum {sum(fractions)})")
-    if not len(outs) == len(fractions) <= _MAX_PARTS:
-        raise InputError(f"outs: expected one for each of the {len(fractions):,} fractions, and at most {_MAX_PARTS}")
+    if len(fractions) > _MAX_PARTS:
+        raise InputError(f"fractions: expected at most {_MAX_PARTS} parts, found {len(fractions):,}")
+    if len(outs) != len(fractions):
+        raise InputError(f"outs: expected one for each of the {len(fractions):,} fractions, found {len(outs):,}")
     shard_set = open_shard_set(path)
     shown = [str(fraction) for fraction in fractions]
     bounds = itertools.pairwise(itertools.accumulate(fractions, initial=Fraction(0)))

@@ -214,6 +214,8 @@ def read_manifest(directory: Path) -> Manifest:
     if not directory.exists():
         hint = nearest_path(directory, lambda path: (path / MANIFEST_NAME).is_file())
         how = "build it with `make shards CORPUS=FILE` or `python -m pipeline build`"
+        if directory.with_name(f"{directory.name}.partial").is_dir():
+            hint, how = "", "it is unfinished: the command that was begun goes on with it"
         raise InputError(f"{directory}: no such shard set{f'{hint} Or' if hint else ';'} {how}")
     if directory.is_file():
         is_inside = (directory.parent / MANIFEST_NAME).is_file()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from shards.common.errors import InputError
 from shards.common.text import plural, size_text, visible
-from shards.common.urls import is_url
 from shards.layout import MANIFEST_NAME
 from shards.manifest import Manifest, decode_manifest, read_manifest
 from shards.share.remote import CARD_MARK, remote_to_write
@@ -24,9 +23,6 @@ def push(directory: Path, url: str, *, force: bool = False, notice: Callable[[st
     Of a hub only data sets are written to; a repository that isn't there is made, a private one. Returns whether there was
     anything to do. Raises `InputError`: a damaged set, another one there, no permission.
     """
-    if not is_url(url):
-        examples = "hf://datasets/USER/NAME/FOLDER, s3://bucket/name or file:///shared/name"
-        raise InputError(f"{url}: expected a URL such as {examples}")
     manifest = read_manifest(directory)
     target = remote_to_write(url)
     encoded = target.read(MANIFEST_NAME)

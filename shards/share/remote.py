@@ -12,7 +12,7 @@ from typing import Any
 
 from shards.common.errors import InputError
 from shards.common.server_errors import server_errors, within
-from shards.common.urls import file_system, in_parallel, join, listing, read_bytes, remove
+from shards.common.urls import file_system, in_parallel, is_url, join, listing, read_bytes, remove
 from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, LEFT_OUT_NAME, MANIFEST_NAME, REJECTED_NAME, TOKENIZER_DIRECTORY
 from shards.manifest import FileEntry
 from shards.share import hub
@@ -138,15 +138,22 @@ class StoreFolder:
         remove(*[join(self.url, name) for name in names])
 
 
+def _store(url: str) -> StoreFolder:
+    if not is_url(url):
+        examples = "hf://datasets/USER/NAME/FOLDER, s3://bucket/name or file:///shared/name"
+        raise InputError(f"{url}: expected a URL such as {examples}")
+    return StoreFolder(url.rstrip("/"))
+
+
 def remote_to_read(url: str) -> HubFolder | StoreFolder:
     """What `url` shows now, at one commit. Raises `InputError`."""
-    return HubFolder(hub.resolve(hub.parse_reference(url))) if hub.is_reference(url) else StoreFolder(url.rstrip("/"))
+    return HubFolder(hub.resolve(hub.parse_reference(url))) if hub.is_reference(url) else _store(url)
 
 
 def remote_to_write(url: str) -> HubFolder | StoreFolder:
     """A data set on a hub, at a branch, or the files below a URL; a repository that isn't there is made, a private one."""
     if not hub.is_reference(url):
-        return StoreFolder(url.rstrip("/"))
+        return _store(url)
     reference = hub.parse_reference(url)
     if not reference.is_dataset:
         raise InputError(f"{reference}: expected a data set, such as {reference.hub}://datasets/USER/NAME/FOLDER")

@@ -149,11 +149,13 @@ def test_a_manifest_that_does_not_agree_with_itself_is_refused(own: Path, name: 
 def test_where_there_is_no_set(own: Path, tmp_path: Path) -> None:
     """Its neighbour is suggested if that is a set, and can't write to the terminal."""
     (tmp_path / "seta").mkdir()
+    (tmp_path / "begun.partial").mkdir()
     own, incomplete = own.rename(tmp_path / "books\x1b[31m"), "no manifest.json, so this is not a complete shard set"
     for path, expected in (
         (own / "manifest.json", "expected a shard set's directory, found a file; take "),
         (tmp_path / "books[31m", r"no such shard set; did you mean '.*/books\\x1b\[31m'\? Or build it"),
         (tmp_path / "sett", "no such shard set; build it with"),
+        (tmp_path / "begun", "no such shard set; it is unfinished: "),
         (tmp_path / "nowhere" / "books", "no such shard set; build it with"),
         (tmp_path, rf"{incomplete}; name one in it, such as .*/books\\x1b\[31m"),
         (tmp_path / "seta", f"{incomplete}; finish it"),

@@ -261,6 +261,8 @@ def test_a_push_that_can_t_be_right_is_one_line(built: Path, place: Place, hub: 
     ):
         with pytest.raises(InputError, match=message):
             push(built, url)
+    with pytest.raises(InputError, match=r"^data/shards/set: expected a URL such as hf://"):
+        pull("data/shards/set", tmp_path / "pulled")
     hub.ignored = ".idx"
     with pytest.raises(InputError, match=r"train-00000\.idx: expected .* found no such file; does a \.gitignore"):
         push(built, place.url)
