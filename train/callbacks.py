@@ -21,6 +21,7 @@ from shards.common.command_line import Terminated, say
 from shards.common.files import write_atomically
 from shards.common.text import duration, plural, printable
 from train.evaluate import by_set
+from train.flops import flops_a_token
 from train.run_directory import METRICS_NAME, MODEL_NAME, SAMPLES_NAME, Plan, append_lines, json_lines, read_lines
 from train.sampling import Continuation, continue_prompts
 from train.settings import GenerationSettings
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 MAX_REPETITIONS = 4
 SAME_REQUEST_SECONDS = 30  # torchrun forwards a SIGTERM that its workers got too
 MAX_SAMPLE_TOKENS = 64  # of a sample during training
+_CPU_STEP_FLOPS = 1e13  # in a step: two minutes on two cores
 # With several processes they must stop at the same step, and asking each other makes a GPU wait: not at each step.
 _STEPS_BETWEEN_QUESTIONS = 10
 
@@ -174,6 +176,7 @@ def start_lines(data: shards.Data, trainer: BlockTrainer, plan: Plan, session: d
         *repetitions(data, trainer.order, args.max_steps * batch_blocks),
         f"model    {num_parameters / 1e6:,.2f} M parameters, vocabulary {vocabulary}",
         f"device   {session['device']}, {session['precision']}{processes}",
+        *slowness(data, trainer),
         f"steps    {args.max_steps:,} of {plural(batch_blocks, 'block')} = {batch_blocks * data.block_tokens:,} tokens: "
         f"{trainer.true_epoch(args.max_steps):.2f} epochs{in_micro_batches * (batch_blocks > args.train_batch_size)}",
         f"run      {Path(args.output_dir)}",
@@ -183,6 +186,14 @@ def start_lines(data: shards.Data, trainer: BlockTrainer, plan: Plan, session: d
         lines.append(f"continuing from {plan.checkpoint}")
         lines += [f"changed since then: {change}" for change in session["changes"]]
     return lines
+
+
+def slowness(data: shards.Data, trainer: BlockTrainer) -> list[str]:
+    """A warning where a step is too much for a CPU: its first line would come after minutes, without a word before."""
+    step_flops = flops_a_token(trainer.model.config, data.block_tokens) * trainer.batch_blocks * data.block_tokens
+    is_slow = trainer.args.device.type == "cpu" and step_flops > _CPU_STEP_FLOPS
+    cure = "--dry_run measures one; configs/sample.yaml has a model for CPUs"
+    return [f"warning  a step is {step_flops:.0e} operations, minutes on a CPU: {cure}"] * is_slow
 
 
 def passes(data: shards.Data, order: shards.RunOrder, run_blocks: int) -> list[tuple[Path, float]]:

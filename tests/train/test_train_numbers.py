@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,9 @@ from shards.torch import BlockDataset
 from tests.train.conftest import make_shard_set
 from tests.train.runs import Capture, Patch, WriteConfig
 from tests.train.test_train_model import make_model
-from train import evaluate, generate
+from train import callbacks, evaluate, generate
 from train.__main__ import main
 from train.arguments import check
-from train.callbacks import log_line
 from train.flops import flops_a_token, peak_flops, peak_memory_bytes
 from train.run_directory import read_lines, read_record
 from train.settings import load_settings
@@ -103,6 +103,17 @@ def test_run_and_evaluation_agree_with_a_plain_model(
     evaluate.main([str(run)])
     words = "masked from" if masked else "attend to"
     assert f"documents      {words} each other in a block" in capsys.readouterr().out
+
+
+def test_a_step_that_takes_a_cpu_minutes_is_warned_of(
+    write_config: WriteConfig, packed_sets: dict[str, Path], monkeypatch: Patch
+) -> None:
+    data = shards.open(str(packed_sets["concat"]))
+    trainer = trainer_of(write_config(shards=str(packed_sets["concat"])), data)
+    assert callbacks.slowness(data, trainer) == []
+    monkeypatch.setattr(callbacks, "_CPU_STEP_FLOPS", 1)
+    (line,) = callbacks.slowness(data, trainer)
+    assert re.match(r"warning  a step is \de\+\d\d operations, minutes on a CPU: --dry_run measures one; ", line)
 
 
 def untrained(config: Path, data: shards.Data) -> PreTrainedModel:
@@ -225,6 +236,6 @@ def test_memory_is_that_of_this_process() -> None:
 
 def test_log_lines_say_what_is_left() -> None:
     logs = {"loss": 2.0, "epoch": 0.5, "tokens_per_second": 1234.5, "mfu": 0.412, "peak_memory_bytes": 4.1e9}
-    line = log_line({**logs, "seconds_left": 11_100.0, "tokens": 13_107_200}, 5, 1000)
+    line = callbacks.log_line({**logs, "seconds_left": 11_100.0, "tokens": 13_107_200}, 5, 1000)
     assert line is not None
     assert line.endswith("  13.11 M tokens  loss 2.0000  1,234 tokens/s  MFU 41.2 %  4.1 GB  3 h 5 min left")
