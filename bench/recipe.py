@@ -41,18 +41,11 @@ sys.path.insert(0, str(REPOSITORY))
 import shards  # noqa: E402
 from shards.order import RunOrder  # noqa: E402
 from shards.torch import collate_blocks, text_collator  # noqa: E402
-from train.model import GatedMLP, Qwen2ForCausalLM, build_config  # noqa: E402
-from train.optimizer import MuonWithAdamW, orthogonalize, parameter_groups  # noqa: E402
+from train.model import Qwen2ForCausalLM, build_config  # noqa: E402
+from train.optimizer import MuonWithAdamW, parameter_groups  # noqa: E402
 from train.settings import GroupSettings, ModelSettings  # noqa: E402
 
 MEAN_CHARS, SIGMA = 430, 1.35
-POLAR_EXPRESS = (  # for five iterations, as in modded-nanogpt
-    (8.156554524902461, -22.48329292557795, 15.878769915207462),
-    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
-)
 SHAPES = {  # hidden size, layers, heads, key-value heads
     "tiny": (32, 1, 4, 2),
     "small": (128, 2, 4, 2),  # with a vocabulary of 4,096 of its own; for one CPU thread
@@ -62,8 +55,8 @@ SHAPES = {  # hidden size, layers, heads, key-value heads
 RUNS = """
     base seed=2 seed=3 learning_rate=1.6e-2 embedding_rate=3.0 embedding_rate=3.0,seed=2 embedding_rate=3.0,seed=3
     embedding_rate=0.3 embedding_rate=8.0 learning_rate=4e-3,embedding_rate=6.0 embedding_decay=0.0 output_init=0.0
-    output_init=0.0,embedding_rate=3.0 family=qwen3 normuon=true cautious=true schedule=wsd
-    embedding_rate=3.0,schedule=wsd embedding_rate=3.0,schedule=wsd,seed=2 wide_heads=true tokens=1e6
+    output_init=0.0,embedding_rate=3.0 schedule=wsd
+    embedding_rate=3.0,schedule=wsd embedding_rate=3.0,schedule=wsd,seed=2 tokens=1e6
     tokens=1e6,embedding_rate=3.0
 """
 
@@ -85,13 +78,8 @@ class Recipe:
     warmup: float = 0.02
     schedule: str = "linear"  # or "cosine"; "wsd": constant, then 1 − sqrt in the last fifth
     optimizer: str = "muon"  # or "adamw"
-    normuon: bool = False
-    polar: bool = False  # coefficients of Amsel et al. 2025, "The Polar Express"
-    cautious: bool = False  # weight decay only where the update goes towards 0
-    family: str = "qwen2"  # or "qwen3": norms of queries and keys, no biases
     output_init: float = 1.0  # times the first weights of o_proj and down_proj
     shape: str = "small"
-    wide_heads: bool = False  # half as many, twice as wide
 
 
 def parse(name: str) -> Recipe:
@@ -144,68 +132,19 @@ def training_blocks(recipe: Recipe, split: shards.Split) -> Any:
     return np.asarray(split[np.arange(len(split))]).reshape(-1, size)[:number]
 
 
-def polar_express(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    x = matrices.to(dtype)
-    x = x.mT if x.shape[-2] > x.shape[-1] else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
-    for a, b, c in POLAR_EXPRESS:
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
-
-
-class Optimizer(MuonWithAdamW):
-    """The project's, with what a recipe changes in it."""
-
-    def __init__(self, recipe: Recipe, groups: list[dict[str, Any]]) -> None:
-        super().__init__(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), eps=1e-8)
-        self.recipe = recipe
-
-    def _muon_step(self, group: dict[str, Any], matrices: list[Tensor]) -> None:
-        recipe, updates = self.recipe, []
-        for matrix in matrices:
-            momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
-            assert matrix.grad is not None
-            momentum.lerp_(matrix.grad, 1 - group["momentum"])
-            updates.append(matrix.grad.lerp(momentum, group["momentum"]))
-        rows, columns = matrices[0].shape
-        dtype = torch.bfloat16 if updates[0].is_cuda else torch.float32
-        stacked = (polar_express if recipe.polar else orthogonalize)(torch.stack(updates), dtype)
-        for matrix, update in zip(matrices, stacked.unbind(), strict=True):
-            if recipe.normuon:  # Li et al. 2025: rows brought to equal sizes, the whole to the size that it had
-                squares = self.state[matrix].setdefault("squares", matrix.new_zeros(rows, 1))
-                squares.lerp_(update.square().mean(dim=1, keepdim=True), 0.05)
-                update = update / (squares.sqrt() + 1e-8)
-                update = update * (math.sqrt(min(rows, columns)) / update.norm())
-            decay = group["lr"] * group["weight_decay"]
-            matrix.mul_(1 - decay * (update * matrix > 0) if recipe.cautious else 1 - decay)
-            matrix.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(rows, columns)))
-
-
-class Qwen3(transformers.Qwen3ForCausalLM):  # type: ignore[misc]
-    forward = Qwen2ForCausalLM.forward
-
-
 def build_model(recipe: Recipe, vocab_size: int, eos_id: int) -> Any:
     hidden, layers, heads, kv_heads = SHAPES[recipe.shape]
-    fewer = 2 if recipe.wide_heads else 1
     settings = ModelSettings(
         hidden_size=hidden,
         num_hidden_layers=layers,
-        num_attention_heads=heads // fewer,
-        num_key_value_heads=kv_heads // fewer,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
         intermediate_size=4 * hidden,
         rope_theta=1e6,
     )
     config = build_config(settings, vocab_size=vocab_size, eos_id=eos_id, block_tokens=recipe.block_tokens)
     transformers.set_seed(recipe.seed)
-    if recipe.family == "qwen3":
-        values = {key: value for key, value in config.to_dict().items() if key != "model_type"}
-        model = Qwen3(transformers.Qwen3Config(**values, head_dim=hidden // heads * fewer))
-        for layer in model.model.layers:
-            layer.mlp = GatedMLP(layer.mlp)
-    else:
-        model = Qwen2ForCausalLM(config)
+    model = Qwen2ForCausalLM(config)
     model.head_loss = "chunked"
     for layer in model.model.layers:
         layer.mlp.down_proj.weight.data.mul_(recipe.output_init)
@@ -238,7 +177,7 @@ def train(recipe: Recipe, work: Path) -> dict[str, float]:
     if recipe.optimizer == "adamw":
         optimizer: Any = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), fused=True)
     else:
-        optimizer = Optimizer(recipe, groups)
+        optimizer = MuonWithAdamW(groups, lr=rate, betas=(0.9, 0.95), eps=1e-8)
     peaks = [group["lr"] for group in optimizer.param_groups]
     size, steps = recipe.step_tokens // recipe.block_tokens, round(recipe.tokens / recipe.step_tokens)
     start, cpu_start = time.perf_counter(), time.process_time()
