@@ -27,7 +27,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://.+")
 _VERSION_KEYS = ("md5Hash", "ETag", "etag", "blob_id", "LastModified", "last_modified", "updated", "mtime", "created")
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "oss": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 _REQUESTS_AT_ONCE = 32
-# A server that answers 500, or hangs up, is asked again for two minutes or so, with growing pauses.
+# A server that answers 500, or hangs up, is asked again for two minutes or so, with growing pauses; a silent one for nine.
 _S3_CLIENT: dict[str, Any] = {
     "retries": {"mode": "standard", "max_attempts": 10},
     "connect_timeout": 20,
