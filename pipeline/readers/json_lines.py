@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.readers.base import NOT_JSON, TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader
+from pipeline.readers.base import TOO_LARGE, BadRecord, Batch, Incomplete, StreamReader
 from pipeline.readers.json_parser import breaks_off, end_of_text, skip_white_space
 from pipeline.readers.json_texts import load_record
 
@@ -45,7 +45,7 @@ class JsonLinesReader(StreamReader):
                 good.append((place, line))
             except BadRecord as error:
                 objects, is_open = ([], False) if error.kind == TOO_LARGE else _objects_in(line)
-                if error.kind == NOT_JSON and len(objects) > 1:
+                if len(objects) > 1:
                     pending += [(place + begin, content) for begin, content in reversed(objects)]
                 elif is_open and self._at_end and place + len(line) == end:
                     raise Incomplete(place) from None

@@ -109,12 +109,13 @@ def test_a_large_text_is_parsed_only_a_few_times(tmp_path: Path, monkeypatch: py
 
 def test_a_line_may_hold_several_objects(tmp_path: Path) -> None:
     lines = [good(0), good(1) + good(2) + b" " + good(3), good(4) + b" x", good(5) + b'{"text": 1}' + good(6), good(7)]
+    lines.append(b'{"text": "\xff"}' + good(8))
     content = b"\n".join(lines)
     path = write(tmp_path / "corpus.json", content)
     for range_bytes in (20, 10**6):
         texts, errors = texts_and_bad(path, range_bytes=range_bytes)
-        assert texts == [f"第{number}篇" for number in (0, 1, 2, 3, 5, 6, 7)]
-        offsets = [content.index(good(4)), content.index(b'{"text": 1}')]
+        assert texts == [f"第{number}篇" for number in (0, 1, 2, 3, 5, 6, 7, 8)]
+        offsets = [content.index(good(4)), content.index(b'{"text": 1}'), content.index(lines[-1])]
         assert sorted(error.offset for error in errors) == offsets
 
 
