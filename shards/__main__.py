@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.common.command_line import Parser, notice, progress_bar, run_command, say
+from shards.common.command_line import Parser, notice, progress_bar, run_command, say, token_count
 from shards.common.errors import InputError, choice
 from shards.common.text import plural, printable
 from shards.layout import SPLITS, bin_bytes
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from shards.manifest import Manifest
 
 _URL_HELP = "the set: hf://datasets/USER/NAME[/FOLDER], ms://datasets/USER/NAME[/FOLDER], s3://, oss://, gs://, …"
-MAX_TOKENS = 10**15
 
 # Module and function that write each format, and the line with which the format's own reader opens what was written.
 _EXPORTS = {
@@ -73,7 +72,7 @@ def make_parser() -> Parser:
     info.add_argument("directory", metavar="DIR", help="the shard set, or several: a:0.7,b:0.3")
     info.add_argument("other", type=Path, nargs="?", metavar="OTHER", help="show what this set differs in")
     text = "of several sets, what a run of N tokens takes (N: one epoch)"
-    info.add_argument("--tokens", type=float, metavar="N", help=text)
+    info.add_argument("--tokens", type=token_count, metavar="N", help=text)
     info.add_argument("--json", action="store_true", help="for programs")
 
     check = add(run_verify, "check every byte; exit status 2 if anything is wrong")
@@ -124,7 +123,9 @@ documents of each, with it random ones; smaller subsets of a seed lie within lar
     subset.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new shard set")
     how = subset.add_mutually_exclusive_group(required=True)
     how.add_argument("--documents", type=int, metavar="N", help="N documents of train")
-    how.add_argument("--tokens", type=int, metavar="N", help="documents of train that hold N tokens or a few more")
+    how.add_argument(
+        "--tokens", type=token_count, metavar="N", help="documents of train that hold N tokens or a few more"
+    )
     how.add_argument("--fraction", metavar="F", help="a share of train's documents, such as 0.1 or 1/3")
     subset.add_argument("--seed", type=int, metavar="S", help="take random documents (default: the first ones)")
 
@@ -173,8 +174,6 @@ def run_info(options: argparse.Namespace) -> None:
     from shards.reader import open_shard_set
     from shards.show import describe, describe_json, describe_mixture, differences
 
-    if options.tokens is not None and not 1 <= options.tokens <= MAX_TOKENS:
-        raise InputError(f"--tokens: expected 1 to {MAX_TOKENS:,}, found {options.tokens:g}")
     if is_mixture(options.directory):
         if options.json or options.other:
             raise InputError(f"--json and OTHER: expected one shard set, found several: {options.directory}")

@@ -61,7 +61,7 @@ STAND_INS = [
     (r"https://hf-mirror\.com", "$HF_ENDPOINT"),
     (r"NPROC=8", "NPROC=2"),
     (r"^make test$", 'make test ARGS="tests/test_command_line.py -k mistyped"'),
-    (r"--tokens 100000000 ", "--tokens 20000 "),
+    (r"--tokens 1e8 ", "--tokens 20000 "),
     # An account.
     (r"^(\.venv/bin/swanlab (login|sync))\b.*", r"\1 --help"),
     # From Python.

@@ -22,7 +22,12 @@ from typing import Any, NoReturn
 from shards.common.errors import InputError, is_full, machine_error
 from shards.common.text import nearest, printable, visible
 
-_KINDS = {"int": "a whole number", "float": "a number", "byte_count": "bytes, such as 64MiB"}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "byte_count": "bytes, such as 64MiB",
+    "token_count": "1 to 10^15 tokens, such as 1e9",
+}
 _SECONDS_UNTIL_AGAIN = 0.02  # a callback has ended by then
 _BYTE_UNITS = {"": 1, "b": 1} | {
     f"{prefix}{end}": base**power
@@ -37,6 +42,13 @@ def byte_count(text: str) -> int:
     if match is None or match[2] not in _BYTE_UNITS or (match[2] == "" and "." in match[1]):
         raise ValueError(text)
     return int(decimal.Decimal(match[1]) * _BYTE_UNITS[match[2]])
+
+
+def token_count(text: str) -> int:
+    """`100000000`, `1e8`. Raises `ValueError`."""
+    if not 1 <= (number := float(text)) <= 10**15:
+        raise ValueError(text)
+    return int(number)
 
 
 class Terminated(KeyboardInterrupt):
@@ -74,7 +86,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = message.removeprefix("argument ")
-        if match := re.search(r"invalid (int|float|byte_count) value: (.*)$", message, re.DOTALL):
+        if match := re.search(r"invalid (\w+) value: (.*)$", message, re.DOTALL):
             message = f"{message[: match.start()]}expected {_KINDS[match[1]]}, found {printable(match[2])}"
         if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)$", message, re.DOTALL):
             allowed = match[2].replace("'", "")

@@ -269,7 +269,7 @@ def test_the_command_lines(tmp_path: Path, built_set: Path, capsys: pytest.Captu
     assert run("merge SET SET --out OUT --link", built_set, out) == 0
     assert run("split SET --parts 3 --out OUT", built_set, out) == 0
     assert run("split SET --fractions 0.5,1/4,.25 --seed 9 --out OUT-f", built_set, out) == 0
-    assert run("subset SET --tokens 1000 --out OUT-s", built_set, out) == 0
+    assert run("subset SET --tokens 1e3 --out OUT-s", built_set, out) == 0
     lines = capsys.readouterr().out.splitlines()
     assert names_in(tmp_path) == ["OUT", *(f"OUT-{n}" for n in range(3)), *(f"OUT-f-{n}" for n in range(3)), "OUT-s"]
     assert len(lines) == 8 and all(verify(path) == [] for path in tmp_path.iterdir())
