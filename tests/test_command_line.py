@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import tokenize_once
-from shards.common.command_line import Parser, byte_count, progress_bar
+from shards.common.command_line import Parser, byte_count, progress_bar, token_count
 from shards.common.errors import InputError
 from tests.conftest import REPOSITORY, run_python
 
@@ -69,7 +69,13 @@ def test_a_full_disk_under_standard_output_is_named(num_lines: int, unbuffered: 
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [(int, "a whole number"), (float, "a number"), (byte_count, "bytes, such as 64MiB")]
+    ("kind", "expected"),
+    [
+        (int, "a whole number"),
+        (float, "a number"),
+        (byte_count, "bytes, such as 64MiB"),
+        (token_count, r"1 to 10\^15 tokens, such as 1e9"),
+    ],
 )
 def test_a_value_that_isnt_a_number_is_reported_as_other_wrong_values_are(
     kind: Callable[[str], object], expected: str
@@ -78,6 +84,8 @@ def test_a_value_that_isnt_a_number_is_reported_as_other_wrong_values_are(
     parser.add_argument("--option", type=kind)
     with pytest.raises(InputError, match=f"^--option: expected {expected}, found 'x'"):
         parser.parse_args(["--option", "x"])
+    with pytest.raises(InputError, match=r"^unrecognized argument 'invalid other value: x'"):
+        parser.parse_args(["invalid other value: x"])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""A build in an object store on this machine: moto keeps the objects; a server before it refuses requests, loses answers,
-takes its time, and dies."""
+"""A build in an object store on this machine: moto keeps the objects; a proxy refuses requests, loses answers, takes
+its time, and dies."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class StoreSubject(BuildSubject):
         super().__init__(work)
 
     def serve(self, share: float = 0, seconds: float = 0) -> None:
-        """Have a new server, which fails in such a share of requests, and takes so long on average."""
+        """Have a new proxy, which fails in such a share of requests, and takes so long on average."""
         self.stop_serving()
         self._server = start_server(serve_badly, self._port, self._moto_port, share, seconds, work=self.work)
 
@@ -109,11 +109,11 @@ def serve_moto(arguments: list[str]) -> None:
 
 def serve_badly(arguments: list[str]) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    Front.moto_port, Front.share, Front.seconds = int(arguments[1]), float(arguments[2]), float(arguments[3])
-    ThreadingHTTPServer(("127.0.0.1", int(arguments[0])), Front).serve_forever()
+    Proxy.moto_port, Proxy.share, Proxy.seconds = int(arguments[1]), float(arguments[2]), float(arguments[3])
+    ThreadingHTTPServer(("127.0.0.1", int(arguments[0])), Proxy).serve_forever()
 
 
-class Front(BaseHTTPRequestHandler):
+class Proxy(BaseHTTPRequestHandler):
     """Hands requests on to moto."""
 
     protocol_version = "HTTP/1.1"

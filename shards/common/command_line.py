@@ -86,7 +86,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = message.removeprefix("argument ")
-        if match := re.search(r"invalid (\w+) value: (.*)$", message, re.DOTALL):
+        if match := re.search(rf"invalid ({'|'.join(_KINDS)}) value: (.*)$", message, re.DOTALL):
             message = f"{message[: match.start()]}expected {_KINDS[match[1]]}, found {printable(match[2])}"
         if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)$", message, re.DOTALL):
             allowed = match[2].replace("'", "")
