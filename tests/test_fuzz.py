@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.fuzz.__main__ import SEEDS, main
-from bench.fuzz.loop import Run, run_random
+from bench.fuzz.loop import Run
 from bench.fuzz.oracle import Fault, load, same
 from bench.fuzz.targets import TARGETS, Target
 from tests.conftest import needs_compiler
@@ -33,7 +33,7 @@ def test_the_command_on_seeds_changed_at_random(name: str, tmp_path: Path, capsy
     if name == "native-ids":
         needs_compiler()
     num_inputs = NUM_EXAMPLES.get(name, 600)
-    options = f"{name} --random --inputs {num_inputs} --seconds 1e9 --seed 2 --corpus {tmp_path}"
+    options = f"{name} --inputs {num_inputs} --seconds 1e9 --seed 2 --failures {tmp_path}"
     assert main(options.split()) == 0
     assert f"{name}: {num_inputs} inputs" in capsys.readouterr().out
 
@@ -46,10 +46,10 @@ def test_one_failure_of_a_kind_is_kept_and_the_run_goes_on(tmp_path: Path, capsy
 
     target = Target(fails_on_zeros, (b"\0", b"1"))
     for number in (1, 2):
-        run = Run("zeros", target, tmp_path, num_inputs=500, seconds=60)
-        run_random(run, target, tmp_path / "none", seed=number)
+        run = Run("zeros", target, tmp_path / "zeros")
+        run.random(tmp_path / "none", number, num_inputs=500, seconds=60)
         assert run.num_inputs == 500 and run.num_failures > 0
-    (kept,) = (tmp_path / "zeros.failures").iterdir()
+    (kept,) = (tmp_path / "zeros").iterdir()
     assert kept.read_bytes()[:1] == b"\0"
     assert "500 inputs in" in capsys.readouterr().out
 
