@@ -1,18 +1,17 @@
 """Deliberate breaks of the code, each of which a test must notice.
 
     python bench/mutations.py [NAME…] [--jobs N]    # exit status 1 unless all are caught
-    python bench/mutations.py --list
 
-The breaks are in `mutations.txt`. For each, the working tree is copied, one snippet replaced by another, and the tests
-named are run in the copy, where they must fail; unbroken they must pass. A snippet that isn't there exactly once "no longer
-applies": the code has moved on, and the break must follow it.
+The breaks are in `mutations.txt`. For each, one snippet of a copy of the working tree is replaced by another, and the tests
+named, which pass without it (`make test`), must fail. A snippet that isn't there exactly once "no longer applies": the code
+has moved on, and the break must follow it. The tests run in forks of a process that has imported the libraries.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
+import importlib
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -20,22 +19,31 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BREAKS = Path(__file__).with_name("mutations.txt")
-TIMEOUT_SECONDS = 600  # a test that hangs is a test that notices
-FAILED, PASSED = 1, 0  # exit statuses of pytest; others mean that it could not run the tests
-PYTEST = (sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider")
-CAPTURE: dict[str, Any] = {
-    "stdin": subprocess.DEVNULL,
-    "capture_output": True,
-    "encoding": "utf-8",
-    "errors": "replace",
-}
+LIMIT_SECONDS = 600  # a test that hangs is a test that notices
+STATUSES = {0: "NOT CAUGHT", 1: "caught", -signal.SIGKILL: "caught: it hangs"}  # others: pytest couldn't run the tests
+OPTIONS = ("-x", "-q", "-n", "0", "-W", "ignore::pytest.PytestAssertRewriteWarning", "-p", "no:randomly")
+LIBRARIES = (
+    "numpy",
+    "pyarrow.parquet",
+    "pyarrow.csv",
+    "tokenizers",
+    "orjson",
+    "fsspec",
+    "jinja2",
+    "rich.console",
+    "yaml",
+)
+TRAINERS = ("torch", "transformers.trainer", "accelerate", "safetensors.torch")
 
 
 class Break(NamedTuple):
@@ -46,12 +54,6 @@ class Break(NamedTuple):
     tests: str  # as given to pytest
     old: str
     new: str
-
-    def applied(self, tree: Path) -> str | None:
-        """The file as it is changed; None if the snippet isn't in it exactly once."""
-        path = tree / self.file
-        content = path.read_text("utf-8") if path.is_file() else ""
-        return content.replace(self.old, self.new) if content.count(self.old) == 1 else None
 
 
 def read_breaks(text: str) -> list[Break]:
@@ -70,80 +72,80 @@ def read_breaks(text: str) -> list[Break]:
     return breaks
 
 
-def run_tests(tests: str, tree: Path) -> tuple[int, str]:
-    """pytest's exit status and its last line."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment.pop("PYTHONPATH", None)
-    command = [*PYTEST, *shlex.split(tests)]
-    try:
-        ended = subprocess.run(command, cwd=tree, env=environment, timeout=TIMEOUT_SECONDS, **CAPTURE)
-    except subprocess.TimeoutExpired:
-        return FAILED, f"not done after {TIMEOUT_SECONDS} s"
-    lines = [line for line in ended.stdout.splitlines() if line.strip()]
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return ended.returncode, (failed or lines or ended.stderr.splitlines() or [""])[-1]
+def copy_tree(work: str) -> None:
+    """Go into a copy of the files that git tracks or would track."""
+    tree = Path(tempfile.mkdtemp(dir=work))
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    for name in subprocess.check_output(listed, cwd=REPOSITORY, text=True).split("\0"):
+        if (REPOSITORY / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, tree / name)
+    os.chdir(tree)
+    sys.path.insert(0, str(tree))
+    sys.dont_write_bytecode = True
+    os.environ |= {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(tree)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests of Ctrl-C need it, also in a job in the background
 
 
-class Trials:
-    """Breaks tried one by one, or several at once, on the files that git tracks or would track, as they were at first."""
+def try_one(change: Break) -> tuple[str, str]:
+    """The break's name, and what happened."""
+    path = Path(change.file)
+    content = path.read_text("utf-8") if path.is_file() else ""
+    if content.count(change.old) != 1:
+        return change.name, "no longer applies"
+    for library in (*LIBRARIES, *(TRAINERS if "tests/train" in change.tests else ())):
+        importlib.import_module(library)
+    path.write_text(content.replace(change.old, change.new), "utf-8")
+    status, output = run_tests(shlex.split(change.tests))
+    path.write_text(content, "utf-8")
+    failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return (
+        change.name,
+        f"{STATUSES.get(status, f'exit status {status}: {output[-500:]}')} {''.join(failed[-1:])}".strip(),
+    )
 
-    def __init__(self, work: Path) -> None:
-        self._work, self._tree = work, work / "tree"
-        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-        names = subprocess.run(listed, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True).stdout.decode().split("\0")
-        for name in names:
-            if (REPOSITORY / name).is_file():
-                (self._tree / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(REPOSITORY / name, self._tree / name)
-        self._unbroken = functools.cache(self._run_unbroken)
 
-    def try_one(self, change: Break) -> tuple[bool, str]:
-        """Whether the break was caught, and what happened."""
-        broken = change.applied(self._tree)
-        if broken is None:
-            return False, "no longer applies"
-        with self._copy() as tree:
-            (tree / change.file).write_text(broken, "utf-8")
-            status, line = run_tests(change.tests, tree)
-        if status == PASSED:
-            return False, "NOT CAUGHT"
-        if status != FAILED:
-            return False, f"pytest could not run the tests (exit status {status}): {line}"
-        without, line_without = self._unbroken(change.tests)
-        if without != PASSED:
-            return False, f"fails without the break too: {line_without}"
-        return True, f"caught: {line}"
-
-    def _run_unbroken(self, tests: str) -> tuple[int, str]:
-        with self._copy() as tree:
-            return run_tests(tests, tree)
-
-    @contextlib.contextmanager
-    def _copy(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(dir=self._work) as name:
-            yield Path(shutil.copytree(self._tree, Path(name) / "tree"))
+def run_tests(tests: list[str]) -> tuple[int, str]:
+    """pytest's exit status (−9: it hangs) and its output, from a fork."""
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        process = os.fork()
+        if not process:
+            os.setpgid(0, 0)
+            for number in (1, 2):
+                os.dup2(output.fileno(), number)
+            status = 70
+            try:
+                status = int(pytest.main([*OPTIONS, *tests]))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(status)
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not (ended := os.waitpid(process, os.WNOHANG))[0]:
+            if time.monotonic() > deadline:
+                os.killpg(process, signal.SIGKILL)
+            time.sleep(0.1)
+        output.seek(0)
+        return os.waitstatus_to_exitcode(ended[1]), output.read()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="breaks, or how their names begin (all)")
-    parser.add_argument("--list", action="store_true", help="list the breaks and say which no longer apply")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="so many at a time (one a core)")
     options = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests of Ctrl-C need it, also in a job in the background
-    breaks = read_breaks(BREAKS.read_text("utf-8"))
-    chosen = [change for change in breaks if not options.names or change.name.startswith(tuple(options.names))]
-    if options.list:
-        for change in chosen:
-            gone = "" if change.applied(REPOSITORY) is not None else "  (no longer applies)"
-            print(f"{change.name:28} {change.file:32} {change.tests}{gone}")
-        return 0
-    with tempfile.TemporaryDirectory(prefix="mutations-") as work, ThreadPoolExecutor(options.jobs) as pool:
-        trials = Trials(Path(work))
-        num_caught = 0
-        for change, (caught, line) in zip(chosen, pool.map(trials.try_one, chosen), strict=True):
-            num_caught += caught
-            print(f"{change.name:28} {line}", flush=True)
+    chosen = [
+        each for each in read_breaks(BREAKS.read_text("utf-8")) if each.name.startswith(tuple(options.names or [""]))
+    ]
+    chosen.sort(key=lambda change: "tests/train" in change.tests)  # torch is imported late
+    num_caught, context = 0, multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory(prefix="mutations-") as work:
+        pool = ProcessPoolExecutor(options.jobs, context, copy_tree, (work,))
+        for name, line in pool.map(try_one, chosen):
+            num_caught += line.startswith("caught")
+            print(f"{name:28} {line}", flush=True)
+        pool.shutdown()
     print(f"{num_caught} of {len(chosen)} breaks caught")
     return 0 if num_caught == len(chosen) else 1
 
