@@ -40,7 +40,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 import shards  # noqa: E402
 from shards.order import RunOrder  # noqa: E402
-from shards.torch import collate_blocks, text_collator  # noqa: E402
+from shards.torch import collate_blocks  # noqa: E402
 from train.model import Qwen2ForCausalLM, build_config  # noqa: E402
 from train.optimizer import MuonWithAdamW, parameter_groups  # noqa: E402
 from train.settings import GroupSettings, ModelSettings  # noqa: E402
@@ -53,11 +53,8 @@ SHAPES = {  # hidden size, layers, heads, key-value heads
     "120m": (512, 12, 8, 2),  # with Qwen2's, for a GPU
 }
 RUNS = """
-    base seed=2 seed=3 learning_rate=1.6e-2 embedding_rate=3.0 embedding_rate=3.0,seed=2 embedding_rate=3.0,seed=3
-    embedding_rate=0.3 embedding_rate=8.0 learning_rate=4e-3,embedding_rate=6.0 embedding_decay=0.0 output_init=0.0
-    output_init=0.0,embedding_rate=3.0 schedule=wsd
-    embedding_rate=3.0,schedule=wsd embedding_rate=3.0,schedule=wsd,seed=2 tokens=1e6
-    tokens=1e6,embedding_rate=3.0
+    base seed=2 seed=3 embedding_rate=3.0 embedding_rate=3.0,seed=2 embedding_rate=3.0,seed=3 learning_rate=1.6e-2
+    embedding_rate=0.3 embedding_rate=8.0 tokens=1e6 tokens=1e6,embedding_rate=3.0
 """
 
 
@@ -67,18 +64,13 @@ class Recipe:
     tokens: float = 0.4e6
     step_tokens: int = 2048
     block_tokens: int = 256
-    packing: str = "concat"  # or "best-fit"; "whole": each document's whole blocks alone, as the tutorial's
-    document_mask: bool = False
-    epochs: int = 1  # in which all tokens are seen: of fewer texts, if more than one
-    offset: int = 0  # tokens by which all blocks begin later in each epoch, cyclic
+    packing: str = "concat"  # or "whole": each document's whole blocks alone, as the tutorial's
     learning_rate: float = 8e-3
     embedding_rate: float = 1.0  # times the rate
-    embedding_decay: float = 0.1
     weight_decay: float = 0.1
     warmup: float = 0.02
-    schedule: str = "linear"  # or "cosine"; "wsd": constant, then 1 − sqrt in the last fifth
+    schedule: str = "linear"  # or "cosine"
     optimizer: str = "muon"  # or "adamw"
-    output_init: float = 1.0  # times the first weights of o_proj and down_proj
     shape: str = "small"
 
 
@@ -118,18 +110,16 @@ def prepare(work: Path, corpus: Path, shape: str) -> None:
         sample.write_text("".join(lines[9::10]), encoding="utf-8")  # training on all of it would take 4 GB of memory
         commands = [["tokenizer", sample, "--vocab-size", 4096, "--out", tokenizer, "--force"]]
     build = ["build", source, "--tokenizer", tokenizer, "--val-fraction", 0.008, "--force", "--out", work / "shards"]
-    best_fit = [*build[:-1], work / "shards-best-fit", "--packing", "best-fit", "--block-tokens", 256]
-    for command in [*commands, build, best_fit]:
+    for command in [*commands, build]:
         subprocess.run([sys.executable, "-m", "pipeline", *map(str, command)], check=True, cwd=REPOSITORY)
 
 
 def training_blocks(recipe: Recipe, split: shards.Split) -> Any:
     """Shape `(blocks, block_tokens)`."""
     size = recipe.block_tokens
-    number = round(recipe.tokens / recipe.epochs / size) if recipe.epochs > 1 else None
     if recipe.packing == "whole":
         return np.concatenate([ids[: len(ids) // size * size] for ids in split.documents()]).reshape(-1, size)
-    return np.asarray(split[np.arange(len(split))]).reshape(-1, size)[:number]
+    return np.asarray(split[np.arange(len(split))]).reshape(-1, size)
 
 
 def build_model(recipe: Recipe, vocab_size: int, eos_id: int) -> Any:
@@ -146,9 +136,6 @@ def build_model(recipe: Recipe, vocab_size: int, eos_id: int) -> Any:
     transformers.set_seed(recipe.seed)
     model = Qwen2ForCausalLM(config)
     model.head_loss = "chunked"
-    for layer in model.model.layers:
-        layer.mlp.down_proj.weight.data.mul_(recipe.output_init)
-        layer.self_attn.o_proj.weight.data.mul_(recipe.output_init)
     return model
 
 
@@ -157,22 +144,17 @@ def share_of_rate(recipe: Recipe, step: int, steps: int) -> float:
     warmup = round(recipe.warmup * steps)
     if step < warmup:
         return step / warmup
-    if recipe.schedule == "wsd":
-        return 1 - math.sqrt(max(0.0, (step / steps - 0.8) / 0.2))
     left = (steps - step) / (steps - warmup)
     return left if recipe.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
 
 
 def train(recipe: Recipe, work: Path) -> dict[str, float]:
-    data = shards.open(work / ("shards-best-fit" if recipe.packing == "best-fit" else "shards"))
-    plain = recipe.packing != "best-fit" and not recipe.document_mask  # as the trainer chooses
-    collate = collate_blocks if plain else text_collator(data, document_mask=recipe.document_mask)
+    data = shards.open(work / "shards")
     blocks, eos_id, vocab_size = training_blocks(recipe, data["train"]), data.eos_id, data.vocab_size
     order = RunOrder((len(blocks),), recipe.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, rate = build_model(recipe, vocab_size, eos_id).to(device), recipe.learning_rate
-    peak, decay = rate * recipe.embedding_rate, recipe.embedding_decay
-    settings = GroupSettings(embedding_learning_rate=peak, embedding_weight_decay=decay)
+    settings = GroupSettings(embedding_learning_rate=rate * recipe.embedding_rate)
     groups = parameter_groups(model, settings, learning_rate=rate, weight_decay=recipe.weight_decay)
     if recipe.optimizer == "adamw":
         optimizer: Any = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), fused=True)
@@ -184,10 +166,8 @@ def train(recipe: Recipe, work: Path) -> dict[str, float]:
     for step in range(steps):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * share_of_rate(recipe, step + 1, steps)
-        later = step * size // len(blocks) * recipe.offset
-        moved = np.roll(blocks.reshape(-1), -later).reshape(blocks.shape) if later else blocks
-        ids = torch.from_numpy(moved[order.blocks(step * size, (step + 1) * size)].astype(np.int64))
-        batch = {key: value.to(device) for key, value in collate(ids).items()}
+        ids = torch.from_numpy(blocks[order.blocks(step * size, (step + 1) * size)].astype(np.int64))
+        batch = {key: value.to(device) for key, value in collate_blocks(ids).items()}
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = model(**batch).loss
         loss.backward()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import ctypes
 import http.client
 import json
-import logging
 import os
 import random
 import signal
@@ -98,13 +97,10 @@ def start_server(main: Main, port: int, *more: float, work: Path) -> Command:
 
 
 def serve_moto(arguments: list[str]) -> None:
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
+    import moto.server
 
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    application = DomainDispatcherApplication(create_backend_app)
-    make_server("127.0.0.1", int(arguments[0]), application, threaded=True).serve_forever()
+    moto.server.main(["--port", arguments[0]])
 
 
 def serve_badly(arguments: list[str]) -> None:
