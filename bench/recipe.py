@@ -154,7 +154,7 @@ def train(recipe: Recipe, work: Path) -> dict[str, float]:
     order = RunOrder((len(blocks),), recipe.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, rate = build_model(recipe, vocab_size, eos_id).to(device), recipe.learning_rate
-    settings = GroupSettings(embedding_learning_rate=rate * recipe.embedding_rate)
+    settings = GroupSettings(embedding_learning_rate_multiplier=recipe.embedding_rate)
     groups = parameter_groups(model, settings, learning_rate=rate, weight_decay=recipe.weight_decay)
     if recipe.optimizer == "adamw":
         optimizer: Any = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), fused=True)

@@ -41,10 +41,14 @@ def parameter_groups(
     model: nn.Module, settings: GroupSettings, *, learning_rate: float, weight_decay: float
 ) -> list[dict[str, Any]]:
     """The trained parameters of `model` in the groups of `group_of`, each with its rate and decay, for an optimizer."""
+    differences = {
+        "hidden": (1.0, None),
+        "embedding": (settings.embedding_learning_rate_multiplier, settings.embedding_weight_decay),
+        "norm": (settings.norm_learning_rate_multiplier, settings.norm_weight_decay),
+    }
     groups = []
-    for name in ("hidden", "embedding", "norm"):
-        rate, decay = getattr(settings, f"{name}_learning_rate"), getattr(settings, f"{name}_weight_decay")
-        rate, decay = learning_rate if rate is None else rate, weight_decay if decay is None else decay
+    for name, (multiplier, decay) in differences.items():
+        rate, decay = learning_rate * multiplier, weight_decay if decay is None else decay
         members = [one for path, one in model.named_parameters() if one.requires_grad and group_of(path, one) == name]
         groups.append({"params": members, "name": name, "lr": rate, "weight_decay": decay})
     return [group for group in groups if group["params"]]

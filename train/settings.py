@@ -81,14 +81,12 @@ class ModelSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupSettings:
-    """Rates and decays of the three groups of parameters (`train.optimizer`). None: `training`'s own."""
+    """What differs in the groups of parameters other than the matrices between hidden states (`train.optimizer`)."""
 
-    hidden_learning_rate: NotNegative | None = None  # matrices between hidden states: attention and MLP
-    hidden_weight_decay: NotNegative | None = None  # of the same
-    embedding_learning_rate: NotNegative | None = None  # embedding and head
-    embedding_weight_decay: NotNegative | None = None  # of the same
-    norm_learning_rate: NotNegative | None = None  # norms and biases
-    norm_weight_decay: NotNegative | None = 0.0  # of the same
+    embedding_learning_rate_multiplier: NotNegative = 1.0  # of embedding and head: times learning_rate
+    embedding_weight_decay: NotNegative | None = None  # of the same; None: weight_decay
+    norm_learning_rate_multiplier: NotNegative = 1.0  # of norms and biases: times learning_rate
+    norm_weight_decay: NotNegative | None = 0.0  # of the same; None: weight_decay
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

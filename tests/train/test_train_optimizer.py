@@ -34,9 +34,9 @@ def test_groups_have_todays_values_or_their_own() -> None:
     groups = parameter_groups(model, GroupSettings(), learning_rate=0.01, weight_decay=0.1)
     found = [(group["name"], group["lr"], group["weight_decay"], len(group["params"])) for group in groups]
     assert found == [("hidden", 0.01, 0.1, 14), ("embedding", 0.01, 0.1, 1), ("norm", 0.01, 0.0, 11)]
-    settings = GroupSettings(embedding_learning_rate=0.5, embedding_weight_decay=0.0, norm_weight_decay=None)
+    settings = GroupSettings(embedding_learning_rate_multiplier=3, embedding_weight_decay=0.0, norm_weight_decay=None)
     groups = parameter_groups(model, settings, learning_rate=0.01, weight_decay=0.1)
-    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.01, 0.1), (0.5, 0.0), (0.01, 0.1)]
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.01, 0.1), (0.03, 0.0), (0.01, 0.1)]
 
 
 def test_each_parameter_is_updated_as_by_its_own_optimizer() -> None:
@@ -96,7 +96,7 @@ def test_many_matrices_are_done_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch)
 def test_a_run_with_muon_and_rates_of_groups_continues_to_the_same_bits(
     write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    groups = {"embedding_learning_rate": 0.02, "embedding_weight_decay": 0.0}
+    groups = {"embedding_learning_rate_multiplier": 2, "embedding_weight_decay": 0.0}
     config = write_config(training={"optim": "muon"}, groups=groups)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train_to_the_end(config, "--output_dir", str(whole))
