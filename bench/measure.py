@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PEERS_VENV = REPOSITORY / "bench" / ".peers-venv"  # made by `make peers`
@@ -56,25 +59,21 @@ def run(
 ) -> Ended:
     """Raises `SystemExit` if the command fails and may not. It is killed, status −9, when the limit is reached."""
     words = list(map(str, command))
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        begin = time.perf_counter()
-        process = subprocess.Popen(words, cwd=REPOSITORY, stdout=output, stderr=errors, env=environment)
+    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    options: Any = {"cwd": REPOSITORY, "env": environment, "encoding": "utf-8", "errors": "replace"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
         watch = MemoryWatch(process.pid) if watch_memory else None
-        timer = threading.Timer(limit_seconds or threading.TIMEOUT_MAX, process.kill)
-        timer.daemon = True
-        timer.start()
         try:
-            _, status, usage = os.wait4(process.pid, 0)
+            texts = process.communicate(timeout=limit_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            texts = process.communicate()
         except BaseException:
             process.kill()
             raise
-        process.returncode = os.waitstatus_to_exitcode(status)
-        wall, cpu = time.perf_counter() - begin, usage.ru_utime + usage.ru_stime
-        timer.cancel()
-        memory = watch.stop() if watch else (0, 0)
-        for file in (output, errors):
-            file.seek(0)
-        texts = [file.read().decode(errors="replace") for file in (output, errors)]
+    wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    memory = watch.stop() if watch else (0, 0)
     if process.returncode and not may_fail:
         raise SystemExit(f"failed with status {process.returncode}: {' '.join(words)}\n{texts[1][-2000:]}")
     return Ended(process.returncode, texts[0], texts[1], wall, cpu, *memory)
@@ -85,46 +84,34 @@ class MemoryWatch(threading.Thread):
 
     def __init__(self, root: int) -> None:
         super().__init__(daemon=True)
-        self._root, self._ended = root, threading.Event()
-        self._total = self._largest = 0
+        self._root, self._ended, self._total, self._largest = root, threading.Event(), 0, 0
         self.start()
 
     def run(self) -> None:
         pause = 0.05
         while not self._ended.wait(pause):
-            begin = time.thread_time()
-            processes = descendants(self._root)
-            self._total = max(
-                self._total, sum(kilobytes(process, "smaps_rollup", "Pss") for process in processes) << 10
-            )
-            highest = max((kilobytes(process, "status", "VmHWM") for process in processes), default=0)
-            self._largest = max(self._largest, highest << 10)
+            begin, total = time.thread_time(), 0
+            for process in process_tree(self._root):
+                with contextlib.suppress(psutil.Error):  # it has ended
+                    memory = process.memory_full_info()
+                    total, self._largest = total + memory.pss, max(self._largest, memory.rss)
+            self._total = max(self._total, total)
             pause = max(0.2, 10 * (time.thread_time() - begin))
 
     def stop(self) -> tuple[int, int]:
-        """The highest sum of all, and the highest of one, in bytes."""
+        """The highest PSS of all together and the highest RSS of one, in bytes."""
         self._ended.set()
         self.join()
         return self._total, self._largest
 
 
-def descendants(process: int) -> list[int]:
+def process_tree(root: int) -> list[psutil.Process]:
     """The process itself and all below it."""
     try:
-        tasks = list(Path(f"/proc/{process}/task").iterdir())
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
+        process = psutil.Process(root)
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
         return []
-    return [process, *(descendant for child in children for descendant in descendants(child))]
-
-
-def kilobytes(process: int, file: str, key: str) -> int:
-    """The number that `/proc/PROCESS/FILE` gives for a key; 0 for a process that has ended."""
-    try:
-        lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def print_head(*titles: str) -> None:

@@ -1,7 +1,7 @@
 """What a change of the training recipe is worth: one short run after another, each with one change. Resumable.
 
     python bench/recipe.py prepare WORK CORPUS [--shape 120m]   # documents, a tokenizer, shard sets
-    python bench/recipe.py run WORK [NAME …]                    # trains these, else RUNS, but what is done
+    python bench/recipe.py run WORK NAME …                      # trains these, but what is done
     python bench/recipe.py table WORK                           # all results beside the base of as many tokens
 
 A NAME is what differs from `Recipe`'s values, `learning_rate=1.6e-2,seed=2`, or `base`. CORPUS is a JSON array or JSON
@@ -52,10 +52,6 @@ SHAPES = {  # hidden size, layers, heads, key-value heads
     "medium": (192, 3, 6, 2),
     "120m": (512, 12, 8, 2),  # with Qwen2's, for a GPU
 }
-RUNS = """
-    base seed=2 seed=3 embedding_rate=3.0 embedding_rate=3.0,seed=2 embedding_rate=3.0,seed=3 learning_rate=1.6e-2
-    embedding_rate=0.3 embedding_rate=8.0 tokens=1e6 tokens=1e6,embedding_rate=3.0
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +236,7 @@ def main() -> None:
     if options.command == "prepare":
         prepare(work, Path(options.names[0]), options.shape)
     elif options.command == "run":
-        run(work, options.names or RUNS.split())
+        run(work, options.names)
     else:
         table(work)
 

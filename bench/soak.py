@@ -4,7 +4,7 @@
 
 The builds (JSON Lines, Parquet, gzip, a JSON array with --dedup exact, in turns) are made by one process, which is looked
 at after each, from the fifth on: what is loaded once is no growth. Then `configs/sample.yaml` is trained in epochs without
-end and stopped by SIGTERM; it and its children are looked at every few seconds through /proc. Temporary files are those in
+end and stopped by SIGTERM; it and its children are looked at every few seconds. Temporary files are those in
 a TMPDIR of their own. Each measure's median in the first quarter is set against the one in the last: it grows if that is
 more by 2 % and 8 MiB (counts: by one).
 """
@@ -12,6 +12,7 @@ more by 2 % and 8 MiB (counts: by one).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
@@ -25,19 +26,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from bench.corpus import SAMPLE, articles, make_tokenizer, numbered, write_array, write_lines
-from bench.measure import REPOSITORY, descendants, kilobytes, ours, print_head, print_row, run
+from bench.measure import REPOSITORY, ours, print_head, print_row, process_tree, run
 from shards.common.command_line import Parser, run_command
 
 Sample = dict[str, float]
-MEASURES: dict[str, Callable[[int], float]] = {  # of a process; they are added up
-    "memory (RSS), MiB": lambda process: kilobytes(process, "status", "VmRSS") / 1024,
-    "of that, the processes' own (anonymous) pages, MiB": lambda process: (
-        kilobytes(process, "status", "RssAnon") / 1024
-    ),
-    "file descriptors": lambda process: len(os.listdir(f"/proc/{process}/fd")),
-    "threads": lambda process: len(os.listdir(f"/proc/{process}/task")),
+MEASURES: dict[str, Callable[[psutil.Process], float]] = {  # they are added up
+    "memory (RSS), MiB": lambda process: process.memory_info().rss / 2**20,
+    "of that, what no other process shares (USS), MiB": lambda process: process.memory_full_info().uss / 2**20,
+    "file descriptors": lambda process: process.num_fds(),
+    "threads": lambda process: process.num_threads(),
     "processes": lambda process: 1,
 }
 _ALLOWED_SHARE, _ALLOWED_MIB = 0.02, 8.0
@@ -46,12 +46,10 @@ _ALLOWED_SHARE, _ALLOWED_MIB = 0.02, 8.0
 def look(process: int, temporary: Path, begin: float) -> Sample:
     """All measures of a process with its children, now."""
     found = {"seconds": time.monotonic() - begin, **dict.fromkeys(MEASURES, 0.0)}
-    for number in descendants(process):
-        try:
-            own = {name: measure(number) for name, measure in MEASURES.items()}
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        found |= {name: found[name] + value for name, value in own.items()}
+    for one in process_tree(process):
+        with contextlib.suppress(psutil.Error):  # it has ended
+            own = {name: measure(one) for name, measure in MEASURES.items()}
+            found |= {name: found[name] + value for name, value in own.items()}
     found["entries of /dev/shm, whoever made them"] = len(os.listdir("/dev/shm"))
     found["files in TMPDIR"] = sum(1 for path in temporary.rglob("*") if path.is_file())
     return found

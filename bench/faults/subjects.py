@@ -14,7 +14,7 @@ import yaml
 import pipeline.__main__
 from bench.corpus import articles, json_line, make_tokenizer, numbered, write_array, write_lines
 from bench.faults.process import Command, Fault, damage
-from bench.measure import descendants
+from bench.measure import process_tree
 from shards.common.errors import InputError
 from shards.verify import verify
 from train.run_directory import read_lines, read_record
@@ -95,7 +95,7 @@ class BuildSubject(Subject):
         return list(map(str, command))
 
     def workers(self, command: Command) -> list[int]:
-        return descendants(command.pid)[1:]
+        return [process.pid for process in process_tree(command.pid)[1:]]
 
     def is_done(self) -> bool:
         return self.out.exists()
