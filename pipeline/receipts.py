@@ -6,6 +6,7 @@ uses no unit of which a byte was changed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections import Counter
@@ -57,12 +58,13 @@ class Receipt:
     versions: dict[str, str] = dataclasses.field(default_factory=dict)  # of the files in an object store
 
     def leave_out(self, reason: str, value: Any) -> None:
-        """Count a text, or a record, and keep the first ones as examples."""
+        """Count a text, or a record, and keep the first ones as examples, those that JSON can spell."""
         self.left_out[reason] += 1
         examples = self.examples.setdefault(reason, [])
         if len(examples) < EXAMPLES_PER_UNIT:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-            examples.append(text[:EXAMPLE_CHARS])
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
+                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+                examples.append(text[:EXAMPLE_CHARS])
 
     def file_digests(self) -> dict[str, str]:
         """The unit's shard files and their digests."""

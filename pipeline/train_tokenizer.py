@@ -15,6 +15,7 @@ from pipeline.sources import find_corpus
 from pipeline.worker import read_texts
 from shards.common.errors import InputError
 from shards.common.files import write_atomically
+from shards.common.text import plural
 from shards.tokenizer_files import TOKENIZER_CONFIG_JSON, TOKENIZER_JSON
 from shards.unread import unread_text
 
@@ -33,8 +34,8 @@ def train_tokenizer(
     """Train on all texts of the sources, write `tokenizer.json` and its config into `out`; the number of entries.
 
     `settings` say what the texts are. The result has fewer entries than `vocab_size` if the corpus has too few pairs to
-    merge. `notice` is called with a line about files that aren't read, `progress` with the bytes just read. Raises
-    `InputError`.
+    merge. `notice` is called with a line about files that aren't read and about bad records, `progress` with the bytes just
+    read. Raises `InputError`.
     """
     if not SMALLEST_VOCABULARY <= vocab_size <= 2**24:
         raise InputError(f"vocab_size: expected {SMALLEST_VOCABULARY} to {2**24:,} entries, found {vocab_size:,}")
@@ -45,11 +46,11 @@ def train_tokenizer(
     if corpus.unread:
         notice(unread_text(corpus.unread))
     ranges = [byte_range for unit in plan_units(corpus.sources, sys.maxsize) for byte_range in unit.ranges]
-    num_texts = 0
+    num_texts, receipt = 0, Receipt(unit=0)
 
     def texts() -> Iterator[list[str]]:
         nonlocal num_texts
-        for found, batch in read_texts(ranges, settings, Receipt(unit=0)):
+        for found, batch in read_texts(ranges, settings, receipt):
             num_texts += len(found)
             progress(batch.num_bytes)
             yield found
@@ -63,6 +64,8 @@ def train_tokenizer(
         special_tokens=[],
     )
     tokenizer.train_from_iterator(texts(), trainer)
+    if receipt.rejected:
+        notice(f"{plural(receipt.rejected.total(), 'record')} rejected: {', '.join(receipt.rejected)}")
     if not num_texts:
         raise InputError(f"{', '.join(source_names[:3])}: no text; nothing to learn a vocabulary from")
     model = json.loads(tokenizer.to_str())["model"]

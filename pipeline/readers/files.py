@@ -10,6 +10,7 @@ import errno
 import glob
 import io
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -35,9 +36,11 @@ class FileStatus(NamedTuple):
 
 
 def file_status(path: str) -> FileStatus:
-    """Raises `FileNotFoundError`, other `OSError`s or `TransientError`."""
+    """Raises `FileNotFoundError`, other `OSError`s, `InputError` or `TransientError`."""
     if not is_url(path):
         status = os.stat(path)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # one that can be read only once
+            raise InputError(f"{path}: expected a file, found a pipe or a device; write its content to a file first")
         return FileStatus(status.st_size, modified_ns=status.st_mtime_ns)
     system, name = file_system(path)
     with server_errors(path):

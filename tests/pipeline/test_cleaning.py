@@ -90,6 +90,18 @@ def test_duplicates_are_found_among_the_transformed_texts(corpus: Path, run: Bui
     assert texts_in(corpus.parent / "set") == list(dict.fromkeys(texts))
 
 
+def test_what_is_dropped_need_not_be_json(corpus: Path, run: Builder) -> None:
+    """Records nested as deeply as they may be, or changed by the function; those that can be shown are."""
+    code = corpus.with_name("clean.py")
+    code.write_text(
+        "def drop(record):\n    if 'n' in record:\n        return record['text']\n    record[1, 2] = record\n"
+    )
+    with corpus.open("a") as file:
+        file.write('{"deep": ' + "[" * 1000 + "]" * 1000 + '}\n{"a": "b"}\n')
+    manifest = run(corpus, corpus.parent / "set", transform=f"{code}:drop").manifest
+    assert manifest.left_out == {"dropped by the transform": 2} and manifest.total("num_documents") == 60
+
+
 def test_a_changed_file_is_other_inputs(corpus: Path, code: Path, run: Builder) -> None:
     out, options = corpus.parent / "set", {"transform": str(code)}
     with killed_before_publishing():

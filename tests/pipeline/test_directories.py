@@ -60,6 +60,13 @@ def test_what_is_no_corpus_is_refused_by_name_and_named_in_a_directory(tmp_path:
         (tmp_path / own).unlink()
 
 
+def test_what_can_be_read_only_once_is_no_corpus(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "corpus.jsonl.gz")
+    for path in (tmp_path / "corpus.jsonl.gz", "/dev/null"):
+        with pytest.raises(InputError, match=f"^{path}: expected a file, found a pipe or a device; write its content"):
+            find_sources([str(path)])
+
+
 @pytest.mark.parametrize(
     "content", [b"[![badge](x)](y)\n", b"{% if x %}{{ x }}{% endif %}", b"\xff\xff\xff\xff\1\2\3\4"]
 )

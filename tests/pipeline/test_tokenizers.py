@@ -136,7 +136,9 @@ def test_a_tokenizer_is_trained_on_the_texts_of_a_set(tmp_path: Path) -> None:
     records = [{"title": record["text"][:9], "lines": [record["text"], None]} for record in sample_records()]
     corpus = write_corpus(tmp_path / "corpus", [*records, {"title": "x"}], "lines")
     settings = BuildSettings(template="{title}{lines[]}", on_bad_record="skip")
-    assert train_tokenizer([str(corpus)], tmp_path / "made", vocab_size=500, settings=settings) == 500
+    lines: list[str] = []
+    made = train_tokenizer([str(corpus)], tmp_path / "made", vocab_size=500, settings=settings, notice=lines.append)
+    assert made == 500 and lines == ["1 record rejected: no text field"]
     with pytest.raises(InputError, match="no field"):
         train_tokenizer([str(corpus)], tmp_path / "made", vocab_size=500)
 
