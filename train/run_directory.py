@@ -218,7 +218,8 @@ def changed_settings(before: dict[str, Any], after: dict[str, Any], prefix: str 
     """`["training.learning_rate 0.001 before, 0.0005 now", …]` for two nested mappings."""
     was, is_now = flatten(before, prefix), flatten(after, prefix)
     values = {name: (was.get(name), is_now.get(name)) for name in sorted({*was, *is_now})}
-    return [f"{name} {old!r} before, {new!r} now" for name, (old, new) in values.items() if old != new]
+    words = {"fingerprint": "the shard set's fingerprint"}
+    return [f"{words.get(name, name)} {old!r} before, {new!r} now" for name, (old, new) in values.items() if old != new]
 
 
 @contextlib.contextmanager

@@ -141,7 +141,10 @@ def test_other_data_is_refused_and_can_be_allowed(
     options.append("--allow_data_change")
     train_to_the_end(write_config(), *options)
     output = capsys.readouterr().out
-    assert "changed since then: fingerprint " in output and "changed since then: seed 42 before, 7 now" in output
+    assert (
+        "changed since then: the shard set's fingerprint " in output
+        and "changed since then: seed 42 before, 7 now" in output
+    )
     assert losses(stopped_run)[:NUM_STEPS] == losses(whole_run) and losses(stopped_run)[-1][0] == 17
     assert read_position(stopped_run / "checkpoint-17").seed == 7
     options += ["--model.hidden_size", "32", "--output_dir", str(tmp_path / "new")]

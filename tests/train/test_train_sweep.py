@@ -166,7 +166,7 @@ def test_goes_on_after_a_failure_and_tries_it_again(
     [
         ("finished", {"weight_decay": 0.5}, r"other settings \(training.weight_decay 0.5 before, None now\)"),
         ("training", {"weight_decay": 0.5}, r"other settings \(training.weight_decay 0.5 before, None now\)"),
-        ("finished", {"fingerprint": "0" * 64}, r"other settings \(fingerprint '0{64}' before"),
+        ("finished", {"fingerprint": "0" * 64}, r"other settings \(the shard set's fingerprint '0{64}' before"),
     ],
 )
 def test_a_run_of_another_kind_under_the_same_name_is_refused(
