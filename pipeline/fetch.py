@@ -7,6 +7,7 @@ And `hf:NAME`, a data set by its name, as the files that it means at one commit.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from shards.common.errors import InputError, TransientError
-from shards.common.files import FileLock, check_room, flush_directory, write_atomically
+from shards.common.files import FileLock, check_room, flush_directory, flush_file, partial_directory, write_atomically
 from shards.common.server_errors import NoSuchFile, server_errors
 from shards.common.text import nearest, printable, size_text
 from shards.share.hub import (
@@ -119,7 +120,7 @@ def _fetch_file(
             return _write_stamp(out, [out], reference)
         raise InputError(f"{out}: is there, and isn't the hub's file; choose another --out, or replace it with --force")
     part = out.with_name(f".{out.name}.{(listed.sha256 or str(reference.revision))[:8]}.part")
-    for older in set(out.parent.glob(f".{out.name}.*.part")) - {part}:  # of another version
+    for older in set(out.parent.glob(f".{glob.escape(out.name)}.*.part")) - {part}:  # of another version
         older.unlink()
     kept = part.stat().st_size if part.exists() else 0
     check_room(out.parent, listed.num_bytes - kept, "choose another --out")
@@ -147,8 +148,11 @@ def _fetch_folder(
     else:
         raise InputError(f"{reference}: no files in {' or '.join(corpus.nearest_folders)}")
     notice(f"fetching {folder}")
-    partial = out.with_name(out.name + ".partial")
+    partial = partial_directory(out)
     found = snapshot(folder, partial, [_NEAREST_PATTERN], shows_bars=shows_bars)
+    for path in found.iterdir():
+        flush_file(path)
+    flush_directory(found)
     if out.exists():
         shutil.rmtree(out)
     os.rename(found, out)

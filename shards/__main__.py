@@ -174,9 +174,9 @@ def run_info(options: argparse.Namespace) -> None:
     from shards.reader import open_shard_set
     from shards.show import describe, describe_json, describe_mixture, differences
 
+    if sum(map(bool, (is_mixture(options.directory), options.json, options.other))) > 1:
+        raise InputError("several sets, --json and OTHER: expected at most one of these")
     if is_mixture(options.directory):
-        if options.json or options.other:
-            raise InputError(f"--json and OTHER: expected one shard set, found several: {options.directory}")
         mixture = open_data(options.directory)
         assert isinstance(mixture, Mixture)
         return say(describe_mixture(mixture, options.tokens))
@@ -246,14 +246,14 @@ def run_merge(options: argparse.Namespace) -> None:
 
 
 def run_split(options: argparse.Namespace) -> None:
-    from shards.edit import split
+    from shards.edit import MAX_PARTS, split
 
     if options.fractions is not None:
         fractions = [parse_fraction("--fractions", text) for text in options.fractions.split(",")]
-    elif options.parts >= 1:
+    elif 1 <= options.parts <= MAX_PARTS:
         fractions = [Fraction(1, options.parts)] * options.parts
     else:
-        raise InputError(f"--parts: expected at least 1, found {options.parts:,}")
+        raise InputError(f"--parts: expected 1 to {MAX_PARTS}, found {options.parts:,}")
     if not options.out.name:
         raise InputError(f"--out: expected the beginning of a name, found {str(options.out)!r}")
     outs = [options.out.with_name(f"{options.out.name}-{number}") for number in range(len(fractions))]

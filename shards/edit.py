@@ -56,7 +56,8 @@ from shards.set_writer import DocumentBatch, NewSet, complete_set, new_directori
 from shards.tokenizer_files import tokenizer_of_set
 
 _ALIKE = ("block_tokens", "packing", *(f"tokenizer.{name}" for name in ("sha256", "vocab_size", "eos_id", "begin_id")))
-_MAX_PARTS = 500  # each has an open lock
+MAX_PARTS = 500  # each has an open lock
+_BATCH_TOKENS = 1 << 20
 
 Progress = Callable[[int], None]
 
@@ -205,8 +206,8 @@ def split(
     if not fractions or min(fractions) <= 0 or sum(fractions) != 1:
         found = ", ".join(map(str, fractions))
         raise InputError(f"fractions: expected shares above 0 whose sum is 1, found {found} (sum {sum(fractions)})")
-    if len(fractions) > _MAX_PARTS:
-        raise InputError(f"fractions: expected at most {_MAX_PARTS} parts, found {len(fractions):,}")
+    if len(fractions) > MAX_PARTS:
+        raise InputError(f"fractions: expected at most {MAX_PARTS} parts, found {len(fractions):,}")
     if len(outs) != len(fractions):
         raise InputError(f"outs: expected one for each of the {len(fractions):,} fractions, found {len(outs):,}")
     shard_set = open_shard_set(path)
@@ -278,7 +279,8 @@ def _write_parts(shard_set: ShardSet, parts: Sequence[Part], seed: int | None, p
 def _batches(
     part: Part, members: Sequence[tuple[Split, int, Int64s]], checked: set[str], progress: Progress
 ) -> Iterator[DocumentBatch]:
-    """The part's documents in shards of one unit, a shard at a time. A shard that isn't `checked` yet is checked."""
+    """The part's documents in shards of one unit, about a million tokens at a time. A shard that isn't `checked` yet is
+    checked."""
     for split, number, ranks in members:
         chosen, shard = part.ranks[split.name], split.shards[number]
         mask = (ranks >= chosen.start) & (ranks < chosen.stop)
@@ -289,8 +291,10 @@ def _batches(
             check_digest(split.directory / (shard.name + INDEX_SUFFIX), shard.index_digest)
             checked.add(shard.name)
         documents = itertools.compress(split.shard_documents(number), mask.tolist())
-        yield split.name, np.concatenate([*documents]), split.shard_index(number).document_lengths[mask]
-        progress(int(mask.sum()))
+        lengths = split.shard_index(number).document_lengths[mask]
+        for own in np.split(lengths, np.flatnonzero(np.diff(np.cumsum(lengths) // _BATCH_TOKENS)) + 1):
+            yield split.name, np.concatenate([*itertools.islice(documents, len(own))]), own
+            progress(len(own))
 
 
 def _source(shard_set: ShardSet, part: Part) -> SourceEntry:

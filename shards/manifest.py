@@ -275,6 +275,7 @@ def _check(manifest: Manifest, where: str) -> None:
         f"other_files: {_shown(min(set(names) - known, default=''))} is not a file of a shard set": set(names) - known,
         f"other_files: {min(required - set(names), default='')} is not listed": required - set(names),
         "other_files: a file is listed twice": len(set(names)) != len(names),
+        "shards: expected at least one, found none": not manifest.shards,
         "expected digests of 64 lower-case hexadecimal digits": not all(map(_DIGEST.fullmatch, digests)),
     }
     refuse(where, faults)

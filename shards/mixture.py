@@ -63,7 +63,7 @@ def _open_part(path: str, notice: Callable[[str], None]) -> ShardSet:
         from shards.share.pull import pull
 
         return open_shard_set(pull(path, notice=notice))
-    return open_shard_set(Path(path).expanduser())
+    return open_shard_set(os.path.expanduser(path))  # one of a user that isn't known stays as it is
 
 
 def validation_sets(data: Data, named: Mapping[str, str] | None = None) -> dict[str, ShardSet]:

@@ -95,7 +95,7 @@ class BestFitPacker(Packer):
                 self._add_sequence(full, self._writer.num_tokens)
                 self._writer.write(tokens[begin : begin + full])
             if length > full:
-                remainder = tokens[begin + full : begin + length]
+                remainder = tokens[begin + full : begin + length].copy()  # else all of `tokens` would wait with it
                 self._waiting.append((self._add_sequence(length - full, -1), remainder))
                 self._num_waiting_tokens += len(remainder)
             self._boundaries.append(len(self._lengths))

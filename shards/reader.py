@@ -171,9 +171,9 @@ class Split:
     def _map(self, number: int) -> memoryview:
         shard = self.shards[number]
         path = self._directories[number] / (shard.name + BIN_SUFFIX)
+        if regular_file_bytes(path) != bin_bytes(shard.num_blocks, self.block_tokens):
+            raise InputError(f"{path}: the file has changed since the set was opened")
         with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size != bin_bytes(shard.num_blocks, self.block_tokens):
-                raise InputError(f"{path}: the file has changed since the set was opened")
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         self._maps[number] = content
         self._mapped.append(number)

@@ -15,7 +15,14 @@ from types import MappingProxyType
 from typing import Any
 
 from shards.common.errors import InputError
-from shards.common.files import FileLock, file_digest, flush_directory, named_when_full, write_atomically
+from shards.common.files import (
+    FileLock,
+    file_digest,
+    flush_directory,
+    named_when_full,
+    partial_directory,
+    write_atomically,
+)
 from shards.layout import LEFT_OUT_NAME, MANIFEST_NAME, REJECTED_NAME, SPLITS, TOKENIZER_DIRECTORY, SplitName
 from shards.manifest import (
     FORMAT_VERSION,
@@ -113,7 +120,7 @@ def new_directories(outs: Sequence[Path]) -> Iterator[list[Path]]:
         for out in outs:
             _check_outside_sets(out)
             locks.enter_context(FileLock(out, "another process is writing it; wait for that, or stop it"))
-            partials.append(out.with_name(out.name + ".partial"))
+            partials.append(partial_directory(out))
             if out.exists() or out.is_symlink():
                 raise InputError(f"{out}: exists already; choose another name, or move it elsewhere")
             if partials[-1].exists() and not _is_ours(partials[-1]):

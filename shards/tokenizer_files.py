@@ -200,6 +200,8 @@ class Vocabulary:
             self._pieces |= {token["id"]: token["content"].encode() for token in added}
             self._special = {*no_text, *(token["id"] for token in added if token.get("special"))}
             self._sizes: npt.NDArray[np.int64] | None = None
+            if not all(type(number) is int and 0 <= number < MAX_VOCAB_SIZE for number in self._pieces):
+                raise ValueError(f"ids are whole numbers below {MAX_VOCAB_SIZE:,}")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{where}: not a tokenizer.json that can be read ({error!r})") from None
 

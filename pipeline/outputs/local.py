@@ -29,7 +29,14 @@ from pipeline.plan import PLAN_NAME
 from pipeline.receipts import Receipt, rejected_name
 from pipeline.worker import REJECTED_PART
 from shards.common.errors import InputError
-from shards.common.files import TEMPORARY_SUFFIX, FileLock, file_digest, flush_directory, write_atomically
+from shards.common.files import (
+    TEMPORARY_SUFFIX,
+    FileLock,
+    file_digest,
+    flush_directory,
+    partial_directory,
+    write_atomically,
+)
 from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, MANIFEST_NAME, SPLITS, STAMPS_NAME, TOKENIZER_DIRECTORY, shard_name
 from shards.manifest import Manifest, read_manifest
 from shards.verify import unknown_files, verify
@@ -52,7 +59,7 @@ class LocalOutput(Output):
 
     @property
     def partial(self) -> Path:
-        return self.final.with_name(self.final.name + ".partial")
+        return partial_directory(self.final)
 
     @property
     def _set(self) -> Path:

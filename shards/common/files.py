@@ -38,6 +38,14 @@ def user_cache() -> Path:
         raise InputError("no home directory is known; set XDG_CACHE_HOME to a directory for what is kept") from None
 
 
+def partial_directory(out: Path) -> Path:
+    """`NAME.partial`, where `out` grows until it is whole. Raises `InputError` if a file or a link is there."""
+    partial = out.with_name(f"{out.name}.partial")
+    if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
+        raise InputError(f"{partial}: expected a directory, or nothing there; move it elsewhere")
+    return partial
+
+
 def flush_directory(directory: Path) -> None:
     """Make renames and new names in `directory` survive a power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
@@ -45,6 +53,12 @@ def flush_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_file(path: Path) -> None:
+    """As `flush_directory`, for the content of a file that another program wrote."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -162,9 +176,10 @@ class FileLock:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            except OSError as error:
+                is_free = self._try(descriptor)
+            except OSError as error:  # also of a file system without locks
                 raise InputError(f"{self._path.parent}: can't write here: {error.strerror}; choose another") from None
-            if not self._try(descriptor):
+            if not is_free:
                 if self._wait is None:
                     holder = os.read(descriptor, 100).decode("utf-8", "replace").strip() or "unknown"
                     os.close(descriptor)

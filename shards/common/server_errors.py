@@ -7,7 +7,6 @@ class trees differ between versions.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import threading
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TypeVar
 
-from shards.common.errors import InputError, TransientError, machine_error
+from shards.common.errors import InputError, TransientError, is_full, machine_error
 from shards.common.text import printable
 
 _PROBLEMS = {
@@ -87,7 +86,7 @@ def _translated(error: BaseException, where: str, writes: bool) -> InputError | 
             return _translated(inner, where, writes)
     if isinstance(error, (InputError, FileExistsError, *_OUR_FAULTS)):
         return None
-    if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC) and machine_error(error):
+    if isinstance(error, OSError) and (error.filename or is_full(error)) and machine_error(error):
         return None
     if known := next((problem for name, problem in _PROBLEMS.items() if name in names), None):
         return InputError(f"{where}: {known}")

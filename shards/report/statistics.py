@@ -27,7 +27,7 @@ from shards.layout import EXAMPLE_CHARS, EXAMPLES_PER_SET, LEFT_OUT_NAME
 from shards.order import epoch_order, mix_64
 from shards.reader import ShardSet, Tokens
 from shards.show import Segment, segments
-from shards.tokenizer_files import Vocabulary, read_vocabulary
+from shards.tokenizer_files import MAX_VOCAB_SIZE, Vocabulary, read_vocabulary
 
 MAX_COUNTED_TOKENS = 1 << 29
 MAX_COMPARED_DOCUMENTS = 1 << 22
@@ -111,12 +111,15 @@ class Statistics:
 
 
 def compute(shard_set: ShardSet, *, seed: int, progress: Callable[[int], None] = lambda _: None) -> Statistics:
-    """Read the set once. Raises `InputError` where a file of it is damaged.
+    """Read the set once. Raises `InputError` where a file of it is damaged, or the vocabulary larger than a tokenizer's.
 
     `progress` is called after each shard, with the number of its blocks.
     """
     manifest, size, num_marks = shard_set.manifest, shard_set.block_tokens, 1 if shard_set.begin_id is None else 2
-    num_blocks, num_documents = manifest.total("num_blocks"), max(1, manifest.total("num_documents"))
+    if shard_set.vocab_size > MAX_VOCAB_SIZE:
+        found = f"found {shard_set.vocab_size:,}"
+        raise InputError(f"{shard_set.path}: expected a vocabulary of at most {MAX_VOCAB_SIZE:,} entries, {found}")
+    num_blocks, num_documents = manifest.total("num_blocks"), manifest.total("num_documents")
     lengths, sharing, padding, num_cut = Counter[int](), Counter[int](), Counter[int](), 0
     tokens = TokenCounter(shard_set, read_vocabulary(shard_set.tokenizer_path))
     share = min(1.0, MAX_COUNTED_TOKENS / (num_blocks * size))
@@ -131,7 +134,7 @@ def compute(shard_set: ShardSet, *, seed: int, progress: Callable[[int], None] =
             index, shard_blocks = split.shard_index(number), split.shard_blocks(number)
             documents, (documents_of_block, used) = index.document_lengths, occupancy(index, shard.num_blocks, size)
             for totals, values in (
-                (lengths, documents - num_marks),
+                (lengths, np.maximum(documents - num_marks, 0)),  # a stranger's may lack its begin token
                 (sharing, documents_of_block),
                 (padding, size - used),
             ):

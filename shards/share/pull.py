@@ -13,7 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shards.common.errors import InputError, TransientError
-from shards.common.files import FileLock, check_room, file_digest, flush_directory, user_cache, write_atomically
+from shards.common.files import (
+    FileLock,
+    check_room,
+    file_digest,
+    flush_directory,
+    flush_file,
+    partial_directory,
+    user_cache,
+    write_atomically,
+)
 from shards.common.text import plural, size_text
 from shards.layout import MANIFEST_NAME, TOKENIZER_DIRECTORY
 from shards.manifest import FileEntry, Manifest, decode_manifest, read_manifest
@@ -49,7 +58,7 @@ def pull(
             return directory
         if directory.exists() or directory.is_symlink():
             raise InputError(f"{directory}: exists and isn't this set; choose another --out, or move it elsewhere")
-        partial = directory.with_name(directory.name + ".partial")
+        partial = partial_directory(directory)
         found = source.below(partial)
         found.mkdir(parents=True, exist_ok=True)
         files = list(manifest.files())
@@ -77,7 +86,8 @@ def _holds(directory: Path, manifest: Manifest) -> bool:
 
 
 def _check(directory: Path, files: list[FileEntry], where: str) -> None:
-    """Raise `InputError` unless each file is as the manifest says; those that aren't are removed, and so fetched again."""
+    """Have each file on the disk. Raises `InputError` unless each is as the manifest says; the others are removed, and so
+    fetched again."""
     wrong = []
     for file in files:
         path = directory / file.name
@@ -86,6 +96,8 @@ def _check(directory: Path, files: list[FileEntry], where: str) -> None:
         if (digest := file_digest(path, all_cores=True)) != file.digest:
             path.unlink()
             wrong.append(f"{where}/{file.name}: expected digest {file.digest}, found {digest}")
+            continue
+        flush_file(path)
     if wrong:
         raise TransientError(
             f"{wrong[0]} ({plural(len(wrong), 'such file')}, thrown away); the same command fetches again"

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,7 +122,9 @@ def test_another_file_is_named_so(served: Hub, tmp_path: Path, run: Command, mon
             fetch("wikipedia-zh", origin=origin, directory=tmp_path / "data")
 
 
-def test_modelscopes_files_are_whole_or_absent(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modelscopes_files_are_whole_or_absent(
+    served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, not_flushed: Any
+) -> None:
     out = tmp_path / "data" / NEAREST
     monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_RETRY_TIMES", 0)
     served.break_after = [10_000, 10_000, 0]  # the third file doesn't come
@@ -131,7 +134,7 @@ def test_modelscopes_files_are_whole_or_absent(served: Hub, tmp_path: Path, monk
     served.break_after, served.requests = [], []
     fetched = fetch("wikipedia-zh", origin="ms", directory=tmp_path / "data")
     assert fetched.num_bytes == sum(map(len, PARTS.values())) and not fetched.was_there
-    assert len(served.requests) == 1
+    assert len(served.requests) == 1 and not_flushed(out) == []
     check_nearest(out)
     served.status = 500
     assert fetch("wikipedia-zh", origin="ms", directory=tmp_path / "data").was_there
@@ -164,6 +167,10 @@ def test_out_is_a_file_or_a_directory_that_is_there(
         fetch("wikipedia-hz", directory=tmp_path)
     assert fetch("wikipedia-zh", tmp_path / "new" / "zh.json").path == tmp_path / "new" / "zh.json"
     assert fetch("wikipedia-zh", tmp_path / "new").path == tmp_path / "new" / NAME
+    anothers = tmp_path / ".wiki.json.12345678.part"
+    anothers.touch()
+    fetch("wikipedia-zh", tmp_path / "w*.json")
+    assert anothers.exists()
     monkeypatch.chdir(tmp_path)
     assert fetch("wikipedia-zh", Path()).path == Path(NAME)
     assert fetch("wikipedia-zh", tmp_path / "wiki", origin="ms").path == tmp_path / "wiki"

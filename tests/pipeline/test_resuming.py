@@ -275,7 +275,9 @@ def test_what_is_no_set_is_left(tmp_path: Path, run: Builder, monkeypatch: pytes
     Path("photos").mkdir()
     Path("photos/1.jpg").write_text("mine")
     Path("file").write_text("mine")
+    Path("new.partial").write_text("mine")
     for outs, expected in (
+        (("new",), "new.partial: expected a directory, or nothing there"),
         (("photos", "file"), "exists and is not a shard set; choose another --out, or move it"),
         (("/proc/nowhere/set", "file/set"), "can't write here"),
         ((".", "/", ".."), "expected the name of a directory to make"),
@@ -283,7 +285,7 @@ def test_what_is_no_set_is_left(tmp_path: Path, run: Builder, monkeypatch: pytes
         for out in outs:
             with pytest.raises(InputError, match=expected):
                 run(SAMPLE, out, force=force)
-    assert list(directory_bytes(tmp_path)) == ["file", "photos/1.jpg"]
+    assert list(directory_bytes(tmp_path)) == ["file", "new.partial", "photos/1.jpg"]
 
 
 def test_of_two_builds_at_once_one_is_refused_naming_the_other(tmp_path: Path, run: Builder) -> None:

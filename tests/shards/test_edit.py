@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shards import edit
 from shards.__main__ import main
 from shards.common.errors import InputError
 from shards.edit import merge, split, subset
@@ -136,10 +137,16 @@ def test_a_manifest_that_a_stranger_changed_is_refused_and_not_looped_over(tmp_p
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_a_part_with_everything_is_the_set_itself(tmp_path: Path, packed_sets: dict[str, Path], packing: str) -> None:
+def test_a_part_with_everything_is_the_set_itself(
+    tmp_path: Path, packed_sets: dict[str, Path], packing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its shards are taken in several batches, as large ones are."""
     whole = read_manifest(packed_sets[packing])
     train = whole.splits["train"]
-    subset(packed_sets[packing], tmp_path / "a", fraction=Fraction(1))
+    monkeypatch.setattr(edit, "_BATCH_TOKENS", 1000)
+    batches: list[int] = []
+    subset(packed_sets[packing], tmp_path / "a", fraction=Fraction(1), progress=batches.append)
+    assert len(batches) > len(whole.shards) and sum(batches) == whole.total("num_documents")
     subset(packed_sets[packing], tmp_path / "b", num_documents=train.num_documents, seed=7)
     subset(packed_sets[packing], tmp_path / "c", num_tokens=train.num_tokens)
     split(packed_sets[packing], [tmp_path / "d"], [Fraction(1)])
@@ -248,7 +255,8 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path: Pat
         (lambda: split(whole, [], [Fraction(1)]), "^outs: expected one for each of the 1 fractions"),
         (lambda: split(whole, [out] * 501, [Fraction(1, 501)] * 501), "at most 500"),
         (lambda: run("subset SET --out OUT --fraction 1e999999999", whole, out), "--fraction: expected a number such"),
-        (lambda: run("split SET --out OUT --parts 0", whole, out), "--parts: expected at least 1"),
+        (lambda: run("split SET --out OUT --parts 0", whole, out), "--parts: expected 1 to 500"),
+        (lambda: run("split SET --out OUT --parts 99999999999", whole, out), "--parts: expected 1 to 500"),
         (lambda: run("split SET --out OUT --parts 400", whole, out), r"OUT-\d+: would be empty"),
         (lambda: run("split SET --out OUT --fractions 0.5,", whole, out), "--fractions: expected a number"),
         (lambda: run("split SET --out / --parts 2", whole, out), "--out: expected the beginning of a name"),

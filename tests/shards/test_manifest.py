@@ -127,6 +127,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda content: content["splits"].update(test=content["splits"]["val"]),
         "splits: expected train",
     ),
+    "no shards": (updated(shards=[]), "shards: expected at least one, found none"),
     "no tokenizer": (lambda content: content["other_files"].pop(0), "json is not listed"),
     "more names than files": (updated("unread", 0, num_files=2), "expected the names of the first files, at most 3"),
     "a file twice": (lambda content: content["other_files"].append(content["other_files"][0]), "is listed twice"),

@@ -169,6 +169,7 @@ def test_mixtures_that_make_no_sense_are_refused(built_set: Path, other_set: Pat
         (",".join([str(built_set)] * 101), "expected at most 100 sets, found 101"),
         (f"{built_set}:1.2.3,{other_set}:1", "expected PATH:WEIGHT for each set"),
         (f"{built_set}:1,{tmp_path / 'none'}:1", "no such shard set"),
+        (f"{built_set}:1,~nobody-is-called-so/set:1", "^~nobody-is-called-so/set: no such shard set"),
         (f"{built_set}:1,{blocks}:1", r"block_tokens \(expected 64, found 32\)"),
         (f"{built_set}:1,{tokenizer}:1", r"tokenizer\.sha256 \(expected"),
         (f"{built_set}:1,{empty}:1", "has no training blocks"),

@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from shards.index import HEADER, Index, contiguous_index, encode_index, padding_
 from shards.layout import SPLITS
 from shards.packing import best_fit_decreasing
 from shards.verify import verify
+from shards.writer import ShardWriter
 from tests.conftest import REPOSITORY
 from tests.shards.sets import EOS, PACKINGS, Unit, documents_of, write_set
 
@@ -87,6 +89,18 @@ def test_best_fit_cuts_no_document_that_fits_a_block(tmp_path: Path) -> None:
     index = split.shard_index(0)
     assert np.diff(index.boundaries).tolist() == [1, 1, 2, 2, 1, 1, 1]
     assert (index.starts // 16 == (index.ends - 1) // 16)[index.lengths <= 16].all()
+
+
+def test_what_waits_for_its_block_keeps_no_batch_in_memory(tmp_path: Path) -> None:
+    document, tracemalloc_peak = np.ones(1 << 18, np.uint32), 0
+    with ShardWriter(tmp_path, "train", 0, block_tokens=4) as writer:
+        packer = packing.BestFitPacker(writer, 1)
+        tracemalloc.start()
+        for _ in range(20):
+            packer.add(document[1:].copy(), np.array([len(document) - 1]), num_text_bytes=0, num_text_chars=0)
+        _now, tracemalloc_peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert tracemalloc_peak < 3 * document.nbytes
 
 
 def test_best_fit_fills_the_blocks_of_each_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,4 +286,7 @@ def test_a_file_that_shrank_since_is_named(own_set: Path) -> None:
     path = own_set / f"{split.shards[1].name}.bin"
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(InputError, match=f"{path.name}: the file has changed since the set was opened"):
+        split[:]
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path.name}: no such file"):
         split[:]

@@ -35,7 +35,7 @@ from shards.unread import UnreadEntry
 from shards.verify import verify
 from tests.conftest import directory_bytes, flip
 from tests.pages import PageParser, assert_harmless, look_at
-from tests.shards.sets import MIXED, TEXTS, build_set, documents_of, page_of, source, write_set
+from tests.shards.sets import MIXED, TEXTS, build_set, documents_of, forge, page_of, source, write_set
 
 
 @pytest.fixture
@@ -126,6 +126,12 @@ def test_small_and_odd_sets(tmp_path: Path, tokenizer_dir: Path) -> None:
     assert "documents 1 0 tokens" in one and "bytes per token 3.000 –" in one  # an empty split
     empty = build_set(tmp_path / "empty", tokenizer_dir, [""])  # as an import may have it
     assert "0 of 599 entries" in assert_harmless(page_of(empty)).text
+    forge(empty, lambda content: content.update(sources=[]))  # as a stranger's may be
+    forge(empty, lambda content: content["tokenizer"].update(begin_id=7))
+    assert "no source" in assert_harmless(page_of(empty)).text
+    forge(empty, lambda content: content["tokenizer"].update(vocab_size=2**31))
+    with pytest.raises(InputError, match="expected a vocabulary of at most 16,777,216 entries, found 2,147,483,648"):
+        page_of(empty)
     long = build_set(tmp_path / "long", tokenizer_dir, TEXTS[:60], block_tokens=5000)
     assert "The first 1,024 of 5,000 tokens." in PageParser(page_of(long)).text
     for _split, _block, parts in compute(shards.open(long), seed=0).excerpts:

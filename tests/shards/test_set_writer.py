@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -183,9 +185,13 @@ def test_what_killed_attempts_left_is_replaced(built_set: Path, tmp_path: Path) 
 
 def test_where_no_set_can_be_made_is_one_line(own_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own_set)
-    (tmp_path / "file").write_text("a")
+    for name in ("file", "one.partial"):
+        (tmp_path / name).write_text("a")
+    (tmp_path / "two.partial").symlink_to(own_set)
     before = directory_bytes(tmp_path)
     for out, expected in (
+        (tmp_path / "one", "one.partial: expected a directory, or nothing there; move it elsewhere"),
+        (tmp_path / "two", "two.partial: expected a directory, or nothing there; move it elsewhere"),
         (tmp_path / "file" / "new", "can't write here"),
         (tmp_path / "file", "exists already"),
         (own_set / "new", f"lies within the shard set {own_set}"),
@@ -194,4 +200,13 @@ def test_where_no_set_can_be_made_is_one_line(own_set: Path, tmp_path: Path, mon
     ):
         with pytest.raises(InputError, match=expected), new_directory(out):
             raise AssertionError
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(InputError, match="can't write here: Function not implemented"), new_directory(tmp_path / "new"):
+        raise AssertionError
+    (tmp_path / ".new.lock").unlink()
     assert directory_bytes(tmp_path) == before
+
+
+def no_locks(_descriptor: int, _operation: int) -> None:
+    """As on a file system that has none."""
+    raise OSError(errno.ENOSYS, "Function not implemented")

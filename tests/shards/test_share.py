@@ -124,6 +124,11 @@ def test_a_set_comes_back_as_it_went(built: Path, place: Place, tmp_path: Path) 
     assert isinstance(opened, shards.ShardSet) and opened.path == cached
 
 
+def test_a_power_failure_takes_nothing_of_a_copy(built: Path, place: Place, tmp_path: Path, not_flushed: Any) -> None:
+    push(built, place.url)
+    assert not_flushed(pull(place.url, tmp_path / "out")) == []
+
+
 def test_another_set_is_replaced_when_asked_and_nothing_else(built: Path, place: Place, tmp_path: Path) -> None:
     push(set_of(tmp_path / "older", num_units=5, first=50), place.url)
     place.put("photos/1.jpg", b"mine")
@@ -190,6 +195,9 @@ def test_what_is_incomplete_or_not_there_is_one_line(built: Path, place: Place, 
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="exists and isn't this set; choose another --out"):
         pull(place.url, tmp_path / "out")
+    (tmp_path / "other.partial").symlink_to(tmp_path / "out")
+    with pytest.raises(InputError, match=r"other\.partial: expected a directory, or nothing there"):
+        pull(place.url, tmp_path / "other")
     with pytest.raises(InputError, match=r"can't write here: .*; choose another"):
         pull(place.url, built / "manifest.json" / "set")
 

@@ -83,6 +83,14 @@ def test_one_that_cannot_be_read_is_refused(tmp_path: Path, content: str, config
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("number", [2**24, 10**18, -1, 2.0, "2", True, None])
+def test_ids_that_are_no_ids_are_refused_in_a_sets_tokenizer(number: Any) -> None:
+    """Nobody has looked at the tokenizer of a stranger's set before."""
+    content = {"model": {"vocab": {"a": 0, "b": number}}}
+    with pytest.raises(InputError, match=r"t: not a tokenizer\.json that can be read"):
+        Vocabulary(json.dumps(content).encode(), "t")
+
+
 def test_only_a_tokenizers_files_are_copied_and_no_link_is_followed(tmp_path: Path) -> None:
     source, target, secret = tmp_path / "source", tmp_path / "target", tmp_path / "secret"
     secret.write_text("secret")

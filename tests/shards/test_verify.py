@@ -230,8 +230,9 @@ def test_info_of_two_sets(tmp_path: Path, tokenizer_dir: Path, capsys: pytest.Ca
     ("options", "message"),
     [
         (["{set}", "--tokens", "5"], "--tokens: expected several shard sets"),
-        (["{set}:1,{set}:2", "--json"], "--json and OTHER: expected one shard set"),
-        (["{set}:1,{set}:2", "{set}"], "--json and OTHER: expected one shard set"),
+        (["{set}:1,{set}:2", "--json"], "several sets, --json and OTHER: expected at most one of these"),
+        (["{set}:1,{set}:2", "{set}"], "several sets, --json and OTHER: expected at most one of these"),
+        (["{set}", "{set}", "--json"], "several sets, --json and OTHER: expected at most one of these"),
     ],
 )
 def test_an_option_that_says_nothing_is_refused(mixed_set: Path, options: list[str], message: str) -> None:
