@@ -30,7 +30,7 @@ from pipeline.outputs.local import LocalOutput
 from pipeline.plan import make_plan
 from pipeline.receipts import RangeReceipt, Receipt, encode_receipt, receipt_name
 from pipeline.settings import BuildSettings
-from pipeline.sources import find_sources
+from pipeline.sources import find_corpus
 from pipeline.tokenizers import load_tokenizer_files
 from shards.common.command_line import Parser, run_command
 from shards.edit import merge
@@ -141,7 +141,7 @@ def receipts(work: Path, size: float) -> Iterator[Build]:
     line, number, source = b'{"text": ""}\n', int(100_000 * size), work / "corpus.jsonl"
     source.write_bytes(line * number + json_line("篇"))
     settings, tokenizer = BuildSettings(val_fraction=0, unit_bytes=len(line)), load_tokenizer_files("qwen2").entry
-    plan, output = make_plan(settings, tokenizer, find_sources([str(source)])), LocalOutput(work / "set")
+    plan, output = make_plan(settings, tokenizer, find_corpus([str(source)]).sources), LocalOutput(work / "set")
     output.prepare(plan.encode(), replace=False)
     for unit in plan.units()[:number]:
         place = {"first": unit.ranges[0].start, "last": unit.ranges[0].stop}

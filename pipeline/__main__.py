@@ -167,7 +167,7 @@ def run_fetch(options: argparse.Namespace) -> None:
 
 def run_build(options: argparse.Namespace) -> None:
     from pipeline.build import Reporter, build
-    from pipeline.progress import BarReporter, print_summary
+    from pipeline.progress import BarReporter, summary
 
     if options.ray_address and options.engine != "ray":
         raise InputError(f"--ray-address: expected --engine ray beside it, found {options.engine}")
@@ -187,7 +187,8 @@ def run_build(options: argparse.Namespace) -> None:
     if result.up_to_date:
         print(f"{options.out}: up to date (fingerprint {result.manifest.fingerprint[:16]})")
     elif not options.quiet:
-        print_summary(result)
+        for name, text in summary(result).items():
+            print(f"{name:12}  {printable(text)}")  # not wrapped: paths and commands are copied from it
 
 
 def run_tokenizer(options: argparse.Namespace) -> None:

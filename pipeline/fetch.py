@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from shards.common.errors import InputError, TransientError
-from shards.common.files import FileLock, check_room, flush_directory, flush_file, partial_directory, write_atomically
+from shards.common.files import FileLock, check_room, flush_directory, flush_file, partial_of, write_atomically
 from shards.common.server_errors import NoSuchFile, server_errors
 from shards.common.text import nearest, printable, size_text
 from shards.share.hub import (
@@ -148,7 +148,7 @@ def _fetch_folder(
     else:
         raise InputError(f"{reference}: no files in {' or '.join(corpus.nearest_folders)}")
     notice(f"fetching {folder}")
-    partial = partial_directory(out)
+    partial = partial_of(out)
     found = snapshot(folder, partial, [_NEAREST_PATTERN], shows_bars=shows_bars)
     for path in found.iterdir():
         flush_file(path)

@@ -117,8 +117,11 @@ def plan_units(sources: Sequence[Source], unit_bytes: int) -> list[Unit]:
     With units of 64 bytes, a source of 130 bytes gives [0, 64), [64, 128), [128, 130); sources of 30, 30 and 20 bytes after
     it share: the first two make one unit, the third the next.
     """
-    tables = [source for source in sources if source.format in ("parquet", "arrow")]
-    row_groups = dict(zip(tables, in_parallel(_row_group_bytes, tables), strict=True))
+    row_groups: dict[Source, list[int]] = {}
+    if tables := [source for source in sources if source.format in ("parquet", "arrow")]:
+        from pipeline.readers.tables import row_group_bytes  # pyarrow takes a while to load
+
+        row_groups = dict(zip(tables, in_parallel(row_group_bytes, tables), strict=True))
     groups: list[list[ByteRange]] = []
     room = 0
     for source in sources:
@@ -145,9 +148,3 @@ def _ranges(source: Source, unit_bytes: int, part_bytes: list[int]) -> Iterator[
         parts = [(start, min(start + unit_bytes, end), min(unit_bytes, end - start)) for start in starts]
     for start, stop, num_bytes in parts:
         yield ByteRange(source=source, start=start, stop=stop, num_bytes=num_bytes)
-
-
-def _row_group_bytes(source: Source) -> list[int]:
-    from pipeline.readers.tables import row_group_bytes  # pyarrow takes a while to load
-
-    return row_group_bytes(source)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pipeline.build import BuildResult, Reporter
 from shards.common.command_line import notice
-from shards.common.text import plural, printable, size_text
+from shards.common.text import plural, size_text
 from shards.unread import unread_text
 
 _LINE = "{percentage:3.0f} %  {rate_fmt}{postfix}  {remaining} left"
@@ -62,12 +62,6 @@ class _Lines(io.StringIO):
         if line := text.strip():
             notice(line)
         return len(text)
-
-
-def print_summary(result: BuildResult) -> None:
-    """Nothing is wrapped: paths and commands are copied from it."""
-    for name, text in summary(result).items():
-        print(f"{name:12}  {printable(text)}")
 
 
 def summary(result: BuildResult) -> dict[str, str]:

@@ -54,11 +54,12 @@ def run_all(
             while front < len(units) and (front in receipts or front in failed):
                 unit = units[front]
                 right = Task(unit=unit, first=expected if _may_guess(unit) else None)
+                begun = expected if expected < unit.ranges[0].stop else None  # with no record, if that lies after it
                 if front in failed:
                     task, error = failed.pop(front)
                     if task == right:
                         raise error
-                elif right.first is None or _begins_at(unit, receipts[front], expected):
+                elif right.first is None or receipts[front].ranges[0].first == begun:
                     expected = _next_first(unit, receipts[front].ranges, expected)
                     front += 1
                     continue
@@ -86,11 +87,6 @@ def run_all(
 def _may_guess(unit: Unit) -> bool:
     """Whether a unit begins inside a source."""
     return unit.ranges[0].source.is_splittable and unit.ranges[0].start > 0
-
-
-def _begins_at(unit: Unit, receipt: Receipt, expected: int) -> bool:
-    """Whether a unit was begun with the record at `expected`, or with none if that lies after it."""
-    return receipt.ranges[0].first == (expected if expected < unit.ranges[0].stop else None)
 
 
 def _next_first(unit: Unit, ranges: Sequence[RangeReceipt], expected: int) -> int:

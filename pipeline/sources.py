@@ -145,11 +145,6 @@ def find_corpus(names: Sequence[str], encoding: str = "") -> Corpus:
     return Corpus(sources=sources, unread=add_up(unread))
 
 
-def find_sources(names: Sequence[str], encoding: str = "") -> list[Source]:
-    """The sources alone."""
-    return find_corpus(names, encoding).sources
-
-
 def check_unchanged(sources: Iterable[Source]) -> None:
     """Raise `InputError` if a file is gone, or another one than when it was found."""
     changeable = [source for source in sources if not _PINNED.match(source.path)]

@@ -294,7 +294,7 @@ def _summary(manifest: Manifest) -> str:
 def run_export(options: argparse.Namespace) -> None:
     from shards.exchange.exporting import Export
     from shards.reader import open_shard_set
-    from shards.set_writer import new_directory
+    from shards.set_writer import new_directories
 
     name = choice("--to", options.to, EXPORT_FORMATS)
     names = SPLITS if options.split is None else [choice("--split", options.split, SPLITS)]
@@ -307,7 +307,7 @@ def run_export(options: argparse.Namespace) -> None:
     out = options.out or directory.with_name(f"{directory.name}-{name}")
     num_blocks = sum(map(len, splits))
     num_bytes = bin_bytes(num_blocks, shard_set.block_tokens)
-    with new_directory(out) as partial, progress_bar(num_bytes, "exporting") as progress:
+    with new_directories([out]) as (partial,), progress_bar(num_bytes, "exporting") as progress:
         export(Export(shard_set=shard_set, splits=splits, directory=partial, progress=progress.update))
     num_files, written = sum(path.is_file() for path in out.rglob("*")), ", ".join(split.name for split in splits)
     first = splits[0].name

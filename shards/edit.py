@@ -52,7 +52,7 @@ from shards.layout import (
 from shards.manifest import Manifest, ShardEntry, SourceEntry
 from shards.order import DEFAULT_SEED, check_seed, epoch_order
 from shards.reader import ShardSet, Split, check_alike, open_shard_set
-from shards.set_writer import DocumentBatch, NewSet, complete_set, new_directories, new_directory
+from shards.set_writer import DocumentBatch, NewSet, complete_set, new_directories
 from shards.tokenizer_files import tokenizer_of_set
 
 _ALIKE = ("block_tokens", "packing", *(f"tokenizer.{name}" for name in ("sha256", "vocab_size", "eos_id", "begin_id")))
@@ -75,14 +75,10 @@ def merge(paths: Sequence[Path], out: Path, *, link: bool = False, progress: Pro
     check_alike(sets, _ALIKE, "merged")
     manifests = [shard_set.manifest for shard_set in sets]
     first = manifests[0]
-    left_out, rejected = Counter[str](), Counter[str]()
-    for manifest in manifests:
-        left_out.update(manifest.left_out)
-        rejected.update(manifest.rejected)
     settings: dict[str, Any] = {"command": "merge", "parts": [manifest.fingerprint for manifest in manifests]}
     if all(manifest.settings == first.settings for manifest in manifests):
         settings["settings"] = first.settings
-    with new_directory(out) as directory:
+    with new_directories([out]) as (directory,):
         shards: list[ShardEntry] = []
         units = [(own.path, unit) for own in sets for unit in _by_number(own.manifest.shards).values()]
         for number, (path, unit) in enumerate(units):
@@ -107,8 +103,8 @@ def merge(paths: Sequence[Path], out: Path, *, link: bool = False, progress: Pro
             settings=settings | _special_tokens(manifests),
             sources=[source for manifest in manifests for source in manifest.sources],
             num_records=sum(manifest.num_records for manifest in manifests),
-            left_out=left_out,
-            rejected=rejected,
+            left_out=sum((Counter(manifest.left_out) for manifest in manifests), Counter[str]()),
+            rejected=sum((Counter(manifest.rejected) for manifest in manifests), Counter[str]()),
             unread=[entry for manifest in manifests for entry in manifest.unread],
         )
 
@@ -279,8 +275,7 @@ def _write_parts(shard_set: ShardSet, parts: Sequence[Part], seed: int | None, p
 def _batches(
     part: Part, members: Sequence[tuple[Split, int, Int64s]], checked: set[str], progress: Progress
 ) -> Iterator[DocumentBatch]:
-    """The part's documents in shards of one unit, about a million tokens at a time. A shard that isn't `checked` yet is
-    checked."""
+    """The part's documents in shards of one unit, batch by batch. A shard that isn't `checked` yet is checked."""
     for split, number, ranks in members:
         chosen, shard = part.ranks[split.name], split.shards[number]
         mask = (ranks >= chosen.start) & (ranks < chosen.stop)

@@ -53,11 +53,6 @@ class Index:
         return self.starts + self.lengths
 
     @property
-    def document_ends(self) -> Int64s:
-        """Shape (D,): the first token after each document, in the shard."""
-        return self.ends[self.boundaries[1:] - 1]
-
-    @property
     def document_lengths(self) -> Int64s:
         """Shape (D,): tokens in each document, its EOS included."""
         lengths: Int64s = np.add.reduceat(self.lengths, self.boundaries[:-1]) if len(self.lengths) else self.lengths

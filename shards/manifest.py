@@ -234,8 +234,6 @@ def decode_manifest(encoded: bytes, where: str) -> Manifest:
         content = json.loads(encoded)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON ({error}); the file is damaged, build the set again") from None
-    if isinstance(content, dict) and ("tails" in content or content.get("format_version") == 2):
-        raise InputError(f"{where}: written by an older version of this program; build the set again")
     version = content.get("format_version") if isinstance(content, dict) else None
     if type(version) is not int or version != FORMAT_VERSION:
         raise InputError(f"{where}: expected format version {FORMAT_VERSION}, found {_shown(version)}")

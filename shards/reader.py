@@ -1,13 +1,9 @@
 """Reading a shard set: blocks by number, documents by number or one after another, without copying where possible.
 
-import shards
-shard_set = shards.open("data/shards/sample")
-train = shard_set["train"]
-len(train)                 # number of blocks
+train = shards.open("data/shards/sample")["train"]
 train[0]                   # the first block: uint32, shape (block_tokens,), a read-only view of the file
 train[np.array([7, 3])]    # uint32, shape (2, block_tokens), one copy
 train.document(5)          # uint32, the ids of document 5, EOS left off
-for document in train.documents(): ...   # all of them, in the corpus's order
 """
 
 from __future__ import annotations

@@ -15,14 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from shards.common.errors import InputError
-from shards.common.files import (
-    FileLock,
-    file_digest,
-    flush_directory,
-    named_when_full,
-    partial_directory,
-    write_atomically,
-)
+from shards.common.files import FileLock, file_digest, flush_directory, named_when_full, partial_of, write_atomically
 from shards.layout import LEFT_OUT_NAME, MANIFEST_NAME, REJECTED_NAME, SPLITS, TOKENIZER_DIRECTORY, SplitName
 from shards.manifest import (
     FORMAT_VERSION,
@@ -76,7 +69,6 @@ def complete_set(
         write_atomically(tokenizer_directory / name, content)
     names = [f"{TOKENIZER_DIRECTORY}/{name}" for name in sorted(tokenizer.contents)]
     names += [name for name in (REJECTED_NAME, LEFT_OUT_NAME) if (directory / name).exists()]
-    files = {name: directory / name for name in names}
     num_documents = sum(shard.num_documents for shard in ordered)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -90,8 +82,10 @@ def complete_set(
         splits=sum_splits(ordered, block_tokens),
         shards=ordered,
         other_files=[
-            FileEntry(name=name, num_bytes=path.stat().st_size, digest=file_digest(path))
-            for name, path in files.items()
+            FileEntry(
+                name=path.relative_to(directory).as_posix(), num_bytes=path.stat().st_size, digest=file_digest(path)
+            )
+            for path in map(directory.joinpath, names)
         ],
         num_records=num_documents + sum(left_out.values()) if num_records is None else num_records,
         left_out=dict(sorted(left_out.items())),
@@ -100,13 +94,6 @@ def complete_set(
     ).with_fingerprint()
     write_manifest(directory, manifest)
     return manifest
-
-
-@contextlib.contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
-    """`new_directories` for one."""
-    with new_directories([out]) as directories:
-        yield directories[0]
 
 
 @contextlib.contextmanager
@@ -120,7 +107,7 @@ def new_directories(outs: Sequence[Path]) -> Iterator[list[Path]]:
         for out in outs:
             _check_outside_sets(out)
             locks.enter_context(FileLock(out, "another process is writing it; wait for that, or stop it"))
-            partials.append(partial_directory(out))
+            partials.append(partial_of(out))
             if out.exists() or out.is_symlink():
                 raise InputError(f"{out}: exists already; choose another name, or move it elsewhere")
             if partials[-1].exists() and not _is_ours(partials[-1]):
@@ -164,7 +151,7 @@ def _is_ours(partial: Path) -> bool:
 
 
 class NewSet:
-    """A set in the making, in `directory` (of `new_directory`): units one after another, then `finish`."""
+    """A set in the making, in `directory` (of `new_directories`): units one after another, then `finish`."""
 
     def __init__(self, directory: Path, *, block_tokens: int, packing: Packing, tokenizer: TokenizerFiles) -> None:
         self.directory, self._tokenizer = directory, tokenizer

@@ -31,11 +31,8 @@ def add_up(entries: Iterable[UnreadEntry]) -> list[UnreadEntry]:
 def unread_text(entries: Iterable[UnreadEntry]) -> str:
     """`2 files are no corpus: a.md; HTML: b.html`"""
     entries = sorted(entries, key=lambda entry: entry.kind)
-    number = sum(entry.num_files for entry in entries)
-    kinds = "; ".join(map(_kind_text, entries))
-    return f"{plural(number, 'file')} {'is' if number == 1 else 'are'} no corpus: {kinds}"
-
-
-def _kind_text(entry: UnreadEntry) -> str:
-    more = f" and {entry.num_files - len(entry.names):,} more" if entry.num_files > len(entry.names) else ""
-    return f"{entry.kind + ': ' if entry.kind else ''}{', '.join(entry.names)}{more}"
+    number, kinds = sum(entry.num_files for entry in entries), []
+    for entry in entries:
+        more = f" and {entry.num_files - len(entry.names):,} more" if entry.num_files > len(entry.names) else ""
+        kinds.append(f"{entry.kind + ': ' if entry.kind else ''}{', '.join(entry.names)}{more}")
+    return f"{plural(number, 'file')} {'is' if number == 1 else 'are'} no corpus: {'; '.join(kinds)}"

@@ -85,7 +85,7 @@ def _shard_faults(
         return
     # Where EOS must stand: at the end of each document, and in all of the padding.
     padding = padding_positions(index, shard.num_blocks * manifest.block_tokens)
-    expected_eos = np.sort(np.concatenate([index.document_ends - 1, padding]))
+    expected_eos = np.sort(np.concatenate([index.ends[index.boundaries[1:] - 1] - 1, padding]))
     begins = np.sort(index.starts[index.boundaries[: 0 if manifest.tokenizer.begin_id is None else -1]])
     faults, start = list[str](), 0
 

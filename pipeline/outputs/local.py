@@ -29,14 +29,7 @@ from pipeline.plan import PLAN_NAME
 from pipeline.receipts import Receipt, rejected_name
 from pipeline.worker import REJECTED_PART
 from shards.common.errors import InputError
-from shards.common.files import (
-    TEMPORARY_SUFFIX,
-    FileLock,
-    file_digest,
-    flush_directory,
-    partial_directory,
-    write_atomically,
-)
+from shards.common.files import TEMPORARY_SUFFIX, FileLock, file_digest, flush_directory, partial_of, write_atomically
 from shards.layout import BIN_SUFFIX, INDEX_SUFFIX, MANIFEST_NAME, SPLITS, STAMPS_NAME, TOKENIZER_DIRECTORY, shard_name
 from shards.manifest import Manifest, read_manifest
 from shards.verify import unknown_files, verify
@@ -59,7 +52,7 @@ class LocalOutput(Output):
 
     @property
     def partial(self) -> Path:
-        return partial_directory(self.final)
+        return partial_of(self.final)
 
     @property
     def _set(self) -> Path:
@@ -176,7 +169,7 @@ class LocalOutput(Output):
             return
         try:
             strange = unknown_files(self.final, read_manifest(self.final))
-        except InputError:  # a damaged manifest, or one of an older version: a set's files are known by their names
+        except InputError:  # a damaged manifest, or one of another version: a set's files are known by their names
             strange = [path for name, path in _files(self.final).items() if not re.fullmatch(_SET_FILE, name)]
         if strange:
             raise InputError(f"{strange[0]}: not part of the set that --force would replace; move it elsewhere")

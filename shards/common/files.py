@@ -38,7 +38,7 @@ def user_cache() -> Path:
         raise InputError("no home directory is known; set XDG_CACHE_HOME to a directory for what is kept") from None
 
 
-def partial_directory(out: Path) -> Path:
+def partial_of(out: Path) -> Path:
     """`NAME.partial`, where `out` grows until it is whole. Raises `InputError` if a file or a link is there."""
     partial = out.with_name(f"{out.name}.partial")
     if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
@@ -122,18 +122,19 @@ def file_digest(
 
 def check_digest(
     path: Path,
-    digest: str,
+    digest: str | None,
     *,
     write: Callable[[memoryview], object] = lambda _content: None,
     progress: Callable[[int], None] = lambda _num_bytes: None,
-) -> None:
-    """As `file_digest`. Raises `InputError` unless the BLAKE3 is `digest`."""
+) -> str:
+    """As `file_digest`. Raises `InputError` unless the BLAKE3 is `digest`, where one is known."""
     try:
         found = file_digest(path, write=write, progress=progress)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; build the set again") from None
-    if found != digest:
+    if digest not in (None, found):
         raise InputError(f"{path}: expected digest {digest}, found {found}; the file was changed, build the set again")
+    return found
 
 
 def regular_file_bytes(path: Path | str) -> int:

@@ -57,7 +57,7 @@ import numpy as np
 from shards.common.files import atomic_writer, flush_directory, write_atomically
 from shards.exchange.token_files import ENDS_SUFFIX, TOKENS_SUFFIX
 from shards.layout import BIN_SUFFIX, MANIFEST_NAME, bin_bytes
-from shards.reader import ShardSet, Split, Tokens, check_shard_sizes
+from shards.reader import ShardSet, Split, Tokens
 
 _READ_BYTES = 1 << 23
 _FILE_BYTES = 1 << 26
@@ -127,7 +127,6 @@ def export_datatrove(export: Export) -> None:
         folder = export.directory / split.name
         folder.mkdir()
         for number, shard in enumerate(split.shards):
-            check_shard_sizes(path, shard, split.block_tokens)
             _link(path / (shard.name + BIN_SUFFIX), folder / (shard.name + TOKENS_SUFFIX))
             index, num_tokens = split.shard_index(number), shard.num_blocks * split.block_tokens
             ends = np.unique(np.concatenate([index.starts, index.ends, [num_tokens]]))

@@ -21,14 +21,14 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from shards.common.errors import InputError, choice
-from shards.common.files import check_digest, file_digest
+from shards.common.files import check_digest
 from shards.common.text import in_utf8
 from shards.exchange.token_files import Batch, Integers, TokenFile, file_bytes
 from shards.layout import SPLITS
 from shards.manifest import EMPTY, Manifest, Packing, SourceEntry
 from shards.order import DEFAULT_SEED, check_seed
 from shards.packing import Ids, Lengths
-from shards.set_writer import DocumentBatch, NewSet, new_directory
+from shards.set_writer import DocumentBatch, NewSet, new_directories
 from shards.tokenizer_files import load_tokenizer
 
 EosInside = Literal["refuse", "keep", "split"]
@@ -97,9 +97,11 @@ def import_files(
             if num_tokens >= UNIT_TOKENS:
                 return
 
-    with new_directory(out) as directory:
+    with new_directories([out]) as (directory,):
         # First, so that documents are taken only from files that are what a manifest beside them says.
-        digests = [_checked_digest(file, progress) for file in files]
+        digests = [
+            check_digest(file.path, file.shard.digest if file.shard else None, progress=progress) for file in files
+        ]
         new_set = NewSet(directory, block_tokens=settings.block_tokens, packing=settings.packing, tokenizer=own)
         batches = itertools.chain.from_iterable(file.batches() for file in files)
         for number, batch in enumerate(batches):
@@ -118,14 +120,6 @@ def import_files(
         recorded = dataclasses.asdict(settings)
         recorded["special_tokens"] = "parse" if settings.eos_inside == "keep" else "text"
         return new_set.finish(sources=sources, settings=recorded, left_out=+left_out)
-
-
-def _checked_digest(file: TokenFile, progress: Callable[[int], None]) -> str:
-    """BLAKE3 of the tokens' file. Raises `InputError` if a manifest beside it knows it otherwise."""
-    if file.shard is None:
-        return file_digest(file.path, progress=progress)
-    check_digest(file.path, file.shard.digest, progress=progress)
-    return file.shard.digest
 
 
 def check_ids(path: Path, first: int, tokens: Integers, lengths: Lengths, vocab_size: int) -> None:

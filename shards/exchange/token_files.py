@@ -69,13 +69,11 @@ class TokenFile:
             first += count
 
     def _joined(self, starts: Lengths, sizes: Lengths) -> Integers:
-        if not len(starts):
-            return self.tokens[:0]
         stops = starts + sizes
-        if (starts[1:] == stops[:-1]).all():
+        if len(starts) and (starts[1:] == stops[:-1]).all():
             return self.tokens[starts[0] : stops[-1]]
         bounds = zip(starts.tolist(), stops.tolist(), strict=True)
-        return np.concatenate([self.tokens[start:stop] for start, stop in bounds])
+        return np.concatenate([self.tokens[:0], *(self.tokens[start:stop] for start, stop in bounds)])
 
 
 def open_files(sources: Sequence[str], source_format: str) -> list[TokenFile]:

@@ -111,14 +111,11 @@ class Statistics:
 
 
 def compute(shard_set: ShardSet, *, seed: int, progress: Callable[[int], None] = lambda _: None) -> Statistics:
-    """Read the set once. Raises `InputError` where a file of it is damaged, or the vocabulary larger than a tokenizer's.
+    """Read the set once. Raises `InputError` where a file of it is damaged.
 
     `progress` is called after each shard, with the number of its blocks.
     """
     manifest, size, num_marks = shard_set.manifest, shard_set.block_tokens, 1 if shard_set.begin_id is None else 2
-    if shard_set.vocab_size > MAX_VOCAB_SIZE:
-        found = f"found {shard_set.vocab_size:,}"
-        raise InputError(f"{shard_set.path}: expected a vocabulary of at most {MAX_VOCAB_SIZE:,} entries, {found}")
     num_blocks, num_documents = manifest.total("num_blocks"), manifest.total("num_documents")
     lengths, sharing, padding, num_cut = Counter[int](), Counter[int](), Counter[int](), 0
     tokens = TokenCounter(shard_set, read_vocabulary(shard_set.tokenizer_path))
@@ -243,9 +240,10 @@ class TokenCounter:
     def __init__(self, shard_set: ShardSet, vocabulary: Vocabulary) -> None:
         self._shard_set, self._vocabulary = shard_set, vocabulary
         self.num_counted_blocks = 0
-        self._counts: Int64s = np.zeros(shard_set.vocab_size, dtype=np.int64)
+        num_ids = min(shard_set.vocab_size, MAX_VOCAB_SIZE)  # a stranger's manifest may promise more
+        self._counts: Int64s = np.zeros(num_ids, dtype=np.int64)
         self._characters = Counter[str]()
-        pieces = [vocabulary.piece(token) for token in range(shard_set.vocab_size)]
+        pieces = [vocabulary.piece(token) for token in range(num_ids)]
         self._is_partial = np.array([not is_whole(piece) for piece in pieces])
         # Of such tokens, the pieces, and then the same after a separator.
         self._partial_number = np.cumsum(self._is_partial) - 1

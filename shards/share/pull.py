@@ -19,7 +19,7 @@ from shards.common.files import (
     file_digest,
     flush_directory,
     flush_file,
-    partial_directory,
+    partial_of,
     user_cache,
     write_atomically,
 )
@@ -58,7 +58,7 @@ def pull(
             return directory
         if directory.exists() or directory.is_symlink():
             raise InputError(f"{directory}: exists and isn't this set; choose another --out, or move it elsewhere")
-        partial = partial_directory(directory)
+        partial = partial_of(directory)
         found = source.below(partial)
         found.mkdir(parents=True, exist_ok=True)
         files = list(manifest.files())
@@ -86,8 +86,7 @@ def _holds(directory: Path, manifest: Manifest) -> bool:
 
 
 def _check(directory: Path, files: list[FileEntry], where: str) -> None:
-    """Have each file on the disk. Raises `InputError` unless each is as the manifest says; the others are removed, and so
-    fetched again."""
+    """Flush the files. Raises `InputError` unless each is as the manifest says; those that aren't are removed."""
     wrong = []
     for file in files:
         path = directory / file.name

@@ -33,7 +33,7 @@ def push(directory: Path, url: str, *, force: bool = False, notice: Callable[[st
             if old.fingerprint == manifest.fingerprint:
                 return False
             old_names = {file.name for file in old.files()}
-        except InputError:  # damaged, or of an older version
+        except InputError:  # damaged, or of another version
             if not force:
                 raise
         if not force:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.fields import TextOf
 from pipeline.readers import open_range
 from pipeline.readers.base import BadRecord, Batch, Incomplete, ReadOptions, raise_bad
-from pipeline.sources import ByteRange, Source, find_sources
+from pipeline.sources import ByteRange, Source, find_corpus
 
 OPTIONS = ReadOptions(on_bad=raise_bad)
+
+
+def find_sources(names: Sequence[str], encoding: str = "") -> list[Source]:
+    return find_corpus(names, encoding).sources
 
 
 def find(path: Path | str) -> Source:

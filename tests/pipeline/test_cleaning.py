@@ -20,7 +20,6 @@ from pipeline.cleaning import load, read_transform
 from pipeline.plan import plan_units
 from pipeline.receipts import Receipt
 from pipeline.settings import BuildSettings
-from pipeline.sources import find_sources
 from pipeline.worker import read_texts
 from shards.common.errors import InputError
 from shards.edit import merge
@@ -31,6 +30,7 @@ from shards.verify import verify
 from tests.conftest import REPOSITORY, write_corpus
 from tests.pages import PageParser
 from tests.pipeline.building import TEXTS, Builder, killed_before_publishing, stored, texts_in
+from tests.pipeline.reading import find_sources
 
 CLEAN = """
 def transform(record):

@@ -18,14 +18,14 @@ import pytest
 import shards
 from pipeline.progress import summary
 from pipeline.readers.files import SourceFile
-from pipeline.sources import find_corpus, find_sources
+from pipeline.sources import find_corpus
 from pipeline.train_tokenizer import train_tokenizer
 from shards.common.errors import InputError
 from shards.show import describe
 from shards.unread import UnreadEntry
 from tests.conftest import write_corpus
 from tests.pipeline.building import Builder, Heard, texts_in
-from tests.pipeline.reading import texts_of
+from tests.pipeline.reading import find_sources, texts_of
 from tests.pipeline.test_inputs import RECORDS, TEXTS, write_table
 
 # What is no corpus, by its name: its first bytes, the kind it is counted under, and a part of what an error says of it.

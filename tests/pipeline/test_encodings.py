@@ -19,11 +19,11 @@ from pipeline.readers.base import RangeReader
 from pipeline.readers.encodings import Decoded, invalid_bytes
 from pipeline.receipts import Receipt
 from pipeline.settings import BuildSettings
-from pipeline.sources import Source, find_sources
+from pipeline.sources import Source
 from pipeline.worker import read_texts
 from shards.common.errors import InputError
 from tests.pipeline.building import Builder, texts_in
-from tests.pipeline.reading import read_source
+from tests.pipeline.reading import find_sources, read_source
 from tests.pipeline.test_inputs import write_table
 from tests.pipeline.test_packed import PACK
 from tests.pipeline.test_records import join

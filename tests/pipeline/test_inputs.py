@@ -25,11 +25,11 @@ from pipeline.readers import open_range
 from pipeline.readers.base import RangeReader, ReadOptions, raise_bad
 from pipeline.readers.files import HashedFile, SourceFile
 from pipeline.readers.tables import row_group_bytes
-from pipeline.sources import ByteRange, check_unchanged, find_sources
+from pipeline.sources import ByteRange, check_unchanged
 from shards.common.errors import InputError, TransientError
 from tests.conftest import write_corpus
 from tests.hub_server import Hub
-from tests.pipeline.reading import find, ranges_of, read_range, read_source, texts_and_bad, texts_of
+from tests.pipeline.reading import find, find_sources, ranges_of, read_range, read_source, texts_and_bad, texts_of
 from tests.pipeline.test_packed import PACK
 
 TEXTS = [f"第{number}篇文章，内容如下。\n" + "文" * (number % 50) for number in range(300)]

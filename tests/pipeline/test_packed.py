@@ -18,10 +18,9 @@ import zstandard
 
 from pipeline.readers.compression import MAX_WINDOW_BYTES, unpack
 from pipeline.readers.files import SourceFile
-from pipeline.sources import find_sources
 from shards.common.errors import InputError
 from tests.conftest import REPOSITORY, write_corpus
-from tests.pipeline.reading import read_all
+from tests.pipeline.reading import find_sources, read_all
 
 RECORDS = [{"text": f"第{number}篇" + "文" * (number % 50)} for number in range(300)]
 READ = """

@@ -25,7 +25,7 @@ from pipeline.readers.base import BadRecord, Incomplete, RangeReader, locate
 from pipeline.readers.files import SourceFile
 from pipeline.receipts import Receipt
 from pipeline.settings import BuildSettings
-from pipeline.sources import ByteRange, find_sources
+from pipeline.sources import ByteRange
 from pipeline.worker import read_texts
 from shards.common.errors import InputError
 from shards.verify import verify
@@ -34,6 +34,7 @@ from tests.pipeline.building import Builder, Heard, texts_in
 from tests.pipeline.reading import (
     OPTIONS,
     find,
+    find_sources,
     ranges_of,
     read_all,
     read_and_peak,

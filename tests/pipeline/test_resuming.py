@@ -252,7 +252,7 @@ def test_force_replaces_a_set_and_nothing_else(tmp_path: Path, run: Builder, nam
 @pytest.mark.parametrize("out", ["{tmp_path}/set", "memory://bucket/{tmp_path.name}"])
 @pytest.mark.usefixtures("inline_engine")
 def test_force_replaces_a_set_with_a_bad_manifest(tmp_path: Path, run: Builder, out: str, content: bytes) -> None:
-    """It is damaged, or of an older version; which files are a set's own is then known by their names."""
+    """It is damaged, or of another version; which files are a set's own is then known by their names."""
     corpus, out = write_corpus(tmp_path / "corpus.json", sample_records()[:20]), out.format(tmp_path=tmp_path)
     fingerprint = run(corpus, out).manifest.fingerprint
     if is_url(out):
@@ -263,7 +263,7 @@ def test_force_replaces_a_set_with_a_bad_manifest(tmp_path: Path, run: Builder, 
         with pytest.raises(InputError, match=r"photo\.jpg: not part of the set that --force would replace"):
             run(corpus, out, force=True)
         Path(out, "photo.jpg").unlink()
-    with pytest.raises(InputError, match=r"manifest\.json: (not valid JSON|written by an older version)"):
+    with pytest.raises(InputError, match=r"manifest\.json: (not valid JSON|expected format version 1, found 2)"):
         run(corpus, out)
     assert run(corpus, out, force=True).manifest.fingerprint == fingerprint
     assert run(corpus, out).up_to_date

@@ -21,13 +21,13 @@ from pipeline.readers.base import RangeReader
 from pipeline.receipts import RangeReceipt, Receipt, encode_receipt
 from pipeline.schedule import run_all
 from pipeline.settings import BuildSettings
-from pipeline.sources import find_sources
 from pipeline.tokenizers import load_tokenizer_files
 from pipeline.worker import Decisions, process_unit
 from shards.common.errors import InputError
 from shards.verify import verify
 from tests.conftest import InlineEngine, directory_bytes, needs_compiler, sample_records, use_engine, write_corpus
 from tests.pipeline.building import Builder, Heard, Killed, texts_in
+from tests.pipeline.reading import find_sources
 
 pytestmark = pytest.mark.usefixtures("inline_engine")
 

@@ -17,7 +17,7 @@ from shards.manifest import Packing, SourceEntry, canonical_json
 from shards.reader import ShardSet
 from shards.report.page import make_page
 from shards.report.statistics import Statistics, compute
-from shards.set_writer import DocumentBatch, NewSet, new_directory
+from shards.set_writer import DocumentBatch, NewSet, new_directories
 from shards.tokenizer_files import (
     TokenizerFiles,
     bytes_of_characters,
@@ -93,7 +93,7 @@ def write_set(
 ) -> Path:
     """A set of the documents of `units`, each of which becomes the shards of its number."""
     tokenizer = tokenizer or byte_tokenizer()
-    with new_directory(out) as directory:
+    with new_directories([out]) as (directory,):
         new_set = NewSet(directory, block_tokens=block_tokens, packing=packing, tokenizer=tokenizer)
         for number, unit in enumerate(units):
             new_set.add_unit(number, _batches(unit, tokenizer.eos_id))

@@ -72,15 +72,6 @@ def test_the_order_of_keys_and_white_space_do_not_matter(own: Path) -> None:
     assert shards.open(own).manifest == decode_manifest(json.dumps(content).encode(), "here")
 
 
-@pytest.mark.parametrize("older", [{"tails": []}, {"format_version": 2}])
-def test_what_older_builds_wrote_is_to_be_built_again(own: Path, older: dict[str, Any]) -> None:
-    forge(own, lambda content: content.update(older))
-    with pytest.raises(
-        InputError, match=r"manifest\.json: written by an older version of this program; build the set again"
-    ):
-        shards.open(own)
-
-
 def updated(*path: Any, **changes: Any) -> Callable[[dict[str, Any]], None]:
     def edit(content: Any) -> None:
         for step in path:

@@ -92,15 +92,15 @@ def test_best_fit_cuts_no_document_that_fits_a_block(tmp_path: Path) -> None:
 
 
 def test_what_waits_for_its_block_keeps_no_batch_in_memory(tmp_path: Path) -> None:
-    document, tracemalloc_peak = np.ones(1 << 18, np.uint32), 0
+    document = np.ones(1 << 18, np.uint32)
     with ShardWriter(tmp_path, "train", 0, block_tokens=4) as writer:
         packer = packing.BestFitPacker(writer, 1)
         tracemalloc.start()
         for _ in range(20):
             packer.add(document[1:].copy(), np.array([len(document) - 1]), num_text_bytes=0, num_text_chars=0)
-        _now, tracemalloc_peak = tracemalloc.get_traced_memory()
+        _now, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert tracemalloc_peak < 3 * document.nbytes
+    assert peak < 3 * document.nbytes
 
 
 def test_best_fit_fills_the_blocks_of_each_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from shards.common.files import FileLock, atomic_writer, write_atomically
 from shards.edit import subset
 from shards.manifest import Packing, write_manifest
 from shards.packing import PACKERS
-from shards.set_writer import new_directories, new_directory
+from shards.set_writer import new_directories
 from shards.verify import verify
 from shards.writer import ShardWriter
 from tests.conftest import directory_bytes
@@ -123,15 +123,15 @@ def test_a_lock_removed_while_it_was_waited_for_is_taken_anew(tmp_path: Path) ->
 def test_it_appears_only_when_the_block_ends(tmp_path: Path, events: list[str]) -> None:
     """And replaces none, also not one that another process finished meanwhile."""
     out = tmp_path / "deep" / "new"
-    with new_directory(out) as directory:
+    with new_directories([out]) as (directory,):
         (directory / "file").write_text("a")
         assert not out.exists()
-        with pytest.raises(InputError, match="another process is writing it"), new_directory(out):
+        with pytest.raises(InputError, match="another process is writing it"), new_directories([out]):
             raise AssertionError
     assert names_in(out) == ["file"] and events == ["flush directory", "new", "flush directory"]
-    with pytest.raises(InputError, match="exists already"), new_directory(out):
+    with pytest.raises(InputError, match="exists already"), new_directories([out]):
         raise AssertionError
-    with pytest.raises(OSError, match="not empty"), new_directory(tmp_path / "other"):
+    with pytest.raises(OSError, match="not empty"), new_directories([tmp_path / "other"]):
         shutil.copytree(out, tmp_path / "other")
     assert names_in(out.parent) == ["new"] and names_in(tmp_path) == ["deep", "other"]
 
@@ -165,7 +165,7 @@ def test_what_is_not_ours_is_left_alone(own_set: Path, tmp_path: Path) -> None:
     partial = tmp_path / "new.partial"
     own_set.rename(partial)  # a build that was killed while it was published
     before = names_in(partial)
-    with pytest.raises(InputError, match="an unfinished build, or not ours"), new_directory(tmp_path / "new"):
+    with pytest.raises(InputError, match="an unfinished build, or not ours"), new_directories([tmp_path / "new"]):
         raise AssertionError
     assert names_in(partial) == before
 
@@ -198,10 +198,13 @@ def test_where_no_set_can_be_made_is_one_line(own_set: Path, tmp_path: Path, mon
         (own_set / "tokenizer" / "new", f"lies within the shard set {own_set}"),
         *((Path(out), "expected the name of a directory to make") for out in (".", "..", "/")),
     ):
-        with pytest.raises(InputError, match=expected), new_directory(out):
+        with pytest.raises(InputError, match=expected), new_directories([out]):
             raise AssertionError
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.raises(InputError, match="can't write here: Function not implemented"), new_directory(tmp_path / "new"):
+    with (
+        pytest.raises(InputError, match="can't write here: Function not implemented"),
+        new_directories([tmp_path / "new"]),
+    ):
         raise AssertionError
     (tmp_path / ".new.lock").unlink()
     assert directory_bytes(tmp_path) == before

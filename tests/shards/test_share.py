@@ -144,7 +144,7 @@ def test_another_set_is_replaced_when_asked_and_nothing_else(built: Path, place:
 @on_a_hub
 def test_a_set_whose_manifest_can_t_be_read_is_replaced_when_asked(built: Path, place: Place) -> None:
     place.put("manifest.json", b'{"format_version": 2}')
-    with pytest.raises(InputError, match="written by an older version of this program"):
+    with pytest.raises(InputError, match="expected format version 1, found 2"):
         push(built, place.url)
     assert push(built, place.url, force=True)
     assert place.files() == directory_bytes(built)
