@@ -138,7 +138,7 @@ class Cleaner:
                 own = _as_list(function(record))
             except MemoryError:
                 raise
-            except (Exception, SystemExit) as error:
+            except BaseException as error:  # what Rust panics with isn't an `Exception`
                 offset, content = batch.place(number)
                 options.on_bad(BadRecord(offset, TRANSFORM_FAILED, transform.describe(error), content))
                 continue

@@ -64,7 +64,7 @@ class BuildSettings:
     on_bad_record: Literal["fail", "skip"] = _option(
         "fail", "", "what to do with a record that can't be read", group=_TEXT
     )
-    max_record_bytes: int = _option(256 * 2**20, "BYTES", "a larger record is a bad one", group=_TEXT)
+    max_record_bytes: int = _option(256 * 2**20, "BYTES", "a larger record of JSON or text is a bad one", group=_TEXT)
     block_tokens: int = _option(512, "N", "block size in tokens", group=_TOKENS)
     packing: Packing = _option(
         "concat", "", "concat joins documents; best-fit cuts none that fits a block", group=_TOKENS

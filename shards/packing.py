@@ -22,6 +22,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from shards.common.errors import InputError
 from shards.index import Index, contiguous_index
 from shards.manifest import Packing, ShardEntry
 from shards.writer import ShardWriter
@@ -40,7 +41,9 @@ class Packer(abc.ABC):
         self._num_text_bytes = self._num_text_chars = 0
 
     def add(self, tokens: Ids, document_tokens: Lengths, *, num_text_bytes: int, num_text_chars: int) -> None:
-        """Append documents: all their tokens, EOS included, the tokens in each, and the size of their text in UTF-8."""
+        """Append documents: their tokens, EOS included, how many each has, and their text's size. Raises `InputError`."""
+        if (longest := document_tokens.max(initial=0)) >= 2**31:
+            raise InputError(f"a document of {longest:,} tokens, EOS included; an index takes fewer than 2**31")
         self._num_text_bytes += num_text_bytes
         self._num_text_chars += num_text_chars
         self._add(tokens, document_tokens)

@@ -33,7 +33,6 @@ from shards.tokenizer_files import load_tokenizer
 
 EosInside = Literal["refuse", "keep", "split"]
 UNIT_TOKENS = 1 << 24
-_MAX_DOCUMENT_TOKENS = 2**31 - 1  # a sequence's length is an int32 in the index
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,8 +83,6 @@ def import_files(
                     f"{path}: document {first + refused:,}: EOS ({eos_id}) in its middle; choose "
                     "eos_inside split (each EOS ends a document) or keep (as it is)"
                 )
-            if sizes.max(initial=0) >= _MAX_DOCUMENT_TOKENS:
-                raise InputError(f"{path}: a document of {sizes.max():,} tokens; expected fewer than 2**31 - 1")
             num_records[path] += len(sizes)
             left_out.update({EMPTY: int((sizes == 0).sum())})
             is_val = held_out(tokens, starts, sizes, settings)

@@ -149,10 +149,12 @@ def test_special_token_strings_are_text_unless_they_are_to_be_parsed(tmp_path: P
 @pytest.mark.usefixtures("inline_engine")
 def test_equal_texts_are_in_the_same_split_which_the_seed_decides(tmp_path: Path, run: Builder) -> None:
     corpus = write_corpus(tmp_path / "corpus", [{"text": text} for text in TEXTS[:60] * 2])
-    run(corpus, tmp_path / "set", val_fraction=0.5)
+    splits = run(corpus, tmp_path / "set", val_fraction=0.5).manifest.splits
     train, val = (texts_in(tmp_path / "set", name) for name in ("train", "val"))
     assert train and val and not set(train) & set(val)
     assert len(train) + len(val) == 120
+    for split, joined in ((splits["train"], "".join(train)), (splits["val"], "".join(val))):
+        assert (split.num_text_chars, split.num_text_bytes) == (len(joined), len(joined.encode()))
     run(corpus, tmp_path / "other", val_fraction=0.5, seed=7)
     assert texts_in(tmp_path / "other", "train") != train
 

@@ -45,6 +45,8 @@ def fails(record):
         return ["x", 4]
     if record["n"] == 6:
         raise SystemExit(3)
+    if record["n"] == 8:
+        raise GeneratorExit
     return chr(0xD800) if record["n"] == 5 else record["text"]
 """
 RECORDS: list[dict[str, Any]] = [{"n": number, "text": text} for number, text in enumerate(TEXTS[:60])]
@@ -127,17 +129,20 @@ def test_an_exception_names_the_record_which_can_be_skipped(corpus: Path, code: 
     remedy = "mend the function, or leave such records out with --on-bad-record skip"
     assert str(caught.value) == f"{corpus}: line 4, byte {offset:,}: clean.py, line 9: KeyError: 'title'; {remedy}"
     manifest = run(corpus, out, on_bad_record="skip", **options).manifest
-    assert manifest.rejected == {"transform failed": 4} and manifest.num_records == 60
+    assert manifest.rejected == {"transform failed": 5} and manifest.num_records == 60
     lines = list(map(json.loads, (out / "rejected.jsonl").read_text().splitlines()))
-    assert [(entry["line"], json.loads(entry["record"])["n"]) for entry in lines] == [(4, 3), (5, 4), (6, 5), (7, 6)]
+    assert [(entry["line"], json.loads(entry["record"])["n"]) for entry in lines] == [
+        *((4, 3), (5, 4), (6, 5), (7, 6), (9, 8)),
+    ]
     assert [entry["reason"] for entry in lines] == [
         "clean.py, line 9: KeyError: 'title'",
         "clean.py:fails: TypeError: expected a string, a list of strings or None, the function returned a list with int",
         r"clean.py:fails: UnicodeEncodeError: 'utf-8' codec can't encode character '\ud800' in position 0: "
         "surrogates not allowed",
         "clean.py, line 13: SystemExit: 3",
+        "clean.py, line 15: GeneratorExit",
     ]
-    assert texts_in(out) == [record["text"] for record in RECORDS if record["n"] not in (3, 4, 5, 6)]
+    assert texts_in(out) == [record["text"] for record in RECORDS if record["n"] not in (3, 4, 5, 6, 8)]
 
 
 def test_all_columns_are_read_for_a_transform_whose_file_may_define_classes(tmp_path: Path, code: Path) -> None:

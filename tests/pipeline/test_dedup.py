@@ -178,6 +178,7 @@ def test_a_build_keeps_the_first(
     monkeypatch.setattr(dedup, "DOCUMENTS_AT_ONCE", documents_at_once)
     monkeypatch.setattr(RangeReader, "chunk_bytes", 300)  # so that a unit has many batches
     texts = [f"第{number * number % 37}篇" if number % 3 else "" for number in range(300)]
+    texts[9:9] = [""] * 100  # a unit without a document is among the first
     corpus = write_corpus(tmp_path / "corpus.json", [{"text": text} for text in texts])
     manifest = run(corpus, tmp_path / "set", dedup="exact", unit_bytes=unit_bytes, val_fraction=0.0).manifest
     expected = list(dict.fromkeys(text for text in texts if text))

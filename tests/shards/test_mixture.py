@@ -64,6 +64,8 @@ def test_passes_give_shares_by_size_and_make_the_epoch(built_set: Path, other_se
     seen = Counter(shards.run_order(mixture, 0).blocks(0, total).tolist())
     assert seen == {block: 1 if block < sizes[0] else 40 for block in range(sum(sizes))}
     assert shards.epoch_blocks(shards.open_data(f"{other_set},{built_set}")) == sum(sizes)
+    begun = shards.open_data(f"{built_set}:1epochs,{other_set}:0.001epochs")  # a part of a block is one
+    assert shards.epoch_blocks(begun) == sizes[0] + 1
 
 
 def test_shares_may_be_any_decimals(built_set: Path, other_set: Path) -> None:

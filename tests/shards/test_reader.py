@@ -103,6 +103,13 @@ def test_what_waits_for_its_block_keeps_no_batch_in_memory(tmp_path: Path) -> No
     assert peak < 3 * document.nbytes
 
 
+def test_a_document_too_long_for_an_index_is_refused(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "train", 0, block_tokens=4) as writer:
+        packer = packing.ConcatPacker(writer, 1)
+        with pytest.raises(InputError, match="a document of 2,147,483,648 tokens, EOS included; an index takes fewer"):
+            packer.add(np.empty(0, np.uint32), np.array([2**31]), num_text_bytes=0, num_text_chars=0)
+
+
 def test_best_fit_fills_the_blocks_of_each_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "WINDOW_TOKENS", 32)  # four documents of half a block
     path = write_set(tmp_path / "set", [{"train": [[1] * 7] * 10}], packing="best-fit", block_tokens=16)

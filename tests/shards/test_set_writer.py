@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import shutil
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import shards
 from shards.common.errors import InputError
 from shards.common.files import FileLock, atomic_writer, write_atomically
 from shards.edit import subset
+from shards.index import contiguous_index
 from shards.manifest import Packing, write_manifest
 from shards.packing import PACKERS
 from shards.set_writer import new_directories
@@ -75,6 +78,20 @@ def test_a_shard_appears_whole_and_flushed_or_not_at_all(tmp_path: Path, packing
         assert (entry is not None) == bool(names_in(tmp_path)) == finishes
     assert events == ["flush file", "train-00000.bin", "flush file", "train-00000.idx"]
     assert names_in(tmp_path) == ["train-00000.bin", "train-00000.idx"]
+
+
+def test_a_write_that_takes_a_part_is_followed_by_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of more than 2 GiB does."""
+
+    class Short(io.FileIO):
+        def write(self, content: Any) -> int:
+            return super().write(content[:5])
+
+    monkeypatch.setattr("shards.writer.open", lambda path, *_mode, **_more: Short(path, "w"), raising=False)
+    with ShardWriter(tmp_path, "train", 0, block_tokens=2) as writer:
+        writer.write(np.arange(10, dtype=np.uint32))
+        writer.finish(contiguous_index(np.array([10])), num_text_bytes=0, num_text_chars=0)
+    assert np.fromfile(tmp_path / "train-00000.bin", "<u4").tolist() == list(range(10))
 
 
 def test_the_lock_names_who_holds_it_and_goes_at_the_end(tmp_path: Path) -> None:
