@@ -109,8 +109,9 @@ train: $(SAMPLE_STEPS) $(VENV)/.ready $(TRAIN_NEEDS)  ## train the model of CONF
 	@$(TRAIN_PYTHON) -m train $(TRAIN_OPTIONS)
 	@$(SAMPLE_END)
 
+# PROMPT comes from the environment: make leaves it there, and in the shell's words a quotation mark would end it.
 generate: $(VENV)/.ready  ## continue PROMPT with the model of RUN
-	@$(RUN_PYTHON) -m train.generate "runs/$(RUN)" $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)
+	@$(RUN_PYTHON) -m train.generate "runs/$(RUN)" $(if $(PROMPT),--prompt "$$PROMPT") $(ARGS)
 
 compare: $(VENV)/.ready  ## show what differs between RUNS and what came of each, with a page of the curves
 	@$(RUN_PYTHON) -m train.compare $(if $(RUNS),$(foreach run,$(RUNS),"$(if $(findstring /,$(run)),,runs/)$(run)"),runs) --out runs/compare.html $(ARGS)

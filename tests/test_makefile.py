@@ -58,6 +58,8 @@ def test_every_target_without_a_file_is_phony() -> None:
             ["--check\n", SEVERAL + '--standalone --nproc-per-node "8" -m train --config'],
             [],
         ),
+        # A prompt may hold quotation marks.
+        (["generate", 'PROMPT=say "hi"'], ['-m train.generate "runs/sample" --prompt "$PROMPT"'], []),
         # Tests run in parallel unless asked otherwise: pytest takes the last.
         (["test", "ARGS=-n 0 --randomly-seed=7"], ["-n auto ", "-n 0 --randomly-seed=7"], []),
     ],
