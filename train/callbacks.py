@@ -51,7 +51,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         write_atomically(self._run / METRICS_NAME, json_lines(logs))
         if samples := read_lines(self._run / SAMPLES_NAME):  # those of the last step are written after its checkpoint
             stop = min(state.global_step + 1, state.max_steps)
-            write_atomically(self._run / SAMPLES_NAME, json_lines(one for one in samples if one.get("step", 0) < stop))
+            write_atomically(self._run / SAMPLES_NAME, json_lines(one for one in samples if one["step"] < stop))
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any) -> None:
         append_lines(self._run / METRICS_NAME, [{"step": state.global_step, **(logs or {})}])

@@ -2,9 +2,9 @@
 
 Trainer writes into `RUN/checkpoint-STEP`. When every file is there `checkpoint.json` is written last: the seal, with the
 size and BLAKE3 of each file and the position in the data. A directory without one was cut short: it is passed over, and
-removed when the run goes on. A sealed one whose files have since been damaged is recognized by them. A run that goes back
-to an earlier checkpoint leaves its old course: the later ones are removed before it writes its first, which may have the
-name of one of them. The one that it went back to is whole all the while.
+removed before the next is written. A sealed one whose files have since been damaged is recognized by them. A run that goes
+back to an earlier checkpoint leaves its old course: the later ones are removed before it writes its first, which may have
+the name of one of them. The one that it went back to is whole all the while.
 """
 
 from __future__ import annotations
@@ -41,12 +41,10 @@ class DataPosition:
 
 def seal_checkpoint(directory: Path, position: DataPosition) -> None:
     """Write `checkpoint.json` into a checkpoint whose other files are all there, and flush everything to the disk."""
-    share_files(directory)
+    flush_files(directory)
     sizes, digests = {}, {}
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.name != RECORD_NAME:
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
             name = path.relative_to(directory).as_posix()
             sizes[name], digests[name] = path.stat().st_size, file_digest(path, all_cores=True)
     record = {**dataclasses.asdict(position), "files": sizes, "blake3": digests}
@@ -54,13 +52,15 @@ def seal_checkpoint(directory: Path, position: DataPosition) -> None:
     flush_directory(directory.parent)
 
 
-def share_files(directory: Path) -> None:
-    """Give files the usual permissions: safetensors writes weights that nobody else may read."""
+def flush_files(directory: Path) -> None:
+    """Flush files to the disk, with the usual permissions: safetensors writes weights that nobody else may read."""
     umask = os.umask(0)
     os.umask(umask)
     for path in directory.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~umask)
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
 
 
 def is_sealed(directory: Path) -> bool:
@@ -75,28 +75,26 @@ def remove(directory: Path) -> None:
 
 
 def replace_directory(new: Path, final: Path) -> None:
-    """Rename `new` to `final`; an older `final` is deleted after that."""
-    old = final.with_name(f"{final.name}.old")
-    remove(old)
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(final, old)
+    """Rename `new`, whose files are flushed, to `final`, in place of an older one."""
+    remove(final)
+    flush_directory(new)
     os.rename(new, final)
     flush_directory(final.parent)
-    remove(old)
 
 
-def remove_unsealed(run: Path) -> None:
-    """Remove what was cut short."""
+def remove_left(run: Path, step: int) -> None:
+    """Remove what a run that is about to save at `step` has left: the checkpoints from there on, and those cut short."""
     for path in numbered_checkpoints(run):
-        if not is_sealed(path):
+        if _step_of(path) >= step or not is_sealed(path):
             remove(path)
 
 
-def remove_from(run: Path, step: int) -> None:
-    """Remove the checkpoints of `step` and later ones: a run that is about to save at `step` has left their course."""
-    for path in numbered_checkpoints(run):
-        if _step_of(path) >= step:
-            remove(path)
+def remove_oldest(run: Path, num_kept: int | None, *, best: str | None) -> None:
+    """Remove the oldest checkpoints until `num_kept` are left (None, 0: all are), but never the newest or the `best`."""
+    *older, _newest = numbered_checkpoints(run)
+    removable = [path for path in older if best is None or path.name != Path(best).name]  # the run may have been moved
+    for path in removable[: max(0, len(older) + 1 - num_kept)] if num_kept else ():
+        remove(path)
 
 
 def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPosition:
@@ -107,10 +105,8 @@ def read_position(checkpoint: Path, *, check_content: bool = True) -> DataPositi
         sizes = convert(record.pop("files"), dict[str, Whole], "files")
         digests = convert(record.pop("blake3"), dict[str, str], "blake3")
         position = build(DataPosition, record, lambda *keys: ": ".join(keys) or "position")
-        if (
-            any(".." in Path(name).parts or Path(name).is_absolute() for name in sizes)
-            or sizes.keys() != digests.keys()
-        ):
+        outside = [name for name in sizes if ".." in Path(name).parts or Path(name).is_absolute()]
+        if outside or sizes.keys() != digests.keys():
             raise ValueError("files: expected names of files within the checkpoint, each with its digest")
     except FileNotFoundError:
         unsealed = f"no {RECORD_NAME}, so it was not written to its end"

@@ -33,17 +33,12 @@ OPTIONS = {
     "seed": (int, "N", "of the random choices (0)"),
 }
 
-EPILOG = """\
-example:
-  python -m train.generate runs/sample --prompt 牛顿 --prompt 北京市 --temperature 0.8 --num 3
-"""
-
 
 def build_parser() -> Parser:
     parser = Parser(
         prog="python -m train.generate",
         description="Continue prompts with a trained model. What isn't given is as the model was saved with.",
-        epilog=EPILOG,
+        epilog="example: python -m train.generate runs/sample --prompt 牛顿 --prompt 北京市 --temperature 0.8",
     )
     add = parser.add_argument
     add("run", metavar="RUN_DIR", type=Path, help="a run's directory, or a model's own directory")
@@ -175,7 +170,7 @@ def find_model(path: Path, checkpoint: str | None = None) -> Path:
             found = f"the run has {', '.join(steps) or 'none'}{nearest(checkpoint, steps)}"
             raise InputError(f"{path}: no checkpoint {printable(checkpoint)!r}; {found}")
         return path / f"checkpoint-{step}"
-    for directory in (path / MODEL_NAME, path):
+    for directory in (path / MODEL_NAME, path.resolve()):  # `.` has no parent, where the run's record lies
         if (directory / "config.json").is_file():
             return directory
     hint = f"; its newest checkpoint can be used with --checkpoint {steps[-1]}" if steps else ""

@@ -28,12 +28,11 @@ from shards.common.errors import InputError
 from shards.common.text import plural, printable
 from train import callbacks, run_directory
 from train.arguments import MEMORY_REMEDY, check
-from train.checkpoints import newest_complete_checkpoint, remove_unsealed
 from train.environment import out_of_memory
 from train.evaluate import best_evaluation, bits_per_byte, by_set, gzip_bits_per_byte
 from train.model_card import write_model_card
-from train.run_directory import Plan, changed_settings, write_record
-from train.sampling import Continuation, NonFiniteError, continue_prompts, load_model, load_tokenizer
+from train.run_directory import Plan, changed_settings, record_part, write_record
+from train.sampling import Continuation, NonFiniteError, continue_prompts, ids_of, load_model, load_tokenizer
 from train.settings import Settings
 from train.tracking import Tracking
 from train.trainer import BlockTrainer, data_position
@@ -56,7 +55,6 @@ def train(
         if is_first:  # it alone reads and hashes checkpoints
             stack.enter_context(run_directory.lock_run(run))
             plans = [run_directory.plan_run(run, resume)]
-            remove_unsealed(run)
         if dist.is_initialized():
             dist.broadcast_object_list(plans)
         (plan,) = plans
@@ -65,10 +63,13 @@ def train(
         changes = check_continuation(settings, data, plan, args, allow_data_change=allow_data_change)
         trainer = BlockTrainer(settings, data, args)
         preflight(trainer)
+        tokenizer = load_tokenizer(data.tokenizer_path) if settings.generation.prompts else None
+        for prompt in settings.generation.prompts:
+            ids_of(tokenizer, prompt, data.vocab_size)
         trainer.accelerator.wait_for_everyone()  # none has an objection: from here on the first one writes
         if not is_first:
             run_training(trainer, plan, resume)
-            evaluate(trainer)
+            trainer.evaluate(all_blocks=True)
             return
         record = run_directory.new_record(settings, data, plan, command, args, changes)
         write_record(run, record, "training")
@@ -89,12 +90,13 @@ def train(
             if trainer.is_fsdp_enabled:
                 say("the model is sharded (fsdp): the prompts are continued at the end only")
             else:
-                tokenizer = load_tokenizer(data.tokenizer_path)
                 trainer.add_callback(callbacks.SamplesAtEvaluation(settings.generation, tokenizer, keep_samples))
         run_training(trainer, plan, resume)
         write_record(run, record, "trained")
         say(*write_model_card(run, record, data))
-        metrics = evaluate(trainer)
+        metrics = trainer.evaluate(all_blocks=True)
+        if not metrics:
+            say("no validation blocks in the shard set: evaluation skipped")
         samples = sample(settings)
         keep_samples(samples, trainer.state.global_step)
         record["sessions"][-1]["seconds"] = time.monotonic() - started
@@ -123,8 +125,10 @@ def check_continuation(
     tokenizers = (directory / "tokenizer.json" for directory in (checkpoint, data.tokenizer_path))
     if allow_data_change and len({path.read_bytes() for path in tokenizers}) > 1:
         reasons.append("its tokenizer is another one than the shard set's")
-    if before := run_directory.record_part(checkpoint.parent, "settings", "model"):
-        reasons += changed_settings(before, dataclasses.asdict(settings.model), "model")
+    model, training = (record_part(checkpoint.parent, "settings", name) for name in ("model", "training"))
+    if model:
+        now = {"model": dataclasses.asdict(settings.model), **kinds_of_state(settings.training)}
+        reasons += changed_settings({"model": model, **kinds_of_state(training)}, now)
     if reasons:
         remedy = "" if allow_data_change or reasons != changes else ", or --allow_data_change to go on with the new"
         raise InputError(
@@ -136,6 +140,13 @@ def check_continuation(
         asked = f"the settings ask for {args.max_steps:,}; ask for more, or choose another --output_dir"
         raise InputError(f"{checkpoint}: has {has} already, {asked}")
     return changes
+
+
+def kinds_of_state(training: dict[str, Any]) -> dict[str, Any]:
+    """What decides the content of a checkpoint's optimizer and schedule: one of another kind can't go on from it."""
+    optimizer = str(training.get("optim") or "adamw_torch").removesuffix("_fused")
+    by_loss = training.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy")
+    return {"optim": optimizer, "lr_scheduler_type by loss": by_loss}
 
 
 def run_training(trainer: BlockTrainer, plan: Plan, resume: str | None) -> None:
@@ -150,8 +161,10 @@ def run_training(trainer: BlockTrainer, plan: Plan, resume: str | None) -> None:
             raise KeyboardInterrupt if stop.requested_at is None else Terminated
     except KeyboardInterrupt:
         if trainer.is_world_process_zero():
-            checkpoint, _, _ = newest_complete_checkpoint(run, check_content=False)
-            same = "the same command" + (" without --resume_from_checkpoint" if resume not in (None, "latest") else "")
+            has_saved = trainer.saved_step > (plan.position.step if plan.position else 0)
+            checkpoint = run / f"checkpoint-{trainer.saved_step}" if has_saved else plan.checkpoint
+            is_other = has_saved and resume not in (None, "latest")
+            same = f"the same command{' without --resume_from_checkpoint' * is_other}"
             does = f"continues from {checkpoint}" if checkpoint else "starts again: there is no checkpoint yet"
             say("", f"stopped at step {trainer.state.global_step:,}; {same} {does}")
         raise
@@ -177,15 +190,6 @@ def faults_of_files(run: Path, checkpoint: Path | None, trainer: BlockTrainer) -
         if isinstance(error, RuntimeError | SafetensorError) and any(sign in str(error) for sign in _WRITE_FAILURES):
             raise InputError(f"{run}: can't be written ({reason}); make room, then the same command goes on") from None
         raise
-
-
-def evaluate(trainer: BlockTrainer) -> dict[str, float]:
-    """Loss and perplexity on all validation blocks; empty if there are none."""
-    if trainer.eval_dataset is None:
-        if trainer.is_world_process_zero():
-            say("no validation blocks in the shard set: evaluation skipped")
-        return {}
-    return trainer.evaluate(all_blocks=True)
 
 
 def sample(settings: Settings) -> list[Continuation]:

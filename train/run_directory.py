@@ -40,6 +40,8 @@ MODEL_NAME = "model"
 SWANLAB_NAME = "swanlab"
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "swanlab")
 _GIT_SECONDS = 5
+_ELSEWHERE = "choose another --output_dir (make: RUN=NAME)"
+_ANOTHER = f"{_ELSEWHERE}, or delete it to train again"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,35 +60,39 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
     `resume` is None (continue an interrupted run, else start), "latest", or a checkpoint's path; without `check_content`
     its files are not read. Raises `InputError` if `run` must not be overwritten or can't be, or without the checkpoint.
     """
-    elsewhere = "choose another --output_dir (make: RUN=NAME)"
     parent = next((path for path in (run, *run.parents) if path.exists()), run)
     if parent.is_dir() and not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{run}: can't write to {parent}: Permission denied; {elsewhere}")
-    another = f"{elsewhere}, or delete it to train again"
+        raise InputError(f"{run}: can't write to {parent}: Permission denied; {_ELSEWHERE}")
     record = read_record(run)
-    state = record.get("state")
-    if resume not in (None, "latest"):
-        checkpoint = Path(resume).expanduser()
-        return Plan(checkpoint=checkpoint, position=read_position(checkpoint, check_content=check_content))
-    if resume is None and state == "finished":
-        raise InputError(f"{run}: holds a finished run; {another}")
+    given = None if resume in (None, "latest") else Path(resume).expanduser().resolve()
+    is_new = given is not None and given.parent != run.resolve()
+    if is_new or (resume is None and record.get("state") == "finished"):
+        check_free(run, record)
+    if given is not None:
+        return Plan(checkpoint=given, position=read_position(given, check_content=check_content))
     newest, position, notices = newest_complete_checkpoint(run, check_content=check_content)
     if newest is not None and (record or resume):
         micro_batch = part_of(record, run, "training_arguments").get("per_device_train_batch_size")
         return Plan(checkpoint=newest, position=position, notices=notices, micro_batch_blocks=micro_batch)
     if resume == "latest":
         raise InputError(f"{run}: no complete checkpoint to continue from{''.join(f' ({line})' for line in notices)}")
-    if state == "trained":
-        raise InputError(f"{run}: holds a trained model and no checkpoint to continue from; {another}")
+    check_free(run, record)
+    if notices:
+        raise InputError(f"{run}: no complete checkpoint to continue from ({'; '.join(notices)}); {_ANOTHER}")
+    again = f"{run}: was interrupted before its first checkpoint; starting again"
+    return Plan(notices=[again] if record else [])
+
+
+def check_free(run: Path, record: dict[str, Any]) -> None:
+    """Raise `InputError` unless a run may begin in `run`, whose `run.json` is `record`."""
+    held = {"finished": "a finished run", "trained": "a trained model and no checkpoint to continue from"}
+    if what := held.get(str(record.get("state"))):
+        raise InputError(f"{run}: holds {what}; {_ANOTHER}")
     if not record and run.exists():
         if not run.is_dir():
             raise InputError(f"{run}: expected a directory for the run, found a file")
         if foreign := sorted(path.name for path in run.iterdir() if not path.name.startswith(".")):
-            raise InputError(f"{run}: holds something else ({printable(foreign[0])}, …), not a run; {elsewhere}")
-    if notices:
-        raise InputError(f"{run}: no complete checkpoint to continue from ({'; '.join(notices)}); {another}")
-    again = f"{run}: was interrupted before its first checkpoint; starting again"
-    return Plan(notices=[again] if state == "training" else [])
+            raise InputError(f"{run}: holds something else ({printable(foreign[0])}, …), not a run; {_ELSEWHERE}")
 
 
 def read_record(run: Path) -> dict[str, Any]:
@@ -154,6 +160,9 @@ def new_record(
         "shards": {
             "path": data.description,
             "fingerprint": data.fingerprint,
+            "evaluated": sorted(
+                part.fingerprint for part in shards.validation_sets(data, settings.eval_shards).values()
+            ),
             "block_tokens": data.block_tokens,
             "vocab_size": data.vocab_size,
             "train_blocks": len(data["train"]),
@@ -259,7 +268,7 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file, none if there is no file; damaged lines are left out.
+    """The records of a JSON Lines file that have a `step`, none if there is no file; damaged lines are left out.
 
     The last line of a running run may be torn. Only a line feed ends a line: what a model wrote may hold other characters
     that `str.splitlines` cuts at.
@@ -268,7 +277,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
         with contextlib.suppress(ValueError, RecursionError):
             records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict)]
+    return [record for record in records if isinstance(record, dict) and isinstance(record.get("step"), int)]
 
 
 def process_rank() -> int:

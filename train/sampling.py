@@ -96,7 +96,7 @@ def continue_prompts(
         "streamer": streamer,
     }
     wanted = [
-        (prompt, begin + _ids(tokenizer, prompt, num_ids)) for prompt in settings.prompts for _ in range(num_samples)
+        (prompt, begin + ids_of(tokenizer, prompt, num_ids)) for prompt in settings.prompts for _ in range(num_samples)
     ]
     size = 1 if streamer else batch_sequences
     for start in range(0, len(wanted), size):
@@ -113,14 +113,17 @@ def continue_prompts(
             yield Continuation(prompt=prompt, text=text, num_tokens=length, ended=length < len(row))
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str, num_ids: int) -> list[int]:
+def ids_of(tokenizer: PreTrainedTokenizerBase, prompt: str, num_ids: int) -> list[int]:
     """The prompt's token ids, all of them below `num_ids`."""
-    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    try:
+        ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    except TypeError:
+        raise InputError(f"generation: the prompt '{printable(prompt)}' isn't text in UTF-8") from None
     if not ids:
-        raise InputError(f"generation: the prompt {printable(prompt)!r} has no tokens")
+        raise InputError(f"generation: the prompt '{printable(prompt)}' has no tokens")
     if max(ids) >= num_ids:
         raise InputError(
-            f"generation: the prompt {printable(prompt)!r} has the token id {max(ids):,}, the model has {num_ids:,} ids; "
+            f"generation: the prompt '{printable(prompt)}' has the token id {max(ids):,}, the model has {num_ids:,} ids; "
             "is the tokenizer beside it its own?"
         )
     return ids

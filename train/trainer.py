@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import time
 from collections.abc import Iterator
@@ -20,7 +21,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import rotate_checkpoints
 
 import shards
 from shards.tokenizer_files import copy_tokenizer
@@ -133,7 +133,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
             blocks = sum(len(batch["labels"]) for batch in batches)
             return batches, int(blocks * (self.data.block_tokens - 1) * num_ranks)
         count = sum((batch["labels"][:, 1:] != IGNORED).sum() for batch in batches).to(device)
-        return batches, self.accelerator.gather(count).sum() if num_ranks > 1 else count
+        return batches, (self.accelerator.gather(count).sum() if num_ranks > 1 else count).clamp(min=1)
 
     def true_epoch(self, step: int) -> float:
         """Passes over all blocks that are complete after `step` steps."""
@@ -205,19 +205,20 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
             self._started += time.monotonic() - begin
 
     def evaluate(self, *_: Any, all_blocks: bool = False, **__: Any) -> dict[str, float]:
-        """Loss and perplexity on `settings.eval_blocks` validation blocks or all, of each set too; on every rank."""
+        """On `settings.eval_blocks` validation blocks or all, on every rank: loss and perplexity, of each set too."""
         args = self.args
+        if not self.validation:
+            return {}
         last_step, seconds = self._last_log  # what came after the last step, as saving, is no training
         if self.state.global_step > last_step:
             seconds = self.training_seconds()
         num_blocks = sum(map(len, self.validation.values()))
         numbers = spread_evenly(num_blocks, None if all_blocks else self.settings.eval_blocks)
         with self.untimed():
-            first, total, count = 0, 0.0, 0
-            of_sets: dict[str, float] = {}
-            for name, split in self.validation.items():
+            total, count, of_sets = 0.0, 0, dict[str, float]()
+            firsts = itertools.accumulate(map(len, self.validation.values()), initial=0)
+            for first, (name, split) in zip(firsts, self.validation.items(), strict=False):
                 own = [number - first for number in numbers if first <= number < first + len(split)]
-                first += len(split)
                 if not own:
                     continue
                 sums, counts = evaluate_blocks(
@@ -257,19 +258,18 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
         checkpoint = run / f"checkpoint-{step}"
         if step == self.saved_step:  # the run went on from it, or SIGTERM came at the end of an epoch
             return
-        self.saved_step = step
         with self.untimed():
             if is_saver:
-                checkpoints.remove_from(run, step)
+                checkpoints.remove_left(run, step)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # each rank has written its random state
             if is_saver:
                 self.add_tokenizer(checkpoint)
                 checkpoints.seal_checkpoint(checkpoint, data_position(self.settings, self.data, self.args, step))
-                best = self.state.best_model_checkpoint
-                rotate_checkpoints(run, self.save_total_limit, best and str(run / Path(best).name))
+                checkpoints.remove_oldest(run, self.save_total_limit, best=self.state.best_model_checkpoint)
             self.accelerator.wait_for_everyone()
+        self.saved_step = step
 
     def add_tokenizer(self, directory: Path) -> None:
         """What a saved model needs besides its weights and its configuration."""
@@ -287,7 +287,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
             if self.args.should_save:
                 (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; the settings are in run.json
                 self.add_tokenizer(partial)
-                checkpoints.share_files(partial)
+                checkpoints.flush_files(partial)
                 checkpoints.replace_directory(partial, directory)
             self.accelerator.wait_for_everyone()
 

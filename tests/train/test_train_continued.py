@@ -36,6 +36,7 @@ from train.checkpoints import (
     numbered_checkpoints,
     read_position,
     remove,
+    remove_oldest,
     seal_checkpoint,
 )
 from train.run import train
@@ -70,6 +71,8 @@ def test_changed_settings_hold_from_the_checkpoint_on(
     groups = torch.load(stopped_run / "checkpoint-11" / "optimizer.pt", weights_only=True)["param_groups"]
     assert {group["weight_decay"] for group in groups} == {0.5, 0.0}
     assert [path.name[11:] for path in numbered_checkpoints(stopped_run)] == ["2", "4", "6", "10", "11"]
+    seconds = [line["seconds"] for line in read_lines(metrics) if "loss" in line]
+    assert seconds == sorted(seconds), "of all sessions"
 
 
 def test_a_longer_run_goes_on_by_the_schedule_of_its_new_length(
@@ -142,7 +145,7 @@ def test_a_run_from_anothers_checkpoint_reports_its_changes_once_and_where_it_st
     told, changes = capsys.readouterr().out, ["learning_rate 0.01 before, 0.02 now", "seed 42 before, 7 now"]
     assert [told.count(f"changed since then: {change}") for change in changes] == [1, 1]
     assert sorted(read_record(tmp_path / "new")["sessions"][-1]["changes"]) == changes
-    assert "stopped at step 7; the same command without --resume_from_checkpoint starts again: " in told
+    assert f"stopped at step 7; the same command continues from {given}\n" in told
     stop_after(9, write_config(), *start)
     expected = f"the same command without --resume_from_checkpoint continues from {tmp_path / 'new'}/checkpoint-8\n"
     assert expected in capsys.readouterr().out
@@ -258,13 +261,25 @@ def test_the_checkpoint_that_a_run_goes_on_from_is_not_written_anew(
     assert found == [expected]
 
 
-def test_old_checkpoints_go_after_the_new_one_is_sealed(write_config: WriteConfig, tmp_path: Path) -> None:
+def test_old_checkpoints_go_after_the_new_one_is_sealed_and_the_model_is_flushed(
+    write_config: WriteConfig, tmp_path: Path, not_flushed: Callable[[Path], list[str]]
+) -> None:
     config = write_config(training={"save_steps": 1, "max_steps": 4, "save_total_limit": 1})
     train_and_be_killed_at("train.checkpoints.seal_checkpoint", config, call=4)
     checkpoint, _, _ = newest_complete_checkpoint(tmp_path / "run")
     assert checkpoint is not None and checkpoint.name == "checkpoint-3"
+    (copy := tmp_path / "run" / "checkpoint-1-mine").mkdir()  # the user's
     train_to_the_end(config)
-    assert [path.name for path in numbered_checkpoints(tmp_path / "run")] == ["checkpoint-4"]
+    assert [path.name for path in numbered_checkpoints(tmp_path / "run")] == ["checkpoint-4"] and copy.is_dir()
+    assert not_flushed(tmp_path / "run" / "model") == []
+
+
+def test_the_best_checkpoint_stays_also_in_a_run_that_was_moved(tmp_path: Path) -> None:
+    for step in (1, 2, 9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for num_kept, left in ((None, [1, 2, 9, 10]), (3, [2, 9, 10]), (1, [2, 10])):
+        remove_oldest(tmp_path, num_kept, best="runs/before/checkpoint-2")
+        assert [path.name for path in numbered_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in left]
 
 
 @pytest.mark.parametrize(
@@ -296,7 +311,7 @@ def test_a_run_goes_on_after_the_samples_of_its_checkpoint(tmp_path: Path) -> No
     assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": None}]
 
 
-def test_what_is_not_ours_is_refused_and_stays(write_config: WriteConfig, tmp_path: Path) -> None:
+def test_what_is_not_ours_is_refused_and_stays(write_config: WriteConfig, whole_run: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").touch()
     with pytest.raises(
@@ -311,6 +326,12 @@ def test_what_is_not_ours_is_refused_and_stays(write_config: WriteConfig, tmp_pa
     write_record(tmp_path / "trained", {}, "trained")
     with pytest.raises(InputError, match="trained: holds a trained model and no checkpoint to continue from"):
         prepare(["--config", str(write_config()), "--output_dir", str(tmp_path / "trained")])
+    (tmp_path / "finished").mkdir()
+    write_record(tmp_path / "finished", {}, "finished")
+    for run, what in (("run", "something else"), ("finished", "a finished run")):
+        start = ["--output_dir", str(tmp_path / run), "--resume_from_checkpoint", str(whole_run / "checkpoint-2")]
+        with pytest.raises(InputError, match=f"{run}: holds {what}"):
+            prepare(["--config", str(write_config()), *start])
 
 
 def test_a_run_in_use_is_refused_and_one_that_is_looked_at_is_not(write_config: WriteConfig, tmp_path: Path) -> None:
@@ -333,5 +354,5 @@ def test_a_run_in_use_is_refused_and_one_that_is_looked_at_is_not(write_config: 
 def test_names_that_are_not_utf8_are_written_and_read(tmp_path: Path) -> None:
     name = os.fsdecode(b"set\xff")
     write_record(tmp_path, {"shards": name}, "training")
-    append_lines(tmp_path / "metrics.jsonl", [{"shards": name}])
+    append_lines(tmp_path / "metrics.jsonl", [{"step": 1, "shards": name}])
     assert read_record(tmp_path)["shards"] == read_lines(tmp_path / "metrics.jsonl")[0]["shards"] == name

@@ -28,7 +28,9 @@ from train.evaluate import bits_per_byte, by_position, evaluate_blocks, lines, m
 from train.run_directory import read_lines, read_record
 
 
-def test_a_finished_run_is_evaluated_to_the_loss_that_it_ended_with(trained: Path, capsys: Capture) -> None:
+def test_a_finished_run_is_evaluated_to_the_loss_that_it_ended_with(
+    trained: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     main([str(trained), "--json", "--batch", "3"])
     result = json.loads(capsys.readouterr().out)
     assert result["loss"] == pytest.approx(read_record(trained)["results"]["eval_loss"], rel=1e-5)
@@ -37,7 +39,8 @@ def test_a_finished_run_is_evaluated_to_the_loss_that_it_ended_with(trained: Pat
     assert weights == [1, 2, 4, 8]
     mean = sum(weight * row[2] for weight, row in zip(weights, result["loss_by_position"], strict=True)) / 15
     assert mean == pytest.approx(result["loss"])
-    main([str(trained)])
+    monkeypatch.chdir(trained / "model")
+    main(["."])
     assert f"bits per byte  {result['bits_per_byte']:.4f}" in capsys.readouterr().out
 
 
@@ -54,6 +57,7 @@ def test_each_set_of_a_mixture_is_evaluated_by_its_name(
     assert (5 * results["eval_tiny_loss"] + 3 * results["eval_other_loss"]) / 8 == pytest.approx(results["eval_loss"])
     assert f"(tiny {results['eval_tiny_loss']:.4f}, other {results['eval_other_loss']:.4f})" in output
     assert re.findall(r"warning  .*/(\w+): ([0-9.]+) passes", output) == [("tiny", "4.5")]
+    assert len(read_record(run)["shards"]["evaluated"]) == 2
     main([str(run), "--shards", str(other), "--json"])
     alone = json.loads(capsys.readouterr().out)
     assert results["eval_other_loss"] == pytest.approx(alone["loss"], rel=1e-5)

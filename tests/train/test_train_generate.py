@@ -58,7 +58,7 @@ def test_the_same_call_gives_the_same_texts_and_leaves_the_random_state(loaded: 
     assert texts(loaded, settings, num_samples=2) == found
     if temperature:
         assert texts(loaded, dataclasses.replace(settings, seed=1), num_samples=2) != found
-        assert len(set(found)) == len(found)
+        assert len(set(found)) == len(found) == len(set(texts(loaded, settings, num_samples=2, batch_sequences=1)))
     else:  # padding on the left changes nothing
         assert texts(loaded, settings, batch_sequences=1) == texts(loaded, settings, batch_sequences=16) == found[::2]
 
@@ -158,6 +158,7 @@ def test_a_mistyped_run_is_answered_with_the_nearest(trained: Path, tmp_path: Pa
         (["--prompt-file", "prompts.txt"], "no prompts in it"),
         (["--prompt-file", "latin1.csv"], r"not UTF-8 \(byte 1\)"),
         (["--prompt-file", "."], "Is a directory"),
+        (["--prompt", os.fsdecode(b"a\xff")], r"the prompt 'a\\udcff' isn't text in UTF-8"),
         (["--temperature", "-1"], "temperature: expected 0, or 0.001 to 100, found -1"),
     ],
 )

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, T
 
 import shards
 from shards.common.errors import InputError
-from shards.torch import BlockDataset
+from shards.torch import IGNORED, BlockDataset
 from tests.train.conftest import make_shard_set
 from tests.train.runs import Capture, Patch, WriteConfig
 from tests.train.test_train_model import make_model
@@ -140,6 +140,9 @@ def test_labels_of_a_step_are_counted_over_its_batches(
         row = without_padding(block.tolist()) if packing == "best-fit" else block.tolist()
         expected += sum(len(part) - 1 for part in (documents_of(row) if masked else [row]))
     assert found == expected
+    if packing == "best-fit" or masked:  # a step of padding alone
+        batches = [{"labels": torch.full((1, 16), IGNORED)}]
+        assert trainer.get_batch_samples(iter(batches), 1, torch.device("cpu"))[1] == 1, "the loss is divided by it"
     if packing != "best-fit" and not masked:
         assert type(found) is int  # nothing is counted, so no GPU and no rank is waited for
         monkeypatch.setattr(TrainingArguments, "world_size", 3)
@@ -206,7 +209,9 @@ def test_a_model_that_was_cut_short_is_one_line(trained: Path, tmp_path: Path) -
 
 def test_no_validation_blocks_is_no_fault(write_config: WriteConfig, tmp_path: Path, capsys: Capture) -> None:
     shard_set = make_shard_set(tmp_path / "set", val_blocks=0)
-    main(["--config", str(write_config()), "--shards", str(shard_set), "--eval_strategy", "steps", "--max_steps", "2"])
+    options = ["--eval_strategy", "steps", "--eval_on_start", "--max_steps", "2"]
+    main(["--config", str(write_config()), "--shards", str(shard_set), *options])
+    assert not [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in line]
     assert "no validation blocks in the shard set: evaluation skipped" in capsys.readouterr().out
     assert read_record(tmp_path / "run")["state"] == "finished"
 

@@ -120,6 +120,11 @@ def test_checkpoints_name_their_data_and_all_their_files(stopped_run: Path) -> N
         (["--shuffle", "window"], "shuffle 'global' before, 'window' now"),
         (["--per_device_train_batch_size", "3"], "global_batch_blocks 4 before, 6 now"),
         (["--model.hidden_size", "32"], "model.hidden_size 16 before, 32 now"),
+        (["--optim", "adafactor"], "optim 'adamw_torch' before, 'adafactor' now; use the old ones"),
+        (
+            ["--lr_scheduler_type", "reduce_lr_on_plateau", "--eval_strategy", "steps"],
+            "lr_scheduler_type by loss False before, True now; use the old ones",
+        ),
         (["--max_steps", "5"], "checkpoint-11: has 11 steps already, the settings ask for 5"),
     ],
 )
