@@ -100,8 +100,10 @@ def test_best_and_last_validation_loss(make_run: MakeRun) -> None:
 
 def test_non_finite_losses_are_gaps_and_damaged_lines_left_out(make_run: MakeRun) -> None:
     lines = [json.dumps(entry) for entry in (log(1, 8.0), log(2, None), log(3, None))]
-    lines += ["{torn", "7", "", '{"loss": 1}', '{"step": []}', '{"step": 4, "lo']
-    (run,) = read(make_run(logs="\n".join(lines), samples=[{"step": 4}]))
+    lines += ["{torn", "7", "", '{"loss": 1}', '{"step": []}', '{"step": null, "loss": null}', '{"step": 4, "lo']
+    lines += [f'{{"step": {number}}}' for number in ('3, "seconds": 1e999', '3, "seconds": 1' + 400 * "0")]
+    odd = [{"step": "4", "prompt": "a", "text": ""}, {"step": 4, "prompt": [], "text": 1}]
+    (run,) = read(make_run(logs="\n".join(lines), samples=[{"step": 4}, *odd]))
     assert [point["loss"] for point in run.training] == [8.0, None, None]
     assert remarks([run]) == ["a: 2 of 3 training losses are non-finite, first at step 2"]
     assert run.summary["last_training_loss"] == 8.0
@@ -163,6 +165,8 @@ def test_only_settings_that_differ(make_run: MakeRun) -> None:
 
 def test_other_tokenizers_and_sets_are_said_to_be_not_comparable(make_run: MakeRun) -> None:
     same, other_set = make_run("a"), make_run("b", shards={"fingerprint": "0" * 64, "vocab_size": 257})
+    alike = [make_run(name, shards={"fingerprint": name, "evaluated": ["f" * 64]}) for name in ("d", "e")]
+    assert comparability(read(*alike)) == [], "other mixtures, evaluated on the same blocks"
     other = make_run("c", tokenizer="two", shards={"fingerprint": "1" * 64, "vocab_size": 257})
     assert comparability(read(same)) == []
     assert "different shard sets: losses per token are of different texts" in comparability(read(same, other_set))[0]

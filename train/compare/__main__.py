@@ -15,23 +15,16 @@ from train.compare.page import check_out, render
 from train.compare.runs import Run, comparability, differences, find_runs, read_runs
 from train.compare.table import as_lines, remarks
 
-EPILOG = """\
-A directory that is no run but holds some stands for all of them. Losses are in nats a token, times
-are of training alone. For example:
-
-  python -m train.compare runs/lr1e-3 runs/wide --out compare.html
-"""
-
 
 def build_parser() -> Parser:
     parser = Parser(
         prog="python -m train.compare",
         description="What differs between runs, and what came of each: a table, and a page with the curves.",
-        epilog=EPILOG,
+        epilog="Losses are in nats a token, times are of training alone.\n\n"
+        "example: python -m train.compare runs/lr1e-3 runs/wide --out compare.html",
     )
-    parser.add_argument(
-        "runs", metavar="RUN", nargs="+", type=Path, help="a run's directory, also of a run that goes on"
-    )
+    runs = "a run's directory, also of one that goes on; or a directory with several, for all of them"
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help=runs)
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="write a page with curves and samples (none)")
     parser.add_argument("--json", action="store_true", help="for programs, with all points of the curves")
     return parser

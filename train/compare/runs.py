@@ -79,8 +79,9 @@ def _read_run(path: Path, name: str) -> Run:
     settings, planned = (part_of(record, path, key) for key in ("settings", "training_arguments"))
     if session := last_session(record):
         settings["session"] = {key: session[key] for key in _SESSION_KEYS if key in session}
-    logs = [log for log in map(_numbers, read_lines(path / METRICS_NAME)) if "step" in log]
-    samples = [sample for sample in read_lines(path / SAMPLES_NAME) if sample.keys() >= {"step", "prompt", "text"}]
+    logs = list(map(_numbers, read_lines(path / METRICS_NAME)))
+    samples = read_lines(path / SAMPLES_NAME)
+    samples = [one for one in samples if isinstance(one.get("prompt"), str) and isinstance(one.get("text"), str)]
     last_sampled = max((sample["step"] for sample in samples), default=0)
     return Run(
         path=path,
@@ -116,6 +117,7 @@ def _summary(path: Path, record: dict[str, Any], logs: Sequence[dict[str, Any]])
         "best_validation_step": best.get("step"),
         "bits_per_byte": results.get("eval_bits_per_byte"),  # on the validation blocks
         "validation_sets": by_set(next((log for log in reversed(logs) if "eval_loss" in log), {})),
+        "evaluated": data.get("evaluated", data.get("fingerprint")),  # fingerprints of the sets that are evaluated
         "fingerprint": data.get("fingerprint"),  # of the shard set
         "vocab_size": data.get("vocab_size"),
         "tokenizer_digest": file_digest(tokenizer) if tokenizer else None,  # of the tokenizer.json beside the model
@@ -123,8 +125,9 @@ def _summary(path: Path, record: dict[str, Any], logs: Sequence[dict[str, Any]])
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """Those of `values` that are numbers, or null: a loss that was not finite."""
-    return {key: value for key, value in values.items() if isinstance(value, int | float | None)}
+    """Those of `values` that are numbers, or null: a loss that was not finite, or so large that it is damage."""
+    numbers = {key: value for key, value in values.items() if isinstance(value, int | float | None)}
+    return {key: value if abs(value or 0) < 1e300 else None for key, value in numbers.items()}
 
 
 def _newest(logs: Sequence[dict[str, Any]], key: str) -> Any:
@@ -149,16 +152,15 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 def comparability(runs: Sequence[Run]) -> list[str]:
     """A line if the losses of `runs` are of different tokens or texts; empty if they can be compared."""
     tokenizers, vocabularies, sets = (
-        {run.summary[name] for run in runs} - {None} for name in ("tokenizer_digest", "vocab_size", "fingerprint")
+        {str(value) for run in runs if (value := run.summary[name]) is not None}
+        for name in ("tokenizer_digest", "vocab_size", "evaluated")
     )
     if len(tokenizers) > 1 or len(vocabularies) > 1:
         have_bits = all(run.summary["bits_per_byte"] is not None for run in runs)
         instead = "bits per byte" if have_bits else "the bits per byte of `python -m train.evaluate RUN`"
         return [f"different tokenizers: losses and perplexities per token are not comparable; compare {instead}"]
     if len(sets) > 1:
-        unknown = (
-            "" if all(run.summary["tokenizer_digest"] for run in runs) else ", and perhaps with different tokenizers"
-        )
+        unknown = ", and perhaps with different tokenizers" * any(not run.summary["tokenizer_digest"] for run in runs)
         return [
             f"different shard sets{unknown}: losses per token are of different texts and not comparable; "
             "`python -m train.evaluate RUN --shards DIR` measures each on the same set"
