@@ -50,7 +50,8 @@ _KINDS: dict[str, Any] = {
 }
 for _name in ("logging", "eval", "save"):
     _never = Allowed(f"above 0 (for never: {_name}_strategy: 'no')", lambda value: value > 0)
-    _KINDS[f"{_name}_steps"] = Annotated[float, _never] | None
+    _KINDS[f"{_name}_steps"] = Annotated[float, _never]
+_KINDS["eval_steps"] |= None  # `logging_steps`
 
 
 def check(settings: Settings, data: shards.Data) -> tuple[Settings, TrainingArguments]:
@@ -109,8 +110,11 @@ def build_arguments(settings: Settings, data: shards.Data, *, auto_blocks: int =
         "ignore_data_skip": True,
     }
     if settings.global_batch_blocks is not None:
+        num_processes = (
+            int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
+        )  # schedulers set the first too
         values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = micro_batches(
-            settings.global_batch_blocks, micro_batch, int(os.environ.get("WORLD_SIZE", "1"))
+            settings.global_batch_blocks, micro_batch, num_processes
         )
     if values.get("optim") == MUON:
         values["optim"] = "adamw_torch"  # `BlockTrainer.create_optimizer` makes Muon

@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from shards.common.errors import InputError
 
 _DEFAULTS = {
-    # OpenMP's threads spin while they wait for each other. On a machine that does something else too, the thread they
-    # wait for isn't running, and a step of a small model takes 50 times as long (measured: 41 ms alone, 3,100 ms beside
-    # one busy process). With few spins before sleeping: 45 ms and 150 ms.
+    # OpenMP's threads spin while they wait for each other, also for one that isn't running: a step of a small model took
+    # 41 ms alone and 3,100 ms beside one busy process. With few spins before sleeping: 45 ms and 150 ms.
     "GOMP_SPINCOUNT": "2000",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_OFFLINE": "1",
@@ -26,7 +25,7 @@ _DEFAULTS = {
 }
 _IGNORED_WARNINGS = r".*(pin_memory|lr_scheduler\.step.*optimizer\.step|Grad strides do not match bucket view strides)"
 _MEMORY_SIGNS = (
-    "can't allocate memory|not enough memory|Storage size calculation overflowed|Cannot allocate memory|"
+    "can't allocate memory|not enough memory|Storage size calculation overflowed|Cannot allocate memory|Overflow when|"
     "CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
 )
 
@@ -57,7 +56,7 @@ def out_of_memory(remedy: str) -> Iterator[None]:
     """What torch raises when a device or the machine has no more memory becomes an `InputError` with the `remedy`."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         if type(error).__name__ != "OutOfMemoryError" and not re.search(_MEMORY_SIGNS, str(error)):
             raise
         size = re.search(r"ried to allocate (\d[\d.]* \w+)", str(error))

@@ -129,13 +129,11 @@ def build_config(
     could be, EOS, is one to be learned. The generation config has one.
     """
     values = dataclasses.asdict(settings)
-    multiple, rope_theta, positions = (
-        values.pop(name) for name in ("vocab_multiple", "rope_theta", "max_position_embeddings")
-    )
+    multiple, rope_theta = (values.pop(name) for name in ("vocab_multiple", "rope_theta"))
+    values["max_position_embeddings"] = settings.max_position_embeddings or block_tokens
     config = Qwen2Config(
         **values,
         vocab_size=-(-vocab_size // multiple) * multiple,  # matrix units work on whole tiles: 151,646 becomes 151,680
-        max_position_embeddings=positions or block_tokens,
         rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
         use_sliding_window=False,
         layer_types=["full_attention"] * settings.num_hidden_layers,

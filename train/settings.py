@@ -15,7 +15,6 @@ import ast
 import dataclasses
 import functools
 import importlib.util
-import itertools
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,10 +38,12 @@ MUON = "muon"  # our own value of `optim`: see `train.optimizer`
 
 # Fields of TrainingArguments that would contradict how this trainer works.
 REFUSED_ARGUMENTS = {
+    "accelerator_config": "how batches are dealt out to the processes is part of the order of blocks",
     "auto_find_batch_size": "the order of blocks is counted in global batches of one size",
     "data_seed": "the order of blocks follows `seed`",
     "dataloader_drop_last": "every global batch is full already",
     "deepspeed": "it isn't supported; `fsdp` is",
+    "enable_jit_checkpoint": "SIGTERM saves a checkpoint in any case",
     "ignore_data_skip": "a resumed run always starts at its own position, without skipping",
     "label_smoothing_factor": "no loss of `loss` smooths",
     "local_rank": "torchrun sets it",
@@ -209,8 +210,8 @@ def load_settings(config_path: Path, overrides: Mapping[str, Any]) -> Settings:
     for name in (*SECTIONS, "training"):
         content[name] = convert(content.get(name), dict[str, Any] | None, place(name)) or {}
     training, shape = content["training"], content["model"]
-    pairs = [*itertools.permutations(("global_batch_blocks", "gradient_accumulation_steps"))]
-    for one, other in [*pairs, ("num_train_epochs", "max_steps")]:
+    blocks, steps = "global_batch_blocks", "gradient_accumulation_steps"
+    for one, other in ((blocks, steps), (steps, blocks), ("num_train_epochs", "max_steps")):
         if one in overrides and other not in overrides:  # of two ways to say the same the command line's wins
             content.pop(other, None)
             training.pop(other, None)

@@ -42,12 +42,6 @@ PAGE_NAME = "compare.html"
 _MAX_RUNS = 1000
 _NAME = re.compile(r"(?!compare\.html$)[A-Za-z0-9_=,+-][A-Za-z0-9._=,+-]{0,99}")
 _DECISIVE = ("training", "shards", "shuffle", "document_mask", "loss", "model_config", "model", "groups", "fingerprint")
-_EPILOG = """\
-FILE.yaml names a config, a directory and a grid of settings; see configs/sweep.yaml. For example:
-
-  python -m train.sweep configs/sweep.yaml --dry-run
-  python -m train.sweep configs/sweep.yaml
-"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +73,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="python -m train.sweep",
         description="Train several runs that differ in settings, one after another, and compare them.",
-        epilog=_EPILOG,
+        epilog="FILE.yaml names a config, a directory and a grid of settings; configs/sweep.yaml is one",
     )
     parser.add_argument("file", metavar="FILE.yaml", type=Path, help="what the runs have in common and what differs")
     parser.add_argument("--dry-run", action="store_true", help="check all runs, list them, train nothing")

@@ -52,7 +52,7 @@ class Tracking(TrainerCallback):  # type: ignore[misc]
         first_mode, notices = reachable_mode(self._settings.mode)
         for mode in dict.fromkeys((first_mode, "offline")):
             try:
-                callback = self._start(swanlab, mode, trainer)
+                callback = self._start(swanlab, mode, trainer, config)
             except Exception as error:  # whatever SwanLab raises must not stop a training
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 instead = only_here if mode == "offline" else "going on offline"
@@ -61,11 +61,10 @@ class Tracking(TrainerCallback):  # type: ignore[misc]
             self._swanlab = swanlab
             trainer.add_callback(callback)
             trainer.add_callback(self)
-            callback.update_config(config)
             break
         return notices
 
-    def _start(self, swanlab: Any, mode: str, trainer: Any) -> Any:
+    def _start(self, swanlab: Any, mode: str, trainer: Any, config: dict[str, Any]) -> Any:
         """SwanLab's callback, of a run that was begun in this mode."""
         from swanlab.integration.transformers import SwanLabCallback
 
@@ -84,6 +83,7 @@ class Tracking(TrainerCallback):  # type: ignore[misc]
             callbacks=[callback],
         )
         callback.setup(trainer.args, trainer.state, trainer.model)
+        callback.update_config(config)
         return callback
 
     def on_log(self, *_: Any, **__: Any) -> None:

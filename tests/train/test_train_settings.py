@@ -22,7 +22,7 @@ from train.arguments import check, decay_settings, micro_batches, typed
 from train.settings import load_settings, training_fields
 from train.trainer import BlockTrainer
 from train.trials import preflight
-from train.values import Count, convert
+from train.values import Count, convert, require
 
 ROOT = Path(__file__).resolve().parents[2]
 REFUSED = object()
@@ -126,9 +126,12 @@ FAULTS: list[tuple[dict[str, Any] | str, str]] = [
     ({"generation": {"prompts": [""]}}, r"generation: prompts\[0\]: expected text, found ''"),
     ({"generation": {"top_p": 0}}, "generation: top_p: expected above 0, at most 1, found 0"),
     ({"generation": {"temperature": 1e-45}}, "generation: temperature: expected 0, or 0.001 to 100, found 1e-45"),
+    ({"generation": {"prompts": ["a\ud800"]}}, r"generation: the prompt 'a\\ud800' isn't text in UTF-8"),
     ({"shards": "/nowhere/at/all"}, "/nowhere/at/all: no such shard set"),
     ("--learning_rte 1", r"unrecognized argument '--learning_rte'; did you mean '--learning_rate'\?"),
     ("--report_to all", "--report_to: can't be set: see the section `tracking`"),
+    ('--accelerator_config {"split_batches":true}', "--accelerator_config: can't be set: "),
+    ("--enable_jit_checkpoint", "--enable_jit_checkpoint: can't be set: SIGTERM saves"),
     ("--resume_from_checkpoint", "run: no complete checkpoint to continue from"),
     ("--resume_from_checkpoint /nowhere", "/nowhere: no such checkpoint"),
     ("--push_to_hub", "--push_to_hub: can't be set: .*`hf upload`"),
@@ -145,6 +148,7 @@ FAULTS: list[tuple[dict[str, Any] | str, str]] = [
     ("--num_train_epochs 0", "num_train_epochs: expected above 0, at most 1,000,000, found '0'"),
     ("--max_steps 0", "--max_steps: expected 1 to 2,147,483,647, or -1 .num_train_epochs., found '0'"),
     ("--save_steps -5", "save_steps: expected above 0 .for never: save_strategy: 'no'., found '-5'"),
+    ("--save_strategy no --save_steps none", "save_steps: expected a number, found 'none'"),
     ('--lr_scheduler_kwargs {"foo":1}', "training: lr_scheduler_type: linear: .*foo"),
     ('--lr_scheduler_type cosine --lr_scheduler_kwargs {"num_cycles":1e999}', "cosine: math domain error"),
     ('--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs {"num_decay_steps":-1}', "0 or more, found -1"),
@@ -154,6 +158,7 @@ FAULTS: list[tuple[dict[str, Any] | str, str]] = [
     ("--fsdp full_shard", "fsdp: shards a model over GPUs"),
     ("--output_dir /proc/x", "/proc/x: can't write here: No such file or directory; choose another"),
     ("--model.hidden_size 100000000000", "^out of memory.*: the machine can't hold this model; choose a smaller one"),
+    (f"--model.intermediate_size {10**30}", "^out of memory: the machine can't hold this model; choose a smaller one"),
     ("--model.hidden_act silo", "model: hidden_act: expected one of .* names, found 'silo'; did you mean 'silu'"),
 ]
 
@@ -225,11 +230,17 @@ def test_decay_is_the_last_fifth_of_the_steps_or_the_share_that_is_given() -> No
     assert decay_settings({"num_decay_steps": 0.5}, 10, 5)["num_decay_steps"] == 5
     given = {"num_decay_steps": 4, "decay_type": "cosine"}
     assert decay_settings(given, 10, 0) == given
+    assert decay_settings({"num_decay_steps": 1}, 10, 0)["num_decay_steps"] == 1
     with pytest.raises(InputError, match="7 steps of warm-up and 4 of decay are more than the run's 10"):
         decay_settings(given, 10, 7)
 
 
-def test_accumulation_follows_from_the_global_batch() -> None:
+def test_accumulation_follows_from_the_global_batch(write_config: WriteConfig, monkeypatch: Patch) -> None:
+    """And from the processes of torchrun: a scheduler may set one of its variables for a process alone."""
+    monkeypatch.setattr("train.arguments.micro_batches", lambda *numbers: require(False, "", "", numbers))
+    for name, count in (("WORLD_SIZE", 1), ("LOCAL_RANK", 2)):
+        monkeypatch.setenv(name, "2")
+        refused(write_config(), ["--global_batch_blocks", "8", "--check"], rf"found \(8, 2, {count}\)")
     assert [micro_batches(256, 32, processes) for processes in (1, 2, 8)] == [(32, 8), (32, 4), (32, 1)]
     assert [micro_batches(256, 128, processes) for processes in (1, 2, 8, 256)] == [(128, 2), (128, 1), (32, 1), (1, 1)]
     with pytest.raises(InputError, match="4 blocks can't be shared by 8 processes in micro-batches of 1"):

@@ -64,11 +64,11 @@ def test_mode_follows_login_network_and_what_swanlab_can(
 ) -> None:
     started, added = list[str](), list[Any]()
 
-    def start(self: Tracking, swanlab: Any, mode: str, trainer: Any) -> Any:
+    def start(self: Tracking, swanlab: Any, mode: str, trainer: Any, config: Any) -> Any:
         if mode in failing.split():
             raise RuntimeError(f"no room for {mode}\nsecond line")
         started.append(mode)
-        return SimpleNamespace(update_config=lambda config: None)
+        return SimpleNamespace()
 
     monkeypatch.setattr(Tracking, "_start", start)
     monkeypatch.setattr(tracking, "api_key_and_host", lambda: (key, "http://server"))
