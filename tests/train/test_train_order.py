@@ -24,8 +24,11 @@ from tests.train.runs import Capture
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_the_samplers_of_ranks_deal_micro_batches_in_turn_and_go_on_in_any_number(world_size: int) -> None:
+def test_the_samplers_of_ranks_deal_micro_batches_in_turn_and_go_on_in_any_number(
+    world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where a rank stopped in the middle of a micro-batch, and where the positions don't come out even."""
+    monkeypatch.setattr("shards.torch._CHUNK_POSITIONS", 10)
     order = shards.RunOrder((90,), 1)
     deal = {"stop": 103, "world_size": world_size, "micro_batch_blocks": 4}
     samplers = [RunSampler(order, rank=rank, **deal) for rank in range(world_size)]
@@ -74,7 +77,9 @@ def test_blocks_are_cut_anew_in_each_epoch_where_the_order_says_so(shard_set_pat
         dataset[len(split)]
 
 
-def test_padding_is_no_label_nor_is_the_first_token_of_a_masked_document() -> None:
+def test_padding_is_no_label_nor_is_the_first_token_of_a_masked_document(packed_sets: dict[str, Path]) -> None:
+    without, mixed = (shards.open_data(spec.format(**packed_sets)) for spec in ("{concat}", "{concat}:1,{best-fit}:1"))
+    assert shards.torch.has_padding(mixed) and not shards.torch.has_padding(without)
     blocks = torch.tensor([[1, 9, 9, 9], [9, 2, 9, 3]])
     labels = PaddingCollator(9)(blocks)["labels"]
     assert labels.tolist() == [[1, 9, IGNORED, IGNORED], [9, 2, 9, 3]]
