@@ -82,8 +82,8 @@ def replace_directory(new: Path, final: Path) -> None:
     flush_directory(final.parent)
 
 
-def remove_left(run: Path, step: int) -> None:
-    """Remove what a run that is about to save at `step` has left: the checkpoints from there on, and those cut short."""
+def remove_abandoned(run: Path, step: int) -> None:
+    """Before a run saves at `step`: remove checkpoints from there on, whose course it has left, and those cut short."""
     for path in numbered_checkpoints(run):
         if _step_of(path) >= step or not is_sealed(path):
             remove(path)

@@ -170,7 +170,7 @@ def find_model(path: Path, checkpoint: str | None = None) -> Path:
             found = f"the run has {', '.join(steps) or 'none'}{nearest(checkpoint, steps)}"
             raise InputError(f"{path}: no checkpoint {printable(checkpoint)!r}; {found}")
         return path / f"checkpoint-{step}"
-    for directory in (path / MODEL_NAME, path.resolve()):  # `.` has no parent, where the run's record lies
+    for directory in (path / MODEL_NAME, path.resolve()):  # resolved: the run's record lies in its parent
         if (directory / "config.json").is_file():
             return directory
     hint = f"; its newest checkpoint can be used with --checkpoint {steps[-1]}" if steps else ""

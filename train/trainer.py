@@ -260,7 +260,7 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
             return
         with self.untimed():
             if is_saver:
-                checkpoints.remove_left(run, step)
+                checkpoints.remove_abandoned(run, step)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # each rank has written its random state

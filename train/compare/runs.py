@@ -125,7 +125,7 @@ def _summary(path: Path, record: dict[str, Any], logs: Sequence[dict[str, Any]])
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """Those of `values` that are numbers, or null: a loss that was not finite, or so large that it is damage."""
+    """Those of `values` that are numbers, or null: a loss that was not finite; so is what only damage makes so large."""
     numbers = {key: value for key, value in values.items() if isinstance(value, int | float | None)}
     return {key: value if abs(value or 0) < 1e300 else None for key, value in numbers.items()}
 
