@@ -28,7 +28,7 @@ from tests.train.runs import (
 )
 from train.callbacks import StopOnSignal
 from train.checkpoints import newest_complete_checkpoint, numbered_checkpoints, read_position, seal_checkpoint
-from train.run_directory import read_record
+from train.run_directory import read_lines, read_record
 
 NUM_STEPS = 11  # 2 epochs of 22 blocks, 4 blocks a step
 
@@ -88,12 +88,13 @@ def test_a_repeated_sigterm_is_the_same_request_and_a_later_one_ends_the_run(mon
 def test_what_follows_the_last_step_is_logged_once(
     whole_run: Path, write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = write_config(training={"save_steps": NUM_STEPS})
+    config = write_config(training={"save_steps": NUM_STEPS}, generation={"prompts": ["ab"]})
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("train.run.sample", mock.Mock(side_effect=KeyboardInterrupt))
+        patched.setattr("train.run.results", mock.Mock(side_effect=KeyboardInterrupt))
         train_to_the_end(config)
     assert read_record(tmp_path / "run")["state"] == "trained"
     train_to_the_end(config)
+    assert [sample["step"] for sample in read_lines(tmp_path / "run" / "samples.jsonl")] == [NUM_STEPS]
     assert_same_bits(tmp_path / "run", whole_run)
 
 

@@ -39,6 +39,7 @@ def test_what_a_run_takes_is_said_and_nothing_is_written(
     [
         ("{0}:1,{1}:3", 22, "tiny 1.00, other 6.00"),
         ([{"until": 0.5, "mix": "{0}"}, {"mix": "{1}"}], 11, "tiny 1.00, other 2.00"),
+        ("{0}:1epochs,{1}:2epochs", -1, "tiny 2.00, other 4.00"),  # two epochs
         ("{0}", 1, "tiny 0.18"),  # fewer micro-batches than are tried
     ],
 )
