@@ -85,9 +85,9 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
 
 def check_free(run: Path, record: dict[str, Any]) -> None:
     """Raise `InputError` unless a run may begin in `run`, whose `run.json` is `record`."""
-    held = {"finished": "a finished run", "trained": "a trained model and no checkpoint to continue from"}
-    if what := held.get(str(record.get("state"))):
-        raise InputError(f"{run}: holds {what}; {_ANOTHER}")
+    ended = {"finished": "holds a finished run", "trained": "holds a trained model and no checkpoint to continue from"}
+    if what := ended.get(str(record.get("state"))):
+        raise InputError(f"{run}: {what}; {_ANOTHER}")
     if not record and run.exists():
         if not run.is_dir():
             raise InputError(f"{run}: expected a directory for the run, found a file")
