@@ -110,9 +110,8 @@ def build_arguments(settings: Settings, data: shards.Data, *, auto_blocks: int =
         "ignore_data_skip": True,
     }
     if settings.global_batch_blocks is not None:
-        num_processes = (
-            int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
-        )  # a scheduler may set the first alone
+        # A scheduler may set WORLD_SIZE alone.
+        num_processes = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
         values["per_device_train_batch_size"], values["gradient_accumulation_steps"] = micro_batches(
             settings.global_batch_blocks, micro_batch, num_processes
         )
