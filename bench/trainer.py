@@ -82,7 +82,7 @@ def project(options: argparse.Namespace, out: str) -> list[float]:
 
     times: list[float] = []
     MetricsFile.on_step_end = lambda *_args, **_: times.append(time.perf_counter())
-    BlockTrainer.evaluate = lambda *_, **__: {}  # the steps alone are measured
+    BlockTrainer.evaluate = lambda *_, **__: {}  # type: ignore[method-assign]  # the steps alone are measured
     more = {"output_dir": f"{out}/run", "eval_strategy": "no", **json.loads(options.training)}
     config = {
         "shards": str(options.set),
