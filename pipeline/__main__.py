@@ -56,6 +56,8 @@ def make_parser() -> Parser:
     tokenizer.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
     tokenizer.add_argument("--vocab-size", type=int, required=True, metavar="N", help="entries, the EOS token included")
     tokenizer.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for tokenizer.json")
+    every = "learn from one document in N: 20 MB of text are enough, and take 2 GB of memory (1)"
+    tokenizer.add_argument("--every", type=int, default=1, metavar="N", help=every)
     add_settings(tokenizer, TOKENIZER_SETTINGS)
     tokenizer.add_argument("--force", action="store_true", help="replace a tokenizer that is there already")
     tokenizer.set_defaults(run=run_tokenizer)
@@ -199,9 +201,8 @@ def run_tokenizer(options: argparse.Namespace) -> None:
         raise InputError(f"{path}: exists already; choose another --out, or replace it with --force")
     settings, size = settings_of(options), options.vocab_size
     with progress_bar(None, "learning") as bar:
-        num_entries = train_tokenizer(
-            options.sources, options.out, vocab_size=size, settings=settings, notice=notice, progress=bar.update
-        )
+        calls: dict[str, Any] = {"settings": settings, "notice": notice, "progress": bar.update}
+        num_entries = train_tokenizer(options.sources, options.out, vocab_size=size, every=options.every, **calls)
     few = f"; the corpus has no more pairs to merge, {size:,} were asked for"
     print(f"{path}: {num_entries:,} entries{few if num_entries < size else ''}")
 

@@ -27,11 +27,12 @@ def train_tokenizer(
     out: Path,
     *,
     vocab_size: int,
+    every: int = 1,
     settings: BuildSettings | None = None,
     notice: Callable[[str], None] = lambda _line: None,
     progress: Callable[[int], object] = lambda _num_bytes: None,
 ) -> int:
-    """Train on all texts of the sources, write `tokenizer.json` and its config into `out`; the number of entries.
+    """Train on one in `every` text of the sources, write `tokenizer.json` and its config into `out`; the number of entries.
 
     `settings` say what the texts are. The result has fewer entries than `vocab_size` if the corpus has too few pairs to
     merge. `notice` is called with a line about files that aren't read and about bad records, `progress` with the bytes just
@@ -39,6 +40,8 @@ def train_tokenizer(
     """
     if not SMALLEST_VOCABULARY <= vocab_size <= 2**24:
         raise InputError(f"vocab_size: expected {SMALLEST_VOCABULARY} to {2**24:,} entries, found {vocab_size:,}")
+    if every < 1:
+        raise InputError(f"every: expected at least 1, found {every:,}")
     from tokenizers import Tokenizer, pre_tokenizers, trainers
 
     settings = settings or BuildSettings()
@@ -51,9 +54,9 @@ def train_tokenizer(
     def texts() -> Iterator[list[str]]:
         nonlocal num_texts
         for found, batch in read_texts(ranges, settings, receipt):
+            yield found[-num_texts % every :: every]
             num_texts += len(found)
             progress(batch.num_bytes)
-            yield found
 
     untrained = tokenizer_json(vocabulary={}, merges=[], special_tokens=())
     tokenizer = Tokenizer.from_str(json.dumps(untrained))

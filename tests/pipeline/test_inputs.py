@@ -201,7 +201,7 @@ def test_what_a_hub_calls_by_a_name_is_pinned_and_read(data_sets_of: Hub, tmp_pa
     assert texts_of("hf:org/table") == texts_of("hf://datasets/org/table/data") == TEXTS[100:]
 
 
-@pytest.mark.parametrize("name", ["pipeline.plan._row_group_bytes", "pipeline.sources.file_status"])
+@pytest.mark.parametrize("name", ["pipeline.readers.tables.row_group_bytes", "pipeline.sources.file_status"])
 def test_a_server_is_asked_about_many_files_at_once(
     memory: Any, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

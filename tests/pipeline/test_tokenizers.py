@@ -126,6 +126,8 @@ def test_training_gives_the_same_tokenizer_every_time(tmp_path: Path, tokenizer_
     for vocab_size in (256, 2**25):
         with pytest.raises(InputError, match="vocab_size: expected 257 to"):
             train_tokenizer([str(SAMPLE)], tmp_path, vocab_size=vocab_size)
+    with pytest.raises(InputError, match="every: expected at least 1"):
+        train_tokenizer([str(SAMPLE)], tmp_path, vocab_size=600, every=0)
     empty = write_corpus(tmp_path / "empty", [{"text": ""}, {"text": None}], "lines")
     with pytest.raises(InputError, match="empty: no text; nothing to learn"):
         train_tokenizer([str(empty)], tmp_path / "never", vocab_size=600)
@@ -141,6 +143,17 @@ def test_a_tokenizer_is_trained_on_the_texts_of_a_set(tmp_path: Path) -> None:
     assert made == 500 and lines == ["1 record rejected: no text field"]
     with pytest.raises(InputError, match="no field"):
         train_tokenizer([str(corpus)], tmp_path / "made", vocab_size=500)
+
+
+def test_one_in_so_many_documents_is_enough(tmp_path: Path) -> None:
+    texts = [record["text"] for record in sample_records()]
+    some, all_ = (
+        write_corpus(tmp_path / name, [{"text": text} for text in found], "lines")
+        for name, found in (("some", texts[::3]), ("all", texts))
+    )
+    for source, every in ((some, 1), (all_, 3)):
+        train_tokenizer([str(source)], tmp_path / str(every), vocab_size=500, every=every)
+    assert len({(tmp_path / name / "tokenizer.json").read_bytes() for name in "13"}) == 1
 
 
 def test_fewer_entries_than_were_asked_for_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
