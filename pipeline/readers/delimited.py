@@ -22,7 +22,7 @@ from shards.common.errors import InputError
 
 _READ_BYTES = 1 << 22  # at a time, up to 32 times ahead; no row can be larger
 _HEAD_BYTES = 1 << 20  # has the header
-_MARK = "\ufdd0\ufdef"  # no characters, and in no text
+_MARK = "\ufdd0\ufdef"  # no characters
 
 
 class DelimitedReader(StreamReader):
@@ -36,7 +36,7 @@ class DelimitedReader(StreamReader):
         with readable(self._source), pa.csv.open_csv(pa.BufferReader(stream.head), reading, parsing) as first:
             names: list[str] = first.schema.names
         self._bad.clear()
-        if _MARK in "".join(names):
+        if stream.has_marks and _MARK in "".join(names):
             raise InputError(f"{self._source.path}: row 1: the names of the columns aren't UTF-8")
         wanted = [*dict.fromkeys(self._known_columns(names) or names)]
         converting = pa.csv.ConvertOptions(
@@ -52,7 +52,8 @@ class DelimitedReader(StreamReader):
                 for batch in pa.Table.from_batches([table]).to_batches(max_chunksize=ROWS_AT_A_TIME):
                     values, rows = rows_of(batch.select(wanted)), [*itertools.islice(numbers, len(batch))]
                     row = rows[-1]
-                    yield Batch(_unmarked(values), batch.nbytes, functools.partial(_places, rows, values))
+                    values = _unmarked(values) if stream.has_marks else values
+                    yield Batch(values, batch.nbytes, functools.partial(_places, rows, values))
         breaks_off = bool(self._bad) and self._bad[-1].actual_columns < len(names) and stream.tail[-1:] not in b"\r\n"
         opened, tail = b'"' + last.replace(b'"', b'""'), stream.tail
         is_closed = tail.endswith((opened + b'"', opened + b'"\n', opened + b'"\r\n', opened + b'"\r'))
@@ -98,6 +99,7 @@ class _Stream:
     closed = False
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
+        self.has_marks = False
         self._read, self._last = read, deque[bytes](maxlen=2)
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.head = self._next = self._valid(_HEAD_BYTES)
@@ -115,6 +117,7 @@ class _Stream:
         try:
             return text.encode()
         except UnicodeEncodeError:
+            self.has_marks = True
             return re.sub("[\udc80-\udcff]", _MARK, text).encode()
 
     @property

@@ -102,8 +102,14 @@ class JsonTextsReader(StreamReader):
             try:
                 bounds = self._bounds(text, place, offset)
             except ValueError as fault:
-                error = BadRecord(offset + place, NOT_JSON, str(fault), content[place : place + (1 << 16)])
-                break
+                following = self._following(content, place)
+                shown = content[place : min(place + (1 << 16), following or len(content))]
+                error = BadRecord(offset + place, NOT_JSON, str(fault), shown)
+                if following is None:
+                    break
+                self._options.on_bad(error)
+                place, error = following, None
+                continue
             if bounds is None:
                 break
             record = content[place : bounds[0]]
@@ -116,6 +122,18 @@ class JsonTextsReader(StreamReader):
                 self._options.on_bad(bad)
             place = bounds[1]
         return Batch(values, place, lambda: good), place, content[place:], error
+
+    def _following(self, content: bytes, place: int) -> int | None:
+        """Where the next record seems to begin in `content` after the bad one at `place`, if enough follows to tell."""
+        while match := self._next_object.search(content, place):
+            place = match.end() - 1
+            if not self._is_array:
+                return place
+            if place + LOOK_AHEAD_BYTES > len(content) and not self._at_end:
+                return None
+            if _could_be_object(content[place : place + LOOK_AHEAD_BYTES]):
+                return place
+        return None
 
     def _bounds(self, text: str, place: int, offset: int) -> tuple[int, int] | None:
         """Where the record at `place` of `text` ends, and where the next one begins; None if more must be read first.

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.readers import delimited
-from pipeline.readers.base import BadRecord, Incomplete, RangeReader, locate
+from pipeline.readers.base import BadRecord, Incomplete, RangeReader, ReadOptions, locate
 from pipeline.readers.json_parser import end_of_text
 from shards.common.errors import InputError
 from tests.conftest import write_corpus
 from tests.pipeline.building import Builder, texts_in
-from tests.pipeline.reading import find, ranges_of, read_all, read_range, texts_and_bad, texts_of
+from tests.pipeline.reading import batches_of, find, ranges_of, read_all, read_range, texts_and_bad, texts_of
 from tests.pipeline.test_records import good, tricky_text, with_paths, write
 
 pytestmark = pytest.mark.usefixtures("inline_engine")
@@ -42,6 +42,7 @@ def write_in(path: Path, records: list[dict[str, Any]], layout: str) -> Path:
 @pytest.mark.parametrize("layout", ["array", "joined", "csv", "tsv"])
 @with_paths
 @given(texts=st.lists(tricky_text, min_size=1, max_size=6), chunk_bytes=st.integers(1, 200))
+@example(texts=["\ufdd0\ufdef"], chunk_bytes=1)  # what stands in CSV for bytes that aren't UTF-8
 def test_every_layout_gives_the_same_texts(tmp_path: Path, layout: str, texts: list[str], chunk_bytes: int) -> None:
     records = [{"id": f"00{number}", "text": text, "last": '"'} for number, text in enumerate(texts)]
     path = write_in(tmp_path / "corpus", records, layout)
@@ -105,6 +106,16 @@ def test_a_large_text_is_parsed_only_a_few_times(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("pipeline.readers.json_texts.end_of_text", counted)
     path = write(tmp_path / "corpus.json", good(0) + json.dumps({"text": "x" * 10**6}).encode())
     assert len(texts_of(path)) == 2 and num_parsed < 6e6
+
+
+def test_many_bad_texts_are_left_out_together(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.json"
+    path.write_text('{\n"text": "a"}\n' + '{"text":\nNone}\n' * 3000 + '{"text": "z"}')
+    bad: list[BadRecord] = []
+    batches = list(batches_of(find(path), options=ReadOptions(on_bad=bad.append)))
+    assert [value for batch in batches for value in batch.values] == [{"text": "a"}, {"text": "z"}]
+    assert len(bad) == 3000 and bad[1].content == b'{"text":\nNone}\n'
+    assert len(batches) < 10  # or each of them would cost as much as all that was read with it
 
 
 def test_a_line_may_hold_several_objects(tmp_path: Path) -> None:
