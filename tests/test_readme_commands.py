@@ -140,7 +140,7 @@ def run(command: str, tree: Path, variables: dict[str, str]) -> None:
         input="牛顿\n",  # for what asks
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert finished.returncode == 0, f"{command}\n{finished.stdout[-3000:]}\n{finished.stderr[-3000:]}"
 

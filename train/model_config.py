@@ -7,6 +7,7 @@ section doesn't have, as the vocabulary and the lists with an entry a layer, is 
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def published_fields(name: str, where: str) -> dict[str, Any]:
 
 def _find(name: str) -> Path:
     """The file with the configuration called `name`."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if is_reference(name) and not path.exists():
         from shards.share.hub import small_files
 

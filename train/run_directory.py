@@ -64,7 +64,7 @@ def plan_run(run: Path, resume: str | None, *, check_content: bool = True) -> Pl
     if parent.is_dir() and not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{run}: can't write to {parent}: Permission denied; {_ELSEWHERE}")
     record = read_record(run)
-    given = None if resume in (None, "latest") else Path(resume).expanduser().resolve()
+    given = None if resume in (None, "latest") else Path(os.path.expanduser(resume)).resolve()
     is_new = given is not None and given.parent != run.resolve()
     if is_new or (resume is None and record.get("state") == "finished"):
         check_free(run, record)

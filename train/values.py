@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -76,7 +77,7 @@ def convert(value: Any, kind: Any, where: str, *, also: str = "") -> Any:
         of_values = parts[1] if parts else Any
         return {str(key): convert(item, of_values, f"{where}: {printable(str(key))}") for key, item in value.items()}
     if kind is Path:
-        return Path(convert(value, Text, where)).expanduser()
+        return Path(os.path.expanduser(convert(value, Text, where)))  # one of a user that isn't known stays as it is
     if kind is bool and isinstance(word, str):
         value = _BOOLEANS.get(word, value)
     found = _number(value, kind) if kind in (int, float) else value
