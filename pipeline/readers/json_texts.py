@@ -19,6 +19,7 @@ from pipeline.readers.json_parser import DECODER, breaks_off, end_of_text, in_wo
 LOOK_BACK_BYTES = 4096
 LOOK_AHEAD_BYTES = 1 << 16
 WHITE_SPACE = b" \t\r\n"
+_COMMA = re.compile(rb",[ \t\r\n]*\{")
 # After a text: part of a number, or what lies between two texts, to the end of what is read. More must be seen.
 _UNDECIDED = re.compile(r"[.eE+-]{0,2}[ \t\r\n]*(?:[],][ \t\r\n]*)?")
 
@@ -52,7 +53,7 @@ class JsonTextsReader(StreamReader):
     """All texts of the file. After one whose end can't be found, the next place counts where an object seems to begin."""
 
     _separator = re.compile(r"[ \t\r\n]*")
-    _next_object = re.compile(rb"(?:(?:\A,|\})[ \t\r\n]*|\n)\{")
+    _next_object = re.compile(rb"(?:\}[ \t\r\n]*|\n)\{")
     _is_array = False
 
     def _batches(self) -> Iterator[Batch]:
@@ -125,7 +126,7 @@ class JsonTextsReader(StreamReader):
 
     def _following(self, content: bytes, place: int) -> int | None:
         """Where the next record seems to begin in `content` after the bad one at `place`, if enough follows to tell."""
-        while match := self._next_object.search(content, place):
+        while match := self._search(content, place):
             place = match.end() - 1
             if not self._is_array:
                 return place
@@ -134,6 +135,11 @@ class JsonTextsReader(StreamReader):
             if _could_be_object(content[place : place + LOOK_AHEAD_BYTES]):
                 return place
         return None
+
+    def _search(self, content: bytes, place: int) -> re.Match[bytes] | None:
+        """What ends where the next object seems to begin, after `place`; a comma at `place` may stand between two texts."""
+        comma = None if self._is_array else _COMMA.match(content, place)
+        return comma or self._next_object.search(content, place)
 
     def _bounds(self, text: str, place: int, offset: int) -> tuple[int, int] | None:
         """Where the record at `place` of `text` ends, and where the next one begins; None if more must be read first.
@@ -169,7 +175,7 @@ class JsonTextsReader(StreamReader):
         """
         searched = 0
         while True:
-            while match := self._next_object.search(content, searched):
+            while match := self._search(content, searched):
                 place = searched = match.end() - 1
                 if place < skip:
                     continue

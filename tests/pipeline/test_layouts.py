@@ -118,6 +118,13 @@ def test_many_bad_texts_are_left_out_together(tmp_path: Path) -> None:
     assert len(batches) < 10  # or each of them would cost as much as all that was read with it
 
 
+def test_after_a_comma_between_texts_the_next_one_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.json"
+    path.write_text('{\n"text": "a"}\n{"text":\nNone}\n{"text": "b"},{"text": "c"}\n{"text": "d"}')
+    texts, bad = texts_and_bad(path)
+    assert texts == ["a", "b", "c", "d"] and len(bad) == 2
+
+
 def test_a_line_may_hold_several_objects(tmp_path: Path) -> None:
     lines = [good(0), good(1) + good(2) + b" " + good(3), good(4) + b" x", good(5) + b'{"text": 1}' + good(6), good(7)]
     lines.append(b'{"text": "\xff"}' + good(8))
