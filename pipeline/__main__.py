@@ -201,8 +201,15 @@ def run_tokenizer(options: argparse.Namespace) -> None:
         raise InputError(f"{path}: exists already; choose another --out, or replace it with --force")
     settings, size = settings_of(options), options.vocab_size
     with progress_bar(None, "learning") as bar:
-        calls: dict[str, Any] = {"settings": settings, "notice": notice, "progress": bar.update}
-        num_entries = train_tokenizer(options.sources, options.out, vocab_size=size, every=options.every, **calls)
+        num_entries = train_tokenizer(
+            options.sources,
+            options.out,
+            vocab_size=size,
+            every=options.every,
+            settings=settings,
+            notice=notice,
+            progress=bar.update,
+        )
     few = f"; the corpus has no more pairs to merge, {size:,} were asked for"
     print(f"{path}: {num_entries:,} entries{few if num_entries < size else ''}")
 

@@ -69,6 +69,7 @@ def complete_set(
         write_atomically(tokenizer_directory / name, content)
     names = [f"{TOKENIZER_DIRECTORY}/{name}" for name in sorted(tokenizer.contents)]
     names += [name for name in (REJECTED_NAME, LEFT_OUT_NAME) if (directory / name).exists()]
+    files = {name: directory / name for name in names}
     num_documents = sum(shard.num_documents for shard in ordered)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -82,10 +83,8 @@ def complete_set(
         splits=sum_splits(ordered, block_tokens),
         shards=ordered,
         other_files=[
-            FileEntry(
-                name=path.relative_to(directory).as_posix(), num_bytes=path.stat().st_size, digest=file_digest(path)
-            )
-            for path in map(directory.joinpath, names)
+            FileEntry(name=name, num_bytes=path.stat().st_size, digest=file_digest(path))
+            for name, path in files.items()
         ],
         num_records=num_documents + sum(left_out.values()) if num_records is None else num_records,
         left_out=dict(sorted(left_out.items())),

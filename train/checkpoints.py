@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated
 
 from shards.common.errors import InputError, nearest_path
-from shards.common.files import file_digest, flush_directory, write_atomically
+from shards.common.files import file_digest, flush_directory, flush_file, write_atomically
 from train.settings import build
 from train.values import Allowed, convert
 
@@ -59,8 +59,7 @@ def flush_files(directory: Path) -> None:
     for path in directory.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~umask)
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            flush_file(path)
 
 
 def is_sealed(directory: Path) -> bool:

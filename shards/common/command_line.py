@@ -110,8 +110,10 @@ def progress_bar(total: int | None, what: str, *, unit: str = "B", show: bool = 
     """A `tqdm` bar on standard error that goes away at the end; nothing where that isn't a terminal."""
     from tqdm import tqdm
 
-    options: dict[str, Any] = {"unit_scale": True, "leave": False, "dynamic_ncols": True}
-    return tqdm(total=total, desc=what, unit=unit, disable=not (show and sys.stderr.isatty()), **options)
+    is_shown = show and sys.stderr.isatty()
+    return tqdm(
+        total=total, desc=what, unit=unit, unit_scale=True, disable=not is_shown, leave=False, dynamic_ncols=True
+    )
 
 
 def _raise_terminated(_signal_number: int, _frame: FrameType | None) -> None:
